@@ -1,0 +1,199 @@
+"""One execution of a trial on one slot: what is asked of it, where it runs, how it ended.
+
+These are the typed values that travel between the rooms: ``schedule`` builds a :class:`AttemptSpec`,
+``isolate`` turns it into an :class:`AttemptReport`, ``record`` stores the report.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from orchestrator.measure.metric import (
+    Engaged,
+    Metric,
+    Phase,
+    metric_from_json,
+    metric_to_json,
+)
+
+REPORT_VERSION = 1
+
+
+class Outcome(str, Enum):
+    """How an attempt ended."""
+
+    OK = "ok"
+    INVALID = "invalid"
+    OOM_DEVICE = "oom_device"
+    OOM_HOST = "oom_host"
+    TIMEOUT = "timeout"
+    CRASHED = "crashed"
+    ERROR = "error"
+    INFEASIBLE = "infeasible"
+    LOST = "lost"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a trial asks of the cluster. ``cpus`` None: every core of a node (an exclusive node)."""
+
+    gpus: int = 0
+    cpus: int | None = None
+    memory_bytes: int | None = None
+    accelerator: str | None = None
+
+
+@dataclass(frozen=True)
+class Slot:
+    """What Ray gave an attempt. ``cpus`` are core numbers owned by it, disjoint from other slots."""
+
+    node_id: str
+    host: str
+    cpus: tuple[int, ...]
+    gpu_uuids: tuple[str, ...] = ()
+    cuda_visible_devices: str = ""
+    memory_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class AttemptSpec:
+    """Everything a supervisor needs to run one attempt; plain data, travels through Ray.
+
+    ``identity`` is the trial's full configuration (the hashed tree); ``telemetry`` and ``verdict``
+    are the plain forms of the configuration groups of those names.
+    """
+
+    attempt_id: str
+    config_hash: str
+    identity: dict[str, Any]
+    sweep: str = "adhoc"
+    number: int = 1
+    timeout_s: float = 1800.0
+    start_timeout_s: float = 120.0
+    memory_limit_bytes: int | None = None
+    start: str = "fork"
+    telemetry: dict[str, Any] = field(default_factory=dict)
+    verdict: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RuleResult:
+    """One verdict rule applied: its name, what was seen, the limit, and whether it was broken."""
+
+    rule: str
+    state: str  # pass | flagged | invalid | unknown
+    value: float | str | None
+    limit: float | str | None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether telemetry lets an ``ok`` measurement be believed: valid|flagged|invalid|unverified."""
+
+    state: str
+    rules: tuple[RuleResult, ...] = ()
+
+
+@dataclass
+class AttemptReport:
+    """What an attempt left behind, whole or in part; JSON-able but for ``artifacts``.
+
+    Attributes
+    ----------
+    reason : str or None
+        One line saying why the outcome is not ``ok``.
+    metrics : dict of str to Metric
+        What the task measured, by name.
+    telemetry : dict of str to Metric
+        Aggregates per phase, named ``<phase>.<metric>`` (``decode.power_w``), and whole-attempt ones.
+    artifacts : dict of str to bytes
+        File name (relative, no ``..``) to content: ``log.txt``, ``samples.parquet`` ...
+    started_at, ended_at : float
+        Unix time, for people. Durations come from the monotonic clock.
+    """
+
+    attempt_id: str
+    config_hash: str
+    outcome: Outcome
+    reason: str | None = None
+    traceback: str | None = None
+    number: int = 1
+    sweep: str = "adhoc"
+    started_at: float = 0.0
+    ended_at: float = 0.0
+    duration_s: float = 0.0
+    phases: list[Phase] = field(default_factory=list)
+    metrics: dict[str, Metric] = field(default_factory=dict)
+    telemetry: dict[str, Metric] = field(default_factory=dict)
+    engaged: list[Engaged] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+    verdict: Verdict = field(default_factory=lambda: Verdict("unverified"))
+    slot: Slot | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)
+    artifacts: dict[str, bytes] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the artifacts' content, as plain JSON."""
+        from dataclasses import asdict
+
+        data = {
+            key: getattr(self, key)
+            for key in (
+                "attempt_id",
+                "config_hash",
+                "reason",
+                "traceback",
+                "number",
+                "sweep",
+                "started_at",
+                "ended_at",
+                "duration_s",
+                "facts",
+                "provenance",
+            )
+        }
+        data["version"] = REPORT_VERSION
+        data["outcome"] = self.outcome.value
+        data["phases"] = [asdict(p) for p in self.phases]
+        data["metrics"] = {k: metric_to_json(m) for k, m in self.metrics.items()}
+        data["telemetry"] = {k: metric_to_json(m) for k, m in self.telemetry.items()}
+        data["engaged"] = [asdict(e) for e in self.engaged]
+        data["verdict"] = asdict(self.verdict)
+        data["slot"] = None if self.slot is None else asdict(self.slot)
+        return data
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> AttemptReport:
+        """Inverse of :meth:`to_json`; raises ``ValueError`` on another version."""
+        if data.get("version") != REPORT_VERSION:
+            raise ValueError(f"attempt report of version {data.get('version')!r}")
+        slot = data["slot"]
+        if slot is not None:
+            slot = Slot(
+                **{**slot, "cpus": tuple(slot["cpus"]), "gpu_uuids": tuple(slot["gpu_uuids"])}
+            )
+        verdict = data["verdict"]
+        return cls(
+            attempt_id=data["attempt_id"],
+            config_hash=data["config_hash"],
+            outcome=Outcome(data["outcome"]),
+            reason=data["reason"],
+            traceback=data["traceback"],
+            number=data["number"],
+            sweep=data["sweep"],
+            started_at=data["started_at"],
+            ended_at=data["ended_at"],
+            duration_s=data["duration_s"],
+            phases=[Phase(**p) for p in data["phases"]],
+            metrics={k: metric_from_json(m) for k, m in data["metrics"].items()},
+            telemetry={k: metric_from_json(m) for k, m in data["telemetry"].items()},
+            engaged=[Engaged(**e) for e in data["engaged"]],
+            facts=data["facts"],
+            verdict=Verdict(verdict["state"], tuple(RuleResult(**r) for r in verdict["rules"])),
+            slot=slot,
+            provenance=data["provenance"],
+        )

@@ -1,0 +1,108 @@
+"""What a task writes its measurement to: phases, samples, values, proofs, artifacts.
+
+Every call becomes one event (a plain JSON-able dict) handed to ``emit``. In a measured child
+``emit`` writes a line to the result pipe, so whatever was recorded survives the child's death.
+Call it outside timed regions only: an event may block on the pipe.
+
+Events::
+
+    {"e": "phase", "edge": "begin"|"end", "name", "index", "measured", "t_ns"}
+    {"e": "samples", "name", "unit", "values": [...], "role": "measured"|"warmup"}
+    {"e": "stop", "name", "reason"}
+    {"e": "value", "name", "unit", "value"}     {"e": "absent", "name", "unit", "reason"}
+    {"e": "engaged", "what", "asked", "got", "ok"}
+    {"e": "fact", "key", "value"}               {"e": "artifact", "name"}
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import Mismatch
+from orchestrator.measure.clock import Clock
+
+Event = dict[str, Any]
+
+
+class Recorder:
+    """Turns a task's calls into events.
+
+    Parameters
+    ----------
+    emit : callable
+        Takes one event; must not raise for a well-formed one.
+    clock : Clock
+        Used for phase boundaries.
+    directory : Path
+        The attempt's own directory; artifacts are files in it.
+    """
+
+    def __init__(self, emit: Callable[[Event], None], clock: Clock, directory: Path) -> None:
+        self._emit = emit
+        self.clock = clock
+        self.directory = directory
+        self._indices: dict[str, int] = {}
+
+    @contextmanager
+    def phase(self, name: str, *, measured: bool = True) -> Iterator[int]:
+        """A named window with device sync at both edges; yields its index among its namesakes."""
+        index = self._indices.get(name, 0)
+        self._indices[name] = index + 1
+        common = {"e": "phase", "name": name, "index": index, "measured": measured}
+        self.clock.sync()
+        self._emit({**common, "edge": "begin", "t_ns": self.clock.now_ns()})
+        try:
+            yield index
+        finally:
+            # An exception may be an out-of-memory: a sync then raises again and hides the first.
+            self._emit({**common, "edge": "end", "t_ns": self.clock.now_ns()})
+
+    def samples(
+        self, name: str, unit: str, values: Sequence[float], *, role: str = "measured"
+    ) -> None:
+        """Append raw samples to the series ``name``; NaN and infinities are refused."""
+        plain = [float(v) for v in values]
+        if any(not math.isfinite(v) for v in plain):
+            raise ValueError(f"{name}: a sample is not finite")
+        self._emit({"e": "samples", "name": name, "unit": unit, "values": plain, "role": role})
+
+    def stop(self, name: str, reason: str) -> None:
+        """Say why sampling of the series ``name`` ended."""
+        self._emit({"e": "stop", "name": name, "reason": reason})
+
+    def value(self, name: str, unit: str, value: float) -> None:
+        """Record a quantity the attempt has once; a non-finite value becomes an absence."""
+        if not math.isfinite(value):
+            self.absent(name, unit, f"came out as {value}")
+            return
+        self._emit({"e": "value", "name": name, "unit": unit, "value": float(value)})
+
+    def absent(self, name: str, unit: str, reason: str) -> None:
+        """Record that a quantity could not be had, and why."""
+        self._emit({"e": "absent", "name": name, "unit": unit, "reason": reason})
+
+    def engaged(self, what: str, asked: object, got: object, *, ok: bool | None = None) -> None:
+        """Prove that ``what`` is as asked; raises :class:`Mismatch` where it is not."""
+        good = (str(asked) == str(got)) if ok is None else ok
+        self._emit(
+            {"e": "engaged", "what": what, "asked": str(asked), "got": str(got), "ok": good}
+        )
+        if not good:
+            raise Mismatch(f"asked for {what} {asked}, got {got}")
+
+    def fact(self, key: str, value: Any) -> None:
+        """Provenance from inside the child (weights digest, library versions, threads ...)."""
+        self._emit({"e": "fact", "key": key, "value": value})
+
+    def artifact(self, name: str) -> Path:
+        """Path to write an artifact to, inside the attempt's directory; it is collected at the end."""
+        path = (self.directory / name).resolve()
+        if not path.is_relative_to(self.directory.resolve()):
+            raise ValueError(f"artifact name {name!r} leaves the attempt's directory")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._emit({"e": "artifact", "name": name})
+        return path

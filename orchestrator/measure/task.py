@@ -1,0 +1,48 @@
+"""What a task is: a name, a typed configuration, and a function that measures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.measure.recorder import Recorder
+
+Identity = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A measured workload, found by its registered name.
+
+    The module that defines one must import in milliseconds: heavy libraries are imported inside
+    ``run``, and named in ``preload`` so that the fork server has them ready.
+
+    Attributes
+    ----------
+    name : str
+        ``task=<name>``; built-in tasks are modules of ``tasks``, others come through the entry-point
+        group ``orchestrator.tasks``.
+    config : type
+        Dataclass with the task's options (a Hydra structured config). Its field ``name`` is the task's.
+    run : callable
+        ``run(identity, recorder)``: measures. ``identity`` is the trial's plain configuration
+        (``task``, ``model``, ``quant``, ``protocol``, ``device``, ``seed``). Raises ``TaskError``s.
+    check : callable
+        ``check(identity)``: None, or one line why this cannot be done (infeasible), found without
+        loading anything. Called in the driver while planning.
+    preload : tuple of str
+        Modules the fork server imports before it forks (never bitsandbytes).
+    whole_node : bool
+        On a CPU-only node a trial takes every core unless ``resources.cpus`` says otherwise.
+    headline : tuple of str
+        Metrics for the final table, in order; the first decides ratios.
+    """
+
+    name: str
+    config: type
+    run: Callable[[Identity, Recorder], None]
+    check: Callable[[Identity], str | None] = lambda identity: None
+    preload: tuple[str, ...] = ()
+    whole_node: bool = True
+    headline: tuple[str, ...] = ()

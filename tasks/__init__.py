@@ -1,0 +1,1 @@
+"""The measured workloads, one file each; found by name through ``orchestrator.measure.registry``."""
