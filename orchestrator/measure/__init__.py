@@ -1,27 +1,48 @@
 """What tasks are written with: clocks, sampling, statistics, memory. Pure but for the clocks."""
 
 from orchestrator.errors import Infeasible, InputError, Mismatch, OutOfMemory, TaskError
-from orchestrator.measure.clock import Clock, FakeClock, HostClock
+from orchestrator.measure.clock import (
+    Clock,
+    CudaClock,
+    FakeClock,
+    HostClock,
+    Mark,
+    clock_for,
+    timed,
+)
+from orchestrator.measure.memory import CudaMemory, HostMemory, MemoryTracker, tracker
 from orchestrator.measure.metric import Absent, Engaged, Metric, Phase, Samples, Value
 from orchestrator.measure.recorder import Recorder
+from orchestrator.measure.sampling import Repetition, first_call, repeat
 from orchestrator.measure.task import Identity, Task
 
 __all__ = [
     "Absent",
     "Clock",
+    "CudaClock",
+    "CudaMemory",
     "Engaged",
     "FakeClock",
     "HostClock",
+    "HostMemory",
     "Identity",
     "Infeasible",
     "InputError",
+    "Mark",
+    "MemoryTracker",
     "Metric",
     "Mismatch",
     "OutOfMemory",
     "Phase",
     "Recorder",
+    "Repetition",
     "Samples",
     "Task",
     "TaskError",
     "Value",
+    "clock_for",
+    "first_call",
+    "repeat",
+    "timed",
+    "tracker",
 ]

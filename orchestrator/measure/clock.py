@@ -1,9 +1,32 @@
-"""One clock for everything timed: host, CUDA, and a fake that tests can drive."""
+"""One clock for everything timed: host, CUDA, and a fake that tests can drive.
+
+Two kinds of reading, and which to use when::
+
+    with timed(clock) as span:          device synchronised at both edges: whole regions
+        forward()
+    span.seconds
+
+    marks = [clock.mark()]              never waits for the device: many points inside a region
+    for _ in range(n):
+        step()
+        marks.append(clock.mark())
+    clock.seconds_between(marks)        synchronises once, then n intervals
+
+On a CPU a mark is the time of the call; on CUDA it is an event in the current stream, so the same
+task code measures both without a per-token synchronisation.
+"""
 
 from __future__ import annotations
 
 import time
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Protocol, TypeAlias
+
+# Opaque: an int on the host, a torch.cuda.Event on CUDA. Only the clock that made it can read it.
+Mark: TypeAlias = Any
 
 
 class Clock(Protocol):
@@ -17,6 +40,14 @@ class Clock(Protocol):
         """Return once all work queued on the device has finished."""
         ...
 
+    def mark(self) -> Mark:
+        """A point in the device's work, taken without waiting for it."""
+        ...
+
+    def seconds_between(self, marks: Sequence[Mark]) -> list[float]:
+        """Seconds from each mark to the next (``len(marks) - 1`` values); synchronises once."""
+        ...
+
 
 class HostClock:
     """The host's monotonic clock; work on a CPU is finished when the call returns."""
@@ -27,12 +58,62 @@ class HostClock:
     def sync(self) -> None:
         return None
 
+    def mark(self) -> Mark:
+        return time.perf_counter_ns()
+
+    def seconds_between(self, marks: Sequence[Mark]) -> list[float]:
+        return _differences(marks)
+
+
+class CudaClock:
+    """The host's clock synchronised with one CUDA device; marks are events in its current stream.
+
+    Events resolve about 0.5 us. Work on other devices or streams is not seen by a mark: a model
+    spread over several devices is timed with :func:`timed`, whose edges synchronise them all.
+
+    Raises
+    ------
+    RuntimeError
+        From torch, where CUDA cannot be initialised.
+    """
+
+    def __init__(self) -> None:
+        # Imported here: the package must stay importable, and fast to import, without torch.
+        import torch
+
+        self._cuda = torch.cuda
+        self._cuda.init()
+
+    def now_ns(self) -> int:
+        return time.perf_counter_ns()
+
+    def sync(self) -> None:
+        for device in range(self._cuda.device_count()):
+            self._cuda.synchronize(device)
+
+    def mark(self) -> Mark:
+        event = self._cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def seconds_between(self, marks: Sequence[Mark]) -> list[float]:
+        if not marks:
+            return []
+        # Events of one stream finish in order: the last one done means all are.
+        marks[-1].synchronize()
+        return [float(before.elapsed_time(after)) / 1e3 for before, after in pairwise(marks)]
+
 
 class FakeClock:
-    """A clock that moves only when told to; ``sync`` costs ``sync_ns`` and is counted."""
+    """A clock that moves only when told to, with a device that works asynchronously.
+
+    ``advance`` is time the host spends; ``launch`` queues work on the device and returns at once,
+    as a CUDA kernel does. ``sync`` waits for the queue, costs ``sync_ns`` and is counted.
+    """
 
     def __init__(self, start_ns: int = 0, sync_ns: int = 0) -> None:
         self._now_ns = start_ns
+        self._device_free_ns = start_ns
         self._sync_ns = sync_ns
         self.syncs = 0
 
@@ -40,8 +121,61 @@ class FakeClock:
         return self._now_ns
 
     def advance(self, seconds: float) -> None:
+        """Let the host spend ``seconds``."""
         self._now_ns += round(seconds * 1e9)
+
+    def launch(self, seconds: float) -> None:
+        """Queue work of ``seconds`` on the device; the host goes on at once."""
+        begin_ns = max(self._now_ns, self._device_free_ns)
+        self._device_free_ns = begin_ns + round(seconds * 1e9)
 
     def sync(self) -> None:
         self.syncs += 1
-        self._now_ns += self._sync_ns
+        self._now_ns = max(self._now_ns, self._device_free_ns) + self._sync_ns
+
+    def mark(self) -> Mark:
+        return max(self._now_ns, self._device_free_ns)
+
+    def seconds_between(self, marks: Sequence[Mark]) -> list[float]:
+        if not marks:
+            return []
+        self.sync()
+        return _differences(marks)
+
+
+@dataclass
+class Span:
+    """A timed region; it has ``seconds`` once it has ended without an exception."""
+
+    begin_ns: int
+    end_ns: int | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Length of the region; raises ``ValueError`` while it has not ended."""
+        if self.end_ns is None:
+            raise ValueError("the timed region has not ended")
+        return (self.end_ns - self.begin_ns) / 1e9
+
+
+@contextmanager
+def timed(clock: Clock) -> Iterator[Span]:
+    """Time a region with the device synchronised at both edges."""
+    clock.sync()
+    span = Span(clock.now_ns())
+    yield span
+    clock.sync()
+    span.end_ns = clock.now_ns()
+
+
+def clock_for(device_kind: str) -> Clock:
+    """The clock of a device kind: ``cpu`` or ``cuda``; ``ValueError`` for any other."""
+    if device_kind == "cuda":
+        return CudaClock()
+    if device_kind == "cpu":
+        return HostClock()
+    raise ValueError(f"no clock for device kind {device_kind!r}: cpu or cuda")
+
+
+def _differences(marks: Sequence[int]) -> list[float]:
+    return [(after - before) / 1e9 for before, after in pairwise(marks)]

@@ -7,7 +7,7 @@ truth and are always kept; statistics are computed from them, never stored inste
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Union
+from typing import Any, TypeAlias
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Absent:
     reason: str
 
 
-Metric = Union[Samples, Value, Absent]
+Metric: TypeAlias = Samples | Value | Absent
 
 
 def metric_to_json(metric: Metric) -> dict[str, Any]:

@@ -88,9 +88,7 @@ class Recorder:
     def engaged(self, what: str, asked: object, got: object, *, ok: bool | None = None) -> None:
         """Prove that ``what`` is as asked; raises :class:`Mismatch` where it is not."""
         good = (str(asked) == str(got)) if ok is None else ok
-        self._emit(
-            {"e": "engaged", "what": what, "asked": str(asked), "got": str(got), "ok": good}
-        )
+        self._emit({"e": "engaged", "what": what, "asked": str(asked), "got": str(got), "ok": good})
         if not good:
             raise Mismatch(f"asked for {what} {asked}, got {got}")
 
@@ -99,7 +97,7 @@ class Recorder:
         self._emit({"e": "fact", "key": key, "value": value})
 
     def artifact(self, name: str) -> Path:
-        """Path to write an artifact to, inside the attempt's directory; it is collected at the end."""
+        """Path to write an artifact to, in the attempt's directory; it is collected at the end."""
         path = (self.directory / name).resolve()
         if not path.is_relative_to(self.directory.resolve()):
             raise ValueError(f"artifact name {name!r} leaves the attempt's directory")

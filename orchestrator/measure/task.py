@@ -21,10 +21,11 @@ class Task:
     Attributes
     ----------
     name : str
-        ``task=<name>``; built-in tasks are modules of ``tasks``, others come through the entry-point
-        group ``orchestrator.tasks``.
+        ``task=<name>``; built-in tasks are modules of ``tasks``, others come through the
+        entry-point group ``orchestrator.tasks``.
     config : type
-        Dataclass with the task's options (a Hydra structured config). Its field ``name`` is the task's.
+        Dataclass with the task's options (a Hydra structured config). Its field ``name`` is the
+        task's.
     run : callable
         ``run(identity, recorder)``: measures. ``identity`` is the trial's plain configuration
         (``task``, ``model``, ``quant``, ``protocol``, ``device``, ``seed``). Raises ``TaskError``s.
