@@ -1,0 +1,221 @@
+"""The commands. A first bare word is a command; anything else is a Hydra override and means ``run``.
+
+Only what a command needs is imported, inside it: ``--help`` must not wait for Ray or torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from orchestrator.errors import OrchestratorError, UsageError
+
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+HYDRA_WORDS = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
+OVERRIDES = click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
+STORE_OVERRIDES = click.argument("overrides", nargs=-1, metavar="[tracking=… tracking.root=…]")
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print data as JSON on stdout.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def commands() -> None:
+    """Measure language models: sweeps over a cluster, every number with its conditions."""
+
+
+def emit_json(data: Any) -> None:
+    """Data goes to stdout, alone."""
+    click.echo(json.dumps(data, indent=2, sort_keys=False, allow_nan=False))
+
+
+@commands.command(context_settings=HYDRA_WORDS)
+@OVERRIDES
+def run(overrides: tuple[str, ...]) -> int:
+    """Plan, skip what is done, run the rest, record, report (the default command)."""
+    from orchestrator.run import run_command
+
+    return run_command(list(overrides))
+
+
+@commands.command(context_settings=HYDRA_WORDS)
+@OVERRIDES
+def plan(overrides: tuple[str, ...]) -> int:
+    """Show what would run: hash, axes, cached or new, resources. Runs nothing."""
+    from orchestrator.run import plan_command
+
+    return plan_command(list(overrides))
+
+
+@commands.command()
+@click.argument("config_hash", metavar="HASH")
+@STORE_OVERRIDES
+@AS_JSON
+def show(config_hash: str, overrides: tuple[str, ...], as_json: bool) -> int:
+    """Show one trial: configuration, attempts, metrics, verdict, provenance, artifacts."""
+    from orchestrator.results import show_command
+
+    return show_command(config_hash, list(overrides), as_json)
+
+
+@commands.command()
+@click.argument("config_hash", metavar="HASH")
+@click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
+@AS_JSON
+def reproduce(config_hash: str, overrides: tuple[str, ...], as_json: bool) -> int:
+    """Run exactly that configuration once more, then compare with what was there."""
+    from orchestrator.run import reproduce_command
+
+    return reproduce_command(config_hash, list(overrides), as_json)
+
+
+@commands.command()
+@click.argument("a")
+@click.argument("b")
+@STORE_OVERRIDES
+@click.option("--metric", "metrics", multiple=True, help="Only these metrics (repeatable).")
+@click.option("--allow-different", is_flag=True, help="Compare across hardware or weights.")
+@AS_JSON
+def compare(
+    a: str,
+    b: str,
+    overrides: tuple[str, ...],
+    metrics: tuple[str, ...],
+    allow_different: bool,
+    as_json: bool,
+) -> int:
+    """Compare two sweeps, hashes or hardware fingerprints: B over A, with CIs and a verdict."""
+    from orchestrator.results import compare_command
+
+    return compare_command(a, b, list(overrides), list(metrics), allow_different, as_json)
+
+
+@commands.command()
+@click.argument("new", required=False)
+@click.option("--baseline", required=True, help="A sweep, a hash, or a sweep's MLflow run id.")
+@click.option("--rules", default="default", show_default=True, help="conf/gate/NAME.yaml, or a path.")
+@click.option("--junit", type=click.Path(dir_okay=False, path_type=Path), help="Write JUnit XML.")
+@click.option("--allow-different", is_flag=True, help="Compare across hardware or weights.")
+@click.option("--tracking", "overrides", multiple=True, metavar="OVERRIDE", help="tracking.root=…")
+@AS_JSON
+def gate(
+    new: str | None,
+    baseline: str,
+    rules: str,
+    junit: Path | None,
+    allow_different: bool,
+    overrides: tuple[str, ...],
+    as_json: bool,
+) -> int:
+    """Exit 0 pass, 1 regression, 2 inconclusive, 3 incomparable."""
+    from orchestrator.results import gate_command
+
+    return gate_command(new, baseline, rules, list(overrides), junit, allow_different, as_json)
+
+
+@commands.command()
+@click.argument("sweep")
+@STORE_OVERRIDES
+@click.option("--output", type=click.Path(file_okay=False, path_type=Path), default=Path("."))
+@AS_JSON
+def report(sweep: str, overrides: tuple[str, ...], output: Path, as_json: bool) -> int:
+    """Make tables and plots again from what is recorded: HTML, Markdown, CSV, JSON."""
+    from orchestrator.results import report_command
+
+    return report_command(sweep, list(overrides), output, as_json)
+
+
+@commands.command()
+@STORE_OVERRIDES
+@AS_JSON
+def status(overrides: tuple[str, ...], as_json: bool) -> int:
+    """Show the sweeps that are running now."""
+    from orchestrator.operate import status_command
+
+    return status_command(list(overrides), as_json)
+
+
+@commands.command()
+@click.argument("sweep")
+@STORE_OVERRIDES
+def cancel(sweep: str, overrides: tuple[str, ...]) -> int:
+    """Stop a running sweep cleanly; what it has measured stays."""
+    from orchestrator.operate import cancel_command
+
+    return cancel_command(sweep, list(overrides))
+
+
+@commands.command()
+@STORE_OVERRIDES
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", default=5000, show_default=True, type=click.IntRange(0, 65535))
+def ui(overrides: tuple[str, ...], host: str, port: int) -> int:
+    """Open the MLflow UI on the right store."""
+    from orchestrator.operate import ui_command
+
+    return ui_command(list(overrides), host, port)
+
+
+@commands.command()
+@STORE_OVERRIDES
+def sync(overrides: tuple[str, ...]) -> int:
+    """Record what was spooled while the tracking store was away."""
+    from orchestrator.operate import sync_command
+
+    return sync_command(list(overrides))
+
+
+@commands.command()
+@STORE_OVERRIDES
+@click.option("--simulate", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+              help="Play an NVML scenario instead of looking at real GPUs.")
+@AS_JSON
+def doctor(overrides: tuple[str, ...], simulate: Path | None, as_json: bool) -> int:
+    """Say what this machine or cluster can do and what is misconfigured, with the fix."""
+    from orchestrator.operate import doctor_command
+
+    return doctor_command(list(overrides), simulate, as_json)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one command line; returns the exit code (DESIGN's: 0, 1, 2, 130; ``gate`` has its own)."""
+    words = list(argv)
+    verbose = any(word in ("-v", "--verbose") for word in words)
+    words = [word for word in words if word not in ("-v", "--verbose")]
+    is_command = bool(words) and words[0] in commands.commands
+    if not is_command:
+        words.insert(0, "run")
+    try:
+        code = commands.main(words, prog_name="python -m orchestrator", standalone_mode=False)
+        return int(code or 0)
+    except OrchestratorError as error:
+        return _fail(str(error), error.exit_code, verbose)
+    except click.ClickException as error:
+        return _fail(error.format_message(), EXIT_USAGE, verbose)
+    except (KeyboardInterrupt, click.Abort):
+        return _fail("interrupted", EXIT_INTERRUPTED, verbose)
+    except BrokenPipeError:
+        # `plan --json | head`: nobody is left to tell, and the interpreter must not complain at exit.
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        return _fail(f"{type(error).__name__}: {error} (this is a bug; -v shows where)", 1, verbose)
+
+
+def _fail(message: str, code: int, verbose: bool) -> int:
+    if verbose:
+        traceback.print_exc()
+    click.echo(f"error: {' '.join(message.split())}", err=True)
+    return code
+
+
+__all__ = ["UsageError", "commands", "emit_json", "main"]
