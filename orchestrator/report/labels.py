@@ -1,0 +1,171 @@
+"""Names a trial and a metric for people: ``nf4 · 512→32``, ``TTFT``.
+
+Pure text from a trial's axes: the live view, the tables and the MLflow run names say the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from orchestrator.plan import Plan, Trial
+
+SEPARATOR = " · "
+HASH_LENGTH = 12
+_LONGEST_VALUE = 28
+
+# What a reader calls an axis; anything else goes by the last part of its override.
+_AXIS_NAMES = {
+    "task.prompt_tokens": "prompt",
+    "task.new_tokens": "new",
+    "task.batch_size": "batch",
+    "model.id": "model",
+    "model.path": "model",
+    "model.revision": "revision",
+    "device.threads": "threads",
+}
+
+# Metrics whose plain name (without the unit) is not how people say it.
+_TITLES = {
+    "ttft_s": "TTFT",
+    "itl_s": "ITL",
+    "tpot_s": "TPOT",
+    "e2e_s": "end to end",
+    "decode_tokens_per_s": "decode",
+    "prefill_tokens_per_s": "prefill",
+    "weights_bits_per_parameter": "bits per parameter",
+    "peak_memory_over_weights_bytes": "peak over weights",
+    "kl_to_reference": "KL",
+    "top1_agreement": "top-1 agreement",
+    "joules_per_token": "energy per token",
+    "energy_j": "energy",
+    "power_w": "power",
+    "mfu": "MFU",
+}
+
+#: One line on what a headline metric is, for footnotes and tooltips.
+MEANINGS = {
+    "load_s": "until the model is ready on its device",
+    "first_call_s": "the very first call after load, before any warm-up",
+    "ttft_s": "time to first token",
+    "itl_s": "time between consecutive output tokens",
+    "tpot_s": "time per output token",
+    "decode_tokens_per_s": "without prefill, whole batch",
+    "e2e_s": "prefill and decode of one sequence",
+    "weights_bytes": "as they lie on the device",
+    "peak_memory_over_weights_bytes": "memory peak beyond the weights",
+    "process_memory_bytes": "memory peak of the process",
+    "perplexity": "lower is better",
+    "kl_to_reference": "divergence from the reference precision, per token",
+    "top1_agreement": "share of tokens where the reference precision predicts the same",
+}
+
+_UNIT_SUFFIXES = ("_tokens_per_s", "_bytes_per_s", "_bytes", "_s", "_j", "_w", "_hz")
+
+
+def short_hash(config_hash: str) -> str:
+    """The 12 hex characters of a config hash that people see and type."""
+    return config_hash[:HASH_LENGTH]
+
+
+def axis_name(override: str) -> str:
+    """What a reader calls an axis: ``prompt`` for ``task.prompt_tokens``."""
+    return _AXIS_NAMES.get(override) or override.rsplit(".", 1)[-1].removesuffix("_tokens")
+
+
+def axis_names(overrides: list[str]) -> dict[str, str]:
+    """Reader's names of several axes, told apart by their whole override where two would be one."""
+    names = {o: axis_name(o) for o in overrides}
+    seen = list(names.values())
+    return {o: o if seen.count(name) > 1 else name for o, name in names.items()}
+
+
+def axis_value(value: object) -> str:
+    """One value of an axis, short: booleans as on/off, None as none, long paths by their end."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if value is None:
+        return "none"
+    if isinstance(value, float):
+        return f"{value:g}"
+    text = str(value)
+    if len(text) <= _LONGEST_VALUE:
+        return text
+    tail = text.rstrip("/").rsplit("/", 1)[-1]
+    return tail if len(tail) <= _LONGEST_VALUE else "…" + tail[-(_LONGEST_VALUE - 1) :]
+
+
+def varying_axes(plan: Plan) -> list[str]:
+    """The axes that tell this plan's trials apart, in the order the sweep names them."""
+    return [axis for axis, values in plan.axes.items() if len(values) > 1]
+
+
+def label(trial: Trial, plan: Plan) -> str:
+    """What tells this trial from the others of its plan: ``nf4 · 512→32``.
+
+    Choices of a group appear by value alone (``nf4``), plain values with their axis' name
+    (``batch 4``), prompt and output length as ``prompt→new``. A plan without axes is named after
+    its task, model and quantization.
+    """
+    return label_of(trial.axes, trial.identity, varying_axes(plan))
+
+
+def labels_of(plan: Plan) -> dict[str, str]:
+    """Label of every trial of a plan, by config hash."""
+    axes = varying_axes(plan)
+    return {t.hash: label_of(t.axes, t.identity, axes) for t in plan.trials}
+
+
+def label_of(axes: Mapping[str, Any], identity: Mapping[str, Any], order: list[str]) -> str:
+    """:func:`label` from its parts: the trial's axes, its identity, and the axes worth showing."""
+    shown = [axis for axis in order if axis in axes]
+    if not shown:
+        return plain_label(identity)
+    names = axis_names(shown)
+    parts: list[str] = []
+    lengths = {"task.prompt_tokens", "task.new_tokens"}
+    arrow = _arrow(axes, identity) if lengths.intersection(shown) else None
+    for axis in shown:
+        if arrow is not None and axis in lengths:
+            if arrow not in parts:
+                parts.append(arrow)
+            continue
+        value = axes[axis]
+        bare = "." not in axis and isinstance(value, str)
+        parts.append(axis_value(value) if bare else f"{names[axis]} {axis_value(value)}")
+    return SEPARATOR.join(parts)
+
+
+def plain_label(identity: Mapping[str, Any]) -> str:
+    """A name from the configuration itself, for a trial that no axis tells from others."""
+    task, model, quant = (identity.get(k) or {} for k in ("task", "model", "quant"))
+    name = str(task.get("name", "trial"))
+    if name == "noop":
+        return f"noop {axis_value(task.get('value'))}"
+    source = model.get("id") or model.get("path") or model.get("source")
+    scheme = quant.get("scheme")
+    precision = quant.get("dtype") if scheme in (None, "none") else scheme
+    parts = [name, *(axis_value(p) for p in (source, precision) if p is not None)]
+    return SEPARATOR.join(parts)
+
+
+def metric_title(name: str) -> str:
+    """What people call a metric: ``TTFT``, ``load``, ``decode``; the unit is said elsewhere."""
+    if name in _TITLES:
+        return _TITLES[name]
+    phase, dot, metric = name.rpartition(".")
+    if dot:
+        return f"{phase} {metric_title(metric)}"
+    for suffix in _UNIT_SUFFIXES:
+        if name.endswith(suffix) and len(name) > len(suffix):
+            name = name.removesuffix(suffix)
+            break
+    return name.replace("_", " ")
+
+
+def _arrow(axes: Mapping[str, Any], identity: Mapping[str, Any]) -> str | None:
+    task = identity.get("task") or {}
+    prompt = axes.get("task.prompt_tokens", task.get("prompt_tokens"))
+    new = axes.get("task.new_tokens", task.get("new_tokens"))
+    return None if prompt is None or new is None else f"{prompt}→{new}"

@@ -1,0 +1,355 @@
+"""What a sweep's attempts add up to: one row per trial, pooled metrics, ratios to the baseline.
+
+Pure values, no terminal: the table, the exports and the HTML report are renderings of a
+:class:`SweepTable`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.attempt import AttemptReport, Outcome
+from orchestrator.measure.metric import Absent, Metric, Samples, Value
+from orchestrator.report.labels import labels_of, varying_axes
+from orchestrator.report.reasons import why
+
+if TYPE_CHECKING:
+    from orchestrator.plan import Plan, Trial
+
+#: A ratio counts as a change when its whole interval lies beyond this (PROTOCOL, Comparing).
+THRESHOLD = 0.03
+
+# Bootstrap work for one table, in resampled values: 3,000 trials must not take minutes to print.
+_RESAMPLING_BUDGET = 60_000_000
+
+_HIGHER_IS_BETTER = ("_per_s", "agreement", "mfu", "accuracy", "busy_share", "bandwidth")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One metric of one trial, pooled over its attempts.
+
+    Attributes
+    ----------
+    median, ci_low, ci_high : float or None
+        In the metric's SI unit; no interval where there is one value only. All None if absent.
+    n : int
+        Samples (over all attempts) behind the median.
+    reason : str or None
+        Why there is no value.
+    ratio, ratio_low, ratio_high : float or None
+        Median over the baseline's median, and its interval where samples exist on both sides.
+    standing : str or None
+        ``better``, ``worse``, ``same`` or ``unclear`` than the baseline; None without a ratio or
+        for a metric that has no good direction.
+    """
+
+    name: str
+    unit: str
+    median: float | None = None
+    ci_low: float | None = None
+    ci_high: float | None = None
+    n: int = 0
+    reason: str | None = None
+    ratio: float | None = None
+    ratio_low: float | None = None
+    ratio_high: float | None = None
+    standing: str | None = None
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    """One trial of the sweep: what it is, how it ended, what it measured.
+
+    ``outcome`` is ``ok`` if any attempt was, else the last attempt's; ``not_run`` without one.
+    ``group`` holds the values of every axis but the baseline's: rows of one group are compared.
+    """
+
+    hash: str
+    label: str
+    axes: dict[str, Any]
+    group: tuple[tuple[str, Any], ...]
+    baseline: bool
+    outcome: str
+    reason: str | None
+    verdict: str
+    attempts: int
+    cells: dict[str, Cell] = field(default_factory=dict)
+
+    @property
+    def failed(self) -> bool:
+        """Whether there is an ending to explain (a trial that never ran has none)."""
+        return self.outcome not in ("ok", "not_run")
+
+
+@dataclass(frozen=True)
+class SweepTable:
+    """Every trial of a sweep, baseline first within its group; ``metrics`` in headline order."""
+
+    sweep: str
+    description: str
+    axes: tuple[str, ...]
+    metrics: tuple[str, ...]
+    rows: tuple[TrialRow, ...]
+
+    @property
+    def failures(self) -> tuple[TrialRow, ...]:
+        return tuple(row for row in self.rows if row.failed)
+
+    @property
+    def outcomes(self) -> dict[str, int]:
+        """Trials by outcome, most frequent first."""
+        counts: dict[str, int] = {}
+        for row in self.rows:
+            counts[row.outcome] = counts.get(row.outcome, 0) + 1
+        return dict(sorted(counts.items(), key=lambda item: -item[1]))
+
+
+def build_table(
+    plan: Plan,
+    reports: Mapping[str, Sequence[AttemptReport]],
+    *,
+    metrics: Sequence[str] | None = None,
+) -> SweepTable:
+    """Pool the attempts of every trial and set it against the baseline of its group.
+
+    Parameters
+    ----------
+    plan : Plan
+        What the sweep is; its ``baseline`` names the axis values that others are compared with.
+    reports : mapping of str to sequence of AttemptReport
+        All attempts known, by config hash; trials may be missing.
+    metrics : sequence of str, optional
+        Which metrics to show; by default the headline metrics of the plan's tasks, or everything
+        measured where no task names any.
+    """
+    labels = labels_of(plan)
+    axes = tuple(varying_axes(plan))
+    base_axes = _baseline_axes(plan, axes)
+    believed = {t.hash: _believable(reports.get(t.hash, ())) for t in plan.trials}
+    names = _present(metrics or headline(plan), believed) or _everything(believed)
+    resamples = _resamples(len(plan.trials) * max(len(names), 1))
+
+    baselines: dict[tuple[tuple[str, Any], ...], Trial] = {}
+    for trial in plan.trials:
+        if _is_baseline(trial, base_axes):
+            baselines.setdefault(_group(trial, axes, base_axes), trial)
+
+    rows = []
+    for trial in plan.trials:
+        group = _group(trial, axes, base_axes)
+        base = baselines.get(group)
+        cells = {}
+        for name in names:
+            against = believed[base.hash] if base is not None and base is not trial else []
+            cells[name] = _cell(name, believed[trial.hash], against, resamples)
+        attempts = reports.get(trial.hash, ())
+        outcome, reason = _ending(trial, attempts)
+        rows.append(
+            TrialRow(
+                hash=trial.hash,
+                label=labels[trial.hash],
+                axes={axis: trial.axes.get(axis) for axis in axes},
+                group=group,
+                baseline=base is trial,
+                outcome=outcome,
+                reason=reason,
+                verdict=_verdict(attempts),
+                attempts=len(attempts),
+                cells=cells,
+            )
+        )
+    return SweepTable(plan.sweep, plan.description, axes, tuple(names), tuple(_ordered(rows)))
+
+
+def headline(plan: Plan) -> list[str]:
+    """Headline metrics of the plan's tasks in order, without repeats."""
+    from orchestrator.errors import ConfigError
+    from orchestrator.measure.registry import find_task
+
+    names: list[str] = []
+    for task in dict.fromkeys(t.identity["task"]["name"] for t in plan.trials):
+        try:
+            found = find_task(task).headline
+        except (ConfigError, ImportError):
+            # Recorded by somebody whose task is not installed here: it can still be looked at.
+            continue
+        names.extend(name for name in found if name not in names)
+    return names
+
+
+def better_when(name: str, unit: str) -> str | None:
+    """``lower``, ``higher``, or None for a metric that has no good direction."""
+    if unit in ("s", "bytes", "J", "J/token", "nats", "degC") or name == "perplexity":
+        return "lower"
+    if unit.endswith("/s") or name.endswith(_HIGHER_IS_BETTER):
+        return "higher"
+    if name.startswith("kl_"):
+        return "lower"
+    return None
+
+
+def pool(attempts: Sequence[AttemptReport], name: str, *, resamples: int = 10_000) -> Cell:
+    """One metric pooled over attempts: median and interval of the hierarchical bootstrap."""
+    return _cell(name, list(attempts), [], resamples)
+
+
+def metric_of(report: AttemptReport, name: str) -> Metric | None:
+    """A metric by name, of the task or of telemetry."""
+    return report.metrics.get(name) or report.telemetry.get(name)
+
+
+def standing(
+    name: str, unit: str, ratio: float, low: float | None, high: float | None
+) -> str | None:
+    """How a ratio stands to the baseline, by PROTOCOL's rule at the smallest threshold."""
+    direction = better_when(name, unit)
+    if direction is None:
+        return None
+    low, high = (ratio, ratio) if low is None or high is None else (low, high)
+    if low > 1 + THRESHOLD:
+        return "worse" if direction == "lower" else "better"
+    if high < 1 - THRESHOLD:
+        return "better" if direction == "lower" else "worse"
+    return "same" if low >= 1 - THRESHOLD and high <= 1 + THRESHOLD else "unclear"
+
+
+def _cell(
+    name: str, attempts: Sequence[AttemptReport], base: Sequence[AttemptReport], resamples: int
+) -> Cell:
+    metrics = [m for report in attempts if (m := metric_of(report, name)) is not None]
+    samples = [m.values for m in metrics if isinstance(m, Samples) and m.values]
+    values = [m.value for m in metrics if isinstance(m, Value)]
+    unit = next((m.unit for m in metrics), "")
+    if not samples and not values:
+        absent = next((m.reason for m in metrics if isinstance(m, Absent)), None)
+        return Cell(name, unit, reason=absent or "not measured")
+    arrays = samples or [(value,) for value in values]
+    median, low, high = _pooled(arrays, resamples)
+    cell = Cell(name, unit, median, low, high, sum(map(len, arrays)))
+    against = [m for report in base if (m := metric_of(report, name)) is not None]
+    base_arrays = [m.values for m in against if isinstance(m, Samples) and m.values] or [
+        (m.value,) for m in against if isinstance(m, Value)
+    ]
+    if not base_arrays:
+        return cell
+    ratio, ratio_low, ratio_high = _ratio(arrays, base_arrays, resamples)
+    if ratio is None:
+        return cell
+    return replace(
+        cell,
+        ratio=ratio,
+        ratio_low=ratio_low,
+        ratio_high=ratio_high,
+        standing=standing(name, unit, ratio, ratio_low, ratio_high),
+    )
+
+
+def _pooled(
+    arrays: Sequence[Sequence[float]], resamples: int
+) -> tuple[float, float | None, float | None]:
+    if sum(map(len, arrays)) == 1:
+        return arrays[0][0], None, None
+    from orchestrator.measure.statistics import summarise_attempts
+
+    summary = summarise_attempts(arrays, resamples=resamples)
+    return summary.median, summary.ci_low, summary.ci_high
+
+
+def _ratio(
+    new: Sequence[Sequence[float]], base: Sequence[Sequence[float]], resamples: int
+) -> tuple[float | None, float | None, float | None]:
+    from orchestrator.measure.statistics import ratio_ci
+
+    if sum(map(len, new)) == 1 or sum(map(len, base)) == 1:
+        old = _pooled(base, resamples)[0]
+        return (None if old == 0 else _pooled(new, resamples)[0] / old), None, None
+    if any(value <= 0 for values in base for value in values):
+        return None, None, None
+    found = ratio_ci(new, base, resamples=resamples)
+    return found.ratio, found.ci_low, found.ci_high
+
+
+def _resamples(cells: int) -> int:
+    # Thousands of rows get coarser intervals on screen; `show` and `compare` always use 10,000.
+    return int(min(10_000, max(500, _RESAMPLING_BUDGET // (cells * 20 or 1))))
+
+
+def _believable(attempts: Sequence[AttemptReport]) -> list[AttemptReport]:
+    """The attempts whose numbers count: the ok ones, else those that telemetry disbelieves."""
+    good = [a for a in attempts if a.outcome is Outcome.OK and a.verdict.state != "invalid"]
+    return good or [a for a in attempts if a.outcome is Outcome.INVALID]
+
+
+def _ending(trial: Trial, attempts: Sequence[AttemptReport]) -> tuple[str, str | None]:
+    if any(a.outcome is Outcome.OK for a in attempts):
+        return "ok", None
+    if attempts:
+        last = max(attempts, key=lambda a: (a.started_at, a.number))
+        return last.outcome.value, why(last)
+    if trial.infeasible is not None:
+        return "infeasible", trial.infeasible
+    return "not_run", None
+
+
+def _verdict(attempts: Sequence[AttemptReport]) -> str:
+    """The most doubtful verdict among the attempts that count."""
+    order = ("valid", "flagged", "unverified", "invalid")
+    states = [a.verdict.state for a in _believable(attempts)]
+    return max(states, key=order.index, default="unverified")
+
+
+def _present(names: Sequence[str], believed: Mapping[str, Sequence[AttemptReport]]) -> list[str]:
+    """Those of ``names`` that at least one attempt measured or said it could not."""
+    seen: set[str] = set()
+    for attempts in believed.values():
+        for report in attempts:
+            seen.update(report.metrics, report.telemetry)
+    return [name for name in names if name in seen]
+
+
+def _everything(believed: Mapping[str, Sequence[AttemptReport]]) -> list[str]:
+    names: dict[str, None] = {}
+    for attempts in believed.values():
+        for report in attempts:
+            names.update(dict.fromkeys(report.metrics))
+    return list(names)
+
+
+def _baseline_axes(plan: Plan, axes: Sequence[str]) -> dict[str, str]:
+    """Axis values that make a trial a baseline: the sweep's own, else its first axis' first."""
+    named = {axis: str(value) for axis, value in plan.baseline.items() if axis in axes}
+    if named or not axes:
+        return named
+    return {axes[0]: str(plan.axes[axes[0]][0])}
+
+
+def _is_baseline(trial: Trial, base_axes: Mapping[str, str]) -> bool:
+    return bool(base_axes) and all(
+        _spelling(trial.axes.get(axis)) == value for axis, value in base_axes.items()
+    )
+
+
+def _spelling(value: Any) -> str:
+    """An axis value as it is typed in an override."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return "null" if value is None else str(value)
+
+
+def _group(
+    trial: Trial, axes: Sequence[str], base_axes: Mapping[str, str]
+) -> tuple[tuple[str, Any], ...]:
+    return tuple((axis, trial.axes.get(axis)) for axis in axes if axis not in base_axes)
+
+
+def _ordered(rows: Sequence[TrialRow]) -> list[TrialRow]:
+    """Groups in order of first appearance, each led by its baseline."""
+    groups: dict[tuple[tuple[str, Any], ...], list[TrialRow]] = {}
+    for row in rows:
+        groups.setdefault(row.group, []).append(row)
+    return [
+        row for members in groups.values() for row in sorted(members, key=lambda r: not r.baseline)
+    ]

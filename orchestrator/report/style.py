@@ -1,0 +1,89 @@
+"""The colours and marks of everything printed; each says with a sign what it says with a colour.
+
+NO_COLOR, colour-blind readers and CI logs lose nothing: marks differ by shape.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from orchestrator.attempt import Outcome
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+OUTCOME_STYLE = {
+    Outcome.OK.value: "green",
+    Outcome.INVALID.value: "yellow",
+    Outcome.OOM_DEVICE.value: "red",
+    Outcome.OOM_HOST.value: "red",
+    Outcome.TIMEOUT.value: "red",
+    Outcome.CRASHED.value: "red",
+    Outcome.ERROR.value: "red",
+    Outcome.INFEASIBLE.value: "magenta",
+    Outcome.LOST.value: "yellow",
+    Outcome.CANCELLED.value: "yellow",
+}
+
+#: verdict -> (mark, style, what it means)
+VERDICT_MARKS = {
+    "valid": ("✓", "green", "telemetry saw nothing wrong"),
+    "flagged": ("!", "yellow", "see its rules in `show`"),
+    "invalid": ("✗", "red", "not to be believed"),
+    "unverified": ("?", "dim", "no telemetry watched it"),
+}
+
+#: standing -> (mark, style, what it means)
+STANDING_MARKS = {
+    "better": ("▲", "green", "better"),
+    "worse": ("▼", "red", "worse"),
+    "same": ("=", "dim", "within ±3 %"),
+    "unclear": ("~", "yellow", "inconclusive"),
+}
+
+_ASCII = str.maketrans(
+    {
+        "·": "|",
+        "→": ">",
+        "…": "~",
+        "–": "-",
+        "×": "x",
+        "±": "+",
+        "µ": "u",
+        "▲": "^",
+        "▼": "v",
+        "✓": "+",
+        "✗": "x",
+        "━": "=",
+        "╌": "-",
+        "░": ".",
+        "▒": ":",
+        "°": " ",
+        "↳": ">",
+        "≥": ">",
+        "≤": "<",
+    }
+)
+
+
+def writable(text: str, encoding: str) -> str:
+    """``text``, with signs that ``encoding`` cannot write replaced by plain ones."""
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return text.translate(_ASCII).encode(encoding, "replace").decode(encoding)
+    except LookupError:
+        return text.translate(_ASCII).encode("ascii", "replace").decode("ascii")
+    return text
+
+
+def is_live(console: Console) -> bool:
+    """Whether lines may be redrawn: a real terminal, and not a dumb one.
+
+    rich lets FORCE_COLOR pretend that a pipe is a terminal; colours may be forced, redrawing not.
+    """
+    try:
+        tty = console.file.isatty()
+    except (AttributeError, ValueError):
+        tty = False
+    return bool(tty and console.is_terminal and not console.is_dumb_terminal)

@@ -1,0 +1,383 @@
+"""The final table of a sweep on the terminal, and ``run --json``.
+
+Two lines a trial: its name and values with their intervals, then its hash and the ratios to the
+baseline that shares its other axes. Columns that do not fit are named beneath, not squeezed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.report.labels import (
+    MEANINGS,
+    SEPARATOR,
+    axis_names,
+    axis_value,
+    label_of,
+    metric_title,
+    short_hash,
+)
+from orchestrator.report.rows import Cell, SweepTable, TrialRow, build_table
+from orchestrator.report.style import OUTCOME_STYLE, STANDING_MARKS, VERDICT_MARKS
+from orchestrator.report.units import MISSING, Scale, ratio, scale_of
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
+    from rich.table import Table
+    from rich.text import Text
+
+    from orchestrator.attempt import AttemptReport
+    from orchestrator.plan import Plan
+
+MAX_ROWS = 60
+MAX_FAILURES = 12
+_NAME_WIDTH = 30
+_NARROW = 80
+_GAP = 2
+
+
+def final_table(
+    plan: Plan,
+    reports: Mapping[str, Sequence[AttemptReport]],
+    *,
+    metrics: Sequence[str] | None = None,
+    max_rows: int = MAX_ROWS,
+    footer: Sequence[str] | None = None,
+) -> TableView:
+    """What a sweep found, as a rich renderable: table, failures, legend and where to look next.
+
+    Parameters
+    ----------
+    plan : Plan
+        The sweep.
+    reports : mapping of str to sequence of AttemptReport
+        All attempts known by config hash, cached ones too.
+    metrics : sequence of str, optional
+        Metrics to show instead of the headline of the plan's tasks.
+    max_rows : int
+        Trials shown before the rest is only counted.
+    footer : sequence of str
+        Lines beneath; by default where to look next.
+    """
+    table = build_table(plan, reports, metrics=metrics)
+    return TableView(table, max_rows, where_to_look(table) if footer is None else tuple(footer))
+
+
+def where_to_look(table: SweepTable, *, run_url: str | None = None) -> tuple[str, ...]:
+    """Lines for the foot of a table: the sweep in MLflow, one trial in full, the same again."""
+    best = next((row for row in table.rows if row.outcome == "ok"), None)
+    lines = [f"in MLflow    {run_url or 'python -m orchestrator ui'}"]
+    if best is not None:
+        lines.append(f"one trial    python -m orchestrator show {short_hash(best.hash)}")
+        lines.append(f"run it again python -m orchestrator reproduce {short_hash(best.hash)}")
+    return tuple(lines)
+
+
+@dataclass(frozen=True)
+class TableView:
+    """A :class:`SweepTable` that rich can print at any width."""
+
+    table: SweepTable
+    max_rows: int = MAX_ROWS
+    footer: tuple[str, ...] = ()
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.text import Text
+
+        shown = [row for row in self.table.rows if row.outcome != "not_run"]
+        unseen = len(self.table.rows) - len(shown)
+        if shown and self.table.metrics:
+            columns, left_out = _columns(self.table, shown[: self.max_rows], options.max_width)
+            yield _grid(self.table, shown[: self.max_rows], columns)
+            yield from _notes(shown[: self.max_rows], columns, left_out)
+        if len(shown) > self.max_rows:
+            yield Text(
+                f"… and {len(shown) - self.max_rows} more of {len(shown)} trials; the report's"
+                " table.csv has them all",
+                style="italic",
+            )
+        if unseen:
+            yield Text(f"{unseen} of {len(self.table.rows)} trials have not run", style="italic")
+        yield from _failures(self.table, options.max_width)
+        if self.footer:
+            yield Text("")
+            for line in self.footer:
+                yield Text(line, overflow="fold")
+
+
+@dataclass(frozen=True)
+class _Column:
+    name: str
+    scale: Scale
+    heading: tuple[str, ...]
+    width: int
+
+
+def run_json(
+    *,
+    sweep: str,
+    run_id: str,
+    reports: Iterable[AttemptReport],
+    run_ids: Mapping[str, str],
+    cached: int,
+    wall_s: float,
+) -> dict[str, Any]:
+    """What ``run --json`` prints.
+
+    Parameters
+    ----------
+    reports : iterable of AttemptReport
+        The attempts of this run, in the order they ended.
+    run_ids : mapping of str to str
+        MLflow run by attempt id; an attempt still in the spool has none.
+    """
+    trials = [
+        {
+            "hash": report.config_hash,
+            "outcome": report.outcome.value,
+            "run_id": run_ids.get(report.attempt_id),
+        }
+        for report in reports
+    ]
+    outcomes: dict[str, int] = {}
+    for trial in trials:
+        outcomes[str(trial["outcome"])] = outcomes.get(str(trial["outcome"]), 0) + 1
+    return {
+        "sweep": sweep,
+        "run_id": run_id,
+        "outcomes": outcomes,
+        "cached": cached,
+        "wall_s": wall_s,
+        "trials": trials,
+    }
+
+
+def _columns(
+    table: SweepTable, rows: Sequence[TrialRow], width: int
+) -> tuple[list[_Column], list[str]]:
+    """As many metrics as fit the width, in headline order, and those left out."""
+    columns: list[_Column] = []
+    left_out: list[str] = []
+    name_width = _name_width(table, rows)
+    used = name_width + _GAP
+    for name in table.metrics:
+        cells = [row.cells[name] for row in rows if name in row.cells]
+        if all(cell.median is None for cell in cells):
+            left_out.append(name)
+            continue
+        column = _column(name, cells)
+        # The first metric decides: it is shown even where nothing fits.
+        if columns and used + column.width + _GAP > width:
+            left_out.append(name)
+            continue
+        used += column.width + _GAP
+        columns.append(column)
+    return columns, left_out
+
+
+def _column(name: str, cells: Sequence[Cell]) -> _Column:
+    unit = next((cell.unit for cell in cells if cell.median is not None), "")
+    scale = scale_of([cell.median for cell in cells], unit)
+    texts = [_value(cell, scale) for cell in cells] + [_ratio(cell)[0] for cell in cells]
+    body = max(map(len, texts), default=1)
+    heading = _wrap(metric_title(name), max(body, 9))
+    return _Column(name, scale, heading, max(body, *map(len, (*heading, scale.symbol))))
+
+
+def _grid(table: SweepTable, rows: Sequence[TrialRow], columns: Sequence[_Column]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table(
+        box=None, show_header=True, header_style="bold", padding=(0, _GAP, 0, 0), pad_edge=False
+    )
+    depth = max(len(c.heading) for c in columns)
+    name_heading = [""] * (depth - 1) + [table.sweep]
+    grid.add_column(Text("\n".join(name_heading)), no_wrap=True)
+    for column in columns:
+        heading = [""] * (depth - len(column.heading)) + list(column.heading)
+        grid.add_column(
+            Text("\n".join([*heading, column.scale.symbol])),
+            justify="right",
+            no_wrap=True,
+            min_width=column.width,
+        )
+    group: object = None
+    single = len({row.group for row in rows}) == 1
+    for row in rows:
+        if row.group != group and not single:
+            if group is not None:
+                grid.add_row("")
+            grid.add_row(Text(_group_name(row), style="bold"))
+        group = row.group
+        grid.add_row(_name(row, grouped=not single), *(_cell_text(row, c) for c in columns))
+    return grid
+
+
+def _name(row: TrialRow, *, grouped: bool) -> Text:
+    """``✓ nf4`` over its hash; in a group, only the axes that the group does not say."""
+    from rich.text import Text
+
+    failed = row.outcome not in ("ok", "invalid")
+    mark, style, _ = ("✗", "red", "") if failed else VERDICT_MARKS[row.verdict]
+    text = Text()
+    text.append(f"{mark} ", style=style)
+    text.append(_short(_row_label(row, grouped), _NAME_WIDTH), style="bold" if row.baseline else "")
+    if row.attempts > 1:
+        text.append(f" ({row.attempts})", style="dim")
+    text.append(f"\n  {short_hash(row.hash)}", style="dim")
+    return text
+
+
+def _row_label(row: TrialRow, grouped: bool) -> str:
+    if not grouped:
+        return row.label
+    grouping = {axis for axis, _ in row.group}
+    own = [axis for axis in row.axes if axis not in grouping]
+    return label_of(row.axes, {}, own) if own else row.label
+
+
+def _group_name(row: TrialRow) -> str:
+    names = axis_names([axis for axis, _ in row.group])
+    parts = []
+    for axis, value in row.group:
+        bare = "." not in axis and isinstance(value, str)
+        parts.append(axis_value(value) if bare else f"{names[axis]} {axis_value(value)}")
+    return SEPARATOR.join(parts)
+
+
+def _cell_text(row: TrialRow, column: _Column) -> Text:
+    from rich.text import Text
+
+    cell = row.cells[column.name]
+    if cell.median is None:
+        if row.failed and column is not None and _is_first(row, column):
+            return Text(row.outcome, style=OUTCOME_STYLE.get(row.outcome, ""))
+        return Text("" if row.failed else MISSING, style="dim")
+    text = Text(_value(cell, column.scale), style="dim strike" if row.outcome == "invalid" else "")
+    if row.baseline:
+        text.append("\nbaseline", style="dim") if _is_first(row, column) else None
+        return text
+    if cell.ratio is not None and row.outcome == "ok":
+        line, style = _ratio(cell)
+        text.append(f"\n{line}", style=style)
+    return text
+
+
+def _is_first(row: TrialRow, column: _Column) -> bool:
+    return next(iter(row.cells), None) == column.name
+
+
+def _value(cell: Cell, scale: Scale) -> str:
+    if cell.median is None:
+        return MISSING
+    return scale.interval(cell.median, cell.ci_low, cell.ci_high)
+
+
+def _ratio(cell: Cell) -> tuple[str, str]:
+    if cell.ratio is None:
+        return "", ""
+    mark, style, _ = STANDING_MARKS.get(cell.standing or "", ("", "", ""))
+    return f"{mark} {ratio(cell.ratio)}".strip(), style
+
+
+def _notes(
+    rows: Sequence[TrialRow], columns: Sequence[_Column], left_out: Sequence[str]
+) -> Iterable[Text]:
+    from rich.text import Text
+
+    yield Text("")
+    legend = ["median ± half of its 95 % interval"] if _any_interval(rows) else []
+    standings = {c.standing for row in rows for c in row.cells.values() if c.standing}
+    said = [f"{m} {meaning}" for key, (m, _, meaning) in STANDING_MARKS.items() if key in standings]
+    if said:
+        legend.append(f"against the baseline: {', '.join(said)}")
+    if any(row.attempts > 1 for row in rows):
+        legend.append("(n) attempts")
+    measured = [row for row in rows if row.outcome in ("ok", "invalid")]
+    verdicts = [v for v in VERDICT_MARKS if any(row.verdict == v for row in measured)]
+    marks = [f"{VERDICT_MARKS[v][0]} {v}: {VERDICT_MARKS[v][2]}" for v in verdicts]
+    meanings = [
+        f"{metric_title(c.name)}: {MEANINGS[c.name]}" for c in columns if c.name in MEANINGS
+    ]
+    for line in (legend, marks, meanings):
+        if line:
+            yield Text(" · ".join(line), style="dim")
+    absent: dict[str, str] = {}
+    unfit = []
+    for name in left_out:
+        cells = [row.cells[name] for row in rows if row.cells[name].median is None]
+        if len(cells) == len(rows):
+            absent[name] = next((c.reason for c in cells if c.reason), "not measured")
+        else:
+            unfit.append(metric_title(name))
+    for name, reason in absent.items():
+        yield Text(f"no {metric_title(name)}: {reason}", style="dim")
+    if unfit:
+        yield Text(f"not shown for lack of width: {', '.join(unfit)}", style="dim")
+
+
+def _failures(table: SweepTable, width: int) -> Iterable[Any]:
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+    failures = table.failures
+    if not failures:
+        return
+    said = ", ".join(f"{n} {o}" for o, n in table.outcomes.items() if o not in ("ok", "not_run"))
+    yield Text("")
+    yield Text(
+        f"{len(failures)} of {len(table.rows)} trials without a result to rely on: {said}",
+        style="bold",
+    )
+    shown = failures[:MAX_FAILURES]
+    if width < _NARROW:
+        for row in shown:
+            yield Text.assemble(
+                _outcome(row), "  ", row.label, (f"  {short_hash(row.hash)}", "dim")
+            )
+            yield Padding(Text(row.reason or ""), (0, 0, 0, 2))
+    else:
+        grid = Table.grid(padding=(0, _GAP, 0, 0))
+        for most in (None, width // 3, None):
+            grid.add_column(no_wrap=True, max_width=most)
+        grid.add_column(ratio=1)
+        for row in shown:
+            grid.add_row(
+                Text(*_outcome(row)),
+                row.label,
+                Text(short_hash(row.hash), style="dim"),
+                Text(row.reason or "", overflow="fold"),
+            )
+        yield grid
+    if len(failures) > MAX_FAILURES:
+        yield Text(f"… and {len(failures) - MAX_FAILURES} more", style="italic")
+
+
+def _outcome(row: TrialRow) -> tuple[str, str]:
+    return row.outcome, OUTCOME_STYLE.get(row.outcome, "")
+
+
+def _any_interval(rows: Sequence[TrialRow]) -> bool:
+    return any(c.ci_low is not None for row in rows for c in row.cells.values())
+
+
+def _name_width(table: SweepTable, rows: Sequence[TrialRow]) -> int:
+    single = len({row.group for row in rows}) == 1
+    labels = (min(len(_row_label(row, not single)), _NAME_WIDTH) for row in rows)
+    repeats = 5 if any(row.attempts > 1 for row in rows) else 0
+    groups = (len(_group_name(row)) for row in rows) if not single else iter(())
+    return max(2 + max(labels, default=0) + repeats, 14, len(table.sweep), max(groups, default=0))
+
+
+def _wrap(text: str, width: int) -> tuple[str, ...]:
+    import textwrap
+
+    return tuple(textwrap.wrap(text, width, break_long_words=False)) or ("",)
+
+
+def _short(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"

@@ -1,0 +1,187 @@
+"""Writes numbers for people: SI and binary prefixes, honest digits, a value with its interval.
+
+Pure text, no terminal: tables, plots and exports share it. A column of numbers gets one
+:class:`Scale`, so that a reader compares digits and not prefixes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+MISSING = "–"
+
+_SI = (
+    (1e15, "P"),
+    (1e12, "T"),
+    (1e9, "G"),
+    (1e6, "M"),
+    (1e3, "k"),
+    (1.0, ""),
+    (1e-3, "m"),
+    (1e-6, "µ"),
+    (1e-9, "n"),
+)
+_BINARY = tuple((2.0 ** (10 * i), p) for i, p in reversed(list(enumerate(("", *"KMGTP")))))
+
+# unit -> (symbol, smallest and largest exponent allowed for its prefix). Seconds never become
+# kiloseconds and counts never millitokens; both are correct and neither can be read.
+_PREFIXED = {
+    "s": ("s", 1e-9, 1.0),
+    "J": ("J", 1e-6, 1e9),
+    "W": ("W", 1e-3, 1e6),
+    "Hz": ("Hz", 1.0, 1e9),
+    "flop": ("FLOP", 1.0, 1e15),
+    "flop/s": ("FLOP/s", 1.0, 1e15),
+    "bytes/s": ("B/s", 1.0, 1e12),
+    "J/token": ("J/token", 1e-6, 1.0),
+    "parameters": ("", 1.0, 1e12),
+}
+_SYMBOLS = {"1": "", "tokens/s": "tok/s", "degC": "°C", "celsius": "°C", "percent": "%"}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How a column of one unit is written: divided by ``factor``, headed by ``symbol``."""
+
+    factor: float
+    symbol: str
+
+    def number(self, value: float | None, digits: int = 3) -> str:
+        """``value`` in this scale, without its symbol; a dash for None."""
+        return MISSING if value is None else significant(value / self.factor, digits)
+
+    def text(self, value: float | None, digits: int = 3) -> str:
+        """``value`` in this scale with its symbol."""
+        number = self.number(value, digits)
+        return number if value is None else _join(number, self.symbol)
+
+    def interval(self, median: float, ci_low: float | None, ci_high: float | None) -> str:
+        """``61.2 ±0.8``: the median and the half-width of its interval, without the symbol.
+
+        The half-width is rounded to one digit (two below 2) and the median to the same place, but
+        never to less than three or more than five digits: precision that is not there is not shown.
+        """
+        if ci_low is None or ci_high is None:
+            return self.number(median)
+        half = abs(ci_high - ci_low) / 2 / self.factor
+        value = median / self.factor
+        if half == 0 or not math.isfinite(half):
+            return significant(value)
+        places = _places_of(half)
+        value_places = _decimals(value, 3)
+        places = min(max(places, value_places), _decimals(value, 5))
+        text = f"{half:.{max(places, 0)}f}"
+        if float(text) == 0:
+            text = f"{10.0 ** -max(places, 0):.{max(places, 0)}f}"
+            return f"{value:.{max(places, 0)}f} <±{text}"
+        return f"{value:.{max(places, 0)}f} ±{text}"
+
+
+def scale_of(values: Iterable[float | None], unit: str) -> Scale:
+    """The scale that suits most of ``values``: the prefix of their median magnitude."""
+    sizes = sorted(abs(v) for v in values if v is not None and v != 0 and math.isfinite(v))
+    size = sizes[len(sizes) // 2] if sizes else 0.0
+    if unit in ("bytes", "B"):
+        factor, prefix = _prefix(size, _BINARY, 1.0, math.inf)
+        return Scale(factor, f"{prefix}iB" if prefix else "B")
+    if unit in _PREFIXED:
+        symbol, low, high = _PREFIXED[unit]
+        factor, prefix = _prefix(size, _SI, low, high)
+        return Scale(factor, prefix + symbol)
+    return Scale(1.0, _SYMBOLS.get(unit, unit))
+
+
+def quantity(value: float | None, unit: str, digits: int = 3) -> str:
+    """One value with its best prefix: ``61.2 ms``, ``1.25 GiB``; a dash for None."""
+    return scale_of([value], unit).text(value, digits)
+
+
+def with_ci(median: float, ci_low: float | None, ci_high: float | None, unit: str) -> str:
+    """A median and the half-width of its interval: ``61.2 ±0.8 ms``."""
+    scale = scale_of([median], unit)
+    return _join(scale.interval(median, ci_low, ci_high), scale.symbol)
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """``value`` at ``digits`` significant digits without an exponent where a person can do so."""
+    if value == 0 or not math.isfinite(value):
+        return "0" if value == 0 else str(value)
+    if float(value).is_integer() and abs(value) < 10**6:
+        return str(int(value))
+    if not 1e-4 <= abs(value) < 1e7:
+        return f"{value:.{digits - 1}e}"
+    return f"{value:.{max(_decimals(value, digits), 0)}f}"
+
+
+def ratio(value: float | None) -> str:
+    """A ratio to the baseline: ``1.82×``; three digits, a dash for None."""
+    if value is None:
+        return MISSING
+    return f"{significant(value)}×" if value < 0.1 or value >= 100 else f"{value:.2f}×"
+
+
+def percent(share: float) -> str:
+    """A share of one as a percentage: ``4.2 %``."""
+    return f"{significant(100 * share, 2)} %"
+
+
+def duration(seconds: float) -> str:
+    """A wall time as people say it: ``0.4 s``, ``12.3 s``, ``3 min 05 s``, ``2 h 10 min``."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    if seconds < 3600 - 0.5:
+        minutes, rest = divmod(round(seconds), 60)
+        return f"{minutes} min {rest:02d} s"
+    hours, rest = divmod(round(seconds / 60), 60)
+    if hours < 48:
+        return f"{hours} h {rest:02d} min"
+    return f"{hours // 24} d {hours % 24} h"
+
+
+def span(low_s: float, high_s: float) -> str:
+    """A range of wall times in one unit: ``40–65 s``, ``3–5 min``, ``2.1–3.4 h``."""
+    if high_s < 100:
+        factor, unit, places = 1.0, "s", 0
+    elif high_s < 6000:
+        factor, unit, places = 60.0, "min", 0 if high_s >= 600 else 1
+    else:
+        factor, unit, places = 3600.0, "h", 1
+    low, high = f"{low_s / factor:.{places}f}", f"{high_s / factor:.{places}f}"
+    return f"{high} {unit}" if low == high else f"{low}–{high} {unit}"
+
+
+def _join(number: str, symbol: str) -> str:
+    return f"{number} {symbol}" if symbol else number
+
+
+def _prefix(
+    size: float, table: Iterable[tuple[float, str]], low: float, high: float
+) -> tuple[float, str]:
+    if size == 0:
+        return 1.0, ""
+    allowed = [(f, p) for f, p in table if low <= f <= high]
+    for factor, prefix in allowed:
+        # 999.95 would be written 1000 by three digits: it belongs to the next prefix.
+        if size >= 0.9995 * factor:
+            return factor, prefix
+    return allowed[-1]
+
+
+def _decimals(value: float, digits: int) -> int:
+    """Decimal places that show ``value`` at ``digits`` significant digits (may be negative)."""
+    if value == 0:
+        return 0
+    exponent = math.floor(math.log10(abs(value)))
+    # 9.996 at three digits is 10.0, not 10.00.
+    if round(abs(value) / 10.0**exponent, digits - 1) >= 10:
+        exponent += 1
+    return digits - 1 - exponent
+
+
+def _places_of(half: float) -> int:
+    leading = half / 10.0 ** math.floor(math.log10(half))
+    return _decimals(half, 2 if leading < 2 else 1)
