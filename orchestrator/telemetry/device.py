@@ -1,0 +1,235 @@
+"""What GPUs this machine has, by UUID, and what hardware a measurement is comparable on."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.telemetry.nvml import NvmlError, Session
+
+
+@dataclass(frozen=True)
+class Device:
+    """A GPU, or one MIG slice of one.
+
+    Attributes
+    ----------
+    uuid : str
+        ``GPU-...`` or ``MIG-...``: what goes into ``CUDA_VISIBLE_DEVICES``.
+    pci_bus_id : str
+        Of the physical GPU; devices are listed in its order (``CUDA_DEVICE_ORDER=PCI_BUS_ID``).
+    memory_bytes : int
+        Total memory of the device or slice.
+    compute_capability : str or None
+        ``9.0`` and the like.
+    parent_uuid : str or None
+        The GPU a MIG slice is cut from.
+    simulated : bool
+        The device is played by the simulated NVML: no CUDA program can use it.
+    """
+
+    uuid: str
+    name: str
+    pci_bus_id: str
+    memory_bytes: int
+    driver_version: str
+    compute_capability: str | None = None
+    power_limit_w: float | None = None
+    sm_clock_max_hz: float | None = None
+    parent_uuid: str | None = None
+    simulated: bool = False
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """The devices of this machine; ``reason`` says why there are none, or why some are missing."""
+
+    devices: tuple[Device, ...] = ()
+    reason: str | None = None
+    driver_version: str | None = None
+    simulated: bool = False
+
+
+def inventory() -> Inventory:
+    """Ask NVML for every device; never raises."""
+    try:
+        session = Session()
+    except NvmlError as error:
+        return Inventory(reason=error.what)
+    try:
+        return _list(session)
+    except NvmlError as error:
+        return Inventory((), error.what, session.driver_version, session.simulated)
+    finally:
+        session.close()
+
+
+def devices() -> list[Device]:
+    """Every GPU or MIG slice here in PCI order; :func:`inventory` says why there is none."""
+    return list(inventory().devices)
+
+
+def device_kind_here() -> str:
+    """``cuda`` where torch can use a GPU of this machine, else ``cpu``; imports no torch.
+
+    A simulated GPU cannot run CUDA: work on it runs on the CPU.
+    """
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1"):
+        return "cpu"
+    if not _torch_has_cuda():
+        return "cpu"
+    found = inventory()
+    return "cuda" if found.devices and not found.simulated else "cpu"
+
+
+def resolve_visible(visible: str | None, present: Sequence[Device]) -> tuple[Device, ...]:
+    """The devices that a ``CUDA_VISIBLE_DEVICES`` names, by UUID or position in PCI order.
+
+    A UUID may be cut short as long as it names one device. None or ``all`` means every device. As in CUDA, the first entry that names nothing ends the
+    list. Hand the result's UUIDs on: they mean the same GPU in every order.
+    """
+    if visible is None or visible.strip() == "all":
+        return tuple(present)
+    chosen: list[Device] = []
+    for entry in (part.strip() for part in visible.split(",")):
+        if entry.isdigit():
+            matches = [present[int(entry)]] if int(entry) < len(present) else []
+        else:
+            matches = [d for d in present if entry and d.uuid.startswith(entry)]
+        if len(matches) != 1 or matches[0] in chosen:
+            break
+        chosen.append(matches[0])
+    return tuple(chosen)
+
+
+def hardware_facts(chosen: Sequence[Device] = (), cores: int | None = None) -> dict[str, Any]:
+    """What :func:`hardware_fingerprint` is made of: the CPU and the attempt's devices."""
+    return {
+        "cpu": _cpu_model(),
+        "cores": cores or os.cpu_count() or 1,
+        "gpus": [asdict(d) for d in chosen],
+        "simulated": any(d.simulated for d in chosen),
+    }
+
+
+def hardware_fingerprint(facts: Mapping[str, Any]) -> str:
+    """Short name of what a figure is comparable on; equal for equal hardware, whatever the unit.
+
+    GPU model, memory, power limit and major driver version count, and the CPU with its cores; not
+    the UUID (two H100s of one kind compare) nor the host's name.
+
+    Parameters
+    ----------
+    facts : mapping
+        As :func:`hardware_facts` returns them; the ``hardware`` fact of an attempt.
+    """
+    gpus = [
+        {
+            "name": g.get("name"),
+            "memory_gib": round((g.get("memory_bytes") or 0) / 2**30),
+            "power_limit_w": g.get("power_limit_w"),
+            "driver": str(g.get("driver_version") or "").split(".")[0],
+        }
+        for g in facts.get("gpus") or ()
+    ]
+    basis = {"cpu": facts.get("cpu"), "cores": facts.get("cores"), "gpus": gpus}
+    text = json.dumps(basis, sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    if gpus:
+        label = f"{len(gpus)}x{_slug(gpus[0]['name'])}"
+    else:
+        label = f"{facts.get('cores')}x{_slug(facts.get('cpu'))}"
+    return f"{'simulated-' if facts.get('simulated') else ''}{label}-{digest}"
+
+
+def _slug(name: object) -> str:
+    plain = re.sub(r"\((r|tm)\)|nvidia|geforce|processor|cpu|@.*$", " ", str(name).lower())
+    return "-".join(re.findall(r"[a-z0-9.]+", plain))[:40] or "unknown"
+
+
+def _cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    try:
+        text = cpuinfo.read_text()
+    except OSError:
+        return "unknown"
+    found = re.search(r"^(?:model name|Model|CPU part)\s*:\s*(.+)$", text, re.MULTILINE)
+    return found[1].strip() if found else "unknown"
+
+
+def _torch_has_cuda() -> bool:
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return False
+    try:
+        text = (Path(spec.origin).parent / "version.py").read_text()
+    except OSError:
+        return False
+    found = re.search(r"^cuda(?:\s*:[^=]+)?\s*=\s*(.+)$", text, re.MULTILINE)
+    return found is not None and found[1].strip() != "None"
+
+
+def _list(session: Session) -> Inventory:
+    found: list[Device] = []
+    lost: list[str] = []
+    for index in range(session.call("nvmlDeviceGetCount")):
+        try:
+            handle = session.call("nvmlDeviceGetHandleByIndex", index)
+            found += _slices(session, handle) or [describe(session, handle)]
+        except NvmlError as error:
+            lost.append(f"GPU {index}: {error.what}")
+    found.sort(key=lambda d: d.pci_bus_id)
+    reason = "; ".join(lost) or (None if found else "no NVIDIA GPU here")
+    return Inventory(tuple(found), reason, session.driver_version, session.simulated)
+
+
+def _slices(session: Session, parent: Any) -> list[Device]:
+    current, _pending = session.ask("nvmlDeviceGetMigMode", parent, default=(0, 0))
+    if not current:
+        return []
+    whole = describe(session, parent)
+    found = []
+    for index in range(session.ask("nvmlDeviceGetMaxMigDeviceCount", parent, default=0)):
+        handle = session.ask("nvmlDeviceGetMigDeviceHandleByIndex", parent, index, default=None)
+        if handle is not None:
+            found.append(describe(session, handle, whole))
+    return found
+
+
+def describe(session: Session, handle: Any, parent: Device | None = None) -> Device:
+    """The device behind an NVML handle, a MIG slice with its parent's board; raises NvmlError."""
+    ask = session.ask
+    if parent is None and ask("nvmlDeviceIsMigDeviceHandle", handle, default=False):
+        board = session.call("nvmlDeviceGetDeviceHandleFromMigDeviceHandle", handle)
+        parent = describe(session, board)
+    if parent is None:
+        pci = session.call("nvmlDeviceGetPciInfo", handle).busId
+        bus = pci.decode() if isinstance(pci, bytes) else str(pci)
+        major_minor = ask("nvmlDeviceGetCudaComputeCapability", handle, default=None)
+        capability = None if major_minor is None else ".".join(map(str, major_minor))
+        limit_mw = ask("nvmlDeviceGetEnforcedPowerLimit", handle, default=None)
+        clock_mhz = ask("nvmlDeviceGetMaxClockInfo", handle, 1, default=None)
+        limit_w = None if limit_mw is None else limit_mw / 1e3
+        clock_hz = None if clock_mhz is None else clock_mhz * 1e6
+    else:
+        bus, capability = parent.pci_bus_id, parent.compute_capability
+        limit_w, clock_hz = parent.power_limit_w, parent.sm_clock_max_hz
+    memory = ask("nvmlDeviceGetMemoryInfo", handle, default=None)
+    return Device(
+        uuid=str(session.call("nvmlDeviceGetUUID", handle)),
+        name=str(session.call("nvmlDeviceGetName", handle)),
+        pci_bus_id=bus,
+        memory_bytes=int(memory.total) if memory is not None else 0,
+        driver_version=session.driver_version,
+        compute_capability=capability,
+        power_limit_w=limit_w,
+        sm_clock_max_hz=clock_hz,
+        parent_uuid=parent.uuid if parent else None,
+        simulated=session.simulated,
+    )

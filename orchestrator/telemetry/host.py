@@ -1,0 +1,218 @@
+"""Samples the host and the measured process from outside it, as cheaply as the kernel allows.
+
+Three tiers, by what a reading costs and how fast it changes::
+
+    fast    every period (100 ms)    one read of /proc/PID/stat: CPU time, resident memory, faults
+    slow    every fifth period       /proc/stat, PSI, cgroup, disk bytes, swap, frequency, RAPL
+    rare    0.5, 1, 2, 4 ... s       PSS: smaps_rollup walks the page tables under the mmap lock,
+                                     which the measured process needs for its own mappings
+
+The sampler measures what it costs and slows itself down when that exceeds its budget.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from orchestrator.telemetry.cgroup import find_cgroup
+from orchestrator.telemetry.procfs import KernelFile, numbers
+from orchestrator.telemetry.series import SeriesSet
+
+BUDGET = (
+    0.002  # of one core: 0.1 % of the two-core machine that the perturbation limit is stated for
+)
+SLOW_EVERY = 5
+MAX_PERIOD_S = 1.0
+PSS_FIRST_S = 0.5
+PSS_MAX_S = 32.0
+PSS_BUDGET = 0.001  # share of time that the page-table walk may take
+
+_TICK_S = 1.0 / os.sysconf("SC_CLK_TCK")
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_PSI = ("cpu", "memory", "io")
+
+
+class HostSampler:
+    """Reads one host and one process into a :class:`SeriesSet`; ``tick`` does one round.
+
+    Parameters
+    ----------
+    cpus : sequence of int
+        The attempt's cores: load of others and steal are looked for there; all cores when empty.
+    period_s : float
+        Of the fast tier; doubled (up to 1 s) while a round costs more than ``BUDGET`` of a core.
+    proc, sys : Path
+        Roots of procfs and sysfs; another tree in tests.
+    now_ns, cost_ns : callable
+        CLOCK_MONOTONIC and this thread's CPU time; fakes in tests.
+    """
+
+    def __init__(
+        self,
+        cpus: Sequence[int] = (),
+        *,
+        period_s: float = 0.1,
+        proc: Path = Path("/proc"),
+        sys: Path = Path("/sys"),
+        now_ns: Callable[[], int] = time.perf_counter_ns,
+        cost_ns: Callable[[], int] = time.thread_time_ns,
+    ) -> None:
+        self.period_s = period_s
+        self.series = SeriesSet(now_ns())
+        self.absent: dict[str, str] = {}
+        self.ticks = 0
+        self.spent_s = 0.0
+        self._proc, self._now_ns, self._cost_ns = proc, now_ns, cost_ns
+        self._wanted = {f"cpu{n}".encode() for n in cpus} or {b"cpu"}
+        self._mean_cost_s = 0.0
+        self._stat: KernelFile | None = None
+        self._process: dict[str, KernelFile] = {}
+        self._pss_due_ns = 0
+        self._pss_gap_s = PSS_FIRST_S
+        self._host = {"stat": KernelFile(proc / "stat")}
+        self._host |= {f"psi_{k}": KernelFile(proc / "pressure" / k) for k in _PSI}
+        group = find_cgroup(proc, sys)
+        self._throttled_key, self._throttled_unit_s = group.throttled_key, group.throttled_unit_s
+        self._host |= {f"cgroup_{name}": KernelFile(path) for name, path in group.files.items()}
+        self.absent |= group.absent
+        rapl = sys / "class" / "powercap"
+        self._rapl = [KernelFile(p / "energy_uj") for p in sorted(rapl.glob("intel-rapl:?"))]
+        ranges = [KernelFile(p / "max_energy_range_uj") for p in sorted(rapl.glob("intel-rapl:?"))]
+        self.rapl_range_j = _rapl_range_j(ranges)
+        base = sys / "devices" / "system" / "cpu"
+        chosen = sorted(cpus)[:4] or [0]
+        self._frequency = [
+            KernelFile(base / f"cpu{n}" / "cpufreq" / "scaling_cur_freq") for n in chosen
+        ]
+        self._note_absent()
+
+    def attach(self, pid: int) -> None:
+        """Start following the measured process, reading everything once."""
+        root = self._proc / str(pid)
+        self._process = {k: KernelFile(root / k) for k in ("io", "status", "smaps_rollup")}
+        self._stat = KernelFile(root / "stat")
+        self._pss_due_ns = self._now_ns() + round(PSS_FIRST_S * 1e9)
+        for name, metric in (("io", "disk_read_bytes"), ("io", "disk_write_bytes")):
+            if reason := self._process[name].reason:
+                self.absent[metric] = reason
+        if reason := self._process["smaps_rollup"].reason:
+            self.absent["pss_bytes"] = reason
+        self.tick(slow=True)
+
+    def tick(self, *, slow: bool | None = None) -> None:
+        """One round of readings; ``slow`` None takes the slow tier every ``SLOW_EVERY`` rounds."""
+        began = self._cost_ns()
+        now = self._now_ns()
+        self._read_process(now)
+        if slow or (slow is None and self.ticks % SLOW_EVERY == 0):
+            self._read_slow(now)
+        if now >= self._pss_due_ns and "smaps_rollup" in self._process:
+            self._read_pss(now)
+        self.ticks += 1
+        cost_s = (self._cost_ns() - began) / 1e9
+        self.spent_s += cost_s
+        self._mean_cost_s += 0.2 * (cost_s - self._mean_cost_s)
+        if self._mean_cost_s > BUDGET * self.period_s and self.period_s < MAX_PERIOD_S:
+            self.period_s = min(2 * self.period_s, MAX_PERIOD_S)
+
+    def close(self) -> None:
+        """Give every descriptor back."""
+        files = [*self._host.values(), *self._process.values(), *self._rapl, *self._frequency]
+        for file in [*files, *([self._stat] if self._stat else [])]:
+            file.close()
+
+    def _read_process(self, now: int) -> None:
+        data = self._stat.read() if self._stat is not None else None
+        if data is None:
+            return
+        # The command name may hold spaces and parentheses: fields count from the last ')'.
+        parts = data[data.rfind(b")") + 2 :].split()
+        add = self.series.add
+        cpu_s = (int(parts[11]) + int(parts[12]) + int(parts[13]) + int(parts[14])) * _TICK_S
+        add("process", "cpu_s", "s", now, cpu_s, counter=True)
+        add("process", "rss_bytes", "bytes", now, int(parts[21]) * _PAGE_BYTES)
+        add("process", "minor_faults", "1", now, int(parts[7]), counter=True)
+        add("process", "major_faults", "1", now, int(parts[9]), counter=True)
+
+    def _read_slow(self, now: int) -> None:
+        add = self.series.add
+        if data := self._host["stat"].read():
+            busy, steal = _cpu_times(data, self._wanted)
+            add("host", "busy_s", "s", now, busy * _TICK_S, counter=True)
+            add("host", "steal_s", "s", now, steal * _TICK_S, counter=True)
+            add("host", "supervisor_cpu_s", "s", now, time.process_time(), counter=True)
+        for kind in _PSI:
+            if data := self._host[f"psi_{kind}"].read():
+                total_us = int(data.split(b"total=", 1)[1].split(None, 1)[0])
+                add("host", f"psi_{kind}_s", "s", now, total_us / 1e6, counter=True)
+        self._read_cgroup(now)
+        for name, file in self._process.items():
+            if name != "smaps_rollup" and (data := file.read()):
+                found = numbers(data)
+                if name == "io":
+                    for key in ("read_bytes", "write_bytes"):
+                        add("process", f"disk_{key}", "bytes", now, found[key], counter=True)
+                elif "VmHWM" in found:  # a zombie's status has no memory lines
+                    add("process", "rss_peak_bytes", "bytes", now, found["VmHWM"] * 1024)
+                    add("process", "swap_bytes", "bytes", now, found.get("VmSwap", 0) * 1024)
+        rapl = [int(d) for file in self._rapl if (d := file.read())]
+        if rapl:
+            add("host", "rapl_energy_j", "J", now, sum(rapl) / 1e6, counter=True)
+        clocks = [int(d) for file in self._frequency if (d := file.read())]
+        if clocks:
+            add("host", "cpu_frequency_hz", "Hz", now, 1e3 * sum(clocks) / len(clocks))
+
+    def _read_cgroup(self, now: int) -> None:
+        add = self.series.add
+        if (file := self._host.get("cgroup_cpu")) and (data := file.read()):
+            throttled = numbers(data).get(self._throttled_key)
+            if throttled is not None:
+                seconds = throttled * self._throttled_unit_s
+                add("host", "cgroup_throttled_s", "s", now, seconds, counter=True)
+        for name in ("memory", "memory_peak"):
+            if (file := self._host.get(f"cgroup_{name}")) and (data := file.read()):
+                add("host", f"cgroup_{name}_bytes", "bytes", now, int(data))
+
+    def _read_pss(self, now: int) -> None:
+        data = self._process["smaps_rollup"].read()
+        took_s = (self._now_ns() - now) / 1e9
+        if data and "Pss" in (found := numbers(data)):
+            self.series.add("process", "pss_bytes", "bytes", now, found["Pss"] * 1024)
+        self._pss_gap_s = max(min(2 * self._pss_gap_s, PSS_MAX_S), took_s / PSS_BUDGET)
+        self._pss_due_ns = now + round(self._pss_gap_s * 1e9)
+
+    def _note_absent(self) -> None:
+        for name, file in self._host.items():
+            metric = {"stat": "steal_s", "cgroup_cpu": "cgroup_throttled_s"}.get(name, f"{name}_s")
+            if file.reason and not name.startswith("cgroup_memory"):
+                self.absent[metric] = file.reason
+        if all(f.reason for f in self._rapl):
+            reason = self._rapl[0].reason if self._rapl else None
+            self.absent["rapl_energy_j"] = reason or "this CPU has no RAPL counters here"
+        if all(f.reason for f in self._frequency):
+            self.absent["cpu_frequency_hz"] = "no cpufreq driver on this host"
+
+
+def _cpu_times(stat: bytes, wanted: set[bytes]) -> tuple[int, int]:
+    """Busy (user, nice, system, irq, softirq) and steal ticks, summed over the wanted lines."""
+    busy = steal = 0
+    for line in stat.splitlines():
+        if not line.startswith(b"cpu"):
+            break
+        parts = line.split()
+        if parts[0] in wanted:
+            user, nice, system, _idle, _iowait, irq, softirq, stolen = map(int, parts[1:9])
+            busy += user + nice + system + irq + softirq
+            steal += stolen
+    return busy, steal
+
+
+def _rapl_range_j(files: Sequence[KernelFile]) -> float | None:
+    """Where the summed RAPL counter wraps; None with several packages, which wrap apart."""
+    read = [int(d) for file in files if (d := file.read())]
+    for file in files:
+        file.close()
+    return read[0] / 1e6 if len(read) == 1 else None

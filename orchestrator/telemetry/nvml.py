@@ -1,0 +1,244 @@
+"""The one boundary to NVML: sessions by UUID (MIG included), every NVML error translated.
+
+Nothing else imports ``pynvml`` or sees its exceptions. A device is only ever opened by its UUID:
+NVML's index is neither CUDA's nor Ray's, and knows nothing of ``CUDA_VISIBLE_DEVICES``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, TypeVar
+
+from orchestrator.errors import OrchestratorError
+
+SIMULATED_DRIVER = "simulated"
+"""Prefix of the driver version that the simulated NVML reports."""
+
+T = TypeVar("T")
+
+
+class Kind(Enum):
+    """What an NVML error means to someone who wanted a reading."""
+
+    UNAVAILABLE = "unavailable"  # no driver, no library: no GPU can be read at all
+    UNSUPPORTED = "unsupported"  # this GPU or driver cannot tell this: do not ask again
+    FORBIDDEN = "forbidden"  # this user may not ask: do not ask again
+    LOST = "lost"  # the GPU is gone: nothing of it can be read any more
+    UNKNOWN_DEVICE = "unknown_device"  # no such UUID here
+    TRANSIENT = "transient"  # nothing this time: ask again
+    DEFECT = "defect"  # we asked wrongly
+
+
+# NVML_ERROR_<name> -> what it means and the reason a person reads. Complete by test.
+TRANSLATION: dict[str, tuple[Kind, str]] = {
+    "UNINITIALIZED": (Kind.DEFECT, "NVML was not initialised"),
+    "INVALID_ARGUMENT": (Kind.DEFECT, "NVML refused an argument"),
+    "NOT_SUPPORTED": (Kind.UNSUPPORTED, "this GPU does not support it"),
+    "NO_PERMISSION": (Kind.FORBIDDEN, "no permission to read it"),
+    "ALREADY_INITIALIZED": (Kind.DEFECT, "NVML was initialised twice"),
+    "NOT_FOUND": (Kind.UNKNOWN_DEVICE, "no GPU with this UUID here"),
+    "INSUFFICIENT_SIZE": (Kind.TRANSIENT, "the answer outgrew its buffer"),
+    "INSUFFICIENT_POWER": (Kind.UNAVAILABLE, "the GPU's power cables are not attached"),
+    "DRIVER_NOT_LOADED": (Kind.UNAVAILABLE, "the NVIDIA driver is not loaded"),
+    "TIMEOUT": (Kind.TRANSIENT, "NVML timed out"),
+    "IRQ_ISSUE": (Kind.UNAVAILABLE, "the kernel has an interrupt problem with the GPU"),
+    "LIBRARY_NOT_FOUND": (Kind.UNAVAILABLE, "no NVIDIA driver here (libnvidia-ml.so.1 not found)"),
+    "FUNCTION_NOT_FOUND": (Kind.UNSUPPORTED, "this driver is too old to tell"),
+    "CORRUPTED_INFOROM": (Kind.UNSUPPORTED, "the GPU's infoROM is corrupted"),
+    "GPU_IS_LOST": (Kind.LOST, "the GPU fell off the bus"),
+    "RESET_REQUIRED": (Kind.LOST, "the GPU needs a reset"),
+    "OPERATING_SYSTEM": (Kind.FORBIDDEN, "the operating system blocked the request"),
+    "LIB_RM_VERSION_MISMATCH": (
+        Kind.UNAVAILABLE,
+        "driver and NVML library are of different versions (reboot after the driver update)",
+    ),
+    "IN_USE": (Kind.TRANSIENT, "the GPU is in use by another operation"),
+    "MEMORY": (Kind.TRANSIENT, "NVML ran out of memory"),
+    "NO_DATA": (Kind.TRANSIENT, "no data yet"),
+    "VGPU_ECC_NOT_SUPPORTED": (Kind.UNSUPPORTED, "not possible on a vGPU with ECC"),
+    "INSUFFICIENT_RESOURCES": (Kind.TRANSIENT, "NVML ran out of resources"),
+    "FREQ_NOT_SUPPORTED": (Kind.UNSUPPORTED, "this frequency is not supported"),
+    "ARGUMENT_VERSION_MISMATCH": (Kind.UNSUPPORTED, "this driver is too old to tell"),
+    "DEPRECATED": (Kind.UNSUPPORTED, "this driver no longer tells"),
+    "NOT_READY": (Kind.TRANSIENT, "the GPU is not ready"),
+    "GPU_NOT_FOUND": (Kind.UNAVAILABLE, "no NVIDIA GPU here"),
+    "INVALID_STATE": (Kind.TRANSIENT, "the GPU is in a state that cannot tell"),
+    "RESET_TYPE_NOT_SUPPORTED": (Kind.UNSUPPORTED, "this kind of reset is not supported"),
+    "UNKNOWN": (Kind.TRANSIENT, "NVML failed without a reason"),
+}
+
+
+class NvmlError(OrchestratorError):
+    """An NVML call failed; ``kind`` says whether asking again makes sense."""
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str | None = None,
+        fix: str | None = None,
+        kind: Kind = Kind.TRANSIENT,
+    ) -> None:
+        super().__init__(what, where=where, fix=fix)
+        self.kind = kind
+
+
+def load_pynvml() -> Any:
+    """The ``pynvml`` module, or :class:`NvmlError` where nvidia-ml-py is not installed."""
+    try:
+        import pynvml
+    except ImportError as error:
+        raise NvmlError(
+            "the package nvidia-ml-py is not installed", kind=Kind.UNAVAILABLE
+        ) from error
+    return pynvml
+
+
+def translate(code: int, name_of: dict[int, str]) -> tuple[Kind, str]:
+    """Kind and reason of an NVML return code; a code of a newer driver is transient."""
+    return TRANSLATION.get(name_of.get(code, ""), (Kind.TRANSIENT, f"NVML error {code}"))
+
+
+@dataclass(frozen=True)
+class FieldValue:
+    """One answer of ``nvmlDeviceGetFieldValues``: a number, or why there is none."""
+
+    value: float | None
+    kind: Kind | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class ProcessMemory:
+    """A process on a GPU, by its pid in the driver's namespace; bytes None where NVML cannot tell.
+
+    ``compute`` is false for one that only draws (a display server).
+    """
+
+    pid: int
+    used_bytes: int | None
+    compute: bool = True
+
+
+class Session:
+    """NVML initialised once; :meth:`close` gives it back. Raises :class:`NvmlError` on opening.
+
+    Attributes
+    ----------
+    driver_version, nvml_version : str
+    simulated : bool
+        The library is this project's simulation, not a driver.
+    """
+
+    def __init__(self) -> None:
+        self.pynvml: Any = load_pynvml()
+        prefix = "NVML_ERROR_"
+        self._name_of = {
+            getattr(self.pynvml, n): n[len(prefix) :]
+            for n in dir(self.pynvml)
+            if n.startswith(prefix)
+        }
+        self.call("nvmlInit")
+        self._open = True
+        self.driver_version = str(self.call("nvmlSystemGetDriverVersion"))
+        version = self.call("nvmlSystemGetNVMLVersion")
+        self.nvml_version = version.decode() if isinstance(version, bytes) else str(version)
+        self.simulated = self.driver_version.startswith(SIMULATED_DRIVER)
+
+    def call(self, function: str, *arguments: Any) -> Any:
+        """Call ``pynvml.<function>``; every failure becomes an :class:`NvmlError`."""
+        try:
+            return getattr(self.pynvml, function)(*arguments)
+        except self.pynvml.NVMLError as error:
+            kind, reason = translate(error.value, self._name_of)
+            raise NvmlError(reason, where=function, kind=kind) from error
+        except (AttributeError, self.pynvml.NVMLLibraryMismatchError) as error:
+            reason = "this driver or nvidia-ml-py is too old to tell"
+            raise NvmlError(reason, where=function, kind=Kind.UNSUPPORTED) from error
+        except (UnicodeDecodeError, ValueError) as error:
+            reason = f"NVML gave nonsense: {error}"
+            raise NvmlError(reason, where=function, kind=Kind.TRANSIENT) from error
+
+    def ask(self, function: str, *arguments: Any, default: T) -> Any | T:
+        """Like :meth:`call`, with ``default`` where NVML cannot tell."""
+        try:
+            return self.call(function, *arguments)
+        except NvmlError:
+            return default
+
+    def handle(self, uuid: str) -> Any:
+        """The device (or MIG slice) with this UUID; raises :class:`NvmlError`."""
+        return self.call("nvmlDeviceGetHandleByUUID", uuid)
+
+    def fields(self, handle: Any, ids: Sequence[int]) -> list[FieldValue]:
+        """Several field values in one call, each with its own success or reason."""
+        answers = self.call("nvmlDeviceGetFieldValues", handle, list(ids))
+        return [self._field(a) for a in answers]
+
+    def _field(self, answer: Any) -> FieldValue:
+        if answer.nvmlReturn:
+            kind, reason = translate(answer.nvmlReturn, self._name_of)
+            return FieldValue(None, kind, reason)
+        member = _MEMBERS.get(answer.valueType)
+        if member is None:
+            return FieldValue(None, Kind.UNSUPPORTED, f"unknown value type {answer.valueType}")
+        return FieldValue(float(getattr(answer.value, member)))
+
+    def processes(self, handle: Any) -> list[ProcessMemory]:
+        """Processes on a device by pid, those that compute first; raises :class:`NvmlError`."""
+        found: dict[int, ProcessMemory] = {}
+        for process in self.call("nvmlDeviceGetComputeRunningProcesses", handle):
+            found[process.pid] = ProcessMemory(process.pid, process.usedGpuMemory)
+        for process in self.ask("nvmlDeviceGetGraphicsRunningProcesses", handle, default=()):
+            drawing = ProcessMemory(process.pid, process.usedGpuMemory, compute=False)
+            found.setdefault(process.pid, drawing)
+        return list(found.values())
+
+    def close(self) -> None:
+        """Shut NVML down; safe to call twice."""
+        if self._open:
+            self._open = False
+            self.ask("nvmlShutdown", default=None)
+
+
+# Union member for each NVML_VALUE_TYPE_*.
+_MEMBERS = {0: "dVal", 1: "uiVal", 2: "ulVal", 3: "ullVal", 4: "sllVal", 5: "siVal", 6: "usVal"}
+
+_RENUMBERED = (580, 82)
+
+
+def throttle_field_ids(driver_version: str, pynvml: Any) -> dict[str, int]:
+    """Field ids of the cumulative clocks-event counters (ns) that this driver understands.
+
+    Fields 251 to 273 were renumbered between driver 580 TRD1 and TRD2 (580.82), so an id asked of
+    the wrong driver answers with another quantity: see "Known issues" of NVIDIA's NVML reference.
+    Drivers before 570 have only the older policy counters, whose ids never moved.
+    """
+    ids = {
+        "throttle_power_cap_s": pynvml.NVML_FI_DEV_PERF_POLICY_POWER,
+        "throttle_thermal_policy_s": pynvml.NVML_FI_DEV_PERF_POLICY_THERMAL,
+        "throttle_sync_boost_s": pynvml.NVML_FI_DEV_PERF_POLICY_SYNC_BOOST,
+    }
+    found = re.search(r"(\d+)\.(\d+)", driver_version)
+    version = (int(found[1]), int(found[2])) if found else (0, 0)
+    if version >= _RENUMBERED:
+        first = 269
+    elif version >= (570, 0):
+        first = 251
+    else:
+        return ids
+    names = ("throttle_sw_thermal_s", "throttle_hw_thermal_s", "throttle_power_brake_s")
+    return ids | {name: first + i for i, name in enumerate(names)}
+
+
+_shared: list[Session] = []
+
+
+def shared_session() -> Session:
+    """The session this process keeps open: initialising a driver costs tens of milliseconds."""
+    if not _shared:
+        _shared.append(Session())
+    return _shared[0]

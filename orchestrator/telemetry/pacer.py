@@ -1,0 +1,48 @@
+"""Calls a function at a steady pace from a daemon thread, and stops at once when asked."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+
+class Pacer:
+    """Calls ``tick`` every ``period_s()`` seconds until :meth:`stop`.
+
+    Rounds missed because the machine was busy are skipped, never made up for in a burst.
+
+    Parameters
+    ----------
+    tick : callable
+        One round; an exception ends the pacing and is kept in ``failure``.
+    period_s : callable
+        Asked before every wait, so that a sampler can slow itself down.
+    """
+
+    def __init__(self, name: str, tick: Callable[[], None], period_s: Callable[[], float]) -> None:
+        self.failure: BaseException | None = None
+        self._tick, self._period_s = tick, period_s
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        """Begin; the first round comes one period from now."""
+        self._thread.start()
+
+    def stop(self, timeout_s: float = 2.0) -> bool:
+        """End the pacing; False where a round hangs (a driver that does not answer)."""
+        self._stop.set()
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        due = time.monotonic() + self._period_s()
+        while not self._stop.wait(max(0.0, due - time.monotonic())):
+            try:
+                self._tick()
+            except Exception as error:
+                self.failure = error
+                return
+            due = max(due + self._period_s(), time.monotonic())

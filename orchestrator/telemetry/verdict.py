@@ -1,0 +1,282 @@
+"""Says whether telemetry lets a measurement be believed: rules as data, applied to one report.
+
+Pure. The rules and their limits come from ``conf/verdict/``; what each one looks at is here::
+
+    invalid   GPU   thermal_slowdown hardware_slowdown power_brake
+                    foreign_process sm_clock device_lost
+              host  swap cgroup_throttling steal
+    flagged   GPU   power_cap memory_before display      host  other_load
+              samples  sample_count ci_reached bimodal
+
+    invalid     a rule of state ``invalid`` is broken
+    unverified  no telemetry, or a rule of state ``invalid`` could not be checked
+    flagged     a rule of state ``flagged`` is broken
+    valid       everything was checked and nothing was found
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.attempt import AttemptReport, RuleResult, Verdict
+from orchestrator.errors import ConfigError
+from orchestrator.measure.metric import Absent, Samples, Value
+from orchestrator.telemetry.window import ATTEMPT, MEASURED
+
+_BIMODAL_AT_LEAST = 10
+STATES = ("invalid", "flagged", "off")
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """A rule's value that could not be had, and why."""
+
+    reason: str
+
+
+Seen = float | str | Unknown | None
+# None: the rule does not apply to this attempt
+
+
+@dataclass(frozen=True)
+class Check:
+    """What a rule looks at and when it is broken.
+
+    Attributes
+    ----------
+    look : callable
+        The report's value for this rule.
+    broken : callable
+        ``broken(value, limit)``.
+    says : str
+        One line for a person, with ``{value}`` and ``{limit}``.
+    gpu : bool
+        Applies only to attempts that own a GPU.
+    """
+
+    look: Callable[[AttemptReport], Seen]
+    broken: Callable[[Any, Any], bool]
+    says: str
+    gpu: bool = False
+
+
+def judge(report: AttemptReport, rules: Mapping[str, Any]) -> Verdict:
+    """Apply every rule to a report.
+
+    Parameters
+    ----------
+    rules : mapping
+        ``{name: {"state": "invalid"|"flagged"|"off", "limit": number}}``, or the whole ``verdict``
+        configuration group that has them under ``rules``.
+
+    Returns
+    -------
+    Verdict
+        A :class:`RuleResult` for each rule that applies, with what was seen and the limit; state
+        ``unknown`` and the reason where it could not be seen.
+
+    Raises
+    ------
+    ConfigError
+        If a rule has an unknown name or state, or no limit.
+    """
+    chosen = rules.get("rules", rules) if isinstance(rules.get("rules", {}), Mapping) else rules
+    results, unchecked = [], False
+    for name, state, limit in _rules(chosen):
+        check = CHECKS[name]
+        if check.gpu and not (report.slot and report.slot.gpu_uuids):
+            continue
+        seen = check.look(report)
+        if seen is None:
+            continue
+        if isinstance(seen, Unknown):
+            unchecked = unchecked or state == "invalid"
+            results.append(RuleResult(name, "unknown", None, limit, seen.reason))
+        elif check.broken(seen, limit):
+            reason = check.says.format(value=_plain(seen), limit=_plain(limit))
+            results.append(RuleResult(name, state, seen, limit, reason))
+        else:
+            results.append(RuleResult(name, "pass", seen, limit))
+    states = {r.state for r in results}
+    if "invalid" in states:
+        overall = "invalid"
+    elif unchecked or not results or not report.telemetry:
+        overall = "unverified"
+    elif "flagged" in states:
+        overall = "flagged"
+    else:
+        overall = "valid"
+    return Verdict(overall, tuple(results))
+
+
+def _rules(rules: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    for name, rule in rules.items():
+        where = f"verdict.rules.{name}"
+        if name not in CHECKS:
+            fix = f"Known: {', '.join(CHECKS)}"
+            raise ConfigError(f"unknown verdict rule {name!r}", where="verdict.rules", fix=fix)
+        if not isinstance(rule, Mapping) or "limit" not in rule:
+            raise ConfigError("a rule needs a state and a limit", where=where)
+        state = str(rule.get("state", "invalid"))
+        if rule["limit"] is None or state in ("off", "False"):  # YAML reads a bare off as false
+            continue
+        if state not in STATES:
+            raise ConfigError(f"state {state!r} is none of {', '.join(STATES)}", where=where)
+        yield name, state, rule["limit"]
+
+
+def _plain(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _aggregate(metric: str, *, whole_attempt: bool = False) -> Callable[[AttemptReport], Seen]:
+    """Value of a telemetry figure over the measured windows.
+
+    ``whole_attempt``: where those are too short to tell, the figure of the whole attempt stands in,
+    which can only see more.
+    """
+
+    def look(report: AttemptReport) -> Seen:
+        found = report.telemetry.get(f"{MEASURED}.{metric}")
+        if whole_attempt and not isinstance(found, Value):
+            found = report.telemetry.get(f"{ATTEMPT}.{metric}", found)
+        if isinstance(found, Value):
+            return found.value
+        return Unknown(found.reason if isinstance(found, Absent) else "no telemetry")
+
+    return look
+
+
+def _lost(report: AttemptReport) -> Seen:
+    lost = report.facts.get("telemetry", {}).get("lost")
+    if lost is None:
+        return Unknown("no telemetry")
+    return "; ".join(f"{uuid}: {reason}" for uuid, reason in sorted(lost.items()))
+
+
+def _memory_before(report: AttemptReport) -> Seen:
+    before = report.facts.get("telemetry", {}).get("device_memory_before_bytes")
+    if not before:
+        return Unknown("device memory was not read before the attempt")
+    return float(max(before.values()))
+
+
+def _repetitions(report: AttemptReport) -> Seen:
+    # A series with a stop reason has one value a repetition; others (a value a token) follow it.
+    counts = [len(m.values) for m in _samples(report) if m.stop_reason is not None]
+    return float(min(counts)) if counts else None
+
+
+def _stopped(report: AttemptReport) -> Seen:
+    reasons = [m.stop_reason for m in _samples(report) if m.stop_reason is not None]
+    others = [r for r in reasons if r != "ci"]
+    return (others[0] if others else "ci") if reasons else None
+
+
+def _bimodal(report: AttemptReport) -> Seen:
+    watched = [
+        m
+        for m in _samples(report)
+        if m.stop_reason is not None and len(m.values) >= _BIMODAL_AT_LEAST
+    ]
+    if not watched:
+        return None
+    from orchestrator.measure.statistics import summarise
+
+    return float(sum(bool(summarise(m.values, resamples=100).bimodal) for m in watched))
+
+
+def _samples(report: AttemptReport) -> list[Samples]:
+    return [m for m in report.metrics.values() if isinstance(m, Samples)]
+
+
+def _over(value: float, limit: float) -> bool:
+    return value > limit
+
+
+def _under(value: float, limit: float) -> bool:
+    return value < limit
+
+
+CHECKS: dict[str, Check] = {
+    "thermal_slowdown": Check(
+        _aggregate("throttle_thermal_s"),
+        _over,
+        "clocks were cut for heat during {value} s of the measured phases (limit {limit} s)",
+        gpu=True,
+    ),
+    "hardware_slowdown": Check(
+        _aggregate("throttle_hardware_s"),
+        _over,
+        "hardware slowdown during {value} s of the measured phases (limit {limit} s)",
+        gpu=True,
+    ),
+    "power_brake": Check(
+        _aggregate("throttle_power_brake_s"),
+        _over,
+        "power brake during {value} s of the measured phases (limit {limit} s)",
+        gpu=True,
+    ),
+    "foreign_process": Check(
+        _aggregate("foreign_processes"),
+        _over,
+        "{value} foreign processes on the attempt's GPU (limit {limit})",
+        gpu=True,
+    ),
+    "sm_clock": Check(
+        _aggregate("sm_clock_ratio"),
+        _under,
+        "SM clock at {value} of its allowed maximum while busy (limit {limit})",
+        gpu=True,
+    ),
+    "device_lost": Check(_lost, lambda value, limit: bool(value), "{value}", gpu=True),
+    "swap": Check(
+        _aggregate("swap_bytes", whole_attempt=True),
+        _over,
+        "{value} bytes of the measured process were swapped out (limit {limit})",
+    ),
+    "cgroup_throttling": Check(
+        _aggregate("cgroup_throttled_ratio", whole_attempt=True),
+        _over,
+        "the CPU was throttled by its control group for a share of {value} (limit {limit})",
+    ),
+    "steal": Check(
+        _aggregate("steal_ratio", whole_attempt=True),
+        _over,
+        "the hypervisor took a share of {value} of the cores (limit {limit})",
+    ),
+    "power_cap": Check(
+        _aggregate("throttle_power_cap_s"),
+        _over,
+        "clocks were cut for the power cap during {value} s of the measured phases",
+        gpu=True,
+    ),
+    "memory_before": Check(
+        _memory_before,
+        _over,
+        "{value} bytes of device memory were in use before the attempt (limit {limit})",
+        gpu=True,
+    ),
+    "display": Check(
+        _aggregate("display_processes"),
+        _over,
+        "{value} processes draw on the attempt's GPU (limit {limit})",
+        gpu=True,
+    ),
+    "other_load": Check(
+        _aggregate("other_cpu_ratio", whole_attempt=True),
+        _over,
+        "others used a share of {value} of the attempt's cores (limit {limit})",
+    ),
+    "sample_count": Check(
+        _repetitions, _under, "{value} repetitions are too few (at least {limit})"
+    ),
+    "ci_reached": Check(
+        _stopped,
+        lambda value, limit: bool(value != limit),
+        "sampling stopped by {value}, before the confidence interval was narrow enough",
+    ),
+    "bimodal": Check(_bimodal, _over, "the samples of {value} metrics have two modes"),
+}

@@ -1,0 +1,134 @@
+"""Watches one attempt from the supervisor: samplers start, follow the child, and become metrics.
+
+::
+
+    start(slot)     samplers begin: host always, NVML for the slot's GPUs
+    attach(pid)     the measured process is known
+    finish(phases)  samplers stop; series are aggregated over the child's phase boundaries
+
+Nothing here may spoil an attempt: what goes wrong becomes a reason in the result.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from orchestrator.attempt import Slot
+from orchestrator.measure.metric import Metric, Phase
+from orchestrator.telemetry.aggregate import HostSampling, host_figures
+from orchestrator.telemetry.aggregate_gpu import GpuSampling, gpu_figures
+from orchestrator.telemetry.device import Device, hardware_facts, hardware_fingerprint
+from orchestrator.telemetry.gpu import GpuSampler
+from orchestrator.telemetry.host import SLOW_EVERY, HostSampler
+from orchestrator.telemetry.pacer import Pacer
+from orchestrator.telemetry.series import SERIES_ARTIFACT, SeriesSet
+from orchestrator.telemetry.window import windows_by_phase
+
+
+@dataclass
+class Watched:
+    """What was seen of an attempt: aggregates by name, files by name, facts for provenance."""
+
+    aggregates: dict[str, Metric] = field(default_factory=dict)
+    artifacts: dict[str, bytes] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class Telemetry:
+    """Telemetry of one attempt; ``start``, ``attach`` and ``finish`` are called once each.
+
+    Parameters
+    ----------
+    settings : mapping
+        The ``telemetry`` configuration group: ``enabled``, ``nvml_period_s``, ``host_period_s``.
+    """
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self._enabled = bool(settings.get("enabled", True))
+        self._nvml_period_s = float(settings.get("nvml_period_s", 0.05))
+        self._host_period_s = float(settings.get("host_period_s", 0.1))
+        self._slot: Slot | None = None
+        self._host: HostSampler | None = None
+        self._gpu: GpuSampler | None = None
+        self._pacers: list[Pacer] = []
+        self._began_ns = 0
+
+    def start(self, slot: Slot) -> None:
+        """Begin to sample the slot's host and GPUs, before the measured process exists."""
+        self._slot = slot
+        self._began_ns = time.perf_counter_ns()
+        if not self._enabled:
+            return
+        host = self._host = HostSampler(slot.cpus, period_s=self._host_period_s)
+        self._pacers.append(Pacer("telemetry-host", host.tick, lambda: host.period_s))
+        if slot.gpu_uuids:
+            gpu = self._gpu = GpuSampler(slot.gpu_uuids, period_s=self._nvml_period_s)
+            gpu.open()
+            self._pacers.append(Pacer("telemetry-nvml", gpu.tick, lambda: gpu.period_s))
+
+    def attach(self, pid: int) -> None:
+        """Follow the measured process ``pid`` from now on."""
+        # The samplers are not locked: they are read here once before their threads begin.
+        if self._host is not None:
+            self._host.attach(pid)
+        if self._gpu is not None:
+            self._gpu.attach(pid)
+        for pacer in self._pacers:
+            pacer.start()
+
+    def finish(self, phases: list[Phase]) -> Watched:
+        """Stop sampling and aggregate over the phases; called however the attempt ended."""
+        host, gpu = self._host, self._gpu
+        if host is None or self._slot is None:
+            return Watched(facts={"telemetry": {"enabled": False}} if not self._enabled else {})
+        hanging = [p for p in self._pacers if not p.stop()]
+        host.tick(slow=True)
+        host.close()
+        attempt = (self._began_ns, time.perf_counter_ns())
+        windows = windows_by_phase(phases, attempt)
+        series = SeriesSet(self._began_ns)
+        series.merge(host.series)
+        sampling = HostSampling(
+            cores=len(self._slot.cpus) or os.cpu_count() or 1,
+            fast_s=host.period_s,
+            slow_s=host.period_s * SLOW_EVERY,
+            rapl_range_j=host.rapl_range_j,
+        )
+        facts: dict[str, Any] = {
+            "enabled": True,
+            "host_period_s": host.period_s,
+            "host_rounds": host.ticks,
+            "host_cost_s": host.spent_s,
+            "absent": dict(host.absent),
+            "lost": {},
+        }
+        devices: Sequence[Device] = ()
+        if gpu is not None:
+            gpu.close(abandon=any(p for p in hanging))
+            devices = gpu.devices
+            series.merge(gpu.series)
+            facts |= gpu.facts()
+        failures = [repr(p.failure) for p in self._pacers if p.failure is not None]
+        if failures:
+            facts["failures"] = failures
+        aggregates: dict[str, Metric] = {}
+        for phase, found in windows.items():
+            aggregates |= host_figures(phase, found, series, sampling, host.absent)
+            gpus = GpuSampling(self._nvml_period_s, self._slot.gpu_uuids)
+            reasons = gpu.absent if gpu is not None else {}
+            aggregates |= gpu_figures(phase, found, series, gpus, reasons)
+        hardware = hardware_facts(devices, len(self._slot.cpus) or None)
+        return Watched(
+            aggregates,
+            {SERIES_ARTIFACT: series.to_bytes()},
+            {
+                "telemetry": facts,
+                "hardware": hardware,
+                "hardware_fingerprint": hardware_fingerprint(hardware),
+                "simulated": hardware["simulated"],
+            },
+        )

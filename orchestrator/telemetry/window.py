@@ -1,0 +1,194 @@
+"""Arithmetic of sampled series over time windows: what was read inside them, what a counter gained.
+
+Pure. Where a figure cannot be had the answer is a :class:`Missing` with the reason, never 0.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from orchestrator.measure.metric import Phase
+from orchestrator.telemetry.series import Series
+
+Window = tuple[int, int]  # begin, end in ns on CLOCK_MONOTONIC
+
+MEASURED = "measured"
+"""Pseudo-phase: every measured window of the attempt, overlaps counted once."""
+ATTEMPT = "attempt"
+"""Pseudo-phase: from the first reading of the attempt to the last."""
+
+_MIN_COVERED = 0.9
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A figure that cannot be had, and why."""
+
+    reason: str
+
+
+Figure = float | Missing
+
+
+def merged(windows: Iterable[Window]) -> list[Window]:
+    """Union of windows: sorted, disjoint."""
+    result: list[Window] = []
+    for begin, end in sorted(windows):
+        if result and begin <= result[-1][1]:
+            result[-1] = (result[-1][0], max(result[-1][1], end))
+        else:
+            result.append((begin, end))
+    return result
+
+
+def total_s(windows: Sequence[Window]) -> float:
+    """Seconds covered by disjoint windows."""
+    return sum(end - begin for begin, end in windows) / 1e9
+
+
+def windows_by_phase(phases: Sequence[Phase], attempt: Window) -> dict[str, list[Window]]:
+    """Windows of every phase name, of all measured ones together and of the attempt.
+
+    A phase that was cut short ends with the attempt. Of a name with measured windows only those
+    count, so warm-up repetitions of ``decode`` do not mix into it.
+    """
+    named: dict[str, list[tuple[bool, Window]]] = {}
+    for phase in phases:
+        end = attempt[1] if phase.end_ns is None else phase.end_ns
+        if end >= phase.begin_ns:
+            window = (phase.begin_ns, end)
+            named.setdefault(phase.name, []).append((phase.measured, window))
+    result = {}
+    measured: list[Window] = []
+    for name, found in named.items():
+        counted = [w for is_measured, w in found if is_measured]
+        measured += counted
+        result[name] = merged(counted or [w for _, w in found])
+    result[MEASURED] = merged(measured)
+    result[ATTEMPT] = [attempt]
+    return result
+
+
+def inside(series: Series, windows: Sequence[Window]) -> array[float]:
+    """Readings taken inside the windows."""
+    found = array("d")
+    for begin, end in windows:
+        found.extend(series.between(begin, end))
+    return found
+
+
+def of_readings(
+    series: Series | None,
+    windows: Sequence[Window],
+    how: Callable[[Sequence[float]], float],
+    *,
+    period_s: float,
+) -> Figure:
+    """``how`` (mean, max, min) of the readings inside the windows."""
+    if series is None or not len(series):
+        return Missing("was never read")
+    found = inside(series, windows)
+    if not found:
+        return _too_short(windows, period_s)
+    return how(found)
+
+
+def mean(values: Sequence[float]) -> float:
+    """Arithmetic mean of at least one value."""
+    return sum(values) / len(values)
+
+
+def gained(
+    series: Series | None,
+    windows: Sequence[Window],
+    *,
+    period_s: float,
+    modulus: float | None = None,
+    at_least_s: float | None = None,
+) -> Figure:
+    """What a cumulative counter gained over the windows, interpolated at their edges.
+
+    Parameters
+    ----------
+    period_s : float
+        Sampling period: windows of less in all are refused, as are windows that sampling did not
+        cover (a process that ended, a GPU that was lost).
+    modulus : float, optional
+        Where the counter wraps. A fall from its upper to its lower half is a wrap; any other
+        fall means the counter was reset, and windows over it have no figure.
+    at_least_s : float, optional
+        Refuse windows shorter than this instead of ``period_s``.
+    """
+    if series is None or len(series) < 2:
+        return Missing("was never read" if series is None or not len(series) else "was read once")
+    length_s = total_s(windows)
+    if length_s <= 0 or length_s < (period_s if at_least_s is None else at_least_s):
+        return _too_short(windows, period_s if at_least_s is None else at_least_s)
+    values, resets = unwrapped(series.values, modulus)
+    times = series.t_ns
+    gain, covered_s = 0.0, 0.0
+    for begin, end in windows:
+        begin, end = max(begin, times[0]), min(end, times[-1])
+        if end <= begin:
+            continue
+        first, last = bisect_right(times, begin), bisect_left(times, end)
+        if any(first <= i <= last for i in resets):
+            return Missing("the counter went backwards (reset by the driver?)")
+        gain += _at(times, values, end) - _at(times, values, begin)
+        covered_s += (end - begin) / 1e9
+    if covered_s <= 0 or (covered_s < _MIN_COVERED * length_s and length_s - covered_s > period_s):
+        return Missing(f"readings cover {covered_s:.2f} s of {length_s:.2f} s")
+    return gain * length_s / covered_s
+
+
+def unwrapped(values: Sequence[float], modulus: float | None) -> tuple[array[float], list[int]]:
+    """The counter without its wraps, and the positions where it was reset instead."""
+    result, resets, offset = array("d"), [], 0.0
+    previous = None
+    for i, value in enumerate(values):
+        if previous is not None and value < previous:
+            if modulus and previous > 0.5 * modulus and value < 0.5 * modulus:
+                offset += modulus
+            else:
+                resets.append(i)
+        result.append(value + offset)
+        previous = value
+    return result, resets
+
+
+def refresh_s(series: Series) -> float | None:
+    """How often the device refreshes a value: median time between changes; None if under two."""
+    changes = [
+        series.t_ns[i] for i in range(1, len(series)) if series.values[i] != series.values[i - 1]
+    ]
+    gaps = sorted((b - a) / 1e9 for a, b in pairwise(changes))
+    return gaps[len(gaps) // 2] if gaps else None
+
+
+def spacing_s(series: Series) -> float | None:
+    """Median time between two readings; None with fewer than two."""
+    gaps = sorted((b - a) / 1e9 for a, b in pairwise(series.t_ns))
+    return gaps[len(gaps) // 2] if gaps else None
+
+
+def _at(times: array[int], values: array[float], t: int) -> float:
+    i = bisect_right(times, t)
+    if i == 0:
+        return values[0]
+    if i == len(times):
+        return values[-1]
+    share = (t - times[i - 1]) / (times[i] - times[i - 1])
+    return values[i - 1] + share * (values[i] - values[i - 1])
+
+
+def _too_short(windows: Sequence[Window], period_s: float) -> Missing:
+    if not windows:
+        return Missing("the attempt has no such window")
+    length_s = total_s(windows)
+    if length_s < period_s:
+        return Missing(f"lasted {length_s:.3f} s, shorter than the {period_s:g} s it is read over")
+    return Missing(f"no reading in its {length_s:.2f} s")
