@@ -1,0 +1,7 @@
+"""A fresh process per attempt: warm fork server, limits from outside, every ending named."""
+
+from orchestrator.isolate.isolation import Isolation
+from orchestrator.isolate.ledger import Progress
+from orchestrator.isolate.watch import Watch, WatchResult
+
+__all__ = ["Isolation", "Progress", "Watch", "WatchResult"]

@@ -1,0 +1,101 @@
+"""Which environment a measured process gets: what it needs, nothing secret it does not."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from orchestrator.attempt import Slot
+
+ATTEMPT_VARIABLE = "ORCHESTRATOR_ATTEMPT"
+
+_SECRET = re.compile(
+    r"TOKEN|SECRET|PASSW|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY|CREDENTIAL|_AUTH$|_DSN$", re.IGNORECASE
+)
+# A gated model cannot be fetched without one of these.
+_NEEDED_SECRETS = frozenset({"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH"})
+# Of the supervisor and the tracking store; a measured process has no business with either.
+_FOREIGN_PREFIXES = ("RAY_", "MLFLOW_", "ORCHESTRATOR_")
+
+_QUIET = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TRANSFORMERS_VERBOSITY": "warning",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "BITSANDBYTES_NOWELCOME": "1",
+    "PYTHONUNBUFFERED": "1",
+}
+_THREADS = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "RAYON_NUM_THREADS",
+)
+
+
+def is_secret(name: str) -> bool:
+    """Whether a variable of this name is taken to hold a secret."""
+    return _SECRET.search(name) is not None
+
+
+def server_environment(base: Mapping[str, str], extra: Mapping[str, str]) -> dict[str, str]:
+    """The fork server's whole environment.
+
+    Parameters
+    ----------
+    base : mapping
+        The supervisor's environment; secrets but the model hub's are left out.
+    extra : mapping
+        Set on top, secrets or not: whoever passes it means it.
+    """
+    kept = {
+        name: value
+        for name, value in base.items()
+        if not name.startswith(_FOREIGN_PREFIXES)
+        and (name in _NEEDED_SECRETS or not is_secret(name))
+    }
+    # One thread: OpenBLAS starts its pool when numpy is imported, and a process with threads must
+    # not fork. Asking NVML whether there is a GPU keeps torch from initialising CUDA to know.
+    kept |= {"OPENBLAS_NUM_THREADS": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+    return {**kept, **_QUIET, "PYTHONPATH": _import_path(base), **extra}
+
+
+def attempt_environment(
+    slot: Slot, threads: int, attempt_id: str, temporary: Path
+) -> dict[str, str]:
+    """What one attempt's process sets on top of the server's environment."""
+    return {
+        # Always set: an unset variable means every GPU of the machine.
+        "CUDA_VISIBLE_DEVICES": slot.cuda_visible_devices,
+        ATTEMPT_VARIABLE: attempt_id,
+        "TMPDIR": str(temporary),
+        **dict.fromkeys(_THREADS, str(threads)),
+    }
+
+
+def secret_values(environment: Mapping[str, str]) -> list[bytes]:
+    """Values to blot out of logs and reasons; short ones are words, not secrets."""
+    values = {v.encode() for name, v in environment.items() if is_secret(name) and len(v) >= 8}
+    values -= {v for v in values if v.startswith(b"/")}
+    return sorted(values, key=len, reverse=True)
+
+
+def redact(content: bytes, secrets: Iterable[bytes]) -> bytes:
+    """``content`` with every secret value replaced by asterisks."""
+    for secret in secrets:
+        content = content.replace(secret, b"********")
+    return content
+
+
+def _import_path(base: Mapping[str, str]) -> str:
+    """Whatever the supervisor imports from beyond its interpreter, a child must import too."""
+    here = str(Path(__file__).resolve().parents[2])
+    installed = tuple(os.path.join(prefix, "") for prefix in (sys.prefix, sys.base_prefix))
+    own = [p for p in sys.path if not p.startswith(installed) and os.path.isdir(p)]
+    asked = base.get("PYTHONPATH", "").split(os.pathsep)
+    return os.pathsep.join(dict.fromkeys(p for p in (here, *own, *asked) if p))

@@ -1,0 +1,143 @@
+"""Runs each attempt in a process of its own, forked from a server that has already imported."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
+
+from orchestrator.attempt import AttemptReport, AttemptSpec, Slot
+from orchestrator.errors import OrchestratorError
+from orchestrator.isolate.cancel import Cancel
+from orchestrator.isolate.directory import sweep
+from orchestrator.isolate.environment import secret_values, server_environment
+from orchestrator.isolate.forkserver import ForkServer
+from orchestrator.isolate.ledger import Progress
+from orchestrator.isolate.supervise import Supervision
+from orchestrator.isolate.watch import Watch
+from orchestrator.measure.registry import find_task
+
+
+class Isolation:
+    """Keeps at most one warm fork server and runs attempts one after another. Linux only.
+
+    Parameters
+    ----------
+    start : str, optional
+        ``fork`` (17 ms) or ``spawn`` (a fresh interpreter: seconds, safe whatever is imported);
+        by default what each attempt's spec says.
+    preload : sequence of str, optional
+        Modules the server imports; by default what each attempt's task names. Another set means
+        another server, and the old one ends.
+    env : mapping, optional
+        Variables to set in every measured process.
+
+    Examples
+    --------
+    ::
+
+        with Isolation() as isolation:
+            for item in isolation.run(spec, slot):
+                ...  # Progress, Progress, ..., AttemptReport
+    """
+
+    def __init__(
+        self,
+        start: str | None = None,
+        preload: Sequence[str] | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        if start not in (None, "fork", "spawn"):
+            raise ValueError(f"start is fork or spawn, not {start!r}")
+        self._start = start
+        self._preload = None if preload is None else tuple(preload)
+        self._env = dict(env or {})
+        self._server: ForkServer | None = None
+        self._cancel = Cancel()
+        self._running = False
+        sweep()
+
+    def run(
+        self, spec: AttemptSpec, slot: Slot, watch: Watch | None = None
+    ) -> Iterator[Progress | AttemptReport]:
+        """Run one attempt in a new process.
+
+        Parameters
+        ----------
+        spec : AttemptSpec
+            What to run, with its limits.
+        slot : Slot
+            The cores and GPUs it is bound to.
+        watch : Watch, optional
+            Telemetry, told when to start, whom to watch and when to end.
+
+        Yields
+        ------
+        Progress or AttemptReport
+            Progress as it happens, at last exactly one report, whatever the process does. When that
+            has come, or the iterator is closed, or an interrupt passes through it, no process
+            and no file of the attempt is left.
+        """
+        if self._running:
+            raise RuntimeError("an Isolation runs one attempt at a time")
+        # Here and not in the generator: a cancel that comes before its first step must count.
+        self._cancel.clear()
+        return self._follow(spec, slot, watch)
+
+    def _follow(
+        self, spec: AttemptSpec, slot: Slot, watch: Watch | None
+    ) -> Iterator[Progress | AttemptReport]:
+        self._running = True
+        try:
+            start = self._start or spec.start
+            preload = self._preload_of(spec)
+            yield from Supervision(
+                spec,
+                slot,
+                start=start,
+                preload=preload,
+                # A spawned interpreter does its own importing; its server stays bare.
+                server=lambda: self._warm_server(preload if start == "fork" else ()),
+                cancel=self._cancel,
+                watch=watch,
+                secrets=secret_values({**os.environ, **self._env}),
+            ).follow()
+        finally:
+            self._running = False
+
+    def cancel(self) -> None:
+        """End the attempt under way, from any thread; its outcome is ``cancelled``."""
+        self._cancel.set()
+
+    def close(self) -> None:
+        """End the fork server."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+
+    def __enter__(self) -> Isolation:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _preload_of(self, spec: AttemptSpec) -> tuple[str, ...]:
+        if self._preload is not None:
+            return self._preload
+        try:
+            return find_task(spec.identity["task"]["name"]).preload
+        except (OrchestratorError, ImportError, KeyError, TypeError):
+            return ()  # the child will say what is wrong with it
+
+    def _warm_server(self, preload: tuple[str, ...]) -> ForkServer:
+        if self._server is not None:
+            if self._server.preload == preload and self._server.alive():
+                return self._server
+            self.close()
+        self._server = ForkServer(preload, server_environment(os.environ, self._env))
+        return self._server

@@ -1,0 +1,158 @@
+"""The Linux facts isolation stands on: parent-death signals, subreaping, descendants, OOM kills."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _prctl(option: int, value: int) -> None:
+    if _libc.prctl(option, value, 0, 0, 0) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"prctl({option}, {value}): {os.strerror(number)}")
+
+
+def die_with_parent(parent_pid: int, signum: int = signal.SIGKILL) -> None:
+    """Have the kernel send ``signum`` to this process when the *thread* that made it ends.
+
+    The parent may be gone before the kernel is told, and then no signal ever comes: so look once
+    more afterwards, and leave at once where this process has already been given away.
+    """
+    _prctl(_PR_SET_PDEATHSIG, signum)
+    if os.getppid() != parent_pid:
+        os._exit(1)
+
+
+def adopt_orphans() -> None:
+    """Make this process the parent of every descendant whose own parent ends."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def flush_c_stdio() -> None:
+    """Write out what native libraries have buffered; ``os._exit`` would throw it away."""
+    _libc.fflush(None)
+
+
+def _children(pid: int) -> list[int]:
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            # A thread may end between the listing and the reading.
+            with contextlib.suppress(OSError):
+                text = Path(f"/proc/{pid}/task/{thread}/children").read_text()
+                found.extend(int(word) for word in text.split())
+    return found
+
+
+def descendants(pid: int) -> list[int]:
+    """Every living descendant of ``pid``, parents before children; a snapshot, never a promise."""
+    found: list[int] = []
+    waiting = [pid]
+    while waiting:
+        for child in _children(waiting.pop()):
+            if child not in found:
+                found.append(child)
+                waiting.append(child)
+    return found
+
+
+def kill_quietly(pid: int, signum: int = signal.SIGKILL) -> None:
+    """Signal one process that may already be gone."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, signum)
+
+
+def kill_group_quietly(pgid: int) -> None:
+    """SIGKILL a process group; atomic against members that fork."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pgid, signal.SIGKILL)
+
+
+def group_of(pid: int) -> int | None:
+    """Process group of ``pid``; None where it is gone."""
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return None
+
+
+def resident_bytes(pid: int) -> int:
+    """Resident set of one process from ``statm``: cheap, no lock taken; 0 where it is gone."""
+    try:
+        with open(f"/proc/{pid}/statm", "rb") as file:
+            return int(file.read().split()[1]) * PAGE_BYTES
+    except (OSError, IndexError):
+        return 0
+
+
+def proportional_bytes(pid: int) -> int | None:
+    """Proportional set (shared pages divided among their holders); None where it is not readable.
+
+    The kernel walks the page tables under the process's own lock for this: milliseconds for a large
+    process, so it is asked for only to confirm what the resident set suggests.
+    """
+    try:
+        with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
+            for line in file:
+                if line.startswith(b"Pss:"):
+                    return int(line.split()[1]) * 1024
+    except (OSError, IndexError):
+        return None
+    return None
+
+
+def marked_processes(variable: str, value: str) -> Iterator[int]:
+    """Processes of this user that were started with ``variable=value`` in their environment."""
+    marker = f"{variable}={value}".encode()
+    for entry in os.listdir("/proc"):
+        if entry.isdigit() and int(entry) != os.getpid():
+            with contextlib.suppress(OSError):
+                if marker in Path(f"/proc/{entry}/environ").read_bytes().split(b"\0"):
+                    yield int(entry)
+
+
+def oom_kills(cgroup_root: Path = Path("/sys/fs/cgroup"), proc: Path = Path("/proc")) -> int | None:
+    """How often the kernel's OOM killer has struck in this cgroup, else on this machine.
+
+    Two readings around a SIGKILL tell whether it was the kernel's. None where nothing counts it.
+    """
+    for path in _oom_counters(cgroup_root, proc):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            for line in path.read_text().splitlines():
+                if line.startswith("oom_kill "):
+                    return int(line.split()[1])
+    return None
+
+
+def _oom_counters(cgroup_root: Path, proc: Path) -> Iterator[Path]:
+    with contextlib.suppress(OSError):
+        for line in (proc / "self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if not controllers:
+                yield cgroup_root / path.lstrip("/") / "memory.events"
+            elif controllers == "memory":
+                yield cgroup_root / "memory" / path.lstrip("/") / "memory.oom_control"
+                # Inside a container the cgroup's own path is often mounted as the root.
+                yield cgroup_root / "memory" / "memory.oom_control"
+    yield proc / "vmstat"
+
+
+def describe_status(status: int) -> str:
+    """A wait status in words: ``killed by SIGSEGV``, ``exited with status 3``."""
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        try:
+            return f"killed by {signal.Signals(number).name}"
+        except ValueError:
+            return f"killed by signal {number}"
+    return f"exited with status {os.WEXITSTATUS(status)}"

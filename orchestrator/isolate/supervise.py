@@ -1,0 +1,438 @@
+"""Follows one attempt from outside: limits, progress, and at last its report.
+
+::
+
+    launch ── server warm? ── fork ── "started" ── task ── "end" ── all processes gone ── report
+       └──────── start timeout ────────────┘ └── timeout, memory limit ──┘
+                               (cancel, at any point)
+
+It waits on descriptors with a timeout and never spins: on two cores a spinning parent takes half
+the machine from what it measures.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import selectors
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from orchestrator.attempt import AttemptReport, AttemptSpec, Outcome, Slot
+from orchestrator.isolate import linux
+from orchestrator.isolate.cancel import Cancel
+from orchestrator.isolate.directory import LOG_NAME, AttemptDirectory
+from orchestrator.isolate.ending import (
+    Ending,
+    Judgement,
+    Stop,
+    judge_ending,
+    judge_fork_failure,
+    log_tail,
+)
+from orchestrator.isolate.environment import (
+    ATTEMPT_VARIABLE,
+    attempt_environment,
+    redact,
+)
+from orchestrator.isolate.forkserver import ForkServer, ServerGone
+from orchestrator.isolate.ledger import Ledger, Progress
+from orchestrator.isolate.memory import MemoryWatch
+from orchestrator.isolate.watch import ForgivingWatch, Watch
+from orchestrator.measure.metric import Absent, Metric, Value
+
+TICK_S = 0.1
+# How long a child may take to leave after its last word, and the server to bury it.
+LEAVE_S = 10.0
+BURY_S = 12.0
+_PIPE_BYTES = 1 << 20
+HOST_MEMORY = "process_memory_bytes"
+
+
+class Supervision:
+    """One attempt under way.
+
+    Parameters
+    ----------
+    spec, slot : AttemptSpec, Slot
+        What to run and where.
+    start : str
+        ``fork`` or ``spawn``.
+    preload : tuple of str
+        What the child needs imported.
+    server : callable
+        Gives the warm server; called again where one turned out to be dead.
+    cancel : Cancel
+        Raised by whoever wants the attempt ended.
+    watch : Watch or None
+        Telemetry.
+    secrets : list of bytes
+        Values that must not appear in what is reported.
+    """
+
+    def __init__(
+        self,
+        spec: AttemptSpec,
+        slot: Slot,
+        *,
+        start: str,
+        preload: tuple[str, ...],
+        server: Callable[[], ForkServer],
+        cancel: Cancel,
+        watch: Watch | None,
+        secrets: list[bytes],
+    ) -> None:
+        self._spec = spec
+        self._slot = slot
+        self._start = start
+        self._preload = preload
+        self._new_server = server
+        self._cancel = cancel
+        self._watch = ForgivingWatch(watch)
+        self._secrets = secrets
+        self._ledger = Ledger()
+        self._facts: dict[str, Any] = {"start": start, "preload": list(preload)}
+        self._server: ForkServer | None = None
+        self._server_failure: str | None = None
+        self._stop: Stop | None = None
+        self._trace: str | None = None
+        self._directory: AttemptDirectory | None = None
+        self._result = -1
+        self._pid: int | None = None
+        self._exit: dict[str, Any] | None = None
+        self._memory: MemoryWatch | None = None
+        self._started_at = time.time()
+        self._began_s = time.monotonic()
+        self._deadline_s = self._began_s + spec.start_timeout_s
+        self._bury_by_s: float | None = None
+        self._oom_kills_before = linux.oom_kills()
+
+    def follow(self) -> Iterator[Progress | AttemptReport]:
+        """Run the attempt; yields progress, then the report. Leaves no process, however it ends."""
+        try:
+            self._watch.start(self._slot)
+            try:
+                self._launch()
+            except OSError as error:
+                self._stop = Stop(Outcome.ERROR, f"cannot prepare the attempt: {error}")
+            if self._pid is not None:
+                yield from self._supervise()
+            report = self._report()
+        finally:
+            self._leave_nothing()
+        yield report
+
+    # -- launch --------------------------------------------------------------------------------
+
+    def _launch(self) -> None:
+        self._directory = directory = AttemptDirectory()
+        directory.write_job(self._job(directory))
+        for attempts_left in (1, 0):
+            self._server = server = self._new_server()
+            self._result, theirs = os.pipe2(os.O_CLOEXEC)
+            os.set_blocking(self._result, False)
+            with contextlib.suppress(OSError):
+                fcntl.fcntl(self._result, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+            try:
+                if self._warm(server):
+                    server.start_child(str(directory.job), self._start, theirs, directory.log)
+                    self._take_fork(self._wait_for_message(server))
+                return
+            except ServerGone as gone:
+                # Nothing has run yet: a server found dead costs a new one, not the attempt.
+                if not attempts_left:
+                    self._stop = Stop(Outcome.ERROR, f"cannot start a process: {gone}")
+                os.close(self._result)
+                self._result = -1
+            finally:
+                os.close(theirs)
+
+    def _job(self, directory: AttemptDirectory) -> dict[str, Any]:
+        cpus = sorted(self._slot.cpus)
+        device = self._spec.identity.get("device") or {}
+        threads = device.get("threads") or len(cpus or os.sched_getaffinity(0))
+        self._facts["threads"] = threads
+        return {
+            "identity": self._spec.identity,
+            "preload": self._preload,
+            "cpus": cpus,
+            "threads": threads,
+            "artifacts": str(directory.artifacts),
+            "environment": attempt_environment(
+                self._slot, threads, self._spec.attempt_id, directory.temporary
+            ),
+        }
+
+    def _warm(self, server: ForkServer) -> bool:
+        """Wait until the server has imported; False where it cannot be used."""
+        if server.ready is None:
+            message = self._wait_for_message(server)
+            if message is None:
+                return False
+            if message["e"] == "unfit":
+                names = ", ".join(server.preload)
+                self._stop = Stop(Outcome.ERROR, f"cannot import {names}: {message['reason']}")
+                self._trace = message["traceback"]
+                return False
+            server.ready = message
+        self._facts["server_threads"] = server.ready["threads"]
+        if server.ready["cuda"] and self._start == "fork":
+            names = ", ".join(server.preload)
+            self._stop = Stop(
+                Outcome.ERROR,
+                f"importing {names} initialised CUDA, which a forked process cannot use. "
+                "Set isolate.start=spawn",
+            )
+            return False
+        return True
+
+    def _take_fork(self, message: dict[str, Any] | None) -> None:
+        if message is None:
+            # A child may come to be at any moment, and nobody would know of it.
+            if self._server is not None:
+                self._server.destroy()
+            self._kill_what_is_left()
+            return
+        if message["e"] == "unforked":
+            self._stop = judge_fork_failure(message["errno"], message["reason"])
+            return
+        self._pid = pid = int(message["pid"])
+        self._facts["pid"] = pid
+        if self._spec.memory_limit_bytes is not None:
+            self._memory = MemoryWatch(pid, self._spec.memory_limit_bytes)
+        self._watch.attach(pid)
+
+    def _wait_for_message(self, server: ForkServer) -> dict[str, Any] | None:
+        """The server's next word; None where time ran out or the attempt was cancelled."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(server, selectors.EVENT_READ)
+            selector.register(self._cancel, selectors.EVENT_READ)
+            while True:
+                ready = selector.select(max(0.0, self._deadline_s - time.monotonic()))
+                if any(key.fileobj is server for key, _ in ready):
+                    return server.receive()
+                if self._cancelled() or self._overdue():
+                    return None
+
+    # -- supervise -----------------------------------------------------------------------------
+
+    def _supervise(self) -> Iterator[Progress]:
+        assert self._server is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._server, selectors.EVENT_READ)
+            selector.register(self._result, selectors.EVENT_READ)
+            selector.register(self._cancel, selectors.EVENT_READ)
+            while self._exit is None and self._server_failure is None:
+                for key, _ in selector.select(self._patience_s()):
+                    if key.fileobj is self._server:
+                        self._hear_server()
+                    elif key.fileobj is self._cancel:
+                        # Readable for as long as it is raised: once seen, look no more.
+                        selector.unregister(self._cancel)
+                    else:
+                        data = self._read_result()
+                        if data == b"":
+                            selector.unregister(self._result)
+                        yield from self._ledger.feed(data or b"")
+                self._enforce()
+        while data := self._read_result():
+            yield from self._ledger.feed(data)
+
+    def _read_result(self) -> bytes | None:
+        try:
+            return os.read(self._result, _PIPE_BYTES)
+        except BlockingIOError:
+            return None
+
+    def _hear_server(self) -> None:
+        assert self._server is not None
+        try:
+            message = self._server.receive()
+        except ServerGone as gone:
+            self._server_failure = str(gone)
+            self._kill_what_is_left()
+            return
+        if message["e"] == "exit":
+            self._exit = message
+            self._facts["cpu_s"] = message["cpu_s"]
+            self._facts["strays"] = message["strays"]
+            if message["stuck"]:
+                self._facts["stuck"] = message["stuck"]
+
+    def _patience_s(self) -> float:
+        deadline_s = self._deadline_s if self._bury_by_s is None else self._bury_by_s
+        return min(TICK_S, max(0.0, deadline_s - time.monotonic()))
+
+    def _enforce(self) -> None:
+        """Hold the child to its limits; each can end it, once."""
+        assert self._directory is not None
+        assert self._server is not None
+        self._directory.cap_log()
+        if self._exit is not None or self._server_failure is not None:
+            return
+        now_s = time.monotonic()
+        if self._bury_by_s is not None:
+            if now_s > self._bury_by_s:
+                self._server.destroy()
+                self._server_failure = "the fork server could not end the process"
+                self._kill_what_is_left()
+            return
+        if self._ledger.started and "started_s" not in self._facts:
+            self._facts["started_s"] = now_s - self._began_s
+            self._deadline_s = now_s + self._spec.timeout_s
+        if self._ledger.end is not None and "ended_s" not in self._facts:
+            self._facts["ended_s"] = now_s - self._began_s
+            self._deadline_s = now_s + LEAVE_S
+        if self._ledger.malformed is not None or self._cancelled() or self._overdue():
+            self._kill()
+        elif self._memory is not None and self._ledger.end is None and self._memory.exceeded():
+            held, limit = self._memory.peak_bytes / 2**30, self._memory.limit_bytes / 2**30
+            self._stop = Stop(
+                Outcome.OOM_HOST, f"held {held:.2f} GiB, the memory limit is {limit:.2f} GiB"
+            )
+            self._kill(grace=False)
+
+    def _cancelled(self) -> bool:
+        if not self._cancel.is_set():
+            return False
+        self._stop = Stop(Outcome.CANCELLED, "cancelled")
+        return True
+
+    def _overdue(self) -> bool:
+        if time.monotonic() < self._deadline_s:
+            return False
+        if self._ledger.started:
+            reason = f"no result after {self._spec.timeout_s:g} s"
+        else:
+            reason = f"did not start within {self._spec.start_timeout_s:g} s"
+        self._stop = Stop(Outcome.TIMEOUT, reason)
+        return True
+
+    def _kill(self, *, grace: bool = True) -> None:
+        assert self._server is not None
+        self._bury_by_s = time.monotonic() + BURY_S
+        try:
+            self._server.kill_child(grace=grace)
+        except ServerGone as gone:
+            self._server_failure = str(gone)
+            self._kill_what_is_left()
+
+    def _kill_what_is_left(self) -> None:
+        """The server is gone, the kernel has killed its child: find what that had started."""
+        if self._pid is not None:
+            linux.kill_group_quietly(self._pid)
+        for pid in linux.marked_processes(ATTEMPT_VARIABLE, self._spec.attempt_id):
+            linux.kill_quietly(pid)
+
+    # -- report --------------------------------------------------------------------------------
+
+    def _report(self) -> AttemptReport:
+        self._watch.finish(list(self._ledger.phases))
+        ledger, directory = self._ledger, self._directory
+        log = b""
+        artifacts: dict[str, bytes] = {}
+        if directory is not None:
+            log = redact(directory.read_log(), self._secrets)
+            artifacts, missing = directory.collect(ledger.artifacts)
+            if missing:
+                self._facts["artifacts_missing"] = missing
+        judgement = self._judge(log)
+        artifacts[LOG_NAME] = log
+        report = AttemptReport(
+            attempt_id=self._spec.attempt_id,
+            config_hash=self._spec.config_hash,
+            outcome=judgement.outcome,
+            reason=judgement.reason,
+            traceback=judgement.traceback,
+            number=self._spec.number,
+            sweep=self._spec.sweep,
+            started_at=self._started_at,
+            ended_at=time.time(),
+            duration_s=time.monotonic() - self._began_s,
+            phases=list(ledger.phases),
+            metrics=self._metrics(),
+            engaged=list(ledger.engaged),
+            facts={**ledger.facts, "isolate": self._facts},
+            slot=self._slot,
+            artifacts=artifacts,
+        )
+        watched = self._watch.result
+        if watched is not None:
+            report.telemetry.update(watched.aggregates)
+            report.facts.update(watched.facts)
+            report.artifacts.update(watched.artifacts)
+        if self._watch.error is not None:
+            report.facts["telemetry_error"] = self._watch.error
+        return report
+
+    def _judge(self, log: bytes) -> Judgement:
+        now = linux.oom_kills()
+        before = self._oom_kills_before
+        ending = Ending(
+            end=self._ledger.end,
+            stop=self._stop,
+            malformed=self._ledger.malformed,
+            status=None if self._exit is None else self._exit["status"],
+            oom_kills=None if now is None or before is None else now - before,
+            server=self._server_failure,
+            log_tail=log_tail(log),
+        )
+        judgement = judge_ending(ending)
+        return Judgement(
+            judgement.outcome,
+            self._redacted(judgement.reason),
+            self._redacted(judgement.traceback if self._trace is None else self._trace),
+        )
+
+    def _redacted(self, text: str | None) -> str | None:
+        if text is None:
+            return None
+        return redact(text.encode(errors="replace"), self._secrets).decode(errors="replace")
+
+    def _metrics(self) -> dict[str, Metric]:
+        metrics = self._ledger.metrics
+        if HOST_MEMORY not in metrics and self._pid is not None:
+            if self._exit is not None:
+                peak_bytes = int(self._exit["max_rss_bytes"])
+                if self._memory is not None and self._stop is not None:
+                    # What went over the limit may have been a descendant's.
+                    peak_bytes = max(peak_bytes, self._memory.peak_bytes)
+                metrics[HOST_MEMORY] = Value(HOST_MEMORY, "bytes", float(peak_bytes))
+            else:
+                reason = "the fork server ended before the measured process"
+                metrics[HOST_MEMORY] = Absent(HOST_MEMORY, "bytes", reason)
+        return metrics
+
+    # -- leave ---------------------------------------------------------------------------------
+
+    def _leave_nothing(self) -> None:
+        """However the attempt is left (an interrupt, a closed generator): no process, no file."""
+        try:
+            if self._pid is not None and self._exit is None and self._server_failure is None:
+                self._kill(grace=False)
+                self._await_burial()
+        except BaseException:
+            if self._server is not None:
+                self._server.destroy()
+            raise
+        finally:
+            self._watch.finish(list(self._ledger.phases))
+            if self._result >= 0:
+                os.close(self._result)
+            if self._directory is not None:
+                self._directory.remove()
+
+    def _await_burial(self) -> None:
+        assert self._server is not None
+        assert self._bury_by_s is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._server, selectors.EVENT_READ)
+            while self._exit is None and self._server_failure is None:
+                if selector.select(max(0.0, self._bury_by_s - time.monotonic())):
+                    self._hear_server()
+                elif time.monotonic() > self._bury_by_s:
+                    self._server.destroy()
+                    self._server_failure = "the fork server could not end the process"
+                    self._kill_what_is_left()

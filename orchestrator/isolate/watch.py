@@ -1,0 +1,98 @@
+"""What isolation asks of whoever watches an attempt from outside (telemetry satisfies it)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from orchestrator.attempt import Slot
+from orchestrator.measure.metric import Metric, Phase
+
+
+@dataclass
+class WatchResult:
+    """What was seen: aggregates by name, files by name, facts for provenance."""
+
+    aggregates: dict[str, Metric] = field(default_factory=dict)
+    artifacts: dict[str, bytes] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class SupportsWatchResult(Protocol):
+    """Any object with the attributes of :class:`WatchResult`."""
+
+    @property
+    def aggregates(self) -> Mapping[str, Metric]: ...
+
+    @property
+    def artifacts(self) -> Mapping[str, bytes]: ...
+
+    @property
+    def facts(self) -> Mapping[str, Any]: ...
+
+
+class Watch(Protocol):
+    """Watches one attempt. ``start`` → ``attach`` (if a child came to be) → ``finish``, each once.
+
+    None of them can spoil an attempt: what one raises becomes ``facts["telemetry_error"]``.
+    """
+
+    def start(self, slot: Slot) -> None:
+        """Begin sampling the slot's devices, before the child exists."""
+        ...
+
+    def attach(self, pid: int) -> None:
+        """The measured process is ``pid``."""
+        ...
+
+    def finish(self, phases: list[Phase]) -> SupportsWatchResult:
+        """Stop sampling and aggregate over ``phases``; called however the attempt ended."""
+        ...
+
+
+class ForgivingWatch:
+    """A :class:`Watch`, or none, whose failures are kept as text instead of raised.
+
+    Attributes
+    ----------
+    error : str or None
+        The first failure; later ones follow from it.
+    result : object or None
+        What ``finish`` returned.
+    """
+
+    def __init__(self, watch: Watch | None) -> None:
+        self._watch = watch
+        self._begun = False
+        self.error: str | None = None
+        self.result: SupportsWatchResult | None = None
+
+    def start(self, slot: Slot) -> None:
+        """See :meth:`Watch.start`."""
+        if self._watch is not None:
+            self._begun = True
+            with self._forgiving():
+                self._watch.start(slot)
+
+    def attach(self, pid: int) -> None:
+        """See :meth:`Watch.attach`."""
+        if self._watch is not None:
+            with self._forgiving():
+                self._watch.attach(pid)
+
+    def finish(self, phases: list[Phase]) -> None:
+        """See :meth:`Watch.finish`; only the first call after ``start`` counts."""
+        if self._watch is not None and self._begun:
+            self._begun = False
+            with self._forgiving():
+                self.result = self._watch.finish(phases)
+
+    @contextlib.contextmanager
+    def _forgiving(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            if self.error is None:
+                self.error = f"{type(error).__name__}: {error}"
