@@ -131,7 +131,7 @@ class LiveView:
         elif self._console.file is sys.stderr:
             # A stray line (a warning of a library) would be drawn over; it goes above the board.
             self._stray = _StrayLines(sys.stderr, self.message)
-            sys.stderr = self._stray  # type: ignore[assignment]
+            sys.stderr = self._stray
         self._thread = threading.Thread(target=self._run, name="live-view", daemon=True)
         self._thread.start()
         return self

@@ -128,7 +128,7 @@ def build_table(
     labels = labels_of(plan)
     axes = tuple(varying_axes(plan))
     base_axes = _baseline_axes(plan, axes)
-    believed = {t.hash: _believable(reports.get(t.hash, ())) for t in plan.trials}
+    believed = {t.hash: believable(reports.get(t.hash, ())) for t in plan.trials}
     names = _present(metrics or headline(plan), believed) or _everything(believed)
     resamples = _resamples(len(plan.trials) * max(len(names), 1))
 
@@ -277,7 +277,7 @@ def _resamples(cells: int) -> int:
     return int(min(10_000, max(500, _RESAMPLING_BUDGET // (cells * 20 or 1))))
 
 
-def _believable(attempts: Sequence[AttemptReport]) -> list[AttemptReport]:
+def believable(attempts: Sequence[AttemptReport]) -> list[AttemptReport]:
     """The attempts whose numbers count: the ok ones, else those that telemetry disbelieves."""
     good = [a for a in attempts if a.outcome is Outcome.OK and a.verdict.state != "invalid"]
     return good or [a for a in attempts if a.outcome is Outcome.INVALID]
@@ -297,7 +297,7 @@ def _ending(trial: Trial, attempts: Sequence[AttemptReport]) -> tuple[str, str |
 def _verdict(attempts: Sequence[AttemptReport]) -> str:
     """The most doubtful verdict among the attempts that count."""
     order = ("valid", "flagged", "unverified", "invalid")
-    states = [a.verdict.state for a in _believable(attempts)]
+    states = [a.verdict.state for a in believable(attempts)]
     return max(states, key=order.index, default="unverified")
 
 

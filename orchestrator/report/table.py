@@ -6,9 +6,10 @@ baseline that shares its other axes. Columns that do not fit are named beneath, 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from orchestrator.report.labels import (
     MEANINGS,
@@ -115,39 +116,55 @@ class _Column:
     width: int
 
 
+class Ended(Protocol):
+    """What is asked of an attempt of this run (``schedule.EndedAttempt`` has it)."""
+
+    @property
+    def config_hash(self) -> str: ...
+
+    @property
+    def attempt_id(self) -> str: ...
+
+    @property
+    def outcome(self) -> str: ...
+
+    @property
+    def retried(self) -> bool: ...
+
+
 def run_json(
+    attempts: Iterable[Ended],
     *,
     sweep: str,
     run_id: str,
-    reports: Iterable[AttemptReport],
     run_ids: Mapping[str, str],
     cached: int,
     wall_s: float,
 ) -> dict[str, Any]:
-    """What ``run --json`` prints.
+    """What ``run --json`` prints; an attempt that was tried again is not an ending and left out.
 
     Parameters
     ----------
-    reports : iterable of AttemptReport
+    attempts : iterable
         The attempts of this run, in the order they ended.
+    run_id : str
+        The sweep's MLflow run.
     run_ids : mapping of str to str
-        MLflow run by attempt id; an attempt still in the spool has none.
+        MLflow run by attempt id; an attempt that is still in the spool has none.
     """
     trials = [
         {
-            "hash": report.config_hash,
-            "outcome": report.outcome.value,
-            "run_id": run_ids.get(report.attempt_id),
+            "hash": ended.config_hash,
+            "outcome": str(ended.outcome),
+            "run_id": run_ids.get(ended.attempt_id),
         }
-        for report in reports
+        for ended in attempts
+        if not ended.retried
     ]
-    outcomes: dict[str, int] = {}
-    for trial in trials:
-        outcomes[str(trial["outcome"])] = outcomes.get(str(trial["outcome"]), 0) + 1
     return {
         "sweep": sweep,
         "run_id": run_id,
-        "outcomes": outcomes,
+        "outcomes": dict(Counter(trial["outcome"] for trial in trials)),
         "cached": cached,
         "wall_s": wall_s,
         "trials": trials,

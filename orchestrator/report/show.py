@@ -1,0 +1,363 @@
+"""One trial in full: what it is, every attempt, its numbers, why they can be believed.
+
+``show_json`` is pure; :class:`ShowView` is what rich prints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.attempt import AttemptReport
+from orchestrator.measure.metric import Absent, Metric, Samples, Value
+from orchestrator.report.board import device_of
+from orchestrator.report.labels import plain_label, short_hash
+from orchestrator.report.reasons import one_line, why
+from orchestrator.report.rows import Cell, believable, metric_of, pool
+from orchestrator.report.style import OUTCOME_STYLE, VERDICT_MARKS
+from orchestrator.report.units import MISSING, duration, quantity, scale_of, with_ci
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+    from rich.table import Table
+
+_MOST_TELEMETRY = 40
+_NARROW = 90
+_VERDICT_STYLE = {"pass": "green", "flagged": "yellow", "invalid": "red", "unknown": "dim"}
+
+
+def show_json(
+    config_hash: str, config: Mapping[str, Any], attempts: Sequence[tuple[str, AttemptReport]]
+) -> dict[str, Any]:
+    """What ``show --json`` prints; ``attempts`` are ``(MLflow run, report)``, oldest first."""
+    return {
+        "hash": config_hash,
+        "config": dict(config),
+        "attempts": [attempt_json(run_id, report) for run_id, report in attempts],
+    }
+
+
+def attempt_json(run_id: str, report: AttemptReport) -> dict[str, Any]:
+    """One attempt of ``show --json``; telemetry aggregates stand beside the task's metrics."""
+    from dataclasses import asdict
+
+    slot = report.slot
+    return {
+        "run_id": run_id,
+        "outcome": report.outcome.value,
+        "reason": report.reason,
+        "verdict": {
+            "state": report.verdict.state,
+            "rules": [asdict(rule) for rule in report.verdict.rules],
+        },
+        "started": _iso(report.started_at),
+        "ended": _iso(report.ended_at),
+        "host": None if slot is None else slot.host,
+        "devices": [] if slot is None else list(slot.gpu_uuids),
+        "metrics": {
+            name: metric_summary(metric)
+            for name, metric in {**report.metrics, **report.telemetry}.items()
+        },
+    }
+
+
+def metric_summary(metric: Metric) -> dict[str, Any]:
+    """Statistics of samples, a value, or an absence with its reason, as plain JSON."""
+    if isinstance(metric, Value):
+        return {"value": metric.value, "unit": metric.unit}
+    if isinstance(metric, Absent):
+        return {"value": None, "unit": metric.unit, "reason": metric.reason}
+    if not metric.values:
+        return {"value": None, "unit": metric.unit, "reason": "no measured samples"}
+    from orchestrator.measure.statistics import summarise
+
+    summary = summarise(metric.values)
+    names = ("median", "ci_low", "ci_high", "mean", "std", "min", "n")
+    return {**{name: getattr(summary, name) for name in names}, "unit": metric.unit}
+
+
+@dataclass(frozen=True)
+class ShowView:
+    """One trial as rich prints it, at any width.
+
+    Attributes
+    ----------
+    config_hash : str
+        All 64 hex characters.
+    config : mapping
+        The trial's identity.
+    attempts : sequence of (str, AttemptReport)
+        MLflow run and report, oldest first.
+    artifacts : mapping of str to sequence of str
+        Artifact names by MLflow run, where the store listed them.
+    """
+
+    config_hash: str
+    config: Mapping[str, Any]
+    attempts: Sequence[tuple[str, AttemptReport]]
+    artifacts: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.text import Text
+
+        narrow = options.max_width < _NARROW
+        yield Text.assemble((plain_label(self.config), "bold"), f"  {short_hash(self.config_hash)}")
+        yield Text(self.config_hash, style="dim")
+        yield from _section("configuration", [_pairs(self.config)])
+        if not self.attempts:
+            yield from _section("attempts", [Text("none recorded")])
+            return
+        yield from _section(
+            "attempts", [_attempts(self.attempts, narrow), *_reasons(self.attempts)]
+        )
+        reports = [report for _, report in self.attempts]
+        counted = believable(reports)
+        if counted:
+            pooled = f", {len(counted)} attempts pooled" if len(counted) > 1 else ""
+            yield from _section(f"metrics{pooled}", _metrics(counted, narrow))
+            yield from _section("telemetry", _telemetry(counted[-1], narrow))
+        last = (counted or reports)[-1]
+        yield from _section(f"verdict of attempt {last.number}: {last.verdict.state}", _rules(last))
+        yield from _section("asked for and got", _engaged(last))
+        yield from _section(f"provenance of attempt {last.number}", [_pairs(last.provenance)])
+        stored = self.artifacts.get(_run_of(self.attempts, last), ())
+        names = dict.fromkeys([*last.artifacts, *stored])
+        if names:
+            yield from _section("artifacts", [Text(", ".join(names))])
+        yield Text(f"\nagain: python -m orchestrator reproduce {short_hash(self.config_hash)}")
+
+
+def _run_of(attempts: Sequence[tuple[str, AttemptReport]], report: AttemptReport) -> str:
+    """The MLflow run of a report; empty where it is none of ``attempts``."""
+    return next((run_id for run_id, known in attempts if known is report), "")
+
+
+def _section(title: str, body: Iterable[RenderableType]) -> list[RenderableType]:
+    from rich.padding import Padding
+    from rich.text import Text
+
+    parts = list(body)
+    if not parts:
+        return []
+    return [Text(""), Text(title, style="bold"), *(Padding(part, (0, 0, 0, 2)) for part in parts)]
+
+
+def _pairs(tree: Mapping[str, Any]) -> Table:
+    """One line a branch: ``model   source=packaged id=smollm2_135m``."""
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(no_wrap=True, style="cyan")
+    grid.add_column(overflow="fold")
+    for key, value in tree.items():
+        if value is None or value == {} or value == []:
+            continue
+        grid.add_row(str(key), Text(_flat(value), overflow="fold"))
+    return grid
+
+
+def _flat(value: Any) -> str:
+    if isinstance(value, Mapping):
+        pairs = ((k, v) for k, v in value.items() if v is not None)
+        return "  ".join(
+            f"{k}={{{_flat(v)}}}" if isinstance(v, Mapping) else f"{k}={_flat(v)}" for k, v in pairs
+        )
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_flat(item) for item in value)
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return one_line(str(value))
+
+
+def _attempts(attempts: Sequence[tuple[str, AttemptReport]], narrow: bool) -> Table:
+    from rich.text import Text
+
+    grid = _table(
+        *("#", "outcome", "verdict", "took"),
+        *(["MLflow run"] if narrow else ["started", "where", "MLflow run"]),
+        right=(3,),
+    )
+    for run_id, report in attempts:
+        # Nothing was measured by an attempt that failed: there is nothing to believe or not.
+        state = report.verdict.state if believable([report]) else MISSING
+        mark, style, _ = VERDICT_MARKS.get(state, ("", "", ""))
+        where = "" if report.slot is None else f"{report.slot.host} {device_of(report.slot)}"
+        grid.add_row(
+            str(report.number),
+            Text(report.outcome.value, OUTCOME_STYLE.get(report.outcome.value, "")),
+            Text(f"{mark} {state}".strip(), style),
+            duration(report.duration_s),
+            *([] if narrow else [_local(report.started_at), where]),
+            run_id[:8] if narrow else run_id,
+        )
+    return grid
+
+
+def _reasons(attempts: Sequence[tuple[str, AttemptReport]]) -> list[RenderableType]:
+    from rich.text import Text
+
+    return [
+        Text(f"{report.number}: {why(report)}", style="red")
+        for _, report in attempts
+        if report.outcome.value != "ok"
+    ]
+
+
+def _metrics(counted: Sequence[AttemptReport], narrow: bool) -> list[RenderableType]:
+    names = dict.fromkeys(name for report in counted for name in report.metrics)
+    cells = {name: pool(counted, name) for name in names}
+    absent: dict[str, list[str]] = {}
+    for cell in cells.values():
+        if cell.median is None:
+            absent.setdefault(cell.reason or "no reason", []).append(cell.name)
+    if narrow:
+        grid = _table("", "median", "n", right=(1, 2))
+        for cell in cells.values():
+            if cell.median is not None:
+                grid.add_row(
+                    cell.name,
+                    with_ci(cell.median, cell.ci_low, cell.ci_high, cell.unit),
+                    str(cell.n),
+                )
+        return [grid, *_absences(absent)]
+    grid = _table(
+        *("", "median", "95 % interval", "mean", "sd", "least", "n", "stop"),
+        right=(1, 2, 3, 4, 5, 6),
+    )
+    for cell in cells.values():
+        if cell.median is not None:
+            grid.add_row(*_statistics(cell, counted))
+    return [grid, *_absences(absent)]
+
+
+def _statistics(cell: Cell, counted: Sequence[AttemptReport]) -> list[RenderableType]:
+    """One row of the wide table: all in the scale of the median, four digits of it."""
+    from statistics import fmean, stdev
+
+    from rich.text import Text
+
+    assert cell.median is not None
+    scale = scale_of([cell.median], cell.unit)
+    found = [m for r in counted if isinstance(m := metric_of(r, cell.name), Samples)]
+    values = [v for metric in found for v in metric.values]
+    interval = ""
+    if cell.ci_low is not None and cell.ci_high is not None and cell.ci_low < cell.ci_high:
+        interval = f"{scale.number(cell.ci_low, 4)} – {scale.number(cell.ci_high, 4)}"
+    many = len(values) > 1
+    return [
+        cell.name,
+        Text(scale.text(cell.median, 4), style="bold"),
+        interval,
+        scale.number(fmean(values), 4) if many else "",
+        scale.number(stdev(values), 2) if many else "",
+        scale.number(min(values), 4) if many else "",
+        str(cell.n),
+        Text(", ".join(dict.fromkeys(m.stop_reason for m in found if m.stop_reason)), style="dim"),
+    ]
+
+
+def _telemetry(report: AttemptReport, narrow: bool) -> list[RenderableType]:
+    from rich.table import Table
+    from rich.text import Text
+
+    pairs: list[tuple[str, str]] = []
+    absent: dict[str, list[str]] = {}
+    for name, metric in report.telemetry.items():
+        if isinstance(metric, Absent):
+            absent.setdefault(metric.reason, []).append(name)
+        elif isinstance(metric, Value):
+            pairs.append((name, quantity(metric.value, metric.unit)))
+        elif metric.values:
+            pairs.append((name, quantity(pool([report], name).median, metric.unit)))
+    parts: list[RenderableType] = []
+    if pairs:
+        # Two columns down, as a person reads a list; not across.
+        shown = pairs[:_MOST_TELEMETRY]
+        half = len(shown) if narrow else (len(shown) + 1) // 2
+        grid = Table.grid(padding=(0, 3, 0, 0))
+        for at in range(half):
+            right = shown[at + half] if at + half < len(shown) else ("", "")
+            grid.add_row(*shown[at], *right)
+        parts.append(grid)
+        if len(pairs) > len(shown):
+            parts.append(Text(f"… and {len(pairs) - len(shown)} more (--json)", style="italic"))
+    return [*parts, *_absences(absent)]
+
+
+def _rules(report: AttemptReport) -> list[RenderableType]:
+    from rich.text import Text
+
+    passed = [rule.rule for rule in report.verdict.rules if rule.state == "pass"]
+    rest = [rule for rule in report.verdict.rules if rule.state != "pass"]
+    parts: list[RenderableType] = []
+    if rest:
+        grid = _table("rule", "state", "seen", "limit", "")
+        for rule in rest:
+            grid.add_row(
+                rule.rule,
+                Text(rule.state, _VERDICT_STYLE.get(rule.state, "")),
+                _plain(rule.value),
+                _plain(rule.limit),
+                Text(one_line(rule.reason or ""), overflow="fold"),
+            )
+        parts.append(grid)
+    if passed:
+        parts.append(Text(f"passed: {', '.join(passed)}", style="dim"))
+    return parts or [Text("no rule was applied", style="dim")]
+
+
+def _engaged(report: AttemptReport) -> list[RenderableType]:
+    if not report.engaged:
+        return []
+    from rich.text import Text
+
+    grid = _table("", "asked", "got", "")
+    for proof in report.engaged:
+        mark = Text("✓", "green") if proof.ok else Text("✗", "red")
+        grid.add_row(proof.what, proof.asked, proof.got, mark)
+    return [grid]
+
+
+def _absences(absent: Mapping[str, Sequence[str]]) -> list[RenderableType]:
+    from rich.text import Text
+
+    return [
+        Text(f"not had: {', '.join(names)} ({one_line(reason)})", style="dim")
+        for reason, names in absent.items()
+    ]
+
+
+def _table(*headings: str, right: Sequence[int] = ()) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    for index, heading in enumerate(headings):
+        last = index == len(headings) - 1
+        table.add_column(
+            heading,
+            justify="right" if index in right else "left",
+            no_wrap=not last,
+            overflow="fold" if last else "ellipsis",
+        )
+    return table
+
+
+def _plain(value: float | str | None) -> str:
+    if value is None:
+        return MISSING
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _iso(unix_s: float) -> str | None:
+    if not unix_s:
+        return None
+    return datetime.fromtimestamp(unix_s, timezone.utc).isoformat(timespec="milliseconds")
+
+
+def _local(unix_s: float) -> str:
+    if not unix_s:
+        return MISSING
+    return datetime.fromtimestamp(unix_s).astimezone().strftime("%Y-%m-%d %H:%M:%S")
