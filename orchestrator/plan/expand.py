@@ -1,0 +1,342 @@
+"""From a command line to a plan: read, compose each choice of groups once, expand, hash, dedup."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import ConfigError
+from orchestrator.measure.registry import find_task
+from orchestrator.plan.axes import COMMAND_LINE, Axis, Fixed, parse, text
+from orchestrator.plan.compose import ROOT_CONFIG, Composer
+from orchestrator.plan.composition import Composition, DeviceKind
+from orchestrator.plan.identity import check_together, config_hash, rebuild
+from orchestrator.plan.messages import nearest
+from orchestrator.plan.plan import Plan
+from orchestrator.plan.schema import ClusterConfig, Settings
+from orchestrator.plan.sweep import Space, matches, read
+from orchestrator.plan.trial import AxisValue, Trial, infeasible_reason, resources_of
+
+# Settings that a group chosen along an axis may vary: they belong to a trial, not to the plan.
+PER_TRIAL = ("resources", "timeout_s")
+
+
+def build(
+    overrides: Sequence[str],
+    *,
+    config_dirs: Sequence[Path | str] = (),
+    device_kind: DeviceKind,
+    config_name: str = ROOT_CONFIG,
+) -> Plan:
+    """Everything that a command line means, before anything runs.
+
+    Parameters
+    ----------
+    overrides : sequence of str
+        In Hydra's grammar; several values make an axis.
+    config_dirs : sequence of path
+        A person's own directories of groups.
+    device_kind : callable
+        Takes the ``ClusterConfig`` and returns ``"cpu"`` or ``"cuda"``; called at most once for
+        each cluster, and only where ``device=auto`` is to be decided.
+    config_name : str
+        Root file, without ``.yaml``.
+
+    Raises
+    ------
+    ConfigError
+        For everything that cannot be meant, in one line.
+    """
+    words, searched = _hydra_words(overrides)
+    composer = Composer([*config_dirs, *searched], config_name)
+    space = read(words, composer)
+    return _Expansion(space, composer, _once(device_kind)).plan()
+
+
+def settings_of(
+    overrides: Sequence[str],
+    *,
+    config_dirs: Sequence[Path | str] = (),
+    config_name: str = ROOT_CONFIG,
+) -> Settings:
+    """Only the settings of a command line (``tracking.root=…``), for commands that plan nothing.
+
+    Raises
+    ------
+    ConfigError
+        As :func:`build`.
+    """
+    words, searched = _hydra_words(overrides)
+    composer = Composer([*config_dirs, *searched], config_name)
+    space = read(words, composer)
+    groups, values = _split(space.fixed, composer)
+    return Composition(composer.compose(groups), values, ()).settings()
+
+
+def plan_of(identity: Mapping[str, Any], settings: Settings) -> Plan:
+    """A plan of exactly one stored configuration.
+
+    Raises
+    ------
+    ConfigError
+        As :func:`orchestrator.plan.rebuild`.
+    """
+    tree = rebuild(identity)
+    trial = _trial(tree, {}, settings)
+    return Plan(
+        sweep=f"reproduce-{trial.hash[:12]}",
+        description=f"A new attempt of {trial.hash[:12]}",
+        trials=(trial,),
+        settings=settings,
+    )
+
+
+class _Expansion:
+    """Walks a space combination by combination; composes lazily, so excluded ones cost nothing."""
+
+    def __init__(self, space: Space, composer: Composer, device_kind: DeviceKind) -> None:
+        self._space = space
+        self._composer = composer
+        self._device_kind = device_kind
+        self._groups, self._values = _split(space.fixed, composer)
+        self._axes = space.axes
+        self._is_group = [composer.is_group(axis.key) for axis in self._axes]
+        for axis, is_group in zip(self._axes, self._is_group, strict=True):
+            _check_axis(axis, is_group, composer)
+        self._value_axes = [
+            axis for axis, is_group in zip(self._axes, self._is_group, strict=True) if not is_group
+        ]
+        self._prefixes = [axis.prefix for axis in self._value_axes]
+        self._compositions: dict[tuple[str, ...], tuple[Composition, Settings]] = {}
+        self._first: tuple[Composition, Settings] | None = None
+
+    def plan(self) -> Plan:
+        trials: dict[str, Trial] = {}
+        duplicates = 0
+        seen: list[dict[str, None]] = [{} for _ in self._axes]
+        for row in self._combinations():
+            tree, axes, settings = self._resolve(row)
+            digest = config_hash(tree)
+            for values, value in zip(seen, axes.values(), strict=True):
+                values[text(value)] = None
+            if digest in trials:
+                duplicates += 1
+                continue
+            trials[digest] = _trial(tree, axes, settings, digest)
+        if not trials:
+            raise ConfigError(
+                "exclude leaves no trial", where=f"sweep {self._space.name}", fix="Loosen it"
+            )
+        assert self._first is not None
+        return Plan(
+            sweep=self._space.name,
+            description=self._space.description,
+            trials=tuple(trials.values()),
+            settings=self._first[1],
+            baseline=self._baseline(trials.values()),
+            axes={axis.key: tuple(values) for axis, values in zip(self._axes, seen, strict=True)},
+            duplicates=duplicates,
+        )
+
+    def _combinations(self) -> Iterator[list[tuple[int, Any]]]:
+        """For each combination that is not excluded: position and value on every axis."""
+        keys = [axis.key for axis in self._axes]
+        rows = [list(enumerate(block.rows())) for block in self._space.blocks]
+        for combination in product(*rows):
+            row = [(number, value) for number, values in combination for value in values]
+            if self._space.exclude:
+                written = {key: value for key, (_, value) in zip(keys, row, strict=True)}
+                if any(matches(written, condition) for condition in self._space.exclude):
+                    continue
+            yield row
+
+    def _resolve(
+        self, row: list[tuple[int, Any]]
+    ) -> tuple[dict[str, Any], dict[str, AxisValue], Settings]:
+        chosen = tuple(
+            text(value)
+            for (_, value), is_group in zip(row, self._is_group, strict=True)
+            if is_group
+        )
+        composition, settings = self._composition(chosen)
+        values = [item for item, is_group in zip(row, self._is_group, strict=True) if not is_group]
+        tree, typed = composition.identity(values, self._prefixes, self._device_kind)
+        check_together(tree)
+        options, fitted = iter(chosen), iter(typed)
+        axes = {
+            axis.key: next(options) if is_group else _axis_value(next(fitted))
+            for axis, is_group in zip(self._axes, self._is_group, strict=True)
+        }
+        return tree, axes, settings
+
+    def _composition(self, chosen: tuple[str, ...]) -> tuple[Composition, Settings]:
+        if chosen not in self._compositions:
+            choices = dict(self._groups)
+            keys = [a for a, is_group in zip(self._axes, self._is_group, strict=True) if is_group]
+            for axis, option in zip(keys, chosen, strict=True):
+                choices.update([_choice(axis.key, option, axis.prefix, axis.where, self._composer)])
+            config = self._composer.compose(choices)
+            made = Composition(config, self._values, [axis.key for axis in self._value_axes])
+            if self._first is not None:
+                _same_settings(self._first[0].settings_tree, made.settings_tree, chosen)
+            self._compositions[chosen] = (made, made.settings())
+            self._first = self._first or self._compositions[chosen]
+        return self._compositions[chosen]
+
+    def _baseline(self, trials: Any) -> dict[str, str]:
+        wanted = self._space.baseline
+        keys = [axis.key for axis in self._axes]
+        for key in wanted:
+            if key not in keys:
+                raise ConfigError(
+                    f"baseline names {key}, which is not an axis",
+                    where=f"sweep {self._space.name}",
+                    fix=nearest(str(key), keys),
+                )
+        if not wanted:
+            return {}
+        for trial in trials:
+            if matches(trial.axes, wanted):
+                return {key: text(trial.axes[key]) for key in wanted}
+        if any(key in self._space.narrowed for key in keys):
+            return {}  # `+sweep=quant quant=nf4` leaves the baseline out on purpose
+        described = ", ".join(f"{key}={text(value)}" for key, value in wanted.items())
+        raise ConfigError(
+            f"baseline {described} matches no trial",
+            where=f"sweep {self._space.name}",
+            fix=nearest(
+                text(next(iter(wanted.values()))),
+                {text(trial.axes[next(iter(wanted))]) for trial in trials},
+            ),
+        )
+
+
+def _trial(
+    tree: dict[str, Any],
+    axes: dict[str, AxisValue],
+    settings: Settings,
+    digest: str | None = None,
+) -> Trial:
+    task = find_task(tree["task"]["name"])
+    return Trial(
+        hash=digest or config_hash(tree),
+        identity=tree,
+        axes=axes,
+        resources=resources_of(tree, settings.resources, task),
+        timeout_s=settings.timeout_s,
+        infeasible=infeasible_reason(task, tree),
+    )
+
+
+def _axis_value(value: Any) -> AxisValue:
+    return value if value is None or isinstance(value, (str, int, float, bool)) else text(value)
+
+
+def _split(fixed: Sequence[Fixed], composer: Composer) -> tuple[dict[str, str], list[Fixed]]:
+    """Choices of groups apart from values."""
+    groups: dict[str, str] = {}
+    values: list[Fixed] = []
+    for item in fixed:
+        if not composer.is_group(item.key) or isinstance(item.value, dict):
+            _require_root(item.key, item.where, composer)
+            values.append(item)
+            continue
+        if item.prefix == "~":
+            raise ConfigError(
+                f"~{item.key}: a group cannot be left out",
+                where=item.where,
+                fix=f"Choose one of {', '.join(composer.options(item.key))}",
+            )
+        groups.update([_choice(item.key, item.value, item.prefix, item.where, composer)])
+    return groups, values
+
+
+def _check_axis(axis: Axis, is_group: bool, composer: Composer) -> None:
+    if axis.key == "task.name":
+        raise ConfigError("a task is chosen by its group", where=axis.key, fix="Write task=a,b")
+    if axis.prefix == "~":
+        raise ConfigError(f"~{axis.key}: a deletion cannot be swept", where=axis.where)
+    if not is_group:
+        _require_root(axis.key, axis.where, composer)
+
+
+def _require_root(key: str, where: str, composer: Composer) -> None:
+    """Say `did you mean quant` for `quantt`, before a configuration is composed for it."""
+    root = key.split(".")[0].split("/")[0]
+    if root not in composer.root_keys:
+        raise ConfigError(
+            f"no group or key {key}",
+            where=where,
+            fix=nearest(root, {*composer.root_keys, *composer.groups()}),
+        )
+
+
+def _choice(key: str, option: Any, prefix: str, where: str, composer: Composer) -> tuple[str, str]:
+    """The entry of a choice of groups, its option checked."""
+    group = key.split("@")[0]
+    if option is None or option == "" or isinstance(option, (list, dict)):
+        raise ConfigError(
+            f"{key}={text(option)} chooses nothing",
+            where=where,
+            fix=f"Known: {', '.join(composer.options(group))}",
+        )
+    name = text(option)
+    if not composer.has_option(group, name):
+        raise ConfigError(
+            f"no {group} {name!r}",
+            where=where,
+            fix=nearest(name, composer.options(group)),
+        )
+    if key in composer.default_groups:
+        return key, name
+    if not prefix:
+        raise ConfigError(
+            f"group {key} is not in the defaults", where=where, fix=f"Write +{key}={name}"
+        )
+    return f"+{key}", name
+
+
+def _same_settings(first: Mapping[str, Any], other: Mapping[str, Any], chosen: Any) -> None:
+    for key, value in first.items():
+        if key not in PER_TRIAL and other[key] != value:
+            raise ConfigError(
+                f"{key} differs along an axis ({', '.join(chosen)}), and a sweep has one",
+                where=key,
+                fix="Run the sweep once for each",
+            )
+
+
+def _hydra_words(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Overrides without Hydra's own, and the directories of ``hydra.searchpath``."""
+    words: list[str] = []
+    searched: list[str] = []
+    for word in overrides:
+        name = word.lstrip("+~").split("=")[0]
+        if name == "hydra.searchpath":
+            found = parse(word, lambda key: None, COMMAND_LINE)
+            value = found.value if isinstance(found, Fixed) else None
+            if not isinstance(value, list):
+                raise ConfigError("is a list", where=name, fix="hydra.searchpath=[DIRECTORY]")
+            searched.extend(str(item) for item in value)
+        elif name == "hydra" or name.startswith(("hydra.", "hydra/")):
+            raise ConfigError(
+                f"{word}: Hydra's own launcher, sweeper and output are not used here",
+                where=COMMAND_LINE,
+                fix="Leave it out; results go to tracking.root",
+            )
+        else:
+            words.append(word)
+    return words, searched
+
+
+def _once(device_kind: DeviceKind) -> DeviceKind:
+    """Looking at a cluster costs; ask once for each."""
+
+    @cache
+    def by_cluster(fields: tuple[tuple[str, Any], ...]) -> str:
+        return device_kind(ClusterConfig(**dict(fields)))
+
+    return lambda cluster: by_cluster(tuple(sorted(vars(cluster).items())))

@@ -1,0 +1,259 @@
+"""Hydra's own flags (``--help``, ``--cfg``, ``--info``, completion …) on this configuration.
+
+Hydra's ``main`` is not used: it would run jobs of its own, and make directories and log files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from orchestrator.errors import ConfigError, UsageError
+
+# Flag to whether a value follows it as a word of its own.
+HYDRA_FLAGS = (
+    ("--help", "-h"),
+    ("--hydra-help",),
+    ("--cfg", "-c"),
+    ("--info", "-i"),
+    ("--shell-completion", "-sc"),
+)
+COMMANDS_WITH_OVERRIDES = ("run", "plan")
+PROGRAM = "orchestrator"
+
+
+@dataclass(frozen=True)
+class RunArgs:
+    """Words of a command line that takes overrides, sorted.
+
+    Attributes
+    ----------
+    overrides : tuple of str
+        In Hydra's grammar, as typed.
+    config_dirs : tuple of str
+        Directories of a person's own groups, in order.
+    config_name : str
+        Root file, without ``.yaml``.
+    multirun : bool
+        ``-m`` was there; it changes nothing, several values sweep without it too.
+    """
+
+    overrides: tuple[str, ...] = ()
+    config_dirs: tuple[str, ...] = ()
+    config_name: str = "config"
+    multirun: bool = False
+    verbose: bool = False
+    json: bool = False
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, fix="--help shows what there is")
+
+
+def parse_run_args(argv: Sequence[str]) -> RunArgs:
+    """Sort the words after ``run`` or ``plan``.
+
+    Raises
+    ------
+    UsageError
+        An unknown flag, or a flag without its value.
+    """
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("overrides", nargs="*")
+    _add_places(parser)
+    parser.add_argument("--multirun", "-m", action="store_true")
+    parser.add_argument("--verbose", "-v", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    found, unknown = parser.parse_known_intermixed_args(list(argv))
+    flags = [word for word in unknown if word.startswith("-")]
+    if flags:
+        raise UsageError(f"unknown flag {flags[0]}", fix="--help shows what there is")
+    return RunArgs(
+        overrides=tuple([*found.overrides, *unknown]),
+        config_dirs=tuple(found.config_dir),
+        config_name=found.config_name,
+        multirun=found.multirun,
+        verbose=found.verbose,
+        json=found.json,
+    )
+
+
+def _add_places(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config-dir", "-cd", action="append", default=[])
+    parser.add_argument("--config-name", "-cn", default="config", type=_without_suffix)
+
+
+def _without_suffix(name: str) -> str:
+    return name.removesuffix(".yaml")
+
+
+def hydra_flags(argv: Sequence[str]) -> int | None:
+    """Do what a flag of Hydra's asks for, if there is one.
+
+    Parameters
+    ----------
+    argv : sequence of str
+        The command line without the program; a leading ``run`` or ``plan`` is skipped.
+
+    Returns
+    -------
+    int or None
+        The exit code; None if none of the flags is there and nothing was done.
+
+    Raises
+    ------
+    ConfigError, UsageError
+        As :func:`orchestrator.plan.build`.
+    """
+    words = [word for word in argv if word not in ("-v", "--verbose", "--json")]
+    if words and words[0] in COMMANDS_WITH_OVERRIDES:
+        words = words[1:]
+    known = {flag for names in HYDRA_FLAGS for flag in names}
+    if not any(word.split("=")[0] in known for word in words if word.startswith("-")):
+        return None
+    return _dispatch(words)
+
+
+def _dispatch(words: list[str]) -> int:
+    from hydra._internal.utils import get_args_parser
+    from hydra.core.global_hydra import GlobalHydra
+
+    places = _Parser(add_help=False, allow_abbrev=False)
+    _add_places(places)
+    where, rest = places.parse_known_args(words)
+    flags = get_args_parser()
+    args, unknown = flags.parse_known_args(rest)
+    if unknown or args.config_path or args.run:
+        flag = (unknown or ["--config-path" if args.config_path else "--run"])[0]
+        raise UsageError(f"{flag} is not known here", fix="--help shows what there is")
+    asked = [args.help, args.hydra_help, args.cfg, args.info, args.shell_completion]
+    if sum(bool(flag) for flag in asked) > 1:
+        raise UsageError("one of --help, --hydra-help, --cfg, --info, -sc at a time")
+    hydra = _hydra(where.config_dir)
+    try:
+        return _show(hydra, args, flags, where.config_name, where.config_dir)
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def _hydra(config_dirs: Sequence[str]) -> Any:
+    from hydra._internal.hydra import Hydra
+    from hydra.core.global_hydra import GlobalHydra
+
+    from orchestrator.plan.compose import TypedLoader, search_path
+
+    GlobalHydra.instance().clear()
+    hydra = Hydra(task_name=PROGRAM, config_loader=TypedLoader(search_path(config_dirs)))
+    GlobalHydra.instance().initialize(hydra)
+    return hydra
+
+
+def _show(
+    hydra: Any,
+    args: argparse.Namespace,
+    flags: argparse.ArgumentParser,
+    config_name: str,
+    config_dirs: Sequence[str],
+) -> int:
+    from orchestrator.plan.messages import translated
+
+    if args.shell_completion:
+        return _complete(hydra, args.overrides, config_name)
+    if args.hydra_help:
+        with translated():
+            hydra.hydra_help(config_name=config_name, args_parser=flags, args=args)
+        return 0
+    # The same reading of the line as a run's: typos are named, a sweep's `set` is applied.
+    args.overrides = _single(args.overrides, config_dirs, config_name)
+    with translated():
+        if args.help:
+            hydra.app_help(config_name=config_name, args_parser=flags, args=args)
+        elif args.cfg:
+            hydra.show_cfg(
+                config_name=config_name,
+                overrides=args.overrides,
+                cfg_type=args.cfg,
+                package=args.package,
+                resolve=args.resolve,
+            )
+        else:
+            hydra.show_info(args.info, config_name=config_name, overrides=args.overrides)
+    return 0
+
+
+def _single(overrides: Sequence[str], config_dirs: Sequence[str], config_name: str) -> list[str]:
+    """Overrides for the one configuration that ``--cfg`` shows, in a form Hydra itself takes."""
+    from orchestrator.plan.axes import COMMAND_LINE, Axis, parse
+    from orchestrator.plan.compose import Composer
+    from orchestrator.plan.messages import nearest
+
+    hydras = [word for word in overrides if word.lstrip("+~").startswith("hydra")]
+    own = [word for word in overrides if word not in hydras]
+    if not own:
+        return hydras
+    composer = Composer(config_dirs, config_name)
+    known = {*composer.root_keys, *composer.groups()}
+    found: list[str] = []
+    sweep: list[str] = []
+    for word in own:
+        item = parse(word, lambda key: None, COMMAND_LINE)
+        if isinstance(item, Axis):
+            raise ConfigError(
+                f"{word} is {item.count} configurations, and this shows one",
+                fix=f"Choose one, or list them all: plan {word}",
+            )
+        root = item.key.split(".")[0].split("/")[0].split("@")[0]
+        if root not in known:
+            raise ConfigError(f"no group or key {item.key}", fix=nearest(root, known))
+        if item.key == "sweep":
+            sweep = _sweep_words(composer, item, own)
+        elif composer.is_group(item.key) and not composer.has_option(item.key, str(item.value)):
+            raise ConfigError(
+                f"no {item.key} {str(item.value)!r}",
+                fix=nearest(str(item.value), composer.options(item.key)),
+            )
+        else:
+            found.append(word)
+    return [*hydras, *sweep, *found]
+
+
+def _sweep_words(composer: Any, chosen: Any, own: Sequence[str]) -> list[str]:
+    from hydra.core.override_parser.types import Override
+
+    from orchestrator.plan.messages import nearest
+
+    name = str(chosen.value)
+    if name not in composer.options("sweep"):
+        raise ConfigError(f"no sweep {name!r}", fix=nearest(name, composer.options("sweep")))
+    fixed = composer.compose_sweep(name).sweep.set
+    typed = [word.lstrip("+~").split("=")[0] for word in own]
+    words = [f"+sweep={name}"]
+    for key in fixed:
+        if not any(key == other or key.startswith(f"{other}.") for other in typed):
+            value = Override._get_value_element_as_str(Override._convert_value(fixed[key]))
+            words.append(f"{key}={value}")
+    return words
+
+
+def _complete(hydra: Any, words: Sequence[str], config_name: str) -> int:
+    from orchestrator.plan.messages import translated
+
+    # Hydra's scripts know `python FILE` and installed programs; `python -m` and a leading command
+    # are put into the second form.
+    line = os.environ.get("COMP_LINE", "")
+    line = re.sub(rf"^\S*python\S*\s+-m\s+{PROGRAM}\b", PROGRAM, line)
+    commands = "|".join(COMMANDS_WITH_OVERRIDES)
+    os.environ["COMP_LINE"] = re.sub(rf"^(\S+)\s+(?:{commands})\s", r"\1 ", line)
+    name, sys.argv[0] = sys.argv[0], PROGRAM
+    try:
+        with translated("--shell-completion"):
+            hydra.shell_completion(config_name=config_name, overrides=list(words))
+    finally:
+        sys.argv[0] = name
+    return 0

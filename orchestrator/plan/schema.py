@@ -1,0 +1,240 @@
+"""The typed shape of everything a person can choose; plain dataclasses, nothing is imported here.
+
+::
+
+    RootConfig
+    |-- task model quant protocol device seed      identity: what is hashed
+    |-- sweep                                      how one command line becomes many trials
+    `-- repeats force retry isolate timeout_s preflight resources
+        cluster tracking telemetry verdict         settings: how and where, never hashed
+
+A task brings its own dataclass (``Task.config``); it takes the place of ``RootConfig.task``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, get_type_hints
+
+SCHEMA_VERSION = 1
+MISSING: Any = "???"  # OmegaConf's mark for a value that must be given
+
+
+def choice(*names: str) -> Any:
+    """A text field that takes one of ``names``; the first is the default."""
+    return field(default=names[0], metadata={"choices": names})
+
+
+def bounded(default: Any, *, low: float | None = None, high: float | None = None) -> Any:
+    """A number field with inclusive bounds; None passes where the type allows it."""
+    return field(default=default, metadata={"low": low, "high": high})
+
+
+@dataclass
+class ModelConfig:
+    """Which weights. A field that its source does not read must stay empty."""
+
+    source: str = choice("packaged", "hub", "path", "gguf", "random")
+    id: str | None = None
+    revision: str | None = None
+    path: str | None = None
+    architecture: dict[str, Any] | None = None
+    trust_remote_code: bool = False
+
+
+@dataclass
+class QuantConfig:
+    """Number format of the weights; ``dtype`` is the compute type where they are quantized."""
+
+    scheme: str = choice("none", "int8", "nf4", "fp4")
+    dtype: str = choice("bfloat16", "float32", "float16")
+    double_quant: bool = False
+
+
+@dataclass
+class ProtocolConfig:
+    """When a measurement has been repeated often enough."""
+
+    warmup: int = bounded(1, low=0)
+    min_repetitions: int = bounded(5, low=1)
+    max_repetitions: int = bounded(10, low=1)
+    max_time_s: float = bounded(8.0, low=0)
+    ci_relative_half_width: float = bounded(0.05, low=0)
+    confidence: float = bounded(0.95, low=0.5, high=0.9999)
+    resamples: int = bounded(10_000, low=100)
+
+
+@dataclass
+class DeviceConfig:
+    """Where the measured work runs. ``threads`` None: as many as the slot has cores."""
+
+    kind: str = choice("auto", "cpu", "cuda")
+    threads: int | None = bounded(None, low=1)
+
+
+@dataclass
+class SweepConfig:
+    """Axes over the configuration. Keys of ``set`` and ``axes`` are overrides, dots and all."""
+
+    name: str | None = None
+    description: str = ""
+    set: dict[str, Any] = field(default_factory=dict)
+    axes: dict[str, Any] = field(default_factory=dict)
+    zip: list[Any] = field(default_factory=list)
+    exclude: list[Any] = field(default_factory=list)
+    repeats: int | None = bounded(None, low=1)
+    baseline: dict[str, Any] = field(default_factory=dict)
+    allow_large: bool = False
+
+
+@dataclass
+class RetryConfig:
+    """Which finished attempts the next run takes up again."""
+
+    failed: bool = False
+
+
+@dataclass
+class IsolateConfig:
+    """How a measured process is started."""
+
+    start: str = choice("fork", "spawn")
+    start_timeout_s: float = bounded(120.0, low=0)
+
+
+@dataclass
+class ResourcesConfig:
+    """What a trial asks of the cluster; None leaves it to the device and the task."""
+
+    gpus: int | None = bounded(None, low=0)
+    cpus: int | None = bounded(None, low=1)
+    memory_bytes: int | None = bounded(None, low=1)
+    accelerator: str | None = None
+
+
+@dataclass
+class ClusterConfig:
+    """Which Ray. ``cpus`` and ``gpus`` size the embedded one; None: what the machine has."""
+
+    kind: str = choice("local", "ray")
+    address: str | None = None
+    cpus: int | None = bounded(None, low=1)
+    gpus: int | None = bounded(None, low=0)
+
+
+@dataclass
+class TrackingConfig:
+    """Where results are recorded: SQLite under ``root``, or an MLflow server at ``uri``."""
+
+    kind: str = choice("embedded", "server")
+    root: str = "mlruns"
+    uri: str | None = None
+
+
+@dataclass
+class TelemetryConfig:
+    """How often the supervisor looks at the device and the host."""
+
+    enabled: bool = True
+    nvml_period_s: float = bounded(0.05, low=0.001)
+    host_period_s: float = bounded(0.1, low=0.001)
+
+
+@dataclass
+class VerdictConfig:
+    """Which measurements are believed; ``rules`` maps a rule's name to its limit."""
+
+    retries: int = bounded(1, low=0)
+    cooldown_s: float = bounded(30.0, low=0)
+    rules: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class RootConfig:
+    """The whole configuration, as composed."""
+
+    task: Any = MISSING
+    model: ModelConfig = field(default_factory=ModelConfig)
+    quant: QuantConfig = field(default_factory=QuantConfig)
+    protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
+    device: DeviceConfig = field(default_factory=DeviceConfig)
+    seed: int = bounded(0, low=0)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+    repeats: int = bounded(1, low=1)
+    force: bool = False
+    retry: RetryConfig = field(default_factory=RetryConfig)
+    isolate: IsolateConfig = field(default_factory=IsolateConfig)
+    timeout_s: float = bounded(1800.0, low=0)
+    preflight: str = choice("warn", "skip", "off")
+    resources: ResourcesConfig = field(default_factory=ResourcesConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
+    verdict: VerdictConfig = field(default_factory=VerdictConfig)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How and where a plan is run; nothing of it is hashed."""
+
+    repeats: int = 1
+    force: bool = False
+    retry: RetryConfig = field(default_factory=RetryConfig)
+    isolate: IsolateConfig = field(default_factory=IsolateConfig)
+    timeout_s: float = 1800.0
+    preflight: str = "warn"
+    resources: ResourcesConfig = field(default_factory=ResourcesConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
+    verdict: VerdictConfig = field(default_factory=VerdictConfig)
+
+
+IDENTITY_GROUPS: Mapping[str, type] = {
+    "model": ModelConfig,
+    "quant": QuantConfig,
+    "protocol": ProtocolConfig,
+    "device": DeviceConfig,
+}
+IDENTITY_KEYS = ("task", *IDENTITY_GROUPS, "seed")
+SETTING_KEYS = tuple(f.name for f in fields(Settings))
+
+
+def field_problems(kind: type, tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
+    """Walk a typed tree and yield (key, what is wrong) for values outside their field's metadata.
+
+    Parameters
+    ----------
+    kind : type
+        Dataclass that ``tree`` has the shape of; metadata ``choices``, ``low`` and ``high`` count.
+    tree : mapping
+        Plain values.
+    prefix : str
+        Dotted name of ``tree`` itself, ``""`` for the root.
+    """
+    for item in fields(kind):
+        if item.name not in tree:
+            continue
+        key = f"{prefix}.{item.name}" if prefix else item.name
+        value = tree[item.name]
+        inner = get_type_hints(kind)[item.name] if isinstance(value, Mapping) else None
+        if isinstance(inner, type) and is_dataclass(inner):
+            yield from field_problems(inner, value, key)
+        problem = _problem(item.metadata, value)
+        if problem:
+            yield key, problem
+
+
+def _problem(rules: Mapping[str, Any], value: Any) -> str | None:
+    names = rules.get("choices")
+    if names is not None and value is not None and value not in names:
+        return f"{value!r} is not one of {', '.join(names)}"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    low, high = rules.get("low"), rules.get("high")
+    if low is not None and value < low:
+        return f"{value} is less than {low:g}"
+    if high is not None and value > high:
+        return f"{value} is more than {high:g}"
+    return None

@@ -1,0 +1,76 @@
+"""A trial: one fully resolved configuration to be measured, and what it asks of the cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from orchestrator.attempt import Resources
+from orchestrator.errors import ConfigError, TaskError
+from orchestrator.measure.task import Task
+from orchestrator.plan.schema import ResourcesConfig
+
+AxisValue = str | int | float | bool | None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One configuration of a plan.
+
+    Attributes
+    ----------
+    hash : str
+        Config hash, 64 hex digits.
+    identity : dict
+        The tree that is hashed; not to be changed.
+    axes : dict of str to value
+        Where on each axis of the sweep it lies; typed as the configuration has it.
+    infeasible : str or None
+        Why it cannot be done, known before anything is loaded.
+    """
+
+    hash: str
+    identity: dict[str, Any]
+    axes: dict[str, AxisValue] = field(default_factory=dict)
+    resources: Resources = field(default_factory=Resources)
+    timeout_s: float = 1800.0
+    infeasible: str | None = None
+
+
+def resources_of(identity: Mapping[str, Any], asked: ResourcesConfig, task: Task) -> Resources:
+    """What was asked for, and for the rest what the device and the task need.
+
+    Raises
+    ------
+    ConfigError
+        ``device=cuda`` with no GPU.
+    """
+    device = identity["device"]
+    on_cuda = device["kind"] == "cuda"
+    gpus = asked.gpus if asked.gpus is not None else int(on_cuda)
+    if on_cuda and gpus == 0:
+        raise ConfigError(
+            "0 GPUs on device=cuda", where="resources.gpus", fix="Leave it out, or say device=cpu"
+        )
+    cpus = asked.cpus
+    if cpus is None:
+        cpus = device["threads"]
+    if cpus is None and (on_cuda or not task.whole_node):
+        cpus = 1
+    return Resources(
+        gpus=gpus, cpus=cpus, memory_bytes=asked.memory_bytes, accelerator=asked.accelerator
+    )
+
+
+def infeasible_reason(task: Task, identity: Mapping[str, Any]) -> str | None:
+    """One line why ``task`` cannot do this, or None; a check that breaks is a reason too."""
+    try:
+        return task.check(identity)
+    except TaskError as error:
+        return str(error)
+    except ConfigError:
+        raise
+    except Exception as error:
+        # A third-party check must not take the other trials of the plan down with it.
+        return f"the task's own check failed: {type(error).__name__}: {error}"
