@@ -1,45 +1,157 @@
-"""Statistics of samples: medians and their bootstrap uncertainty. Pure, seeded, numpy only."""
+"""What is said of a metric's samples: centre, interval, spread, shape. Pure, seeded, numpy only.
+
+Never raises for data: what cannot be told is None, and ``reason`` says why.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-FloatArray = NDArray[np.float64]
+from orchestrator.measure.bootstrap import (
+    ONE_ATTEMPT_NOTE,
+    Ratio,
+    Series,
+    centre_draws,
+    holm,
+    median_ci,
+    noise_between,
+    ratio_ci,
+    why_not,
+)
+from orchestrator.measure.distribution import (
+    is_bimodal,
+    median_absolute_deviation,
+    percentile,
+    tukey_outliers,
+)
+
+__all__ = [
+    "Ratio",
+    "Summary",
+    "holm",
+    "median_ci",
+    "noise_between",
+    "ratio_ci",
+    "summarise",
+    "summarise_attempts",
+]
 
 
-def bootstrap_medians(
-    values: Sequence[float] | FloatArray, resamples: int, rng: np.random.Generator
-) -> FloatArray:
-    """Medians of ``resamples`` bootstrap resamples of ``values``, shape ``(resamples,)``.
+@dataclass(frozen=True)
+class Summary:
+    """Statistics of one metric of one trial, over all its attempts.
 
-    Drawn exactly, without forming a resample: the j-th smallest of n values drawn with replacement
-    is the value at rank ``floor(n U)``, where ``U`` is the j-th smallest of n uniforms and so
-    distributed as ``Beta(j, n - j + 1)``. For even n the next order statistic is drawn given the
-    first: the smallest of the remaining ``n - j`` uniforms above ``U``. O(resamples) for any n.
+    Attributes
+    ----------
+    n, attempts : int
+        Samples in all, and attempts that have any.
+    median : float or None
+        Of one attempt, its samples' median; of several, the mean of their medians.
+    ci_low, ci_high : float or None
+        Interval of ``median`` at ``confidence``; None where it cannot be known.
+    mean, std, min, max : float or None
+        Over all samples; ``std`` with n - 1, None for one sample.
+    mad : float or None
+        Median absolute deviation, not scaled.
+    p95, p99 : float or None
+        None below 200 and 1,000 samples.
+    outliers_mild, outliers_severe : int
+        Outside Tukey's fences at 1.5 and 3 interquartile ranges; each sample counted once.
+    bimodal : bool
+        See :func:`orchestrator.measure.distribution.is_bimodal`.
+    reason, note : str or None
+        Why a figure is None; what to keep in mind about the interval.
     """
-    ordered = np.sort(np.asarray(values, dtype=np.float64))
-    n = ordered.size
-    half = (n + 1) // 2
-    lower = rng.beta(half, n - half + 1, size=resamples)
-    picked = ordered[np.minimum((n * lower).astype(np.int64), n - 1)]
-    if n % 2:
-        return picked
-    upper = 1.0 - (1.0 - lower) * rng.random(resamples) ** (1.0 / (n - half))
-    return (picked + ordered[np.minimum((n * upper).astype(np.int64), n - 1)]) / 2.0
+
+    n: int
+    attempts: int = 0
+    median: float | None = None
+    ci_low: float | None = None
+    ci_high: float | None = None
+    mean: float | None = None
+    std: float | None = None
+    mad: float | None = None
+    min: float | None = None
+    max: float | None = None
+    p95: float | None = None
+    p99: float | None = None
+    outliers_mild: int = 0
+    outliers_severe: int = 0
+    bimodal: bool = False
+    confidence: float = 0.95
+    reason: str | None = None
+    note: str | None = None
+
+    @property
+    def relative_half_width(self) -> float | None:
+        """Half the interval over the median's size; None where either is missing or 0."""
+        if self.ci_low is None or self.ci_high is None or not self.median:
+            return None
+        return (self.ci_high - self.ci_low) / 2.0 / abs(self.median)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON form."""
+        return asdict(self)
 
 
-def median_ci(
-    values: Sequence[float],
+def summarise(
+    values: Series, *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> Summary:
+    """Statistics of one attempt's samples; the interval is the bootstrap of their median."""
+    return summarise_attempts([values], confidence=confidence, resamples=resamples, seed=seed)
+
+
+def summarise_attempts(
+    attempts: Sequence[Series],
     *,
     confidence: float = 0.95,
     resamples: int = 10_000,
     seed: int = 0,
-) -> tuple[float, float, float]:
-    """Median of one series with its percentile-bootstrap interval: ``(median, low, high)``."""
-    draws = bootstrap_medians(values, resamples, np.random.default_rng(seed))
-    tail = (1.0 - confidence) / 2.0
-    low, high = np.quantile(draws, [tail, 1.0 - tail])
-    return float(np.median(values)), float(low), float(high)
+) -> Summary:
+    """Statistics over attempts, each a series of samples; the interval is hierarchical.
+
+    Parameters
+    ----------
+    attempts : sequence of series
+        Samples of each attempt, lengths may differ; those without samples are passed over.
+    confidence : float
+        Of the central interval.
+    """
+    usable = [np.asarray(a, dtype=np.float64) for a in attempts if len(a)]
+    n = sum(a.size for a in usable)
+    reason = why_not(usable)
+    if reason is not None:
+        return Summary(n, len(usable), confidence=confidence, reason=reason)
+    pooled = np.concatenate(usable)
+    centre = float(np.mean([np.median(a) for a in usable]))
+    low: float | None = None
+    high: float | None = None
+    if n > 1:
+        centre, draws = centre_draws(usable, resamples=resamples, seed=seed)
+        tail = (1.0 - confidence) / 2.0
+        low, high = (float(q) for q in np.quantile(draws, [tail, 1.0 - tail]))
+    mild, severe = tukey_outliers(pooled)
+    return Summary(
+        n=n,
+        attempts=len(usable),
+        median=centre,
+        ci_low=low,
+        ci_high=high,
+        mean=float(pooled.mean()),
+        std=float(pooled.std(ddof=1)) if n > 1 else None,
+        mad=median_absolute_deviation(pooled),
+        min=float(pooled.min()),
+        max=float(pooled.max()),
+        p95=percentile(pooled, 95),
+        p99=percentile(pooled, 99),
+        outliers_mild=mild,
+        outliers_severe=severe,
+        bimodal=is_bimodal(pooled),
+        confidence=confidence,
+        reason=None if n > 1 else "one sample: its uncertainty cannot be known",
+        note=ONE_ATTEMPT_NOTE if n > 1 and len(usable) == 1 else None,
+    )

@@ -1,0 +1,316 @@
+"""Bootstrap of medians: one series, attempts then samples, and the ratio of two trials.
+
+Method
+------
+*One series.* The percentile bootstrap of the median, its draws taken exactly through order
+statistics (:func:`bootstrap_medians`), so their cost does not grow with the number of samples.
+
+*Several attempts* (each a process, the sampling unit). A trial's centre is the mean of its
+attempts' medians: each process weighs the same, however many samples it took. A resample draws
+attempts with replacement, then samples within each attempt drawn. Done plainly this is wrong in two
+ways that small numbers of attempts make large: k attempts resampled show only (k - 1)/k of their
+variance, while the spread of their medians, which already holds the noise of sampling within them,
+has that noise added once more (Davison and Hinkley, *Bootstrap Methods and their Application*,
+3.8). So the drawn attempts' deviations are scaled: by a factor that makes the variance of the draws
+equal max(spread of the medians, noise within), and by ``sqrt(nu / chi2_nu)``, drawn anew each
+resample, for a spread known from ``nu`` degrees of freedom only (Student's t by another road;
+``nu`` is Welch's). Measured with noise of 0.7 % between and 0.1-1.2 % within attempts, k = 2, 3, 5,
+10: one-sided 95 % bounds hold in 93.6-96.2 % of cases; the plain double bootstrap's in 82.6-98.5 %.
+
+*One attempt* has no spread between processes to show: its interval holds the noise within it only,
+unless the other trial has several attempts, or a spread is given (``between``); a note says so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+Series = Sequence[float] | FloatArray
+
+# What one attempt cannot show; appended to results that rest on it.
+ONE_ATTEMPT_NOTE = "one attempt: the interval holds no spread between processes"
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Ratio of two trials' centres with its interval.
+
+    Attributes
+    ----------
+    ratio : float or None
+        Centre of ``new`` over centre of ``base``; None where ``reason`` says why.
+    ci_low, ci_high : float or None
+        Central interval of the confidence asked for; None where it cannot be known.
+    p_value : float or None
+        Two-sided, of "the ratio is 1".
+    p_above, p_below : float or None
+        One-sided, of "the ratio is at most 1 + tolerance" and "at least 1 - tolerance": small
+        where the ratio lies above, below the band.
+    reason, note : str or None
+        Why something is None; what to keep in mind where nothing is.
+    """
+
+    ratio: float | None
+    ci_low: float | None = None
+    ci_high: float | None = None
+    p_value: float | None = None
+    p_above: float | None = None
+    p_below: float | None = None
+    reason: str | None = None
+    note: str | None = None
+
+
+def bootstrap_medians(values: Series, resamples: int, rng: np.random.Generator) -> FloatArray:
+    """Medians of ``resamples`` bootstrap resamples of ``values``, shape ``(resamples,)``.
+
+    Drawn exactly, without forming a resample: the j-th smallest of n values drawn with replacement
+    is the value at rank ``floor(n U)``, where ``U`` is the j-th smallest of n uniforms and so
+    distributed as ``Beta(j, n - j + 1)``. For even n the next order statistic is drawn given the
+    first: the smallest of the remaining ``n - j`` uniforms above ``U``. O(resamples) for any n.
+    """
+    ordered = np.sort(np.asarray(values, dtype=np.float64))
+    n = ordered.size
+    half = (n + 1) // 2
+    lower = rng.beta(half, n - half + 1, size=resamples)
+    picked = ordered[np.minimum((n * lower).astype(np.int64), n - 1)]
+    if n % 2:
+        return picked
+    upper = 1.0 - (1.0 - lower) * rng.random(resamples) ** (1.0 / (n - half))
+    return (picked + ordered[np.minimum((n * upper).astype(np.int64), n - 1)]) / 2.0
+
+
+def median_ci(
+    values: Series, *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> tuple[float, float, float]:
+    """Median of one series of at least one value with its percentile interval.
+
+    Returns
+    -------
+    tuple of float
+        ``(median, low, high)``.
+    """
+    draws = bootstrap_medians(values, resamples, np.random.default_rng(seed))
+    tail = (1.0 - confidence) / 2.0
+    low, high = np.quantile(draws, [tail, 1.0 - tail])
+    return float(np.median(np.asarray(values, dtype=np.float64))), float(low), float(high)
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """Attempts of one trial, ready to be resampled."""
+
+    attempts: list[FloatArray]
+    medians: FloatArray
+    noise_within: float  # mean bootstrap variance of one attempt's median
+
+    @property
+    def centre(self) -> float:
+        return float(self.medians.mean())
+
+    @property
+    def k(self) -> int:
+        return len(self.attempts)
+
+    @property
+    def spread(self) -> float:
+        """Variance between the attempts' medians; NaN for one attempt."""
+        return float(self.medians.var(ddof=1)) if self.k > 1 else math.nan
+
+    def resample(self, resamples: int, rng: np.random.Generator) -> tuple[FloatArray, FloatArray]:
+        """Mean deviation of drawn attempts from the centre, and of drawn samples within them."""
+        between = np.zeros(resamples)
+        within = np.zeros(resamples)
+        for _ in range(self.k):
+            drawn = rng.integers(self.k, size=resamples)
+            between += self.medians[drawn] - self.centre
+            for index, attempt in enumerate(self.attempts):
+                at = np.flatnonzero(drawn == index)
+                within[at] += bootstrap_medians(attempt, at.size, rng) - self.medians[index]
+        return between / self.k, within / self.k
+
+
+def _trial(attempts: Sequence[Series], resamples: int, rng: np.random.Generator) -> _Trial:
+    arrays = [np.asarray(a, dtype=np.float64) for a in attempts if len(a)]
+    pilot = max(200, resamples // 10)  # a variance needs fewer draws than a quantile
+    return _Trial(
+        arrays,
+        np.array([np.median(a) for a in arrays]),
+        float(np.mean([bootstrap_medians(a, pilot, rng).var() for a in arrays])),
+    )
+
+
+def centre_draws(
+    attempts: Sequence[Series], *, resamples: int = 10_000, seed: int = 0
+) -> tuple[float, FloatArray]:
+    """Centre of a trial and the draws of its hierarchical bootstrap, shape ``(resamples,)``.
+
+    ``attempts`` must hold at least one finite value.
+    """
+    rng = np.random.default_rng(seed)
+    trial = _trial(attempts, resamples, rng)
+    between, within = trial.resample(resamples, rng)
+    if trial.k > 1 and trial.spread > 0.0:
+        scale = math.sqrt(
+            max(0.0, 1.0 - trial.noise_within / trial.spread) * trial.k / (trial.k - 1)
+        )
+        between *= scale * _student(trial.k - 1.0, resamples, rng)
+    return trial.centre, trial.centre + between + within
+
+
+def ratio_ci(
+    new: Sequence[Series],
+    base: Sequence[Series],
+    *,
+    confidence: float = 0.95,
+    tolerance: float = 0.0,
+    between: float | None = None,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Ratio:
+    """Ratio of two trials' centres, by the method of this module.
+
+    Parameters
+    ----------
+    new, base : sequence of series
+        Samples of each attempt; attempts without samples are passed over.
+    confidence : float
+        Of the central interval.
+    tolerance : float
+        Half-width of the band around 1 that ``p_above`` and ``p_below`` are tested against.
+    between : float, optional
+        Relative standard deviation between attempts known from elsewhere (an A/A record of this
+        hardware); used only where both trials have a single attempt.
+    """
+    for name, attempts in (("new", new), ("base", base)):
+        reason = why_not(attempts)
+        if reason is not None:
+            return Ratio(None, reason=f"{name}: {reason}")
+    rng = np.random.default_rng(seed)
+    trials = [_trial(side, resamples, rng) for side in (new, base)]
+    if any(trial.centre <= 0.0 for trial in trials):
+        return Ratio(None, reason="a median is not positive: there is no ratio")
+    ratio = trials[0].centre / trials[1].centre
+    single = all(trial.k == 1 for trial in trials)
+    if single and not between and any(t.attempts[0].size == 1 for t in trials):
+        return Ratio(ratio, reason="one sample: its uncertainty cannot be known")
+    draws = ratio * np.exp(_ratio_deviations(trials, between, resamples, rng))
+    tail = (1.0 - confidence) / 2.0
+    low, high = np.quantile(draws, [tail, 1.0 - tail])
+    at_most_one = _p_value(draws <= 1.0)
+    at_least_one = _p_value(draws >= 1.0)
+    return Ratio(
+        ratio,
+        float(low),
+        float(high),
+        min(1.0, 2.0 * min(at_most_one, at_least_one)),
+        _p_value(draws <= 1.0 + tolerance),
+        _p_value(draws >= 1.0 - tolerance),
+        note=_note(trials, between),
+    )
+
+
+def why_not(attempts: Sequence[Series]) -> str | None:
+    """Why no statistic can be had from ``attempts``, or None if one can."""
+    values = [np.asarray(a, dtype=np.float64) for a in attempts if len(a)]
+    if not values:
+        return "no samples"
+    total = sum(a.size for a in values)
+    bad = total - sum(int(np.isfinite(a).sum()) for a in values)
+    return f"{bad} of {total} samples not finite" if bad else None
+
+
+def noise_between(attempts: Sequence[Series]) -> float | None:
+    """Relative standard deviation of attempts' medians: the A/A noise of one trial.
+
+    None with fewer than two attempts, samples that are not finite, or a centre not positive.
+    """
+    usable = [a for a in attempts if len(a)]
+    if why_not(usable) is not None or len(usable) < 2:
+        return None
+    medians = np.array([np.median(np.asarray(a, dtype=np.float64)) for a in usable])
+    centre = float(medians.mean())
+    return float(medians.std(ddof=1)) / centre if centre > 0.0 else None
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjusted p-values, in the order given (Holm 1979)."""
+    adjusted = [0.0] * len(p_values)
+    running = 0.0
+    by_size = sorted(range(len(p_values)), key=p_values.__getitem__)
+    for rank, index in enumerate(by_size):
+        running = max(running, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = running
+    return adjusted
+
+
+def _ratio_deviations(
+    trials: list[_Trial], known: float | None, resamples: int, rng: np.random.Generator
+) -> FloatArray:
+    """Draws of the log ratio's deviation from its centre."""
+    between = np.zeros(resamples)
+    within = np.zeros(resamples)
+    variances: list[float] = []  # of each side's centre, from the spread of its medians; relative
+    freedoms: list[int] = []
+    resampled = 0.0  # the part of them that plain resampling shows
+    noise = 0.0
+    for sign, trial, other in ((1, trials[0], trials[1]), (-1, trials[1], trials[0])):
+        own_between, own_within = trial.resample(resamples, rng)
+        within += sign * own_within / trial.centre
+        noise += trial.noise_within / trial.centre**2 / trial.k
+        if trial.k > 1:
+            between += sign * own_between / trial.centre
+            source = trial
+        elif other.k > 1:
+            # One process against several: it is taken to be as scattered as they are.
+            drawn = rng.integers(other.k, size=resamples)
+            between += sign * (other.medians[drawn] - other.centre) / other.centre
+            source = other
+        else:
+            continue
+        variance = source.spread / source.centre**2 / trial.k
+        variances.append(variance)
+        freedoms.append(source.k - 1)
+        resampled += variance * (source.k - 1) / source.k
+    if not variances:
+        if known:
+            sd = known * math.sqrt(1.0 / trials[0].k + 1.0 / trials[1].k)
+            return within + rng.normal(0.0, sd, size=resamples)
+        return within
+    total = sum(variances)
+    if total <= 0.0:
+        return within
+    scale = math.sqrt(max(0.0, total - noise) / resampled)
+    shared = 1 in (trials[0].k, trials[1].k)  # both sides then rest on the same attempts
+    nu = (
+        float(freedoms[0])
+        if shared
+        else total**2 / sum(v**2 / f for v, f in zip(variances, freedoms, strict=True))
+    )
+    return within + scale * _student(nu, resamples, rng) * between
+
+
+def _student(nu: float, resamples: int, rng: np.random.Generator) -> FloatArray:
+    """Factors that turn a normal deviate into Student's t with ``nu`` degrees of freedom."""
+    factors: FloatArray = np.sqrt(nu / rng.chisquare(nu, size=resamples))
+    return factors
+
+
+def _p_value(contradicts: NDArray[np.bool_]) -> float:
+    """Share of draws in the null's region; never 0, which no finite number of draws can show."""
+    return float((int(contradicts.sum()) + 1) / (contradicts.size + 1))
+
+
+def _note(trials: list[_Trial], between: float | None) -> str | None:
+    if all(trial.k > 1 for trial in trials):
+        return None
+    if any(trial.k > 1 for trial in trials):
+        return "one attempt a side: the other side's spread between processes stands for it"
+    if between:
+        return f"one attempt a side: a spread of {between:.2%} between processes is assumed"
+    return ONE_ATTEMPT_NOTE
