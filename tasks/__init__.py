@@ -1,1 +1,1 @@
-"""The measured workloads, one file each; found by name through ``orchestrator.measure.registry``."""
+"""The measured workloads, one file each, found by name in ``orchestrator.measure.registry``."""

@@ -1,0 +1,60 @@
+"""torch.compile as something measured: graphs, breaks, and the time it took, apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.measure import Recorder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_MOST_ROUNDS = 8
+
+
+class CompileWatch:
+    """Compiles a model and counts what the compiler did.
+
+    Attributes
+    ----------
+    forward : callable
+        The compiled model.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        import torch
+
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        torch._dynamo.utils.compilation_time_metrics.clear()
+        self.forward: Callable[..., Any] = torch.compile(model)
+        self._settled: tuple[int, int] | None = None
+
+    def settle(self, work: Callable[[], object]) -> None:
+        """Repeat ``work`` until it compiles nothing new: the cache grows, and shapes with it."""
+        for _ in range(_MOST_ROUNDS):
+            before = self._counts()
+            work()
+            if self._counts() == before:
+                break
+        self._settled = self._counts()
+
+    def record(self, recorder: Recorder) -> None:
+        """Record ``compile_s``, graphs and breaks; raises ``Mismatch`` if nothing was compiled."""
+        from torch._dynamo.utils import calculate_time_spent
+
+        graphs, breaks = self._counts()
+        recorder.value("compile_s", "s", calculate_time_spent().get("total_wall_time", 0.0))
+        recorder.value("compile_graphs", "1", graphs)
+        recorder.value("compile_graph_breaks", "1", breaks)
+        recorder.fact("compiled_while_measured", (graphs, breaks) != self._settled)
+        recorder.engaged(
+            "compile", "at least 1 graph", f"{graphs} graphs, {breaks} breaks", ok=graphs > 0
+        )
+
+    @staticmethod
+    def _counts() -> tuple[int, int]:
+        from torch._dynamo.utils import counters
+
+        return counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())

@@ -1,0 +1,146 @@
+"""Greedy generation of a fixed length, timed token by token.
+
+::
+
+    prefill: tokens in ──> logits of the last position ──> argmax, device synchronised   ttft_s
+    decode:  mark ─ step ─ mark ─ step ─ ... ─ mark        n - 1 steps give n - 1 intervals
+
+The first token comes from the prefill, so ``new_tokens`` of n means n - 1 decode steps. Nothing is
+emitted, printed or copied to the host between two marks.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.measure import Clock
+from orchestrator.measure.clock import timed
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class SequenceTiming:
+    """One batch of sequences: the prefill and each interval between output tokens.
+
+    The arithmetic of the metrics is here and nowhere else.
+    """
+
+    batch_size: int
+    prompt_tokens: int
+    ttft_s: float
+    intervals_s: tuple[float, ...]
+
+    @property
+    def decode_s(self) -> float:
+        """From the first output token to the last."""
+        return sum(self.intervals_s)
+
+    @property
+    def tpot_s(self) -> float:
+        """Time per output token: (t_last - t_first) / (n - 1)."""
+        return self.decode_s / len(self.intervals_s)
+
+    @property
+    def decode_tokens_per_s(self) -> float:
+        """batch * (n - 1) / (t_last - t_first); the prefill and its token are not in it."""
+        return self.batch_size * len(self.intervals_s) / self.decode_s
+
+    @property
+    def prefill_tokens_per_s(self) -> float:
+        """batch * prompt tokens / ttft."""
+        return self.batch_size * self.prompt_tokens / self.ttft_s
+
+    @property
+    def e2e_s(self) -> float:
+        """Prefill and decode of one sequence."""
+        return self.ttft_s + self.decode_s
+
+
+@contextmanager
+def no_phase(name: str) -> Iterator[None]:
+    """Stands in for ``recorder.phase`` where a sequence is not to be marked."""
+    yield
+
+
+class GreedyGenerator:
+    """Generates with a causal language model and a key-value cache of its own each time.
+
+    Parameters
+    ----------
+    forward : callable
+        The model, compiled or not; called with ``input_ids`` and ``past_key_values``.
+    new_cache : callable
+        Makes an empty cache.
+    prefill_options : dict
+        More arguments for the prefill, ``logits_to_keep=1`` where the model knows it: a server
+        needs no logits of the prompt.
+    token_sleep_s : float
+        Slept inside every token interval, the device idle: an injected slowdown.
+    """
+
+    def __init__(
+        self,
+        forward: Callable[..., Any],
+        clock: Clock,
+        new_cache: Callable[[], Any],
+        *,
+        prefill_options: dict[str, Any] | None = None,
+        token_sleep_s: float = 0.0,
+    ) -> None:
+        self._forward = forward
+        self._clock = clock
+        self._new_cache = new_cache
+        self._prefill_options = prefill_options or {}
+        self._token_sleep_s = token_sleep_s
+
+    def prefill(self, prompt: torch.Tensor) -> tuple[Any, torch.Tensor]:
+        """Run the prompt, (batch, length); gives the filled cache and the next ids, (batch, 1)."""
+        cache = self._new_cache()
+        output = self._forward(input_ids=prompt, past_key_values=cache, **self._prefill_options)
+        return cache, output.logits[:, -1].argmax(-1, keepdim=True)
+
+    def sequence(
+        self,
+        prompt: torch.Tensor,
+        new_tokens: int,
+        phase: Callable[[str], Any] = no_phase,
+    ) -> tuple[SequenceTiming, list[torch.Tensor]]:
+        """Generate ``new_tokens`` for each row of ``prompt``, (batch, length).
+
+        Parameters
+        ----------
+        phase : callable
+            Gives a context manager for ``prefill`` and for ``decode``; its edges lie outside what
+            is timed.
+
+        Returns
+        -------
+        SequenceTiming, list of Tensor
+            The tensors are the ids of each step, (batch, 1), still on the device.
+        """
+        clock = self._clock
+        with phase("prefill"), timed(clock) as span:
+            cache, token = self.prefill(prompt)
+        tokens = [token]
+        intervals: list[float] = []
+        if new_tokens > 1:
+            with phase("decode"):
+                clock.sync()
+                marks = [clock.mark()]
+                for _ in range(new_tokens - 1):
+                    output = self._forward(input_ids=token, past_key_values=cache)
+                    token = output.logits[:, -1].argmax(-1, keepdim=True)
+                    tokens.append(token)
+                    if self._token_sleep_s:
+                        clock.sync()  # else a busy device would hide the host's sleep
+                        time.sleep(self._token_sleep_s)
+                    marks.append(clock.mark())
+                intervals = clock.seconds_between(marks)
+        batch_size, length = prompt.shape
+        return SequenceTiming(batch_size, length, span.seconds, tuple(intervals)), tokens

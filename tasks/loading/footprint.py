@@ -1,0 +1,87 @@
+"""What the weights weigh: bytes as they lie on the device, and bits for each parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Size of a loaded model.
+
+    Attributes
+    ----------
+    weights_bytes : int
+        Parameters and buffers, with the scales and code books of quantized ones; shared ones once.
+    parameters : int
+        Numbers the architecture has, however they are packed; tied ones once.
+    quantized_parameters : int
+        How many of them are held in a quantized format.
+    """
+
+    weights_bytes: int
+    parameters: int
+    quantized_parameters: int
+
+    @property
+    def bits_per_parameter(self) -> float:
+        """Mean over the whole model, embeddings and norms included."""
+        return 8 * self.weights_bytes / self.parameters
+
+
+def footprint(model: nn.Module) -> Footprint:
+    """Measure ``model`` as it lies now; bitsandbytes may repack it in its first call."""
+    storages: dict[tuple[str, int], int] = {}
+    parameters = quantized = 0
+
+    def weigh(tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        storages[(str(tensor.device), storage.data_ptr())] = storage.nbytes()
+
+    for parameter in model.parameters():
+        count = _logical_count(parameter)
+        parameters += count
+        if not parameter.is_floating_point():
+            quantized += count
+        weigh(parameter)
+        for tensor in _tensors_of(getattr(parameter, "quant_state", None)):
+            weigh(tensor)
+        for name in ("CB", "SCB"):
+            if (part := getattr(parameter, name, None)) is not None:
+                weigh(part)
+    for module in model.modules():
+        # LLM.int8() moves its scales from the parameter to this in the first call.
+        for tensor in _tensors_of(getattr(module, "state", None), ("CB", "SCB")):
+            weigh(tensor)
+    for buffer in model.buffers():
+        weigh(buffer)
+    return Footprint(sum(storages.values()), parameters, quantized)
+
+
+def _logical_count(parameter: Any) -> int:
+    state = getattr(parameter, "quant_state", None)
+    if state is None:
+        return int(parameter.numel())
+    count = 1
+    for size in state.shape:
+        count *= size
+    return int(count)
+
+
+def _tensors_of(
+    state: Any, names: tuple[str, ...] = ("absmax", "code", "offset", "state2")
+) -> Iterator[torch.Tensor]:
+    import torch
+
+    for name in names if state is not None else ():
+        part = getattr(state, name, None)
+        if isinstance(part, torch.Tensor):
+            yield part
+        elif part is not None and name == "state2":
+            yield from _tensors_of(part, ("absmax", "code"))

@@ -1,0 +1,70 @@
+"""Are the weights files whole? Looked at before a library turns damage into a riddle."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+from orchestrator.measure import InputError
+
+_GGUF_MAGIC = b"GGUF"
+
+
+def inspect_safetensors(file: Path) -> None:
+    """Check a safetensors file's header and that its tensors fill the file exactly.
+
+    The format: 8 bytes little-endian header length, a JSON header with each tensor's
+    ``data_offsets`` into what follows, then the data.
+
+    Raises
+    ------
+    InputError
+        Naming the file and what is wrong with it.
+    """
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        start = stream.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        if length == 0 or length > size - 8:
+            raise _corrupt(file, "safetensors", "its header does not fit into it")
+        try:
+            header = json.loads(stream.read(length))
+            ends = [t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"]
+            expected = 8 + length + max(ends, default=0)
+        except (ValueError, AttributeError, KeyError, IndexError, TypeError) as error:
+            raise _corrupt(file, "safetensors", "its header cannot be read") from error
+    if not ends:
+        raise _corrupt(file, "safetensors", "there is no tensor in it")
+    if size != expected:
+        raise _corrupt(file, "safetensors", f"{size} bytes where its header says {expected}")
+
+
+def inspect_gguf(file: Path) -> None:
+    """Check that a GGUF file's metadata can be read and its tensors lie within it.
+
+    Raises
+    ------
+    InputError
+        Naming the file and what is wrong with it.
+    """
+    with file.open("rb") as stream:
+        if stream.read(4) != _GGUF_MAGIC:
+            raise _corrupt(file, "GGUF", "it does not begin with GGUF")
+    from gguf import GGUFReader
+
+    try:
+        tensors = GGUFReader(file).tensors
+    except Exception as error:  # the reader trips over damage in as many ways as there are bytes
+        raise _corrupt(file, "GGUF", "it ends early or its metadata is damaged") from error
+    if not tensors:
+        raise _corrupt(file, "GGUF", "there is no tensor in it")
+    end = max(int(tensor.data_offset) + int(tensor.n_bytes) for tensor in tensors)
+    if end > file.stat().st_size:
+        raise _corrupt(file, "GGUF", f"its tensors need {end} bytes")
+
+
+def _corrupt(file: Path, kind: str, why: str) -> InputError:
+    return InputError(
+        f"corrupt or truncated {kind} file: {why}", where=str(file), fix="Fetch the file again"
+    )
