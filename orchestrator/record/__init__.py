@@ -1,0 +1,29 @@
+"""Keeps what was measured: MLflow behind a durable spool. The only room that imports MLflow.
+
+Importing this package does not: MLflow is woken by the first write, or the first read of a server.
+"""
+
+from orchestrator.record.labels import trial_label
+from orchestrator.record.liveness import driver_id
+from orchestrator.record.provenance import provenance
+from orchestrator.record.recording import Recording, RecordingSummary
+from orchestrator.record.recover import ReapSummary, SyncSummary, reap, sync
+from orchestrator.record.redact import Redactor
+from orchestrator.record.store import AttemptSummary, Store, SweepRun, open_store
+
+__all__ = [
+    "AttemptSummary",
+    "ReapSummary",
+    "Recording",
+    "RecordingSummary",
+    "Redactor",
+    "Store",
+    "SweepRun",
+    "SyncSummary",
+    "driver_id",
+    "open_store",
+    "provenance",
+    "reap",
+    "sync",
+    "trial_label",
+]

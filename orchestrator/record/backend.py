@@ -1,0 +1,326 @@
+"""Writes runs through MLflow's store API, the same for SQLite and for a server."""
+
+from __future__ import annotations
+
+import functools
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlparse
+
+from filelock import FileLock
+
+from orchestrator.errors import StoreError
+from orchestrator.record.artifacts import safe_name
+from orchestrator.record.boundary import mlflow_quiet, translated
+from orchestrator.record.runrecord import MetricPoint
+
+# MLflow's limits for one log_batch.
+MAX_PARAMS, MAX_TAGS, MAX_ENTITIES = 100, 100, 1_000
+PAGE_SIZE = 1_000
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """A run as the store knows it; times in milliseconds since 1970."""
+
+    run_id: str
+    status: str
+    start_ms: int
+    end_ms: int | None
+    artifact_uri: str
+    experiment_id: str
+    tags: dict[str, str]
+
+
+class Backend:
+    """MLflow's store, reduced to what recording needs.
+
+    Every method raises :class:`StoreUnavailable` where a later try may succeed, and
+    :class:`StoreError` where it will not.
+
+    Parameters
+    ----------
+    store : mlflow.store.tracking.abstract_store.AbstractStore
+        ``SqlAlchemyStore`` or ``RestStore``; their API, unlike ``MlflowClient``'s, prints nothing
+        and sets an end time and a status in one call.
+    where : str
+        The store's address for messages, without credentials.
+    uri : str
+        The tracking URI, for artifact repositories.
+    artifact_root : Path or None
+        Where runs keep their files; None lets the server decide.
+    """
+
+    def __init__(self, store: Any, where: str, uri: str, artifact_root: Path | None) -> None:
+        self._store = store
+        self._where = where
+        self._uri = uri
+        self._artifact_root = artifact_root
+
+    def experiment(self, name: str) -> str:
+        """The id of the active experiment ``name``, made if there is none.
+
+        MLflow keeps the name of a deleted experiment taken; its successor is ``name (2)``.
+        """
+        from mlflow.exceptions import MlflowException
+
+        with translated(self._where):
+            for number in range(1, 100):
+                candidate = name if number == 1 else f"{name} ({number})"
+                found = self._store.get_experiment_by_name(candidate)
+                if found is None:
+                    try:
+                        return str(self._create_experiment(candidate))
+                    except MlflowException as error:
+                        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                            raise
+                        # Another driver was faster.
+                        found = self._store.get_experiment_by_name(candidate)
+                if found is not None and found.lifecycle_stage == "active":
+                    return str(found.experiment_id)
+        raise StoreError(f"experiment {name!r} was deleted too often", where=self._where)
+
+    def _create_experiment(self, name: str) -> str:
+        # Local paths are written out: MLflow would resolve its default against the current
+        # directory of whoever made the database.
+        location = None if self._artifact_root is None else self._artifact_root.as_uri()
+        return str(self._store.create_experiment(name, location, []))
+
+    def create_run(
+        self, experiment_id: str, name: str, start_ms: int, tags: Mapping[str, str]
+    ) -> RunRow:
+        """A new run, RUNNING."""
+        from mlflow.entities import RunTag
+
+        with translated(self._where):
+            run = self._store.create_run(
+                experiment_id=experiment_id,
+                user_id="orchestrator",
+                start_time=start_ms,
+                tags=[RunTag(key, value) for key, value in tags.items()],
+                run_name=name,
+            )
+        return _row(run)
+
+    def put_files(self, run: RunRow, files: Mapping[str, bytes]) -> None:
+        """Store artifacts; a name that leaves the run's directory is refused."""
+        if not files:
+            return
+        directory = local_directory(run.artifact_uri)
+        if directory is not None:
+            write_files(directory, files)
+            return
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        with tempfile.TemporaryDirectory(prefix="orchestrator-") as temporary:
+            write_files(Path(temporary), files)
+            with translated(self._where):
+                get_artifact_repository(run.artifact_uri, self._uri).log_artifacts(temporary)
+
+    def log(
+        self,
+        run_id: str,
+        metrics: Iterable[MetricPoint],
+        params: Mapping[str, str],
+        tags: Mapping[str, str],
+    ) -> None:
+        """Metrics and parameters, then tags; in as few calls as MLflow allows."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        points = [Metric(m.key, m.value, m.timestamp_ms, m.step) for m in metrics]
+        pairs = [Param(key, value) for key, value in params.items()]
+        marks = [RunTag(key, value) for key, value in tags.items()]
+        with translated(self._where):
+            while True:
+                some = pairs[:MAX_PARAMS]
+                room = MAX_ENTITIES - len(some) - min(len(marks), MAX_TAGS)
+                batch = points[:room]
+                pairs, points = pairs[len(some) :], points[len(batch) :]
+                last = not pairs and not points and len(marks) <= MAX_TAGS
+                # Tags come last of all: they say that the rest is there.
+                self._store.log_batch(run_id, batch, some, marks if last else [])
+                if last:
+                    return
+                if not pairs and not points:
+                    self._store.log_batch(run_id, [], [], marks[:MAX_TAGS])
+                    marks = marks[MAX_TAGS:]
+
+    def end(self, run_id: str, status: str, end_ms: int) -> None:
+        """Give a run its terminal status."""
+        from mlflow.entities import RunStatus
+
+        with translated(self._where):
+            self._store.update_run_info(run_id, RunStatus.from_string(status), end_ms, None)
+
+    def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Set tags."""
+        from mlflow.entities import RunTag
+
+        with translated(self._where):
+            marks = [RunTag(key, value) for key, value in tags.items()]
+            self._store.log_batch(run_id, [], [], marks)
+
+    def delete_run(self, run_id: str) -> None:
+        """Move a run to MLflow's bin."""
+        with translated(self._where):
+            self._store.delete_run(run_id)
+
+    def get_run(self, run_id: str) -> RunRow:
+        """One run; raises ``StoreError`` if there is none of that id."""
+        with translated(self._where):
+            return _row(self._store.get_run(run_id))
+
+    def search(self, condition: str, experiments: list[str] | None = None) -> Iterator[RunRow]:
+        """Active runs that meet an MLflow filter, newest first, a page at a time."""
+        from mlflow.entities import ViewType
+
+        ids = self.experiment_ids() if experiments is None else experiments
+        token: str | None = None
+        while ids:
+            with translated(self._where):
+                page = self._store.search_runs(
+                    ids, condition, ViewType.ACTIVE_ONLY, PAGE_SIZE, None, token
+                )
+            yield from map(_row, page)
+            token = page.token
+            if not token:
+                return
+
+    def experiment_ids(self) -> list[str]:
+        """Every active experiment."""
+        from mlflow.entities import ViewType
+
+        ids: list[str] = []
+        token: str | None = None
+        while True:
+            with translated(self._where):
+                page = self._store.search_experiments(
+                    ViewType.ACTIVE_ONLY, PAGE_SIZE, None, None, token
+                )
+            ids += [str(experiment.experiment_id) for experiment in page]
+            token = page.token
+            if not token:
+                return ids
+
+    def read_file(self, run: RunRow, name: str) -> bytes:
+        """One artifact's content; raises ``FileNotFoundError`` if the run has none of that name."""
+        directory = local_directory(run.artifact_uri)
+        if directory is not None:
+            return (directory / safe_name(name)).read_bytes()
+        from mlflow.exceptions import MlflowException
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        with tempfile.TemporaryDirectory(prefix="orchestrator-") as temporary:
+            repository = get_artifact_repository(run.artifact_uri, self._uri)
+            try:
+                path = repository.download_artifacts(safe_name(name), temporary)
+            except (MlflowException, OSError) as error:
+                if "404" in str(error) or "No such" in str(error) or "does not exist" in str(error):
+                    raise FileNotFoundError(name) from error
+                with translated(self._where):
+                    raise
+            return Path(path).read_bytes()
+
+    def list_files(self, run: RunRow) -> list[str]:
+        """Names of every artifact of a run."""
+        directory = local_directory(run.artifact_uri)
+        if directory is not None:
+            return sorted(
+                str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()
+            )
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        names: list[str] = []
+        folders: list[str | None] = [None]
+        with translated(self._where):
+            repository = get_artifact_repository(run.artifact_uri, self._uri)
+            while folders:
+                for info in repository.list_artifacts(folders.pop()):
+                    (folders if info.is_dir else names).append(info.path)
+        return sorted(names)
+
+
+def sqlite_backend(database: Path, artifact_root: Path) -> Backend:
+    """The embedded store, made if there is none.
+
+    MLflow 3.17 creates its tables without looking whether another process is doing the same, and
+    writes the default experiment's artifact path relative to the current directory: both are done
+    here, under a lock and with absolute paths.
+    """
+    mlflow_quiet()
+    where = f"sqlite:///{database}"
+    # A lock file beside the database, not in /tmp: another user's file there would lock us out.
+    with translated(where), FileLock(database.with_suffix(".lock"), mode=0o644):
+        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+        fresh = not database.exists()
+        store = SqlAlchemyStore(where, artifact_root.as_uri())
+        if fresh:
+            _write_ahead_log(database)
+    return Backend(store, where, where, artifact_root)
+
+
+def _write_ahead_log(database: Path) -> None:
+    # Readers (the UI, `show`, resume) then never block the recording thread, nor it them. The mode
+    # is a property of the file. Where the file system cannot (some network ones) SQLite stays with
+    # its default: slower, not wrong.
+    import sqlite3
+
+    connection = sqlite3.connect(database, timeout=60)
+    try:
+        connection.execute("PRAGMA journal_mode=WAL")
+    finally:
+        connection.close()
+
+
+def server_backend(uri: str, where: str) -> Backend:
+    """A tracking server's store."""
+    mlflow_quiet()
+    with translated(where):
+        from mlflow.store.tracking.rest_store import RestStore
+        from mlflow.utils.credentials import get_default_host_creds
+
+        store = RestStore(functools.partial(get_default_host_creds, uri))
+    return Backend(store, where, uri, None)
+
+
+def local_directory(artifact_uri: str) -> Path | None:
+    """The directory an artifact URI names, if it is one of this host's."""
+    parsed = urlparse(artifact_uri)
+    if parsed.scheme == "file":
+        return Path(unquote(parsed.path))
+    return Path(artifact_uri) if not parsed.scheme and os.path.isabs(artifact_uri) else None
+
+
+def write_files(directory: Path, files: Mapping[str, bytes]) -> None:
+    """Write each file under ``directory``, never beside or above it."""
+    from orchestrator.record.spool import storage_error
+
+    try:
+        for name, content in files.items():
+            path = directory / safe_name(name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "wb") as file:
+                file.write(content)
+                file.flush()
+                # The spool forgets the attempt once the run is terminal.
+                os.fsync(file.fileno())
+    except OSError as error:
+        raise storage_error(error, directory) from error
+
+
+def _row(run: Any) -> RunRow:
+    info = run.info
+    return RunRow(
+        run_id=info.run_id,
+        status=info.status,
+        start_ms=int(info.start_time or 0),
+        end_ms=int(info.end_time) if info.end_time else None,
+        artifact_uri=info.artifact_uri,
+        experiment_id=str(info.experiment_id),
+        tags=dict(run.data.tags),
+    )

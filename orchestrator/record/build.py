@@ -1,0 +1,322 @@
+"""Turns plans, attempts and reports into run records; secrets are taken out here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.attempt import AttemptReport, AttemptSpec, Outcome, Slot
+from orchestrator.record.artifacts import (
+    CONFIG,
+    ENVIRONMENT,
+    PLAN,
+    PROVENANCE,
+    REPORT,
+    SAMPLES,
+    config_yaml,
+    safe_name,
+    samples_parquet,
+    to_json_bytes,
+)
+from orchestrator.record.labels import model_label, quant_label, trial_label
+from orchestrator.record.params import flatten, tag_value
+from orchestrator.record.points import metric_points
+from orchestrator.record.redact import Redactor
+from orchestrator.record.runrecord import (
+    ATTEMPT_TAG,
+    RUNNING,
+    SWEEP_TAG,
+    MetricPoint,
+    RunRecord,
+)
+
+if TYPE_CHECKING:
+    from orchestrator.plan import Plan, Trial
+
+REASON_CHARS = 1_000
+
+_STATUS = {
+    Outcome.OK: "FINISHED",
+    Outcome.INVALID: "FINISHED",
+    Outcome.CANCELLED: "KILLED",
+    Outcome.LOST: "KILLED",
+}
+
+
+def status_of(outcome: Outcome) -> str:
+    """MLflow's word for an outcome; the outcome itself is a tag."""
+    return _STATUS.get(outcome, "FAILED")
+
+
+@dataclass(frozen=True)
+class Builder:
+    """Makes the records of one sweep.
+
+    Attributes
+    ----------
+    sweep_id, sweep : str
+        The parent run's key and the sweep's name (the experiment).
+    driver : str
+        The driver id, on every run so that the dead can be told from the living.
+    facts : mapping
+        The driver's own provenance (command, git, host), for the parent and for attempts whose
+        supervisor left none.
+    """
+
+    sweep_id: str
+    sweep: str
+    driver: str
+    redactor: Redactor = field(default_factory=Redactor)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def sweep_begin(self, plan: Plan, started_at: float, todo: int | None = None) -> RunRecord:
+        """The parent run: a description for people and the plan for ``report``."""
+        command = self.redactor.command([str(word) for word in self.facts.get("command") or ()])
+        data = plan_json(plan)
+        data["command"] = command
+        return RunRecord(
+            key_tag=SWEEP_TAG,
+            key=self.sweep_id,
+            status=RUNNING,
+            experiment=self.sweep,
+            name=self.sweep,
+            start_ms=_ms(started_at),
+            tags={
+                SWEEP_TAG: self.sweep_id,
+                "kind": "sweep",
+                "sweep": self.sweep,
+                "driver_id": self.driver,
+                "heartbeat": f"{started_at:.0f}",
+                "mlflow.note.content": description(plan, command, todo),
+                **self._git_tags(self.facts),
+            },
+            files={
+                PLAN: to_json_bytes(self.redactor.value(data)),
+                PROVENANCE: to_json_bytes(self.redactor.value(dict(self.facts))),
+            },
+        )
+
+    def sweep_end(
+        self,
+        begin: RunRecord,
+        status: str,
+        ended_at: float,
+        outcomes: Mapping[str, int],
+        reason: str | None = None,
+    ) -> RunRecord:
+        """The parent run's end: how many attempts ended how."""
+        tags = {
+            **begin.tags,
+            "heartbeat": f"{ended_at:.0f}",
+            "outcomes": json.dumps(dict(sorted(outcomes.items()))),
+        }
+        if reason:
+            tags["reason"] = tag_value(self.redactor.text(reason), REASON_CHARS)
+        return replace(
+            begin,
+            status=status,
+            end_ms=_ms(ended_at),
+            tags=tags,
+            metrics=tuple(
+                MetricPoint(f"attempts.{outcome}", float(count), _ms(ended_at))
+                for outcome, count in sorted(outcomes.items())
+            ),
+        )
+
+    def attempt_begin(
+        self, spec: AttemptSpec, trial: Trial, slot: Slot, started_at: float
+    ) -> RunRecord:
+        """An attempt's run as it is while the attempt runs."""
+        record = self._attempt(
+            spec.attempt_id, spec.number, spec.identity, trial, slot, started_at, self.facts
+        )
+        return replace(record, files={CONFIG: self._config(spec.identity)})
+
+    def attempt_finish(self, report: AttemptReport, trial: Trial) -> RunRecord:
+        """An attempt's run as it shall be for ever: everything the report holds."""
+        redact = self.redactor
+        identity = trial.identity
+        provenance = report.provenance or dict(self.facts)
+        # The report's own artifacts first: a task cannot replace the record's files by its own.
+        files = {
+            safe_name(name): redact.artifact(content) for name, content in report.artifacts.items()
+        }
+        samples = samples_parquet(report)
+        if samples is not None:
+            files[SAMPLES] = samples
+        if report.traceback:
+            files["traceback.txt"] = redact.text(report.traceback).encode()
+        environment = {
+            key: provenance.get(key) for key in ("python", "packages") if provenance.get(key)
+        }
+        files |= {
+            CONFIG: self._config(identity),
+            REPORT: to_json_bytes(redact.value(report.to_json())),
+            PROVENANCE: to_json_bytes(redact.value({**provenance, "facts": report.facts})),
+            ENVIRONMENT: to_json_bytes(redact.value(environment)),
+        }
+        started_at = report.started_at or report.ended_at
+        record = self._attempt(
+            report.attempt_id, report.number, identity, trial, report.slot, started_at, provenance
+        )
+        tags = {
+            **record.tags,
+            "outcome": report.outcome.value,
+            "verdict": report.verdict.state,
+            "simulated": str(bool(provenance.get("simulated"))).lower(),
+        }
+        if report.reason:
+            tags["reason"] = tag_value(redact.text(report.reason), REASON_CHARS)
+        broken = [
+            rule.rule for rule in report.verdict.rules if rule.state in ("flagged", "invalid")
+        ]
+        if broken:
+            tags["verdict_rules"] = tag_value(", ".join(broken))
+        fingerprint = provenance.get("hardware_fingerprint") or report.facts.get(
+            "hardware_fingerprint"
+        )
+        if fingerprint:
+            tags["hardware_fingerprint"] = tag_value(fingerprint)
+        return replace(
+            record,
+            status=status_of(report.outcome),
+            end_ms=_ms(report.ended_at or started_at),
+            tags=tags,
+            params=redact.value(flatten(redact.value(identity))),
+            metrics=tuple(metric_points(report, identity.get("protocol") or {})),
+            files=files,
+        )
+
+    def _attempt(
+        self,
+        attempt_id: str,
+        number: int,
+        identity: Mapping[str, Any],
+        trial: Trial,
+        slot: Slot | None,
+        started_at: float,
+        provenance: Mapping[str, Any],
+    ) -> RunRecord:
+        tags = {
+            ATTEMPT_TAG: attempt_id,
+            "kind": "attempt",
+            "config_hash": trial.hash,
+            "sweep": self.sweep,
+            "attempt": str(number),
+            "driver_id": self.driver,
+            "task": str((identity.get("task") or {}).get("name", "")),
+            "model": model_label(identity),
+            "quant": quant_label(identity),
+            **self._git_tags(provenance if provenance.get("git") else self.facts),
+        }
+        if slot is not None:
+            tags["host"] = slot.host
+            tags["gpu_uuids"] = ",".join(slot.gpu_uuids)
+        redact = self.redactor
+        return RunRecord(
+            key_tag=ATTEMPT_TAG,
+            key=attempt_id,
+            status=RUNNING,
+            experiment=self.sweep,
+            name=redact.text(trial_label(trial.axes, number, identity)),
+            start_ms=_ms(started_at),
+            parent=self.sweep_id,
+            tags={k: tag_value(redact.text(v)) for k, v in tags.items() if v},
+        )
+
+    def _config(self, identity: Mapping[str, Any]) -> bytes:
+        return config_yaml(self.redactor.value(identity))
+
+    def _git_tags(self, provenance: Mapping[str, Any]) -> dict[str, str]:
+        git = provenance.get("git") or {}
+        if not git.get("commit"):
+            return {}
+        return {"git_commit": str(git["commit"]), "git_dirty": str(bool(git.get("dirty"))).lower()}
+
+
+def lost_report(
+    tags: Mapping[str, str], *, started_at: float, ended_at: float, reason: str
+) -> AttemptReport:
+    """The report of an attempt whose driver died before it could report."""
+    uuids = tuple(filter(None, tags.get("gpu_uuids", "").split(",")))
+    host = tags.get("host")
+    number = tags.get("attempt", "1")
+    return AttemptReport(
+        attempt_id=tags.get(ATTEMPT_TAG, ""),
+        config_hash=tags.get("config_hash", ""),
+        outcome=Outcome.LOST,
+        reason=reason,
+        number=int(number) if number.isdigit() else 1,
+        sweep=tags.get("sweep", ""),
+        started_at=started_at,
+        ended_at=ended_at,
+        slot=Slot(node_id="", host=host, cpus=(), gpu_uuids=uuids) if host else None,
+    )
+
+
+def lost_record(begin: RunRecord, *, ended_at: float, reason: str) -> RunRecord:
+    """A begun attempt of a dead driver, ended as lost."""
+    report = lost_report(
+        begin.tags, started_at=begin.start_ms / 1000, ended_at=ended_at, reason=reason
+    )
+    return replace(
+        begin,
+        status=status_of(Outcome.LOST),
+        end_ms=_ms(ended_at),
+        tags={
+            **begin.tags,
+            "outcome": Outcome.LOST.value,
+            "verdict": report.verdict.state,
+            "reason": tag_value(reason, REASON_CHARS),
+        },
+        files={**begin.files, REPORT: to_json_bytes(report.to_json())},
+    )
+
+
+def plan_json(plan: Plan) -> dict[str, Any]:
+    """What a sweep was, without the trials' configurations (each is in its own runs)."""
+    return {
+        "version": 1,
+        "sweep": plan.sweep,
+        "description": plan.description,
+        "axes": {key: list(values) for key, values in plan.axes.items()},
+        "baseline": dict(plan.baseline),
+        "trials": [
+            {
+                "hash": trial.hash,
+                "axes": dict(trial.axes),
+                "resources": asdict(trial.resources),
+                "infeasible": trial.infeasible,
+            }
+            for trial in plan.trials
+        ],
+    }
+
+
+def description(plan: Plan, command: Sequence[str], todo: int | None) -> str:
+    """The sweep in Markdown, for the parent run's page."""
+    lines = [plan.description.strip(), ""] if plan.description else []
+    total = len(plan.trials)
+    count = f"{total} trial{'' if total == 1 else 's'}"
+    if todo is not None:
+        count += f", {todo} attempt{'' if todo == 1 else 's'} to run"
+    lines += [f"**{count}**", ""]
+    if plan.axes:
+        lines += ["| axis | values |", "|---|---|"]
+        for axis, values in plan.axes.items():
+            shown = ", ".join(f"`{value}`" for value in values[:20])
+            more = f" … {len(values)} in all" if len(values) > 20 else ""
+            lines.append(f"| `{axis}` | {shown}{more} |")
+        lines.append("")
+    if plan.baseline:
+        chosen = ", ".join(f"`{key}={value}`" for key, value in plan.baseline.items())
+        lines += [f"Baseline: {chosen}", ""]
+    if command:
+        lines += ["```", " ".join(command), "```"]
+    return tag_value("\n".join(lines).strip())
+
+
+def _ms(unix_s: float) -> int:
+    return round(unix_s * 1000)

@@ -1,0 +1,249 @@
+"""What a measurement ran on and with: host, driver, packages, git, command. Never a secret.
+
+Nothing here is part of a trial's identity; it is what makes two numbers of one trial comparable,
+or says why they are not.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import platform
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from orchestrator.record.redact import Redactor
+
+GIT_TIMEOUT_S = 5.0
+
+
+def provenance(
+    *,
+    seed: int | None = None,
+    devices: Sequence[Mapping[str, Any]] | None = None,
+    command: Sequence[str] | None = None,
+    directory: Path | None = None,
+) -> dict[str, Any]:
+    """This process's surroundings as plain JSON.
+
+    Parameters
+    ----------
+    seed : int, optional
+        The sweep's or trial's seed.
+    devices : sequence of mappings, optional
+        GPUs and their driver, as telemetry knows them; left out where nobody told.
+    command : sequence of str, optional
+        The command line; default this process's own. Secrets in it are replaced.
+    directory : Path, optional
+        Whose git commit is meant by ``git``; default the checkout this package runs from, else the
+        current directory.
+
+    Notes
+    -----
+    What cannot be read is absent or None. The unchanging part is gathered once a process.
+    """
+    redactor = Redactor.of_environment()
+    facts = copy.deepcopy(_unchanging())
+    facts["memory_available_bytes"] = int(psutil.virtual_memory().available)
+    facts["cgroup"] = cgroup_limits()
+    facts["command"] = redactor.command(list(sys.argv if command is None else command))
+    facts["directory"] = redactor.text(str(Path.cwd()))
+    facts["git"] = git_state(directory) if directory else code_git_state()
+    facts["environment"] = _relevant_environment(redactor)
+    if seed is not None:
+        facts["seed"] = seed
+    if devices is not None:
+        facts["devices"] = [redactor.value(dict(device)) for device in devices]
+    return facts
+
+
+@cache
+def _unchanging() -> dict[str, Any]:
+    memory = psutil.virtual_memory()
+    return {
+        "host": socket.gethostname(),
+        "os": os_name(),
+        "kernel": platform.release(),
+        "cpu": cpu_facts(),
+        "memory_bytes": int(memory.total),
+        "python": {
+            "version": platform.python_version(),
+            "implementation": platform.python_implementation(),
+            "executable": sys.executable,
+        },
+        "packages": package_versions(),
+    }
+
+
+def package_versions() -> dict[str, str]:
+    """Every installed distribution and its version, by normalised name."""
+    found: dict[str, str] = {}
+    for distribution in metadata.distributions():
+        name = distribution.metadata["Name"] if distribution.metadata else None
+        if name:
+            # The first on the path is the one that gets imported.
+            found.setdefault(str(name).lower().replace("_", "-"), str(distribution.version))
+    return dict(sorted(found.items()))
+
+
+def os_name() -> str:
+    """The distribution's own name for itself, else the kernel's."""
+    try:
+        return platform.freedesktop_os_release().get("PRETTY_NAME", platform.system())
+    except OSError:
+        return f"{platform.system()} {platform.release()}"
+
+
+def cpu_facts() -> dict[str, Any]:
+    """Model, architecture, cores of the machine and cores this process may use."""
+    model: str | None = None
+    flags: set[str] = set()
+    try:
+        with open("/proc/cpuinfo", errors="replace") as file:
+            for line in file:
+                key, _, value = line.partition(":")
+                key = key.strip().lower()
+                if key in ("model name", "hardware") and model is None:
+                    model = value.strip()
+                elif key in ("flags", "features") and not flags:
+                    flags = set(value.split())
+    except OSError:
+        pass
+    wanted = {
+        "avx2",
+        "avx512f",
+        "avx512_bf16",
+        "avx512_vnni",
+        "amx_bf16",
+        "amx_int8",
+        "bf16",
+        "sve",
+    }
+    return {
+        "model": model or platform.processor() or None,
+        "architecture": platform.machine(),
+        "cores_logical": psutil.cpu_count(logical=True),
+        "cores_physical": psutil.cpu_count(logical=False),
+        "cores_usable": len(os.sched_getaffinity(0)),
+        "features": sorted(flags & wanted),
+    }
+
+
+def cgroup_limits() -> dict[str, Any]:
+    """CPU and memory limits of this process's cgroup (v2, else v1); None means no limit.
+
+    Returns
+    -------
+    dict
+        ``cpus`` (cores' worth of CPU time a second) and ``memory_bytes``.
+    """
+    return {"cpus": _cpu_limit(), "memory_bytes": _memory_limit()}
+
+
+def _cgroup_directories(controller: str) -> list[Path]:
+    """From this process's own group up to the root: the tightest limit of them all counts."""
+    base, inner = Path("/sys/fs/cgroup"), ""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        number, controllers, path = ([*line.split(":", 2), "", "", ""])[:3]
+        if controller in controllers.split(","):
+            base, inner = base / controller, path
+            break
+        if number == "0":
+            inner = path
+    group = base / inner.strip("/")
+    return [p for p in (group, *group.parents) if p == base or base in p.parents]
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return None
+
+
+def _cpu_limit() -> float | None:
+    limits = []
+    for directory in _cgroup_directories("cpu"):
+        words = (_read(directory / "cpu.max") or "").split()
+        if len(words) == 2 and words[0] != "max":
+            limits.append(int(words[0]) / int(words[1]))
+        quota, period = (
+            _read(directory / "cpu.cfs_quota_us"),
+            _read(directory / "cpu.cfs_period_us"),
+        )
+        if quota and period and int(quota) > 0:
+            limits.append(int(quota) / int(period))
+    return min(limits, default=None)
+
+
+def _memory_limit() -> int | None:
+    limits = []
+    for directory in _cgroup_directories("memory"):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            text = _read(directory / name)
+            # cgroup v1 writes a number near 2**63 for "no limit".
+            if text and text.isdigit() and int(text) < 1 << 60:
+                limits.append(int(text))
+    return min(limits, default=None)
+
+
+@cache
+def code_git_state() -> dict[str, Any]:
+    """Commit of the checkout this package runs from; of the current directory where installed."""
+    state = git_state(Path(__file__).resolve().parent)
+    return state if state.get("commit") else git_state(Path.cwd())
+
+
+def git_state(directory: Path) -> dict[str, Any]:
+    """``commit``, ``dirty``, ``branch``; ``commit`` None with a ``reason`` where there is none."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(
+            # A status that refreshes the index takes its lock: a person's commit would then fail.
+            ["git", "--no-optional-locks", "-C", str(directory), *words],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=GIT_TIMEOUT_S,
+            check=True,
+            stdin=subprocess.DEVNULL,
+        )
+        return done.stdout.strip()
+
+    try:
+        commit = git("rev-parse", "HEAD")
+        dirty = bool(git("status", "--porcelain", "--untracked-files=no"))
+        return {
+            "commit": commit,
+            "dirty": dirty,
+            "branch": git("rev-parse", "--abbrev-ref", "HEAD"),
+        }
+    except FileNotFoundError:
+        return {"commit": None, "reason": "git is not installed"}
+    except subprocess.TimeoutExpired:
+        return {"commit": None, "reason": f"git took longer than {GIT_TIMEOUT_S:.0f} s"}
+    except subprocess.CalledProcessError:
+        return {"commit": None, "reason": "not a git checkout"}
+
+
+def _relevant_environment(redactor: Redactor) -> dict[str, str]:
+    """Variables that change how fast or what is computed; never the whole environment."""
+    prefixes = (
+        "OMP_", "MKL_", "OPENBLAS_", "CUDA_", "NCCL_", "TORCH_", "PYTORCH_", "HF_", "TRANSFORMERS_",
+        "TOKENIZERS_", "RAY_", "BNB_", "KMP_", "GOMP_", "NUMEXPR_", "MALLOC_", "LD_PRELOAD",
+    )  # fmt: skip
+    chosen = {k: v for k, v in sorted(os.environ.items()) if k.startswith(prefixes)}
+    clean: dict[str, str] = redactor.value(chosen)
+    return clean

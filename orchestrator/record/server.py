@@ -1,0 +1,111 @@
+"""A tracking server over HTTP: searched page by page, written through the same spool."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+from orchestrator.errors import ConfigError
+from orchestrator.record.backend import Backend, RunRow, server_backend
+from orchestrator.record.runrecord import ATTEMPT_TAG, SWEEP_TAG
+from orchestrator.record.spool import storage_error
+from orchestrator.record.store import (
+    AttemptSummary,
+    Store,
+    SweepRun,
+    state_directory,
+    summary_of_tags,
+    sweep_of_tags,
+)
+
+# Up to this many trials are asked for one by one: dearer than a page, cheaper than a whole store.
+FEW_HASHES = 20
+
+
+class ServerStore(Store):
+    """An MLflow tracking server.
+
+    Parameters
+    ----------
+    uri : str
+        ``http://`` or ``https://``, perhaps with credentials.
+    state : Path, optional
+        Where the spool is kept; default the user's state directory.
+    """
+
+    def __init__(self, uri: str, *, state: Path | None = None) -> None:
+        parts = urlsplit(uri)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            shown = f"{uri!r} is no address of a server" if uri else "a server needs an address"
+            raise ConfigError(
+                shown, where="tracking.uri", fix="For example: tracking.uri=http://127.0.0.1:5000"
+            )
+        self.uri = uri.rstrip("/")
+        port = f":{parts.port}" if parts.port else ""
+        bare = (parts.scheme, f"{parts.hostname}{port}", parts.path.rstrip("/"), "", "")
+        self.where = urlunsplit(bare)
+        # Without the credentials: they may change while results wait.
+        name = re.sub(r"[^A-Za-z0-9.\-]", "_", f"{parts.hostname}{port}")
+        key = f"{name}-{hashlib.sha256(self.where.encode()).hexdigest()[:8]}"
+        self.spool_root = (state or state_directory()) / "spool" / key
+        self._backend: Backend | None = None
+
+    def backend(self) -> Backend:
+        """See :class:`Store`."""
+        if self._backend is None:
+            self._backend = server_backend(self.uri, self.where)
+        return self._backend
+
+    def check_writable(self) -> None:
+        """See :class:`Store`."""
+        try:
+            self.spool_root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise storage_error(error, self.spool_root) from error
+
+    def recorded(self, hashes: frozenset[str] | None) -> list[AttemptSummary]:
+        """See :class:`Store`; some 5 ms a run."""
+        return [
+            summary_of_tags(row.run_id, row.status, row.start_ms, row.end_ms, row.tags)
+            for row in self._rows(hashes)
+            if ATTEMPT_TAG in row.tags and (hashes is None or row.tags["config_hash"] in hashes)
+        ]
+
+    def _rows(self, hashes: frozenset[str] | None) -> Iterator[RunRow]:
+        if hashes is None or len(hashes) > FEW_HASHES:
+            yield from self.backend().search("tags.config_hash LIKE '%'")
+            return
+        experiments = self.backend().experiment_ids()
+        for config_hash in sorted(hashes):
+            yield from self.backend().search(f"tags.config_hash = '{config_hash}'", experiments)
+
+    def hashes_like(self, prefix: str) -> frozenset[str] | None:
+        """See :class:`Store`."""
+        rows = self.backend().search(f"tags.config_hash LIKE '{prefix}%'")
+        waiting = {s.config_hash for s in self._spooled() if s.config_hash.startswith(prefix)}
+        return frozenset({row.tags["config_hash"] for row in rows} | waiting)
+
+    def sweep_runs(self, name: str | None = None) -> list[SweepRun]:
+        """See :class:`Store`."""
+        found = [
+            sweep_of_tags(row.run_id, row.status, row.start_ms, row.end_ms, row.tags)
+            for row in self.backend().search(f"tags.{SWEEP_TAG} LIKE '%'")
+        ]
+        found.sort(key=lambda run: -run.started_at)
+        return [run for run in found if name is None or run.sweep == name]
+
+    def running(self) -> list[RunRow]:
+        """See :class:`Store`."""
+        rows = self.backend().search("attributes.status = 'RUNNING'")
+        return [row for row in rows if "driver_id" in row.tags]
+
+    def file(self, run_id: str, name: str) -> bytes:
+        """See :class:`Store`."""
+        return self.backend().read_file(self.backend().get_run(run_id), name)
+
+    def files(self, run_id: str) -> list[str]:
+        """See :class:`Store`."""
+        return self.backend().list_files(self.backend().get_run(run_id))

@@ -1,0 +1,369 @@
+"""What can be asked of recorded attempts, whichever store holds them; and which store that is."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.attempt import AttemptReport
+from orchestrator.errors import ConfigError, StoreError, UsageError
+from orchestrator.record import spool
+from orchestrator.record.artifacts import CONFIG, PLAN, REPORT
+from orchestrator.record.runrecord import ATTEMPT_TAG, RUNNING, SWEEP_TAG, RunRecord
+
+if TYPE_CHECKING:
+    from orchestrator.record.backend import Backend, RunRow
+
+MIN_PREFIX_CHARS = 12
+# A run id of an attempt that is still in the spool: `spool:<sweep id>/<file>`.
+SPOOL_PREFIX = "spool:"
+
+# The tags an AttemptSummary is made of.
+SUMMARY_TAGS = (
+    "config_hash",
+    ATTEMPT_TAG,
+    "outcome",
+    "verdict",
+    "attempt",
+    "sweep",
+    "host",
+    "gpu_uuids",
+    "reason",
+    "driver_id",
+    "simulated",
+    "hardware_fingerprint",
+)
+
+
+@dataclass(frozen=True)
+class AttemptSummary:
+    """An attempt as its run's tags tell it; enough to decide what is still to do.
+
+    Attributes
+    ----------
+    outcome, verdict : str or None
+        None while it runs.
+    status : str
+        MLflow's run status.
+    started_at, ended_at : float, float or None
+        Unix seconds.
+    devices : tuple of str
+        GPU UUIDs.
+    """
+
+    run_id: str
+    config_hash: str
+    outcome: str | None
+    verdict: str | None
+    number: int
+    status: str
+    started_at: float
+    ended_at: float | None
+    sweep: str
+    host: str | None
+    devices: tuple[str, ...] = ()
+    attempt_id: str = ""
+    reason: str | None = None
+    driver_id: str = ""
+    simulated: bool = False
+    hardware_fingerprint: str | None = None
+
+
+@dataclass(frozen=True)
+class SweepRun:
+    """A parent run: one invocation of a sweep."""
+
+    run_id: str
+    sweep: str
+    status: str
+    started_at: float
+    ended_at: float | None
+    driver_id: str = ""
+    sweep_id: str = ""
+
+
+class Store(ABC):
+    """Recorded attempts. Reading the embedded one imports no MLflow.
+
+    Attributes
+    ----------
+    uri : str
+        MLflow's tracking URI. May hold credentials: show ``where``.
+    where : str
+        The same without credentials.
+    spool_root : Path
+        Where results wait until the store has them.
+    """
+
+    uri: str
+    where: str
+    spool_root: Path
+
+    @abstractmethod
+    def backend(self) -> Backend:
+        """The store for writing; imports MLflow, may create the database."""
+
+    @abstractmethod
+    def check_writable(self) -> None:
+        """Raise ``StoreError`` where recording cannot work; quick, asks no server."""
+
+    @abstractmethod
+    def recorded(self, hashes: frozenset[str] | None) -> list[AttemptSummary]:
+        """Attempts the store itself holds, of these trials or of all."""
+
+    @abstractmethod
+    def sweep_runs(self, name: str | None = None) -> list[SweepRun]:
+        """Parent runs of the sweep ``name`` (of all sweeps where None), newest first."""
+
+    @abstractmethod
+    def running(self) -> list[RunRow]:
+        """Runs of any driver of ours that MLflow takes to be running."""
+
+    @abstractmethod
+    def file(self, run_id: str, name: str) -> bytes:
+        """One artifact; raises ``FileNotFoundError`` or, for an unknown run, ``StoreError``."""
+
+    @abstractmethod
+    def files(self, run_id: str) -> list[str]:
+        """Names of a run's artifacts, sorted."""
+
+    def attempts(self, hashes: Iterable[str] | None = None) -> dict[str, list[AttemptSummary]]:
+        """Attempts by config hash, oldest first: those recorded and those still in the spool.
+
+        Parameters
+        ----------
+        hashes : iterable of str, optional
+            Full config hashes; all trials when left out. Trials without attempts are not in the
+            result.
+        """
+        wanted = None if hashes is None else frozenset(hashes)
+        found = {summary.attempt_id or summary.run_id: summary for summary in self._all(wanted)}
+        by_hash: dict[str, list[AttemptSummary]] = {}
+        for summary in sorted(found.values(), key=lambda s: (s.started_at, s.number)):
+            by_hash.setdefault(summary.config_hash, []).append(summary)
+        return by_hash
+
+    def _all(self, wanted: frozenset[str] | None) -> Iterable[AttemptSummary]:
+        if wanted is not None and not wanted:
+            return
+        # The spool is read first, so that a record drained in between is seen at least once; the
+        # dictionary above keeps the last, and a finished one must win over its own beginning.
+        waiting = [s for s in self._spooled() if wanted is None or s.config_hash in wanted]
+        recorded = self.recorded(wanted)
+        ended = {s.attempt_id for s in recorded if s.outcome not in (None, "lost")}
+        yield from recorded
+        yield from (s for s in waiting if s.attempt_id not in ended)
+
+    def _spooled(self) -> list[AttemptSummary]:
+        found: dict[str, AttemptSummary] = {}
+        for item in spool.unread(self.spool_root):
+            if item.record.key_tag == ATTEMPT_TAG and item.record.status != RUNNING:
+                run_id = f"{SPOOL_PREFIX}{item.path.parent.name}/{item.path.name}"
+                found[item.record.key] = summary_of_record(run_id, item.record)
+        return list(found.values())
+
+    def sweep_attempts(self, name: str) -> list[AttemptSummary]:
+        """Every attempt made under the sweep ``name``, oldest first."""
+        return [s for group in self.attempts().values() for s in group if s.sweep == name]
+
+    def find(self, prefix: str) -> list[str]:
+        """Config hashes that begin with ``prefix`` (12 or more hex characters), sorted.
+
+        Raises
+        ------
+        UsageError
+            ``prefix`` is not a hash or the beginning of one.
+        """
+        text = prefix.strip().lower()
+        if not re.fullmatch(rf"[0-9a-f]{{{MIN_PREFIX_CHARS},64}}", text):
+            raise UsageError(
+                f"{prefix!r} is no config hash",
+                fix=f"Give {MIN_PREFIX_CHARS} to 64 hex characters, as `plan` shows them",
+            )
+        return sorted(h for h in self.attempts(self.hashes_like(text)) if h.startswith(text))
+
+    def hashes_like(self, prefix: str) -> frozenset[str] | None:
+        """A narrower set to look among, where the store can tell; None: look among all."""
+        return None
+
+    def resolve(self, prefix: str) -> str:
+        """The one config hash that begins with ``prefix``.
+
+        Raises
+        ------
+        UsageError
+            Nobody knows it, or it begins several: the message names them.
+        """
+        found = self.find(prefix)
+        if not found:
+            fix = "See the hashes of a sweep with: python -m orchestrator plan +sweep=NAME"
+            raise UsageError(f"no attempt of {prefix} is recorded", where=self.where, fix=fix)
+        if len(found) > 1:
+            names = ", ".join(h[: max(len(prefix) + 4, 16)] for h in found[:10])
+            raise UsageError(f"{prefix} begins {len(found)} hashes", fix=f"Say which: {names}")
+        return found[0]
+
+    def load(self, run_id: str) -> AttemptReport:
+        """The whole report of a finished attempt; its artifacts are read with :meth:`artifact`.
+
+        Raises
+        ------
+        StoreError
+            The attempt still runs, its report is gone, or another version wrote it.
+        """
+        try:
+            return AttemptReport.from_json(json.loads(self.artifact(run_id, REPORT)))
+        except FileNotFoundError as error:
+            raise StoreError(
+                f"attempt {run_id} has no report", where=self.where, fix="It may still be running"
+            ) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoreError(
+                f"the report of attempt {run_id} cannot be read: {error}", where=self.where
+            ) from error
+
+    def identity(self, run_id: str) -> dict[str, Any]:
+        """The configuration an attempt was made with, from its ``config.yaml``; not verified.
+
+        Raises
+        ------
+        StoreError
+            It is gone or is not a configuration.
+        """
+        import yaml
+
+        try:
+            tree = yaml.safe_load(self.artifact(run_id, CONFIG))
+        except FileNotFoundError as error:
+            raise StoreError(f"attempt {run_id} has no {CONFIG}", where=self.where) from error
+        except yaml.YAMLError as error:
+            raise StoreError(
+                f"{CONFIG} of attempt {run_id} is not YAML", where=self.where
+            ) from error
+        if not isinstance(tree, dict):
+            raise StoreError(f"{CONFIG} of attempt {run_id} is no mapping", where=self.where)
+        return tree
+
+    def plan(self, run_id: str) -> dict[str, Any]:
+        """What a sweep's invocation planned: ``sweep``, ``axes``, ``baseline``, ``trials`` …"""
+        try:
+            data: dict[str, Any] = json.loads(self.artifact(run_id, PLAN))
+        except (FileNotFoundError, ValueError) as error:
+            raise StoreError(f"run {run_id} holds no plan", where=self.where) from error
+        return data
+
+    def artifact(self, run_id: str, name: str) -> bytes:
+        """One artifact of a recorded or spooled attempt; ``FileNotFoundError`` if it has none."""
+        if not run_id.startswith(SPOOL_PREFIX):
+            return self.file(run_id, name)
+        try:
+            return self._spooled_record(run_id).files[name]
+        except KeyError as error:
+            raise FileNotFoundError(name) from error
+
+    def artifact_names(self, run_id: str) -> list[str]:
+        """Names of the artifacts of a recorded or spooled attempt, sorted."""
+        if run_id.startswith(SPOOL_PREFIX):
+            return sorted(self._spooled_record(run_id).files)
+        return self.files(run_id)
+
+    def _spooled_record(self, run_id: str) -> RunRecord:
+        path = self.spool_root / run_id.removeprefix(SPOOL_PREFIX)
+        if ".." in path.parts:
+            raise StoreError(f"{run_id!r} is no run id", where=self.where)
+        try:
+            return spool.read(path).record
+        except (FileNotFoundError, spool.CorruptRecord) as error:
+            raise StoreError(
+                f"{run_id} is not in the spool any more", where=self.where, fix="Ask again"
+            ) from error
+
+
+def summary_of_tags(
+    run_id: str, status: str, start_ms: int | None, end_ms: int | None, tags: Mapping[str, str]
+) -> AttemptSummary:
+    """An attempt's summary from its run's columns and tags."""
+    number = tags.get("attempt", "1")
+    return AttemptSummary(
+        run_id=run_id,
+        config_hash=tags["config_hash"],
+        outcome=tags.get("outcome") or None,
+        verdict=tags.get("verdict") or None,
+        number=int(number) if number.isdigit() else 1,
+        status=status,
+        started_at=(start_ms or 0) / 1000,
+        ended_at=end_ms / 1000 if end_ms else None,
+        sweep=tags.get("sweep", ""),
+        host=tags.get("host") or None,
+        devices=tuple(filter(None, tags.get("gpu_uuids", "").split(","))),
+        attempt_id=tags.get(ATTEMPT_TAG, ""),
+        reason=tags.get("reason") or None,
+        driver_id=tags.get("driver_id", ""),
+        simulated=tags.get("simulated") == "true",
+        hardware_fingerprint=tags.get("hardware_fingerprint") or None,
+    )
+
+
+def summary_of_record(run_id: str, record: RunRecord) -> AttemptSummary:
+    """The same, of an attempt still in the spool."""
+    return summary_of_tags(run_id, record.status, record.start_ms, record.end_ms, record.tags)
+
+
+def sweep_of_tags(
+    run_id: str, status: str, start_ms: int | None, end_ms: int | None, tags: Mapping[str, str]
+) -> SweepRun:
+    """A parent run from its columns and tags."""
+    return SweepRun(
+        run_id=run_id,
+        sweep=tags.get("sweep", ""),
+        status=status,
+        started_at=(start_ms or 0) / 1000,
+        ended_at=end_ms / 1000 if end_ms else None,
+        driver_id=tags.get("driver_id", ""),
+        sweep_id=tags.get(SWEEP_TAG, ""),
+    )
+
+
+def state_directory() -> Path:
+    """The user's own directory for what must survive: XDG's state home."""
+    base = os.environ.get("XDG_STATE_HOME") or os.path.join(Path.home(), ".local", "state")
+    return Path(base) / "orchestrator"
+
+
+def open_store(tracking: Any) -> Store:
+    """The store that the configuration group ``tracking`` names. Touches neither disk nor network.
+
+    Parameters
+    ----------
+    tracking : object or mapping
+        ``kind`` (``embedded`` or ``server``), ``root`` (a directory), ``uri`` (http or https).
+
+    Raises
+    ------
+    ConfigError
+        No such kind, or a server without a usable URI.
+    """
+
+    def setting(name: str) -> Any:
+        if isinstance(tracking, Mapping):
+            return tracking.get(name)
+        return getattr(tracking, name, None)
+
+    kind = str(setting("kind") or "embedded")
+    if kind == "embedded":
+        from orchestrator.record.embedded import EmbeddedStore
+
+        return EmbeddedStore(Path(str(setting("root") or "mlruns")))
+    if kind == "server":
+        from orchestrator.record.server import ServerStore
+
+        return ServerStore(str(setting("uri") or ""))
+    raise ConfigError(
+        f"unknown tracking {kind!r}", where="tracking.kind", fix="Known: embedded, server"
+    )

@@ -1,0 +1,125 @@
+"""Writes run records to a store: artifacts, then metrics, then tags, the terminal status last.
+
+A run whose status is terminal is therefore whole. What a crash or a lost answer left half done is
+found by its key tag and written again, which changes nothing that is already there.
+"""
+
+from __future__ import annotations
+
+from orchestrator.errors import StoreError
+from orchestrator.record.backend import Backend, RunRow
+from orchestrator.record.runrecord import (
+    DIGEST_TAG,
+    PARENT_TAG,
+    RUNNING,
+    SWEEP_TAG,
+    TERMINAL,
+    RunRecord,
+)
+
+
+class Writer:
+    """Applies records to one store, remembering which run is whose.
+
+    Parameters
+    ----------
+    backend : Backend
+    replay : bool
+        The records may have been written before (another process's spool): look for every run
+        before making one. A live driver knows that its own are new, and saves the search.
+    """
+
+    def __init__(self, backend: Backend, *, replay: bool = False) -> None:
+        self._backend = backend
+        self._replay = replay
+        self._runs: dict[str, RunRow] = {}
+        self._doubtful: set[str] = set()
+        self._experiments: dict[str, str] = {}
+
+    def run_id(self, key: str) -> str | None:
+        """The run of an attempt or a sweep written by this writer."""
+        row = self._runs.get(key)
+        return None if row is None else row.run_id
+
+    def apply(self, record: RunRecord, digest: str, *, only_if_open: bool = False) -> str:
+        """Bring the record's run to the record's state; returns the run's id.
+
+        Parameters
+        ----------
+        record : RunRecord
+        digest : str
+            Of the record as it lay in the spool; a whole run that carries it is left alone.
+        only_if_open : bool
+            Leave a run that has ended as it is, whatever it says: the record is a guess.
+
+        Raises
+        ------
+        StoreError
+            See :class:`orchestrator.record.backend.Backend`; the same call may be made again.
+        """
+        run = self._find_or_create(record)
+        if record.status == RUNNING:
+            if run.status == RUNNING:
+                self._backend.put_files(run, record.files)
+            return run.run_id
+        if run.status in TERMINAL and (only_if_open or run.tags.get(DIGEST_TAG) == digest):
+            return run.run_id
+        self._backend.put_files(run, record.files)
+        tags = {k: v for k, v in record.tags.items() if run.tags.get(k) != v}
+        self._backend.log(run.run_id, record.metrics, record.params, {**tags, DIGEST_TAG: digest})
+        self._backend.end(run.run_id, record.status, record.end_ms or record.start_ms)
+        return run.run_id
+
+    def forget(self, key: str) -> None:
+        """Drop what is remembered of a finished run but its id, so that memory stays flat."""
+        row = self._runs.get(key)
+        if row is not None:
+            self._runs[key] = RunRow(
+                row.run_id, row.status, row.start_ms, None, row.artifact_uri, row.experiment_id, {}
+            )
+
+    def _find_or_create(self, record: RunRecord) -> RunRow:
+        key = record.key
+        run = self._runs.get(key)
+        if run is None and (self._replay or key in self._doubtful):
+            run = self._find(record.key_tag, key)
+        if run is None:
+            run = self._create(record)
+        self._runs[key] = run
+        return run
+
+    def _create(self, record: RunRecord) -> RunRow:
+        tags = dict(record.tags)
+        if record.status != RUNNING:
+            # Until it is terminal the run must not look finished to a reader of tags.
+            for key in ("outcome", "verdict", "reason"):
+                tags.pop(key, None)
+        if record.parent is not None:
+            parent = self._runs.get(record.parent) or self._find(SWEEP_TAG, record.parent)
+            if parent is not None:
+                self._runs[record.parent] = parent
+                tags[PARENT_TAG] = parent.run_id
+        experiment = self._experiments.get(record.experiment)
+        if experiment is None:
+            experiment = self._backend.experiment(record.experiment)
+            self._experiments[record.experiment] = experiment
+        # If the answer is lost the run may exist all the same.
+        self._doubtful.add(record.key)
+        try:
+            run = self._backend.create_run(experiment, record.name, record.start_ms, tags)
+        except StoreError:
+            # The experiment may have been deleted since.
+            self._experiments.pop(record.experiment, None)
+            raise
+        self._doubtful.discard(record.key)
+        return run
+
+    def _find(self, key_tag: str, key: str) -> RunRow | None:
+        found = list(self._backend.search(f"tags.{key_tag} = '{key}'"))
+        if not found:
+            return None
+        # Two runs of one attempt: a create whose answer was lost, made again. The whole one stays.
+        found.sort(key=lambda run: (run.status not in TERMINAL, run.start_ms))
+        for surplus in found[1:]:
+            self._backend.delete_run(surplus.run_id)
+        return found[0]
