@@ -1,0 +1,37 @@
+"""The driver: what is left to do, where it runs, what is tried again. Only here is ray imported."""
+
+from orchestrator.schedule.cluster import (
+    PendingCluster,
+    RayCluster,
+    emergency_stop,
+    start_async,
+)
+from orchestrator.schedule.driver import SweepResult, interleave, run_sweep
+from orchestrator.schedule.placement import Demand, Node
+from orchestrator.schedule.policy import Retry, retry_policy
+from orchestrator.schedule.ports import ClusterPort, RecordingPort, ViewPort
+from orchestrator.schedule.simulated import Fate, SimulatedCluster
+from orchestrator.schedule.todo import Attempt, Todo, TrialState, compute_todo
+
+__all__ = [
+    "Attempt",
+    "ClusterPort",
+    "Demand",
+    "Fate",
+    "Node",
+    "PendingCluster",
+    "RayCluster",
+    "RecordingPort",
+    "Retry",
+    "SimulatedCluster",
+    "SweepResult",
+    "Todo",
+    "TrialState",
+    "ViewPort",
+    "compute_todo",
+    "emergency_stop",
+    "interleave",
+    "retry_policy",
+    "run_sweep",
+    "start_async",
+]

@@ -1,0 +1,213 @@
+"""What to do next, as a pure function: ``decide(state, event) -> actions``. Nothing here acts.
+
+::
+
+    ticket --Submit--> flight --Begin--> running --Finish--> ended
+      ^                  |                  |
+      `-----Requeue---- Delay <-------------'  by retry policy
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+from orchestrator.attempt import AttemptReport, Outcome
+from orchestrator.schedule.events import (
+    Abandon,
+    Action,
+    Begin,
+    Cancel,
+    Delay,
+    DropRepeats,
+    Ended,
+    Event,
+    Finish,
+    Flight,
+    Forget,
+    LearnNodes,
+    NodesSeen,
+    PhaseBegan,
+    Requeue,
+    Say,
+    ShowPhase,
+    Skip,
+    Started,
+    StopRequested,
+    StopSubmitting,
+    Submit,
+    Tick,
+    Ticket,
+    Vanished,
+    Waiting,
+)
+from orchestrator.schedule.placement import slots
+from orchestrator.schedule.state import SweepState
+
+
+def decide(state: SweepState, event: Event) -> list[Action]:
+    """The actions that ``event`` calls for; commit and perform each, in order.
+
+    Events of attempts that are no longer in flight (an answer after a forced end) call for nothing.
+    """
+    attempt_id = getattr(event, "attempt_id", None)
+    if attempt_id is not None and attempt_id not in state.flights:
+        return []
+    return list(_DECISIONS[type(event)](state, event))
+
+
+def submissions(state: SweepState) -> list[Submit | Skip]:
+    """What may be given to the cluster now: each lane's queue up to its window."""
+    if state.stopping:
+        return []
+    return [
+        Skip(ticket) if ticket.trial.hash in state.dropped else Submit(ticket)
+        for lane in state.lanes.values()
+        if lane.ready and lane.room
+        for ticket in islice(lane.ready, lane.room)
+    ]
+
+
+def avoidable(state: SweepState, ticket: Ticket) -> frozenset[str]:
+    """The nodes to keep ``ticket`` away from: none, where nothing else could hold it."""
+    if not ticket.avoid:
+        return ticket.avoid
+    others = [node for node in state.nodes if node.node_id not in ticket.avoid]
+    return ticket.avoid if slots(others, ticket.demand) else frozenset()
+
+
+def _started(state: SweepState, event: Started) -> Iterator[Action]:
+    yield Begin(event.attempt_id, event.slot)
+
+
+def _phase(state: SweepState, event: PhaseBegan) -> Iterator[Action]:
+    yield ShowPhase(event.attempt_id, event.name)
+
+
+def _waiting(state: SweepState, event: Waiting) -> Iterator[Action]:
+    yield Say(event.text)
+
+
+def _ended(state: SweepState, event: Ended) -> Iterator[Action]:
+    yield from _finish(state, state.flights[event.attempt_id], event.report)
+
+
+def _vanished(state: SweepState, event: Vanished) -> Iterator[Action]:
+    flight = state.flights[event.attempt_id]
+    outcome = event.outcome
+    if state.stopping and flight.cancelled:
+        outcome = Outcome.CANCELLED
+    elif outcome is Outcome.CANCELLED:
+        # Nobody asked for a stop: we gave up on its supervisor, or something else killed it.
+        outcome = Outcome.LOST
+    if flight.started_at is None and (state.stopping or flight.cancelled):
+        yield Forget(flight.attempt_id)
+        return
+    yield from _finish(
+        state, flight, report_without_supervisor(state, flight, outcome, event.reason)
+    )
+
+
+def report_without_supervisor(
+    state: SweepState, flight: Flight, outcome: Outcome, reason: str
+) -> AttemptReport:
+    """The report of an attempt whose supervisor cannot write one. Times are the driver's."""
+    began = flight.started_at if flight.started_at is not None else state.now
+    return AttemptReport(
+        attempt_id=flight.attempt_id,
+        config_hash=flight.ticket.trial.hash,
+        outcome=outcome,
+        reason=reason,
+        number=flight.ticket.number,
+        sweep=state.sweep,
+        started_at=state.epoch_s + began,
+        ended_at=state.epoch_s + state.now,
+        duration_s=state.now - began,
+        slot=flight.slot,
+    )
+
+
+def _finish(state: SweepState, flight: Flight, report: AttemptReport) -> Iterator[Action]:
+    ticket = flight.ticket
+    retry = None if state.stopping else _retry(state, flight, report.outcome)
+    yield Finish(flight.attempt_id, report, retried=retry is not None)
+    if retry is not None:
+        yield Delay(retry)
+    elif report.outcome is Outcome.INFEASIBLE and ticket.trial.hash not in state.dropped:
+        yield DropRepeats(ticket.trial.hash)
+
+
+def _retry(state: SweepState, flight: Flight, outcome: Outcome) -> Ticket | None:
+    ticket = flight.ticket
+    rule = state.policy[outcome]
+    retries_made = ticket.tries.count(outcome)
+    if retries_made >= rule.times:
+        return None
+    avoid = ticket.avoid
+    if rule.elsewhere and flight.slot is not None:
+        avoid = avoid | {flight.slot.node_id}
+    return replace(
+        ticket,
+        number=state.next_number[ticket.trial.hash],
+        tries=(*ticket.tries, outcome),
+        avoid=avoid,
+        not_before=state.now + rule.delay_before(retries_made + 1),
+    )
+
+
+def _nodes_seen(state: SweepState, event: NodesSeen) -> Iterator[Action]:
+    yield LearnNodes(event.nodes)
+
+
+def _stop_requested(state: SweepState, event: StopRequested) -> Iterator[Action]:
+    if state.stopping:
+        return
+    yield StopSubmitting()
+    for attempt_id in state.flights:
+        yield Cancel(attempt_id)
+
+
+def _tick(state: SweepState, event: Tick) -> Iterator[Action]:
+    if state.stopping_since is not None:
+        if state.now - state.stopping_since >= state.limits.stop_grace_s:
+            for flight in state.flights.values():
+                yield from _force(state, flight, "did not stop in time")
+        return
+    for ticket in state.due():
+        yield Requeue(ticket)
+    if state.now < state.review_at:
+        return
+    for flight in state.flights.values():
+        if flight.overdue_at is not None and state.now >= flight.overdue_at:
+            yield from _force(state, flight, "its supervisor stopped answering")
+    for lane in state.lanes.values():
+        if lane.unplaceable_since is None or not (lane.ready or lane.in_flight):
+            continue
+        if state.now - lane.unplaceable_since >= state.limits.node_wait_s:
+            yield Say(f"giving up on trials that need {lane.demand}: no node has it any more")
+            yield Abandon(lane.demand)
+            for flight in state.flights.values():
+                if flight.ticket.demand == lane.demand and flight.started_at is None:
+                    yield from _force(state, flight, "no node can hold it any more")
+
+
+def _force(state: SweepState, flight: Flight, reason: str) -> Iterator[Action]:
+    if flight.forced_at is None:
+        yield Cancel(flight.attempt_id, force=True)
+    elif state.now - flight.forced_at >= state.limits.forced_grace_s:
+        # Not even Ray answers (its head may be gone): close the book ourselves.
+        yield from _vanished(state, Vanished(flight.attempt_id, Outcome.CANCELLED, reason))
+
+
+_DECISIONS: dict[type, Callable[[SweepState, Any], Iterator[Action]]] = {
+    Started: _started,
+    PhaseBegan: _phase,
+    Waiting: _waiting,
+    Ended: _ended,
+    Vanished: _vanished,
+    Tick: _tick,
+    NodesSeen: _nodes_seen,
+    StopRequested: _stop_requested,
+}

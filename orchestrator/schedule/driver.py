@@ -1,0 +1,345 @@
+"""Runs a sweep: keeps a window of attempts submitted, records every ending, retries by policy.
+
+The loop is four lines: wait for events, ``decide`` (pure), ``commit`` to the state, ``perform``
+towards the cluster, the recording and the view. The same loop runs on Ray and in virtual time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import threading
+import time
+import uuid
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.attempt import AttemptReport, AttemptSpec, Outcome, Resources
+from orchestrator.schedule.cluster import PendingCluster, start_async
+from orchestrator.schedule.decide import avoidable, decide, submissions
+from orchestrator.schedule.events import (
+    Action,
+    Begin,
+    Cancel,
+    Event,
+    Finish,
+    Flight,
+    Limits,
+    NodesSeen,
+    Say,
+    ShowPhase,
+    StopRequested,
+    Submit,
+    Tick,
+    Ticket,
+)
+from orchestrator.schedule.placement import Demand, resolve
+from orchestrator.schedule.policy import retry_policy
+from orchestrator.schedule.ports import ClusterPort, RecordingPort, ViewPort
+from orchestrator.schedule.state import EndedAttempt, SweepState
+from orchestrator.schedule.todo import Attempt
+
+if TYPE_CHECKING:
+    from orchestrator.plan import Plan, Settings, Trial
+
+# Short enough that a stop is noticed at once, long enough to leave the measured cores alone.
+WAIT_S = 0.25
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """How a sweep went; what its attempts measured is in the store.
+
+    Attributes
+    ----------
+    outcomes : Counter of str
+        Outcome to number of attempts, retried ones included.
+    attempts : tuple of EndedAttempt
+        Every attempt that was recorded, in the order they ended.
+    interrupted : bool
+        A stop was asked for.
+    unmade : int
+        Attempts that were to be made and were not (stopped, or no node was left).
+    wall_s, busy_s : float
+        Duration of the sweep, and slot time inside attempts.
+    """
+
+    outcomes: Counter[str]
+    attempts: tuple[EndedAttempt, ...] = ()
+    interrupted: bool = False
+    unmade: int = 0
+    wall_s: float = 0.0
+    busy_s: float = 0.0
+    final: dict[str, str] = field(default_factory=dict)
+
+
+def interleave(attempts: Sequence[Attempt], seed: int) -> list[Attempt]:
+    """The order to run in: rounds of one attempt a trial, each shuffled by ``seed``.
+
+    Drift (heat, neighbours) then hits all trials alike, and a sweep that is stopped half way has
+    about as many attempts of each.
+    """
+    rounds: defaultdict[int, list[Attempt]] = defaultdict(list)
+    seen: Counter[str] = Counter()
+    for attempt in attempts:
+        rounds[seen[attempt.trial.hash]].append(attempt)
+        seen[attempt.trial.hash] += 1
+    generator = random.Random(seed)
+    ordered: list[Attempt] = []
+    for number in sorted(rounds):
+        generator.shuffle(rounds[number])
+        ordered.extend(rounds[number])
+    return ordered
+
+
+def run_sweep(
+    plan: Plan,
+    todo: Sequence[Attempt],
+    *,
+    recording: RecordingPort,
+    view: ViewPort,
+    seed: int,
+    stop: threading.Event,
+    cluster: ClusterPort | PendingCluster | None = None,
+    limits: Limits | None = None,
+) -> SweepResult:
+    """Make every attempt of ``todo`` and record how it ended.
+
+    Parameters
+    ----------
+    plan : Plan
+        Its settings say where and under which rules; only ``todo`` is run.
+    todo : sequence of Attempt
+        From :func:`orchestrator.schedule.compute_todo`.
+    recording, view : RecordingPort, ViewPort
+        Told of every start and ending.
+    seed : int
+        Of the interleaving.
+    stop : threading.Event
+        Set it to stop: running attempts end as ``cancelled`` within seconds.
+    cluster : ClusterPort or PendingCluster, optional
+        A cluster that is up or coming up, and stays up; None starts one by
+        ``plan.settings.cluster`` and shuts it down at the end.
+
+    Raises
+    ------
+    ClusterError
+        Ray cannot be started or reached, or a trial asks for what no node has. Nothing ran then.
+    Interrupted
+        ``stop`` was set before the cluster was up.
+    """
+    began = time.monotonic()
+    attempts = list(todo)
+    runnable = [attempt for attempt in attempts if attempt.trial.infeasible is None]
+    state: SweepState | None = None
+    with contextlib.ExitStack() as stack:
+        if runnable:
+            port = _open(plan, cluster, stop, stack)
+            driver = Driver(plan, runnable, port, recording, view, seed, limits)
+            state = driver.state
+        # After the driver has looked at all demands: what is refused as a whole records nothing.
+        refused = _record_infeasible(plan, attempts, recording, view)
+        if runnable:
+            driver.run(stop)
+    return _result(refused, state, stop.is_set(), time.monotonic() - began)
+
+
+def _open(
+    plan: Plan,
+    cluster: ClusterPort | PendingCluster | None,
+    stop: threading.Event,
+    stack: contextlib.ExitStack,
+) -> ClusterPort:
+    if cluster is None:
+        cluster = stack.enter_context(start_async(plan.settings.cluster))
+    return cluster.ready(stop=stop) if isinstance(cluster, PendingCluster) else cluster
+
+
+def _result(
+    refused: list[EndedAttempt], state: SweepState | None, interrupted: bool, wall_s: float
+) -> SweepResult:
+    ended = refused + (state.ended if state else [])
+    final = {attempt.config_hash: attempt.outcome for attempt in ended}
+    return SweepResult(
+        outcomes=Counter(attempt.outcome for attempt in ended),
+        attempts=tuple(ended),
+        interrupted=interrupted,
+        unmade=state.unmade if state else 0,
+        wall_s=wall_s,
+        busy_s=state.busy_s if state else 0.0,
+        final=final,
+    )
+
+
+def _record_infeasible(
+    plan: Plan, attempts: Sequence[Attempt], recording: RecordingPort, view: ViewPort
+) -> list[EndedAttempt]:
+    """Record what cannot be done without starting a process for it."""
+    ended = []
+    for attempt in attempts:
+        trial = attempt.trial
+        if trial.infeasible is None:
+            continue
+        now = time.time()
+        report = AttemptReport(
+            attempt_id=uuid.uuid4().hex,
+            config_hash=trial.hash,
+            outcome=Outcome.INFEASIBLE,
+            reason=trial.infeasible,
+            number=attempt.number,
+            sweep=plan.sweep,
+            started_at=now,
+            ended_at=now,
+        )
+        recording.finish(report, trial)
+        view.finished(report, trial)
+        ended.append(
+            EndedAttempt(trial.hash, report.attempt_id, attempt.number, "infeasible", False)
+        )
+    return ended
+
+
+class Driver:
+    """One sweep on one cluster: the loop, and what an action does to the world."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        attempts: Sequence[Attempt],
+        cluster: ClusterPort,
+        recording: RecordingPort,
+        view: ViewPort,
+        seed: int,
+        limits: Limits | None = None,
+    ) -> None:
+        self._cluster = cluster
+        self._recording = recording
+        self._view = view
+        settings = plan.settings
+        self._common = _common_spec(plan.sweep, settings)
+        start_s = self._common["start_timeout_s"]
+        limits = limits or Limits()
+        limits = replace(limits, overdue_grace_s=limits.overdue_grace_s + start_s)
+        verdict = self._common["verdict"]
+        policy = retry_policy(
+            invalid_retries=int(verdict.get("retries", 1)),
+            cooldown_s=float(verdict.get("cooldown_s", 30.0)),
+        )
+        now = cluster.now()
+        nodes = tuple(cluster.nodes())
+        demands: dict[Resources, Demand] = {}
+        for attempt in attempts:
+            if attempt.trial.resources not in demands:
+                demands[attempt.trial.resources] = resolve(attempt.trial.resources, nodes)
+        tickets = [
+            Ticket(attempt.trial, demands[attempt.trial.resources], attempt.number, attempt.tries)
+            for attempt in interleave(attempts, seed)
+        ]
+        self.state = SweepState(
+            tickets,
+            policy,
+            limits,
+            uuid.uuid4().hex[:12],
+            sweep=plan.sweep,
+            now=now,
+            epoch_s=time.time() - now,
+        )
+        self._specs: dict[str, AttemptSpec] = {}
+        self._handle(NodesSeen(nodes))
+
+    def run(self, stop: threading.Event) -> None:
+        """Work until nothing is left or ``stop`` was obeyed."""
+        try:
+            while True:
+                if stop.is_set():
+                    self._handle(StopRequested())
+                self._turn()
+                if self.state.done:
+                    return
+                events = self._cluster.wait(WAIT_S)
+                self.state.now = self._cluster.now()
+                for event in events:
+                    self._handle(event)
+        except BaseException:
+            # Whatever went wrong here (a store that is full, a bug): no process may outlive it.
+            for attempt_id in self.state.flights:
+                self._cluster.cancel(attempt_id, force=True)
+            raise
+
+    def _turn(self) -> None:
+        self.state.now = self._cluster.now()
+        if self.state.now >= self.state.review_at and not self.state.stopping:
+            self._handle(Tick())
+            self._handle(NodesSeen(tuple(self._cluster.nodes())))
+        else:
+            self._handle(Tick())
+        for action in submissions(self.state):
+            self._act(action)
+
+    def _handle(self, event: Event) -> None:
+        for action in decide(self.state, event):
+            self._act(action)
+
+    def _act(self, action: Action) -> None:
+        # Submit creates a flight and Finish ends it: look theirs up on the right side of commit.
+        if isinstance(action, Submit):
+            attempt_id = self.state.next_attempt_id
+            self.state.commit(action)
+            self._submit(attempt_id, action.ticket)
+            return
+        flight = self.state.flights.get(getattr(action, "attempt_id", ""))
+        self.state.commit(action)
+        if isinstance(action, Say):
+            self._view.message(action.text)
+        elif flight is not None:
+            self._perform(action, flight)
+
+    def _submit(self, attempt_id: str, ticket: Ticket) -> None:
+        trial = ticket.trial
+        spec = AttemptSpec(
+            attempt_id=attempt_id,
+            config_hash=trial.hash,
+            identity=trial.identity,
+            number=ticket.number,
+            timeout_s=trial.timeout_s,
+            memory_limit_bytes=ticket.demand.memory_bytes,
+            **self._common,
+        )
+        self._specs[attempt_id] = spec
+        self._cluster.submit(spec, ticket.demand, avoidable(self.state, ticket))
+        self._view.submitted(spec, trial)
+
+    def _perform(self, action: Action, flight: Flight) -> None:
+        trial: Trial = flight.ticket.trial
+        spec = self._specs[flight.attempt_id]
+        if isinstance(action, Begin):
+            self._recording.begin(spec, trial, action.slot)
+            self._view.started(spec, trial, action.slot)
+        elif isinstance(action, ShowPhase):
+            self._view.phase(spec, action.name)
+        elif isinstance(action, Cancel):
+            self._cluster.cancel(flight.attempt_id, force=action.force)
+        elif isinstance(action, Finish):
+            self._recording.finish(action.report, trial)
+            self._view.finished(action.report, trial)
+        if flight.attempt_id not in self.state.flights:
+            del self._specs[flight.attempt_id]
+
+
+def _common_spec(sweep: str, settings: Settings) -> dict[str, Any]:
+    """The part of an attempt's specification that all attempts of a sweep share."""
+    return {
+        "sweep": sweep,
+        "start": settings.isolate.start,
+        "start_timeout_s": settings.isolate.start_timeout_s,
+        "telemetry": _plain(settings.telemetry),
+        "verdict": _plain(settings.verdict),
+    }
+
+
+def _plain(settings: Any) -> dict[str, Any]:
+    if is_dataclass(settings) and not isinstance(settings, type):
+        return asdict(settings)
+    return dict(settings)

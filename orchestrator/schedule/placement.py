@@ -1,0 +1,103 @@
+"""What a trial needs against what nodes have: demands, slots, and what can never be placed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from orchestrator.attempt import Resources
+from orchestrator.errors import ClusterError
+
+GIB = 1024**3
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node's totals, not what is free of them."""
+
+    node_id: str
+    host: str
+    cpus: int
+    gpus: int = 0
+    memory_bytes: int | None = None
+    accelerators: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Demand:
+    """A trial's resources with nothing left open; hashable, so that equal ones share a queue."""
+
+    cpus: int
+    gpus: int = 0
+    memory_bytes: int | None = None
+    accelerator: str | None = None
+
+    def __str__(self) -> str:
+        parts = [_count(self.gpus, self.accelerator or "GPU")] if self.gpus else []
+        parts.append(_count(self.cpus, "CPU core"))
+        if self.memory_bytes:
+            parts.append(f"{self.memory_bytes / GIB:.1f} GiB memory")
+        return ", ".join(parts)
+
+
+def slots_on(node: Node, demand: Demand) -> int:
+    """How many attempts of ``demand`` fit on ``node`` at once."""
+    if demand.accelerator and demand.accelerator not in node.accelerators:
+        return 0
+    fits = [node.cpus // max(demand.cpus, 1)]
+    if demand.gpus:
+        fits.append(node.gpus // demand.gpus)
+    if demand.memory_bytes and node.memory_bytes is not None:
+        fits.append(node.memory_bytes // demand.memory_bytes)
+    return max(0, min(fits))
+
+
+def slots(nodes: Iterable[Node], demand: Demand) -> int:
+    """How many attempts of ``demand`` fit on ``nodes`` at once."""
+    return sum(slots_on(node, demand) for node in nodes)
+
+
+def resolve(resources: Resources, nodes: Sequence[Node]) -> Demand:
+    """Close what a trial left open, the same for every attempt of the sweep.
+
+    ``cpus`` None is a whole node without GPUs (the smallest that fits: a measurement must not
+    change its thread count with the node it lands on), or a GPU's fair share of its node's cores.
+
+    Raises
+    ------
+    ClusterError
+        No node can ever hold it (Ray would wait for ever without a word); names the largest node.
+    """
+    least = Demand(
+        resources.cpus or 1, resources.gpus, resources.memory_bytes, resources.accelerator
+    )
+    able = [node for node in nodes if slots_on(node, least)]
+    if not able:
+        raise ClusterError(
+            f"no node has {least}",
+            where="resources",
+            fix=_largest(nodes),
+        )
+    if resources.cpus is not None:
+        return least
+    if resources.gpus:
+        cpus = min(max(1, node.cpus * resources.gpus // node.gpus) for node in able)
+    else:
+        without_gpus = [node for node in able if not node.gpus]
+        cpus = min(node.cpus for node in without_gpus or able)
+    return Demand(cpus, resources.gpus, resources.memory_bytes, resources.accelerator)
+
+
+def _largest(nodes: Sequence[Node]) -> str:
+    if not nodes:
+        return "The cluster has no nodes"
+    node = max(nodes, key=lambda node: (node.gpus, node.cpus, node.memory_bytes or 0))
+    kinds = "/".join(sorted(node.accelerators))
+    has = [_count(node.gpus, f"{kinds} GPU".strip()), _count(node.cpus, "CPU core")]
+    if node.memory_bytes:
+        has.append(f"{node.memory_bytes / GIB:.1f} GiB memory")
+    return f"The largest node ({node.host}) has {', '.join(has)}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

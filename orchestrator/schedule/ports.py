@@ -1,0 +1,72 @@
+"""What the driver needs from the rooms around it, as narrow protocols.
+
+::
+
+    driver --submit/cancel--> ClusterPort --events--> driver --begin/finish--> RecordingPort
+                                                        `-----shows----------> ViewPort
+
+``ClusterPort`` has two implementations: Ray (:mod:`.cluster`) and a simulation in virtual time
+(:mod:`.simulated`); the driver cannot tell them apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from orchestrator.attempt import AttemptReport, AttemptSpec, Slot
+
+if TYPE_CHECKING:
+    from orchestrator.plan import Trial
+    from orchestrator.schedule.events import ClusterEvent
+    from orchestrator.schedule.placement import Demand, Node
+
+
+class RecordingPort(Protocol):
+    """Keeps what happened; both calls return at once (the recording queues and spools)."""
+
+    def begin(self, spec: AttemptSpec, trial: Trial, slot: Slot) -> None:
+        """An attempt has its slot and starts."""
+        ...
+
+    def finish(self, report: AttemptReport, trial: Trial) -> None:
+        """An attempt ended. One that never started (infeasible, lost early) has no ``begin``."""
+        ...
+
+
+class ViewPort(Protocol):
+    """Shows a person what happens."""
+
+    def submitted(self, spec: AttemptSpec, trial: Trial) -> None: ...
+
+    def started(self, spec: AttemptSpec, trial: Trial, slot: Slot) -> None: ...
+
+    def phase(self, spec: AttemptSpec, name: str) -> None: ...
+
+    def finished(self, report: AttemptReport, trial: Trial) -> None: ...
+
+    def message(self, text: str) -> None: ...
+
+
+class ClusterPort(Protocol):
+    """Runs attempts somewhere. Calls return at once but for ``wait``, which is bounded."""
+
+    def now(self) -> float:
+        """Seconds on the clock that ``wait`` waits by (monotonic, or virtual)."""
+        ...
+
+    def nodes(self) -> Sequence[Node]:
+        """The nodes alive now."""
+        ...
+
+    def submit(self, spec: AttemptSpec, demand: Demand, avoid: frozenset[str]) -> None:
+        """Queue one attempt for a slot of ``demand``; never on a node of ``avoid``."""
+        ...
+
+    def wait(self, timeout_s: float) -> Sequence[ClusterEvent]:
+        """What happened since the last call; waits at most ``timeout_s`` for the first event."""
+        ...
+
+    def cancel(self, attempt_id: str, *, force: bool) -> None:
+        """End an attempt: with its partial report where it can be had, at once with ``force``."""
+        ...
