@@ -56,6 +56,7 @@ class StoppingProtocol:
                 WithinConfidence(
                     half_width,
                     float(protocol.get("confidence", 0.95)),
+                    most - least + 1,
                     int(protocol.get("resamples", 10_000)),
                 ),
                 MaxRepetitions(most),
