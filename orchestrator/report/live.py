@@ -236,11 +236,16 @@ class LiveView:
     def _print(self, lines: Sequence[tuple[str, str]]) -> None:
         if not lines:
             return
+        encoding = self._console.encoding
+        if not self._is_live:
+            # Not through rich: on a broken pipe it points the process's *stdout* at /dev/null.
+            file = self._console.file
+            file.write("".join(f"{writable(line, encoding)}\n" for line, _ in lines))
+            file.flush()
+            return
         from rich.text import Text
 
-        text = Text("\n").join(
-            Text(writable(line, self._console.encoding), style) for line, style in lines
-        )
+        text = Text("\n").join(Text(writable(line, encoding), style) for line, style in lines)
         self._console.print(text, soft_wrap=True, highlight=False)
 
     # -- words ---------------------------------------------------------------------------------

@@ -24,6 +24,10 @@ THRESHOLD = 0.03
 # Bootstrap work for one table, in resampled values: 3,000 trials must not take minutes to print.
 _RESAMPLING_BUDGET = 60_000_000
 
+# Quantities that a configuration has, not ones that scatter: a single value decides.
+_EXACT_UNITS = ("bytes", "bits", "nats")
+_EXACT_NAMES = ("perplexity", "top1_agreement", "kl_to_reference", "weights_bits_per_parameter")
+
 _HIGHER_IS_BETTER = ("_per_s", "agreement", "mfu", "accuracy", "busy_share", "bandwidth")
 
 
@@ -112,6 +116,7 @@ def build_table(
     reports: Mapping[str, Sequence[AttemptReport]],
     *,
     metrics: Sequence[str] | None = None,
+    limit: int | None = None,
 ) -> SweepTable:
     """Pool the attempts of every trial and set it against the baseline of its group.
 
@@ -124,44 +129,49 @@ def build_table(
     metrics : sequence of str, optional
         Which metrics to show; by default the headline metrics of the plan's tasks, or everything
         measured where no task names any.
+    limit : int, optional
+        Compute metrics for so many measured trials only (intervals cost time); the rest has none.
     """
     labels = labels_of(plan)
     axes = tuple(varying_axes(plan))
     base_axes = _baseline_axes(plan, axes)
-    believed = {t.hash: believable(reports.get(t.hash, ())) for t in plan.trials}
-    names = _present(metrics or headline(plan), believed) or _everything(believed)
-    resamples = _resamples(len(plan.trials) * max(len(names), 1))
+    counted = {t.hash: believable(reports.get(t.hash, ())) for t in plan.trials}
+    names = _present(metrics or headline(plan), counted) or _everything(counted)
 
-    baselines: dict[tuple[tuple[str, Any], ...], Trial] = {}
+    baselines: dict[tuple[tuple[str, Any], ...], str] = {}
     for trial in plan.trials:
         if _is_baseline(trial, base_axes):
-            baselines.setdefault(_group(trial, axes, base_axes), trial)
+            baselines.setdefault(_group(trial, axes, base_axes), trial.hash)
 
     rows = []
     for trial in plan.trials:
-        group = _group(trial, axes, base_axes)
-        base = baselines.get(group)
-        cells = {}
-        for name in names:
-            against = believed[base.hash] if base is not None and base is not trial else []
-            cells[name] = _cell(name, believed[trial.hash], against, resamples)
         attempts = reports.get(trial.hash, ())
         outcome, reason = _ending(trial, attempts)
+        group = _group(trial, axes, base_axes)
         rows.append(
             TrialRow(
                 hash=trial.hash,
                 label=labels[trial.hash],
                 axes={axis: trial.axes.get(axis) for axis in axes},
                 group=group,
-                baseline=base is trial,
+                baseline=baselines.get(group) == trial.hash,
                 outcome=outcome,
                 reason=reason,
                 verdict=_verdict(attempts),
                 attempts=len(attempts),
-                cells=cells,
+                cells={name: Cell(name, "", reason="not measured") for name in names},
             )
         )
-    return SweepTable(plan.sweep, plan.description, axes, tuple(names), tuple(_ordered(rows)))
+    rows = _ordered(rows)
+    measured = [at for at, row in enumerate(rows) if row.outcome != "not_run"][:limit]
+    resamples = _resamples(len(measured) * max(len(names), 1))
+    for at in measured:
+        row = rows[at]
+        base = "" if row.baseline else baselines.get(row.group, "")
+        against = counted.get(base, [])
+        cells = {name: _cell(name, counted[row.hash], against, resamples) for name in names}
+        rows[at] = replace(row, cells=cells)
+    return SweepTable(plan.sweep, plan.description, axes, tuple(names), tuple(rows))
 
 
 def headline(plan: Plan) -> list[str]:
@@ -227,49 +237,33 @@ def _cell(
         absent = next((m.reason for m in metrics if isinstance(m, Absent)), None)
         return Cell(name, unit, reason=absent or "not measured")
     arrays = samples or [(value,) for value in values]
-    median, low, high = _pooled(arrays, resamples)
-    cell = Cell(name, unit, median, low, high, sum(map(len, arrays)))
+    from orchestrator.measure.statistics import ratio_ci, summarise_attempts
+
+    # A size that every attempt has alike needs no bootstrap to be known.
+    flat = len({value for values in arrays for value in values}) == 1
+    summary = summarise_attempts(arrays, resamples=1 if flat else resamples)
+    if summary.median is None:
+        return Cell(name, unit, n=summary.n, reason=summary.reason)
+    cell = Cell(name, unit, summary.median, summary.ci_low, summary.ci_high, summary.n)
     against = [m for report in base if (m := metric_of(report, name)) is not None]
     base_arrays = [m.values for m in against if isinstance(m, Samples) and m.values] or [
         (m.value,) for m in against if isinstance(m, Value)
     ]
-    if not base_arrays:
+    certain = unit in _EXACT_UNITS or name in _EXACT_NAMES
+    found = ratio_ci(arrays, base_arrays, resamples=1 if certain else resamples)
+    if found.ratio is None:
         return cell
-    ratio, ratio_low, ratio_high = _ratio(arrays, base_arrays, resamples)
-    if ratio is None:
+    cell = replace(cell, ratio=found.ratio)
+    if not certain and 1 in (summary.n, sum(map(len, base_arrays))):
+        # One timing a side says how the two came out, not whether they differ.
         return cell
+    low, high = (None, None) if certain else (found.ci_low, found.ci_high)
     return replace(
         cell,
-        ratio=ratio,
-        ratio_low=ratio_low,
-        ratio_high=ratio_high,
-        standing=standing(name, unit, ratio, ratio_low, ratio_high),
+        ratio_low=low,
+        ratio_high=high,
+        standing=standing(name, unit, found.ratio, low, high),
     )
-
-
-def _pooled(
-    arrays: Sequence[Sequence[float]], resamples: int
-) -> tuple[float, float | None, float | None]:
-    if sum(map(len, arrays)) == 1:
-        return arrays[0][0], None, None
-    from orchestrator.measure.statistics import summarise_attempts
-
-    summary = summarise_attempts(arrays, resamples=resamples)
-    return summary.median, summary.ci_low, summary.ci_high
-
-
-def _ratio(
-    new: Sequence[Sequence[float]], base: Sequence[Sequence[float]], resamples: int
-) -> tuple[float | None, float | None, float | None]:
-    from orchestrator.measure.statistics import ratio_ci
-
-    if sum(map(len, new)) == 1 or sum(map(len, base)) == 1:
-        old = _pooled(base, resamples)[0]
-        return (None if old == 0 else _pooled(new, resamples)[0] / old), None, None
-    if any(value <= 0 for values in base for value in values):
-        return None, None, None
-    found = ratio_ci(new, base, resamples=resamples)
-    return found.ratio, found.ci_low, found.ci_high
 
 
 def _resamples(cells: int) -> int:

@@ -62,7 +62,7 @@ def final_table(
     footer : sequence of str
         Lines beneath; by default where to look next.
     """
-    table = build_table(plan, reports, metrics=metrics)
+    table = build_table(plan, reports, metrics=metrics, limit=max_rows)
     return TableView(table, max_rows, where_to_look(table) if footer is None else tuple(footer))
 
 

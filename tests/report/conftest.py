@@ -7,6 +7,7 @@ import random
 from typing import Any
 
 import pytest
+
 from orchestrator.attempt import AttemptReport, Outcome, Resources, RuleResult, Slot, Verdict
 from orchestrator.measure import Absent, Samples, Value
 from orchestrator.plan import Plan, Settings, Trial

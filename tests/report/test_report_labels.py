@@ -1,0 +1,81 @@
+"""Trials and metrics have names that people use, and different trials have different names."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from orchestrator.report.labels import (
+    axis_names,
+    axis_value,
+    label,
+    labels_of,
+    metric_title,
+    plain_label,
+)
+
+
+def test_a_group_choice_goes_bare_and_lengths_become_an_arrow(make):
+    plan = make.plan()
+    assert [label(t, plan) for t in plan.trials[:3]] == [
+        "fp32 · 512→32",
+        "fp32 · 1024→32",
+        "bf16 · 512→32",
+    ]
+    assert labels_of(plan) == {t.hash: label(t, plan) for t in plan.trials}
+
+
+def test_an_axis_with_one_value_is_not_repeated_on_every_trial(make):
+    plan = make.plan(prompts=(512,))
+    assert [label(t, plan) for t in plan.trials] == ["fp32", "bf16", "int8", "nf4"]
+
+
+def test_a_plain_value_is_named_after_its_axis(make):
+    plan = make.plan(quants=("fp32",), prompts=(512,))
+    trial = replace(plan.trials[0], axes={"task.batch_size": 4, "task.compile": True})
+    plan = replace(
+        plan,
+        trials=(trial,),
+        axes={"task.batch_size": ("1", "4"), "task.compile": ("true", "false")},
+    )
+    assert label(trial, plan) == "batch 4 · compile on"
+
+
+def test_a_sweep_without_axes_is_named_after_what_it_measures(make):
+    plan = make.plan(quants=("nf4",), prompts=(512,))
+    assert label(plan.trials[0], plan) == "inference · smollm2_135m · nf4"
+    assert plain_label({"task": {"name": "noop", "value": 3}}) == "noop 3"
+
+
+def test_labels_of_a_plan_are_distinct(make):
+    plan = make.plan(prompts=tuple(range(1, 200)))
+    assert len(set(labels_of(plan).values())) == len(plan.trials)
+
+
+def test_axes_of_one_name_are_told_apart():
+    assert axis_names(["a.rate", "b.rate", "quant"]) == {
+        "a.rate": "a.rate",
+        "b.rate": "b.rate",
+        "quant": "quant",
+    }
+
+
+def test_long_paths_are_shown_by_their_end():
+    assert axis_value("/models/of/somebody/with/long/paths/Llama-3-8B") == "Llama-3-8B"
+    assert len(axis_value("x" * 100)) == 28
+
+
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [
+        ("ttft_s", "TTFT"),
+        ("load_s", "load"),
+        ("weights_bytes", "weights"),
+        ("decode_tokens_per_s", "decode"),
+        ("decode.power_w", "decode power"),
+        ("value", "value"),
+    ],
+)
+def test_metrics_are_called_what_people_call_them(name, title):
+    assert metric_title(name) == title

@@ -1,0 +1,165 @@
+"""``show`` and ``plan`` read well, and their JSON is what DESIGN says."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+
+import pytest
+from rich.cells import cell_len
+from rich.console import Console
+
+from orchestrator.attempt import Outcome, Resources, RuleResult
+from orchestrator.measure import Absent, Engaged, Samples, Value
+from orchestrator.plan import TrialState
+from orchestrator.report.plan_view import plan_view, resources_text
+from orchestrator.report.show import ShowView, metric_summary, show_json
+
+
+def printed(view, width=100):
+    out = io.StringIO()
+    Console(file=out, width=width).print(view)
+    return out.getvalue()
+
+
+@pytest.fixture
+def trial(make):
+    return make.plan().trials[6]
+
+
+@pytest.fixture
+def attempts(make, trial):
+    rules = (
+        RuleResult("low_samples", "flagged", 8.0, 20.0, "8 samples"),
+        RuleResult("steal", "pass", 0.01, 0.05),
+    )
+    last = make.report(trial, 3, verdict="flagged", rules=rules)
+    last.engaged = [Engaged("weights", "nf4", "nf4", True)]
+    last.telemetry = {
+        "decode.pss_bytes": Value("decode.pss_bytes", "bytes", 1.3e9),
+        "decode.power_w": Absent("decode.power_w", "W", "no NVML on this machine"),
+    }
+    last.artifacts = {"log.txt": b"x"}
+    late = make.report(trial, 2, outcome=Outcome.TIMEOUT, reason="ran past 1800 s (timeout_s)")
+    return [("3f" * 16, make.report(trial, 1)), ("77" * 16, late), ("90" * 16, last)]
+
+
+def test_show_tells_everything(trial, attempts):
+    text = printed(ShowView(trial.hash, trial.identity, attempts, {"90" * 16: ["samples.parquet"]}))
+    for said in (
+        f"inference · smollm2_135m · nf4  {trial.hash[:12]}",
+        trial.hash,
+        "name=inference  prompt_tokens=512  new_tokens=32",
+        "2: ran past 1800 s (timeout_s)",
+        "metrics, 2 attempts pooled",
+        "not had: energy_j (no NVML on this machine)",
+        "decode.pss_bytes   1.21 GiB",
+        "verdict of attempt 3: flagged",
+        "passed: steal",
+        "log.txt, samples.parquet",
+        f"again: python -m orchestrator reproduce {trial.hash[:12]}",
+    ):
+        assert said in text
+
+
+@pytest.mark.parametrize("width", [60, 100])
+def test_show_squeezes_nothing(trial, attempts, width):
+    text = printed(ShowView(trial.hash, trial.identity, attempts), width)
+    assert "…" not in text
+    assert max(cell_len(line.rstrip()) for line in text.splitlines()) <= width
+
+
+def test_show_of_a_failure_alone(make, trial):
+    report = make.report(trial, outcome=Outcome.ERROR, reason="no weights there")
+    text = printed(ShowView(trial.hash, trial.identity, [("ab" * 16, report)]))
+    assert "1: no weights there" in text
+    assert "\nmetrics" not in text
+
+
+def test_show_json_is_as_designed(trial, attempts):
+    data = json.loads(json.dumps(show_json(trial.hash, trial.identity, attempts), allow_nan=False))
+    assert set(data) == {"hash", "config", "attempts"}
+    assert data["hash"] == trial.hash
+    assert data["config"] == trial.identity
+    assert [a["outcome"] for a in data["attempts"]] == ["ok", "timeout", "ok"]
+    first, _, last = data["attempts"]
+    assert {
+        "run_id",
+        "outcome",
+        "verdict",
+        "started",
+        "ended",
+        "host",
+        "devices",
+        "metrics",
+    } <= set(first)
+    assert set(first["metrics"]["tpot_s"]) == {
+        *("median", "ci_low", "ci_high", "mean", "std", "min", "n", "unit")
+    }
+    assert first["metrics"]["weights_bytes"] == {"value": 103e6, "unit": "bytes"}
+    assert first["metrics"]["energy_j"]["value"] is None
+    assert first["metrics"]["energy_j"]["reason"] == "no NVML on this machine"
+    assert last["verdict"]["rules"][0]["limit"] == 20.0
+    assert last["metrics"]["decode.pss_bytes"]["unit"] == "bytes"
+    assert first["started"].endswith("+00:00")
+
+
+def test_samples_without_values_are_an_absence():
+    assert metric_summary(Samples("x_s", "s", ()))["value"] is None
+    one = metric_summary(Samples("x_s", "s", (2.0,)))
+    assert (one["median"], one["ci_low"], one["n"]) == (2.0, None, 1)
+
+
+def test_a_plan_shows_axes_counts_states_and_reasons(make):
+    plan = replace(make.plan(), duplicates=2)
+    states = {
+        plan.trials[0].hash: TrialState("cached"),
+        plan.trials[3].hash: TrialState("failed", "oom_host: killed"),
+        plan.trials[7].hash: TrialState("infeasible", "needs another device"),
+        plan.trials[1].hash: TrialState("new", None, {"memory_bytes": 2**30, "note": "x"}),
+    }
+    lines = [line.rstrip() for line in printed(plan_view(plan, states)).splitlines()]
+    text = "\n".join(lines)
+    assert lines[0] == "quant  Which precision should I use?"
+    assert lines[1].startswith("8 trials: 5 new · 1 cached · 1 failed · 1 infeasible (2 that hash")
+    assert "task.prompt_tokens  512, 1024" in text
+    assert "baseline            quant=fp32" in text
+    row = next(line for line in lines if line.startswith(plan.trials[1].hash[:12]))
+    assert row.split() == [
+        plan.trials[1].hash[:12],
+        "new",
+        "fp32",
+        "1024",
+        "1",
+        "GiB",
+        "2",
+        "cores",
+    ]
+    assert "failed      bf16 · 1024→32  oom_host: killed" in text
+
+
+def test_a_plan_of_thousands_is_cut(make):
+    plan = make.plan(prompts=tuple(range(1, 2501)))
+    text = printed(plan_view(plan, {}), width=60)
+    assert "10000 trials: 10000 new" in text
+    assert "2500 values" in text
+    assert "… and 9960 more trials" in text
+    assert max(cell_len(line.rstrip()) for line in text.splitlines()) <= 60
+
+
+def test_an_empty_plan_is_said(make):
+    assert "0 trials" in printed(plan_view(replace(make.plan(), trials=()), {}))
+
+
+@pytest.mark.parametrize(
+    ("resources", "text"),
+    [
+        (Resources(cpus=1), "1 core"),
+        (Resources(), "whole node"),
+        (Resources(gpus=1, memory_bytes=8 * 2**30), "1 GPU · 8 GiB"),
+        (Resources(gpus=2, cpus=4, accelerator="H100"), "2 GPUs (H100) · 4 cores"),
+    ],
+)
+def test_resources_are_said_in_words(resources, text):
+    assert resources_text(resources) == text

@@ -1,0 +1,271 @@
+"""The final table: right rows, right ratios, honest marks, at any width and number of trials."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from dataclasses import replace
+
+import pytest
+from rich.cells import cell_len
+from rich.console import Console
+
+from orchestrator.attempt import Outcome
+from orchestrator.measure import Samples
+from orchestrator.report.export import to_csv, to_json_text, to_markdown
+from orchestrator.report.rows import build_table, headline, standing
+from orchestrator.report.table import final_table, run_json
+from orchestrator.schedule.state import EndedAttempt
+
+METRICS = (
+    "tpot_s",
+    "ttft_s",
+    "decode_tokens_per_s",
+    "load_s",
+    "weights_bytes",
+    "perplexity",
+    "energy_j",
+)
+
+
+def printed(view, width=100, **options):
+    out = io.StringIO()
+    Console(file=out, width=width, **options).print(view)
+    return out.getvalue()
+
+
+@pytest.fixture
+def swept(make):
+    """A sweep with a failure, an invalid trial and a trial of three attempts."""
+    plan = make.plan()
+    reports = make.reports(plan)
+    bf16, int8, nf4 = plan.trials[2], plan.trials[5], plan.trials[6]
+    reports[bf16.hash] = [make.report(bf16, n, verdict="flagged") for n in (1, 2, 3)]
+    reports[int8.hash] = [make.report(int8, outcome=Outcome.OOM_HOST, reason="killed at 7.9 GiB")]
+    reports[nf4.hash] = [make.report(nf4, outcome=Outcome.INVALID, verdict="invalid")]
+    return plan, reports
+
+
+def test_the_baseline_leads_its_group_and_ratios_are_to_it(swept):
+    plan, reports = swept
+    table = build_table(plan, reports, metrics=METRICS)
+    rows = {row.label: row for row in table.rows}
+    assert [r.label for r in table.rows] == [
+        *("fp32 · 512→32", "bf16 · 512→32", "int8 · 512→32", "nf4 · 512→32"),
+        *("fp32 · 1024→32", "bf16 · 1024→32", "int8 · 1024→32", "nf4 · 1024→32"),
+    ]
+    assert [r.label for r in table.rows if r.baseline] == ["fp32 · 512→32", "fp32 · 1024→32"]
+    for prompt in (512, 1024):
+        new, base = rows[f"bf16 · {prompt}→32"], rows[f"fp32 · {prompt}→32"]
+        for name in ("tpot_s", "ttft_s", "weights_bytes"):
+            cell = new.cells[name]
+            assert cell.ratio == pytest.approx(cell.median / base.cells[name].median, rel=1e-6)
+    assert rows["fp32 · 512→32"].cells["tpot_s"].ratio is None
+    assert table.metrics == METRICS
+
+
+def test_a_baseline_that_is_not_first_still_leads(make):
+    plan = make.plan(quants=("nf4", "fp32"), baseline={"quant": "fp32"})
+    table = build_table(plan, make.reports(plan), metrics=METRICS)
+    assert [row.label for row in table.rows][:2] == ["fp32 · 512→32", "nf4 · 512→32"]
+
+
+def test_without_a_baseline_the_first_value_of_the_first_axis_serves(make):
+    plan = make.plan(baseline={})
+    table = build_table(plan, make.reports(plan), metrics=METRICS)
+    assert {row.axes["quant"] for row in table.rows if row.baseline} == {"fp32"}
+
+
+def test_a_baseline_that_failed_leaves_no_ratio(make):
+    plan = make.plan(prompts=(512,))
+    reports = make.reports(plan)
+    fp32 = plan.trials[0]
+    reports[fp32.hash] = [make.report(fp32, outcome=Outcome.ERROR, reason="no such file")]
+    table = build_table(plan, reports, metrics=METRICS)
+    assert all(cell.ratio is None for row in table.rows for cell in row.cells.values())
+    assert "no such file" in printed(final_table(plan, reports, metrics=METRICS))
+
+
+def test_disbelieved_numbers_do_not_count_beside_believed_ones(make):
+    plan = make.plan(quants=("fp32", "nf4"), prompts=(512,))
+    reports = make.reports(plan)
+    nf4 = plan.trials[1]
+    slow = make.report(nf4, 2, outcome=Outcome.INVALID, verdict="invalid")
+    slow.metrics["tpot_s"] = Samples("tpot_s", "s", (9.0, 9.1, 9.2))
+    alone = build_table(plan, reports, metrics=METRICS).rows[1]
+    reports[nf4.hash].append(slow)
+    both = build_table(plan, reports, metrics=METRICS).rows[1]
+    assert both.cells["tpot_s"] == alone.cells["tpot_s"]
+    assert (both.outcome, both.verdict, both.attempts) == ("ok", "valid", 2)
+
+
+def test_one_timing_a_side_is_no_difference(make):
+    plan = make.plan(prompts=(512,))
+    table = build_table(plan, make.reports(plan), metrics=METRICS)
+    load, weights = (table.rows[3].cells[n] for n in ("load_s", "weights_bytes"))
+    assert load.ratio == pytest.approx(2.9, rel=0.1)
+    assert (load.standing, load.ratio_low) == (None, None)
+    assert weights.standing == "better"
+
+
+@pytest.mark.parametrize(
+    ("name", "unit", "interval", "expected"),
+    [
+        ("tpot_s", "s", (1.10, 1.05, 1.15), "worse"),
+        ("tpot_s", "s", (0.90, 0.85, 0.95), "better"),
+        ("decode_tokens_per_s", "tokens/s", (1.10, 1.05, 1.15), "better"),
+        ("decode_tokens_per_s", "tokens/s", (0.90, 0.85, 0.95), "worse"),
+        ("tpot_s", "s", (1.00, 0.98, 1.02), "same"),
+        ("tpot_s", "s", (1.04, 1.01, 1.07), "unclear"),
+        ("tpot_s", "s", (1.04, 1.031, 1.05), "worse"),
+        ("value", "1", (2.0, 1.9, 2.1), None),
+    ],
+)
+def test_a_standing_needs_the_whole_interval(name, unit, interval, expected):
+    assert standing(name, unit, *interval) == expected
+
+
+def test_headline_metrics_come_from_the_task(make):
+    from orchestrator.measure.registry import find_task
+
+    assert headline(make.plan()) == list(find_task("inference").headline)
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 160])
+def test_the_table_keeps_to_the_width(swept, width):
+    plan, reports = swept
+    text = printed(final_table(plan, reports, metrics=METRICS), width)
+    assert max(cell_len(line.rstrip()) for line in text.splitlines()) <= width
+    assert "…" not in text, "nothing is squeezed: what does not fit is named"
+    assert ("not shown for lack of width: " in text) == (width < 100)
+
+
+def test_the_table_reads(swept):
+    plan, reports = swept
+    lines = [x.rstrip() for x in printed(final_table(plan, reports, metrics=METRICS)).splitlines()]
+    assert lines[0].split() == ["TPOT", "TTFT", "decode", "load", "weights", "perplexity"]
+    assert lines[1].split() == ["quant", "ms", "ms", "tok/s", "s", "MiB"]
+    assert lines[2] == "prompt 512"
+    assert re.fullmatch(r"✓ fp32 +6\d\.\d ±\d\.\d +4\d\d ±\d .*17\.5", lines[3])
+    assert re.fullmatch(r"  [0-9a-f]{12} +baseline", lines[4])
+    assert lines[5].startswith("! bf16 (3)")
+    assert re.match(rf"  {plan.trials[2].hash[:12]} +▲ 0\.80× +▲ 0\.80× +▲ 1\.2\d×", lines[6])
+    assert lines[9].startswith("✗ nf4")
+    assert lines[10].split() == [plan.trials[6].hash[:12]], "no ratio of what is not believed"
+    assert lines[12] == "prompt 1024"
+    text = "\n".join(lines)
+    assert re.search(r"✗ int8 +oom_host\n", text)
+    assert "no energy: no NVML on this machine" in text
+    assert "2 of 8 trials without a result to rely on: 1 invalid, 1 oom_host" in text
+    assert re.search(r"oom_host  int8 · 1024→32  [0-9a-f]{12}  killed at 7\.9 GiB", text)
+    assert re.search(
+        r"invalid   nf4 · 512→32    [0-9a-f]{12}  steal time 8\.2 % \(limit 5 %\)", text
+    )
+    assert f"python -m orchestrator reproduce {plan.trials[0].hash[:12]}" in text
+
+
+def test_colours_say_nothing_that_signs_do_not(swept, monkeypatch):
+    plan, reports = swept
+    view = final_table(plan, reports, metrics=METRICS)
+    coloured = printed(view, force_terminal=True, color_system="truecolor")
+    assert "\x1b[31m" in coloured
+    monkeypatch.setenv("NO_COLOR", "1")
+    plain = printed(view, force_terminal=True)
+    assert "\x1b[31m" not in plain
+    assert re.sub(r"\x1b\[[0-9;]*m", "", coloured) == re.sub(r"\x1b\[[0-9;]*m", "", plain)
+
+
+def test_many_trials_are_cut_with_a_note_and_failures_are_still_told(make):
+    plan = make.plan(prompts=tuple(range(1, 751)))
+    reports = {t.hash: [make.report(t)] for t in plan.trials[:400]}
+    last = plan.trials[399]
+    reports[last.hash] = [make.report(last, outcome=Outcome.TIMEOUT, reason="ran past 1800 s")]
+    text = printed(final_table(plan, reports, metrics=("tpot_s",), max_rows=20))
+    assert "… and 380 more of 400 trials" in text
+    assert "2600 of 3000 trials have not run" in text
+    assert "ran past 1800 s" in text
+    assert len(text.splitlines()) < 120
+
+
+def test_nothing_measured_is_said_not_drawn(make):
+    plan = make.plan()
+    assert "8 of 8 trials have not run" in printed(final_table(plan, {}, metrics=METRICS))
+    reports = {
+        t.hash: [make.report(t, outcome=Outcome.CRASHED, reason="SIGSEGV")] for t in plan.trials
+    }
+    text = printed(final_table(plan, reports, metrics=METRICS))
+    assert "8 of 8 trials without a result to rely on: 8 crashed" in text
+
+
+def test_a_trial_that_cannot_be_done_is_a_row_with_its_reason(make):
+    plan = make.plan(prompts=(512,))
+    trials = (*plan.trials[:3], replace(plan.trials[3], infeasible="nf4 needs another device"))
+    plan = replace(plan, trials=trials)
+    reports = make.reports(plan)
+    reports.pop(trials[3].hash)
+    text = printed(final_table(plan, reports, metrics=METRICS))
+    assert re.search(r"✗ nf4 .* infeasible|✗ nf4 +infeasible", text)
+    assert "nf4 needs another device" in text
+
+
+def test_csv_holds_base_units_and_every_digit(swept):
+    plan, reports = swept
+    table = build_table(plan, reports, metrics=METRICS)
+    rows = list(csv.DictReader(io.StringIO(to_csv(table))))
+    assert len(rows) == 8
+    first = rows[0]
+    assert float(first["tpot_s"]) == table.rows[0].cells["tpot_s"].median
+    assert (first["quant"], first["task.prompt_tokens"], first["baseline"]) == (
+        "fp32",
+        "512",
+        "true",
+    )
+    failed = next(row for row in rows if row["outcome"] == "oom_host")
+    assert (failed["tpot_s"], failed["reason"]) == ("", "killed at 7.9 GiB")
+
+
+def test_json_reads_back(swept):
+    plan, reports = swept
+    table = build_table(plan, reports, metrics=METRICS)
+    data = json.loads(to_json_text(table))
+    assert [t["hash"] for t in data["trials"]] == [row.hash for row in table.rows]
+    assert data["trials"][0]["metrics"]["energy_j"] == {
+        "value": None,
+        "unit": "J",
+        "reason": "no NVML on this machine",
+    }
+
+
+def test_markdown_survives_hostile_text(swept):
+    plan, reports = swept
+    reports[plan.trials[5].hash][0].reason = "a | b\n<script>*x*</script>"
+    text = to_markdown(build_table(plan, reports, metrics=METRICS), summary=["Take bf16."])
+    lines = text.splitlines()
+    rows = [line for line in lines if line.startswith("| ")]
+    assert {line.replace("\\|", "").count("|") for line in rows} == {len(METRICS) - 1 + 3}
+    assert "Take bf16." in lines
+    assert "\\|" in text
+    assert "<script>" not in text.replace("\\<", "")
+    assert "| ✓ **fp32 · 512→32** |" in text
+
+
+def test_run_json_has_one_entry_an_ending():
+    ended = [
+        EndedAttempt("a" * 64, "a-1", 1, "lost", True),
+        EndedAttempt("a" * 64, "a-2", 2, "ok", False),
+        EndedAttempt("b" * 64, "b-1", 1, "oom_host", False),
+    ]
+    data = run_json(ended, sweep="quant", run_id="r", run_ids={"a-2": "r2"}, cached=3, wall_s=1.5)
+    assert json.loads(json.dumps(data)) == {
+        "sweep": "quant",
+        "run_id": "r",
+        "outcomes": {"ok": 1, "oom_host": 1},
+        "cached": 3,
+        "wall_s": 1.5,
+        "trials": [
+            {"hash": "a" * 64, "outcome": "ok", "run_id": "r2"},
+            {"hash": "b" * 64, "outcome": "oom_host", "run_id": None},
+        ],
+    }
