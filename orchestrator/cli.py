@@ -1,4 +1,4 @@
-"""The commands. A first bare word is a command; anything else is a Hydra override and means ``run``.
+"""The commands: a first bare word is one, anything else is a Hydra override and means ``run``.
 
 Only what a command needs is imported, inside it: ``--help`` must not wait for Ray or torch.
 """
@@ -101,7 +101,9 @@ def compare(
 @commands.command()
 @click.argument("new", required=False)
 @click.option("--baseline", required=True, help="A sweep, a hash, or a sweep's MLflow run id.")
-@click.option("--rules", default="default", show_default=True, help="conf/gate/NAME.yaml, or a path.")
+@click.option(
+    "--rules", default="default", show_default=True, help="conf/gate/NAME.yaml or a path."
+)
 @click.option("--junit", type=click.Path(dir_okay=False, path_type=Path), help="Write JUnit XML.")
 @click.option("--allow-different", is_flag=True, help="Compare across hardware or weights.")
 @click.option("--tracking", "overrides", multiple=True, metavar="OVERRIDE", help="tracking.root=…")
@@ -175,8 +177,12 @@ def sync(overrides: tuple[str, ...]) -> int:
 
 @commands.command()
 @STORE_OVERRIDES
-@click.option("--simulate", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-              help="Play an NVML scenario instead of looking at real GPUs.")
+@click.option(
+    "--simulate",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Play an NVML scenario instead of looking at real GPUs.",
+)
 @AS_JSON
 def doctor(overrides: tuple[str, ...], simulate: Path | None, as_json: bool) -> int:
     """Say what this machine or cluster can do and what is misconfigured, with the fix."""
@@ -186,7 +192,7 @@ def doctor(overrides: tuple[str, ...], simulate: Path | None, as_json: bool) -> 
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one command line; returns the exit code (DESIGN's: 0, 1, 2, 130; ``gate`` has its own)."""
+    """Run one command line; returns its exit code: 0, 1, 2 or 130 (``gate`` has its own)."""
     words = list(argv)
     verbose = any(word in ("-v", "--verbose") for word in words)
     words = [word for word in words if word not in ("-v", "--verbose")]
@@ -203,7 +209,7 @@ def main(argv: Sequence[str]) -> int:
     except (KeyboardInterrupt, click.Abort):
         return _fail("interrupted", EXIT_INTERRUPTED, verbose)
     except BrokenPipeError:
-        # `plan --json | head`: nobody is left to tell, and the interpreter must not complain at exit.
+        # `plan --json | head`: nobody is left to tell; the interpreter must not complain at exit.
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

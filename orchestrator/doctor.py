@@ -84,7 +84,9 @@ def _cores() -> Iterator[Finding]:
     load = os.getloadavg()[0]
     if load > 0.5 * len(allowed):
         yield Finding(
-            "warn", f"load average {load:.1f}: something else is running", "Stop it before measuring"
+            "warn",
+            f"load average {load:.1f}: something else runs",
+            "Stop it before measuring",
         )
     governor = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
     if governor.exists() and (found := governor.read_text().strip()) != "performance":
@@ -102,7 +104,9 @@ def _memory() -> Iterator[Finding]:
     shm = Path("/dev/shm")
     if shm.exists() and (free := shutil.disk_usage(shm).free) < GIB // 2:
         yield Finding(
-            "warn", f"/dev/shm has {free / GIB:.2f} GiB free; Ray then uses slow disk", "--shm-size=2g"
+            "warn",
+            f"/dev/shm has {free / GIB:.2f} GiB free: Ray uses disk",
+            "--shm-size=2g",
         )
 
 
@@ -149,16 +153,16 @@ def _store(root: Path) -> Iterator[Finding]:
         return
     free = shutil.disk_usage(parent).free
     level = "ok" if free > 2 * GIB else "warn"
-    yield Finding(level, f"{root}: {free / GIB:.0f} GiB free", None if level == "ok" else "Free some")
+    yield Finding(
+        level, f"{root}: {free / GIB:.0f} GiB free", None if level == "ok" else "Free some"
+    )
     waiting = len(list((root / "spool").glob("*"))) if (root / "spool").is_dir() else 0
     if waiting:
-        yield Finding(
-            "warn", f"{waiting} results wait in the spool", "python -m orchestrator sync"
-        )
+        yield Finding("warn", f"{waiting} results wait in the spool", "python -m orchestrator sync")
 
 
 def examine(root: Path) -> list[Finding]:
-    """Every finding about this machine, in a fixed order; a check that fails is itself a finding."""
+    """Every finding about this machine, in a fixed order; a check that fails is one too."""
     checks: list[Callable[[], Iterator[Finding]]] = [
         _python,
         _packages,

@@ -18,10 +18,11 @@ from orchestrator.errors import UsageError
 
 
 def _drivers_directory(overrides: Sequence[str]) -> Path:
-    from orchestrator.plan import load_settings
-    from orchestrator.record import state_directory
+    from orchestrator.plan import settings_of
+    from orchestrator.record import open_store
+    from orchestrator.record.drivers import drivers_directory
 
-    return state_directory(load_settings(overrides).tracking) / "drivers"
+    return drivers_directory(open_store(settings_of(overrides).tracking).spool_root)
 
 
 def status_command(overrides: Sequence[str], as_json: bool) -> int:
@@ -67,10 +68,10 @@ def cancel_command(sweep: str, overrides: Sequence[str]) -> int:
 
 def ui_command(overrides: Sequence[str], host: str, port: int) -> int:
     """Replace this process by MLflow's server on the embedded store; print a server's address."""
-    from orchestrator.plan import load_settings
+    from orchestrator.plan import settings_of
     from orchestrator.record import ui_arguments
 
-    tracking = load_settings(overrides).tracking
+    tracking = settings_of(overrides).tracking
     if tracking.kind == "server":
         click.echo(tracking.uri)
         return 0
@@ -96,21 +97,23 @@ def _free_port(host: str, port: int) -> int:
 
 
 def sync_command(overrides: Sequence[str]) -> int:
-    """Flush the spool; 0 when nothing is left in it, 1 otherwise."""
-    from orchestrator.plan import load_settings
+    """Record what waits in the spool; 1 if a record had to be set aside."""
+    from orchestrator.plan import settings_of
     from orchestrator.record import open_store, sync
 
-    result = sync(open_store(load_settings(overrides).tracking))
-    click.echo(f"{result.recorded} recorded, {result.left} left in the spool", err=True)
-    return 1 if result.left else 0
+    store = open_store(settings_of(overrides).tracking)
+    result = sync(store, message=lambda text: click.echo(text, err=True))
+    busy = f", {result.in_use} spools belong to running sweeps" if result.in_use else ""
+    click.echo(f"{result.written} attempts recorded in {store.where}{busy}", err=True)
+    return 1 if result.messages else 0
 
 
 def doctor_command(overrides: Sequence[str], simulate: Path | None, as_json: bool) -> int:
     """Findings, one a line; exit 1 when one of them is a failure."""
     from orchestrator.doctor import examine
-    from orchestrator.plan import load_settings
+    from orchestrator.plan import settings_of
 
-    root = Path(load_settings(overrides).tracking.root)
+    root = Path(settings_of(overrides).tracking.root)
     if simulate is not None:
         from orchestrator.telemetry.simulate import activate
 

@@ -106,3 +106,8 @@ def request_cancel(directory: Path, sweep: str) -> list[DriverState]:
             (directory / f"{state.driver_id}.cancel").touch()
             asked.append(state)
     return asked
+
+
+def drivers_directory(spool_root: Path) -> Path:
+    """Where the drivers of the store whose spool lies at ``spool_root`` leave their files."""
+    return spool_root.with_name(f"{spool_root.name}.drivers")

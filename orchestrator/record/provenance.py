@@ -65,6 +65,20 @@ def provenance(
     return facts
 
 
+def node_provenance() -> dict[str, Any]:
+    """The part that belongs to the node an attempt runs on; command and git are the driver's."""
+    facts = copy.deepcopy(_unchanging())
+    facts["memory_available_bytes"] = int(psutil.virtual_memory().available)
+    facts["cgroup"] = cgroup_limits()
+    facts["environment"] = _relevant_environment(Redactor.of_environment())
+    return facts
+
+
+def node_provenance() -> dict[str, Any]:
+    """The part of :func:`provenance` that belongs to a node: what an attempt ran on and with."""
+    return {**copy.deepcopy(_unchanging()), "cgroup": cgroup_limits()}
+
+
 @cache
 def _unchanging() -> dict[str, Any]:
     memory = psutil.virtual_memory()

@@ -1,0 +1,315 @@
+"""The main job: plan, skip what is done, run the rest, record, report.
+
+::
+
+    overrides -> plan.build -> store.attempts -> compute_todo ----nothing left----> table
+                                                      |
+                                     run_sweep (Ray) -+-> Recording (MLflow) -> table, JSON
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from orchestrator.cli import EXIT_INTERRUPTED, emit_json
+from orchestrator.errors import ConfigError, StoreUnavailable, UsageError
+
+if TYPE_CHECKING:
+    from orchestrator.attempt import AttemptReport
+    from orchestrator.plan import ClusterConfig, Plan
+    from orchestrator.record import AttemptSummary, RecordingSummary, Store
+    from orchestrator.schedule import SweepResult, Todo
+
+# Outcomes after which a sweep has what it was asked for; anything else makes the exit code 1.
+GOOD = {"ok"}
+
+
+def run_command(argv: Sequence[str]) -> int:
+    """``[run] OVERRIDES``: 0 all ok, 1 some attempt failed, 130 interrupted."""
+    from orchestrator.plan import hydra_flags
+
+    code = hydra_flags(argv)
+    if code is not None:
+        return code
+    plan, as_json = _plan(argv)
+    return execute(plan, as_json=as_json)
+
+
+def plan_command(argv: Sequence[str]) -> int:
+    """``plan OVERRIDES [--json]``: what would run; touches nothing."""
+    from orchestrator.plan import TrialState, hydra_flags, plan_json
+    from orchestrator.record import open_store
+
+    code = hydra_flags(argv)
+    if code is not None:
+        return code
+    plan, as_json = _plan(argv)
+    todo = _todo(plan, open_store(plan.settings.tracking))
+    states = {s.trial.hash: TrialState(s.state, s.reason) for s in todo.states}
+    if as_json:
+        emit_json(plan_json(plan, states))
+        return 0
+    from orchestrator.report.plan_view import plan_view
+
+    _stdout().print(plan_view(plan, states))
+    return 0
+
+
+def reproduce_command(prefix: str, argv: Sequence[str], as_json: bool) -> int:
+    """``reproduce HASH``: a new attempt of exactly that configuration, then a comparison.
+
+    Raises
+    ------
+    UsageError
+        Nobody knows the hash, or it begins several.
+    ConfigError
+        The stored configuration does not hash to what was asked for.
+    """
+    from orchestrator.plan import config_hash, plan_of, rebuild, settings_of
+    from orchestrator.record import open_store
+    from orchestrator.report.compare import compare
+    from orchestrator.report.compare_view import comparison_view
+
+    settings = dataclasses.replace(settings_of(argv), force=True)
+    store = open_store(settings.tracking)
+    wanted = store.resolve(prefix)
+    before = _reports(store, store.attempts([wanted]))
+    runs = [s for s in store.attempts([wanted])[wanted] if s.outcome]
+    if not runs:
+        raise UsageError(f"no finished attempt of {prefix} is recorded", where=store.where)
+    identity = rebuild(store.identity(runs[-1].run_id))
+    if (found := config_hash(identity)) != wanted:
+        raise ConfigError(
+            f"the stored configuration hashes to {found[:12]}, not to {wanted[:12]}: it was changed"
+            " after it was recorded, or this version reads it differently",
+            where=f"run {runs[-1].run_id}",
+            fix="Nothing was run",
+        )
+    code = execute(plan_of(identity, settings), as_json=as_json, table=False)
+    known = {report.attempt_id for reports in before.values() for report in reports}
+    after = {
+        config: [report for report in reports if report.attempt_id not in known]
+        for config, reports in _reports(store, store.attempts([wanted])).items()
+    }
+    if code == 0 and before.get(wanted) and not as_json:
+        _stdout().print(comparison_view(compare(before, after)))
+    return code
+
+
+def execute(plan: Plan, *, as_json: bool = False, table: bool = True) -> int:
+    """Run what is missing of a plan, record it, print the table; returns the exit code."""
+    from orchestrator.record import open_store
+
+    store = open_store(plan.settings.tracking)
+    todo = _todo(plan, store)
+    cached = sum(state.state == "cached" for state in todo.states)
+    if plan.duplicates:
+        click.echo(f"{plan.duplicates} combinations are the same trial as another one", err=True)
+    if not todo.attempts:
+        click.echo(_nothing_to_do(plan, todo), err=True)
+        return _report(plan, store, None, cached=cached, wall_s=0.0, as_json=as_json, table=table)
+    store.check_writable()
+    started_s = time.monotonic()
+    measured = _measure(plan, todo, store, cached)
+    wall_s = time.monotonic() - started_s
+    code = _report(
+        plan, store, measured, cached=cached, wall_s=wall_s, as_json=as_json, table=table
+    )
+    if measured.result.interrupted:
+        click.echo("interrupted: the same command goes on where this one stopped", err=True)
+        return EXIT_INTERRUPTED
+    return code
+
+
+def _plan(argv: Sequence[str]) -> tuple[Plan, bool]:
+    from orchestrator.plan import build, parse_run_args
+
+    arguments = parse_run_args(argv)
+    plan = build(
+        arguments.overrides,
+        config_dirs=arguments.config_dirs,
+        config_name=arguments.config_name,
+        device_kind=_device_kind,
+    )
+    return plan, arguments.json
+
+
+def _device_kind(cluster: ClusterConfig) -> str:
+    if cluster.kind == "local":
+        from orchestrator.telemetry import device_kind_here
+
+        return device_kind_here()
+    from orchestrator.schedule import cluster_device_kind
+
+    return cluster_device_kind(cluster)
+
+
+def _todo(plan: Plan, store: Store) -> Todo:
+    from orchestrator.schedule import compute_todo
+
+    settings = plan.settings
+    return compute_todo(
+        plan.trials,
+        store.attempts(trial.hash for trial in plan.trials),
+        repeats=settings.repeats,
+        retry_failed=settings.retry.failed,
+        force=settings.force,
+        invalid_retries=settings.verdict.retries,
+    )
+
+
+def _nothing_to_do(plan: Plan, todo: Todo) -> str:
+    counts: dict[str, int] = {}
+    for state in todo.states:
+        counts[state.state] = counts.get(state.state, 0) + 1
+    said = ", ".join(f"{count} {state}" for state, count in counts.items())
+    hint = "; retry.failed=true runs the failed ones again" if counts.get("failed") else ""
+    return f"{plan.sweep}: nothing left to do ({said}){hint}"
+
+
+def _reports(
+    store: Store, attempts: Mapping[str, Sequence[AttemptSummary]]
+) -> dict[str, list[AttemptReport]]:
+    """Whole reports of every finished attempt, by config hash."""
+    return {
+        config: [store.load(attempt.run_id) for attempt in found if attempt.outcome]
+        for config, found in attempts.items()
+    }
+
+
+def _stdout() -> Any:
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Measured:
+    """What one run of a sweep did: how its attempts went, and what was recorded of them."""
+
+    result: SweepResult
+    summary: RecordingSummary
+
+
+def _measure(plan: Plan, todo: Todo, store: Store, cached: int) -> _Measured:
+    """Everything between a plan with something to do and its results in the store."""
+    from rich.console import Console
+
+    from orchestrator.record import Recording
+    from orchestrator.record.drivers import DriverFile, drivers_directory
+    from orchestrator.report import LiveView, labels_of
+    from orchestrator.schedule import emergency_stop, run_sweep, start_async
+    from orchestrator.stopping import Published, stop_on_signals
+
+    # Ray takes seconds to start; the store and its driver are made ready meanwhile.
+    needs_ray = any(attempt.trial.infeasible is None for attempt in todo.attempts)
+    starting = start_async(plan.settings.cluster) if needs_ray else None
+    labels = labels_of(plan)
+    view = LiveView(
+        Console(stderr=True, highlight=False),
+        total=len(todo.attempts) + cached,
+        cached=cached,
+        sweep=plan.sweep,
+        labels=labels,
+    )
+    with contextlib.ExitStack() as stack:
+        if starting is not None:
+            stack.callback(starting.close)
+        stop = stack.enter_context(stop_on_signals(emergency_stop, view.message))
+        stack.enter_context(view)
+        _tidy(store, view.message)
+        recording = Recording(
+            store,
+            plan,
+            todo=len(todo.attempts),
+            command=["python", "-m", "orchestrator", *sys.argv[1:]],
+            message=view.message,
+        )
+        file = DriverFile(
+            drivers_directory(store.spool_root),
+            recording.driver_id,
+            plan.sweep,
+            len(todo.attempts),
+            cached,
+        )
+        published = Published(view, file, labels, stop)
+        status, reason = "FAILED", None
+        try:
+            result = run_sweep(
+                plan,
+                todo.attempts,
+                recording=recording,
+                view=published,
+                seed=int(plan.trials[0].identity["seed"]),
+                stop=stop,
+                cluster=starting.ready() if starting is not None else None,
+            )
+            status = "KILLED" if result.interrupted else "FINISHED"
+        except BaseException as error:
+            reason = str(error)
+            raise
+        finally:
+            published.close()
+            summary = recording.close(status, reason)
+        return _Measured(result, summary)
+
+
+def _tidy(store: Store, say: Callable[[str], None]) -> None:
+    """End runs of dead drivers and record what they spooled, so that this run sees them."""
+    from orchestrator.record import reap, sync
+
+    try:
+        written = sync(store, message=say).written
+        if written:
+            say(f"{written} attempts of an earlier run were still in the spool: recorded now")
+        reap(store)
+    except StoreUnavailable as error:
+        say(f"{error} (results will wait in the spool)")
+
+
+def _report(
+    plan: Plan,
+    store: Store,
+    measured: _Measured | None,
+    *,
+    cached: int,
+    wall_s: float,
+    as_json: bool,
+    table: bool,
+) -> int:
+    """Print what a sweep found, cached trials too; 0 if every trial has a measurement."""
+    from orchestrator.report import final_table, run_json
+
+    attempts = store.attempts(trial.hash for trial in plan.trials)
+    ended = measured.result.attempts if measured else ()
+    good = {
+        config
+        for config, found in attempts.items()
+        if any(attempt.outcome == "ok" for attempt in found)
+    }
+    failed = any(e.outcome not in GOOD for e in ended if not e.retried)
+    if measured is None:
+        failed = any(trial.hash not in good for trial in plan.trials)
+    if as_json:
+        runs = store.sweep_runs(plan.sweep) if measured is None else []
+        summary = measured.summary if measured else None
+        emit_json(
+            run_json(
+                ended,
+                sweep=plan.sweep,
+                run_id=(summary.run_id or "") if summary else (runs[0].run_id if runs else ""),
+                run_ids=summary.run_ids if summary else {},
+                cached=cached,
+                wall_s=wall_s,
+            )
+        )
+    elif table:
+        _stdout().print(final_table(plan, _reports(store, attempts)))
+    return 1 if failed else 0
