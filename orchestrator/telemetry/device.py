@@ -92,8 +92,9 @@ def device_kind_here() -> str:
 def resolve_visible(visible: str | None, present: Sequence[Device]) -> tuple[Device, ...]:
     """The devices that a ``CUDA_VISIBLE_DEVICES`` names, by UUID or position in PCI order.
 
-    A UUID may be cut short as long as it names one device. None or ``all`` means every device. As in CUDA, the first entry that names nothing ends the
-    list. Hand the result's UUIDs on: they mean the same GPU in every order.
+    A UUID may be cut short as long as it names one device. None or ``all`` means every device. As
+    in CUDA, the first entry that names nothing ends the list. Hand the result's UUIDs on: they mean
+    the same GPU in every order.
     """
     if visible is None or visible.strip() == "all":
         return tuple(present)

@@ -242,3 +242,9 @@ def shared_session() -> Session:
     if not _shared:
         _shared.append(Session())
     return _shared[0]
+
+
+def forget_session() -> None:
+    """Close the shared session, so that the next one asks NVML anew."""
+    while _shared:
+        _shared.pop().close()
