@@ -107,6 +107,8 @@ class ForkServer:
         """End the server: ask, wait, insist. Whatever it still had forked ends with it."""
         with contextlib.suppress(OSError):
             self._control.close()
+        if self.ready is None:
+            self.destroy()  # it would not look up from its imports
         try:
             self._process.wait(_FAREWELL_S)
         except subprocess.TimeoutExpired:

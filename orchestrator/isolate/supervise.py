@@ -177,6 +177,7 @@ class Supervision:
                 self._trace = message["traceback"]
                 return False
             server.ready = message
+        self._facts["server_pid"] = server.pid
         self._facts["server_threads"] = server.ready["threads"]
         if server.ready["cuda"] and self._start == "fork":
             names = ", ".join(server.preload)

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator.isolate import directory as module
+from orchestrator.isolate.directory import AttemptDirectory, sweep
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Iterator[AttemptDirectory]:
+    made = AttemptDirectory(tmp_path)
+    yield made
+    made.remove()
+
+
+def test_a_short_log_is_whole(directory: AttemptDirectory) -> None:
+    os.write(directory.log, b"hello\n")
+    directory.cap_log()
+    assert directory.read_log() == b"hello\n"
+
+
+@pytest.mark.parametrize("capped_every", [1, 3, 1000])
+def test_a_long_log_keeps_both_ends_and_little_disk(
+    directory: AttemptDirectory, monkeypatch: pytest.MonkeyPatch, capped_every: int
+) -> None:
+    monkeypatch.setattr(module, "LOG_HALF_BYTES", 1000)
+    written = b""
+    for n in range(200):
+        line = b"line %05d %s\n" % (n, b"." * 100)
+        os.write(directory.log, line)
+        written += line
+        if n % capped_every == 0:
+            directory.cap_log()
+            assert os.fstat(directory.log).st_size <= 2000
+    log = directory.read_log()
+    assert log.startswith(written[:1000])
+    assert log.endswith(written[-1000:])
+    assert len(log) < 2100
+    assert f"about {len(written) - 2000} bytes" in log.decode()
+
+
+def test_artifacts_are_collected_and_the_missing_named(
+    directory: AttemptDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ARTIFACT_MAX_BYTES", 100)
+    outside = tmp_path / "outside.txt"
+    outside.write_text("not yours")
+    (directory.artifacts / "sub").mkdir()
+    (directory.artifacts / "sub/good.json").write_text("{}")
+    (directory.artifacts / "big.bin").write_bytes(b"x" * 101)
+    (directory.artifacts / "link.txt").symlink_to(outside)
+    (directory.artifacts / "link_dir").symlink_to(tmp_path)
+    os.mkfifo(directory.artifacts / "pipe")
+    contents, missing = directory.collect(
+        [
+            "sub/good.json",
+            "big.bin",
+            "link.txt",
+            "link_dir/outside.txt",
+            "../job.json",
+            "/etc/hostname",
+            "pipe",
+            "sub",
+            "never.txt",
+            "log.txt",
+            "nul\0byte",
+        ]
+    )
+    assert contents == {"sub/good.json": b"{}"}
+    assert set(missing) == {
+        "big.bin",
+        "link.txt",
+        "link_dir/outside.txt",
+        "../job.json",
+        "/etc/hostname",
+        "pipe",
+        "sub",
+        "never.txt",
+        "log.txt",
+        "nul\0byte",
+    }
+    assert missing["never.txt"] == "declared and never written"
+    assert "100 are kept at most" in missing["big.bin"]
+
+
+def test_all_artifacts_together_are_bounded(
+    directory: AttemptDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ARTIFACTS_MAX_BYTES", 150)
+    for name in ("a", "b"):
+        (directory.artifacts / name).write_bytes(b"x" * 100)
+    contents, missing = directory.collect(["a", "b"])
+    assert set(contents) == {"a"}
+    assert set(missing) == {"b"}
+
+
+def test_only_directories_whose_owners_are_gone_are_swept(tmp_path: Path) -> None:
+    alive, dead = AttemptDirectory(tmp_path), AttemptDirectory(tmp_path)
+    os.close(dead.log)  # as the kernel does for a killed supervisor
+    sweep(tmp_path)
+    assert dead.path.exists(), "a directory this young may be one that is just being made"
+    sweep(tmp_path, min_age_s=-1.0)
+    assert not dead.path.exists()
+    assert alive.path.exists()
+    alive.remove()
+    assert not alive.path.exists()

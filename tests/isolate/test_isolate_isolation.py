@@ -1,0 +1,461 @@
+"""The whole room on real processes: progress, slot, cancel, interrupts, restarts, telemetry."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.attempt import AttemptReport, Outcome, Slot
+from orchestrator.isolate import Isolation, Progress, WatchResult
+from orchestrator.isolate.directory import PREFIX, sweep
+from orchestrator.measure.metric import Phase, Samples, Value
+
+Probe = Callable[..., AttemptReport]
+
+
+def directories() -> set[str]:
+    return {p.name for p in Path(tempfile.gettempdir()).glob(f"{PREFIX}*")}
+
+
+def test_an_attempt_tells_what_happens_and_reports_once(isolation: Isolation, h: Any) -> None:
+    spec = h.noop(value=42, number=3, sweep="quant")
+    *progress, report = isolation.run(spec, h.slot)
+    assert [(p.kind, p.name) for p in progress] == [("started", ""), ("phase", "body")]
+    assert all(isinstance(p, Progress) for p in progress)
+    assert isinstance(report, AttemptReport)
+    assert report.outcome is Outcome.OK
+    assert report.reason is None
+    assert report.metrics["value"] == Value("value", "1", 42.0)
+    assert report.metrics["process_memory_bytes"].value > 1e6
+    assert (report.attempt_id, report.number, report.sweep) == (spec.attempt_id, 3, "quant")
+    assert report.slot == h.slot
+    assert report.artifacts == {"log.txt": b""}
+    assert report.started_at <= report.ended_at
+    assert 0 < report.duration_s < 60
+    assert report.verdict.state == "unverified"
+    assert AttemptReport.from_json(report.to_json()).metrics == report.metrics
+    (phase,) = report.phases
+    assert phase.begin_ns < phase.end_ns < time.perf_counter_ns()
+
+
+def test_one_warm_server_forks_a_new_process_each_time(isolation: Isolation, h: Any) -> None:
+    facts = [h.last(isolation, h.noop()).facts["isolate"] for _ in range(3)]
+    assert len({f["server_pid"] for f in facts}) == 1
+    assert len({f["pid"] for f in facts}) == 3
+    assert all(h.gone(f["pid"]) for f in facts)
+    assert facts[0]["server_threads"] == 1
+
+
+def test_the_child_is_bound_to_its_slot(probe: Probe, h: Any) -> None:
+    source = textwrap.dedent(
+        """
+        import resource
+        files = [os.path.realpath(f"/proc/self/fd/{n}") for n in os.listdir("/proc/self/fd")]
+        recorder.fact("sockets", [name for name in files if "socket:" in name])
+        recorder.fact("cores", sorted(os.sched_getaffinity(0)))
+        recorder.fact("cuda", os.environ.get("CUDA_VISIBLE_DEVICES"))
+        recorder.fact("omp", os.environ.get("OMP_NUM_THREADS"))
+        recorder.fact("stdin", sys.stdin.read() + os.readlink("/proc/self/fd/0"))
+        recorder.fact("session", os.getsid(0) == os.getpid())
+        recorder.fact("core_dump", resource.getrlimit(resource.RLIMIT_CORE))
+        recorder.fact("temporary", tempfile.gettempdir())
+        recorder.fact("gc", gc.isenabled())
+        """
+    )
+    report = probe(source, Slot("n", "h", (h.core,), ("GPU-1",), "GPU-1"), threads=3)
+    assert report.reason is None
+    assert report.facts["cores"] == [h.core]
+    assert report.facts["cuda"] == "GPU-1"
+    assert report.facts["omp"] == "3"
+    assert report.facts["stdin"] == "/dev/null"
+    assert report.facts["session"]
+    assert report.facts["core_dump"] == [0, 0]
+    assert report.facts["gc"]
+    assert report.facts["sockets"] == [], "the control channel must not reach the child"
+    assert not Path(report.facts["temporary"]).exists()
+
+
+def test_without_gpus_none_is_visible(probe: Probe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    report = probe("recorder.fact('cuda', os.environ['CUDA_VISIBLE_DEVICES'])")
+    assert report.facts["cuda"] == ""
+
+
+def test_cores_that_cannot_be_had_are_an_error(isolation: Isolation, h: Any) -> None:
+    report = h.last(isolation, h.noop(), Slot("n", "h", (100_000,)))
+    assert report.outcome is Outcome.ERROR
+    assert report.reason.startswith("cannot take the slot")
+
+
+def test_seeds_make_attempts_repeat(probe: Probe) -> None:
+    source = "recorder.value('x', '1', random.random())"
+    values = [probe(source, seed=seed).metrics["x"] for seed in (1, 1, 2)]
+    assert values[0] == values[1] != values[2]
+
+
+def test_samples_and_artifacts_come_back(probe: Probe) -> None:
+    report = probe(
+        "recorder.samples('t_s', 's', [9.0], role='warmup')\n"
+        "recorder.samples('t_s', 's', [float(i) for i in range(200_000)])\n"
+        "recorder.stop('t_s', 'max_repetitions')\n"
+        "recorder.artifact('sub/trace.json').write_text('{}')\n"
+        "recorder.artifact('never.bin')\n"
+        "print('to the log')\n"
+    )
+    assert report.outcome is Outcome.OK
+    series = report.metrics["t_s"]
+    assert isinstance(series, Samples)
+    assert series.values == tuple(float(i) for i in range(200_000))
+    assert (series.warmup, series.stop_reason) == ((9.0,), "max_repetitions")
+    assert report.artifacts == {"sub/trace.json": b"{}", "log.txt": b"to the log\n"}
+    assert set(report.facts["isolate"]["artifacts_missing"]) == {"never.bin"}
+
+
+def test_a_tasks_own_memory_figure_is_kept(probe: Probe) -> None:
+    report = probe("recorder.value('process_memory_bytes', 'bytes', 5)")
+    assert report.metrics["process_memory_bytes"] == Value("process_memory_bytes", "bytes", 5.0)
+
+
+def test_secrets_reach_neither_child_nor_report(
+    probe: Probe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PLANTED_API_KEY", "planted-1234567")
+    monkeypatch.setenv("HF_TOKEN", "hf_planted7654321")
+    report = probe(
+        "recorder.fact('planted', os.environ.get('PLANTED_API_KEY'))\n"
+        "print('token', os.environ['HF_TOKEN'])\n"
+        "raise ValueError('cannot open https://x:' + os.environ['HF_TOKEN'] + '@host')"
+    )
+    assert report.facts["planted"] is None
+    everything = f"{report.to_json()} {report.artifacts}"
+    assert "planted7654321" not in everything
+    assert report.reason == "ValueError: cannot open https://x:********@host"
+
+
+def test_a_spawned_child_runs_the_same_code(probe: Probe, h: Any) -> None:
+    source = (
+        "recorder.fact('main', os.path.basename(sys.modules['__main__'].__file__))\n"
+        "recorder.fact('cores', sorted(os.sched_getaffinity(0)))\n"
+        "recorder.fact('session', os.getsid(0) == os.getpid())\n"
+        "print('spawned')\n"
+        "recorder.value('x', '1', random.random())"
+    )
+    spawned = probe(source, start="spawn", seed=5)
+    assert spawned.outcome is Outcome.OK
+    assert spawned.facts["main"] == "child.py"
+    assert spawned.facts["cores"] == [h.core]
+    assert spawned.facts["session"]
+    assert spawned.facts["isolate"]["start"] == "spawn"
+    assert spawned.artifacts["log.txt"] == b"spawned\n"
+    again = probe(source, start="spawn", seed=5)
+    assert again.metrics["x"] == spawned.metrics["x"]
+
+
+def test_the_spec_says_how_to_start_unless_told(isolation: Isolation, h: Any) -> None:
+    report = h.last(isolation, h.noop(start="spawn"))
+    assert report.outcome is Outcome.OK
+    assert report.facts["isolate"]["start"] == "spawn"
+
+
+def test_torch_is_warm_threads_are_set_and_forking_is_safe(probe: Probe) -> None:
+    source = (
+        "import torch\n"
+        "recorder.fact('threads', torch.get_num_threads())\n"
+        "recorder.fact('sum', float(torch.ones(64, 64).matmul(torch.ones(64, 64)).sum()))\n"
+        "recorder.value('x', '1', float(torch.rand(())))"
+    )
+    preload = ("torch", "transformers")
+    first = probe(source, preload=preload, threads=1, seed=3)
+    second = probe(source, preload=preload, threads=2, seed=3)
+    assert first.outcome is second.outcome is Outcome.OK
+    assert (first.facts["threads"], second.facts["threads"]) == (1, 2)
+    assert first.facts["sum"] == 64.0**3
+    assert first.metrics["x"] == second.metrics["x"]
+    assert first.facts["isolate"]["server_threads"] == 1
+    assert first.facts["isolate"]["server_pid"] == second.facts["isolate"]["server_pid"]
+
+
+# -- cancel, interrupts ------------------------------------------------------------------------
+
+
+def test_cancel_from_another_thread(isolation: Isolation, h: Any) -> None:
+    before = directories()
+    run = isolation.run(h.noop("daemon_then_hang:90210"), h.slot)
+    for item in run:
+        if isinstance(item, Progress) and item.kind == "phase":
+            assert h.wait_until(lambda: len(h.running_with("90210")) == 2)
+            began_s = time.monotonic()
+            threading.Thread(target=isolation.cancel).start()
+    assert item.outcome is Outcome.CANCELLED
+    assert item.reason == "cancelled"
+    assert item.metrics["value"].value == 7
+    assert time.monotonic() - began_s < 5
+    assert h.running_with("90210") == []
+    assert directories() <= before
+    assert h.last(isolation, h.noop()).outcome is Outcome.OK
+
+
+def test_a_cancel_before_the_first_step_counts_and_an_idle_one_does_not(
+    isolation: Isolation, h: Any
+) -> None:
+    isolation.cancel()
+    assert h.last(isolation, h.noop()).outcome is Outcome.OK
+    run = isolation.run(h.noop(sleep_s=60), h.slot)
+    isolation.cancel()
+    assert list(run)[-1].outcome is Outcome.CANCELLED
+
+
+def test_ctrl_c_passes_through_and_leaves_nothing(isolation: Isolation, h: Any) -> None:
+    before = directories()
+    watch = RecordingWatch()
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        list(isolation.run(h.noop("daemon_then_hang:90211"), h.slot, watch))
+    assert h.gone(watch.pid)
+    assert h.running_with("90211") == []
+    assert watch.calls == ["start", "attach", "finish"]
+    assert directories() <= before
+    assert h.last(isolation, h.noop()).outcome is Outcome.OK
+
+
+def test_closing_the_iterator_kills(isolation: Isolation, h: Any) -> None:
+    watch = RecordingWatch()
+    run = isolation.run(h.noop("hang"), h.slot, watch)
+    next(run)
+    assert not h.gone(watch.pid)
+    run.close()
+    assert h.gone(watch.pid)
+    assert h.last(isolation, h.noop()).outcome is Outcome.OK
+
+
+def test_one_attempt_at_a_time(isolation: Isolation, h: Any) -> None:
+    run = isolation.run(h.noop(sleep_s=60), h.slot)
+    next(run)
+    with pytest.raises(RuntimeError, match="one attempt at a time"):
+        isolation.run(h.noop(), h.slot)
+    run.close()
+
+
+# -- the server --------------------------------------------------------------------------------
+
+
+def test_a_server_outlives_the_thread_that_started_it(h: Any) -> None:
+    # The kernel's parent-death signal follows the thread, not the process.
+    with Isolation(preload=()) as isolation:
+        reports: list[AttemptReport] = []
+        thread = threading.Thread(target=lambda: reports.append(h.last(isolation, h.noop())))
+        thread.start()
+        thread.join()
+        reports.append(h.last(isolation, h.noop()))
+        first, second = (r.facts["isolate"]["server_pid"] for r in reports)
+        assert first == second
+
+
+def test_a_server_killed_between_attempts_is_replaced(isolation: Isolation, h: Any) -> None:
+    before = h.last(isolation, h.noop()).facts["isolate"]["server_pid"]
+    os.kill(before, signal.SIGKILL)
+    report = h.last(isolation, h.noop())
+    assert report.outcome is Outcome.OK
+    assert report.facts["isolate"]["server_pid"] != before
+
+
+def test_a_server_killed_during_an_attempt_loses_only_that_one(
+    isolation: Isolation, h: Any
+) -> None:
+    for item in isolation.run(h.noop("daemon_then_hang:90212"), h.slot):
+        if isinstance(item, Progress) and item.kind == "phase":
+            assert h.wait_until(lambda: len(h.running_with("90212")) == 2)
+            (server,) = [
+                pid
+                for pid in h.running_with("orchestrator.isolate.server")
+                if parent_of(pid) == os.getpid()
+            ]
+            os.kill(server, signal.SIGKILL)
+    assert item.outcome is Outcome.LOST
+    assert item.reason == "fork server killed by SIGKILL"
+    assert item.metrics["value"].value == 7
+    assert h.gone(item.facts["isolate"]["pid"])
+    assert h.wait_until(lambda: h.running_with("90212") == [])
+    assert h.last(isolation, h.noop()).outcome is Outcome.OK
+
+
+def test_a_preload_that_cannot_be_imported_is_named(h: Any) -> None:
+    with Isolation(preload=("no_such_module_anywhere",)) as isolation:
+        for _ in range(2):
+            report = h.last(isolation, h.noop())
+            assert report.outcome is Outcome.ERROR
+            assert report.reason == (
+                "cannot import no_such_module_anywhere: ModuleNotFoundError: "
+                "No module named 'no_such_module_anywhere'"
+            )
+            assert "Traceback" in report.traceback
+
+
+def test_a_preload_that_kills_the_server_is_an_error(
+    h: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "deadly_preload.py").write_text("import os; os.kill(os.getpid(), 11)")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with Isolation(preload=("deadly_preload",)) as isolation:
+        report = h.last(isolation, h.noop())
+    assert report.outcome is Outcome.ERROR
+    assert report.reason == "cannot start a process: fork server killed by SIGSEGV"
+
+
+def test_a_preload_that_hangs_is_a_start_timeout(
+    h: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "slow_preload.py").write_text("import time; time.sleep(1000)")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with Isolation(preload=("slow_preload",)) as isolation:
+        report = h.last(isolation, h.noop(start_timeout_s=0.3))
+        assert report.outcome is Outcome.TIMEOUT
+        assert report.reason == "did not start within 0.3 s"
+        threading.Timer(0.2, isolation.cancel).start()
+        assert h.last(isolation, h.noop()).outcome is Outcome.CANCELLED
+
+
+def test_closing_ends_the_server_and_a_task_chooses_its_own(h: Any) -> None:
+    isolation = Isolation()
+    server = h.last(isolation, h.noop()).facts["isolate"]["server_pid"]
+    assert not h.gone(server)
+    isolation.close()
+    assert h.gone(server)
+    isolation.close()
+    assert h.last(isolation, h.noop()).outcome is Outcome.OK, "a closed one starts again"
+    isolation.close()
+
+
+def test_an_unknown_task_is_an_error_not_an_exception(isolation: Isolation, h: Any) -> None:
+    report = h.last(isolation, h.spec({"name": "nothing"}))
+    assert report.outcome is Outcome.ERROR
+    assert report.reason.startswith("task: unknown task 'nothing'. Known: ")
+
+
+SUPERVISOR = """
+import sys
+from orchestrator.attempt import AttemptSpec, Slot
+from orchestrator.isolate import Isolation
+
+class Watch:
+    def start(self, slot): pass
+    def attach(self, pid): print(pid, flush=True)
+    def finish(self, phases): raise AssertionError("not reached")
+
+task = {"name": "noop", "value": 1, "sleep_s": 0, "fault": sys.argv[1]}
+identity = {"task": task, "device": {"kind": "cpu", "threads": None}, "seed": 0}
+spec, slot = AttemptSpec("a", "0" * 64, identity), Slot("n", "h", ())
+for item in Isolation(preload=()).run(spec, slot, Watch()):
+    print(item.kind, flush=True)
+"""
+
+
+class Supervisor:
+    """A supervisor in a process of its own, in the middle of an attempt that hangs."""
+
+    def __init__(self, fault: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", SUPERVISOR, fault],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parents[2],
+        )
+        assert self._process.stdout is not None
+        self.child = int(self._process.stdout.readline())
+        assert self._process.stdout.readline() == "started\n"
+        assert self._process.stdout.readline() == "phase\n"
+        self.server = parent_of(self.child)
+        self.pid = self._process.pid
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+@pytest.mark.parametrize("fault", ["hang_gil", "daemon_then_hang:90213"])
+def test_nothing_outlives_a_killed_supervisor(h: Any, fault: str) -> None:
+    before = directories()
+    supervisor = Supervisor(fault)
+    if "90213" in fault:
+        assert h.wait_until(lambda: len(h.running_with("sleep\x0090213")) == 2)
+    supervisor.kill()
+    assert h.wait_until(lambda: h.gone(supervisor.server) and h.gone(supervisor.child))
+    assert h.running_with("sleep\x0090213") == []
+    assert h.wait_until(lambda: directories() <= before)
+
+
+def test_the_child_dies_with_the_server_where_nobody_else_can_kill_it(h: Any) -> None:
+    before = directories()
+    supervisor = Supervisor("hang_gil")
+    os.kill(supervisor.pid, signal.SIGSTOP)
+    os.kill(supervisor.server, signal.SIGKILL)
+    assert h.wait_until(lambda: h.gone(supervisor.child))
+    supervisor.kill()
+    (left,) = directories() - before
+    sweep(min_age_s=-1.0)
+    assert left not in directories(), "the next supervisor removes what a killed one left"
+
+
+# -- telemetry ---------------------------------------------------------------------------------
+
+
+class RecordingWatch:
+    def __init__(self, broken: str = "") -> None:
+        self.calls: list[str] = []
+        self.phases: list[Phase] = []
+        self.pid = 0
+        self._broken = broken
+
+    def _call(self, name: str) -> None:
+        self.calls.append(name)
+        if name == self._broken:
+            raise OSError("the sensor fell off")
+
+    def start(self, slot: Slot) -> None:
+        self._call("start")
+
+    def attach(self, pid: int) -> None:
+        self.pid = pid
+        self._call("attach")
+
+    def finish(self, phases: list[Phase]) -> WatchResult:
+        self.phases = phases
+        self._call("finish")
+        power = Value("body.power_w", "W", 50.0)
+        return WatchResult({"body.power_w": power}, {"telemetry.parquet": b"x"}, {"hardware": 1})
+
+
+def test_a_watch_is_told_everything_and_its_result_is_kept(isolation: Isolation, h: Any) -> None:
+    watch = RecordingWatch()
+    report = h.last(isolation, h.noop(), watch=watch)
+    assert watch.calls == ["start", "attach", "finish"]
+    assert watch.pid == report.facts["isolate"]["pid"]
+    assert watch.phases == report.phases
+    assert report.telemetry["body.power_w"].value == 50.0
+    assert report.artifacts["telemetry.parquet"] == b"x"
+    assert report.facts["hardware"] == 1
+    assert "telemetry_error" not in report.facts
+
+
+@pytest.mark.parametrize("broken", ["start", "attach", "finish"])
+def test_a_broken_watch_spoils_nothing(isolation: Isolation, h: Any, broken: str) -> None:
+    watch = RecordingWatch(broken)
+    report = h.last(isolation, h.noop(), watch=watch)
+    assert report.outcome is Outcome.OK
+    assert report.facts["telemetry_error"] == "OSError: the sensor fell off"
+    assert watch.calls == ["start", "attach", "finish"]
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])

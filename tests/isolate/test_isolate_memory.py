@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from orchestrator.isolate import linux, memory
+from orchestrator.isolate.memory import MemoryWatch
+
+
+class Machine:
+    """Resident and proportional sets that a test sets; counts how often the costly one is read."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.resident = {1: 0}
+        self.proportional: dict[int, int | None] = {1: 0}
+        self.confirmations = 0
+        self.now_s = 0.0
+        monkeypatch.setattr(memory, "resident_bytes", lambda pid: self.resident[pid])
+        monkeypatch.setattr(memory, "proportional_bytes", self._proportional)
+        monkeypatch.setattr(memory, "descendants", lambda pid: [p for p in self.resident if p > 1])
+
+    def _proportional(self, pid: int) -> int | None:
+        self.confirmations += 1
+        return self.proportional[pid]
+
+    def look(self, watch: MemoryWatch) -> bool:
+        self.now_s += 0.1
+        return watch.exceeded()
+
+
+def test_shared_pages_do_not_count_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(monkeypatch)
+    machine.resident = {1: 800, 2: 800}
+    machine.proportional = {1: 450, 2: 450}
+    watch = MemoryWatch(1, 1000, now=lambda: machine.now_s)
+    assert not machine.look(watch)
+    assert watch.peak_bytes == 900
+    machine.proportional = {1: 600, 2: 450}
+    machine.resident = {1: 950, 2: 800}
+    assert machine.look(watch)
+    assert watch.peak_bytes == 1050
+
+
+def test_the_costly_look_is_taken_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(monkeypatch)
+    machine.resident, machine.proportional = {1: 1500}, {1: 500}
+    watch = MemoryWatch(1, 1000, now=lambda: machine.now_s)
+    for _ in range(50):
+        assert not machine.look(watch)
+    assert machine.confirmations <= 6
+
+
+def test_where_proportional_sets_are_hidden_resident_ones_decide(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    machine = Machine(monkeypatch)
+    machine.resident, machine.proportional = {1: 1001}, {1: None}
+    assert machine.look(MemoryWatch(1, 1000, now=lambda: machine.now_s))
+
+
+def test_real_readings_agree_with_each_other() -> None:
+    held = b"\1" * (64 << 20)
+    resident = linux.resident_bytes(os.getpid())
+    proportional = linux.proportional_bytes(os.getpid())
+    assert proportional is not None
+    assert len(held) < proportional <= resident * 1.01
+    assert linux.resident_bytes(2**22 + 1) == 0
+    assert linux.proportional_bytes(2**22 + 1) is None
+
+
+def test_oom_kills_are_read_from_the_nearest_counter(tmp_path: Path) -> None:
+    proc, cgroup = tmp_path / "proc", tmp_path / "cgroup"
+    (proc / "self").mkdir(parents=True)
+    (proc / "vmstat").write_text("pgfault 3\noom_kill 1\n")
+    (proc / "self/cgroup").write_text("0::/\n")
+    assert linux.oom_kills(cgroup, proc) == 1
+    v1 = cgroup / "memory/group"
+    v1.mkdir(parents=True)
+    (v1 / "memory.oom_control").write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 2\n")
+    (proc / "self/cgroup").write_text("4:memory:/group\n0::/\n")
+    assert linux.oom_kills(cgroup, proc) == 2
+    v2 = cgroup / "unified"
+    v2.mkdir(parents=True)
+    (v2 / "memory.events").write_text("low 0\noom 4\noom_kill 3\noom_group_kill 9\n")
+    (proc / "self/cgroup").write_text("0::/unified\n")
+    assert linux.oom_kills(cgroup, proc) == 3
+    assert linux.oom_kills(tmp_path / "none", tmp_path / "none") is None
