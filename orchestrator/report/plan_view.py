@@ -16,7 +16,7 @@ from orchestrator.report.labels import (
     short_hash,
     varying_axes,
 )
-from orchestrator.report.units import MISSING, quantity
+from orchestrator.report.units import quantity, unit_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -153,7 +153,7 @@ def _trials(plan: Plan, states: Mapping[str, KnownState], most: int) -> Renderab
             short_hash(trial.hash),
             Text(state.state, style=_STATE_STYLE.get(state.state, "")),
             *(values or [plain_label(trial.identity)]),
-            *(_predicted(expected.get(name), name) for name in predicted),
+            *(quantity(expected.get(name), unit_of(name)) for name in predicted),
             resources_text(trial.resources),
         )
     return table
@@ -165,12 +165,6 @@ def _predictions(states: Iterable[KnownState]) -> list[str]:
     for state in states:
         names.update(dict.fromkeys(getattr(state, "predicted", None) or ()))
     return [name for name in names if name.endswith(("_bytes", "_s"))]
-
-
-def _predicted(value: float | None, name: str) -> str:
-    return (
-        MISSING if value is None else quantity(value, "bytes" if name.endswith("_bytes") else "s")
-    )
 
 
 def _reasons(plan: Plan, states: Mapping[str, KnownState]) -> Sequence[RenderableType]:

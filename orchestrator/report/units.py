@@ -38,6 +38,17 @@ _PREFIXED = {
     "J/token": ("J/token", 1e-6, 1.0),
     "parameters": ("", 1.0, 1e12),
 }
+_SUFFIXES = (
+    ("tokens_per_s", "tokens/s"),
+    ("bytes_per_s", "bytes/s"),
+    ("flop_per_s", "flop/s"),
+    ("joules_per_token", "J/token"),
+    ("_bytes", "bytes"),
+    ("_hz", "Hz"),
+    ("_j", "J"),
+    ("_w", "W"),
+    ("_s", "s"),
+)
 _SYMBOLS = {"1": "", "tokens/s": "tok/s", "degC": "°C", "celsius": "°C", "percent": "%"}
 
 
@@ -113,6 +124,14 @@ def significant(value: float, digits: int = 3) -> str:
     if not 1e-4 <= abs(value) < 1e7:
         return f"{value:.{digits - 1}e}"
     return f"{value:.{max(_decimals(value, digits), 0)}f}"
+
+
+def unit_of(name: str) -> str:
+    """The unit that a metric's name ends in, ``1`` where it ends in none."""
+    for suffix, unit in _SUFFIXES:
+        if name.endswith(suffix):
+            return unit
+    return "1"
 
 
 def ratio(value: float | None) -> str:

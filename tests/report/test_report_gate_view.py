@@ -1,0 +1,74 @@
+"""The gate's answer is its first line; what does not pass follows with its figures."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.cells import cell_len
+from rich.console import Console
+
+from orchestrator.measure import Samples
+from orchestrator.report.gate import GateResult, GateRow, gate
+from orchestrator.report.gate_rules import rules_from
+from orchestrator.report.gate_view import gate_view
+from orchestrator.report.labels import labels_of
+
+
+def printed(view, width=100):
+    out = io.StringIO()
+    Console(file=out, width=width).print(view)
+    return out.getvalue()
+
+
+def test_a_slowdown_is_told_with_its_ratio_and_limit(make):
+    plan = make.plan(quants=("fp32", "nf4"), prompts=(512,))
+    base = make.reports(plan, 3)
+    new = {t.hash: [make.report(t, n) for n in (7, 8, 9)] for t in plan.trials}
+    for report in new[plan.trials[1].hash]:
+        slow = tuple(1.2 * v for v in report.metrics["tpot_s"].values)
+        report.metrics["tpot_s"] = Samples("tpot_s", "s", slow)
+    rules = rules_from(
+        {
+            "rules": [
+                {"kind": "difference", "metrics": ["tpot_s"]},
+                {"kind": "limit", "metric": "load_s", "at_most": 3.0},
+            ]
+        },
+        name="default",
+    )
+    text = printed(gate_view(gate(new, base, rules), labels=labels_of(plan)))
+    lines = [line.rstrip() for line in text.splitlines()]
+    assert lines[0] == "▼ gate default: regression  2 regression · 2 pass  exit 1"
+    nf4 = f"nf4  {plan.trials[1].hash[:12]}"
+    assert any(
+        line.startswith(f"  ▼ {nf4}  difference  TPOT  1.2") and line.endswith("limit 1.03×")
+        for line in lines
+    )
+    assert any(
+        line.startswith(f"  ▼ {nf4}  limit  load  5.5") and line.endswith("limit 3 s")
+        for line in lines
+    )
+    assert "fp32" not in text, "what passes is counted, not listed"
+
+
+def test_a_pass_is_one_line():
+    rows = (GateRow("completes", "a" * 64, None, "pass"),)
+    assert printed(gate_view(GateResult("default", rows))).splitlines() == [
+        "✓ gate default: pass  1 pass  exit 0"
+    ]
+
+
+def test_nothing_compared_does_not_pass():
+    text = printed(gate_view(GateResult("default", (), "the baseline shares no trial")))
+    assert "incomparable" in text
+    assert "exit 3" in text
+    assert "the baseline shares no trial" in text
+
+
+@pytest.mark.parametrize("width", [60, 100])
+def test_many_rows_are_cut(width):
+    row = GateRow("completes", "a" * 64, None, "regression", reason="no attempt is ok\nat all")
+    text = printed(gate_view(GateResult("default", (row,) * 500)), width)
+    assert "… and 440 more" in text
+    assert max(cell_len(line.rstrip()) for line in text.splitlines()) <= width
