@@ -5,11 +5,11 @@ Importing this package does not: MLflow is woken by the first write, or the firs
 
 from orchestrator.record.labels import trial_label
 from orchestrator.record.liveness import driver_id
-from orchestrator.record.provenance import provenance
+from orchestrator.record.provenance import node_provenance, provenance
 from orchestrator.record.recording import Recording, RecordingSummary
 from orchestrator.record.recover import ReapSummary, SyncSummary, reap, sync
 from orchestrator.record.redact import Redactor
-from orchestrator.record.store import AttemptSummary, Store, SweepRun, open_store
+from orchestrator.record.store import AttemptSummary, Store, SweepRun, open_store, ui_arguments
 
 __all__ = [
     "AttemptSummary",
@@ -21,9 +21,11 @@ __all__ = [
     "SweepRun",
     "SyncSummary",
     "driver_id",
+    "node_provenance",
     "open_store",
     "provenance",
     "reap",
     "sync",
     "trial_label",
+    "ui_arguments",
 ]

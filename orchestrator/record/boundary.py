@@ -17,7 +17,7 @@ from orchestrator.errors import OrchestratorError, StoreError, StoreUnavailable
 
 # Retrying is our drain's business, which also stops when a person wants to; MLflow's own seven
 # doubling waits would hold Ctrl-C for minutes.
-_ENVIRONMENT = {
+QUIET_ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
     "MLFLOW_LOGGING_LEVEL": "CRITICAL",
@@ -31,7 +31,7 @@ _ENVIRONMENT = {
 
 def mlflow_quiet() -> None:
     """Make MLflow silent and private; call before importing any of it."""
-    for name, value in _ENVIRONMENT.items():
+    for name, value in QUIET_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -61,8 +61,10 @@ class Builder:
     driver : str
         The driver id, on every run so that the dead can be told from the living.
     facts : mapping
-        The driver's own provenance (command, git, host), for the parent and for attempts whose
+        The driver's own provenance: command and git of every attempt, the rest of those whose
         supervisor left none.
+    labels : mapping
+        Config hash to a short name of the trial.
     """
 
     sweep_id: str
@@ -70,6 +72,7 @@ class Builder:
     driver: str
     redactor: Redactor = field(default_factory=Redactor)
     facts: Mapping[str, Any] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
 
     def sweep_begin(self, plan: Plan, started_at: float, todo: int | None = None) -> RunRecord:
         """The parent run: a description for people and the plan for ``report``."""
@@ -138,7 +141,7 @@ class Builder:
         """An attempt's run as it shall be for ever: everything the report holds."""
         redact = self.redactor
         identity = trial.identity
-        provenance = report.provenance or dict(self.facts)
+        provenance = self._provenance(report)
         # The report's own artifacts first: a task cannot replace the record's files by its own.
         files = {
             safe_name(name): redact.artifact(content) for name, content in report.artifacts.items()
@@ -153,7 +156,7 @@ class Builder:
         }
         files |= {
             CONFIG: self._config(identity),
-            REPORT: to_json_bytes(redact.value(report.to_json())),
+            REPORT: to_json_bytes(redact.value({**report.to_json(), "provenance": provenance})),
             PROVENANCE: to_json_bytes(redact.value({**provenance, "facts": report.facts})),
             ENVIRONMENT: to_json_bytes(redact.value(environment)),
         }
@@ -209,7 +212,7 @@ class Builder:
             "task": str((identity.get("task") or {}).get("name", "")),
             "model": model_label(identity),
             "quant": quant_label(identity),
-            **self._git_tags(provenance if provenance.get("git") else self.facts),
+            **self._git_tags(provenance),
         }
         if slot is not None:
             tags["host"] = slot.host
@@ -220,11 +223,20 @@ class Builder:
             key=attempt_id,
             status=RUNNING,
             experiment=self.sweep,
-            name=redact.text(trial_label(trial.axes, number, identity)),
+            name=redact.text(
+                trial_label(trial.axes, number, identity, self.labels.get(trial.hash))
+            ),
             start_ms=_ms(started_at),
             parent=self.sweep_id,
             tags={k: tag_value(redact.text(v)) for k, v in tags.items() if v},
         )
+
+    def _provenance(self, report: AttemptReport) -> dict[str, Any]:
+        if not report.provenance:
+            return dict(self.facts)
+        # The node knows its own hardware and packages, not whose command it obeys.
+        known = {k: self.facts[k] for k in ("git", "command", "seed") if k in self.facts}
+        return {**known, **report.provenance}
 
     def _config(self, identity: Mapping[str, Any]) -> bytes:
         return config_yaml(self.redactor.value(identity))

@@ -10,7 +10,10 @@ MAX_LABEL_CHARS = 200
 
 
 def trial_label(
-    axes: Mapping[str, Any], number: int, identity: Mapping[str, Any] | None = None
+    axes: Mapping[str, Any],
+    number: int,
+    identity: Mapping[str, Any] | None = None,
+    label: str | None = None,
 ) -> str:
     """A run name such as ``nf4 · 512→128 · a1``.
 
@@ -26,7 +29,11 @@ def trial_label(
     identity : mapping, optional
         The trial's configuration: names the trial where no axis does, and gives the output length
         where only the prompt length varies.
+    label : str, optional
+        A name for the trial that somebody chose already.
     """
+    if label:
+        return _cut(label, f" · a{number}")
     task = dict((identity or {}).get("task") or {})
     parts: list[str] = []
     for override, value in axes.items():

@@ -27,7 +27,6 @@ _STATISTICS = (
     ("std", ".std"),
     ("mad", ".mad"),
     ("min", ".min"),
-    ("max", ".max"),
     ("n", ".n"),
     ("p95", ".p95"),
     ("p99", ".p99"),

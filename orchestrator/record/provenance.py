@@ -74,11 +74,6 @@ def node_provenance() -> dict[str, Any]:
     return facts
 
 
-def node_provenance() -> dict[str, Any]:
-    """The part of :func:`provenance` that belongs to a node: what an attempt ran on and with."""
-    return {**copy.deepcopy(_unchanging()), "cgroup": cgroup_limits()}
-
-
 @cache
 def _unchanging() -> dict[str, Any]:
     memory = psutil.virtual_memory()

@@ -16,7 +16,7 @@ import time
 import traceback
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, Full, Queue
@@ -51,6 +51,10 @@ if TYPE_CHECKING:
 QUEUE_LENGTH = 256
 # How long `close` waits for a store that is away: longer than a minute's SQLite lock.
 PATIENCE_S = 90.0
+# Records written to the store before the disk is waited for and the spool forgets them.
+SETTLE_EVERY = 64
+# Records written to the store before the disk is waited for and the spool forgets them.
+SETTLE_EVERY = 64
 FIRST_RETRY_S, LONGEST_RETRY_S = 0.25, 15.0
 
 
@@ -100,6 +104,8 @@ class Recording:
         Attempts that are to run, for the description.
     command : sequence of str, optional
         The command line, for the record; secrets in it are replaced.
+    labels : mapping, optional
+        Config hash to a short name, for run names; made of the trial's axes where there is none.
     message : callable, optional
         Takes one line for the person; called from the recording threads.
     patience_s : float
@@ -119,6 +125,7 @@ class Recording:
         todo: int | None = None,
         seed: int | None = None,
         command: Sequence[str] | None = None,
+        labels: Mapping[str, str] | None = None,
         message: Callable[[str], None] | None = None,
         patience_s: float = PATIENCE_S,
         heartbeat_period_s: float = HEARTBEAT_PERIOD_S,
@@ -137,10 +144,12 @@ class Recording:
             driver=self.driver_id,
             redactor=Redactor.of_environment(),
             facts=provenance(seed=seed, command=command),
+            labels=labels or {},
         )
         self._changed = threading.Condition()
         self._queue: Queue[Callable[[], RunRecord]] = Queue(QUEUE_LENGTH)
         self._paths: deque[Path] = deque()
+        self._written: list[Path] = []  # in the store, perhaps not yet safe on its disk
         self._unspooled = 0  # handed to us, not yet on disk
         self._undrained = 0  # on disk, not yet in the store
         self._spool_failure: StoreError | None = None
@@ -357,9 +366,17 @@ class Recording:
     # -- the drainer's thread -------------------------------------------------------------------
 
     def _drain_all(self) -> None:
-        writer = self._persist(lambda: Writer(self._store.backend()))
+        writer: Writer | None = self._persist(lambda: Writer(self._store.backend()))
+        if writer is None:
+            return
+        try:
+            self._drain_until_stopped(writer)
+        finally:
+            self._settle(writer)
+
+    def _drain_until_stopped(self, writer: Writer) -> None:
         next_beat = time.monotonic() + self._heartbeat_period_s
-        while writer is not None:
+        while True:
             with self._changed:
                 self._changed.wait_for(
                     lambda: bool(self._paths) or self._stop_drainer.is_set(),
@@ -377,7 +394,10 @@ class Recording:
                 return
             with self._changed:
                 self._undrained -= 1
+                idle = not self._paths
                 self._changed.notify_all()
+            if idle or len(self._written) >= SETTLE_EVERY:
+                self._settle(writer)
 
     def _drain(self, writer: Writer, path: Path) -> bool:
         """Write one record to the store; False if we were told to stop before it worked."""
@@ -411,8 +431,19 @@ class Recording:
             if record.status != RUNNING:
                 self._recorded += 1
                 writer.forget(record.key)
-        self._spool.remove(path)
+        self._written.append(path)
         return True
+
+    def _settle(self, writer: Writer) -> None:
+        """Forget what the store holds; one wait for the disk serves all of it."""
+        try:
+            writer.settle()
+        except OSError as error:
+            self._say(f"{self._store.where}: {error} (results wait in the spool)")
+            return
+        for path in self._written:
+            self._spool.remove(path)
+        self._written.clear()
 
     def _beat(self) -> None:
         run_id = self._run_id

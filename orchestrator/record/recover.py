@@ -86,6 +86,7 @@ def _drain(
     now = time.time()
     sweep: RunRecord | None = None
     ended = False
+    done: list[Path] = []
     for path in paths:
         item = read_or_set_aside(path, say)
         if item is None:
@@ -109,21 +110,15 @@ def _drain(
         except Rejected as error:
             say(spool.set_aside(path, str(error)))
             continue
-        # The sweep's beginning stays until its attempts are in: they need their parent.
-        if record is not sweep:
-            waiting.remove(path)
-    if sweep is not None:
-        if not ended:
-            end = replace(
-                sweep,
-                status="KILLED",
-                end_ms=round(now * 1000),
-                tags={**sweep.tags, "reason": "the driver died"},
-            )
-            writer.apply(end, "", only_if_open=True)
-        for path in waiting.pending():
-            if path.name == "0.sweep":
-                waiting.remove(path)
+        done.append(path)
+    if sweep is not None and not ended:
+        tags = {**sweep.tags, "reason": "the driver died"}
+        end = replace(sweep, status="KILLED", end_ms=round(now * 1000), tags=tags)
+        writer.apply(end, "", only_if_open=True)
+    writer.settle()
+    # The sweep's beginning goes last: should we die here, who drains next needs it for the rest.
+    for path in reversed(done):
+        waiting.remove(path)
 
 
 def read_or_set_aside(path: Path, say: Callable[[str], None]) -> Spooled | None:

@@ -11,6 +11,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
 
@@ -83,6 +84,16 @@ _SHAPES: tuple[tuple[re.Pattern[str], str], ...] = (
 )
 
 
+# Every shape above holds one of these: most strings are let through after one look.
+_SUSPECT = re.compile(
+    r"token|key|passw|passphrase|secret|credential|authoriz|bearer|aws_|://|-----|hf_|api_org_"
+    r"|gh[pousr]_|github_pat_|glpat-|sk-|nvapi-|xox[abprs]-|AKIA|ASIA|AIza|dapi|eyJ",
+    re.IGNORECASE,
+)
+_SHORT = 200
+_CACHED_STRINGS = 8192
+
+
 def secret_variables(environment: Mapping[str, str] | None = None) -> dict[str, str]:
     """Names and values of the variables whose names say that they are secret."""
     environment = os.environ if environment is None else environment
@@ -110,6 +121,8 @@ class Redactor:
         # Longest first: a secret that contains another must go as a whole.
         ordered = sorted(forms, key=len, reverse=True)
         self._literals = re.compile("|".join(map(re.escape, ordered))) if ordered else None
+        # Package names and the like come again with every attempt.
+        self._short_text = lru_cache(_CACHED_STRINGS)(self._clean)
 
     @classmethod
     def of_environment(cls, environment: Mapping[str, str] | None = None) -> Redactor:
@@ -118,8 +131,13 @@ class Redactor:
 
     def text(self, text: str) -> str:
         """``text`` without secrets."""
+        return self._short_text(text) if len(text) <= _SHORT else self._clean(text)
+
+    def _clean(self, text: str) -> str:
         if self._literals is not None:
             text = self._literals.sub(REDACTED, text)
+        if not _SUSPECT.search(text):
+            return text
         for pattern, replacement in _SHAPES:
             text = pattern.sub(replacement or _replace_assignment, text)
         return text

@@ -367,3 +367,25 @@ def open_store(tracking: Any) -> Store:
     raise ConfigError(
         f"unknown tracking {kind!r}", where="tracking.kind", fix="Known: embedded, server"
     )
+
+
+def ui_arguments(tracking: Any, host: str, port: int) -> tuple[list[str], dict[str, str]]:
+    """What to call ``mlflow`` with to see the embedded store: arguments, and variables to add.
+
+    Raises
+    ------
+    StoreError
+        Nothing was recorded there yet: MLflow would make an empty database of its own.
+    """
+    from orchestrator.record.boundary import QUIET_ENVIRONMENT
+    from orchestrator.record.embedded import EmbeddedStore
+
+    store = open_store(tracking)
+    if not isinstance(store, EmbeddedStore):
+        raise ConfigError("a tracking server has a UI of its own", where="tracking.kind")
+    if not store.database.exists():
+        raise StoreError("nothing is recorded here yet", where=str(store.root), fix="Run a sweep")
+    arguments = ["server", "--backend-store-uri", store.uri]
+    arguments += ["--default-artifact-root", store.artifact_root.as_uri()]
+    arguments += ["--host", host, "--port", str(port), "--workers", "1"]
+    return arguments, {name: QUIET_ENVIRONMENT[name] for name in ("MLFLOW_DISABLE_TELEMETRY",)}

@@ -63,12 +63,19 @@ class Writer:
                 self._backend.put_files(run, record.files)
             return run.run_id
         if run.status in TERMINAL and (only_if_open or run.tags.get(DIGEST_TAG) == digest):
+            if not only_if_open:
+                # A power cut may have taken the files of a run that the database kept.
+                self._backend.put_files(run, record.files)
             return run.run_id
         self._backend.put_files(run, record.files)
         tags = {k: v for k, v in record.tags.items() if run.tags.get(k) != v}
         self._backend.log(run.run_id, record.metrics, record.params, {**tags, DIGEST_TAG: digest})
         self._backend.end(run.run_id, record.status, record.end_ms or record.start_ms)
         return run.run_id
+
+    def settle(self) -> None:
+        """Return once what was applied would survive a power cut; then the spool may forget it."""
+        self._backend.settle()
 
     def forget(self, key: str) -> None:
         """Drop what is remembered of a finished run but its id, so that memory stays flat."""

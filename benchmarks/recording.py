@@ -1,0 +1,174 @@
+"""How fast attempts are recorded, and how fast ten thousand of them are looked up.
+
+One JSON object a line: ``{"name", "value", "unit", "required"?, "n"?, "machine"}``.
+
+    python benchmarks/recording.py [--runs 400] [--lookup 10000]
+
+Every run is a realistic one: thirty parameters, four sampled metrics with their statistics, forty
+telemetry aggregates and nine artifacts; the spool, the artifacts and SQLite are on a real disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sqlite3
+import sys
+import tempfile
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks._machine import emit, peak_rss_bytes
+from orchestrator.attempt import AttemptReport, AttemptSpec, Outcome, Slot, Verdict
+from orchestrator.measure.metric import Metric, Samples, Value
+from orchestrator.plan import Plan, Trial, config_hash
+from orchestrator.plan.schema import Settings
+from orchestrator.record import Recording, open_store
+
+REQUIRED_RUNS_PER_S = ">= 20"
+REQUIRED_LOOKUP_S = "<= 1"
+
+
+def trial_of(number: int) -> Trial:
+    """A distinct trial with about thirty parameters."""
+    identity = {
+        "schema": 1,
+        "task": {"name": "inference", "batch_size": 1, "prompt_tokens": number, "new_tokens": 128}
+        | {f"option_{i}": i for i in range(12)},
+        "model": {"source": "packaged", "id": "smollm2_135m", "revision": None, "path": None},
+        "quant": {"scheme": "nf4", "dtype": "bfloat16", "double_quant": True},
+        "protocol": {"warmup": 1, "min_repetitions": 5, "confidence": 0.95, "resamples": 10_000},
+        "device": {"kind": "cpu", "threads": 2},
+        "seed": 0,
+    }
+    axes: dict[str, str | int | float | bool | None] = {
+        "quant": "nf4",
+        "task.prompt_tokens": number,
+    }
+    return Trial(config_hash(identity), identity, axes)
+
+
+def report_of(spec: AttemptSpec, rng: random.Random) -> AttemptReport:
+    """What an inference attempt leaves behind."""
+    metrics: dict[str, Metric] = {
+        name: Samples(name, "s", tuple(rng.lognormvariate(0, 0.03) for _ in range(10)), (1.2,))
+        for name in ("ttft_s", "tpot_s", "e2e_s", "decode_tokens_per_s")
+    }
+    metrics["weights_bytes"] = Value("weights_bytes", "bytes", 1e8)
+    telemetry: dict[str, Metric] = {
+        f"{phase}.{name}": Value(name, "1", rng.random())
+        for phase in ("load", "warmup", "prefill", "decode")
+        for name in ("cpu_s", "pss_bytes", "faults", "steal", "frequency_hz", *"abcde")
+    }
+    now = time.time()
+    return AttemptReport(
+        attempt_id=spec.attempt_id,
+        config_hash=spec.config_hash,
+        outcome=Outcome.OK,
+        sweep=spec.sweep,
+        started_at=now - 1,
+        ended_at=now,
+        duration_s=1.0,
+        metrics=metrics,
+        telemetry=telemetry,
+        verdict=Verdict("valid"),
+        provenance={"host": "node", "packages": {f"package-{i}": "1.0" for i in range(150)}},
+        artifacts={"log.txt": b"a line of log\n" * 200, "trace.json": b"{}"},
+    )
+
+
+def record_runs(root: Path, count: int) -> None:
+    """Throughput of the whole way: queue, spool, artifacts, SQLite."""
+    rng = random.Random(0)
+    trials = [trial_of(number) for number in range(count)]
+    plan = Plan("benchmark", "Recording measured by itself.", tuple(trials), Settings())
+    store = open_store({"kind": "embedded", "root": str(root)})
+    recording = Recording(store, plan, message=lambda text: print(text, file=sys.stderr))
+    if not recording.flush(120):  # creating the database is not what is measured
+        raise SystemExit("the store did not come up")
+    slot = Slot("node", "host", (0, 1))
+    waits_s: list[float] = []
+    begin_s, begin_cpu_s = time.perf_counter(), time.process_time()
+    for number, trial in enumerate(trials):
+        spec = AttemptSpec(uuid.uuid4().hex, trial.hash, trial.identity, "benchmark")
+        report = report_of(spec, rng)
+        called_s = time.perf_counter()
+        recording.begin(spec, trial, slot)
+        recording.finish(report, trial)
+        waits_s.append(time.perf_counter() - called_s)
+        if number == count // 10:
+            early_bytes = peak_rss_bytes()
+    recording.flush()
+    wall_s, cpu_s = time.perf_counter() - begin_s, time.process_time() - begin_cpu_s
+    summary = recording.close()
+    if summary.recorded != count:
+        raise SystemExit(f"recorded {summary.recorded} of {count}: {summary.problems}")
+    late_bytes = peak_rss_bytes()
+    emit("recording.runs_per_s", count / wall_s, "runs/s", required=REQUIRED_RUNS_PER_S, n=count)
+    # What another process on a busy machine cannot change; the rate is at best its inverse.
+    emit("recording.cpu_per_run_s", cpu_s / count, "s", n=count)
+    emit("recording.caller_median_s", sorted(waits_s)[count // 2], "s", n=count)
+    emit("recording.peak_memory_growth_bytes", late_bytes - early_bytes, "bytes", n=count)
+
+
+def look_up(root: Path, count: int) -> None:
+    """Resume: every attempt of ``count`` finished trials.
+
+    The rows are copies of a recorded run, made in SQL: writing them through MLflow would take
+    minutes and is measured above.
+    """
+    store = open_store({"kind": "embedded", "root": str(root)})
+    have = sum(len(group) for group in store.attempts().values())
+    with sqlite3.connect(root / "mlflow.db") as connection:
+        (model,) = connection.execute(
+            "SELECT run_uuid FROM tags WHERE key = 'attempt_id' LIMIT 1"
+        ).fetchone()
+        names = [row[1] for row in connection.execute("PRAGMA table_info(runs)")]
+        rest = ", ".join(name for name in names if name != "run_uuid")
+        for _ in range(count - have):
+            run_id = uuid.uuid4().hex
+            connection.execute(
+                f"INSERT INTO runs (run_uuid, {rest}) SELECT ?, {rest} FROM runs"
+                " WHERE run_uuid = ?",
+                (run_id, model),
+            )
+            connection.execute(
+                "INSERT INTO tags (run_uuid, key, value) SELECT ?, key, CASE key"
+                " WHEN 'attempt_id' THEN ? WHEN 'config_hash' THEN ? ELSE value END"
+                " FROM tags WHERE run_uuid = ?",
+                (run_id, run_id, run_id * 2, model),
+            )
+    wall_s: list[float] = []
+    found: dict[str, Any] = {}
+    for _ in range(5):
+        begin_s = time.perf_counter()
+        found = store.attempts()
+        wall_s.append(time.perf_counter() - begin_s)
+    if sum(len(group) for group in found.values()) != max(count, have):
+        raise SystemExit("attempts are missing from the look-up")
+    emit(
+        "recording.lookup_s", sorted(wall_s)[2], "s", required=REQUIRED_LOOKUP_S, n=max(count, have)
+    )
+    some = list(found)[:200]
+    begin_s = time.perf_counter()
+    store.attempts(some)
+    emit("recording.lookup_200_of_all_s", time.perf_counter() - begin_s, "s", n=max(count, have))
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=400)
+    parser.add_argument("--lookup", type=int, default=10_000)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="orchestrator-benchmark-") as directory:
+        record_runs(Path(directory), options.runs)
+        look_up(Path(directory), options.lookup)
+
+
+if __name__ == "__main__":
+    main()
