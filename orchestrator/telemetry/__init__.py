@@ -1,5 +1,6 @@
 """Watches an attempt from the supervisor through NVML and the host, and judges what it saw."""
 
+from orchestrator.telemetry.derived import derived
 from orchestrator.telemetry.device import (
     Device,
     Inventory,
@@ -10,18 +11,19 @@ from orchestrator.telemetry.device import (
     inventory,
     resolve_visible,
 )
-from orchestrator.telemetry.series import SERIES_ARTIFACT, Series, SeriesSet
+from orchestrator.telemetry.series import PARQUET_ARTIFACT, Series, SeriesSet
 from orchestrator.telemetry.verdict import judge
 from orchestrator.telemetry.watch import Telemetry, Watched
 
 __all__ = [
-    "SERIES_ARTIFACT",
+    "PARQUET_ARTIFACT",
     "Device",
     "Inventory",
     "Series",
     "SeriesSet",
     "Telemetry",
     "Watched",
+    "derived",
     "device_kind_here",
     "devices",
     "hardware_facts",

@@ -84,7 +84,7 @@ def gpu_figures(
     put("energy_error_j", "J", sum, *(e.error_j for e in energies))
     put("power_w", "W", sum, *(c.power(e) for c, e in zip(cards, energies, strict=True)))
     put("power_max_w", "W", sum, *(c.reading("power_w", max) for c in cards))
-    put("power_limit_w", "W", sum, *(c.reading("power_limit_w", min) for c in cards))
+    put("power_limit_w", "W", sum, *(c.slow_reading("power_limit_w", min) for c in cards))
     put("sm_clock_hz", "Hz", mean, *(c.reading("sm_clock_hz", mean) for c in cards))
     put("sm_clock_min_hz", "Hz", min, *(c.reading("sm_clock_hz", min) for c in cards))
     put("sm_clock_ratio", "1", min, *(c.clock_ratio() for c in cards))
@@ -122,6 +122,15 @@ _THROTTLES: tuple[tuple[str, tuple[tuple[str, ...], ...], int], ...] = (
 )
 
 
+# Read a few times a second or less: their last reading may well lie before a window's end.
+_RARE = frozenset(
+    {
+        *("process_memory_bytes", "foreign_processes", "display_processes"),
+        *("power_limit_w", "pcie_generation", "pcie_width", "sm_clock_allowed_hz"),
+    }
+)
+
+
 class _Card:
     """One GPU over one phase's windows."""
 
@@ -147,7 +156,14 @@ class _Card:
         return Missing(reason) if reason else figure
 
     def reading(self, metric: str, how: Callable[[Sequence[float]], float]) -> Figure:
-        found = of_readings(self._get(metric), self._windows, how, period_s=self._period_s)
+        throughout = metric not in _RARE
+        found = of_readings(
+            self._get(metric),
+            self._windows,
+            how,
+            period_s=self._period_s,
+            throughout=throughout,
+        )
         return self._explained(metric, found)
 
     def slow_reading(self, metric: str, how: Callable[[Sequence[float]], float]) -> Figure:
@@ -185,7 +201,7 @@ class _Card:
         error_j = len(self._windows) * blur_s * joules / self._wall_s
         if error_j > ENERGY_ERROR_LIMIT * joules:
             vague = Missing(
-                f"the energy counter moves every {blur_s * 1e3:.0f} ms: "
+                f"the energy counter is known to ±{blur_s * 1e3:.0f} ms at a phase's edges: "
                 f"{joules:.3g} J may be off by {error_j:.3g} J"
             )
             return Energy(vague, Missing(vague.reason))

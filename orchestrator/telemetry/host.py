@@ -114,7 +114,9 @@ class HostSampler:
         self.ticks += 1
         cost_s = (self._cost_ns() - began) / 1e9
         self.spent_s += cost_s
-        self._mean_cost_s += 0.2 * (cost_s - self._mean_cost_s)
+        if slow:  # asked for at the attempt's edges: no part of the steady cost
+            return
+        self._mean_cost_s += 0.1 * (cost_s - self._mean_cost_s)
         if self._mean_cost_s > BUDGET * self.period_s and self.period_s < MAX_PERIOD_S:
             self.period_s = min(2 * self.period_s, MAX_PERIOD_S)
 

@@ -7,7 +7,8 @@ NVML's index is neither CUDA's nor Ray's, and knows nothing of ``CUDA_VISIBLE_DE
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import struct
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, TypeVar
@@ -16,6 +17,9 @@ from orchestrator.errors import OrchestratorError
 
 SIMULATED_DRIVER = "simulated"
 """Prefix of the driver version that the simulated NVML reports."""
+
+SCENARIO_VARIABLE = "ORCHESTRATOR_NVML_SCENARIO"
+"""Names the scenario that the simulated NVML plays; set in every process that sees it."""
 
 T = TypeVar("T")
 
@@ -175,17 +179,19 @@ class Session:
 
     def fields(self, handle: Any, ids: Sequence[int]) -> list[FieldValue]:
         """Several field values in one call, each with its own success or reason."""
-        answers = self.call("nvmlDeviceGetFieldValues", handle, list(ids))
-        return [self._field(a) for a in answers]
+        # Pairs with the scope: pynvml tries a pair first and pays an exception for a bare id.
+        answers = self.call("nvmlDeviceGetFieldValues", handle, [(i, 0) for i in ids])
+        # Through the buffer: pynvml's attribute access costs a microsecond a field, every round.
+        return [self._field(*answer) for answer in _FIELD_VALUE.iter_unpack(answers)]
 
-    def _field(self, answer: Any) -> FieldValue:
-        if answer.nvmlReturn:
-            kind, reason = translate(answer.nvmlReturn, self._name_of)
+    def _field(self, kind_of_value: int, code: int, raw: bytes) -> FieldValue:
+        if code:
+            kind, reason = translate(code, self._name_of)
             return FieldValue(None, kind, reason)
-        member = _MEMBERS.get(answer.valueType)
-        if member is None:
-            return FieldValue(None, Kind.UNSUPPORTED, f"unknown value type {answer.valueType}")
-        return FieldValue(float(getattr(answer.value, member)))
+        unpack = _VALUES.get(kind_of_value)
+        if unpack is None:
+            return FieldValue(None, Kind.UNSUPPORTED, f"unknown value type {kind_of_value}")
+        return FieldValue(float(unpack(raw)[0]))
 
     def processes(self, handle: Any) -> list[ProcessMemory]:
         """Processes on a device by pid, those that compute first; raises :class:`NvmlError`."""
@@ -204,8 +210,16 @@ class Session:
             self.ask("nvmlShutdown", default=None)
 
 
-# Union member for each NVML_VALUE_TYPE_*.
-_MEMBERS = {0: "dVal", 1: "uiVal", 2: "ulVal", 3: "ullVal", 4: "sllVal", 5: "siVal", 6: "usVal"}
+# nvmlFieldValue_t: ids, timestamp and latency skipped; type, return code, the union's eight bytes.
+_FIELD_VALUE = struct.Struct("@24xII8s")
+# How to read the union for each NVML_VALUE_TYPE_*; its members all begin at its first byte.
+_VALUES: dict[int, Callable[[bytes], tuple[float]]] = {
+    number: struct.Struct(f"@{code}{8 - size}x").unpack
+    for number, code, size in (
+        *((0, "d", 8), (1, "I", 4), (2, "L", 8), (3, "Q", 8), (4, "q", 8), (5, "i", 4)),
+        (6, "H", 2),
+    )
+}
 
 _RENUMBERED = (580, 82)
 

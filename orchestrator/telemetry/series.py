@@ -1,23 +1,14 @@
-"""What was sampled, in the compact form it travels in: two arrays a quantity.
-
-The supervisor writes the compact form (no heavy import on an attempt's path); the recorder turns it
-into Parquet and a decimated history off that path.
-"""
+"""What was sampled: an array of times and an array of values for each quantity of each source."""
 
 from __future__ import annotations
 
-import json
-import sys
-import zlib
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-SERIES_ARTIFACT = "telemetry.series"
-
-_MAGIC = b"OTS1"
+PARQUET_ARTIFACT = "telemetry.parquet"
 
 
 @dataclass
@@ -95,83 +86,52 @@ class SeriesSet:
         """Take over the series of ``other`` (sources are disjoint between samplers)."""
         self._series.update(other._series)
 
-    def to_bytes(self) -> bytes:
-        """Compact form: a JSON header and the raw arrays, little-endian, lightly compressed."""
-        header: dict[str, Any] = {
-            "origin_ns": self.origin_ns,
-            "series": [[s.source, s.metric, s.unit, s.counter, len(s)] for s in self],
-        }
-        head = json.dumps(header, separators=(",", ":")).encode()
-        parts = [len(head).to_bytes(8, "little"), head]
-        for series in self:
-            parts += [_little(series.t_ns), _little(series.values)]
-        return _MAGIC + zlib.compress(b"".join(parts), 1)
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> SeriesSet:
-        """Inverse of :meth:`to_bytes`; raises ``ValueError`` on anything else."""
-        if data[:4] != _MAGIC:
-            raise ValueError("not a telemetry series file")
-        try:
-            body = zlib.decompress(data[4:])
-            size = int.from_bytes(body[:8], "little")
-            header = json.loads(body[8 : 8 + size])
-            result, at = cls(header["origin_ns"]), 8 + size
-            for source, metric, unit, counter, length in header["series"]:
-                series = Series(source, metric, unit, counter)
-                for target in (series.t_ns, series.values):
-                    if at + 8 * length > len(body):
-                        raise ValueError("telemetry series file is cut short")
-                    target.frombytes(body[at : at + 8 * length])
-                    if sys.byteorder == "big":
-                        target.byteswap()
-                    at += 8 * length
-                result._series[source, metric] = series
-        except (zlib.error, KeyError, TypeError) as error:
-            raise ValueError(f"telemetry series file is damaged: {error}") from error
-        return result
-
-    def decimated(self, points: int = 1000) -> Iterator[tuple[Series, list[tuple[float, float]]]]:
-        """Each series with at most ``points`` pairs (seconds since the start, value).
-
-        Readings are averaged over equal runs of samples; of a counter the last of a run is kept.
-        """
-        for series in self:
-            run = -(-len(series) // points)
-            pairs = []
-            for i in range(0, len(series), run or 1):
-                values, last = series.values[i : i + run], min(i + run, len(series)) - 1
-                value = values[-1] if series.counter else sum(values) / len(values)
-                pairs.append(((series.t_ns[last] - self.origin_ns) / 1e9, value))
-            yield series, pairs
+    def snapshot(self) -> SeriesSet:
+        """A copy that a sampler which still runs cannot change."""
+        copy = SeriesSet(self.origin_ns)
+        for key, series in list(self._series.items()):
+            n = min(len(series.t_ns), len(series.values))
+            arrays = (series.t_ns[:n], series.values[:n])
+            copy._series[key] = Series(
+                series.source, series.metric, series.unit, series.counter, *arrays
+            )
+        return copy
 
     def to_parquet(self) -> bytes:
-        """Parquet, one row a reading: ``t_s``, ``source``, ``metric``, ``unit``, ``value``."""
+        """Parquet, one row a reading: ``t_s``, ``source``, ``metric``, ``unit``, ``value``.
+
+        ``t_s`` counts from ``origin_ns``.
+        """
+        # Here, not above: pyarrow takes a third of a second to import, in a process that has
+        # nothing else to do once its first attempt is over.
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        columns: dict[str, list[Any]] = {k: [] for k in ("t_s", "source", "metric", "unit")}
-        values: list[float] = []
-        for series in self:
-            columns["t_s"].extend((t - self.origin_ns) / 1e9 for t in series.t_ns)
-            for key in ("source", "metric", "unit"):
-                columns[key].extend([getattr(series, key)] * len(series))
-            values.extend(series.values)
-        table = pa.table(
-            {
-                "t_s": pa.array(columns["t_s"], pa.float64()),
-                **{k: pa.array(columns[k], pa.string()) for k in ("source", "metric", "unit")},
-                "value": pa.array(values, pa.float64()),
-            }
-        )
+        series = list(self)
+        t_s, values = array("d"), array("d")
+        for one in series:
+            t_s.extend((t - self.origin_ns) / 1e9 for t in one.t_ns)
+            values.extend(one.values)
+
+        def repeated(words: list[str]) -> Any:
+            known = list(dict.fromkeys(words))
+            place = {word: i for i, word in enumerate(known)}
+            indices = array("i")
+            for one, word in zip(series, words, strict=True):
+                indices.extend([place[word]] * len(one))
+            rows = pa.Array.from_buffers(pa.int32(), len(indices), [None, pa.py_buffer(indices)])
+            return pa.DictionaryArray.from_arrays(rows, pa.array(known, pa.string()))
+
+        def floats(numbers: array[float]) -> Any:
+            return pa.Array.from_buffers(pa.float64(), len(numbers), [None, pa.py_buffer(numbers)])
+
+        columns = {
+            "t_s": floats(t_s),
+            "source": repeated([one.source for one in series]),
+            "metric": repeated([one.metric for one in series]),
+            "unit": repeated([one.unit for one in series]),
+            "value": floats(values),
+        }
         sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd")
+        pq.write_table(pa.table(columns), sink, compression="zstd")
         return bytes(sink.getvalue().to_pybytes())
-
-
-def _little(values: array[Any]) -> bytes:
-    if sys.byteorder == "little":
-        return values.tobytes()
-    swapped = array(values.typecode, values)
-    swapped.byteswap()
-    return swapped.tobytes()

@@ -149,10 +149,19 @@ def _aggregate(metric: str, *, whole_attempt: bool = False) -> Callable[[Attempt
     return look
 
 
+def _slowest_clock(report: AttemptReport) -> Seen:
+    # Phase by phase: a union over all would hide a throttled decode behind a fast load.
+    names = {p.name for p in report.phases if p.measured}
+    found = [report.telemetry.get(f"{name}.sm_clock_ratio") for name in sorted(names)]
+    ratios = [m.value for m in found if isinstance(m, Value)]
+    return min(ratios) if ratios else _aggregate("sm_clock_ratio")(report)
+
+
 def _lost(report: AttemptReport) -> Seen:
-    lost = report.facts.get("telemetry", {}).get("lost")
-    if lost is None:
-        return Unknown("no telemetry")
+    watched = report.facts.get("telemetry", {})
+    lost, unopened = watched.get("lost"), watched.get("unopened")
+    if lost is None or unopened:
+        return Unknown(next(iter(unopened.values())) if unopened else "no telemetry")
     return "; ".join(f"{uuid}: {reason}" for uuid, reason in sorted(lost.items()))
 
 
@@ -226,7 +235,7 @@ CHECKS: dict[str, Check] = {
         gpu=True,
     ),
     "sm_clock": Check(
-        _aggregate("sm_clock_ratio"),
+        _slowest_clock,
         _under,
         "SM clock at {value} of its allowed maximum while busy (limit {limit})",
         gpu=True,

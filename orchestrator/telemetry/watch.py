@@ -24,8 +24,9 @@ from orchestrator.telemetry.aggregate_gpu import GpuSampling, gpu_figures
 from orchestrator.telemetry.device import Device, hardware_facts, hardware_fingerprint
 from orchestrator.telemetry.gpu import GpuSampler
 from orchestrator.telemetry.host import SLOW_EVERY, HostSampler
+from orchestrator.telemetry.nvml import SCENARIO_VARIABLE
 from orchestrator.telemetry.pacer import Pacer
-from orchestrator.telemetry.series import SERIES_ARTIFACT, SeriesSet
+from orchestrator.telemetry.series import PARQUET_ARTIFACT, SeriesSet
 from orchestrator.telemetry.window import windows_by_phase
 
 
@@ -68,11 +69,13 @@ class Telemetry:
         if slot.gpu_uuids:
             gpu = self._gpu = GpuSampler(slot.gpu_uuids, period_s=self._nvml_period_s)
             gpu.open()
-            self._pacers.append(Pacer("telemetry-nvml", gpu.tick, lambda: gpu.period_s))
+            self._pacers.append(
+                Pacer("telemetry-nvml", gpu.tick, lambda: gpu.period_s, at_edges=gpu.edge)
+            )
 
     def attach(self, pid: int) -> None:
         """Follow the measured process ``pid`` from now on."""
-        # The samplers are not locked: they are read here once before their threads begin.
+        # The samplers have no locks: each is read here only while its thread does not run yet.
         if self._host is not None:
             self._host.attach(pid)
         if self._gpu is not None:
@@ -108,7 +111,7 @@ class Telemetry:
         }
         devices: Sequence[Device] = ()
         if gpu is not None:
-            gpu.close(abandon=any(p for p in hanging))
+            gpu.close(hanging=any(p.name == "telemetry-nvml" for p in hanging))
             devices = gpu.devices
             series.merge(gpu.series)
             facts |= gpu.facts()
@@ -122,13 +125,16 @@ class Telemetry:
             reasons = gpu.absent if gpu is not None else {}
             aggregates |= gpu_figures(phase, found, series, gpus, reasons)
         hardware = hardware_facts(devices, len(self._slot.cpus) or None)
+        # Also where the simulated driver refused to answer at all.
+        simulated = bool(self._slot.gpu_uuids) and SCENARIO_VARIABLE in os.environ
+        hardware["simulated"] = simulated
         return Watched(
             aggregates,
-            {SERIES_ARTIFACT: series.to_bytes()},
+            {PARQUET_ARTIFACT: series.to_parquet()},
             {
                 "telemetry": facts,
                 "hardware": hardware,
                 "hardware_fingerprint": hardware_fingerprint(hardware),
-                "simulated": hardware["simulated"],
+                "simulated": simulated,
             },
         )

@@ -87,11 +87,19 @@ def of_readings(
     how: Callable[[Sequence[float]], float],
     *,
     period_s: float,
+    throughout: bool = False,
 ) -> Figure:
-    """``how`` (mean, max, min) of the readings inside the windows."""
+    """``how`` (mean, max, min) of the readings inside the windows.
+
+    ``throughout``: refuse windows that reading did not cover (a GPU lost half-way).
+    """
     if series is None or not len(series):
         return Missing("was never read")
     found = inside(series, windows)
+    if throughout and found:
+        length_s, covered_s = total_s(windows), total_s(_covered(series, windows))
+        if _uncovered(length_s, covered_s, 2 * period_s):
+            return Missing(f"readings cover {covered_s:.2f} s of {length_s:.2f} s")
     if not found:
         return _too_short(windows, period_s)
     return how(found)
@@ -130,17 +138,15 @@ def gained(
         return _too_short(windows, period_s if at_least_s is None else at_least_s)
     values, resets = unwrapped(series.values, modulus)
     times = series.t_ns
-    gain, covered_s = 0.0, 0.0
-    for begin, end in windows:
-        begin, end = max(begin, times[0]), min(end, times[-1])
-        if end <= begin:
-            continue
+    gain = 0.0
+    covered = _covered(series, windows)
+    covered_s = total_s(covered)
+    for begin, end in covered:
         first, last = bisect_right(times, begin), bisect_left(times, end)
         if any(first <= i <= last for i in resets):
             return Missing("the counter went backwards (reset by the driver?)")
         gain += _at(times, values, end) - _at(times, values, begin)
-        covered_s += (end - begin) / 1e9
-    if covered_s <= 0 or (covered_s < _MIN_COVERED * length_s and length_s - covered_s > period_s):
+    if _uncovered(length_s, covered_s, period_s):
         return Missing(f"readings cover {covered_s:.2f} s of {length_s:.2f} s")
     return gain * length_s / covered_s
 
@@ -173,6 +179,17 @@ def spacing_s(series: Series) -> float | None:
     """Median time between two readings; None with fewer than two."""
     gaps = sorted((b - a) / 1e9 for a, b in pairwise(series.t_ns))
     return gaps[len(gaps) // 2] if gaps else None
+
+
+def _covered(series: Series, windows: Sequence[Window]) -> list[Window]:
+    first, last = series.t_ns[0], series.t_ns[-1]
+    cut = [(max(begin, first), min(end, last)) for begin, end in windows]
+    return [(begin, end) for begin, end in cut if end > begin]
+
+
+def _uncovered(length_s: float, covered_s: float, period_s: float) -> bool:
+    missing_s = length_s - covered_s
+    return covered_s <= 0 or (covered_s < _MIN_COVERED * length_s and missing_s > period_s)
 
 
 def _at(times: array[int], values: array[float], t: int) -> float:

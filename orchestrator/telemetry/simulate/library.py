@@ -16,10 +16,10 @@ from pathlib import Path
 
 from orchestrator.errors import UsageError
 from orchestrator.telemetry import nvml
+from orchestrator.telemetry.nvml import SCENARIO_VARIABLE
 from orchestrator.telemetry.simulate.scenario import HERE, Scenario, read_scenario
 
 LIBRARY = "libnvidia-ml.so.1"
-SCENARIO_VARIABLE = "ORCHESTRATOR_NVML_SCENARIO"
 _SOURCES = ("nvml.c", "scenario.c", "scenario.h")
 _FLAGS = ("-O1", "-Wall", "-Wextra", "-fPIC", "-shared", "-fvisibility=hidden")
 

@@ -1,0 +1,259 @@
+"""Reads one GPU, or one MIG slice, through NVML: what it tells, and why it does not tell the rest.
+
+What a GPU does not support is asked once, and its reason kept. A MIG slice is read where it can be
+told apart (memory, processes); clocks and throttling are its parent's; energy and power of a slice
+do not exist.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from orchestrator.telemetry.device import Device, describe
+from orchestrator.telemetry.nvml import Kind, NvmlError, Session, throttle_field_ids
+from orchestrator.telemetry.process import ProcessSplit, in_host_namespace, split
+from orchestrator.telemetry.series import SeriesSet
+
+PROCESSES_EVERY = 4
+SLOW_EVERY = 20
+_FINAL = (Kind.UNSUPPORTED, Kind.FORBIDDEN, Kind.DEFECT, Kind.UNKNOWN_DEVICE)
+
+Probe = Callable[[], float]
+
+
+class GpuReader:
+    """Reads one GPU or MIG slice; knows what it cannot tell and whether it is lost."""
+
+    def __init__(self, session: Session, uuid: str, series: SeriesSet) -> None:
+        self.uuid = uuid
+        self.absent: dict[str, str] = {}
+        self.lost: str | None = None
+        self._session, self._series = session, series
+        self._memory_utilization = 0.0
+        self._handle = session.handle(uuid)
+        self.device: Device = describe(session, self._handle)
+        parent = self.device.parent_uuid
+        mig = parent is not None
+        self._board = self._handle if parent is None else session.handle(parent)
+        self._fast: dict[str, tuple[str, Probe]] = {}
+        self._slow: dict[str, tuple[str, Probe]] = {}
+        self._fields: dict[str, tuple[str, int, float, bool]] = {}
+        self._prepare(mig)
+        self.baseline = frozenset(self._pids() or ())
+        self.memory_before_bytes = self._first("device_memory_bytes")
+
+    def read(self, now: int, round_number: int, is_ours: Callable[[int], bool] | None) -> None:
+        """One round; everything it learns goes into the series, every refusal into ``absent``."""
+        if self.lost is not None:
+            return
+        try:
+            self._read_fields(now)
+            self._read_probes(now, self._fast)
+            if is_ours is not None and round_number % PROCESSES_EVERY == 0:
+                self._read_processes(now, is_ours)
+            if round_number % SLOW_EVERY == 0:
+                self._read_probes(now, self._slow)
+        except NvmlError as error:
+            if error.kind in (Kind.LOST, Kind.UNAVAILABLE):
+                self.lost = error.what
+
+    def _prepare(self, mig: bool) -> None:
+        nvml, board, own = self._session.pynvml, self._board, self._handle
+        call = self._session.call
+
+        def probe(function: str, *arguments: Any, scale: float = 1.0) -> Probe:
+            return lambda: call(function, *arguments) * scale
+
+        clock = "nvmlDeviceGetClockInfo"
+        self._fast = {
+            "sm_clock_hz": ("Hz", probe(clock, board, nvml.NVML_CLOCK_SM, scale=1e6)),
+            "memory_clock_hz": ("Hz", probe(clock, board, nvml.NVML_CLOCK_MEM, scale=1e6)),
+            "temperature_c": ("°C", probe("nvmlDeviceGetTemperature", board, 0)),
+            "pstate": ("1", probe("nvmlDeviceGetPerformanceState", board)),
+            "clocks_event_reasons": ("1", self._reasons),
+            "device_memory_bytes": ("bytes", lambda: float(self._memory(own).used)),
+        }
+        if mig:
+            reason = f"MIG slices of {self.device.parent_uuid} share it"
+            self.absent |= dict.fromkeys(_SHARED_BY_SLICES, reason)
+        else:
+            self._fast["gpu_utilization"] = ("1", self._utilization)
+        self._slow = {
+            "power_limit_w": ("W", probe("nvmlDeviceGetEnforcedPowerLimit", board, scale=1e-3)),
+            "pcie_generation": ("1", probe("nvmlDeviceGetCurrPcieLinkGeneration", board)),
+            "pcie_width": ("1", probe("nvmlDeviceGetCurrPcieLinkWidth", board)),
+            "ecc_corrected": ("1", probe("nvmlDeviceGetTotalEccErrors", board, 0, 0)),
+            "ecc_uncorrected": ("1", probe("nvmlDeviceGetTotalEccErrors", board, 1, 0)),
+            "sm_clock_allowed_hz": ("Hz", self._allowed_clock_hz),
+        }
+        if mig:
+            del self._slow["power_limit_w"]
+        self._prepare_fields(mig)
+
+    def _prepare_fields(self, mig: bool) -> None:
+        nvml, call, board = self._session.pynvml, self._session.call, self._board
+        wanted = {"memory_temperature_c": ("°C", nvml.NVML_FI_DEV_MEMORY_TEMP, 1.0, False)}
+        if not mig:
+            wanted |= {
+                "energy_j": ("J", nvml.NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION, 1e-3, True),
+                "power_w": ("W", nvml.NVML_FI_DEV_POWER_INSTANT, 1e-3, False),
+                "power_average_w": ("W", nvml.NVML_FI_DEV_POWER_AVERAGE, 1e-3, False),
+            }
+        ids = throttle_field_ids(self._session.driver_version, nvml)
+        wanted |= {name: ("s", number, 1e-9, True) for name, number in ids.items()}
+        self._fields = dict(wanted)
+        self._read_fields(time.perf_counter_ns())
+        fallback: dict[str, Probe] = {}
+        if "energy_j" in wanted and "energy_j" not in self._fields:
+            function = "nvmlDeviceGetTotalEnergyConsumption"
+            fallback["energy_j"] = lambda: call(function, board) * 1e-3
+        if "power_w" in wanted and "power_w" not in self._fields:
+            # nvmlDeviceGetPowerUsage is instantaneous up to GA100 and a 1 s average after it.
+            capability = self.device.compute_capability or ""
+            instant = tuple(map(int, capability.split("."))) <= (8, 0) if capability else False
+            name = "power_w" if instant else "power_average_w"
+            if name not in self._fields:
+                fallback[name] = lambda: call("nvmlDeviceGetPowerUsage", board) * 1e-3
+        for metric, policy in (("throttle_power_cap_s", 0), ("throttle_thermal_policy_s", 1)):
+            if metric in wanted and metric not in self._fields:
+                fallback[metric] = lambda p=policy: (  # type: ignore[misc]
+                    call("nvmlDeviceGetViolationStatus", board, p).violationTime * 1e-9
+                )
+        for metric, probe in fallback.items():
+            unit = wanted[metric][0]
+            self._fast[metric] = (unit, probe)
+
+    def _read_fields(self, now: int) -> None:
+        if not self._fields:
+            return
+        ids = [number for _, number, _, _ in self._fields.values()]
+        try:
+            answers = self._session.fields(self._board, ids)
+        except NvmlError as error:
+            if error.kind in _FINAL:
+                self.absent |= dict.fromkeys(self._fields, error.what)
+                self._fields = {}
+                return
+            raise
+        for (metric, (unit, _, scale, counter)), answer in zip(
+            list(self._fields.items()), answers, strict=True
+        ):
+            if answer.value is not None:
+                value = answer.value * scale
+                self._series.add(self.uuid, metric, unit, now, value, counter=counter)
+            elif answer.kind is Kind.LOST:
+                raise NvmlError(str(answer.reason), kind=Kind.LOST)
+            elif answer.kind in _FINAL:
+                self.absent[metric] = str(answer.reason)
+                del self._fields[metric]
+
+    def _read_probes(self, now: int, probes: dict[str, tuple[str, Probe]]) -> None:
+        for metric, (unit, probe) in list(probes.items()):
+            try:
+                value = probe()
+            except NvmlError as error:
+                if error.kind in _FINAL:
+                    self.absent[metric] = error.what
+                    if metric == "gpu_utilization":
+                        self.absent["memory_utilization"] = error.what
+                    del probes[metric]
+                    continue
+                if error.kind is Kind.TRANSIENT:
+                    self.absent.setdefault(metric, error.what)
+                    continue
+                raise
+            self.absent.pop(metric, None)
+            counter = metric in _COUNTERS
+            self._series.add(self.uuid, metric, unit, now, value, counter=counter)
+            if metric == "gpu_utilization":  # one call tells both
+                add, memory = self._series.add, self._memory_utilization
+                add(self.uuid, "memory_utilization", "1", now, memory)
+
+    def _read_processes(self, now: int, is_ours: Callable[[int], bool]) -> None:
+        try:
+            found = self._session.processes(self._handle)
+        except NvmlError as error:
+            if error.kind in (Kind.LOST, Kind.UNAVAILABLE):
+                raise
+            for metric in ("process_memory_bytes", "foreign_processes", "display_processes"):
+                self.absent[metric] = error.what
+            return
+        shares: ProcessSplit = split(
+            found, is_ours, host_namespace=in_host_namespace(), baseline=self.baseline
+        )
+        add = self._series.add
+        add(self.uuid, "foreign_processes", "1", now, shares.foreign)
+        add(self.uuid, "display_processes", "1", now, shares.display)
+        if shares.own_bytes is not None:
+            add(self.uuid, "process_memory_bytes", "bytes", now, shares.own_bytes)
+        self.absent["process_memory_bytes"] = (
+            shares.reason or "the measured process was not seen on the GPU"
+        )
+
+    def _utilization(self) -> float:
+        rates = self._session.call("nvmlDeviceGetUtilizationRates", self._board)
+        self._memory_utilization = rates.memory / 100
+        return float(rates.gpu) / 100
+
+    def _reasons(self) -> float:
+        try:
+            found = self._session.call("nvmlDeviceGetCurrentClocksEventReasons", self._board)
+        except NvmlError as error:
+            if error.kind is not Kind.UNSUPPORTED:
+                raise
+            # Drivers before 535 know it by its older name only.
+            found = self._session.call("nvmlDeviceGetCurrentClocksThrottleReasons", self._board)
+        return float(found)
+
+    def _memory(self, handle: Any) -> Any:
+        version = self._session.pynvml.nvmlMemory_v2
+        try:
+            return self._session.call("nvmlDeviceGetMemoryInfo", handle, version)
+        except NvmlError as error:
+            if error.kind is not Kind.UNSUPPORTED:
+                raise
+            # Before driver 510: "used" then includes what the driver reserves for itself.
+            return self._session.call("nvmlDeviceGetMemoryInfo", handle)
+
+    def _allowed_clock_hz(self) -> float:
+        nvml, ask = self._session.pynvml, self._session.ask
+        target = ask(
+            "nvmlDeviceGetClock",
+            self._board,
+            nvml.NVML_CLOCK_SM,
+            nvml.NVML_CLOCK_ID_APP_CLOCK_TARGET,
+            default=0,
+        )
+        if target:
+            return float(target) * 1e6
+        maximum = self._session.call("nvmlDeviceGetMaxClockInfo", self._board, nvml.NVML_CLOCK_SM)
+        return float(maximum) * 1e6
+
+    def _pids(self) -> list[int] | None:
+        try:
+            return [p.pid for p in self._session.processes(self._handle)]
+        except NvmlError:
+            return None
+
+    def _first(self, metric: str) -> float | None:
+        try:
+            return self._fast[metric][1]()
+        except NvmlError:
+            return None
+
+
+_SHARED_BY_SLICES = (
+    *("energy_j", "power_w", "power_average_w", "power_limit_w"),
+    *("gpu_utilization", "memory_utilization"),
+)
+_COUNTERS = frozenset(
+    {
+        "energy_j",
+        "throttle_power_cap_s",
+        "throttle_thermal_policy_s",
+        "ecc_corrected",
+        "ecc_uncorrected",
+    }
+)
