@@ -196,9 +196,10 @@ def _run(
 
 def judged(report: AttemptReport, rules: Mapping[str, Any]) -> AttemptReport:
     """``report`` with its verdict; a measurement that telemetry refuses becomes ``invalid``."""
-    from orchestrator.telemetry import judge
+    from orchestrator.telemetry import derived, judge
 
     try:
+        report.telemetry.update(derived(report))
         verdict = judge(report, rules)
     except Exception as error:  # a broken rule must not cost the measurement
         reason = f"{type(error).__name__}: {error}"
