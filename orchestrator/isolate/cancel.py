@@ -4,31 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 
 
 class Cancel:
-    """Raised by :meth:`set`, from any thread; readable on :meth:`fileno` while it is raised."""
+    """Raised by :meth:`set`, from any thread; readable on :meth:`fileno` while it is raised.
+
+    No lock (``threading.Event`` has one): a signal handler may raise it on top of anything.
+    """
 
     def __init__(self) -> None:
         self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._flag = threading.Event()
+        self._raised = False
 
     def set(self) -> None:
         """Raise the flag."""
-        self._flag.set()
+        self._raised = True
         with contextlib.suppress(OSError):
             os.write(self._write, b"\0")
 
     def clear(self) -> None:
         """Lower the flag."""
-        self._flag.clear()
+        self._raised = False
         with contextlib.suppress(BlockingIOError):
             os.read(self._read, 65_536)
 
     def is_set(self) -> bool:
         """Whether it is raised."""
-        return self._flag.is_set()
+        return self._raised
 
     def fileno(self) -> int:
         """For selectors."""

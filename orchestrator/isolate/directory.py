@@ -2,7 +2,7 @@
 
 ::
 
-    orchestrator-XXXXXXXX/
+    orchestrator-attempt-XXXXXXXX/
       job.json      what the child is to do
       log.txt       its stdout and stderr; locked for as long as anyone of the attempt lives
       artifacts/    what the task writes
@@ -23,9 +23,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-PREFIX = "orchestrator-"
+from orchestrator.isolate.linux import punch_hole
+
+PREFIX = "orchestrator-attempt-"
 LOG_NAME = "log.txt"
 LOG_HALF_BYTES = 8 << 20
+_BLOCK_BYTES = 4096
 ARTIFACT_MAX_BYTES = 64 << 20
 ARTIFACTS_MAX_BYTES = 256 << 20
 
@@ -46,45 +49,36 @@ class AttemptDirectory:
         self.temporary = self.path / "tmp"
         self.artifacts.mkdir()
         self.temporary.mkdir()
-        # Appending: the file can then be cut short under a child that goes on writing.
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         self.log = os.open(self.path / LOG_NAME, flags, 0o600)
         fcntl.flock(self.log, fcntl.LOCK_SH)
-        self._head: bytes | None = None
-        self._tail = b""
-        self._dropped_bytes = 0
+        self._punched = LOG_HALF_BYTES
 
     def write_job(self, job: dict[str, Any]) -> None:
         """Leave the child its orders."""
         self.job.write_text(json.dumps(job))
 
     def cap_log(self) -> None:
-        """Keep what the log takes on disk bounded; cheap, to be called now and then.
+        """Give back to the disk the middle of a long log; cheap, to be called now and then.
 
-        A child that prints gigabytes is neither slowed by a pipe nor let fill the disk: past the
-        cap the file is cut to nothing, its first and last part being kept here.
+        A child that prints gigabytes is neither slowed by a pipe nor let fill the disk, and unlike
+        a file cut short under its writer nothing it prints meanwhile is lost. A file system that
+        cannot punch holes keeps the whole log until the attempt ends.
         """
-        size = os.fstat(self.log).st_size
-        if size <= 2 * LOG_HALF_BYTES:
-            return
-        if self._head is None:
-            self._head = os.pread(self.log, LOG_HALF_BYTES, 0)
-            self._dropped_bytes -= len(self._head)
-        tail = os.pread(self.log, LOG_HALF_BYTES, size - LOG_HALF_BYTES)
-        os.ftruncate(self.log, 0)
-        self._dropped_bytes += size + len(self._tail) - len(tail)
-        self._tail = tail
+        end = (os.fstat(self.log).st_size - LOG_HALF_BYTES) // _BLOCK_BYTES * _BLOCK_BYTES
+        if end - self._punched >= LOG_HALF_BYTES:
+            punch_hole(self.log, self._punched, end - self._punched)
+            self._punched = end
 
     def read_log(self) -> bytes:
         """The log: whole, or its first and last part around a line that says what is missing."""
-        self.cap_log()
-        rest = os.pread(self.log, 2 * LOG_HALF_BYTES, 0)
-        if self._head is None:
-            return rest
-        tail = self._tail + rest
-        dropped = self._dropped_bytes + max(0, len(tail) - LOG_HALF_BYTES)
-        mark = f"\n[... about {dropped} bytes of output were not kept ...]\n".encode()
-        return self._head + mark + tail[-LOG_HALF_BYTES:]
+        size = os.fstat(self.log).st_size
+        dropped = size - 2 * LOG_HALF_BYTES
+        if dropped <= 0:
+            return os.pread(self.log, size, 0)
+        mark = f"\n[... {dropped} bytes of output were not kept ...]\n".encode()
+        head = os.pread(self.log, LOG_HALF_BYTES, 0)
+        return head + mark + os.pread(self.log, LOG_HALF_BYTES, size - LOG_HALF_BYTES)
 
     def collect(self, names: Iterable[str]) -> tuple[dict[str, bytes], dict[str, str]]:
         """Content of the declared artifacts that are there, and why the others are not."""

@@ -18,7 +18,7 @@ _SECRET = re.compile(
 # A gated model cannot be fetched without one of these.
 _NEEDED_SECRETS = frozenset({"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH"})
 # Of the supervisor and the tracking store; a measured process has no business with either.
-_FOREIGN_PREFIXES = ("RAY_", "MLFLOW_", "ORCHESTRATOR_")
+_FOREIGN_PREFIXES = ("RAY_", "MLFLOW_")
 
 _QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",

@@ -13,6 +13,8 @@ PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+_FALLOC_FL_KEEP_SIZE = 1
+_FALLOC_FL_PUNCH_HOLE = 2
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -64,6 +66,13 @@ def descendants(pid: int) -> list[int]:
                 found.append(child)
                 waiting.append(child)
     return found
+
+
+def punch_hole(descriptor: int, offset: int, length: int) -> bool:
+    """Free the disk under a range of a file, which then reads as zeros; False where unsupported."""
+    flags = _FALLOC_FL_KEEP_SIZE | _FALLOC_FL_PUNCH_HOLE
+    place = ctypes.c_int64(offset), ctypes.c_int64(length)
+    return bool(_libc.fallocate(descriptor, flags, *place) == 0)
 
 
 def kill_quietly(pid: int, signum: int = signal.SIGKILL) -> None:
