@@ -7,77 +7,29 @@ A sequence of n output tokens has n token times, the moments each token was ther
                 |------- decode: n - 1 intervals|
       |------------------ e2e ------------------|
 
-Tasks get these from ``clock.seconds_between(marks)``: the first interval is TTFT where the first
-mark was taken before prefill, and belongs to no inter-token statistic.
+``intervals_s`` below are the n - 1 intervals of decode, as ``clock.seconds_between`` gives them for
+marks taken at t_0 ... t_(n-1). The time to the first token is none of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import accumulate
-
-
-@dataclass(frozen=True)
-class Generation:
-    """Times of one generated batch: ``ttft_s`` and the intervals between its n output tokens.
-
-    Attributes
-    ----------
-    ttft_s : float
-        From the prompt in to the first token out.
-    intervals_s : tuple of float
-        Between consecutive tokens, ``n - 1`` of them; empty for a single token.
-    batch : int
-        Sequences generated together; each interval gives this many tokens.
-    """
-
-    ttft_s: float
-    intervals_s: tuple[float, ...]
-    batch: int = 1
-
-    @classmethod
-    def of(cls, seconds_between: Sequence[float], *, batch: int = 1) -> Generation:
-        """From marks ``[before prefill, t_0, t_1, ...]``: the intervals between them."""
-        if not seconds_between:
-            raise ValueError("a generation has at least the time to its first token")
-        return cls(seconds_between[0], tuple(seconds_between[1:]), batch)
-
-    @property
-    def new_tokens(self) -> int:
-        """Output tokens of one sequence."""
-        return len(self.intervals_s) + 1
-
-    @property
-    def decode_s(self) -> float:
-        """``t_last - t_first``: prefill is not in it."""
-        return sum(self.intervals_s)
-
-    @property
-    def e2e_s(self) -> float:
-        """Prefill and decode of one sequence."""
-        return self.ttft_s + self.decode_s
-
-    @property
-    def tpot_s(self) -> float | None:
-        """``(t_last - t_first) / (n - 1)``; None for a single token."""
-        return tpot_s(self.intervals_s)
-
-    @property
-    def decode_tokens_per_s(self) -> float | None:
-        """``batch (n - 1) / (t_last - t_first)``; None for a single token."""
-        per_token = self.tpot_s
-        return self.batch / per_token if per_token else None
-
-    @property
-    def token_times_s(self) -> list[float]:
-        """Seconds from the prompt to each token."""
-        return list(accumulate(self.intervals_s, initial=self.ttft_s))
 
 
 def tpot_s(intervals_s: Sequence[float]) -> float | None:
-    """Mean interval between the tokens of one sequence: the sum of n - 1 intervals over n - 1."""
+    """``(t_last - t_first) / (n - 1)`` of one sequence, from its n - 1 intervals; None without."""
     return sum(intervals_s) / len(intervals_s) if intervals_s else None
+
+
+def decode_tokens_per_s(intervals_s: Sequence[float], *, batch: int = 1) -> float | None:
+    """``batch (n - 1) / (t_last - t_first)``: neither prefill nor its token is in it."""
+    decode_s = sum(intervals_s)
+    return batch * len(intervals_s) / decode_s if decode_s > 0.0 else None
+
+
+def e2e_s(ttft_s: float, intervals_s: Sequence[float]) -> float:
+    """Prefill and decode of one sequence."""
+    return ttft_s + sum(intervals_s)
 
 
 def step_tokens_per_s(tokens_of_one_step: int, step_s: float) -> float | None:
