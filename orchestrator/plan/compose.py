@@ -24,7 +24,7 @@ from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra._internal.defaults_list import create_defaults_list
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
-from hydra.core.default_element import GroupDefault
+from hydra.core.default_element import ConfigDefault, GroupDefault, InputDefault
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.types import Override, OverrideType, ValueType
 from hydra.core.plugins import Plugins
@@ -259,14 +259,18 @@ class Composer:
         if isinstance(root.config, DictConfig) and "hydra" in root.config:
             with open_dict(root.config):
                 del root.config["hydra"]  # no node to merge it into: see the module's sentence
-        self.default_groups = {d.get_override_key() for d in self._root_groups(root)}
+        root.defaults_list = [d for d in root.defaults_list or [] if not _is_hydras(d)]
+        with translated(f"{config_name}.yaml"):
+            found = create_defaults_list(self._cached, config_name, [], False, skip_missing=True)
+        #: Groups that the root file names, and the option it names.
+        self.default_groups = dict(found.overrides.known_choices)
         self.root_keys = [str(key) for key in OmegaConf.structured(RootConfig)]
-
-    def _root_groups(self, root: ConfigResult) -> list[GroupDefault]:
-        found = [d for d in copy.deepcopy(root.defaults_list or []) if isinstance(d, GroupDefault)]
-        for default in found:
-            default.update_parent("", "")
-        return found
+        self._root_is_plain = all(
+            (isinstance(default, GroupDefault) and "${" not in str(default.value))
+            or default.is_self()
+            or _is_schema(default)
+            for default in root.defaults_list
+        )
 
     def is_group(self, key: str) -> bool:
         """Whether ``key`` names a config group (``quant``, ``own/group@package``)."""
@@ -299,6 +303,34 @@ class Composer:
     def has_option(self, group: str, option: str) -> bool:
         """Whether ``group=option`` can be chosen."""
         return self._cached.config_exists(f"{group.split('@')[0]}/{option}")
+
+    def independent(self, choices: Mapping[str, str]) -> bool:
+        """Whether each of these choices decides its own node of the configuration and no other.
+
+        Then the configuration for any mixture of options is put together from configurations that
+        differ in one of them.
+        """
+        every = {**self.default_groups, **choices}
+        return self._root_is_plain and all(
+            option is not None and self._is_local(group, option) for group, option in every.items()
+        )
+
+    def _is_local(self, group: str, option: str) -> bool:
+        if group not in self.root_keys or group not in self.default_groups:
+            return False
+        result = self._cached.load_config(f"{group}/{option}")
+        if result is None or result.header["package"] not in (None, group):
+            return False
+        return all(
+            default.is_self()
+            or (
+                isinstance(default, ConfigDefault)
+                and default.package is None
+                and not any(mark in str(default.path) for mark in ("/", "${"))
+                and self._is_local(group, str(default.path))
+            )
+            for default in result.defaults_list or []
+        )
 
     def compose(self, choices: Mapping[str, str]) -> DictConfig:
         """The configuration for these choices of groups, typed and closed to unknown keys.
@@ -345,6 +377,14 @@ class Composer:
             skip_missing=False,
         )
         return self._loader._compose_config_from_defaults_list(found.defaults, self._copies)
+
+
+def _is_hydras(default: InputDefault) -> bool:
+    return isinstance(default, GroupDefault) and str(default.group).startswith("hydra/")
+
+
+def _is_schema(default: InputDefault) -> bool:
+    return isinstance(default, ConfigDefault) and default.path == f"{SCHEMA_GROUP}/{SCHEMA_ROOT}"
 
 
 def _group_override(key: str, option: str) -> Override:

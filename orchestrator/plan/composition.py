@@ -5,18 +5,19 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 
 from orchestrator.errors import ConfigError
 from orchestrator.measure.registry import find_task
-from orchestrator.plan.axes import COMMAND_LINE, Fixed
+from orchestrator.plan.axes import Axis, Fixed
 from orchestrator.plan.compose import check_task
-from orchestrator.plan.identity import check_fields, copied
+from orchestrator.plan.identity import copied, identity_problems
 from orchestrator.plan.messages import translated
 from orchestrator.plan.schema import (
     IDENTITY_KEYS,
+    MISSING,
     SCHEMA_VERSION,
     SETTING_KEYS,
     ClusterConfig,
@@ -33,135 +34,158 @@ Tree = dict[str, Any]
 class Composition:
     """A composed configuration with its fixed values in place.
 
-    Value axes are put in one value at a time, typed by the schema once for each; a trial is then a
-    copy of plain data. Configurations with interpolations cannot be treated so, because one value
-    may decide another: those are resolved trial by trial.
-
     Parameters
     ----------
     config : DictConfig
         As composed from groups; taken over.
     fixed : sequence of Fixed
         Applied in order.
-    axes : sequence of str
-        Keys of the value axes.
+    axes : sequence of Axis
+        The value axes.
+
+    Attributes
+    ----------
+    plain : bool
+        No interpolations, and no axis inside another: values on the axes are independent.
+    base : dict
+        Plain values of everything, those on the axes included as far as they are there.
     """
 
-    def __init__(self, config: DictConfig, fixed: Sequence[Fixed], axes: Sequence[str]) -> None:
+    def __init__(self, config: DictConfig, fixed: Sequence[Fixed], axes: Sequence[Axis]) -> None:
         for item in fixed:
             assign(config, item)
         check_task(config)
         self._config = config
-        self._axes = tuple(axes)
+        self.axes = tuple(axes)
+        self._keys = [axis.key for axis in axes]
         self._typed: dict[tuple[int, int], Any] = {}
         self.task = find_task(config.task.name)
-        raw = OmegaConf.to_container(config, resolve=False)
+        raw = OmegaConf.to_container(config, resolve=False, enum_to_str=True)
         assert isinstance(raw, dict)
-        kept = {str(k): v for k, v in raw.items() if k in (*IDENTITY_KEYS, *SETTING_KEYS)}
-        self._plain = not any(_interpolated(leaf) for _, leaf in _leaves(kept))
-        self._plain = self._plain and not _overlapping(self._axes)
-        if self._plain:
-            _require_all(kept, given=self._axes)
-        self._base = copied(kept)
-        self._settings_tree = self._settings_of(config)
-        self._checked = False
-
-    @property
-    def settings_tree(self) -> Tree:
-        """Plain settings, for comparing compositions with each other."""
-        return self._settings_tree
+        self.base: Tree = copied({k: raw[k] for k in (*IDENTITY_KEYS, *SETTING_KEYS)})
+        leaves = dict(_leaves(self.base))
+        self.plain = not (
+            any(_interpolated(leaf) for leaf in leaves.values())
+            or any(axis.prefix for axis in axes)
+            or any(a != b and b.startswith(f"{a}.") for a in self._keys for b in self._keys)
+        )
+        for key, leaf in leaves.items():
+            if leaf == MISSING and key not in self._keys:
+                raise _must_be_given(key)
+        if self.plain:
+            _check_values(self.base, self.task.config, skip=self._keys)
+        with translated():
+            self.settings_tree: Tree = {key: _resolved(config, key) for key in SETTING_KEYS}
+        for key, problem in field_problems(RootConfig, self.settings_tree, ""):
+            raise ConfigError(problem, where=key)
+        _check_settings(self.settings_tree)
 
     def settings(self) -> Settings:
         """Settings as typed objects."""
-        node = OmegaConf.structured(Settings)
-        with translated():
-            typed = OmegaConf.to_object(OmegaConf.merge(node, self._settings_tree))
-        assert isinstance(typed, Settings)
-        return typed
+        kinds = get_type_hints(Settings)
+        return Settings(
+            **{
+                name: kinds[name](**value) if isinstance(value, dict) else value
+                for name, value in copied(self.settings_tree).items()
+            }
+        )
 
-    def _settings_of(self, config: DictConfig) -> Tree:
+    def fitted(self, number: int, position: int, value: Any) -> Any:
+        """The value at ``position`` of axis ``number`` as its field's type; worked out once."""
+        seen = (number, position)
+        if seen not in self._typed:
+            key = self._keys[number]
+            # A mapping merges into what is there: later values must not see earlier ones.
+            config = copy.deepcopy(self._config) if isinstance(value, dict) else self._config
+            assign(config, Fixed(key, value, where=self.axes[number].where))
+            with translated(key):
+                fitted = _resolved(config, key)
+            probe = copied(self.base)
+            put(probe, key, fitted)
+            _check_values(probe, self.task.config, only=key)
+            self._typed[seen] = fitted
+        return self._typed[seen]
+
+    def resolved(self, values: Sequence[Any], device_kind: DeviceKind) -> tuple[Tree, list[Any]]:
+        """Identity and typed values of one trial, interpolations resolved: slow, always right."""
+        config = copy.deepcopy(self._config)
+        for axis, value in zip(self.axes, values, strict=True):
+            assign(config, Fixed(axis.key, value, axis.prefix, axis.where))
+        check_task(config)
         with translated():
-            tree = {key: _resolved(config, key) for key in SETTING_KEYS}
-        for key, problem in field_problems(RootConfig, tree, ""):
-            raise ConfigError(problem, where=key)
-        _check_settings(tree)
-        return tree
+            if _resolved(config, "device.kind") == "auto":
+                config.device.kind = self.device_kind(device_kind)
+            typed = [_resolved(config, key) for key in self._keys]
+            tree: Tree = {key: copied(_resolved(config, key)) for key in IDENTITY_KEYS}
+        _check_values(tree, self.task.config)
+        return tree, typed
+
+    def device_kind(self, device_kind: DeviceKind) -> str:
+        """What ``auto`` is on the cluster of this configuration."""
+        kind = device_kind(ClusterConfig(**self.settings_tree["cluster"]))
+        if kind not in ("cpu", "cuda"):
+            raise ConfigError(f"device=auto came out as {kind!r}", where="device.kind")
+        return kind
+
+
+class Mixture:
+    """Compositions that differ in one independent group each, read as one configuration.
+
+    Values are put on the axes as plain data, typed by the schema once for each; a trial is a copy.
+    Configurations with interpolations cannot be treated so, because one value may decide another:
+    those are resolved trial by trial.
+
+    Parameters
+    ----------
+    first : Composition
+        Has everything that no other one owns.
+    owners : mapping of str to Composition
+        Who has the node of that name. All of them are plain.
+    """
+
+    def __init__(self, first: Composition, owners: Mapping[str, Composition]) -> None:
+        self._first = first
+        self._owners = {key: owners.get(key, first) for key in IDENTITY_KEYS}
+        self._base = {key: owner.base[key] for key, owner in self._owners.items()}
+
+    @property
+    def first(self) -> Composition:
+        return self._first
 
     def identity(
-        self, values: Sequence[tuple[int, Any]], prefixes: Sequence[str], device_kind: DeviceKind
+        self, values: Sequence[tuple[int, Any]], device_kind: DeviceKind
     ) -> tuple[Tree, list[Any]]:
-        """The identity of one trial, and its values on the axes as typed.
+        """The identity of one trial, and its values on the value axes as typed.
 
         Parameters
         ----------
         values : sequence of (int, value)
             For each value axis, the position of the value on it and the value as written.
-        prefixes : sequence of str
-            ``+`` where an axis adds its key.
         """
-        if self._plain and not any(prefixes):
-            tree = {"schema": SCHEMA_VERSION, **copied({k: self._base[k] for k in IDENTITY_KEYS})}
-            typed = []
+        first = self._first
+        if first.plain:
+            tree, typed = copied(self._base), []
             for number, (position, value) in enumerate(values):
-                fitted = self._fitted(number, position, value)
-                typed.append(fitted)
-                _put(tree, self._axes[number], copied(fitted))
-            if not self._checked:
-                check_fields(tree, self.task.config)
-                self._checked = True
+                key = first.axes[number].key
+                owner = self._owners[key.split(".")[0]]
+                typed.append(owner.fitted(number, position, value))
+                put(tree, key, copied(typed[-1]))
         else:
-            config = copy.deepcopy(self._config)
-            for key, prefix, (_, value) in zip(self._axes, prefixes, values, strict=True):
-                assign(config, Fixed(key, value, prefix))
-            if str(OmegaConf.select(config, "device.kind")) == "auto":
-                config.device.kind = self._device_kind(device_kind)
-            with translated():
-                typed = [_resolved(config, key) for key in self._axes]
-                tree = {"schema": SCHEMA_VERSION}
-                tree.update({key: copied(_resolved(config, key)) for key in IDENTITY_KEYS})
-            check_fields(tree, self.task.config)
-        self._settle(tree, device_kind)
-        return tree, typed
-
-    def _fitted(self, number: int, position: int, value: Any) -> Any:
-        """A value of an axis as its field's type; assigned and checked once."""
-        seen = (number, position)
-        if seen not in self._typed:
-            key = self._axes[number]
-            # A mapping merges into what is there: later values must not see earlier ones.
-            config = copy.deepcopy(self._config) if isinstance(value, dict) else self._config
-            assign(config, Fixed(key, value, where=COMMAND_LINE))
-            with translated(key):
-                fitted = _resolved(config, key)
-            probe = copied(self._base)
-            _put(probe, key, fitted)
-            for other, leaf in _leaves({key: fitted}):
-                if leaf == "???" or _interpolated(leaf):
-                    raise ConfigError("has no plain value", where=other)
-            root = key.split(".")[0]
-            kind = self.task.config if root == "task" else OmegaConf.get_type(config, root)
-            if isinstance(probe[root], Mapping) and isinstance(kind, type):
-                problems = field_problems(kind, probe[root], root)
-            else:
-                problems = field_problems(RootConfig, {root: probe[root]}, "")
-            for where, problem in problems:
-                if where == key or where.startswith(f"{key}."):
-                    raise ConfigError(problem, where=where)
-            self._typed[seen] = fitted
-        return self._typed[seen]
-
-    def _device_kind(self, device_kind: DeviceKind) -> str:
-        kind = device_kind(self.settings().cluster)
-        if kind not in ("cpu", "cuda"):
-            raise ConfigError(f"device=auto came out as {kind!r}", where="device.kind")
-        return kind
-
-    def _settle(self, tree: Tree, device_kind: DeviceKind) -> None:
-        """Replace what depends on where a person stands: ``auto``, and relative paths."""
+            tree, typed = first.resolved([value for _, value in values], device_kind)
+        # What depends on where a person stands is settled here: `auto`, and relative paths.
         if tree["device"]["kind"] == "auto":
-            tree["device"]["kind"] = self._device_kind(device_kind)
+            tree["device"]["kind"] = first.device_kind(device_kind)
         if tree["model"]["path"]:
             tree["model"]["path"] = os.path.abspath(os.path.expanduser(tree["model"]["path"]))
+        return {"schema": SCHEMA_VERSION, **tree}, typed
+
+
+def _check_values(
+    tree: Tree, task_config: type, *, skip: Sequence[str] = (), only: str | None = None
+) -> None:
+    for key, problem in identity_problems(tree, task_config):
+        if key not in skip and (only is None or key == only or key.startswith(f"{only}.")):
+            raise ConfigError(problem, where=key)
 
 
 def _check_settings(tree: Tree) -> None:
@@ -199,12 +223,6 @@ def _missing(config: DictConfig, key: str) -> bool:
     return isinstance(node, DictConfig) and OmegaConf.is_missing(node, name)
 
 
-def _require_all(tree: Tree, given: Sequence[str]) -> None:
-    for key, leaf in _leaves(tree):
-        if leaf == "???" and key not in given:
-            raise _must_be_given(key)
-
-
 def _must_be_given(key: str) -> ConfigError:
     hints = {
         "cluster.address": "Write cluster.address=auto or cluster.address=HOST:PORT",
@@ -228,11 +246,8 @@ def _interpolated(leaf: Any) -> bool:
     return isinstance(leaf, str) and "${" in leaf
 
 
-def _overlapping(keys: Sequence[str]) -> bool:
-    return any(a != b and b.startswith(f"{a}.") for a in keys for b in keys)
-
-
-def _put(tree: Tree, key: str, value: Any) -> None:
+def put(tree: Tree, key: str, value: Any) -> None:
+    """Set a dotted key whose parents are there."""
     *parents, name = key.split(".")
     for parent in parents:
         tree = tree[parent]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -73,13 +73,11 @@ def copied(tree: Any) -> Any:
     return tree
 
 
-def check_fields(identity: Mapping[str, Any], task_config: type) -> None:
-    """Raise :class:`ConfigError` for a value that its field's metadata rules out."""
+def identity_problems(identity: Mapping[str, Any], task_config: type) -> Iterator[tuple[str, str]]:
+    """Yield (key, what is wrong) for every value that its field's metadata rules out."""
     for name, kind in {"task": task_config, **IDENTITY_GROUPS}.items():
-        for key, problem in field_problems(kind, identity[name], name):
-            raise ConfigError(problem, where=key)
-    for key, problem in field_problems(RootConfig, {"seed": identity["seed"]}, ""):
-        raise ConfigError(problem, where=key)
+        yield from field_problems(kind, identity[name], name)
+    yield from field_problems(RootConfig, {"seed": identity["seed"]}, "")
 
 
 def check_together(identity: Mapping[str, Any]) -> None:
@@ -152,7 +150,8 @@ def rebuild(identity: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise ConfigError(f"{seed!r} is not an int", where="seed")
     tree["seed"] = seed
-    check_fields(tree, task_config)
+    for key, problem in identity_problems(tree, task_config):
+        raise ConfigError(problem, where=key)
     check_together(tree)
     if tree["device"]["kind"] == "auto":
         raise ConfigError("an identity never says auto", where="device.kind")

@@ -1,0 +1,90 @@
+"""How long planning 10,000 trials takes, and how much memory: two group axes, two value axes.
+
+Run it as ``python benchmarks/plan.py``; ``--side N`` makes N × N × N × N trials.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks._machine import emit, peak_rss_bytes
+
+# Planned once for a working task (its check included) and once for one that checks nothing.
+TASKS = {"inference": ("prompt_tokens", "new_tokens"), "noop": ("value", "sleep_s")}
+
+
+def groups(directory: Path, side: int) -> None:
+    """Write ``side`` options each of two groups of a person's own."""
+    for group in ("model", "protocol"):
+        (directory / group).mkdir(parents=True)
+    for number in range(side):
+        (directory / "model" / f"m{number}.yaml").write_text(
+            f"defaults: [random_tiny, _self_]\narchitecture: {{num_hidden_layers: {number + 1}}}\n"
+        )
+        (directory / "protocol" / f"p{number}.yaml").write_text(
+            f"defaults: [quick, _self_]\nwarmup: {number}\n"
+        )
+
+
+def once(task: str, side: int) -> tuple[float, int]:
+    """Seconds of one ``build``, and the trials it made."""
+    from orchestrator.plan import build
+
+    first, second = TASKS[task]
+    with tempfile.TemporaryDirectory() as name:
+        groups(Path(name), side)
+        begin = time.perf_counter()
+        plan = build(
+            [
+                f"task={task}",
+                "model=" + ",".join(f"m{number}" for number in range(side)),
+                "protocol=" + ",".join(f"p{number}" for number in range(side)),
+                f"task.{first}=range(1,{side + 1})",
+                f"task.{second}=range(1,{side + 1})",
+            ],
+            config_dirs=[Path(name)],
+            device_kind=lambda cluster: "cpu",
+        )
+        return time.perf_counter() - begin, len(plan.trials)
+
+
+def help_s() -> float:
+    """Seconds of ``--help`` in a fresh interpreter."""
+    begin = time.perf_counter()
+    subprocess.run(
+        [sys.executable, "-m", "orchestrator", "--help"],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        cwd=Path(__file__).resolve().parent.parent,
+    )
+    return time.perf_counter() - begin
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--side", type=int, default=10)
+    parser.add_argument("--repeat", type=int, default=3)
+    args = parser.parse_args()
+    for task in TASKS:
+        taken = [once(task, args.side) for _ in range(args.repeat)]
+        count = taken[0][1]
+        if count != args.side**4:
+            raise SystemExit(f"planned {count} trials, expected {args.side**4}")
+        required = "<= 10" if count == 10_000 else None
+        value = statistics.median(seconds for seconds, _ in taken)
+        emit(f"plan_{count}_trials_{task}_s", value, "s", required=required, n=len(taken))
+    emit("plan_peak_rss_bytes", peak_rss_bytes(), "bytes", required="< 1073741824")
+    helps = [help_s() for _ in range(args.repeat)]
+    emit("help_s", statistics.median(helps), "s", required="<= 1", n=len(helps))
+
+
+if __name__ == "__main__":
+    main()
