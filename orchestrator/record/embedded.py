@@ -37,6 +37,8 @@ SPOOL = "spool"
 
 # Longer than any lock that is not a mistake; with a write-ahead log readers hardly ever wait.
 BUSY_TIMEOUT_S = 90.0
+# So many hashes are looked for in SQL; for more, all are read and sorted out afterwards.
+FEW = 500
 _SWEEP_TAGS = (SWEEP_TAG, "sweep", "driver_id")
 
 T = TypeVar("T")
@@ -156,29 +158,35 @@ class EmbeddedStore(Store):
     def _runs(
         self, having: str, keys: tuple[str, ...], values: frozenset[str] | None = None
     ) -> list[RunRow]:
-        """Active runs that carry the tag ``having``, with the tags ``keys``."""
+        """Active runs that have the tag ``having``, with the tags ``keys``; without their files."""
+
+        wanted = [key for key in keys if key != having]
+        # The primary key of `tags` is (key, run): each of these is one seek, done in C.
+        columns = ", ".join(
+            "(SELECT value FROM tags WHERE key = ? AND run_uuid = h.run_uuid)" for _ in wanted
+        )
+        few = sorted(values) if values is not None and len(values) <= FEW else None
+        condition = f" AND h.value IN ({','.join('?' * len(few))})" if few is not None else ""
 
         def query(connection: sqlite3.Connection) -> list[RunRow]:
-            tags: dict[str, dict[str, str]] = {}
-            # The primary key of `tags` begins with its key: each of these is one range scan.
-            for run_id, value in connection.execute(
-                "SELECT run_uuid, value FROM tags WHERE key = ?", (having,)
-            ):
-                if values is None or value in values:
-                    tags[run_id] = {having: value}
-            few = values is not None and len(tags) <= 500
-            for key in keys:
-                if key == having:
-                    continue
-                for run_id, value in _tag_rows(connection, key, list(tags) if few else None):
-                    if run_id in tags:
-                        tags[run_id][key] = value
+            rows = connection.execute(
+                f"SELECT r.run_uuid, r.status, r.start_time, r.end_time, h.value, {columns}"
+                " FROM tags h JOIN runs r ON r.run_uuid = h.run_uuid"
+                f" WHERE h.key = ? AND r.lifecycle_stage = 'active'{condition}",
+                (*wanted, having, *(few or ())),
+            )
             return [
-                RunRow(run_id, status, start or 0, end, uri or "", str(experiment), tags[run_id])
-                for run_id, status, start, end, uri, experiment in _run_rows(
-                    connection, list(tags) if few else None
+                RunRow(
+                    run_id,
+                    status,
+                    start or 0,
+                    end,
+                    "",
+                    "",
+                    {k: v for k, v in zip((having, *wanted), tags, strict=True) if v is not None},
                 )
-                if run_id in tags
+                for run_id, status, start, end, *tags in rows
+                if values is None or tags[0] in values
             ]
 
         try:
@@ -249,30 +257,3 @@ class EmbeddedStore(Store):
             connection = sqlite3.connect(f"{address}&immutable=1", uri=True)
         with closing(connection):
             yield connection
-
-
-def _tag_rows(
-    connection: sqlite3.Connection, key: str, run_ids: list[str] | None
-) -> Iterator[tuple[str, str]]:
-    if run_ids is None:
-        yield from connection.execute("SELECT run_uuid, value FROM tags WHERE key = ?", (key,))
-        return
-    marks = ",".join("?" * len(run_ids))
-    yield from connection.execute(
-        f"SELECT run_uuid, value FROM tags WHERE key = ? AND run_uuid IN ({marks})",
-        (key, *run_ids),
-    )
-
-
-def _run_rows(
-    connection: sqlite3.Connection, run_ids: list[str] | None
-) -> Iterator[tuple[str, str, int | None, int | None, str | None, int]]:
-    select = (
-        "SELECT run_uuid, status, start_time, end_time, artifact_uri, experiment_id"
-        " FROM runs WHERE lifecycle_stage = 'active'"
-    )
-    if run_ids is None:
-        yield from connection.execute(select)
-        return
-    marks = ",".join("?" * len(run_ids))
-    yield from connection.execute(f"{select} AND run_uuid IN ({marks})", run_ids)

@@ -34,6 +34,7 @@ class Writer:
         self._replay = replay
         self._runs: dict[str, RunRow] = {}
         self._doubtful: set[str] = set()
+        self._orphaned: set[str] = set()
         self._experiments: dict[str, str] = {}
 
     def run_id(self, key: str) -> str | None:
@@ -102,9 +103,8 @@ class Writer:
             for key in ("outcome", "verdict", "reason"):
                 tags.pop(key, None)
         if record.parent is not None:
-            parent = self._runs.get(record.parent) or self._find(SWEEP_TAG, record.parent)
+            parent = self._parent(record.parent)
             if parent is not None:
-                self._runs[record.parent] = parent
                 tags[PARENT_TAG] = parent.run_id
         experiment = self._experiments.get(record.experiment)
         if experiment is None:
@@ -120,6 +120,15 @@ class Writer:
             raise
         self._doubtful.discard(record.key)
         return run
+
+    def _parent(self, sweep_id: str) -> RunRow | None:
+        if sweep_id not in self._runs and sweep_id not in self._orphaned:
+            found = self._find(SWEEP_TAG, sweep_id)
+            if found is None:
+                self._orphaned.add(sweep_id)
+            else:
+                self._runs[sweep_id] = found
+        return self._runs.get(sweep_id)
 
     def _find(self, key_tag: str, key: str) -> RunRow | None:
         found = list(self._backend.search(f"tags.{key_tag} = '{key}'"))

@@ -1,0 +1,165 @@
+"""Plans, attempts and reports to record; a store of the test's own."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.attempt import AttemptReport, AttemptSpec, Outcome, Slot, Verdict
+from orchestrator.measure.metric import Absent, Samples, Value
+from orchestrator.plan import Plan, Trial, config_hash
+from orchestrator.plan.schema import Settings
+from orchestrator.record import Recording, open_store
+from orchestrator.record.boundary import QUIET_ENVIRONMENT
+from orchestrator.record.embedded import EmbeddedStore
+
+SLOT = Slot("node-1", "host-1", (0, 1), ("GPU-aaaa", "GPU-bbbb"))
+
+
+def identity_of(value: int, **task: Any) -> dict[str, Any]:
+    return {
+        "schema": 1,
+        "task": {"name": "noop", "value": value, "sleep_s": 0.0, **task},
+        "model": {"source": "packaged", "id": "smollm2_135m", "revision": None, "path": None},
+        "quant": {"scheme": "nf4", "dtype": "bfloat16", "double_quant": True},
+        "protocol": {"warmup": 1, "confidence": 0.95, "resamples": 200},
+        "device": {"kind": "cpu", "threads": None},
+        "seed": 0,
+    }
+
+
+def trial_of(value: int, **task: Any) -> Trial:
+    identity = identity_of(value, **task)
+    return Trial(config_hash(identity), identity, {"quant": "nf4", "task.value": value})
+
+
+def plan_of(trials: list[Trial], sweep: str = "quant") -> Plan:
+    axes = {"quant": ("nf4",), "task.value": tuple(str(i) for i in range(len(trials)))}
+    return Plan(sweep, "Weights of four bits.", tuple(trials), Settings(), {"quant": "nf4"}, axes)
+
+
+def spec_of(trial: Trial, number: int = 1, sweep: str = "quant") -> AttemptSpec:
+    return AttemptSpec(uuid.uuid4().hex, trial.hash, trial.identity, sweep, number)
+
+
+def report_of(spec: AttemptSpec, outcome: Outcome = Outcome.OK, **changes: Any) -> AttemptReport:
+    now = time.time()
+    report = AttemptReport(
+        attempt_id=spec.attempt_id,
+        config_hash=spec.config_hash,
+        outcome=outcome,
+        number=spec.number,
+        sweep=spec.sweep,
+        started_at=now - 2.0,
+        ended_at=now,
+        duration_s=2.0,
+        metrics={
+            "tpot_s": Samples("tpot_s", "s", (0.10, 0.11, 0.12, 0.13, 0.50), (0.9, 0.8), "ci"),
+            "weights_bytes": Value("weights_bytes", "bytes", 123.0),
+            "energy_j": Absent("energy_j", "J", "no GPU"),
+        },
+        telemetry={"decode.power_w": Value("power_w", "W", 250.0)},
+        verdict=Verdict("valid"),
+        slot=SLOT,
+        provenance={"host": "host-1", "packages": {"torch": "2.13.0"}},
+        artifacts={"log.txt": b"loaded\n", "plots/p.txt": b"x"},
+    )
+    return dataclasses.replace(report, **changes)
+
+
+def record_one(
+    store: EmbeddedStore, trial: Trial, outcome: Outcome = Outcome.OK, **changes: Any
+) -> str:
+    """Record one finished attempt; returns its run id."""
+    spec = spec_of(trial)
+    with Recording(store, plan_of([trial])) as recording:
+        recording.begin(spec, trial, SLOT)
+        recording.finish(report_of(spec, outcome, **changes), trial)
+        assert recording.flush(60)
+        run_id = recording.run_id_of(spec.attempt_id)
+    assert run_id is not None
+    return run_id
+
+
+def wait_until(condition: Callable[[], object], timeout_s: float = 60.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError("it did not come true in time")
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> EmbeddedStore:
+    found = open_store({"kind": "embedded", "root": str(tmp_path / "mlruns")})
+    assert isinstance(found, EmbeddedStore)
+    return found
+
+
+class Server:
+    """A real ``mlflow server`` on loopback that can be stopped and started again."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [
+            sys.executable, "-m", "mlflow", "server",
+            "--backend-store-uri", f"sqlite:///{self._directory}/server.db",
+            "--artifacts-destination", str(self._directory / "artifacts"),
+            "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1",
+        ]  # fmt: skip
+        with open(self._directory / "server.log", "ab") as log:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env={**os.environ, **QUIET_ENVIRONMENT},
+                cwd=self._directory,
+            )
+        wait_until(self._answers, 120)
+
+    def _answers(self) -> bool:
+        assert self._process is not None
+        if self._process.poll() is not None:
+            raise AssertionError((self._directory / "server.log").read_text()[-2000:])
+        try:
+            with urllib.request.urlopen(f"{self.uri}/health", timeout=2) as answer:
+                return bool(answer.status == 200)
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def stop(self) -> None:
+        if self._process is None:
+            return
+        # The server's workers are in its process group.
+        os.killpg(self._process.pid, 9)
+        self._process.wait()
+        self._process = None
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    running = Server(tmp_path_factory.mktemp("server"))
+    running.start()
+    yield running
+    running.stop()
