@@ -15,7 +15,13 @@ from orchestrator.attempt import AttemptReport
 from orchestrator.errors import ConfigError, StoreError, UsageError
 from orchestrator.record import spool
 from orchestrator.record.artifacts import CONFIG, PLAN, REPORT
-from orchestrator.record.runrecord import ATTEMPT_TAG, RUNNING, SWEEP_TAG, RunRecord
+from orchestrator.record.runrecord import (
+    ATTEMPT_TAG,
+    PARENT_TAG,
+    RUNNING,
+    SWEEP_TAG,
+    RunRecord,
+)
 
 if TYPE_CHECKING:
     from orchestrator.record.backend import Backend, RunRow
@@ -38,6 +44,7 @@ SUMMARY_TAGS = (
     "driver_id",
     "simulated",
     "hardware_fingerprint",
+    PARENT_TAG,
 )
 
 
@@ -55,6 +62,8 @@ class AttemptSummary:
         Unix seconds.
     devices : tuple of str
         GPU UUIDs.
+    parent_run_id : str
+        The sweep's run it was made under; empty while it is in the spool.
     """
 
     run_id: str
@@ -73,6 +82,7 @@ class AttemptSummary:
     driver_id: str = ""
     simulated: bool = False
     hardware_fingerprint: str | None = None
+    parent_run_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -307,6 +317,7 @@ def summary_of_tags(
         driver_id=tags.get("driver_id", ""),
         simulated=tags.get("simulated") == "true",
         hardware_fingerprint=tags.get("hardware_fingerprint") or None,
+        parent_run_id=tags.get(PARENT_TAG, ""),
     )
 
 

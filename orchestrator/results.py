@@ -1,0 +1,185 @@
+"""Commands about what is recorded: show, compare, gate, report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from orchestrator.cli import emit_json
+from orchestrator.errors import UsageError
+
+if TYPE_CHECKING:
+    from orchestrator.record import Store
+    from orchestrator.selection import Selection
+
+
+def show_command(prefix: str, overrides: Sequence[str], as_json: bool) -> int:
+    """One trial: configuration, attempts, metrics with CIs, verdict, provenance, artifacts."""
+    from orchestrator.report.show import ShowView, show_json
+
+    store = _store(overrides)
+    config_hash = store.resolve(prefix)
+    finished = [a for a in store.attempts([config_hash])[config_hash] if a.outcome]
+    if not finished:
+        raise UsageError(f"{prefix} has no finished attempt yet", where=store.where)
+    attempts = [(a.run_id, store.load(a.run_id)) for a in finished]
+    config = store.identity(finished[-1].run_id)
+    if as_json:
+        emit_json(show_json(config_hash, config, attempts))
+        return 0
+    artifacts = {run_id: store.artifact_names(run_id) for run_id, _ in attempts}
+    _print(ShowView(config_hash, config, attempts, artifacts))
+    return 0
+
+
+def compare_command(
+    a: str,
+    b: str,
+    overrides: Sequence[str],
+    metrics: Sequence[str],
+    allow_different: bool,
+    as_json: bool,
+) -> int:
+    """B over A, metric by metric; always 0: ``gate`` is what judges."""
+    from orchestrator.report.compare import compare, tolerance
+    from orchestrator.report.compare_view import comparison_view
+    from orchestrator.selection import noise_of, select
+
+    store = _store(overrides)
+    base, new = select(store, a), select(store, b)
+    noise = noise_of(store, base.fingerprints | new.fingerprints)
+    comparison = compare(
+        base.attempts,
+        new.attempts,
+        tau=tolerance(noise),
+        between=noise,
+        allow_different=allow_different,
+        metrics=list(metrics) or None,
+    )
+    if as_json:
+        emit_json(comparison.to_json())
+    else:
+        labels = _labels(base) | _labels(new)
+        _print(comparison_view(comparison, labels=labels, names=(a, b)))
+    return 0
+
+
+def gate_command(
+    new: str | None,
+    baseline: str,
+    rules: str,
+    overrides: Sequence[str],
+    junit: Path | None,
+    allow_different: bool,
+    as_json: bool,
+) -> int:
+    """Exit 0 pass, 1 regression, 2 inconclusive, 3 incomparable.
+
+    Without ``new``, the newest run of any sweep that measured something is held to the baseline; if
+    the baseline is that sweep by name, its run before that is what is meant.
+    """
+    from orchestrator.report.gate import gate
+    from orchestrator.report.gate_rules import load_rules
+    from orchestrator.report.gate_view import gate_view
+    from orchestrator.selection import noise_of, select
+
+    rule_set = load_rules(_rules_file(rules))
+    store = _store(overrides)
+    if new is None:
+        new, baseline = _newest_against(store, baseline)
+    base, candidate = select(store, baseline), select(store, new)
+    result = gate(
+        candidate.attempts,
+        base.attempts,
+        rule_set,
+        configs=base.configs | candidate.configs,
+        noise=noise_of(store, base.fingerprints | candidate.fingerprints),
+        allow_different=allow_different,
+    )
+    if junit is not None:
+        junit.write_text(result.to_junit_xml(), encoding="utf-8")
+    if as_json:
+        emit_json({"new": new, "baseline": baseline, **result.to_json()})
+    else:
+        click.echo(f"{new} against {baseline}", err=True)
+        _print(gate_view(result, labels=_labels(base) | _labels(candidate)))
+    return result.exit_code
+
+
+def _newest_against(store: Store, baseline: str) -> tuple[str, str]:
+    from orchestrator.selection import runs_with_attempts
+
+    newest = next(
+        (
+            run
+            for run in sorted(store.sweep_runs(), key=lambda run: -run.started_at)
+            if any(run.run_id == found.run_id for found in runs_with_attempts(store, run.sweep))
+        ),
+        None,
+    )
+    if newest is None:
+        raise UsageError("nothing is recorded yet", where=store.where)
+    if baseline == newest.sweep:
+        return f"{newest.sweep}@-1", f"{newest.sweep}@-2"
+    return f"{newest.sweep}@-1", baseline
+
+
+def _rules_file(name: str) -> Path:
+    """``conf/gate/NAME.yaml``, or the file itself."""
+    from orchestrator.plan.compose import conf_directory
+
+    if name.endswith((".yaml", ".yml")) or "/" in name:
+        return Path(name)
+    directory = conf_directory() / "gate"
+    path = directory / f"{name}.yaml"
+    if not path.exists():
+        known = ", ".join(sorted(found.stem for found in directory.glob("*.yaml")))
+        raise UsageError(f"no gate rules {name!r}", where="--rules", fix=f"Known: {known}")
+    return path
+
+
+def report_command(sweep: str, overrides: Sequence[str], output: Path, as_json: bool) -> int:
+    """Write ``report.html``, ``.md``, ``.csv`` and ``.json`` from what is recorded."""
+    from orchestrator.replay import replayed_plan
+    from orchestrator.report import build_table
+    from orchestrator.report.export import to_csv, to_json, to_json_text, to_markdown
+    from orchestrator.report.html import to_html
+
+    store = _store(overrides)
+    plan, attempts = replayed_plan(store, sweep)
+    table = build_table(plan, attempts)
+    if as_json:
+        emit_json(to_json(table))
+        return 0
+    output.mkdir(parents=True, exist_ok=True)
+    for name, text in (
+        ("report.html", to_html(plan, attempts)),
+        ("report.md", to_markdown(table)),
+        ("report.csv", to_csv(table)),
+        ("report.json", to_json_text(table)),
+    ):
+        (output / name).write_text(text, encoding="utf-8")
+        click.echo(output / name)
+    return 0
+
+
+def _store(overrides: Sequence[str]) -> Store:
+    from orchestrator.plan import settings_of
+    from orchestrator.record import open_store
+
+    return open_store(settings_of(overrides).tracking)
+
+
+def _labels(selection: Selection) -> dict[str, str]:
+    from orchestrator.report.labels import plain_label
+
+    return {config: plain_label(identity) for config, identity in selection.configs.items()}
+
+
+def _print(renderable: Any) -> None:
+    from rich.console import Console
+
+    Console(highlight=False).print(renderable)
