@@ -3,6 +3,7 @@
 from orchestrator.schedule.cluster import (
     PendingCluster,
     RayCluster,
+    cluster_device_kind,
     emergency_stop,
     start_async,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "Todo",
     "TrialState",
     "ViewPort",
+    "cluster_device_kind",
     "compute_todo",
     "emergency_stop",
     "interleave",

@@ -78,10 +78,6 @@ class RayCluster:
             options["accelerator_type"] = demand.accelerator
         if avoid:
             options["label_selector"] = {"ray.io/node-id": f"!in({','.join(sorted(avoid))})"}
-        elif not demand.gpus:
-            # Measurements disturb each other least on different nodes. GPUs are packed instead, so
-            # that trials of several find a node with as many free.
-            options["scheduling_strategy"] = "SPREAD"
         generator = self._task.options(**options).remote(spec, demand.cpus, demand.memory_bytes)
         self._generators[generator] = spec.attempt_id
         self._by_attempt[spec.attempt_id] = generator
@@ -202,6 +198,18 @@ class PendingCluster:
 def start_async(settings: ClusterConfig) -> PendingCluster:
     """Begin to start (or reach) the cluster and return at once: plan meanwhile."""
     return PendingCluster(settings)
+
+
+def cluster_device_kind(settings: ClusterConfig) -> str:
+    """``cuda`` where a node of the cluster has a GPU, else ``cpu``: what ``device=auto`` means there.
+
+    Raises
+    ------
+    ClusterError
+        The cluster cannot be reached.
+    """
+    with start_async(settings) as pending:
+        return "cuda" if any(node.gpus for node in pending.ready().nodes()) else "cpu"
 
 
 def emergency_stop() -> None:

@@ -42,8 +42,6 @@ _SMALL_BOX = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     # We say ourselves which GPUs a measured process sees, also when it is none.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    # Anything less severe is printed on the person's terminal by Ray's C++ side.
-    "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
 
 
@@ -128,15 +126,14 @@ def _connect(settings: ClusterConfig, stack: contextlib.ExitStack) -> None:
         )
     if address != "auto":
         _probe(address)
-    with _environment({"RAY_BACKEND_LOG_LEVEL": "fatal"}):
-        ray = _import_ray(loopback=False)
-        stack.callback(ray.shutdown)
-        ray.init(
-            address=address,
-            runtime_env=code_environment(),
-            log_to_driver=False,
-            configure_logging=False,
-        )
+    ray = _import_ray(loopback=False)
+    stack.callback(ray.shutdown)
+    ray.init(
+        address=address,
+        runtime_env=code_environment(),
+        log_to_driver=False,
+        configure_logging=False,
+    )
 
 
 def code_environment() -> dict[str, Any]:
@@ -158,10 +155,11 @@ def code_environment() -> dict[str, Any]:
 
 
 def _import_ray(*, loopback: bool) -> Any:
-    logging.getLogger("ray").setLevel(logging.CRITICAL)
     import ray
     from ray._private import ray_constants, worker
 
+    # After the import, which sets it: what a person needs to know of Ray's, we say.
+    logging.getLogger("ray").setLevel(logging.CRITICAL)
     # Read once, when ray was imported: by then it may have been meant otherwise.
     ray_constants.ENABLE_RAY_CLUSTER = not loopback
     # Ray prints a line on stdout for every worker that dies; stdout is for data, and the driver
@@ -208,7 +206,7 @@ def _session_directory() -> Iterator[Path]:
     parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     remove_stale(parent)
     lock = FileLock(parent / f"{os.getpid()}.lock", mode=0o600, thread_local=False)
-    lock.acquire(timeout=0)
+    lock.acquire(timeout=5)  # another driver may be looking whether it is stale
     directory = parent / str(os.getpid())
     try:
         yield directory

@@ -70,9 +70,10 @@ class SimulatedCluster:
         self._now = 0.0
         self._places = {node.node_id: _Free(node, node.cpus, node.gpus) for node in nodes}
         self._queues: dict[Demand, deque[tuple[AttemptSpec, frozenset[str]]]] = {}
-        # Per demand the nodes that may have room: looked at from the top, dropped when full, put
-        # back when something on them ends. Finding a slot then never walks over all nodes.
-        self._candidates: dict[Demand, dict[str, None]] = {}
+        # Per demand the nodes that may have room: looked at from the end, dropped when full, put
+        # back when something on them ends. Finding a slot then never walks over all nodes. In two
+        # tiers: like Ray, keep what needs no GPU away from nodes that have some.
+        self._candidates: dict[Demand, tuple[dict[str, None], dict[str, None]]] = {}
         self._running: dict[str, _Running] = {}
         self._cancelled_queued: set[str] = set()
         self._agenda: list[tuple[float, int, Callable[[], ClusterEvent | None]]] = []
@@ -95,7 +96,9 @@ class SimulatedCluster:
             self.submitted.append(spec.config_hash)
         if demand not in self._queues:
             self._queues[demand] = deque()
-            self._candidates[demand] = dict.fromkeys(self._places)
+            self._candidates[demand] = ({}, {})
+            for place in self._places.values():
+                self._offer(demand, place.node)
         self._queues[demand].append((spec, avoid))
         self._queued += 1
         self._dispatch(demand)
@@ -139,8 +142,9 @@ class SimulatedCluster:
     def kill_node(self, node_id: str) -> None:
         """A node dies with everything on it."""
         place = self._places.pop(node_id)
-        for candidates in self._candidates.values():
-            candidates.pop(node_id, None)
+        for tiers in self._candidates.values():
+            for tier in tiers:
+                tier.pop(node_id, None)
         for attempt_id in sorted(place.running):
             self._at(
                 0.0,
@@ -152,8 +156,8 @@ class SimulatedCluster:
     def add_node(self, node: Node) -> None:
         """A node joins."""
         self._places[node.node_id] = _Free(node, node.cpus, node.gpus)
-        for demand, candidates in self._candidates.items():
-            candidates[node.node_id] = None
+        for demand in self._candidates:
+            self._offer(demand, node)
             self._dispatch(demand)
 
     # -- inside -----------------------------------------------------------------------------
@@ -176,8 +180,21 @@ class SimulatedCluster:
             self._queued -= 1
             self._start(spec, demand, place)
 
+    def _offer(self, demand: Demand, node: Node) -> None:
+        preferred, other = self._candidates[demand]
+        tier = other if node.gpus and not demand.gpus else preferred
+        tier[node.node_id] = None
+
     def _find(self, demand: Demand, avoid: frozenset[str]) -> _Free | None:
-        candidates = self._candidates[demand]
+        for tier in self._candidates[demand]:
+            place = self._find_in(tier, demand, avoid)
+            if place is not None:
+                return place
+        return None
+
+    def _find_in(
+        self, candidates: dict[str, None], demand: Demand, avoid: frozenset[str]
+    ) -> _Free | None:
         passed_over = []
         found = None
         while candidates:
@@ -248,9 +265,8 @@ class SimulatedCluster:
         place.running.discard(attempt_id)
         place.cpus += running.demand.cpus
         place.gpus += running.demand.gpus
-        node_id = place.node.node_id
-        if self._places.get(node_id) is place:
-            for demand, candidates in self._candidates.items():
-                candidates[node_id] = None
+        if self._places.get(place.node.node_id) is place:
+            for demand in self._candidates:
+                self._offer(demand, place.node)
                 self._dispatch(demand)
         return running

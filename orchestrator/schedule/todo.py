@@ -128,7 +128,7 @@ def _one(
         made = _numbered(trial, number, missing)
         made[0] = Attempt(trial, number, () if retry_failed else _unfinished(counts, policy))
         return TrialState(trial, "new", reason), made
-    if spent:
+    if spent and counts[Outcome.OK] < repeats:
         endings = ", ".join(
             outcome.value
             for outcome in counts

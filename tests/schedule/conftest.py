@@ -1,0 +1,154 @@
+"""What the schedule's tests share: noop trials, a recording and a view that only remember."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from orchestrator.attempt import AttemptReport, AttemptSpec, Resources, Slot
+from orchestrator.plan.schema import ClusterConfig, Settings, TelemetryConfig
+from orchestrator.plan.trial import Trial
+from orchestrator.schedule import Attempt, SweepResult, run_sweep
+
+
+@dataclass
+class Recorded:
+    """A RecordingPort that keeps everything, with the intervals in which slots were held."""
+
+    begun: list[str] = field(default_factory=list)
+    reports: list[AttemptReport] = field(default_factory=list)
+
+    def begin(self, spec: AttemptSpec, trial: Trial, slot: Slot) -> None:
+        self.begun.append(spec.attempt_id)
+
+    def finish(self, report: AttemptReport, trial: Trial) -> None:
+        assert report.config_hash == trial.hash
+        self.reports.append(report)
+
+    @property
+    def by_hash(self) -> dict[str, list[AttemptReport]]:
+        grouped = defaultdict(list)
+        for report in self.reports:
+            grouped[report.config_hash].append(report)
+        return grouped
+
+    @property
+    def outcomes(self) -> Counter[str]:
+        return Counter(report.outcome.value for report in self.reports)
+
+
+@dataclass
+class Seen:
+    """A ViewPort that keeps what it was told; ``on_started`` lets a test act at that moment."""
+
+    events: list[tuple[str, str]] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
+    on_started: Callable[[AttemptSpec, Slot], None] = lambda spec, slot: None
+
+    def submitted(self, spec: AttemptSpec, trial: Trial) -> None:
+        self.events.append(("submitted", spec.attempt_id))
+
+    def started(self, spec: AttemptSpec, trial: Trial, slot: Slot) -> None:
+        self.events.append(("started", spec.attempt_id))
+        self.on_started(spec, slot)
+
+    def phase(self, spec: AttemptSpec, name: str) -> None:
+        self.events.append((f"phase {name}", spec.attempt_id))
+
+    def finished(self, report: AttemptReport, trial: Trial) -> None:
+        self.events.append((f"finished {report.outcome.value}", report.attempt_id))
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+
+def make_trial(
+    value: int, *, resources: Resources | None = None, infeasible: str | None = None, **task: Any
+) -> Trial:
+    """A noop trial; ``value`` tells it from the others."""
+    return Trial(
+        hash=hashlib.sha256(str(value).encode()).hexdigest(),
+        identity={
+            "schema": 1,
+            "task": {"name": "noop", "value": value, "sleep_s": 0.0, **task},
+            "model": {},
+            "quant": {},
+            "protocol": {},
+            "device": {"kind": "cpu", "threads": None},
+            "seed": 0,
+        },
+        axes={"task.value": value},
+        resources=resources or Resources(cpus=1),
+        timeout_s=60.0,
+        infeasible=infeasible,
+    )
+
+
+def make_plan(**settings: Any) -> Any:
+    """What a driver reads of a plan."""
+    settings.setdefault("telemetry", TelemetryConfig(enabled=False))
+    return SimpleNamespace(sweep="test", settings=Settings(**settings), trials=())
+
+
+@dataclass
+class Run:
+    """A sweep that was run, with what was recorded and shown."""
+
+    result: SweepResult
+    recorded: Recorded
+    seen: Seen
+
+
+def sweep(
+    trials: list[Trial],
+    cluster: Any,
+    *,
+    repeats: int = 1,
+    seed: int = 0,
+    stop: threading.Event | None = None,
+    seen: Seen | None = None,
+    limits: Any = None,
+    **settings: Any,
+) -> Run:
+    """Run every trial ``repeats`` times on ``cluster``."""
+    recorded, seen = Recorded(), seen or Seen()
+    result = run_sweep(
+        make_plan(**settings),
+        [Attempt(trial, number) for trial in trials for number in range(1, repeats + 1)],
+        recording=recorded,
+        view=seen,
+        seed=seed,
+        stop=stop or threading.Event(),
+        cluster=cluster,
+        limits=limits,
+    )
+    return Run(result, recorded, seen)
+
+
+@pytest.fixture
+def kit() -> Any:
+    """The helpers above, for test modules (which cannot import this file)."""
+    return SimpleNamespace(
+        Recorded=Recorded, Seen=Seen, trial=make_trial, plan=make_plan, sweep=sweep
+    )
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """One local Ray for all tests that need a real one; its core locks are its own."""
+    from orchestrator.schedule import start_async
+
+    with pytest.MonkeyPatch.context() as patch:
+        directory: Path = tmp_path_factory.mktemp("local")
+        directory.chmod(0o700)
+        patch.setenv("ORCHESTRATOR_LOCAL_DIR", str(directory))
+        with start_async(ClusterConfig(cpus=2, gpus=0)) as pending:
+            yield pending.ready()

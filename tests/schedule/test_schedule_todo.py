@@ -1,0 +1,112 @@
+"""What is left to do, given what was recorded."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.attempt import Outcome
+from orchestrator.plan.trial import Trial
+from orchestrator.schedule import compute_todo
+
+TRIAL = Trial(hash="a" * 64, identity={})
+
+
+def past(*outcomes: str | None) -> dict[str, list[Any]]:
+    attempts = [
+        SimpleNamespace(outcome=outcome, number=number)
+        for number, outcome in enumerate(outcomes, start=1)
+    ]
+    return {TRIAL.hash: attempts}
+
+
+def look(*outcomes: str | None, **asked: Any) -> tuple[str, str | None, list[int]]:
+    todo = compute_todo([TRIAL], past(*outcomes), **asked)
+    (state,) = todo.states
+    return state.state, state.reason, [attempt.number for attempt in todo.attempts]
+
+
+def test_unknown_trial_is_new() -> None:
+    todo = compute_todo([TRIAL], {}, repeats=3)
+    assert [s.state for s in todo.states] == ["new"]
+    assert [(a.trial, a.number) for a in todo.attempts] == [(TRIAL, n) for n in (1, 2, 3)]
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "asked", "state", "numbers"),
+    [
+        (["ok"], {}, "cached", []),
+        (["ok"], {"repeats": 3}, "new", [2, 3]),
+        (["ok", "ok"], {"force": True}, "new", [3]),
+        (["error"], {}, "failed", []),
+        (["error"], {"retry_failed": True}, "new", [2]),
+        (["error", "ok"], {}, "cached", []),
+        (["error", "ok"], {"repeats": 2}, "failed", []),
+        (["error", "ok"], {"repeats": 2, "retry_failed": True}, "new", [3]),
+        (["oom_device"], {}, "failed", []),
+        (["timeout"], {}, "failed", []),
+        (["crashed"], {}, "new", [2]),
+        (["crashed", "crashed"], {}, "failed", []),
+        (["crashed", "ok"], {}, "cached", []),
+        (["lost"] * 5, {}, "new", [6]),
+        (["cancelled"], {}, "new", [2]),
+        ([None], {}, "new", [2]),
+        (["invalid"], {}, "new", [2]),
+        (["invalid", "invalid"], {}, "failed", []),
+        (["invalid"], {"invalid_retries": 0}, "failed", []),
+        (["invalid", "invalid", "ok"], {}, "cached", []),
+        (["infeasible"], {}, "infeasible", []),
+        (["infeasible"], {"retry_failed": True}, "new", [2]),
+    ],
+)
+def test_states(
+    outcomes: list[str | None], asked: dict[str, Any], state: str, numbers: list[int]
+) -> None:
+    found, reason, made = look(*outcomes, **asked)
+    assert (found, made) == (state, numbers)
+    if state == "failed":
+        assert reason is not None
+        assert "retry.failed=true" in reason
+
+
+def test_a_retry_begun_by_an_earlier_sweep_goes_on() -> None:
+    (attempt,) = compute_todo([TRIAL], past("invalid"), invalid_retries=2).attempts
+    assert attempt.tries == (Outcome.INVALID,)
+    (attempt,) = compute_todo([TRIAL], past("invalid"), retry_failed=True).attempts
+    assert attempt.tries == ()
+
+
+def test_infeasible_is_recorded_once() -> None:
+    trial = Trial(hash="b" * 64, identity={}, infeasible="no GPU here")
+    todo = compute_todo([trial], {}, repeats=5)
+    assert [a.number for a in todo.attempts] == [1]
+    assert todo.states[0].reason == "no GPU here"
+    again = compute_todo(
+        [trial], {trial.hash: [SimpleNamespace(outcome="infeasible", number=1)]}, force=True
+    )
+    assert again.attempts == ()
+
+
+def test_outcomes_may_be_the_enumeration() -> None:
+    known = {TRIAL.hash: [SimpleNamespace(outcome=Outcome.OK, number=7)]}
+    assert compute_todo([TRIAL], known).states[0].state == "cached"
+    assert compute_todo([TRIAL], known, repeats=2).attempts[0].number == 8
+
+
+@given(
+    outcomes=st.lists(st.sampled_from([o.value for o in Outcome])),
+    repeats=st.integers(1, 5),
+    retry_failed=st.booleans(),
+    force=st.booleans(),
+)
+def test_attempts_are_made_exactly_where_something_is_new(
+    outcomes: list[str], repeats: int, retry_failed: bool, force: bool
+) -> None:
+    state, _, made = look(*outcomes, repeats=repeats, retry_failed=retry_failed, force=force)
+    assert (state == "new") == bool(made)
+    assert len(made) <= repeats
+    assert made == list(range(len(outcomes) + 1, len(outcomes) + 1 + len(made)))
