@@ -1,0 +1,270 @@
+"""The host sampler: on a made-up procfs whose figures are known, and on this very machine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator.telemetry.cgroup import find_cgroup
+from orchestrator.telemetry.host import BUDGET, MAX_PERIOD_S, PSS_BUDGET, HostSampler
+from orchestrator.telemetry.procfs import KernelFile, numbers
+from orchestrator.telemetry.series import Series
+
+TICKS = os.sysconf("SC_CLK_TCK")
+PID = 4242
+
+
+class Machine:
+    """A procfs and sysfs of our own, and a clock that moves when told to."""
+
+    def __init__(self, root: Path) -> None:
+        self.proc, self.sys, self.now_ns = root / "proc", root / "sys", 10**9
+        self.cost_ns = 0
+        self.write(self.proc / "self" / "cgroup", "0::/job")
+        self.write(self.sys / "fs/cgroup/job/cpu.stat", "usage_usec 5\nthrottled_usec 0\n")
+        self.write(self.sys / "fs/cgroup/job/memory.current", "1000")
+        self.write(self.sys / "fs/cgroup/job/memory.peak", "5000")
+        for kind in ("cpu", "memory", "io"):
+            self.pressure(kind, 0)
+        self.stat(busy=0, steal=0)
+        self.process()
+
+    def write(self, path: Path, text: str) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+    def pressure(self, kind: str, total_us: int) -> None:
+        text = f"some avg10=0.00 avg60=0.00 avg300=0.00 total={total_us}\nfull avg10=0 total=0\n"
+        self.write(self.proc / "pressure" / kind, text)
+
+    def stat(self, *, busy: int, steal: int, elsewhere: int = 0) -> None:
+        lines = [f"cpu  {busy + elsewhere} 0 0 0 0 0 0 {steal} 0 0"]
+        lines += [f"cpu0 {busy} 0 0 900 50 0 0 {steal} 0 0", f"cpu1 {elsewhere} 0 0 0 0 0 0 0 0 0"]
+        self.write(self.proc / "stat", "\n".join([*lines, "intr 5", "ctxt 9", ""]))
+
+    def process(self, *, cpu: int = 0, rss_pages: int = 10, faults: int = 0) -> None:
+        fields = [0] * 50
+        fields[7], fields[9], fields[11], fields[21] = faults, 1, cpu, rss_pages
+        rest = " ".join(map(str, fields[1:]))
+        self.write(self.proc / str(PID) / "stat", f"{PID} (a (odd) name) S {rest}\n")
+        self.write(self.proc / str(PID) / "io", "rchar: 1\nread_bytes: 4096\nwrite_bytes: 8192\n")
+        status = "Name:\tx\nVmHWM:\t     200 kB\nVmSwap:\t      12 kB\n"
+        self.write(self.proc / str(PID) / "status", status)
+        rollup = "00-ff ---p 00 00:00 0 [rollup]\nRss:  300 kB\nPss:   150 kB\n"
+        self.write(self.proc / str(PID) / "smaps_rollup", rollup)
+
+    def sampler(self, *cpus: int) -> HostSampler:
+        return HostSampler(
+            cpus or (0,),
+            proc=self.proc,
+            sys=self.sys,
+            now_ns=lambda: self.now_ns,
+            cost_ns=lambda: self.cost_ns,
+        )
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
+
+
+def last(sampler: HostSampler, source: str, metric: str) -> float:
+    series = sampler.series.get(source, metric)
+    assert isinstance(series, Series), f"{metric} was not read"
+    return series.values[-1]
+
+
+def test_figures_of_a_known_machine(machine: Machine) -> None:
+    sampler = machine.sampler(0)
+    sampler.attach(PID)
+    machine.stat(busy=150, steal=20, elsewhere=777)
+    machine.process(cpu=120, rss_pages=25, faults=33)
+    machine.pressure("cpu", 2_500_000)
+    machine.write(machine.sys / "fs/cgroup/job/cpu.stat", "throttled_usec 40000\n")
+    machine.now_ns += 10**9
+    sampler.tick(slow=True)
+    sampler.close()
+    assert last(sampler, "host", "busy_s") == pytest.approx(150 / TICKS), "cpu1 is not ours"
+    assert last(sampler, "host", "steal_s") == pytest.approx(20 / TICKS)
+    assert last(sampler, "process", "cpu_s") == pytest.approx(120 / TICKS)
+    assert last(sampler, "process", "rss_bytes") == 25 * os.sysconf("SC_PAGE_SIZE")
+    assert last(sampler, "process", "minor_faults") == 33
+    assert last(sampler, "process", "swap_bytes") == 12 * 1024
+    assert last(sampler, "process", "rss_peak_bytes") == 200 * 1024
+    assert last(sampler, "process", "pss_bytes") == 150 * 1024
+    assert last(sampler, "process", "disk_write_bytes") == 8192
+    assert last(sampler, "host", "psi_cpu_s") == pytest.approx(2.5)
+    assert last(sampler, "host", "cgroup_throttled_s") == pytest.approx(0.04)
+    assert last(sampler, "host", "cgroup_memory_bytes") == 1000
+    assert last(sampler, "host", "cgroup_memory_peak_bytes") == 5000
+    assert set(sampler.absent) == {"rapl_energy_j", "cpu_frequency_hz"}
+
+
+def test_without_cores_of_its_own_every_core_counts(machine: Machine) -> None:
+    machine.stat(busy=100, steal=0, elsewhere=50)
+    sampler = HostSampler((), proc=machine.proc, sys=machine.sys)
+    sampler.tick()
+    assert last(sampler, "host", "busy_s") == pytest.approx(150 / TICKS)
+    sampler.close()
+
+
+def test_energy_and_frequency_where_they_can_be_read(machine: Machine) -> None:
+    rapl = machine.sys / "class/powercap/intel-rapl:0"
+    machine.write(rapl / "energy_uj", "7000000")
+    machine.write(rapl / "max_energy_range_uj", "262143000000")
+    cpufreq = machine.sys / "devices/system/cpu/cpu0/cpufreq/scaling_cur_freq"
+    machine.write(cpufreq, "2400000")
+    sampler = machine.sampler(0)
+    sampler.tick()
+    assert last(sampler, "host", "rapl_energy_j") == pytest.approx(7.0)
+    assert sampler.rapl_range_j == pytest.approx(262143.0)
+    assert last(sampler, "host", "cpu_frequency_hz") == pytest.approx(2.4e9)
+    assert sampler.absent == {}
+    sampler.close()
+
+
+def test_what_is_missing_has_a_reason_and_costs_nothing_else(machine: Machine) -> None:
+    for path in [*machine.proc.glob("pressure/*"), machine.proc / str(PID) / "io"]:
+        path.unlink()
+    machine.write(machine.proc / "self" / "cgroup", "")
+    sampler = machine.sampler(0)
+    sampler.attach(PID)
+    sampler.tick(slow=True)
+    sampler.close()
+    for metric in ("psi_cpu_s", "disk_read_bytes", "cgroup_throttled_s", "cgroup_memory_bytes"):
+        assert sampler.absent[metric]
+    assert last(sampler, "process", "cpu_s") == 0
+
+
+def test_process_that_ended_is_no_error(machine: Machine) -> None:
+    sampler = machine.sampler(0)
+    sampler.attach(PID + 1)
+    sampler.tick(slow=True)
+    sampler.close()
+    assert sampler.series.get("process", "cpu_s") is None
+    assert "pss_bytes" in sampler.absent
+
+
+def test_proportional_memory_is_read_ever_more_rarely(machine: Machine) -> None:
+    sampler = machine.sampler(0)
+    sampler.attach(PID)
+    for _ in range(400):  # 40 s
+        machine.now_ns += 10**8
+        sampler.tick()
+    sampler.close()
+    series = sampler.series.get("process", "pss_bytes")
+    assert series is not None
+    gaps = [(b - a) / 1e9 for a, b in zip(series.t_ns, series.t_ns[1:], strict=False)]
+    assert gaps == sorted(gaps)
+    assert len(series) <= 7
+    assert max(gaps) >= 8
+
+
+def test_expensive_page_tables_are_walked_even_more_rarely(machine: Machine) -> None:
+    sampler = machine.sampler(0)
+    sampler.attach(PID)
+    real = sampler._process["smaps_rollup"]
+
+    class Slow(KernelFile):
+        def read(self) -> bytes | None:
+            machine.now_ns += 20 * 10**6  # 20 ms, as for some tens of gigabytes
+            return real.read()
+
+    sampler._process["smaps_rollup"] = Slow(real.path)
+    machine.now_ns += 10**9
+    sampler.tick()
+    assert sampler._pss_due_ns - machine.now_ns >= 0.9 * 0.02 / PSS_BUDGET * 1e9
+    sampler.close()
+
+
+def test_sampler_slows_down_when_it_costs_too_much(machine: Machine) -> None:
+    sampler = machine.sampler(0)
+
+    def cost() -> int:
+        machine.cost_ns += 1_500_000  # every look at the clock: a round costs 1.5 ms
+        return machine.cost_ns
+
+    sampler._cost_ns = cost
+    for _ in range(300):
+        sampler.tick()
+    sampler.close()
+    assert 0.0015 / sampler.period_s <= BUDGET
+    assert sampler.period_s <= MAX_PERIOD_S
+
+
+def test_cheap_sampler_keeps_its_pace(machine: Machine) -> None:
+    sampler = machine.sampler(0)
+    for _ in range(300):
+        machine.cost_ns += 1
+        sampler.tick()
+    sampler.close()
+    assert sampler.period_s == 0.1
+
+
+def test_cgroup_version_1(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    machine.write(
+        machine.proc / "self" / "cgroup", "9:name=systemd:/\n4:memory:/a\n1:cpu,cpuacct:/"
+    )
+    machine.write(machine.sys / "fs/cgroup/memory/a/memory.usage_in_bytes", "77")
+    machine.write(
+        machine.sys / "fs/cgroup/cpu/cpu.stat", "nr_throttled 2\nthrottled_time 3000000\n"
+    )
+    group = find_cgroup(machine.proc, machine.sys)
+    assert group.files["memory"].read_text() == "77"
+    assert numbers(group.files["cpu"].read_bytes())[group.throttled_key] == 3_000_000
+    assert group.throttled_unit_s == 1e-9
+    assert set(group.absent) == {"cgroup_memory_peak_bytes"}
+
+
+def test_cgroup_of_a_container_whose_path_is_the_hosts(machine: Machine) -> None:
+    machine.write(machine.proc / "self" / "cgroup", "0::/docker/0123")
+    machine.write(machine.sys / "fs/cgroup/memory.current", "42")
+    group = find_cgroup(machine.proc, machine.sys)
+    assert group.files["memory"].read_text() == "42"
+
+
+def test_very_long_kernel_file_is_read_whole(tmp_path: Path) -> None:
+    path = tmp_path / "stat"
+    path.write_bytes(b"x" * 200_000)
+    file = KernelFile(path)
+    assert file.read() == b"x" * 200_000
+    file.close()
+    assert file.read() is None
+
+
+@pytest.fixture
+def busy_process() -> Iterator[subprocess.Popen[bytes]]:
+    program = "held = bytearray(64 << 20)\nprint(flush=True)\nwhile True: pass"
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield process
+        process.kill()
+
+
+def test_on_this_machine(busy_process: subprocess.Popen[bytes]) -> None:
+    sampler = HostSampler(sorted(os.sched_getaffinity(0)))
+    sampler.attach(busy_process.pid)
+    begin = time.perf_counter()
+    while time.perf_counter() - begin < 0.7:
+        time.sleep(0.05)
+        sampler.tick()
+    sampler.tick(slow=True)
+    sampler.close()
+    cpu = sampler.series.get("process", "cpu_s")
+    assert cpu is not None
+    wall_s = time.perf_counter() - begin
+    assert 0 < cpu.values[-1] - cpu.values[0] <= 1.1 * wall_s + 0.05
+    assert last(sampler, "process", "rss_bytes") >= 64 << 20
+    if "pss_bytes" not in sampler.absent:
+        assert last(sampler, "process", "pss_bytes") >= 60 << 20
+    descriptors = len(os.listdir("/proc/self/fd"))
+    HostSampler(()).close()
+    assert len(os.listdir("/proc/self/fd")) == descriptors, "descriptors leak"

@@ -1,0 +1,118 @@
+"""Telemetry of a real process without a GPU: figures per phase, files, facts, and what goes wrong."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import pyarrow.parquet as pq
+import pytest
+
+from orchestrator.attempt import Slot
+from orchestrator.measure import Absent, Phase, Value
+from orchestrator.telemetry import PARQUET_ARTIFACT, Telemetry
+
+SLOT = Slot("node", "host", tuple(sorted(os.sched_getaffinity(0))))
+
+
+@pytest.fixture
+def process() -> Iterator[subprocess.Popen[bytes]]:
+    program = "print(flush=True)\nwhile True: pass"
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as running:
+        assert running.stdout is not None
+        running.stdout.readline()
+        yield running
+        running.kill()
+
+
+def test_figures_per_phase_of_a_real_process(process: subprocess.Popen[bytes]) -> None:
+    threads = threading.active_count()
+    telemetry = Telemetry({"enabled": True, "host_period_s": 0.02, "nvml_period_s": 0.05})
+    telemetry.start(SLOT)
+    telemetry.attach(process.pid)
+    edges = [time.perf_counter_ns()]
+    for length_s in (0.01, 0.9):
+        time.sleep(length_s)
+        edges.append(time.perf_counter_ns())
+    process.kill()
+    process.wait()
+    watched = telemetry.finish(
+        [Phase("prefill", edges[0], edges[1]), Phase("decode", edges[1], edges[2])]
+    )
+    decode = watched.aggregates["decode.cpu_s"]
+    assert isinstance(decode, Value)
+    assert 0 < decode.value <= 1.2 * (edges[2] - edges[1]) / 1e9 + 0.05
+    assert isinstance(watched.aggregates["decode.rss_bytes"], Value)
+    energy = watched.aggregates["decode.energy_j"]
+    assert energy == Absent("decode.energy_j", "J", "the attempt owns no GPU")
+    for prefix in ("prefill.", "decode.", "measured.", "attempt."):
+        assert any(name.startswith(prefix) for name in watched.aggregates)
+    rows = pq.read_table(io.BytesIO(watched.artifacts[PARQUET_ARTIFACT])).to_pylist()
+    assert {"process", "host"} == {row["source"] for row in rows}
+    assert all(-0.001 <= row["t_s"] < 60 for row in rows)
+    facts = watched.facts
+    assert facts["simulated"] is False
+    assert facts["hardware"]["cores"] == len(SLOT.cpus)
+    assert facts["hardware_fingerprint"]
+    assert facts["telemetry"]["host_rounds"] > 3
+    assert threading.active_count() == threads, "no sampler outlives its attempt"
+
+
+def test_attempt_whose_process_never_came_to_be() -> None:
+    telemetry = Telemetry({})
+    telemetry.start(SLOT)
+    watched = telemetry.finish([])
+    cpu = watched.aggregates["attempt.cpu_s"]
+    assert isinstance(cpu, Absent)
+    assert cpu.reason == "was never read"
+
+
+def test_process_that_is_gone_at_once(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+    telemetry = Telemetry({})
+    telemetry.start(SLOT)
+    telemetry.attach(process.pid)
+    now = time.perf_counter_ns()
+    watched = telemetry.finish([Phase("body", now, None)])
+    assert isinstance(watched.aggregates["body.cpu_s"], Absent)
+
+
+def test_without_nvml_a_gpu_slot_gets_reasons_and_no_numbers(
+    process: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from orchestrator.telemetry import gpu
+    from orchestrator.telemetry.nvml import Kind, NvmlError
+
+    def no_driver() -> None:
+        raise NvmlError("no NVIDIA driver here", kind=Kind.UNAVAILABLE)
+
+    monkeypatch.setattr(gpu.GpuSampler.__init__, "__kwdefaults__", _with_session(gpu, no_driver))
+    telemetry = Telemetry({})
+    telemetry.start(Slot("node", "host", SLOT.cpus, ("GPU-1",)))
+    telemetry.attach(process.pid)
+    watched = telemetry.finish([Phase("body", time.perf_counter_ns(), None)])
+    for name in ("energy_j", "power_w", "sm_clock_ratio", "throttle_thermal_s"):
+        found = watched.aggregates[f"body.{name}"]
+        assert isinstance(found, Absent)
+        assert found.reason == "no NVIDIA driver here"
+    assert watched.facts["telemetry"]["unopened"] == {"GPU-1": "no NVIDIA driver here"}
+
+
+def _with_session(gpu: object, session: object) -> dict[str, object]:
+    kept = gpu.GpuSampler.__init__.__kwdefaults__  # type: ignore[attr-defined]
+    return {**kept, "session": session}
+
+
+def test_switched_off() -> None:
+    telemetry = Telemetry({"enabled": False})
+    telemetry.start(SLOT)
+    telemetry.attach(os.getpid())
+    watched = telemetry.finish([Phase("body", 0, 1)])
+    assert watched.aggregates == {}
+    assert watched.artifacts == {}
