@@ -201,7 +201,7 @@ def start_async(settings: ClusterConfig) -> PendingCluster:
 
 
 def cluster_device_kind(settings: ClusterConfig) -> str:
-    """``cuda`` where a node of the cluster has a GPU, else ``cpu``: what ``device=auto`` means there.
+    """What ``device=auto`` means there: ``cuda`` where a node of the cluster has a GPU, else ``cpu``.
 
     Raises
     ------

@@ -1,8 +1,9 @@
-"""The driver on a simulated cluster: window, order, retries, nodes that die, stopping. Virtual time."""
+"""The driver in virtual time: window, order, retries, nodes that die, stopping."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import random
 import threading
 from collections import Counter
@@ -126,7 +127,7 @@ def test_invalid_waits_for_its_cooldown(kit: Any) -> None:
     run = kit.sweep([kit.trial(0)], cluster, verdict=VerdictConfig(retries=2, cooldown_s=45.0))
     starts = [r.started_at for r in run.recorded.reports]
     assert run.recorded.outcomes == {"invalid": 3}
-    assert all(later - earlier >= 55.0 for earlier, later in zip(starts, starts[1:], strict=False))
+    assert all(later - earlier >= 55.0 for earlier, later in itertools.pairwise(starts))
 
 
 def test_retry_numbers_follow_the_repeats(kit: Any) -> None:

@@ -1,0 +1,147 @@
+"""The supervisor without Ray: real isolation, real locks; and the verdict it applies."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.attempt import AttemptReport, AttemptSpec, Outcome, RuleResult, Verdict
+from orchestrator.schedule import supervisor
+from orchestrator.schedule.cores import CoreSplit, pin_process
+from orchestrator.schedule.events import Ended, PhaseBegan, Started, Vanished, Waiting
+from orchestrator.schedule.locks import DIRECTORY_VARIABLE, Request
+from orchestrator.schedule.supervisor import Cancellation, Grant, attempt_events, judged
+
+CPUS = len(os.sched_getaffinity(0))  # before a supervisor moves this process
+
+
+@pytest.fixture(autouse=True)
+def _own_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    before = os.sched_getaffinity(0)
+    monkeypatch.setenv(DIRECTORY_VARIABLE, str(tmp_path / "local"))
+    yield
+    supervisor._warm_isolation().close()
+    supervisor._warm_isolation.cache_clear()
+    pin_process(before)
+
+
+def spec_of(kit: Any, **changes: Any) -> AttemptSpec:
+    task = changes.pop("task", {})
+    trial = kit.trial(1, **task)
+    values = {"telemetry": {"enabled": False}, "timeout_s": 30.0, **changes}
+    return AttemptSpec("attempt-1", trial.hash, trial.identity, **values)
+
+
+def grant(cpus: int = 1) -> Grant:
+    return Grant("node", cpus, node_cpus=CPUS)
+
+
+def test_started_phase_report(kit: Any) -> None:
+    events = list(attempt_events(spec_of(kit), grant(), Cancellation()))
+    assert [type(event) for event in events] == [Started, PhaseBegan, Ended]
+    started, _, ended = events
+    assert len(started.slot.cpus) == 1
+    assert started.slot.cuda_visible_devices == ""
+    assert ended.report.outcome is Outcome.OK, ended.report.reason
+    assert ended.report.metrics["value"].value == 1
+    assert ended.report.slot == started.slot
+    assert ended.report.verdict.state == "unverified"
+    assert ended.report.provenance["packages"]
+    assert "command" not in ended.report.provenance, "the driver's, not the node's"
+
+
+def test_cores_are_free_again_when_the_report_is_out(kit: Any) -> None:
+    for event in attempt_events(spec_of(kit), grant(), Cancellation()):
+        cores = Request(Path(os.environ[DIRECTORY_VARIABLE]) / "locks", _names(), len(_names()))
+        assert cores.granted() == isinstance(event, Ended)
+        cores.release()
+
+
+def test_a_generator_left_early_frees_its_cores(kit: Any) -> None:
+    events = attempt_events(spec_of(kit, task={"sleep_s": 30}), grant(), Cancellation())
+    next(events)
+    events.close()
+    assert Request(
+        Path(os.environ[DIRECTORY_VARIABLE]) / "locks", _names(), len(_names())
+    ).granted()
+
+
+def test_cores_in_other_hands_are_waited_for(kit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "SILENCE_S", 0.1)
+    directory = Path(os.environ[DIRECTORY_VARIABLE])
+    directory.mkdir(mode=0o700)
+    other = Request(directory / "locks", _names(), len(_names()))
+    assert other.granted()
+    events = attempt_events(spec_of(kit), grant(), Cancellation())
+    assert isinstance(next(events), Waiting)
+    other.release()
+    assert [type(event) for event in events] == [Started, PhaseBegan, Ended]
+
+
+def test_waiting_is_bounded(kit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "PATIENCE_EXTRA_S", 0.3)
+    directory = Path(os.environ[DIRECTORY_VARIABLE])
+    directory.mkdir(mode=0o700)
+    other = Request(directory / "locks", _names(), len(_names()))
+    assert other.granted()
+    spec = spec_of(kit, timeout_s=0.0, start_timeout_s=0.0)
+    (event,) = attempt_events(spec, grant(), Cancellation())
+    assert isinstance(event, Vanished)
+    assert event.outcome is Outcome.LOST
+    assert "another sweep" in event.reason
+
+
+def test_a_cancel_keeps_what_was_measured(kit: Any) -> None:
+    cancellation = Cancellation()
+    reports = []
+    for event in attempt_events(spec_of(kit, task={"sleep_s": 60}), grant(), cancellation):
+        if isinstance(event, PhaseBegan):
+            cancellation._interrupted()
+        if isinstance(event, Ended):
+            reports.append(event.report)
+    (report,) = reports
+    assert report.outcome is Outcome.CANCELLED
+    assert [phase.name for phase in report.phases] == ["body"]
+
+
+def test_a_cancel_while_waiting_ends_without_a_word(kit: Any) -> None:
+    directory = Path(os.environ[DIRECTORY_VARIABLE])
+    directory.mkdir(mode=0o700)
+    other = Request(directory / "locks", _names(), len(_names()))
+    assert other.granted()
+    cancellation = Cancellation()
+    cancellation._interrupted()
+    assert list(attempt_events(spec_of(kit), grant(), cancellation)) == []
+
+
+def test_a_quota_below_what_ray_was_told(kit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = CoreSplit((min(os.sched_getaffinity(0)),))
+    monkeypatch.setattr(supervisor, "core_split", lambda node_cpus: one)
+    started = next(iter(attempt_events(spec_of(kit), grant(cpus=64), Cancellation())))
+    assert started.slot.cpus == one.measured
+
+
+def test_refused_measurements_become_invalid(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = RuleResult("steal", "invalid", 0.2, 0.05, "20 % of CPU time stolen")
+    monkeypatch.setattr(
+        "orchestrator.telemetry.judge", lambda report, rules: Verdict("invalid", (broken,))
+    )
+    report = judged(AttemptReport("a", "h", Outcome.OK), {})
+    assert (report.outcome, report.reason) == (Outcome.INVALID, "20 % of CPU time stolen")
+    failed = judged(AttemptReport("a", "h", Outcome.ERROR, reason="boom"), {})
+    assert (failed.outcome, failed.reason) == (Outcome.ERROR, "boom")
+
+
+def test_a_broken_rule_costs_no_measurement() -> None:
+    report = judged(AttemptReport("a", "h", Outcome.OK), {"rules": {"no such rule": {}}})
+    assert report.outcome is Outcome.OK
+    assert report.verdict.state == "unverified"
+    assert "no such rule" in (report.verdict.rules[0].reason or "")
+
+
+def _names() -> list[str]:
+    return [f"core-{core}" for core in supervisor.core_split(CPUS).measured]
