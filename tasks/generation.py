@@ -17,8 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.measure import Clock
-from orchestrator.measure.clock import timed
+from orchestrator.measure import Clock, timed
 
 if TYPE_CHECKING:
     import torch
@@ -26,40 +25,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SequenceTiming:
-    """One batch of sequences: the prefill and each interval between output tokens.
+    """One batch of sequences: what was timed of it, seconds.
 
-    The arithmetic of the metrics is here and nowhere else.
+    Attributes
+    ----------
+    ttft_s : float
+        The prefill.
+    intervals_s : tuple of float
+        Between consecutive output tokens: one less than there are tokens.
     """
 
-    batch_size: int
-    prompt_tokens: int
     ttft_s: float
     intervals_s: tuple[float, ...]
-
-    @property
-    def decode_s(self) -> float:
-        """From the first output token to the last."""
-        return sum(self.intervals_s)
-
-    @property
-    def tpot_s(self) -> float:
-        """Time per output token: (t_last - t_first) / (n - 1)."""
-        return self.decode_s / len(self.intervals_s)
-
-    @property
-    def decode_tokens_per_s(self) -> float:
-        """batch * (n - 1) / (t_last - t_first); the prefill and its token are not in it."""
-        return self.batch_size * len(self.intervals_s) / self.decode_s
-
-    @property
-    def prefill_tokens_per_s(self) -> float:
-        """batch * prompt tokens / ttft."""
-        return self.batch_size * self.prompt_tokens / self.ttft_s
-
-    @property
-    def e2e_s(self) -> float:
-        """Prefill and decode of one sequence."""
-        return self.ttft_s + self.decode_s
 
 
 @contextmanager
@@ -142,5 +119,4 @@ class GreedyGenerator:
                         time.sleep(self._token_sleep_s)
                     marks.append(clock.mark())
                 intervals = clock.seconds_between(marks)
-        batch_size, length = prompt.shape
-        return SequenceTiming(batch_size, length, span.seconds, tuple(intervals)), tokens
+        return SequenceTiming(span.seconds, tuple(intervals)), tokens

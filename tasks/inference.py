@@ -20,9 +20,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.measure import Identity, InputError, Recorder, Task
-from orchestrator.measure.memory import HostMemory, MemoryTracker, tracker
-from orchestrator.measure.sampling import Repetition, first_call, repeat
+from orchestrator.measure import (
+    HostMemory,
+    Identity,
+    InputError,
+    MemoryTracker,
+    Recorder,
+    Repetition,
+    Task,
+    derive,
+    first_call,
+    repeat,
+    tracker,
+)
 from tasks import loading, quality, tokens
 from tasks.compilation import CompileWatch
 from tasks.generation import GreedyGenerator, SequenceTiming
@@ -113,7 +123,7 @@ def _measure(
 ) -> None:
     from transformers import DynamicCache
 
-    compiling = CompileWatch(model) if options.compile else None
+    compiling = CompileWatch(model, recorder.directory) if options.compile else None
     accepts = inspect.signature(model.forward).parameters
     generator = GreedyGenerator(
         compiling.forward if compiling else model,
@@ -148,7 +158,7 @@ def _measure(
         else:
             phase = memory.phases(recorder)
             timing, ids = generator.sequence(prompt, options.new_tokens, phase)
-        _add(repetition, timing)
+        _add(repetition, timing, options)
         outputs.add(_digest(ids))
     if options.new_tokens == 1:
         for name, unit in (("itl_s", "s"), ("tpot_s", "s"), ("decode_tokens_per_s", "tokens/s")):
@@ -159,14 +169,17 @@ def _measure(
         compiling.record(recorder)
 
 
-def _add(repetition: Repetition, timing: SequenceTiming) -> None:
+def _add(repetition: Repetition, timing: SequenceTiming, options: InferenceConfig) -> None:
+    prefilled = options.batch_size * options.prompt_tokens
     repetition.add("ttft_s", "s", timing.ttft_s)
-    repetition.add("prefill_tokens_per_s", "tokens/s", timing.prefill_tokens_per_s)
-    repetition.add("e2e_s", "s", timing.e2e_s)
-    if timing.intervals_s:
-        repetition.extend("itl_s", "s", timing.intervals_s)
-        repetition.add("tpot_s", "s", timing.tpot_s)
-        repetition.add("decode_tokens_per_s", "tokens/s", timing.decode_tokens_per_s)
+    repetition.add("prefill_tokens_per_s", "tokens/s", prefilled / timing.ttft_s)
+    repetition.add("e2e_s", "s", derive.e2e_s(timing.ttft_s, timing.intervals_s))
+    repetition.extend("itl_s", "s", timing.intervals_s)
+    tpot_s = derive.tpot_s(timing.intervals_s)
+    rate = derive.decode_tokens_per_s(timing.intervals_s, batch=options.batch_size)
+    if tpot_s is not None and rate is not None:
+        repetition.add("tpot_s", "s", tpot_s)
+        repetition.add("decode_tokens_per_s", "tokens/s", rate)
 
 
 def _digest(ids: list[torch.Tensor]) -> str:

@@ -26,6 +26,7 @@ from pathlib import Path
 from orchestrator.measure import InputError
 
 ENVIRONMENT_VARIABLE = "ORCHESTRATOR_CACHE"
+_UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
 def cache_root() -> Path:
@@ -85,7 +86,7 @@ def _disk_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             what = "no space left for the model cache"
-        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        elif error.errno in _UNWRITABLE:
             what = "the model cache cannot be written"
         else:
             raise

@@ -1,8 +1,8 @@
-"""Turns a GGUF file into safetensors and a tokenizer, in a process of its own.
+"""Has a GGUF file turned into safetensors and a tokenizer, once, in a process of its own.
 
-Run as ``python -m tasks.loading.convert GGUF DIRECTORY``. A measured process that had just
-dequantised a model would start with warm kernels, a fragmented heap and a higher peak than the
-next one, which finds the conversion in the cache; so the conversion happens elsewhere.
+A measured process that had just dequantised a model would start with warm kernels, a fragmented
+heap and a higher peak than the next one, which finds the conversion in the cache; so it happens
+elsewhere (``dequantise.py``).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def converted(gguf: Path, digest: str) -> Path:
         root = str(Path(__file__).resolve().parents[2])
         search_path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         done = subprocess.run(
-            [sys.executable, "-m", "tasks.loading.convert", str(gguf), str(directory)],
+            [sys.executable, "-m", "tasks.loading.dequantise", str(gguf), str(directory)],
             env={**os.environ, "PYTHONPATH": search_path, "CUDA_VISIBLE_DEVICES": ""},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -60,27 +60,3 @@ def converted(gguf: Path, digest: str) -> Path:
             )
 
     return publish(final, build)
-
-
-def main(gguf: Path, directory: Path) -> None:
-    """Write ``config.json``, ``model.safetensors`` (float32) and the tokenizer to ``directory``."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent,
-        gguf_file=gguf.name,
-        dtype=torch.float32,
-        quantization_config=GgufConfig(dequantize=True),
-        local_files_only=True,
-    )
-    model.save_pretrained(directory)
-    AutoTokenizer.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, local_files_only=True
-    ).save_pretrained(directory)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -50,6 +50,7 @@ class Problem:
         return InputError(self.what, where=self.where, fix=self.fix)
 
 
+@lru_cache(maxsize=1)
 def packaged_file() -> Path | None:
     """The packaged GGUF, found without importing its package; None where it is not installed."""
     spec = importlib.util.find_spec(PACKAGE)

@@ -1,0 +1,210 @@
+"""Identities, a recorder that keeps its events, and tiny models on disk."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.measure import HostClock, Recorder
+from orchestrator.measure.registry import find_task
+
+TINY = {
+    "model_type": "llama",
+    "vocab_size": 256,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": True,
+}
+QUANTS = {
+    "fp32": ("none", "float32", False),
+    "bf16": ("none", "bfloat16", False),
+    "int8": ("int8", "bfloat16", False),
+    "nf4": ("nf4", "bfloat16", True),
+    "fp4": ("fp4", "bfloat16", True),
+}
+
+
+class Events(list):
+    """What a task emitted, with a few ways to ask for it."""
+
+    def value(self, name: str) -> float:
+        (found,) = [e["value"] for e in self if e["e"] == "value" and e["name"] == name]
+        return found
+
+    def absent(self, name: str) -> str:
+        (found,) = [e["reason"] for e in self if e["e"] == "absent" and e["name"] == name]
+        return found
+
+    def samples(self, name: str, role: str = "measured") -> list[float]:
+        return [
+            value
+            for e in self
+            if e["e"] == "samples" and e["name"] == name and e["role"] == role
+            for value in e["values"]
+        ]
+
+    def median(self, name: str) -> float:
+        return statistics.median(self.samples(name))
+
+    def fact(self, key: str) -> Any:
+        (found,) = [e["value"] for e in self if e["e"] == "fact" and e["key"] == key]
+        return found
+
+    def engaged(self, what: str) -> dict[str, Any]:
+        (found,) = [e for e in self if e["e"] == "engaged" and e["what"] == what]
+        return found
+
+    def phases(self) -> list[str]:
+        return [e["name"] for e in self if e["e"] == "phase" and e["edge"] == "begin"]
+
+
+def make_identity(
+    quant: str = "fp32",
+    *,
+    task: str = "inference",
+    model: dict[str, Any] | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """A trial's identity as the plan would compose it; ``options`` are the task's."""
+    import dataclasses
+
+    config = dataclasses.asdict(find_task(task).config(**options))
+    scheme, dtype, double_quant = QUANTS[quant]
+    return {
+        "schema": 1,
+        "task": config,
+        "model": {
+            "source": "random",
+            "id": None,
+            "revision": None,
+            "path": None,
+            "architecture": None,
+            "trust_remote_code": False,
+            **(model or {"architecture": dict(TINY)}),
+        },
+        "quant": {"scheme": scheme, "dtype": dtype, "double_quant": double_quant},
+        "protocol": {
+            "warmup": 1,
+            "min_repetitions": 3,
+            "max_repetitions": 3,
+            "max_time_s": 60.0,
+            "ci_relative_half_width": 0.05,
+            "confidence": 0.95,
+            "resamples": 1000,
+        },
+        "device": {"kind": "cpu", "threads": 1},
+        "seed": 0,
+    }
+
+
+@pytest.fixture
+def identity() -> Callable[..., dict[str, Any]]:
+    return make_identity
+
+
+@pytest.fixture
+def recorder(tmp_path: Path) -> tuple[Recorder, Events]:
+    events = Events()
+    directory = tmp_path / "attempt"
+    directory.mkdir()
+    return Recorder(events.append, HostClock(), directory), events
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[[dict[str, Any]], Events]:
+    """Run a task by its identity, as an attempt of its own, and give what it emitted."""
+
+    def run(identity: dict[str, Any]) -> Events:
+        events = Events()
+        directory = Path(tempfile.mkdtemp(dir=tmp_path))
+        recorder = Recorder(events.append, HostClock(), directory)
+        find_task(identity["task"]["name"]).run(identity, recorder)
+        return events
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def cache(
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> Iterator[Path]:
+    """A cache of this test's own, and threads put back as they were."""
+    import torch
+
+    directory = tmp_path_factory.mktemp("cache") / "orchestrator"
+    if "machine_cache" not in request.fixturenames:
+        monkeypatch.setenv("ORCHESTRATOR_CACHE", str(directory))
+    threads = torch.get_num_threads()
+    yield directory
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def saved_model(tmp_path: Path) -> Path:
+    """The tiny model in a directory, as ``save_pretrained`` leaves it."""
+    from tasks.loading import architecture
+
+    directory = tmp_path / "model"
+    config = architecture.configuration(TINY)
+    architecture.build(config, 0, "float32", "sdpa").save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture
+def tiny_gguf(tmp_path: Path) -> Path:
+    """A one-layer llama with a small tokenizer as a GGUF file, float32."""
+    import gguf
+    import numpy as np
+
+    file = tmp_path / "tiny.gguf"
+    writer = gguf.GGUFWriter(str(file), "llama")
+    hidden, middle, vocabulary = 64, 128, 256
+    writer.add_context_length(128)
+    writer.add_embedding_length(hidden)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(middle)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_rope_dimension_count(hidden // 4)
+    writer.add_vocab_size(vocabulary)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(["a", "b", "ab", *(f"t{i}" for i in range(vocabulary - 3))])
+    writer.add_token_merges(["a b"])
+    writer.add_token_types([1] * vocabulary)
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(1)
+    random = np.random.default_rng(0)
+    shapes = {
+        "token_embd": (vocabulary, hidden),
+        "output": (vocabulary, hidden),
+        "blk.0.attn_q": (hidden, hidden),
+        "blk.0.attn_k": (hidden // 2, hidden),
+        "blk.0.attn_v": (hidden // 2, hidden),
+        "blk.0.attn_output": (hidden, hidden),
+        "blk.0.ffn_gate": (middle, hidden),
+        "blk.0.ffn_up": (middle, hidden),
+        "blk.0.ffn_down": (hidden, middle),
+        "output_norm": (hidden,),
+        "blk.0.attn_norm": (hidden,),
+        "blk.0.ffn_norm": (hidden,),
+    }
+    for name, shape in shapes.items():
+        writer.add_tensor(f"{name}.weight", random.normal(0, 0.05, shape).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file

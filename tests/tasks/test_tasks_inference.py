@@ -1,0 +1,148 @@
+"""task=inference on a tiny model: every metric there, and each one what PROTOCOL says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from orchestrator.errors import ConfigError
+from orchestrator.measure import InputError
+from orchestrator.measure.registry import find_task
+
+Identity = Callable[..., dict[str, Any]]
+Run = Callable[[dict[str, Any]], Any]
+check = find_task("inference").check
+
+
+def test_metrics_agree_with_their_definitions(identity: Identity, run: Run) -> None:
+    batch, prompt, new = 2, 32, 9
+    events = run(identity(batch_size=batch, prompt_tokens=prompt, new_tokens=new))
+    ttft, e2e = events.samples("ttft_s"), events.samples("e2e_s")
+    itl, tpot = events.samples("itl_s"), events.samples("tpot_s")
+    rate = events.samples("decode_tokens_per_s")
+    assert len(ttft) == len(e2e) == len(tpot) == len(rate) == 3
+    assert len(itl) == 3 * (new - 1)
+    for i in range(3):
+        intervals = itl[i * (new - 1) : (i + 1) * (new - 1)]
+        assert tpot[i] == pytest.approx(sum(intervals) / (new - 1))
+        assert rate[i] == pytest.approx(batch * (new - 1) / sum(intervals))
+        assert e2e[i] == pytest.approx(ttft[i] + sum(intervals))
+        assert events.samples("prefill_tokens_per_s")[i] == pytest.approx(batch * prompt / ttft[i])
+    assert len(events.samples("tpot_s", "warmup")) == 1
+    assert len(events.samples("itl_s", "warmup")) == new - 1
+    assert events.value("peak_memory_over_weights_bytes") > 0
+    assert events.value("process_memory_bytes") > events.value("weights_bytes")
+
+
+def test_phases_come_in_order_and_the_first_call_is_first(identity: Identity, run: Run) -> None:
+    events = run(identity(prompt_tokens=8, new_tokens=3))
+    assert events.phases() == [
+        "prepare",
+        "load",
+        "first_call",
+        "warmup",
+        *["prefill", "decode"] * 3,
+    ]
+    measured = {e["name"] for e in events if e["e"] == "phase" and e["measured"]}
+    assert measured == {"prefill", "decode"}
+    assert events.value("first_call_s") > 0
+
+
+def test_phases_enclose_what_was_timed(identity: Identity, run: Run) -> None:
+    events = run(identity(prompt_tokens=8, new_tokens=5))
+    edges = {(e["name"], e["index"], e["edge"]): e["t_ns"] for e in events if e["e"] == "phase"}
+    for i, (ttft, tpot) in enumerate(
+        zip(events.samples("ttft_s"), events.samples("tpot_s"), strict=True)
+    ):
+        spans = [
+            (edges[name, i, "end"] - edges[name, i, "begin"]) / 1e9
+            for name in ("prefill", "decode")
+        ]
+        assert spans[0] >= ttft
+        assert spans[1] >= 4 * tpot * (1 - 1e-9)
+
+
+def test_one_new_token_has_no_decode_and_says_so(identity: Identity, run: Run) -> None:
+    events = run(identity(prompt_tokens=8, new_tokens=1))
+    assert len(events.samples("ttft_s")) == 3
+    for name in ("itl_s", "tpot_s", "decode_tokens_per_s"):
+        assert "one new token" in events.absent(name)
+    assert "decode" not in events.phases()
+
+
+def test_the_same_seed_generates_the_same_tokens(identity: Identity, run: Run) -> None:
+    asked = identity(prompt_tokens=16, new_tokens=6)
+    first = list(run(asked).fact("output_digests"))
+    assert len(first) == 1  # the same in every repetition
+    assert run(asked).fact("output_digests") == first
+    assert run({**asked, "seed": 1}).fact("output_digests") != first
+
+
+def test_an_injected_sleep_is_in_every_interval(identity: Identity, run: Run) -> None:
+    events = run(identity(prompt_tokens=8, new_tokens=4, token_sleep_s=0.02))
+    assert min(events.samples("itl_s")) >= 0.02
+
+
+@pytest.mark.parametrize("quant", ["bf16", "int8", "nf4"])
+def test_quality_follows_in_a_phase_of_its_own(identity: Identity, run: Run, quant: str) -> None:
+    events = run(identity(quant, prompt_tokens=8, new_tokens=2, quality_tokens=64))
+    assert events.phases()[-1] == "quality"
+    assert 0 < events.value("kl_to_reference") < 0.01
+    assert events.engaged("weights")["ok"]
+
+
+def test_a_context_known_only_after_loading_is_still_a_limit(identity: Identity, run: Run) -> None:
+    asked = identity(prompt_tokens=510, new_tokens=3)
+    assert "context of 512" in str(check(asked))
+    with pytest.raises(InputError, match="context of 512"):
+        run(asked)
+
+
+def test_what_the_device_cannot_do_is_infeasible(
+    identity: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert check(identity(prompt_tokens=480)) is None
+    assert "CUDA" in str(check(identity(attention="flash_attention_2")))
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("CXX", raising=False)
+    assert "C++ compiler" in str(check(identity(prompt_tokens=8, compile=True)))
+    assert check(identity(prompt_tokens=8, compile=False)) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "where"),
+    [
+        ({"batch_size": 0}, "task.batch_size"),
+        ({"prompt_tokens": -1}, "task.prompt_tokens"),
+        ({"new_tokens": 0}, "task.new_tokens"),
+        ({"quality_tokens": -1}, "task.quality_tokens"),
+        ({"attention": "fast"}, "task.attention"),
+    ],
+)
+def test_what_has_no_sense_is_a_configuration_error(
+    identity: Identity, options: dict[str, Any], where: str
+) -> None:
+    with pytest.raises(ConfigError, match=where):
+        check(identity(**options))
+
+
+def test_a_missing_model_is_found_while_planning(identity: Identity) -> None:
+    with pytest.raises(ConfigError, match="no such model directory"):
+        check(identity(model={"source": "path", "path": "/nowhere"}))
+    asked = identity()
+    asked["quant"]["scheme"] = "int3"
+    with pytest.raises(ConfigError, match=r"unknown scheme 'int3'"):
+        check(asked)
+
+
+@pytest.mark.slow
+def test_compile_counts_graphs_and_its_time_apart(identity: Identity, run: Run) -> None:
+    events = run(identity(prompt_tokens=8, new_tokens=4, compile=True))
+    assert events.value("compile_s") > 0
+    assert events.value("compile_graphs") >= 1
+    assert events.value("compile_graph_breaks") == 0
+    assert events.fact("compiled_while_measured") is False
+    assert events.engaged("compile")["ok"]
+    assert max(events.samples("ttft_s")) < events.value("compile_s")
