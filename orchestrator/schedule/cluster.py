@@ -201,7 +201,7 @@ def start_async(settings: ClusterConfig) -> PendingCluster:
 
 
 def cluster_device_kind(settings: ClusterConfig) -> str:
-    """What ``device=auto`` means there: ``cuda`` where a node of the cluster has a GPU, else ``cpu``.
+    """What ``device=auto`` means there: ``cuda`` where any node of the cluster has a GPU.
 
     Raises
     ------

@@ -124,9 +124,14 @@ def _connect(settings: ClusterConfig, stack: contextlib.ExitStack) -> None:
             where=f"cluster.address={address}",
             fix="Give the head's host:6379, or submit with `ray job submit` and address auto",
         )
-    if address != "auto":
-        _probe(address)
     ray = _import_ray(loopback=False)
+    if address != "auto":
+        host, port = _parse(address)
+        _probe(address, host, port)
+        # Ray takes 127.0.0.1 for "this host" and goes to its outward address. A cluster that keeps
+        # to the loopback interface, as our local one does, is not there.
+        if _is_loopback(host) and not _answers(ray.util.get_node_ip_address(), port):
+            ray = _import_ray(loopback=True)
     stack.callback(ray.shutdown)
     ray.init(
         address=address,
@@ -181,14 +186,30 @@ def _gpu_uuids(wanted: int | None) -> list[str]:
     return uuids[:wanted]
 
 
-def _probe(address: str) -> None:
+def _parse(address: str) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         raise ClusterError(
             "is neither auto nor host:port", where=f"cluster.address={address}", fix="HOST:6379"
         )
+    return host.strip("[]"), int(port)
+
+
+def _is_loopback(host: str) -> bool:
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def _answers(host: str, port: int) -> bool:
     try:
-        socket.create_connection((host.strip("[]"), int(port)), PROBE_TIMEOUT_S).close()
+        socket.create_connection((host, port), PROBE_TIMEOUT_S).close()
+    except OSError:
+        return False
+    return True
+
+
+def _probe(address: str, host: str, port: int) -> None:
+    try:
+        socket.create_connection((host, port), PROBE_TIMEOUT_S).close()
     except OSError as error:
         raise ClusterError(
             f"no Ray head answers ({error})",
