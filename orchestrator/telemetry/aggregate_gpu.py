@@ -197,7 +197,7 @@ class _Card:
         if joules <= 0:
             still = Missing("the energy counter stands still")
             return Energy(still, still)
-        blur_s = (refresh_s(series) or self._period_s) + (spacing_s(series) or self._period_s)
+        blur_s = refresh_s(series) + (spacing_s(series) or self._period_s)
         error_j = len(self._windows) * blur_s * joules / self._wall_s
         if error_j > ENERGY_ERROR_LIMIT * joules:
             vague = Missing(

@@ -166,13 +166,18 @@ def unwrapped(values: Sequence[float], modulus: float | None) -> tuple[array[flo
     return result, resets
 
 
-def refresh_s(series: Series) -> float | None:
-    """How often the device refreshes a value: median time between changes; None if under two."""
-    changes = [
-        series.t_ns[i] for i in range(1, len(series)) if series.values[i] != series.values[i - 1]
-    ]
-    gaps = sorted((b - a) / 1e9 for a, b in pairwise(changes))
-    return gaps[len(gaps) // 2] if gaps else None
+def refresh_s(series: Series) -> float:
+    """How often the device refreshes a counter: the median time between its changes.
+
+    Of a counter that was seen to change fewer than five times, the longest time it stood still.
+    """
+    times, values = series.t_ns, series.values
+    changes = [times[i] for i in range(1, len(series)) if values[i] != values[i - 1]]
+    if len(changes) >= 5:
+        gaps = sorted(b - a for a, b in pairwise(changes))
+        return gaps[len(gaps) // 2] / 1e9
+    edges = [times[0], *changes, times[-1]]
+    return max(b - a for a, b in pairwise(edges)) / 1e9
 
 
 def spacing_s(series: Series) -> float | None:

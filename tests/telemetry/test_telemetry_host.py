@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -160,7 +161,7 @@ def test_proportional_memory_is_read_ever_more_rarely(machine: Machine) -> None:
     sampler.close()
     series = sampler.series.get("process", "pss_bytes")
     assert series is not None
-    gaps = [(b - a) / 1e9 for a, b in zip(series.t_ns, series.t_ns[1:], strict=False)]
+    gaps = [(b - a) / 1e9 for a, b in pairwise(series.t_ns)]
     assert gaps == sorted(gaps)
     assert len(series) <= 7
     assert max(gaps) >= 8
@@ -209,13 +210,11 @@ def test_cheap_sampler_keeps_its_pace(machine: Machine) -> None:
 
 def test_cgroup_version_1(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
-    machine.write(
-        machine.proc / "self" / "cgroup", "9:name=systemd:/\n4:memory:/a\n1:cpu,cpuacct:/"
-    )
+    groups = "9:name=systemd:/\n4:memory:/a\n1:cpu,cpuacct:/"
+    machine.write(machine.proc / "self" / "cgroup", groups)
     machine.write(machine.sys / "fs/cgroup/memory/a/memory.usage_in_bytes", "77")
-    machine.write(
-        machine.sys / "fs/cgroup/cpu/cpu.stat", "nr_throttled 2\nthrottled_time 3000000\n"
-    )
+    stat = "nr_throttled 2\nthrottled_time 3000000\n"
+    machine.write(machine.sys / "fs/cgroup/cpu/cpu.stat", stat)
     group = find_cgroup(machine.proc, machine.sys)
     assert group.files["memory"].read_text() == "77"
     assert numbers(group.files["cpu"].read_bytes())[group.throttled_key] == 3_000_000

@@ -1,4 +1,4 @@
-"""Telemetry of a real process without a GPU: figures per phase, files, facts, and what goes wrong."""
+"""Telemetry of a real process without a GPU: figures per phase, files, facts, failures."""
 
 from __future__ import annotations
 

@@ -187,7 +187,7 @@ ret_t nvmlDeviceGetMemoryInfo_v2(device_t *d, memory_v2_t *out) {
 
 static ret_t number(const device_t *d, int key, double scale, unsigned *out) {
     TELLS(d, key);
-    *out = (unsigned)(at(d, key, now_s()) * scale);
+    *out = (unsigned)(at(d, key, now_s()) * scale + 0.5);
     return SUCCESS;
 }
 
@@ -360,7 +360,7 @@ static void field(const device_t *d, field_t *f) {
         f->value.u = (unsigned)at(d, MEM_TEMPERATURE, t);
     } else if (f->id == 186 && power && modern) {
         f->type = T_UINT;
-        f->value.u = (unsigned)(1e3 * at(d, POWER, t));
+        f->value.u = (unsigned)(1e3 * at(d, POWER, t) + 0.5);
     } else if (f->id == 185 && power && modern) {
         f->type = T_UINT;
         f->value.u = (unsigned)(1e3 * power_average_w(d, t));
