@@ -14,8 +14,11 @@ has that noise added once more (Davison and Hinkley, *Bootstrap Methods and thei
 3.8). So the drawn attempts' deviations are scaled: by a factor that makes the variance of the draws
 equal max(spread of the medians, noise within), and by ``sqrt(nu / chi2_nu)``, drawn anew each
 resample, for a spread known from ``nu`` degrees of freedom only (Student's t by another road;
-``nu`` is Welch's). Measured with noise of 0.7 % between and 0.1-1.2 % within attempts, k = 2, 3, 5,
-10: one-sided 95 % bounds hold in 93.6-96.2 % of cases; the plain double bootstrap's in 82.6-98.5 %.
+``nu`` is Welch's). Measured on log-normal samples, noise of 0 to 0.7 % between and 0.2 to 3 %
+within attempts, 14 to 40 samples each, k = 2, 3, 5 and 10: one-sided 95 % bounds of the ratio hold
+in 94.6 to 98.2 % of cases (over 95 % where the noise within dominates: the bootstrap variance of a
+median of few samples is too large). In the normal limit the plain double bootstrap's hold in 82.6
+to 98.5 %.
 
 *One attempt* has no spread between processes to show: its interval holds the noise within it only,
 unless the other trial has several attempts, or a spread is given (``between``); a note says so.
@@ -199,7 +202,9 @@ def ratio_ci(
     single = all(trial.k == 1 for trial in trials)
     if single and not between and any(t.attempts[0].size == 1 for t in trials):
         return Ratio(ratio, reason="one sample: its uncertainty cannot be known")
-    draws = ratio * np.exp(_ratio_deviations(trials, between, resamples, rng))
+    # Two attempts far apart have draws without bounds; e**50 is as good as infinite.
+    deviations = np.clip(_ratio_deviations(trials, between, resamples, rng), -50.0, 50.0)
+    draws = ratio * np.exp(deviations)
     tail = (1.0 - confidence) / 2.0
     low, high = np.quantile(draws, [tail, 1.0 - tail])
     at_most_one = _p_value(draws <= 1.0)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.measure.figures import Figure
 from orchestrator.measure.recorder import Recorder
 
 Identity = Mapping[str, Any]
@@ -38,6 +39,8 @@ class Task:
         On a CPU-only node a trial takes every core unless ``resources.cpus`` says otherwise.
     headline : tuple of str
         Metrics for the final table, in order; the first decides ratios.
+    figures : tuple of Figure
+        What its report draws; by default figures of the headline metrics.
     """
 
     name: str
@@ -47,3 +50,4 @@ class Task:
     preload: tuple[str, ...] = ()
     whole_node: bool = True
     headline: tuple[str, ...] = ()
+    figures: tuple[Figure, ...] = ()

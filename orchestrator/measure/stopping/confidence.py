@@ -2,8 +2,8 @@
 
 A rule that looks after every repetition and stops at the first narrow interval finds narrow
 intervals by luck: with 3 % noise and a half-width of 2 %, half of all attempts would stop at 12
-samples or fewer, and the 95 % interval reported for them covers the median in 91 % of cases. Against
-that luck the interval looked at is wider than the one reported, in three ways:
+samples or fewer, and the 95 % interval reported for them covers the median in 91 % of cases.
+Against that luck the interval looked at is wider than the one reported, in three ways:
 
 - its confidence is Bonferroni's over the looks there can be (standard: 41 looks, 99.88 %);
 - the end further from the median decides, not the mean of both;

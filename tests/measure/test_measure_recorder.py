@@ -1,0 +1,72 @@
+"""The recorder turns calls into plain events and refuses what is no measurement."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.measure import FakeClock, Mismatch, Recorder
+
+
+@pytest.fixture
+def events() -> list[dict[str, Any]]:
+    return []
+
+
+@pytest.fixture
+def recorder(events: list[dict[str, Any]], tmp_path: Path) -> Recorder:
+    return Recorder(events.append, FakeClock(), tmp_path)
+
+
+def test_phases_are_synchronised_at_their_begin_and_numbered(
+    recorder: Recorder, events: list[dict[str, Any]]
+) -> None:
+    clock = recorder.clock
+    assert isinstance(clock, FakeClock)
+    clock.launch(3.0)
+    for expected in (0, 1):
+        with recorder.phase("decode") as index:
+            clock.advance(1.0)
+        assert index == expected
+    assert [(e["edge"], e["index"], e["t_ns"] / 1e9) for e in events] == [
+        ("begin", 0, 3.0),
+        ("end", 0, 4.0),
+        ("begin", 1, 4.0),
+        ("end", 1, 5.0),
+    ]
+    assert json.loads(json.dumps(events)) == events
+
+
+def test_a_phase_that_fails_still_ends(recorder: Recorder, events: list[dict[str, Any]]) -> None:
+    with pytest.raises(MemoryError), recorder.phase("load"):
+        raise MemoryError
+    assert [e["edge"] for e in events] == ["begin", "end"]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_no_sample_is_made_up(recorder: Recorder, events: list[dict[str, Any]], bad: float) -> None:
+    with pytest.raises(ValueError, match="not finite"):
+        recorder.samples("ttft_s", "s", [1.0, bad])
+    recorder.value("energy_j", "J", bad)
+    assert [e["e"] for e in events] == ["absent"]
+
+
+def test_a_mismatch_is_recorded_and_raised(
+    recorder: Recorder, events: list[dict[str, Any]]
+) -> None:
+    recorder.engaged("dtype", "bfloat16", "bfloat16")
+    with pytest.raises(Mismatch, match=r"asked for weights Linear4bit, got Linear"):
+        recorder.engaged("weights", "Linear4bit", "Linear")
+    assert [e["ok"] for e in events] == [True, False]
+
+
+def test_artifacts_stay_in_their_directory(recorder: Recorder, tmp_path: Path) -> None:
+    path = recorder.artifact("trace/trace.json.gz")
+    assert path.parent.is_dir()
+    assert path.is_relative_to(tmp_path)
+    with pytest.raises(ValueError, match="leaves"):
+        recorder.artifact("../elsewhere.txt")
