@@ -168,7 +168,9 @@ class Builder:
             **record.tags,
             "outcome": report.outcome.value,
             "verdict": report.verdict.state,
-            "simulated": str(bool(provenance.get("simulated"))).lower(),
+            "simulated": str(
+                bool(provenance.get("simulated") or report.facts.get("simulated"))
+            ).lower(),
         }
         if report.reason:
             tags["reason"] = tag_value(redact.text(report.reason), REASON_CHARS)
