@@ -249,15 +249,22 @@ def _cell(
     base_arrays = [m.values for m in against if isinstance(m, Samples) and m.values] or [
         (m.value,) for m in against if isinstance(m, Value)
     ]
-    certain = unit in _EXACT_UNITS or name in _EXACT_NAMES
-    found = ratio_ci(arrays, base_arrays, resamples=1 if certain else resamples)
+    if not base_arrays:
+        return cell
+    if unit in _EXACT_UNITS or name in _EXACT_NAMES:
+        before = summarise_attempts(base_arrays, resamples=1).median
+        if not before or before < 0:
+            return cell
+        exact = summary.median / before
+        return replace(cell, ratio=exact, standing=standing(name, unit, exact, None, None))
+    found = ratio_ci(arrays, base_arrays, resamples=resamples)
     if found.ratio is None:
         return cell
     cell = replace(cell, ratio=found.ratio)
-    if not certain and 1 in (summary.n, sum(map(len, base_arrays))):
+    if 1 in (summary.n, sum(map(len, base_arrays))):
         # One timing a side says how the two came out, not whether they differ.
         return cell
-    low, high = (None, None) if certain else (found.ci_low, found.ci_high)
+    low, high = found.ci_low, found.ci_high
     return replace(
         cell,
         ratio_low=low,

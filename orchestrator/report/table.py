@@ -1,7 +1,7 @@
 """The final table of a sweep on the terminal, and ``run --json``.
 
 Two lines a trial: its name and values with their intervals, then its hash and the ratios to the
-baseline that shares its other axes. Columns that do not fit are named beneath, not squeezed.
+baseline that shares its other axes. Columns that do not fit go below, never squeezed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from orchestrator.report.style import OUTCOME_STYLE, STANDING_MARKS, VERDICT_MAR
 from orchestrator.report.units import MISSING, Scale, ratio, scale_of
 
 if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderResult
+    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
     from rich.table import Table
     from rich.text import Text
 
@@ -36,6 +36,7 @@ MAX_ROWS = 60
 MAX_FAILURES = 12
 _NAME_WIDTH = 30
 _NARROW = 80
+_MOST_STACKED = 16
 _GAP = 2
 
 
@@ -90,9 +91,7 @@ class TableView:
         shown = [row for row in self.table.rows if row.outcome != "not_run"]
         unseen = len(self.table.rows) - len(shown)
         if shown and self.table.metrics:
-            columns, left_out = _columns(self.table, shown[: self.max_rows], options.max_width)
-            yield _grid(self.table, shown[: self.max_rows], columns)
-            yield from _notes(shown[: self.max_rows], columns, left_out)
+            yield from self._measured(shown[: self.max_rows], options.max_width)
         if len(shown) > self.max_rows:
             yield Text(
                 f"… and {len(shown) - self.max_rows} more of {len(shown)} trials; the report's"
@@ -106,6 +105,21 @@ class TableView:
             yield Text("")
             for line in self.footer:
                 yield Text(line, overflow="fold")
+
+    def _measured(self, rows: Sequence[TrialRow], width: int) -> Iterable[RenderableType]:
+        from rich.text import Text
+
+        columns = [c for c in (_column(n, rows) for n in self.table.metrics) if c is not None]
+        blocks = _blocks(columns, width - _name_width(self.table, rows))
+        # A short table goes on below with the columns that did not fit; a long one would be read
+        # twice, so its last columns are only named.
+        drawn = blocks if len(rows) <= _MOST_STACKED else blocks[:1]
+        for index, block in enumerate(drawn):
+            if index:
+                yield Text("")
+            yield _grid(self.table, rows, block)
+        unfit = [column for block in blocks[len(drawn) :] for column in block]
+        yield from _notes(self.table, rows, [c for block in drawn for c in block], unfit)
 
 
 @dataclass(frozen=True)
@@ -171,36 +185,29 @@ def run_json(
     }
 
 
-def _columns(
-    table: SweepTable, rows: Sequence[TrialRow], width: int
-) -> tuple[list[_Column], list[str]]:
-    """As many metrics as fit the width, in headline order, and those left out."""
-    columns: list[_Column] = []
-    left_out: list[str] = []
-    name_width = _name_width(table, rows)
-    used = name_width + _GAP
-    for name in table.metrics:
-        cells = [row.cells[name] for row in rows if name in row.cells]
-        if all(cell.median is None for cell in cells):
-            left_out.append(name)
-            continue
-        column = _column(name, cells)
-        # The first metric decides: it is shown even where nothing fits.
-        if columns and used + column.width + _GAP > width:
-            left_out.append(name)
-            continue
-        used += column.width + _GAP
-        columns.append(column)
-    return columns, left_out
-
-
-def _column(name: str, cells: Sequence[Cell]) -> _Column:
-    unit = next((cell.unit for cell in cells if cell.median is not None), "")
-    scale = scale_of([cell.median for cell in cells], unit)
+def _column(name: str, rows: Sequence[TrialRow]) -> _Column | None:
+    """How a metric is drawn, or None where no trial has it."""
+    cells = [row.cells[name] for row in rows if row.cells[name].median is not None]
+    if not cells:
+        return None
+    scale = scale_of([cell.median for cell in cells], cells[0].unit)
     texts = [_value(cell, scale) for cell in cells] + [_ratio(cell)[0] for cell in cells]
-    body = max(map(len, texts), default=1)
+    body = max(map(len, texts))
     heading = _wrap(metric_title(name), max(body, 9))
     return _Column(name, scale, heading, max(body, *map(len, (*heading, scale.symbol))))
+
+
+def _blocks(columns: Sequence[_Column], width: int) -> list[list[_Column]]:
+    """Columns in headline order, cut where the width ends; at least one a block."""
+    blocks: list[list[_Column]] = [[]]
+    used = 0
+    for column in columns:
+        if blocks[-1] and used + _GAP + column.width > width:
+            blocks.append([])
+            used = 0
+        blocks[-1].append(column)
+        used += _GAP + column.width
+    return [block for block in blocks if block]
 
 
 def _grid(table: SweepTable, rows: Sequence[TrialRow], columns: Sequence[_Column]) -> Table:
@@ -229,7 +236,9 @@ def _grid(table: SweepTable, rows: Sequence[TrialRow], columns: Sequence[_Column
                 grid.add_row("")
             grid.add_row(Text(_group_name(row), style="bold"))
         group = row.group
-        grid.add_row(_name(row, grouped=not single), *(_cell_text(row, c) for c in columns))
+        grid.add_row(
+            _name(row, grouped=not single), *(_cell_text(row, c, c is columns[0]) for c in columns)
+        )
     return grid
 
 
@@ -265,26 +274,21 @@ def _group_name(row: TrialRow) -> str:
     return SEPARATOR.join(parts)
 
 
-def _cell_text(row: TrialRow, column: _Column) -> Text:
+def _cell_text(row: TrialRow, column: _Column, first: bool) -> Text:
     from rich.text import Text
 
     cell = row.cells[column.name]
     if cell.median is None:
-        if row.failed and column is not None and _is_first(row, column):
-            return Text(row.outcome, style=OUTCOME_STYLE.get(row.outcome, ""))
+        if row.failed and first:
+            return Text(*_outcome(row))
         return Text("" if row.failed else MISSING, style="dim")
     text = Text(_value(cell, column.scale), style="dim strike" if row.outcome == "invalid" else "")
     if row.baseline:
-        text.append("\nbaseline", style="dim") if _is_first(row, column) else None
-        return text
+        return text.append("\nbaseline", style="dim") if first else text
     if cell.ratio is not None and row.outcome == "ok":
         line, style = _ratio(cell)
         text.append(f"\n{line}", style=style)
     return text
-
-
-def _is_first(row: TrialRow, column: _Column) -> bool:
-    return next(iter(row.cells), None) == column.name
 
 
 def _value(cell: Cell, scale: Scale) -> str:
@@ -301,7 +305,10 @@ def _ratio(cell: Cell) -> tuple[str, str]:
 
 
 def _notes(
-    rows: Sequence[TrialRow], columns: Sequence[_Column], left_out: Sequence[str]
+    table: SweepTable,
+    rows: Sequence[TrialRow],
+    columns: Sequence[_Column],
+    unfit: Sequence[_Column],
 ) -> Iterable[Text]:
     from rich.text import Text
 
@@ -322,18 +329,17 @@ def _notes(
     for line in (legend, marks, meanings):
         if line:
             yield Text(" · ".join(line), style="dim")
-    absent: dict[str, str] = {}
-    unfit = []
-    for name in left_out:
-        cells = [row.cells[name] for row in rows if row.cells[name].median is None]
-        if len(cells) == len(rows):
-            absent[name] = next((c.reason for c in cells if c.reason), "not measured")
-        else:
-            unfit.append(metric_title(name))
-    for name, reason in absent.items():
-        yield Text(f"no {metric_title(name)}: {reason}", style="dim")
+    had = {column.name for column in (*columns, *unfit)}
+    absent: dict[str, list[str]] = {}
+    for name in table.metrics:
+        if name not in had:
+            reason = next((c.reason for row in rows if (c := row.cells[name]).reason), None)
+            absent.setdefault(reason or "not measured", []).append(metric_title(name))
+    for reason, names in absent.items():
+        yield Text(f"no {', '.join(names)}: {reason}", style="dim")
     if unfit:
-        yield Text(f"not shown for lack of width: {', '.join(unfit)}", style="dim")
+        left = ", ".join(metric_title(column.name) for column in unfit)
+        yield Text(f"not shown for lack of width: {left}", style="dim")
 
 
 def _failures(table: SweepTable, width: int) -> Iterable[Any]:

@@ -139,7 +139,15 @@ def test_the_table_keeps_to_the_width(swept, width):
     text = printed(final_table(plan, reports, metrics=METRICS), width)
     assert max(cell_len(line.rstrip()) for line in text.splitlines()) <= width
     assert "…" not in text, "nothing is squeezed: what does not fit is named"
-    assert ("not shown for lack of width: " in text) == (width < 100)
+    assert "not shown" not in text
+    assert all(text.count(f" {unit} ") or f" {unit}\n" in text for unit in ("ms", "MiB", "s"))
+
+
+def test_a_long_table_names_the_columns_that_do_not_fit(make):
+    plan = make.plan(prompts=tuple(range(1, 8)))
+    text = printed(final_table(plan, make.reports(plan), metrics=METRICS), 60)
+    assert "not shown for lack of width: " in text
+    assert "TTFT" in text
 
 
 def test_the_table_reads(swept):

@@ -1,0 +1,92 @@
+"""The live view in a real terminal (tmux): what a person sees, and the terminal given back."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+SCRIPT = """
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from rich.console import Console
+from orchestrator.attempt import AttemptReport, AttemptSpec, Outcome, Slot
+from orchestrator.report import LiveView
+trials = [
+    SimpleNamespace(hash=f"{i:064x}", identity={"task": {"name": "noop", "value": i}})
+    for i in range(4)
+]
+specs = [AttemptSpec(f"a{i}", t.hash, t.identity) for i, t in enumerate(trials)]
+with LiveView(Console(stderr=True), total=5, cached=1, sweep="tried") as view:
+    for spec, trial in zip(specs, trials):
+        view.submitted(spec, trial)
+    for i in (0, 1):
+        view.started(specs[i], trials[i], Slot("n", "node-1", (2 * i, 2 * i + 1)))
+    view.phase(specs[0], "decode")
+    report = AttemptReport("a1", trials[1].hash, Outcome.OOM_HOST, "killed at 8 GiB")
+    view.finished(report, trials[1])
+    view.message("the store is away; results are spooled")
+    while not Path("go").exists():
+        time.sleep(0.05)
+print("after", flush=True)
+"""
+
+
+@pytest.fixture
+def tmux():
+    if shutil.which("tmux") is None:
+        pytest.skip("tmux is not installed")
+    socket = f"report-{uuid.uuid4().hex[:8]}"
+
+    def call(*words: str) -> str:
+        done = subprocess.run(
+            ["tmux", "-L", socket, "-f", "/dev/null", *words],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=30,
+        )
+        return done.stdout
+
+    yield call
+    subprocess.run(["tmux", "-L", socket, "kill-server"], capture_output=True, timeout=30)
+
+
+def wait_for(tmux, said: str) -> list[str]:
+    deadline = time.monotonic() + 60
+    while True:
+        lines = [line.rstrip() for line in tmux("capture-pane", "-p").splitlines()]
+        if said in "\n".join(lines):
+            return [line for line in lines if line]
+        assert time.monotonic() < deadline, lines
+        time.sleep(0.2)
+
+
+@pytest.mark.parametrize("width", [60, 100])
+def test_a_person_sees_the_sweep_and_gets_the_terminal_back(tmux, tmp_path, width):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    # A test runner may export the width of its own output; a terminal knows its size itself.
+    command = f"env -u COLUMNS -u LINES PYTHONPATH={ROOT} {sys.executable} script.py; sleep 60"
+    tmux("new-session", "-d", "-x", str(width), "-y", "20", "-c", str(tmp_path), command)
+    lines = wait_for(tmux, "spooled")
+    board = "\n".join(lines)
+    assert lines[0] == "the store is away; results are spooled"
+    assert lines[1].startswith("tried  ─")
+    assert "2/5" in lines[1]
+    assert lines[2] == "1 failed · 1 running · 2 waiting · 1 cached"
+    assert lines[3].split()[:4] == ["cpu", "0-1", "noop", "0"]
+    assert "✗ oom_host  noop 1  killed at 8 GiB" in board
+    (tmp_path / "go").touch()
+    lines = wait_for(tmux, "after")
+    assert "decode" not in "\n".join(lines), "the board is wiped, what was said stays"
+    assert lines[0] == "the store is away; results are spooled"
+    assert lines[1].startswith("tried: 0 ok, 1 not ok, 3 not run, 1 already there in ")
+    assert tmux("display-message", "-p", "#{cursor_flag}").strip() == "1"
