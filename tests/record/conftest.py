@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -12,7 +14,9 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +26,7 @@ from orchestrator.measure.metric import Absent, Samples, Value
 from orchestrator.plan import Plan, Trial, config_hash
 from orchestrator.plan.schema import Settings
 from orchestrator.record import Recording, open_store
+from orchestrator.record.backend import sqlite_backend
 from orchestrator.record.boundary import QUIET_ENVIRONMENT
 from orchestrator.record.embedded import EmbeddedStore
 
@@ -101,11 +106,35 @@ def wait_until(condition: Callable[[], object], timeout_s: float = 60.0) -> None
         time.sleep(0.02)
 
 
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database as MLflow makes it; its migrations take seconds, so tests copy it."""
+    root = tmp_path_factory.mktemp("empty")
+    made = sqlite_backend(root / "mlflow.db", root / "artifacts")
+    made.experiment_ids()
+    copy = root / "copy.db"
+    with (
+        closing(sqlite3.connect(root / "mlflow.db")) as source,
+        closing(sqlite3.connect(copy)) as to,
+    ):
+        source.backup(to)
+    return copy
+
+
 @pytest.fixture
-def store(tmp_path: Path) -> EmbeddedStore:
+def fresh_store(tmp_path: Path) -> EmbeddedStore:
+    """A store in which nothing was ever recorded."""
     found = open_store({"kind": "embedded", "root": str(tmp_path / "mlruns")})
     assert isinstance(found, EmbeddedStore)
     return found
+
+
+@pytest.fixture
+def store(fresh_store: EmbeddedStore, empty_database: Path) -> EmbeddedStore:
+    """A store without runs whose database is there already."""
+    fresh_store.root.mkdir(parents=True)
+    shutil.copy(empty_database, fresh_store.database)
+    return fresh_store
 
 
 class Server:
@@ -163,3 +192,18 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     running.start()
     yield running
     running.stop()
+
+
+@pytest.fixture(scope="session")
+def kit() -> SimpleNamespace:
+    """The makers above, for tests (a conftest cannot be imported)."""
+    return SimpleNamespace(
+        SLOT=SLOT,
+        identity_of=identity_of,
+        trial_of=trial_of,
+        plan_of=plan_of,
+        spec_of=spec_of,
+        report_of=report_of,
+        record_one=record_one,
+        wait_until=wait_until,
+    )
