@@ -142,6 +142,7 @@ def compare(
     allow_different: bool = False,
     metrics: Sequence[str] | None = None,
     between: float | None = None,
+    names: tuple[str, str] = ("A", "B"),
 ) -> Comparison:
     """Compare ``b`` (new) with ``a`` (base).
 
@@ -159,6 +160,8 @@ def compare(
         Names of task metrics or telemetry; all task metrics with a direction by default.
     between : float, optional
         Relative spread between processes, used where both sides have a single attempt.
+    names : tuple of str
+        What reasons call the two sides.
     """
     pairs = pair(a, b)
     rows = [
@@ -173,6 +176,7 @@ def compare(
             confidence=confidence,
             resamples=resamples,
             between=between,
+            names=names,
         )
     ]
     paired_a, paired_b = {p[0] for p in pairs}, {p[1] for p in pairs}
@@ -194,7 +198,11 @@ def pair(a: Attempts, b: Attempts) -> list[tuple[str, str]]:
 
 
 def choose(
-    a: Sequence[AttemptReport], b: Sequence[AttemptReport], *, allow_different: bool = False
+    a: Sequence[AttemptReport],
+    b: Sequence[AttemptReport],
+    *,
+    allow_different: bool = False,
+    names: tuple[str, str] = ("A", "B"),
 ) -> Chosen:
     """Attempts that were measured well and under the same conditions.
 
@@ -202,7 +210,7 @@ def choose(
     and that most attempts share are compared; a note says so.
     """
     usable = []
-    for name, side in (("A", a), ("B", b)):
+    for name, side in zip(names, (a, b), strict=True):
         good = [r for r in side if r.outcome is Outcome.OK and r.verdict.state != "invalid"]
         if not good:
             return Chosen(reason=f"{name} has no valid attempt ({_endings(side)})")
@@ -256,10 +264,10 @@ def _compare_pair(
     allow_different: bool,
     **terms: Any,
 ) -> list[ComparedMetric]:
-    chosen = choose(a[1], b[1], allow_different=allow_different)
-    names = metrics if metrics is not None else _metrics_with_direction([*a[1], *b[1]])
+    chosen = choose(a[1], b[1], allow_different=allow_different, names=terms["names"])
+    wanted = metrics if metrics is not None else _metrics_with_direction([*a[1], *b[1]])
     rows = []
-    for name in names:
+    for name in wanted:
         unit = _unit([*a[1], *b[1]], name)
         if unit is None:
             continue
@@ -285,6 +293,7 @@ def _compare_metric(
     confidence: float,
     resamples: int,
     between: float | None,
+    names: tuple[str, str],
 ) -> ComparedMetric:
     # Imported here: numpy is not needed to draw a progress line or to print help.
     from orchestrator.measure.statistics import ratio_ci, summarise_attempts
@@ -303,7 +312,7 @@ def _compare_metric(
         "tau": tau,
         "better": better,
     }
-    for name, side, reports in (("A", base, chosen.a), ("B", new, chosen.b)):
+    for name, side, reports in zip(names, (base, new), (chosen.a, chosen.b), strict=True):
         if not side:
             reason = f"{name}: {absence(reports, metric)}"
             return ComparedMetric(**common, verdict="incomparable", reason=reason)

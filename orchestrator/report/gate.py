@@ -40,6 +40,7 @@ from orchestrator.report.gate_rules import (
 from orchestrator.report.labels import short_hash
 
 EXIT_CODES = {"pass": 0, "regression": 1, "inconclusive": 2, "incomparable": 3}
+_SIDES = ("the baseline", "new")
 _WORST_FIRST = ("regression", "incomparable", "inconclusive", "pass")
 
 Configs = Mapping[str, Mapping[str, Any]]
@@ -145,7 +146,7 @@ def gate(
             hash_new,
             new[hash_new],
             base[hash_base],
-            choose(base[hash_base], new[hash_new], allow_different=allow_different),
+            choose(base[hash_base], new[hash_new], allow_different=allow_different, names=_SIDES),
             None if configs is None else configs.get(hash_new),
         )
         for hash_base, hash_new in pairs
@@ -233,6 +234,7 @@ def _difference(
         allow_different=allow_different,
         metrics=rule.metrics,
         between=noise,
+        names=_SIDES,
     )
     for row in found.rows:
         state = row.verdict if row.verdict in EXIT_CODES else "pass"
@@ -262,7 +264,9 @@ def _change(rule: Change, trial: _Pair) -> GateRow:
     base, new = samples_of(trial.chosen.a, rule.metric), samples_of(trial.chosen.b, rule.metric)
     if not base and not new:
         return replace(row, state="skipped", reason="not measured")
-    for name, side, reports in (("baseline", base, trial.chosen.a), ("new", new, trial.chosen.b)):
+    for name, side, reports in zip(
+        _SIDES, (base, new), (trial.chosen.a, trial.chosen.b), strict=True
+    ):
         if not side:
             reason = f"{name}: {absence(reports, rule.metric)}"
             return replace(row, state="incomparable", reason=reason)

@@ -1,0 +1,420 @@
+"""The gate: rules as data, one worst row, an exit code, JUnit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import yaml
+
+from orchestrator.attempt import AttemptReport, Outcome, Verdict
+from orchestrator.errors import ConfigError
+from orchestrator.measure import Metric, Samples, Value
+from orchestrator.report.conditions import Condition, all_but, value_at
+from orchestrator.report.gate import GateResult, gate
+from orchestrator.report.gate_rules import Difference, LongOverShort, load_rules, rules_from
+
+CONF = Path(__file__).resolve().parents[2] / "conf" / "gate"
+SHORT, LONG, EXTRA = "a" * 64, "b" * 64, "c" * 64
+
+
+def config(new_tokens: int, kind: str = "cpu") -> dict[str, Any]:
+    return {
+        "task": {"name": "inference", "new_tokens": new_tokens},
+        "device": {"kind": kind, "threads": None},
+    }
+
+
+CONFIGS = {SHORT: config(64), LONG: config(512)}
+
+
+def attempt(*metrics: Metric, **changes: Any) -> AttemptReport:
+    given: dict[str, Any] = {
+        "attempt_id": "1",
+        "config_hash": SHORT,
+        "outcome": Outcome.OK,
+        "verdict": Verdict("valid"),
+        "metrics": {m.name: m for m in metrics},
+    }
+    return AttemptReport(**{**given, **changes})
+
+
+def noisy(name: str, centre: float, seed: int = 0, *, n: int = 20, count: int = 5) -> list[Metric]:
+    rng = np.random.default_rng(seed)
+    return [
+        Samples(
+            name,
+            "s" if not name.endswith("_per_s") else "tokens/s",
+            tuple((centre * rng.lognormal(rng.normal(0.0, 0.003), 0.01, n)).tolist()),
+        )
+        for _ in range(count)
+    ]
+
+
+def side(centre: float = 0.05, seed: int = 0, name: str = "tpot_s") -> list[AttemptReport]:
+    return [attempt(metric) for metric in noisy(name, centre, seed)]
+
+
+def rules(*listed: dict[str, Any], **terms: Any) -> Any:
+    return rules_from({"rules": list(listed), **terms})
+
+
+DIFFERENCE = {"kind": "difference", "metrics": ["tpot_s"]}
+
+
+def states(result: GateResult, rule: str) -> list[str]:
+    return [row.state for row in result.rows if row.rule == rule]
+
+
+# --- exit codes
+
+
+@pytest.mark.parametrize(
+    ("factor", "code", "state"),
+    [(1.0, 0, "pass"), (0.8, 0, "pass"), (1.1, 1, "regression"), (1.03, 2, "inconclusive")],
+)
+def test_the_exit_code_says_how_it_came_out(factor: float, code: int, state: str) -> None:
+    result = gate({SHORT: side(0.05 * factor, 1)}, {SHORT: side(0.05, 2)}, rules(DIFFERENCE))
+    assert (result.exit_code, result.state) == (code, state)
+
+
+def test_other_hardware_is_incomparable_unless_asked_for() -> None:
+    elsewhere = side(seed=1)
+    for report in elsewhere:
+        report.facts["hardware_fingerprint"] = "elsewhere"
+    both = ({SHORT: elsewhere}, {SHORT: side(seed=2)}, rules(DIFFERENCE))
+    result = gate(*both)
+    assert result.exit_code == 3
+    assert "different hardware" in (result.rows[0].reason or "")
+    assert gate(*both, allow_different=True).exit_code == 0
+
+
+def test_the_worst_row_decides() -> None:
+    base = {SHORT: side(seed=2), LONG: side(seed=3), EXTRA: [attempt(outcome=Outcome.LOST)]}
+    new = {SHORT: side(seed=4), LONG: side(0.06, seed=5), EXTRA: side(seed=6)}
+    result = gate(new, base, rules(DIFFERENCE))
+    assert sorted(states(result, "difference")) == ["incomparable", "pass", "regression"]
+    assert result.exit_code == 1
+    del new[LONG]
+    assert gate(new, base, rules(DIFFERENCE)).exit_code == 3
+
+
+def test_nothing_to_compare_is_no_pass() -> None:
+    for new, base in (({}, {}), ({SHORT: side(), LONG: side()}, {EXTRA: side()})):
+        result = gate(new, base, rules(DIFFERENCE))
+        assert (result.exit_code, result.rows) == (3, ())
+        assert result.reason == "the baseline and the new attempts share no trial"
+    nothing = gate({SHORT: [attempt()]}, {SHORT: [attempt()]}, rules(DIFFERENCE))
+    assert (nothing.exit_code, nothing.reason) == (3, "no rule had data to judge")
+
+
+def test_a_baseline_without_a_valid_attempt_is_incomparable() -> None:
+    base = [attempt(outcome=Outcome.ERROR), *(attempt(m) for m in noisy("tpot_s", 0.05))]
+    for report in base[1:]:
+        report.verdict = Verdict("invalid")
+    result = gate({SHORT: side()}, {SHORT: base}, rules(DIFFERENCE))
+    assert result.exit_code == 3
+    assert result.rows[0].reason == (
+        "the baseline has no valid attempt (1 error, 5 invalid by its verdict)"
+    )
+
+
+def test_unpaired_trials_are_shown_and_do_not_count() -> None:
+    result = gate(
+        {SHORT: side(seed=1), LONG: side()},
+        {SHORT: side(seed=2), EXTRA: side()},
+        rules(DIFFERENCE),
+    )
+    assert result.exit_code == 0
+    skipped = {row.hash: row.reason for row in result.rows if row.state == "skipped"}
+    assert skipped == {LONG: "no baseline", EXTRA: "not measured again"}
+
+
+# --- the kinds of rule
+
+
+def test_one_sample_is_inconclusive() -> None:
+    one = [attempt(Value("load_s", "s", 1.0))]
+    result = gate({SHORT: one}, {SHORT: one}, rules({"kind": "difference", "metrics": ["load_s"]}))
+    assert result.exit_code == 2
+    assert result.rows[0].reason == "one sample: its uncertainty cannot be known"
+
+
+def test_noise_of_the_hardware_widens_the_tolerance() -> None:
+    new, base = {SHORT: side(0.055, 1)}, {SHORT: side(0.05, 2)}
+    assert gate(new, base, rules(DIFFERENCE)).exit_code == 1
+    assert gate(new, base, rules(DIFFERENCE), noise=0.10).exit_code == 0
+
+
+def test_holm_corrects_for_the_number_of_tests() -> None:
+    """A borderline regression among many even metrics may be chance, and is not called one."""
+    borderline = ({SHORT: side(0.0522, 1)}, {SHORT: side(0.05, 2)})
+    alone = gate(*borderline, rules(DIFFERENCE))
+    assert alone.exit_code == 1
+    names = [f"m{i}_s" for i in range(200)]
+    for reports in (borderline[0][SHORT], borderline[1][SHORT]):
+        for name in names:
+            for report, metric in zip(reports, noisy(name, 1.0, 7), strict=True):
+                report.metrics[name] = metric
+    crowd = gate(
+        *borderline, rules({"kind": "difference", "metrics": ["tpot_s", *names]}, resamples=1000)
+    )
+    assert crowd.exit_code == 2
+    (row,) = (r for r in crowd.rows if r.metric == "tpot_s")
+    assert row.state == "inconclusive"
+    assert "Holm's correction over 201 tests" in (row.reason or "")
+    assert (row.p_value or 0.0) > (alone.rows[0].p_value or 1.0)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "state"),
+    [
+        (Outcome.OOM_DEVICE, "regression"),
+        (Outcome.ERROR, "regression"),
+        (Outcome.LOST, "incomparable"),
+        (Outcome.INVALID, "incomparable"),
+    ],
+)
+def test_what_completed_must_complete(outcome: Outcome, state: str) -> None:
+    failed = [attempt(outcome=outcome, reason="no room")]
+    result = gate({SHORT: failed}, {SHORT: side()}, rules({"kind": "completes"}))
+    assert states(result, "completes") == [state]
+    assert result.rows[0].reason == f"no attempt is ok (1 {outcome.value}): no room"
+    retried = gate({SHORT: [*failed, *side()]}, {SHORT: side()}, rules({"kind": "completes"}))
+    assert retried.exit_code == 0
+
+
+def throughput(short: float, long: float) -> dict[str, Sequence[AttemptReport]]:
+    name = "decode_tokens_per_s"
+    return {
+        SHORT: [attempt(Samples(name, "tokens/s", (short,) * 5))],
+        LONG: [attempt(Samples(name, "tokens/s", (long,) * 5))],
+    }
+
+
+@pytest.mark.parametrize(
+    ("short", "long", "code"),
+    [(88.1, 85.1, 0), (87.9, 100.0, 1), (100.0, 84.9, 1), (87.0, 86.0, 1)],
+)
+def test_throughput_may_drop_by_so_much_and_no_more(short: float, long: float, code: int) -> None:
+    result = gate(
+        throughput(short, long),
+        throughput(100.0, 100.0),
+        load_rules(CONF / "llm_baseline.yaml"),
+        configs=CONFIGS,
+    )
+    assert result.exit_code == code
+    assert states(result, "change").count("regression") == (code == 1)
+
+
+def tails(short: float, long: float, n: int = 200) -> dict[str, Sequence[AttemptReport]]:
+    return {
+        SHORT: [attempt(Samples("itl_s", "s", (short,) * n))],
+        LONG: [attempt(Samples("itl_s", "s", (long,) * n))],
+    }
+
+
+@pytest.mark.parametrize(
+    ("short", "long", "broken"),
+    [
+        (1.09, 1.3, []),
+        (1.11, 1.3, ["change"]),
+        (1.0, 1.31, ["long_over_short"]),
+        (1.2, 1.7, ["change", "long_over_short"]),
+    ],
+)
+def test_tails_may_drift_and_stretch_by_so_much(
+    short: float, long: float, broken: list[str]
+) -> None:
+    result = gate(
+        tails(short, long), tails(1.0, 1.2), load_rules(CONF / "llm_baseline.yaml"), configs=CONFIGS
+    )
+    assert [row.rule for row in result.rows if row.state == "regression"] == broken
+    assert result.exit_code == int(bool(broken))
+
+
+def test_a_tail_of_too_few_samples_is_inconclusive_not_extrapolated() -> None:
+    result = gate(
+        tails(1.0, 1.0, n=199),
+        tails(1.0, 1.0, n=199),
+        load_rules(CONF / "llm_baseline.yaml"),
+        configs=CONFIGS,
+    )
+    assert result.exit_code == 2
+    reasons = {row.reason for row in result.rows if row.state == "inconclusive"}
+    assert reasons == {"p95 cannot be told from 199 samples"}
+
+
+def test_long_and_short_are_paired_among_trials_alike() -> None:
+    rule = {
+        "kind": "long_over_short",
+        "metric": "itl_s",
+        "by": "task.new_tokens",
+        "short": {"at_most": 128},
+        "long": {"at_least": 129},
+        "at_most": 1.3,
+    }
+    configs = {SHORT: config(64, "cpu"), LONG: config(512, "cuda")}
+    result = gate(tails(1.0, 9.0), tails(1.0, 1.0), rules(rule), configs=configs)
+    assert (result.rows, result.exit_code) == ((), 3), "another device is no longer output"
+    configs[LONG] = config(512, "cpu")
+    result = gate(tails(1.0, 9.0), tails(1.0, 1.0), rules(rule), configs=configs)
+    assert [(r.hash, r.value) for r in result.rows] == [(LONG, 9.0)]
+
+
+def test_absolute_limits() -> None:
+    limits = rules(
+        {"kind": "limit", "metric": "load_s", "at_most": 60.0},
+        {"kind": "limit", "metric": "mfu", "at_least": 0.4},
+    )
+
+    def run(load: float, mfu: float) -> list[str]:
+        new = [attempt(Value("load_s", "s", load), Value("mfu", "1", mfu))]
+        return states(gate({SHORT: new}, {SHORT: side()}, limits), "limit")
+
+    assert run(60.0, 0.4) == ["pass", "pass"]
+    assert run(60.1, 0.39) == ["regression", "regression"]
+
+
+def test_a_rule_about_an_unknown_configuration_is_inconclusive() -> None:
+    rule = {
+        "kind": "change",
+        "metric": "tpot_s",
+        "max_increase": 0.1,
+        "when": {"task.new_tokens": {"at_most": 128}},
+    }
+    both = ({SHORT: side(seed=1)}, {SHORT: side(seed=2)}, rules(rule))
+    assert gate(*both).exit_code == 2
+    assert gate(*both, configs={SHORT: config(64)}).exit_code == 0
+    assert gate(*both, configs={SHORT: config(512)}).reason == "no rule had data to judge"
+
+
+# --- output
+
+
+def test_json_and_junit_tell_the_same() -> None:
+    base = {SHORT: side(seed=2), LONG: side(seed=3), EXTRA: [attempt(outcome=Outcome.LOST)]}
+    new = {SHORT: side(0.0515, seed=4), LONG: side(0.06, seed=5), EXTRA: side(seed=6)}
+    result = gate(new, base, rules(DIFFERENCE))
+    data = json.loads(json.dumps(result.to_json(), allow_nan=False))
+    assert (data["state"], data["exit_code"]) == ("regression", 1)
+    assert data["counts"] == {"inconclusive": 1, "regression": 1, "incomparable": 1}
+    suite = ElementTree.fromstring(result.to_junit_xml()).find("testsuite")
+    assert suite is not None
+    assert {k: suite.get(k) for k in ("tests", "failures", "errors", "skipped")} == {
+        "tests": "3",
+        "failures": "1",
+        "errors": "1",
+        "skipped": "1",
+    }
+    assert [child.tag for case in suite for child in case] == ["skipped", "failure", "error"]
+
+
+def test_junit_of_nothing_is_an_error() -> None:
+    suite = ElementTree.fromstring(gate({}, {}, rules(DIFFERENCE)).to_junit_xml())
+    assert [e.get("message") for e in suite.iter("error")] == [
+        "the baseline and the new attempts share no trial"
+    ]
+
+
+def test_junit_survives_what_a_program_printed() -> None:
+    failed = [attempt(outcome=Outcome.CRASHED, reason="\x1b[31m<segfault> & \x00 'core'")]
+    result = gate({SHORT: failed}, {SHORT: side()}, rules({"kind": "completes"}))
+    (failure,) = ElementTree.fromstring(result.to_junit_xml()).iter("failure")
+    assert "<segfault> & ?" in (failure.get("message") or "")
+
+
+# --- rules as data
+
+
+@pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda p: p.stem)
+def test_the_rules_that_ship_load(path: Path) -> None:
+    found = load_rules(path)
+    assert found.name == path.stem
+    assert found.description
+    assert found.rules
+
+
+def test_the_rules_that_ship_are_both_kinds() -> None:
+    kinds = {p.stem: {type(rule) for rule in load_rules(p).rules} for p in CONF.glob("*.yaml")}
+    assert Difference in kinds["default"]
+    assert LongOverShort in kinds["llm_baseline"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rules": []}, "rules must be a list with at least one rule"),
+        ({"rule": []}, "unknown key 'rule'. Did you mean rules?"),
+        ({"confidence": 0.4}, r"confidence: must be between 0.5 and 1, not 0.4"),
+        ({"tolerance": "wide"}, "tolerance: must be a number, not 'wide'"),
+        ({"rules": ["load_s"]}, r"rules\[0\]: must be a mapping, not str"),
+        ({"rules": [{"kind": "drop"}]}, r"rules\[0\]: unknown kind 'drop'. Known: completes"),
+        ({"rules": [{"kind": "limit"}]}, r"rules\[0\] \(limit\): metric missing"),
+        (
+            {"rules": [{"kind": "limit", "metric": "load_s"}]},
+            r"\(limit\): needs at_most or at_least",
+        ),
+        (
+            {"rules": [{"kind": "change", "metric": "load_s"}]},
+            r"\(change\): needs max_increase or max_decrease",
+        ),
+        (
+            {"rules": [{"kind": "limit", "metric": "load_s", "at_mots": 1}]},
+            r"unknown key 'at_mots'. Did you mean at_most\?",
+        ),
+        (
+            {"rules": [{"kind": "limit", "metric": "x", "at_most": 1, "statistic": "p90"}]},
+            r"unknown statistic 'p90'. Known: median",
+        ),
+        (
+            {"rules": [{"kind": "change", "metric": "x", "max_increase": -0.1}]},
+            r"max_increase: must be above 0, not -0.1",
+        ),
+        (
+            {"rules": [{"kind": "completes", "when": {"task.new_tokens": {"below": 3}}}]},
+            r"when.task.new_tokens: unknown key 'below'",
+        ),
+    ],
+)
+def test_a_mistake_in_the_rules_is_named_with_its_place(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    data = {"rules": [DIFFERENCE], **change}
+    if "rule" in change:
+        del data["rules"]
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(data))
+    with pytest.raises(ConfigError, match=message) as error:
+        load_rules(path)
+    assert str(error.value).startswith(str(path))
+
+
+def test_a_file_that_is_no_rules_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"no such gate rules\. Known here: default, llm_baseline"
+    ):
+        load_rules(CONF / "defaults.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("rules: [\n")
+    with pytest.raises(ConfigError, match="not YAML"):
+        load_rules(broken)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_rules(tmp_path)
+
+
+def test_conditions() -> None:
+    assert Condition(at_least=2, at_most=4).holds(2)
+    assert not Condition(at_least=2).holds(1.9)
+    assert not Condition(at_least=0).holds(True)
+    assert not Condition(at_least=0).holds(None)
+    assert Condition(values=("cuda", "cpu")).holds("cpu")
+    assert value_at(config(64), "task.new_tokens") == 64
+    assert value_at(config(64), "task.name.first") is None
+    assert all_but(config(64), "task.new_tokens") == all_but(config(512), "task.new_tokens")
+    assert all_but(config(64), "device.kind") != all_but(config(512), "device.kind")
