@@ -26,9 +26,7 @@ def redactor() -> Redactor:
 
 @pytest.mark.parametrize("secret", PLANTED.values())
 @pytest.mark.parametrize("around", ["{}", "a {} b", "x={}", "https://host/?q={}", "\n{}\n"])
-def test_values_of_secret_variables_disappear(
-    redactor: Redactor, secret: str, around: str
-) -> None:
+def test_values_of_secret_variables_disappear(redactor: Redactor, secret: str, around: str) -> None:
     assert secret not in redactor.text(around.format(secret))
     assert secret not in redactor.artifact(around.format(secret).encode()).decode()
     assert json.dumps(secret)[1:-1] not in redactor.text(json.dumps({"a": around.format(secret)}))
