@@ -48,7 +48,7 @@ HASH = "0" * 64
 
 AA_PAIRS = 2_000
 SLOW_PAIRS = 500
-POOL = 1_000
+POOL = 400
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,104 @@
+"""What the statistics cost, and whether their intervals hold what they say.
+
+Run it as ``python benchmarks/bootstrap.py``; ``--series 200`` for a quick look. It is not named
+after what it measures: a ``statistics.py`` here would hide the standard library's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+
+from benchmarks._machine import emit
+from orchestrator.measure.distribution import is_bimodal
+from orchestrator.measure.statistics import median_ci, ratio_ci, summarise
+
+# Attempts, noise between and within them, samples an attempt.
+REGIMES = (
+    (2, 0.007, 0.03, 40),
+    (3, 0.007, 0.002, 20),
+    (5, 0.007, 0.03, 40),
+    (5, 0.0, 0.03, 30),
+    (10, 0.007, 0.002, 20),
+)
+
+
+def fastest_s(call: Callable[[], object], times: int = 20) -> float:
+    """The shortest of several calls: what the arithmetic costs, without the neighbours'."""
+    durations = []
+    for _ in range(times):
+        begin = time.perf_counter()
+        call()
+        durations.append(time.perf_counter() - begin)
+    return min(durations)
+
+
+def cost() -> bool:
+    """Seconds of the calls that are made most."""
+    rng = np.random.default_rng(0)
+    samples = rng.lognormal(0.0, 0.03, 200)
+    many = rng.lognormal(0.0, 0.03, 100_000)
+    sides = [[rng.lognormal(0.0, 0.03, 50) for _ in range(5)] for _ in range(2)]
+    one = fastest_s(lambda: median_ci(samples, resamples=10_000))
+    emit("bootstrap.median_ci_200_samples_s", one, "s", required="<= 0.05", n=20)
+    emit("bootstrap.summary_200_samples_s", fastest_s(lambda: summarise(samples)), "s", n=20)
+    emit("bootstrap.summary_100000_samples_s", fastest_s(lambda: summarise(many)), "s", n=20)
+    emit("bootstrap.ratio_5_by_5_attempts_s", fastest_s(lambda: ratio_ci(*sides)), "s", n=20)
+    return one <= 0.05
+
+
+def coverage(series: int) -> None:
+    """How often a one-sided 95 % bound of the ratio of two equal trials holds."""
+    for k, between, within, n in REGIMES:
+        rng = np.random.default_rng(k)
+        held = 0
+        for seed in range(series):
+            new, base = (
+                [rng.lognormal(rng.normal(0.0, between), within, n) for _ in range(k)]
+                for _ in range(2)
+            )
+            found = ratio_ci(new, base, confidence=0.9, resamples=1_000, seed=seed)
+            if found.ci_low is not None and found.ci_high is not None:
+                held += (found.ci_low <= 1.0) + (found.ci_high >= 1.0)
+        name = f"bootstrap.coverage_{k}_attempts_{between:.1%}_between_{within:.1%}_within"
+        emit(name.replace("%", ""), held / (2 * series), "1", n=2 * series)
+
+
+def modes(series: int) -> bool:
+    """How often one mode is called two, and two are found."""
+    rng = np.random.default_rng(0)
+    worst = 0.0
+    for n in (20, 50, 200):
+        rates = [
+            sum(is_bimodal(rng.normal(1.0, 0.03, n)) for _ in range(series)) / series,
+            sum(is_bimodal(rng.lognormal(0.0, 0.3, n)) for _ in range(series)) / series,
+        ]
+        worst = max(worst, *rates)
+        found = sum(
+            is_bimodal(rng.normal(20.0, 1.0, n) + 5.0 * (rng.random(n) < 0.3))
+            for _ in range(series)
+        )
+        emit(f"bootstrap.bimodal_false_{n}_samples", max(rates), "1", n=2 * series)
+        emit(f"bootstrap.bimodal_found_{n}_samples", found / series, "1", n=series)
+    return worst <= 0.02
+
+
+def main() -> int:
+    """Exit 0 if the required figures hold."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--series", type=int, default=1_000, help="generated series a figure")
+    given = parser.parse_args()
+    quick = cost()
+    coverage(given.series)
+    return 0 if modes(given.series) and quick else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
