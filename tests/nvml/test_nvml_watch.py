@@ -274,7 +274,7 @@ def test_mig_slice_has_its_memory_and_its_parents_clocks(play: Any) -> None:
 
 @pytest.mark.parametrize(
     ("steps", "says"),
-    [({"energy_reset_s": 0.8}, "backwards"), ({"energy_tick_s": 0.5}, "may be off by")],
+    [({"energy_reset_s": 0.8}, "backwards"), ({"energy_tick_s": 1.0}, "may be off by")],
 )
 def test_energy_counter_that_resets_or_hardly_moves(
     play: Any, steps: dict[str, float], says: str
