@@ -18,6 +18,7 @@ from orchestrator.report.figures import Drawn
 from orchestrator.report.labels import MEANINGS, axis_name, axis_value, metric_title, short_hash
 from orchestrator.report.rows import SweepTable, TrialRow
 from orchestrator.report.style import OUTCOME_STYLE, STANDING_MARKS, VERDICT_MARKS
+from orchestrator.report.tree import flat
 from orchestrator.report.units import MISSING, Scale, ratio, scale_of
 
 MAX_ROWS = 500
@@ -235,7 +236,7 @@ def _failures(table: SweepTable) -> str:
 
 def _foot(table: SweepTable, provenance: Mapping[str, Any], command: str | None) -> str:
     pairs = "".join(
-        f"<dt>{escape(str(key))}</dt><dd>{escape(_flat(value))}</dd>"
+        f"<dt>{escape(str(key))}</dt><dd>{escape(flat(value))}</dd>"
         for key, value in provenance.items()
     )
     best = next((row for row in table.rows if row.outcome == "ok"), None)
@@ -247,14 +248,6 @@ def _foot(table: SweepTable, provenance: Mapping[str, Any], command: str | None)
     again = f"<h2>Again</h2><pre><code>{escape(chr(10).join(commands))}</code></pre>"
     shown = f"<h2>Measured on and with</h2><dl>{pairs}</dl>" if pairs else ""
     return shown + (again if commands else "")
-
-
-def _flat(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{k} {_flat(v)}" for k, v in value.items() if v is not None)
-    if isinstance(value, (list, tuple)):
-        return ", ".join(_flat(item) for item in value)
-    return str(value)
 
 
 def _plain(value: Any) -> Any:

@@ -17,6 +17,7 @@ from orchestrator.report.labels import plain_label, short_hash
 from orchestrator.report.reasons import one_line, why
 from orchestrator.report.rows import Cell, believable, metric_of, pool
 from orchestrator.report.style import OUTCOME_STYLE, VERDICT_MARKS
+from orchestrator.report.tree import flat
 from orchestrator.report.units import MISSING, duration, quantity, scale_of, with_ci
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _MOST_TELEMETRY = 40
+_MOST_PHASES = 6
+_NARROW_PHASES = 3
 _NARROW = 90
 _VERDICT_STYLE = {"pass": "green", "flagged": "yellow", "invalid": "red", "unknown": "dim"}
 
@@ -153,23 +156,10 @@ def _pairs(tree: Mapping[str, Any]) -> Table:
     grid.add_column(no_wrap=True, style="cyan")
     grid.add_column(overflow="fold")
     for key, value in tree.items():
-        if value is None or value == {} or value == []:
-            continue
-        grid.add_row(str(key), Text(_flat(value), overflow="fold"))
+        said = "" if value is None else flat(value)
+        if said:
+            grid.add_row(str(key), Text(said, overflow="fold"))
     return grid
-
-
-def _flat(value: Any) -> str:
-    if isinstance(value, Mapping):
-        pairs = ((k, v) for k, v in value.items() if v is not None)
-        return "  ".join(
-            f"{k}={{{_flat(v)}}}" if isinstance(v, Mapping) else f"{k}={_flat(v)}" for k, v in pairs
-        )
-    if isinstance(value, (list, tuple)):
-        return ", ".join(_flat(item) for item in value)
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return one_line(str(value))
 
 
 def _attempts(attempts: Sequence[tuple[str, AttemptReport]], narrow: bool) -> Table:
@@ -260,30 +250,29 @@ def _statistics(cell: Cell, counted: Sequence[AttemptReport]) -> list[Renderable
 
 
 def _telemetry(report: AttemptReport, narrow: bool) -> list[RenderableType]:
-    from rich.table import Table
+    """Metrics down, phases across: one look tells the phases apart."""
     from rich.text import Text
 
-    pairs: list[tuple[str, str]] = []
+    found: dict[str, dict[str, str]] = {}
     absent: dict[str, list[str]] = {}
     for name, metric in report.telemetry.items():
+        phase, _, quantity_name = name.rpartition(".")
         if isinstance(metric, Absent):
-            absent.setdefault(metric.reason, []).append(name)
-        elif isinstance(metric, Value):
-            pairs.append((name, quantity(metric.value, metric.unit)))
-        elif metric.values:
-            pairs.append((name, quantity(pool([report], name).median, metric.unit)))
+            absent.setdefault(metric.reason, []).append(quantity_name)
+            continue
+        value = metric.value if isinstance(metric, Value) else pool([report], name).median
+        found.setdefault(quantity_name, {})[phase or "attempt"] = quantity(value, metric.unit)
     parts: list[RenderableType] = []
-    if pairs:
-        # Two columns down, as a person reads a list; not across.
-        shown = pairs[:_MOST_TELEMETRY]
-        half = len(shown) if narrow else (len(shown) + 1) // 2
-        grid = Table.grid(padding=(0, 3, 0, 0))
-        for at in range(half):
-            right = shown[at + half] if at + half < len(shown) else ("", "")
-            grid.add_row(*shown[at], *right)
+    if found:
+        phases = list(dict.fromkeys(phase for values in found.values() for phase in values))
+        shown = phases[: _NARROW_PHASES if narrow else _MOST_PHASES]
+        grid = _table("", *shown, right=range(1, len(shown) + 1))
+        for name, values in list(found.items())[:_MOST_TELEMETRY]:
+            grid.add_row(name, *(values.get(phase, "") for phase in shown))
         parts.append(grid)
-        if len(pairs) > len(shown):
-            parts.append(Text(f"… and {len(pairs) - len(shown)} more (--json)", style="italic"))
+        left = [*phases[len(shown) :], *list(found)[_MOST_TELEMETRY:]]
+        if left:
+            parts.append(Text(f"… and {', '.join(left)} (--json)", style="italic"))
     return [*parts, *_absences(absent)]
 
 
@@ -325,7 +314,7 @@ def _absences(absent: Mapping[str, Sequence[str]]) -> list[RenderableType]:
     from rich.text import Text
 
     return [
-        Text(f"not had: {', '.join(names)} ({one_line(reason)})", style="dim")
+        Text(f"not had: {', '.join(dict.fromkeys(names))} ({one_line(reason)})", style="dim")
         for reason, names in absent.items()
     ]
 

@@ -15,6 +15,7 @@ from orchestrator.measure import Absent, Engaged, Samples, Value
 from orchestrator.plan import TrialState
 from orchestrator.report.plan_view import plan_view, resources_text
 from orchestrator.report.show import ShowView, metric_summary, show_json
+from orchestrator.report.tree import flat
 
 
 def printed(view, width=100):
@@ -54,7 +55,7 @@ def test_show_tells_everything(trial, attempts):
         "2: ran past 1800 s (timeout_s)",
         "metrics, 2 attempts pooled",
         "not had: energy_j (no NVML on this machine)",
-        "decode.pss_bytes   1.21 GiB",
+        "not had: power_w (no NVML on this machine)",
         "verdict of attempt 3: flagged",
         "passed: steal",
         "log.txt, samples.parquet",
@@ -163,3 +164,21 @@ def test_an_empty_plan_is_said(make):
 )
 def test_resources_are_said_in_words(resources, text):
     assert resources_text(resources) == text
+
+
+def test_telemetry_stands_by_phase(make, trial):
+    report = make.report(trial)
+    for phase, size in (("load", 2**30), ("decode", 2**31)):
+        name = f"{phase}.pss_bytes"
+        report.telemetry[name] = Value(name, "bytes", size)
+    lines = printed(ShowView(trial.hash, trial.identity, [("ab" * 16, report)])).splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith("telemetry"))
+    assert lines[at + 1].split() == ["load", "decode"]
+    assert lines[at + 2].split() == ["pss_bytes", "1", "GiB", "2", "GiB"]
+
+
+def test_of_a_hundred_packages_the_telling_ones_are_named():
+    packages = {f"package{i}": "1" for i in range(100)}
+    said = flat({**packages, "torch": "2.13.0", "ray": "2.60"})
+    assert said == "torch=2.13.0  ray=2.60  and 100 more"
+    assert flat({"a": {"b": True, "c": None}, "d": [1, 2]}) == "a={b=true}  d=1, 2"
