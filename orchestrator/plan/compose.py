@@ -97,12 +97,12 @@ def search_path(config_dirs: Sequence[Path | str]) -> ConfigSearchPath:
 
 
 def _refuse_hidden(directory: Path, built_in: Path) -> None:
-    for file in sorted(directory.rglob("*.yaml")):
-        name = file.relative_to(directory)
-        if (built_in / name).exists():
+    for file in sorted(built_in.glob("*/*.yaml")):
+        name = file.relative_to(built_in)
+        if (directory / name).exists():
             raise ConfigError(
                 "a built-in file of the same name would hide this one",
-                where=str(file),
+                where=str(directory / name),
                 fix=f"Rename it, and choose it by its new name instead of {name.stem}",
             )
 
@@ -127,6 +127,11 @@ def registered_schema(task: str) -> type:
 
 class TypedRepository(ConfigRepository):
     """Config files as Hydra finds them, with task files typed and tasks without a file added."""
+
+    def __deepcopy__(self, memo: Any) -> TypedRepository:
+        # Hydra copies a repository to give it other sources. Sharing the old ones is enough, and
+        # a copy of the ConfigStore would miss tasks that are registered later.
+        return copy.copy(self)
 
     def load_config(self, config_path: str) -> ConfigResult | None:
         name = _task_option(config_path)
@@ -193,6 +198,21 @@ class TypedLoader(ConfigLoaderImpl):
         self.repository = TypedRepository(config_search_path)
 
 
+class _WithoutHydra(CachingConfigRepository):
+    """Keeps every file once read, root files without what they say to Hydra itself."""
+
+    def load_config(self, config_path: str) -> ConfigResult | None:
+        known = f"config_path={config_path}" in self.cache
+        result = super().load_config(config_path)
+        if known or result is None or "/" in config_path:
+            return result
+        if isinstance(result.config, DictConfig) and "hydra" in result.config:
+            with open_dict(result.config):
+                del result.config["hydra"]  # there is no such node to merge it into
+        result.defaults_list = [d for d in result.defaults_list or [] if not _is_hydras(d)]
+        return result
+
+
 class _FreshCopies(IConfigRepository):
     """A caching repository that never hands its cached nodes out: merging changes them in place."""
 
@@ -242,7 +262,7 @@ class Composer:
         self, config_dirs: Sequence[Path | str] = (), config_name: str = ROOT_CONFIG
     ) -> None:
         self._loader = TypedLoader(search_path(config_dirs))
-        self._cached = CachingConfigRepository(self._loader.repository)
+        self._cached = _WithoutHydra(self._loader.repository)
         self._copies = _FreshCopies(self._cached)
         self._config_name = config_name
         self._options: dict[str, list[str]] = {}
@@ -256,10 +276,6 @@ class Composer:
         with translated(f"{config_name}.yaml"):
             root = self._cached.load_config(config_name)
         assert root is not None
-        if isinstance(root.config, DictConfig) and "hydra" in root.config:
-            with open_dict(root.config):
-                del root.config["hydra"]  # no node to merge it into: see the module's sentence
-        root.defaults_list = [d for d in root.defaults_list or [] if not _is_hydras(d)]
         with translated(f"{config_name}.yaml"):
             found = create_defaults_list(self._cached, config_name, [], False, skip_missing=True)
         #: Groups that the root file names, and the option it names.
@@ -269,7 +285,7 @@ class Composer:
             (isinstance(default, GroupDefault) and "${" not in str(default.value))
             or default.is_self()
             or _is_schema(default)
-            for default in root.defaults_list
+            for default in root.defaults_list or []
         )
 
     def is_group(self, key: str) -> bool:

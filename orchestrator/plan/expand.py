@@ -72,7 +72,7 @@ def settings_of(
     words, searched = _hydra_words(overrides)
     composer = Composer([*config_dirs, *searched], config_name)
     space = read(words, composer)
-    groups, values = _split(space.fixed, composer)
+    groups, values = split(space.fixed, composer)
     return Composition(composer.compose(groups), values, ()).settings()
 
 
@@ -101,7 +101,7 @@ class _Expansion:
         self._space = space
         self._composer = composer
         self._device_kind = device_kind
-        self._groups, self._values = _split(space.fixed, composer)
+        self._groups, self._values = split(space.fixed, composer)
         self._axes = space.axes
         self._is_group = [composer.is_group(axis.key) for axis in self._axes]
         for axis, is_group in zip(self._axes, self._is_group, strict=True):
@@ -266,8 +266,14 @@ def _axis_value(value: Any) -> AxisValue:
     return value if value is None or isinstance(value, (str, int, float, bool)) else text(value)
 
 
-def _split(fixed: Sequence[Fixed], composer: Composer) -> tuple[dict[str, str], list[Fixed]]:
-    """Choices of groups apart from values."""
+def split(fixed: Sequence[Fixed], composer: Composer) -> tuple[dict[str, str], list[Fixed]]:
+    """Choices of groups (``+group`` where the root file has none) apart from values.
+
+    Raises
+    ------
+    ConfigError
+        A group, option or key that does not exist.
+    """
     groups: dict[str, str] = {}
     values: list[Fixed] = []
     for item in fixed:

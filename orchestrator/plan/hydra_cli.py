@@ -99,7 +99,8 @@ def hydra_flags(argv: Sequence[str]) -> int | None:
     Parameters
     ----------
     argv : sequence of str
-        The command line without the program; a leading ``run`` or ``plan`` is skipped.
+        The command line without the program. A leading ``run`` or ``plan`` is skipped; after any
+        other bare word nothing is done.
 
     Returns
     -------
@@ -114,6 +115,8 @@ def hydra_flags(argv: Sequence[str]) -> int | None:
     words = [word for word in argv if word not in ("-v", "--verbose", "--json")]
     if words and words[0] in COMMANDS_WITH_OVERRIDES:
         words = words[1:]
+    if words and words[0][0] not in "-+~" and "=" not in words[0]:
+        return None  # another command, with a --help of its own
     known = {flag for names in HYDRA_FLAGS for flag in names}
     if not any(word.split("=")[0] in known for word in words if word.startswith("-")):
         return None
@@ -128,7 +131,11 @@ def _dispatch(words: list[str]) -> int:
     _add_places(places)
     where, rest = places.parse_known_args(words)
     flags = get_args_parser()
-    args, unknown = flags.parse_known_args(rest)
+    flags.exit_on_error = False
+    try:
+        args, unknown = flags.parse_known_intermixed_args(rest)
+    except argparse.ArgumentError as error:
+        raise UsageError(str(error), fix="--hydra-help shows what there is") from error
     if unknown or args.config_path or args.run:
         flag = (unknown or ["--config-path" if args.config_path else "--run"])[0]
         raise UsageError(f"{flag} is not known here", fix="--help shows what there is")
@@ -188,19 +195,23 @@ def _show(
 
 
 def _single(overrides: Sequence[str], config_dirs: Sequence[str], config_name: str) -> list[str]:
-    """Overrides for the one configuration that ``--cfg`` shows, in a form Hydra itself takes."""
-    from orchestrator.plan.axes import COMMAND_LINE, Axis, parse
+    """Overrides for the one configuration that is shown, in a form that Hydra itself takes.
+
+    The line is read as a run reads it, so that typos are named and a sweep's ``set`` applies.
+    """
+    from hydra.core.override_parser.types import Override
+    from omegaconf import OmegaConf
+
+    from orchestrator.plan.axes import COMMAND_LINE, Axis, Fixed, parse
     from orchestrator.plan.compose import Composer
-    from orchestrator.plan.messages import nearest
+    from orchestrator.plan.expand import split
+    from orchestrator.plan.sweep import read
+    from orchestrator.plan.values import assign
 
     hydras = [word for word in overrides if word.lstrip("+~").startswith("hydra")]
     own = [word for word in overrides if word not in hydras]
-    if not own:
+    if not own and config_name == "config":
         return hydras
-    composer = Composer(config_dirs, config_name)
-    known = {*composer.root_keys, *composer.groups()}
-    found: list[str] = []
-    sweep: list[str] = []
     for word in own:
         item = parse(word, lambda key: None, COMMAND_LINE)
         if isinstance(item, Axis):
@@ -208,37 +219,30 @@ def _single(overrides: Sequence[str], config_dirs: Sequence[str], config_name: s
                 f"{word} is {item.count} configurations, and this shows one",
                 fix=f"Choose one, or list them all: plan {word}",
             )
-        root = item.key.split(".")[0].split("/")[0].split("@")[0]
-        if root not in known:
-            raise ConfigError(f"no group or key {item.key}", fix=nearest(root, known))
-        if item.key == "sweep":
-            sweep = _sweep_words(composer, item, own)
-        elif composer.is_group(item.key) and not composer.has_option(item.key, str(item.value)):
-            raise ConfigError(
-                f"no {item.key} {str(item.value)!r}",
-                fix=nearest(str(item.value), composer.options(item.key)),
-            )
-        else:
-            found.append(word)
-    return [*hydras, *sweep, *found]
+    composer = Composer(config_dirs, config_name)
+    space = read(own, composer)
+    narrowed = [
+        Fixed(a.key, a.values()[0], a.prefix) for a in space.axes if a.key in space.narrowed
+    ]
+    groups, values = split([*space.fixed, *narrowed], composer)
+    config = composer.compose(groups)
+    for value in values:
+        assign(config, value)
+    words = [word for word in own if word.lstrip("+").startswith("sweep.")]
+    words += [f"+sweep={word.partition('=')[2]}" for word in own if _is_sweep(word)]
+    words += [f"{key}={option}" for key, option in groups.items()]
+    for value in values:
+        fitted = value.value
+        if not isinstance(fitted, (dict, list)) and value.prefix != "~":
+            fitted = OmegaConf.select(config, value.key)
+        mark = "++" if value.prefix == "+" else value.prefix
+        text = "" if value.prefix == "~" else f"={Override._get_value_element_as_str(fitted)}"
+        words.append(f"{mark}{value.key}{text}")
+    return [*hydras, *words]
 
 
-def _sweep_words(composer: Any, chosen: Any, own: Sequence[str]) -> list[str]:
-    from hydra.core.override_parser.types import Override
-
-    from orchestrator.plan.messages import nearest
-
-    name = str(chosen.value)
-    if name not in composer.options("sweep"):
-        raise ConfigError(f"no sweep {name!r}", fix=nearest(name, composer.options("sweep")))
-    fixed = composer.compose_sweep(name).sweep.set
-    typed = [word.lstrip("+~").split("=")[0] for word in own]
-    words = [f"+sweep={name}"]
-    for key in fixed:
-        if not any(key == other or key.startswith(f"{other}.") for other in typed):
-            value = Override._get_value_element_as_str(Override._convert_value(fixed[key]))
-            words.append(f"{key}={value}")
-    return words
+def _is_sweep(word: str) -> bool:
+    return word.lstrip("+").startswith("sweep=")
 
 
 def _complete(hydra: Any, words: Sequence[str], config_name: str) -> int:

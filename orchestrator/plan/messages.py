@@ -54,7 +54,7 @@ def translated(where: str | None = None) -> Iterator[None]:
 
     try:
         yield
-    except ConfigError:
+    except (ConfigError, BrokenPipeError):
         raise
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -155,7 +155,9 @@ def _sweep_config(
             values.append(item)
     config = composer.compose_sweep(chosen)
     for value in values:
-        assign(config, value)
+        # Mappings here (`sweep.baseline={quant: fp32}`) have keys that no schema knows.
+        open_mapping = isinstance(value.value, dict) and not value.prefix
+        assign(config, replace(value, prefix="+") if open_mapping else value)
     with translated(f"sweep/{chosen}.yaml" if chosen else COMMAND_LINE):
         tree = OmegaConf.to_container(config.sweep, resolve=True)
     assert isinstance(tree, dict)
@@ -177,12 +179,12 @@ def _layered(
     axes = {axis.key: axis for axis in file_axes}
     declared = dict(axes)
     for item in items:
-        # A group chosen on the command line brings its own values: the file's do not reach into it.
-        fixed = {
-            key: kept
-            for key, kept in fixed.items()
-            if kept.where == item.where or not key.startswith(f"{item.key}.")
-        }
+        if item.key in fixed and fixed[item.key].where != item.where:
+            # The file refined the option it chose itself; the command line chose another one.
+            inside = [key for key in fixed if key.startswith(f"{item.key}.")]
+            for key in inside:
+                if fixed[key].where != item.where:
+                    del fixed[key]
         if isinstance(item, Axis):
             fixed.pop(item.key, None)
             axes[item.key] = item
