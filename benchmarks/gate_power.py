@@ -1,8 +1,7 @@
 """How often the gate is wrong: false regressions of A/A pairs, slowdowns of 5 and 10 % missed.
 
-Simulated (default): attempts are made of generated repetitions with the noise of real machines and
-sampled by ``protocol=standard``'s own stopping rules; the gate itself judges the pairs. ``--real``
-measures a small model on this machine instead.
+Attempts are made of generated repetitions with the noise of real machines and sampled by
+``protocol=standard``'s own stopping rules; the gate itself judges the pairs, by its default rules.
 
 Noise: log-normal repetitions with a standard deviation of 3 % within a process, 0.7 % between
 processes, and four variants of the same size:
