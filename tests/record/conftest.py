@@ -187,8 +187,10 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    running = Server(tmp_path_factory.mktemp("server"))
+def server(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Iterator[Server]:
+    directory = tmp_path_factory.mktemp("server")
+    shutil.copy(empty_database, directory / "server.db")
+    running = Server(directory)
     running.start()
     yield running
     running.stop()

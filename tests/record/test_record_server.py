@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,9 +21,12 @@ def server_store(server: Any, tmp_path: Path) -> ServerStore:
     return ServerStore(server.uri, state=tmp_path / "state")
 
 
-def test_the_whole_way(server_store: ServerStore, kit: SimpleNamespace) -> None:
+def test_the_whole_way(
+    server_store: ServerStore, kit: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.record.server.FEW_HASHES", 3)
     store = server_store
-    trials = [kit.trial_of(value) for value in range(100, 125)]
+    trials = [kit.trial_of(value) for value in range(100, 105)]
     with Recording(store, kit.plan_of(trials, "whole")) as recording:
         for trial in trials:
             spec = kit.spec_of(trial, sweep="whole")
@@ -37,7 +39,7 @@ def test_the_whole_way(server_store: ServerStore, kit: SimpleNamespace) -> None:
     # Few hashes are asked for one by one, many at once: the same answer.
     few = store.attempts([t.hash for t in trials[:3]])
     many = store.attempts([t.hash for t in trials])
-    assert len(many) == 25
+    assert len(many) == 5
     assert few == {t.hash: many[t.hash] for t in trials[:3]}
     assert store.resolve(trials[0].hash[:12]) == trials[0].hash
     assert store.find("0" * 12) == []
@@ -50,26 +52,23 @@ def test_the_whole_way(server_store: ServerStore, kit: SimpleNamespace) -> None:
         store.artifact(attempt.run_id, "nothing.txt")
     (run,) = store.sweep_runs("whole")
     assert run.status == "FINISHED"
-    assert len(store.plan(run.run_id)["trials"]) == 25
+    assert len(store.plan(run.run_id)["trials"]) == 5
     assert store.running() == []
 
 
-def test_the_server_goes_away_in_the_middle(
-    server: Any, server_store: ServerStore, kit: SimpleNamespace
-) -> None:
+def test_the_server_goes_away(server: Any, server_store: ServerStore, kit: SimpleNamespace) -> None:
     store = server_store
-    trials = [kit.trial_of(value) for value in range(200, 206)]
+    trials = [kit.trial_of(value) for value in range(200, 204)]
     messages: list[str] = []
     recording = Recording(store, kit.plan_of(trials, "middle"), message=messages.append)
     recording.finish(kit.report_of(kit.spec_of(trials[0], sweep="middle")), trials[0])
     assert recording.flush(60)
+
     server.stop()
     for trial in trials[1:]:
-        begun_s = time.monotonic()
         spec = kit.spec_of(trial, sweep="middle")
         recording.begin(spec, trial, kit.SLOT)
         recording.finish(kit.report_of(spec), trial)
-        assert time.monotonic() - begun_s < 5  # a server that is away holds nobody up
     kit.wait_until(lambda: messages)
     assert server.uri in messages[0]
     assert "does not answer" in messages[0]
@@ -77,47 +76,38 @@ def test_the_server_goes_away_in_the_middle(
     with pytest.raises(StoreUnavailable) as caught:
         store.attempts()
     assert "\n" not in str(caught.value)
+
+    # Another sweep begins and ends while it is away.
+    others = [kit.trial_of(value) for value in range(300, 302)]
+    away = Recording(store, kit.plan_of(others, "away"), patience_s=0.5)
+    for trial in others:
+        spec = kit.spec_of(trial, sweep="away")
+        away.begin(spec, trial, kit.SLOT)
+        away.finish(kit.report_of(spec), trial)
+    summary = away.close()
+    assert (summary.run_id, summary.recorded, summary.waiting) == (None, 0, 2)
+    assert any("orchestrator sync" in line for line in summary.problems)
+    with pytest.raises(StoreUnavailable):
+        sync(store)
+    assert len(list((store.spool_root / away.sweep_id).glob("*.finish"))) == 2
+
     server.start()
     assert recording.flush(120)
     summary = recording.close()
-    assert (summary.recorded, summary.waiting) == (6, 0)
-    found = store.attempts([t.hash for t in trials])
+    assert (summary.recorded, summary.waiting) == (4, 0)
+    assert sync(store).written == 2
+    assert sync(store).written == 0
+    found = store.attempts([t.hash for t in (*trials, *others)])
     assert {key: [s.outcome for s in group] for key, group in found.items()} == {
-        t.hash: ["ok"] for t in trials
+        t.hash: ["ok"] for t in (*trials, *others)
     }
     for group in found.values():
         history = store.backend()._store.get_metric_history(group[0].run_id, "tpot_s")
         assert len(list(history)) == 1
-
-
-def test_the_server_is_away_for_the_whole_sweep(
-    server: Any, server_store: ServerStore, kit: SimpleNamespace
-) -> None:
-    store = server_store
-    trials = [kit.trial_of(value) for value in range(300, 303)]
-    server.stop()
-    try:
-        recording = Recording(store, kit.plan_of(trials, "away"), patience_s=0.5)
-        for trial in trials:
-            spec = kit.spec_of(trial, sweep="away")
-            recording.begin(spec, trial, kit.SLOT)
-            recording.finish(kit.report_of(spec), trial)
-        summary = recording.close()
-        assert (summary.run_id, summary.recorded, summary.waiting) == (None, 0, 3)
-        assert any("orchestrator sync" in line for line in summary.problems)
-        with pytest.raises(StoreUnavailable):
-            sync(store)
-        assert len(list(store.spool_root.rglob("*.finish"))) == 3
-    finally:
-        server.start()
-    assert sync(store).written == 3
-    assert sync(store).written == 0
-    found = store.attempts([t.hash for t in trials])
-    assert all([s.outcome for s in group] == ["ok"] for group in found.values())
     (run,) = store.sweep_runs("away")
     assert run.status == "FINISHED"
     assert store.plan(run.run_id)["sweep"] == "away"
-    rows = store.backend().search("tags.sweep = 'away'")
+    rows = list(store.backend().search("tags.sweep = 'away'"))
     assert {r.tags.get("mlflow.parentRunId") for r in rows} == {None, run.run_id}
 
 
