@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from orchestrator.plan.schema import Settings
 from orchestrator.plan.trial import Trial
@@ -46,13 +46,24 @@ class TrialState:
     predicted: dict[str, Any] | None = None
 
 
-def plan_json(plan: Plan, states: Mapping[str, TrialState]) -> dict[str, Any]:
+class KnownState(Protocol):
+    """Anything that says how a trial stands; ``predicted`` is taken too where it is there."""
+
+    @property
+    def state(self) -> str: ...
+
+    @property
+    def reason(self) -> str | None: ...
+
+
+def plan_json(plan: Plan, states: Mapping[str, KnownState]) -> dict[str, Any]:
     """``plan --json``.
 
     Parameters
     ----------
-    states : mapping of config hash to TrialState
-        A hash that is not in it is ``infeasible`` where the plan says so, ``new`` otherwise.
+    states : mapping of config hash to KnownState
+        :class:`TrialState` or the like. A hash that is not in it is ``infeasible`` where the plan
+        says so, ``new`` otherwise.
     """
     return {
         "sweep": plan.sweep,
@@ -60,7 +71,7 @@ def plan_json(plan: Plan, states: Mapping[str, TrialState]) -> dict[str, Any]:
     }
 
 
-def _trial_json(trial: Trial, known: TrialState | None) -> dict[str, Any]:
+def _trial_json(trial: Trial, known: KnownState | None) -> dict[str, Any]:
     if known is None:
         known = TrialState("infeasible", trial.infeasible) if trial.infeasible else TrialState()
     return {
@@ -69,6 +80,6 @@ def _trial_json(trial: Trial, known: TrialState | None) -> dict[str, Any]:
         "state": known.state,
         "reason": known.reason,
         "resources": asdict(trial.resources),
-        "predicted": known.predicted,
+        "predicted": getattr(known, "predicted", None),
         "config": trial.identity,
     }
