@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.server
 import json
 import os
@@ -254,27 +255,64 @@ def test_a_damaged_gguf_leaves_no_conversion(
 
 
 class _Hub(http.server.BaseHTTPRequestHandler):
-    """Answers as the hub does for repositories that are gated, missing, or lack a revision."""
+    """Answers as the hub does: one repository that is there, and several ways to be refused."""
+
+    files: Path
+    commit = "0123456789abcdef0123456789abcdef01234567"
 
     def do_GET(self) -> None:
-        status, code = 404, "RepoNotFound"
-        if "/some/gated" in self.path:
-            status, code = 403, "GatedRepo"
-        elif "/some/known" in self.path:
-            status, code = 404, "RevisionNotFound"
+        path = self.path.partition("?")[0]
+        if path.startswith("/api/models/some/tiny/tree/"):
+            entries = [
+                {
+                    "type": "file",
+                    "path": file.name,
+                    "size": file.stat().st_size,
+                    "oid": hashlib.sha1(file.read_bytes()).hexdigest(),
+                }
+                for file in self.files.iterdir()
+            ]
+            self.answer(json.dumps(entries).encode(), "application/json")
+        elif path.startswith("/api/models/some/tiny/"):
+            siblings = [{"rfilename": file.name} for file in self.files.iterdir()]
+            self.answer(
+                json.dumps({"id": "some/tiny", "sha": self.commit, "siblings": siblings}).encode(),
+                "application/json",
+            )
+        elif path.startswith(f"/some/tiny/resolve/{self.commit}/"):
+            self.answer((self.files / Path(path).name).read_bytes(), "application/octet-stream")
+        elif "/some/gated" in path:
+            self.refuse(403, "GatedRepo")
+        elif "/some/known" in path:
+            self.refuse(404, "RevisionNotFound")
+        else:
+            self.refuse(404, "RepoNotFound")
+
+    do_HEAD = do_GET
+
+    def answer(self, content: bytes, kind: str) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
+        self.send_header("X-Repo-Commit", self.commit)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+    def refuse(self, status: int, code: str) -> None:
         self.send_response(status)
         self.send_header("X-Error-Code", code)
         self.send_header("Content-Length", "0")
         self.end_headers()
-
-    do_HEAD = do_GET
 
     def log_message(self, format: str, *args: object) -> None:
         pass
 
 
 @pytest.fixture
-def hub_address() -> Iterator[str]:
+def hub_address(saved_model: Path) -> Iterator[str]:
+    _Hub.files = saved_model
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -290,7 +328,8 @@ from tasks.loading.hub import fetch
 from orchestrator.measure import InputError
 for name in {names!r}:
     try:
-        fetch(*name.partition("@")[::2], code=False)
+        repository, _, revision = name.partition("@")
+        print(fetch(repository, revision or None, code=False))
     except InputError as error:
         print(error)
 """
@@ -317,6 +356,18 @@ def test_what_the_hub_refuses_is_said_with_the_fix(hub_address: str, tmp_path: P
     assert "some/known@branch" in revision
     assert "no such revision" in revision
     assert "not a hub id" in invalid
+
+
+def test_a_hub_model_is_fetched_once_and_loads(
+    hub_address: str, identity: Identity, recorder: Any, saved_model: Path, tmp_path: Path
+) -> None:
+    (saved_model / "pytorch_model.bin").write_bytes(b"a pickle")
+    (line,) = _fetch(["some/tiny"], tmp_path, HF_ENDPOINT=hub_address)
+    fetched = Path(line)
+    assert (fetched / "model.safetensors").is_file()
+    assert not (fetched / "pytorch_model.bin").exists()
+    assert _fetch(["some/tiny"], tmp_path, HF_HUB_OFFLINE="1") == [line]
+    load(identity(model={"source": "path", "path": line}), recorder)
 
 
 def test_the_hub_offline_is_said_with_the_fix(tmp_path: Path) -> None:
