@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from orchestrator.plan.expand import build, plan_of, settings_of
     from orchestrator.plan.hydra_cli import RunArgs, hydra_flags, parse_run_args
     from orchestrator.plan.identity import canonical_json, config_hash, rebuild
+    from orchestrator.plan.places import conf_directory
     from orchestrator.plan.plan import Plan, TrialState, plan_json
     from orchestrator.plan.schema import ClusterConfig, Settings
     from orchestrator.plan.trial import Trial
@@ -28,6 +29,7 @@ _HOMES = {
     "TrialState": "plan",
     "build": "expand",
     "canonical_json": "identity",
+    "conf_directory": "places",
     "config_hash": "identity",
     "hydra_flags": "hydra_cli",
     "parse_run_args": "hydra_cli",
@@ -46,6 +48,7 @@ __all__ = [
     "TrialState",
     "build",
     "canonical_json",
+    "conf_directory",
     "config_hash",
     "hydra_flags",
     "parse_run_args",

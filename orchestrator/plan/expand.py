@@ -10,11 +10,13 @@ from typing import Any
 
 from orchestrator.errors import ConfigError
 from orchestrator.measure.registry import find_task
-from orchestrator.plan.axes import COMMAND_LINE, Axis, Fixed, parse, text
-from orchestrator.plan.compose import ROOT_CONFIG, Composer
+from orchestrator.plan.axes import text
+from orchestrator.plan.choices import check_axis, choice_of, split, without_hydra
+from orchestrator.plan.compose import Composer
 from orchestrator.plan.composition import Composition, DeviceKind, Mixture
 from orchestrator.plan.identity import check_together, config_hash, rebuild
 from orchestrator.plan.messages import nearest
+from orchestrator.plan.places import ROOT_CONFIG
 from orchestrator.plan.plan import Plan
 from orchestrator.plan.schema import IDENTITY_KEYS, ClusterConfig, Settings
 from orchestrator.plan.sweep import Space, matches, read
@@ -50,7 +52,7 @@ def build(
     ConfigError
         For everything that cannot be meant, in one line.
     """
-    words, searched = _hydra_words(overrides)
+    words, searched = without_hydra(overrides)
     composer = Composer([*config_dirs, *searched], config_name)
     space = read(words, composer)
     return _Expansion(space, composer, _once(device_kind)).plan()
@@ -69,7 +71,7 @@ def settings_of(
     ConfigError
         As :func:`build`.
     """
-    words, searched = _hydra_words(overrides)
+    words, searched = without_hydra(overrides)
     composer = Composer([*config_dirs, *searched], config_name)
     space = read(words, composer)
     groups, values = split(space.fixed, composer)
@@ -105,7 +107,7 @@ class _Expansion:
         self._axes = space.axes
         self._is_group = [composer.is_group(axis.key) for axis in self._axes]
         for axis, is_group in zip(self._axes, self._is_group, strict=True):
-            _check_axis(axis, is_group, composer)
+            check_axis(axis, is_group, composer)
         kinds = list(zip(self._axes, self._is_group, strict=True))
         self._group_axes = [axis for axis, is_group in kinds if is_group]
         self._value_axes = [axis for axis, is_group in kinds if not is_group]
@@ -208,7 +210,7 @@ class _Expansion:
     def _choices(self, chosen: tuple[str, ...]) -> dict[str, str]:
         choices = dict(self._groups)
         for axis, option in zip(self._group_axes, chosen, strict=True):
-            choices.update([_choice(axis.key, option, axis.prefix, axis.where, self._composer)])
+            choices.update([choice_of(axis.key, option, axis.prefix, axis.where, self._composer)])
         return choices
 
     def _compose(self, chosen: tuple[str, ...]) -> Composition:
@@ -266,76 +268,6 @@ def _axis_value(value: Any) -> AxisValue:
     return value if value is None or isinstance(value, (str, int, float, bool)) else text(value)
 
 
-def split(fixed: Sequence[Fixed], composer: Composer) -> tuple[dict[str, str], list[Fixed]]:
-    """Choices of groups (``+group`` where the root file has none) apart from values.
-
-    Raises
-    ------
-    ConfigError
-        A group, option or key that does not exist.
-    """
-    groups: dict[str, str] = {}
-    values: list[Fixed] = []
-    for item in fixed:
-        if not composer.is_group(item.key) or isinstance(item.value, dict):
-            _require_root(item.key, item.where, composer)
-            values.append(item)
-            continue
-        if item.prefix == "~":
-            raise ConfigError(
-                f"~{item.key}: a group cannot be left out",
-                where=item.where,
-                fix=f"Choose one of {', '.join(composer.options(item.key))}",
-            )
-        groups.update([_choice(item.key, item.value, item.prefix, item.where, composer)])
-    return groups, values
-
-
-def _check_axis(axis: Axis, is_group: bool, composer: Composer) -> None:
-    if axis.key == "task.name":
-        raise ConfigError("a task is chosen by its group", where=axis.key, fix="Write task=a,b")
-    if axis.prefix == "~":
-        raise ConfigError(f"~{axis.key}: a deletion cannot be swept", where=axis.where)
-    if not is_group:
-        _require_root(axis.key, axis.where, composer)
-
-
-def _require_root(key: str, where: str, composer: Composer) -> None:
-    """Say `did you mean quant` for `quantt`, before a configuration is composed for it."""
-    root = key.split(".")[0].split("/")[0]
-    if root not in composer.root_keys:
-        raise ConfigError(
-            f"no group or key {key}",
-            where=where,
-            fix=nearest(root, {*composer.root_keys, *composer.groups()}),
-        )
-
-
-def _choice(key: str, option: Any, prefix: str, where: str, composer: Composer) -> tuple[str, str]:
-    """The entry of a choice of groups, its option checked."""
-    group = key.split("@")[0]
-    if option is None or option == "" or isinstance(option, (list, dict)):
-        raise ConfigError(
-            f"{key}={text(option)} chooses nothing",
-            where=where,
-            fix=f"Known: {', '.join(composer.options(group))}",
-        )
-    name = text(option)
-    if not composer.has_option(group, name):
-        raise ConfigError(
-            f"no {group} {name!r}",
-            where=where,
-            fix=nearest(name, composer.options(group)),
-        )
-    if key in composer.default_groups:
-        return key, name
-    if not prefix:
-        raise ConfigError(
-            f"group {key} is not in the defaults", where=where, fix=f"Write +{key}={name}"
-        )
-    return f"+{key}", name
-
-
 def _same_settings(first: Mapping[str, Any], other: Mapping[str, Any], chosen: Any) -> None:
     for key, value in first.items():
         if key not in PER_TRIAL and other[key] != value:
@@ -344,29 +276,6 @@ def _same_settings(first: Mapping[str, Any], other: Mapping[str, Any], chosen: A
                 where=key,
                 fix="Run the sweep once for each",
             )
-
-
-def _hydra_words(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Overrides without Hydra's own, and the directories of ``hydra.searchpath``."""
-    words: list[str] = []
-    searched: list[str] = []
-    for word in overrides:
-        name = word.lstrip("+~").split("=")[0]
-        if name == "hydra.searchpath":
-            found = parse(word, lambda key: None, COMMAND_LINE)
-            value = found.value if isinstance(found, Fixed) else None
-            if not isinstance(value, list):
-                raise ConfigError("is a list", where=name, fix="hydra.searchpath=[DIRECTORY]")
-            searched.extend(str(item) for item in value)
-        elif name == "hydra" or name.startswith(("hydra.", "hydra/")):
-            raise ConfigError(
-                f"{word}: Hydra's own launcher, sweeper and output are not used here",
-                where=COMMAND_LINE,
-                fix="Leave it out; results go to tracking.root",
-            )
-        else:
-            words.append(word)
-    return words, searched
 
 
 def _once(device_kind: DeviceKind) -> DeviceKind:

@@ -153,7 +153,7 @@ def _hydra(config_dirs: Sequence[str]) -> Any:
     from hydra._internal.hydra import Hydra
     from hydra.core.global_hydra import GlobalHydra
 
-    from orchestrator.plan.compose import TypedLoader, search_path
+    from orchestrator.plan.repository import TypedLoader, search_path
 
     GlobalHydra.instance().clear()
     hydra = Hydra(task_name=PROGRAM, config_loader=TypedLoader(search_path(config_dirs)))
@@ -203,8 +203,8 @@ def _single(overrides: Sequence[str], config_dirs: Sequence[str], config_name: s
     from omegaconf import OmegaConf
 
     from orchestrator.plan.axes import COMMAND_LINE, Axis, Fixed, parse
+    from orchestrator.plan.choices import split
     from orchestrator.plan.compose import Composer
-    from orchestrator.plan.expand import split
     from orchestrator.plan.sweep import read
     from orchestrator.plan.values import assign
 

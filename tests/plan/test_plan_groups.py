@@ -12,8 +12,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from orchestrator.attempt import AttemptSpec
-from orchestrator.plan import Plan, Settings, build, settings_of
-from orchestrator.plan.compose import Composer, conf_directory
+from orchestrator.plan import Plan, Settings, build, conf_directory, settings_of
+from orchestrator.plan.compose import Composer
 
 GROUPS = ("model", "quant", "protocol", "device", "cluster", "tracking", "telemetry", "verdict")
 NEEDED = {
