@@ -129,7 +129,7 @@ def _newest_against(store: Store, baseline: str) -> tuple[str, str]:
 
 def _rules_file(name: str) -> Path:
     """``conf/gate/NAME.yaml``, or the file itself."""
-    from orchestrator.plan.compose import conf_directory
+    from orchestrator.plan import conf_directory
 
     if name.endswith((".yaml", ".yml")) or "/" in name:
         return Path(name)
@@ -142,26 +142,19 @@ def _rules_file(name: str) -> Path:
 
 
 def report_command(sweep: str, overrides: Sequence[str], output: Path, as_json: bool) -> int:
-    """Write ``report.html``, ``.md``, ``.csv`` and ``.json`` from what is recorded."""
+    """Write ``report.html``, ``report.md``, ``table.csv`` and ``table.json`` into ``output``."""
     from orchestrator.replay import replayed_plan
     from orchestrator.report import build_table
-    from orchestrator.report.export import to_csv, to_json, to_json_text, to_markdown
-    from orchestrator.report.html import to_html
+    from orchestrator.report.bundle import report_files
+    from orchestrator.report.export import to_json
 
-    store = _store(overrides)
-    plan, attempts = replayed_plan(store, sweep)
-    table = build_table(plan, attempts)
+    plan, attempts = replayed_plan(_store(overrides), sweep)
     if as_json:
-        emit_json(to_json(table))
+        emit_json(to_json(build_table(plan, attempts)))
         return 0
     output.mkdir(parents=True, exist_ok=True)
-    for name, text in (
-        ("report.html", to_html(plan, attempts)),
-        ("report.md", to_markdown(table)),
-        ("report.csv", to_csv(table)),
-        ("report.json", to_json_text(table)),
-    ):
-        (output / name).write_text(text, encoding="utf-8")
+    for name, content in report_files(plan, attempts).items():
+        (output / name).write_bytes(content)
         click.echo(output / name)
     return 0
 
