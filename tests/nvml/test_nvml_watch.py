@@ -320,3 +320,17 @@ def test_memory_left_by_an_earlier_attempt_is_flagged(play: Any) -> None:
     report = play({"devices": [{"model": "h100", "steps": steps}]}, watched, {"decode": 0.2})
     assert rule(report, "memory_before").value == 6 * 2**30
     assert judge(report, GPU_RULES).state == "flagged"
+
+
+def rehearsed(rules: dict[str, Any]) -> AttemptReport:
+    from orchestrator.telemetry.simulate import rehearse
+
+    return rehearse(rules, seconds=0.4, telemetry={"nvml_period_s": 0.02})
+
+
+def test_a_policy_can_be_tried_on_a_scenario(play: Any) -> None:
+    hot = {"devices": [{"model": "h100", "steps": {"reasons": ["sw_thermal_slowdown"]}}]}
+    report = play(hot, rehearsed, GPU_RULES)
+    assert report.verdict.state == "invalid"
+    lenient = {**GPU_RULES, "thermal_slowdown": {"state": "invalid", "limit": 60}}
+    assert play(hot, rehearsed, lenient).verdict.state == "valid"

@@ -5,6 +5,7 @@ measured under it say so (``simulated``) and compare with nothing real.
 """
 
 from orchestrator.telemetry.simulate.library import activate, build, environment, simulated
+from orchestrator.telemetry.simulate.rehearsal import rehearse
 from orchestrator.telemetry.simulate.scenario import (
     Scenario,
     read_scenario,
@@ -18,6 +19,7 @@ __all__ = [
     "build",
     "environment",
     "read_scenario",
+    "rehearse",
     "scenario_of",
     "shipped",
     "simulated",
