@@ -60,6 +60,8 @@ class Matrix:
         How many the layer holds (routed experts: all of them).
     kind : str
         ``LINEAR`` or ``CUSTOM``.
+    expands_cache : bool
+        It turns compressed keys and values back into whole ones (latent attention).
     """
 
     part: str
@@ -68,6 +70,7 @@ class Matrix:
     bias: bool = False
     count: int = 1
     kind: str = LINEAR
+    expands_cache: bool = False
 
     @property
     def elements(self) -> int:

@@ -155,9 +155,7 @@ def windows_everywhere(f: Fields, count: int) -> list[int | None]:
     return typed_windows(f, count, lambda index: True)
 
 
-def windows_where(
-    chosen: Callable[[int], bool], *, switch: str | None = None
-) -> WindowRule:
+def windows_where(chosen: Callable[[int], bool], *, switch: str | None = None) -> WindowRule:
     """Layers that ``chosen`` picks have the window; ``switch`` names a flag that turns it on."""
 
     def rule(f: Fields, count: int) -> list[int | None]:
@@ -167,9 +165,7 @@ def windows_where(
     return rule
 
 
-def typed_windows(
-    f: Fields, count: int, chosen: Callable[[int], bool]
-) -> list[int | None]:
+def typed_windows(f: Fields, count: int, chosen: Callable[[int], bool]) -> list[int | None]:
     """Windows by ``layer_types`` where the configuration has them, else by ``chosen``.
 
     Raises

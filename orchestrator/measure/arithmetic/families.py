@@ -151,9 +151,7 @@ def _qwen3(f: Fields) -> Architecture:
         *gated_feed_forward(heads.hidden, f.size("intermediate_size")),
     )
     block = Block(heads, matrices, norm=heads.hidden, extra_vectors=2 * heads.head_dim)
-    return dense(
-        f, block, windows=_qwen_windows, buffers=rotary_buffers(f, heads.head_dim)
-    )
+    return dense(f, block, windows=_qwen_windows, buffers=rotary_buffers(f, heads.head_dim))
 
 
 def _gemma(
@@ -211,9 +209,7 @@ def _phi(f: Fields) -> Architecture:
         *plain_feed_forward(heads.hidden, f.size("intermediate_size")),
     )
     extra = 4 * heads.head_dim if f.flag("qk_layernorm", False) else 0
-    block = Block(
-        heads, matrices, norm=2 * heads.hidden, norms=1, extra_vectors=extra, gated=False
-    )
+    block = Block(heads, matrices, norm=2 * heads.hidden, norms=1, extra_vectors=extra, gated=False)
     return dense(
         f,
         block,
@@ -284,9 +280,7 @@ def _olmo(f: Fields) -> Architecture:
         *separate_projections(heads, bias=f.flag("attention_bias", False)),
         *gated_feed_forward(heads.hidden, f.size("intermediate_size")),
     )
-    return dense(
-        f, Block(heads, matrices, norm=0), buffers=rotary_buffers(f, heads.head_dim)
-    )
+    return dense(f, Block(heads, matrices, norm=0), buffers=rotary_buffers(f, heads.head_dim))
 
 
 def _olmo2(f: Fields) -> Architecture:

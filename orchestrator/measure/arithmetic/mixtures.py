@@ -40,9 +40,7 @@ def mixtral(f: Fields) -> Architecture:
         *experts(heads.hidden, f.size("intermediate_size"), count),
     )
     block = Block(heads, matrices, norm=heads.hidden, active_experts=_active(f, count))
-    return dense(
-        f, block, windows=windows_everywhere, buffers=rotary_buffers(f, heads.head_dim)
-    )
+    return dense(f, block, windows=windows_everywhere, buffers=rotary_buffers(f, heads.head_dim))
 
 
 def granitemoe(f: Fields) -> Architecture:
@@ -164,7 +162,7 @@ def deepseek(f: Fields, *, corrected: bool) -> Architecture:
     attention = (
         *query,
         Matrix(PROJECTION, hidden, latent.rank + latent.rotary, bias),
-        Matrix(PROJECTION, latent.rank, heads * (plain + value)),
+        Matrix(PROJECTION, latent.rank, heads * (plain + value), expands_cache=True),
         Matrix(PROJECTION, heads * value, hidden, bias),
     )
     mlp_bias = not corrected and f.flag("mlp_bias", False)

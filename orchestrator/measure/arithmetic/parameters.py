@@ -28,7 +28,9 @@ def active_parameter_count(architecture: Architecture) -> int:
         for matrix in layer.matrices:
             if matrix.part == EXPERT:
                 share = matrix.count - layer.active_experts
-                idle += count * share * (matrix.inputs * matrix.outputs + matrix.bias * matrix.outputs)
+                idle += (
+                    count * share * (matrix.inputs * matrix.outputs + matrix.bias * matrix.outputs)
+                )
     return parameter_count(architecture) - idle
 
 

@@ -1,0 +1,212 @@
+"""Devices by their figures: from a data sheet (``conf/hardware``), or measured here.
+
+Every figure is dense (no structured sparsity) and has a source beside it in the file; one that its
+maker does not publish is null, and what would need it has no prediction.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from orchestrator.errors import ConfigError
+
+# Number formats a peak can be given for.
+PEAK_DTYPES = ("float32", "tf32", "float16", "bfloat16", "float8", "int8", "float4", "int4")
+
+
+@dataclass(frozen=True)
+class Datasheet:
+    """A device as its maker describes it.
+
+    Attributes
+    ----------
+    name, title : str
+        File name and what it is in words.
+    memory_bytes : int
+        As the driver reports it.
+    bandwidth_bytes_per_s : float
+        Of the device's memory.
+    peaks : mapping of str to float or None
+        Dense operations each second by number format; None where unknown or not supported.
+    kernel_launch_s : float or None
+        Cost of starting a kernel; None is counted as nothing.
+    """
+
+    name: str
+    title: str
+    memory_bytes: int
+    bandwidth_bytes_per_s: float
+    peaks: Mapping[str, float | None] = field(default_factory=dict)
+    kernel_launch_s: float | None = None
+
+    @property
+    def launch_s(self) -> float:
+        return self.kernel_launch_s or 0.0
+
+    def flops_per_s(self, dtype: str, rows: float = math.inf) -> float:
+        """Peak in ``dtype``; the same for any number of rows.
+
+        Raises
+        ------
+        ConfigError
+            If the device has none, or it is not known.
+        """
+        peak = self.peaks.get(dtype)
+        if peak is None:
+            known = ", ".join(kind for kind, value in self.peaks.items() if value)
+            raise ConfigError(
+                f"no peak for {dtype} is known",
+                where=f"hardware {self.name}",
+                fix=f"It has {known}",
+            )
+        return peak
+
+    def bytes_per_s(self, working_bytes: float = math.inf) -> float:
+        """Memory bandwidth; the same for any amount of data."""
+        return self.bandwidth_bytes_per_s
+
+    @classmethod
+    def from_mapping(cls, name: str, tree: Mapping[str, Any]) -> Datasheet:
+        """Read a file of ``conf/hardware``.
+
+        Raises
+        ------
+        ConfigError
+            Naming the field that is missing, unknown or no positive number.
+        """
+        known = {"title", "memory_bytes", "bandwidth_bytes_per_s", "peaks", "kernel_launch_s"}
+        for key in tree:
+            if key not in known and key != "sources":
+                raise ConfigError(f"unknown field {key}", where=f"hardware/{name}.yaml")
+        for key in ("title", "memory_bytes", "bandwidth_bytes_per_s", "peaks"):
+            if tree.get(key) is None:
+                raise ConfigError(f"lacks {key}", where=f"hardware/{name}.yaml")
+        peaks = tree["peaks"]
+        if not isinstance(peaks, Mapping):
+            raise ConfigError("peaks is not a mapping", where=f"hardware/{name}.yaml")
+        for kind in peaks:
+            if kind not in PEAK_DTYPES:
+                raise ConfigError(
+                    f"unknown number format {kind}",
+                    where=f"hardware/{name}.yaml",
+                    fix=f"Known: {', '.join(PEAK_DTYPES)}",
+                )
+        launch = tree.get("kernel_launch_s")
+        return cls(
+            name=name,
+            title=str(tree["title"]),
+            memory_bytes=int(_positive(tree["memory_bytes"], name, "memory_bytes")),
+            bandwidth_bytes_per_s=_positive(
+                tree["bandwidth_bytes_per_s"], name, "bandwidth_bytes_per_s"
+            ),
+            peaks={
+                str(kind): None if value is None else _positive(value, name, f"peaks.{kind}")
+                for kind, value in peaks.items()
+            },
+            kernel_launch_s=None if launch is None else _positive(launch, name, "kernel_launch_s"),
+        )
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A device as it was measured: peaks by rows, bandwidth by amount of data.
+
+    Between measured points the logarithm is interpolated, outside them the nearest point holds.
+
+    Attributes
+    ----------
+    products : mapping of str to tuple of (rows, flops_per_s)
+        Matrix products by dtype, rows ascending.
+    bandwidths : tuple of (bytes, bytes_per_s)
+        Of a triad over so much data, ascending.
+    launch_s : float
+        What one kernel costs in an eager transformers layer of negligible size.
+    memory_bytes : int or None
+    """
+
+    name: str
+    products: Mapping[str, tuple[tuple[float, float], ...]]
+    bandwidths: tuple[tuple[float, float], ...]
+    launch_s: float
+    memory_bytes: int | None = None
+
+    def flops_per_s(self, dtype: str, rows: float = math.inf) -> float:
+        """What products of so many rows reached.
+
+        Raises
+        ------
+        ConfigError
+            If ``dtype`` could not be measured.
+        """
+        points = self.products.get(dtype)
+        if not points:
+            raise ConfigError(
+                f"no product in {dtype} could be measured",
+                where=f"hardware {self.name}",
+                fix=f"It has {', '.join(self.products)}",
+            )
+        return _interpolated(points, rows)
+
+    def bytes_per_s(self, working_bytes: float = math.inf) -> float:
+        """Bandwidth over so much data."""
+        return _interpolated(self.bandwidths, working_bytes)
+
+    def peak(self, dtype: str) -> float | None:
+        """The best that products in ``dtype`` reached, None where they were not measured."""
+        points = self.products.get(dtype)
+        return max(value for _, value in points) if points else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON form."""
+        return {
+            "name": self.name,
+            "products": {k: [list(p) for p in points] for k, points in self.products.items()},
+            "bandwidths": [list(point) for point in self.bandwidths],
+            "launch_s": self.launch_s,
+            "memory_bytes": self.memory_bytes,
+        }
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> Measured:
+        """Inverse of :meth:`to_json`; raises ``ValueError`` or ``KeyError`` on anything else."""
+        bandwidths = _points(tree["bandwidths"])
+        if not bandwidths:
+            raise ValueError("no bandwidth")
+        memory = tree["memory_bytes"]
+        return cls(
+            name=str(tree["name"]),
+            products={str(k): _points(points) for k, points in tree["products"].items()},
+            bandwidths=bandwidths,
+            launch_s=float(tree["launch_s"]),
+            memory_bytes=None if memory is None else int(memory),
+        )
+
+
+def _points(values: Sequence[Sequence[float]]) -> tuple[tuple[float, float], ...]:
+    points = tuple(sorted((float(at), float(value)) for at, value in values))
+    if any(at <= 0 or value <= 0 for at, value in points):
+        raise ValueError("a measured point is not positive")
+    return points
+
+
+def _interpolated(points: Sequence[tuple[float, float]], at: float) -> float:
+    place = bisect.bisect_left([x for x, _ in points], at)
+    if place == 0:
+        return points[0][1]
+    if place == len(points):
+        return points[-1][1]
+    (x0, y0), (x1, y1) = points[place - 1], points[place]
+    share = math.log(at / x0) / math.log(x1 / x0)
+    return math.exp(math.log(y0) + share * math.log(y1 / y0))
+
+
+def _positive(value: Any, name: str, key: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        raise ConfigError(
+            f"{key}={value!r} is not a positive number", where=f"hardware/{name}.yaml"
+        )
+    return float(value)

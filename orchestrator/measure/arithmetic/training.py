@@ -1,0 +1,246 @@
+"""A training step: FLOPs of forward, backward and optimizer, MFU, memory.
+
+Model FLOPs are what the mathematics needs: backward costs twice the forward pass, once for the
+gradients of the activations and once for those of the weights. What is computed again to save
+memory counts as hardware FLOPs only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from orchestrator.measure.arithmetic.architecture import ATTENTION, Architecture, Layer
+from orchestrator.measure.arithmetic.cache import CacheFormat
+from orchestrator.measure.arithmetic.operations import (
+    IDEAL,
+    Execution,
+    Operation,
+    flops,
+    forward,
+    inner_width,
+)
+from orchestrator.measure.arithmetic.parameters import parameter_count
+from orchestrator.measure.arithmetic.weights import DTYPE_BYTES, WeightFormat
+
+_FLOAT32 = 4
+OPTIMIZER = "optimizer"
+LOSS = "loss"
+# Numbers that AdamW reads or writes for a parameter: weight, gradient and both moments in, all but
+# the gradient out.
+_ADAMW_PASSES = 7
+# Fused attention computes its scores again on the way back: five products where there were two.
+_RECOMPUTED_ATTENTION = 2.5
+
+
+@dataclass(frozen=True)
+class StepFlops:
+    """FLOPs of one training step.
+
+    Attributes
+    ----------
+    forward, backward : float
+        Model FLOPs; they add up to ``model``.
+    hardware : float
+        With what checkpointing and fused attention compute again.
+    """
+
+    forward: float
+    backward: float
+    hardware: float
+
+    @property
+    def model(self) -> float:
+        """What MFU is about."""
+        return self.forward + self.backward
+
+
+@lru_cache(maxsize=1024)
+def step_flops(
+    architecture: Architecture,
+    batch: int,
+    tokens: int,
+    *,
+    causal: bool = True,
+    checkpointing: bool = False,
+    fused_attention: bool = True,
+) -> StepFlops:
+    """FLOPs of forward and backward over ``batch`` sequences of ``tokens``, all logits.
+
+    Parameters
+    ----------
+    causal : bool
+        Count the half of attention that the mask leaves; False for the square that is executed by
+        code that masks afterwards, and that ``torch.utils.flop_counter`` counts.
+    checkpointing : bool
+        Every layer is computed once more in the backward pass.
+    """
+    step = _forward(architecture, batch, tokens, WeightFormat(), Execution(causal=causal))
+    once = flops(step)
+    attention = sum(o.count * o.flops for o in step if o.part == ATTENTION)
+    layers = once - sum(o.count * o.flops for o in step if o.part == "head")
+    again = layers if checkpointing else 0.0
+    if fused_attention:
+        again += (_RECOMPUTED_ATTENTION - 2.0) * attention
+    return StepFlops(once, 2.0 * once, 3.0 * once + again)
+
+
+def utilisation(step_flops_each: float, step_s: float, peak_flops_per_s: float) -> float:
+    """Share of the peak: MFU of model FLOPs, HFU of hardware FLOPs."""
+    return step_flops_each / (step_s * peak_flops_per_s)
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """Memory of a training step at its highest, which is the end of the forward pass.
+
+    Attributes
+    ----------
+    weights_bytes, gradients_bytes, optimizer_bytes : int
+    activations_bytes : int
+        Kept for the backward pass.
+    logits_bytes : int
+        Logits and what the loss keeps of them, all in float32.
+    """
+
+    weights_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
+    activations_bytes: int
+    logits_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """All of it."""
+        states = self.weights_bytes + self.gradients_bytes + self.optimizer_bytes
+        return states + self.activations_bytes + self.logits_bytes
+
+
+def training_memory(
+    architecture: Architecture,
+    batch: int,
+    tokens: int,
+    *,
+    parameter_dtype: str = "float32",
+    compute_dtype: str | None = None,
+    optimizer: bool = True,
+    checkpointing: bool = False,
+    fused_attention: bool = True,
+) -> TrainingMemory:
+    """Memory of one step of eager transformers code with AdamW.
+
+    Parameters
+    ----------
+    parameter_dtype : str
+        Of weights, gradients and moments.
+    compute_dtype : str, optional
+        Of activations under autocast, which keeps a copy of the weights in it; None: the same.
+    fused_attention : bool
+        Scores are not kept; otherwise every layer keeps its square of them twice.
+    """
+    width = DTYPE_BYTES[parameter_dtype]
+    active = DTYPE_BYTES[compute_dtype or parameter_dtype]
+    parameters = parameter_count(architecture)
+    states = parameters * width
+    copies = parameters * active if compute_dtype not in (None, parameter_dtype) else 0
+    kept = [
+        (_kept_bytes_per_token(architecture, layer, active, width), layer, count)
+        for layer, count in architecture.layers
+    ]
+    rows = batch * tokens
+    if checkpointing:
+        inputs = architecture.layer_count * rows * architecture.hidden * active
+        activations = inputs + rows * max(each for each, _, _ in kept)
+    else:
+        activations = rows * sum(each * count for each, _, count in kept)
+    if not fused_attention:
+        # Softmax keeps its result in float32 and again as computed with.
+        squares = [layer.attention.heads * count for _, layer, count in kept]
+        if checkpointing:
+            squares = [max(layer.attention.heads for _, layer, _ in kept)]
+        activations += sum(squares) * batch * tokens * tokens * (_FLOAT32 + active)
+    logits = rows * architecture.vocabulary * (active + 2 * _FLOAT32)
+    return TrainingMemory(
+        weights_bytes=states + copies,
+        gradients_bytes=states,
+        optimizer_bytes=2 * states if optimizer else 0,
+        activations_bytes=activations,
+        logits_bytes=logits,
+    )
+
+
+@dataclass(frozen=True)
+class StepOperations:
+    """Operations of a training step by phase."""
+
+    forward: tuple[Operation, ...]
+    backward: tuple[Operation, ...]
+    optimizer: tuple[Operation, ...]
+
+
+def step_operations(
+    architecture: Architecture,
+    batch: int,
+    tokens: int,
+    *,
+    parameter_dtype: str = "float32",
+    compute_dtype: str | None = None,
+    execution: Execution = IDEAL,
+    checkpointing: bool = False,
+) -> StepOperations:
+    """Operations of one step: the forward pass and its loss, twice as much back, AdamW."""
+    dtype = compute_dtype or parameter_dtype
+    weights = WeightFormat("none", dtype)
+    width = DTYPE_BYTES[parameter_dtype]
+    ahead = _forward(architecture, batch, tokens, weights, execution)
+    logits = batch * tokens * architecture.vocabulary
+    # Widened, reduced, subtracted, exponentiated, gathered; then once more for its gradient.
+    loss = Operation(LOSS, 0.0, 6.0 * logits * _FLOAT32, launches=6, working_bytes=4.0 * logits)
+    ahead = (*ahead, loss)
+    back = tuple(_backward(operation) for operation in ahead)
+    if checkpointing:
+        back = (*back, *(o for o in ahead if o.part not in ("head", LOSS)))
+    parameters = parameter_count(architecture)
+    moved = float(_ADAMW_PASSES * width * parameters)
+    tensors = sum(count * (len(layer.matrices) + 2) for layer, count in architecture.layers)
+    step = Operation(OPTIMIZER, 0.0, moved, launches=tensors, working_bytes=moved)
+    return StepOperations(ahead, back, (step,))
+
+
+def _backward(operation: Operation) -> Operation:
+    """Twice the products and twice the traffic: gradients of what went in, and of the weights."""
+    factor = _RECOMPUTED_ATTENTION if operation.part == ATTENTION else 2.0
+    return replace(
+        operation,
+        flops=factor * operation.flops,
+        bytes=factor * operation.bytes,
+        launches=2 * operation.launches,
+    )
+
+
+def _forward(
+    architecture: Architecture,
+    batch: int,
+    tokens: int,
+    weights: WeightFormat,
+    execution: Execution,
+) -> tuple[Operation, ...]:
+    cache = CacheFormat(weights.dtype)
+    return forward(architecture, batch, tokens, 0, batch * tokens, weights, cache, execution)
+
+
+def _kept_bytes_per_token(architecture: Architecture, layer: Layer, active: int, width: int) -> int:
+    """What one layer keeps of one token for the backward pass of eager code.
+
+    Each norm keeps its input widened to float32 and its result before the weight; products keep
+    their input; attention keeps queries, keys, values and its output; a gate keeps what goes into
+    the activation, what comes out, and the other factor.
+    """
+    a = layer.attention
+    hidden = architecture.hidden
+    norms = layer.norms * hidden * (_FLOAT32 + active)
+    inputs = 2 * hidden * active
+    kv_heads = a.heads if a.latent is not None else a.kv_heads
+    heads = (a.heads * (a.key_dim + a.value_dim) + kv_heads * (a.key_dim + a.value_dim)) * active
+    feed_forward = (2 + 2 * layer.gated) * inner_width(layer) * active
+    return norms + inputs + heads + feed_forward + a.heads * _FLOAT32
