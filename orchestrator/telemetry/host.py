@@ -5,7 +5,8 @@ Three tiers, by what a reading costs and how fast it changes::
     fast    every period (100 ms)    one read of /proc/PID/stat: CPU time, resident memory, faults
     slow    every fifth period       /proc/stat, PSI, cgroup, disk bytes, swap, frequency, RAPL
     rare    0.5, 1, 2, 4 ... s       PSS: smaps_rollup walks the page tables under the mmap lock,
-                                     which the measured process needs for its own mappings
+                                     which the measured process needs for its own mappings; of a
+                                     large process only as often as 0.1 % of the time allows
 
 The sampler measures what it costs and slows itself down when that exceeds its budget.
 """
@@ -29,6 +30,7 @@ MAX_PERIOD_S = 1.0
 PSS_FIRST_S = 0.5
 PSS_MAX_S = 32.0
 PSS_BUDGET = 0.001  # share of time that the page-table walk may take
+PSS_PAGE_S = 0.2e-6  # a page's share of the walk until measured: 55 ms for 1 GiB of 4 KiB pages
 
 _TICK_S = 1.0 / os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -71,7 +73,9 @@ class HostSampler:
         self._stat: KernelFile | None = None
         self._process: dict[str, KernelFile] = {}
         self._pss_due_ns = 0
+        self._pss_read_ns = 0
         self._pss_gap_s = PSS_FIRST_S
+        self._pss_page_s = PSS_PAGE_S
         self._host = {"stat": KernelFile(proc / "stat")}
         self._host |= {f"psi_{k}": KernelFile(proc / "pressure" / k) for k in _PSI}
         group = find_cgroup(proc, sys)
@@ -94,7 +98,8 @@ class HostSampler:
         root = self._proc / str(pid)
         self._process = {k: KernelFile(root / k) for k in ("io", "status", "smaps_rollup")}
         self._stat = KernelFile(root / "stat")
-        self._pss_due_ns = self._now_ns() + round(PSS_FIRST_S * 1e9)
+        self._pss_read_ns = self._now_ns()
+        self._pss_due_ns = self._pss_read_ns + round(PSS_FIRST_S * 1e9)
         for name, metric in (("io", "disk_read_bytes"), ("io", "disk_write_bytes")):
             if reason := self._process[name].reason:
                 self.absent[metric] = reason
@@ -179,11 +184,25 @@ class HostSampler:
                 add("host", f"cgroup_{name}_bytes", "bytes", now, int(data))
 
     def _read_pss(self, now: int) -> None:
+        resident = self.series.get("process", "rss_bytes")
+        if resident is None:
+            return
+        pages = max(1.0, resident.values[-1] / _PAGE_BYTES)
+        expected_s = pages * self._pss_page_s
+        affordable_ns = self._pss_read_ns + round(expected_s / PSS_BUDGET * 1e9)
+        if now < affordable_ns:
+            self._pss_due_ns = affordable_ns
+            self.absent["pss_bytes"] = (
+                f"reading it would hold the page tables for {expected_s * 1e3:.0f} ms"
+            )
+            return
         data = self._process["smaps_rollup"].read()
-        took_s = (self._now_ns() - now) / 1e9
+        self._pss_page_s = (self._now_ns() - now) / 1e9 / pages
+        self._pss_read_ns = now
         if data and "Pss" in (found := numbers(data)):
             self.series.add("process", "pss_bytes", "bytes", now, found["Pss"] * 1024)
-        self._pss_gap_s = max(min(2 * self._pss_gap_s, PSS_MAX_S), took_s / PSS_BUDGET)
+            self.absent.pop("pss_bytes", None)
+        self._pss_gap_s = min(2 * self._pss_gap_s, PSS_MAX_S)
         self._pss_due_ns = now + round(self._pss_gap_s * 1e9)
 
     def _note_absent(self) -> None:
