@@ -37,11 +37,6 @@ class Writer:
         self._orphaned: set[str] = set()
         self._experiments: dict[str, str] = {}
 
-    def run_id(self, key: str) -> str | None:
-        """The run of an attempt or a sweep written by this writer."""
-        row = self._runs.get(key)
-        return None if row is None else row.run_id
-
     def apply(self, record: RunRecord, digest: str, *, only_if_open: bool = False) -> str:
         """Bring the record's run to the record's state; returns the run's id.
 
@@ -79,12 +74,8 @@ class Writer:
         self._backend.settle()
 
     def forget(self, key: str) -> None:
-        """Drop what is remembered of a finished run but its id, so that memory stays flat."""
-        row = self._runs.get(key)
-        if row is not None:
-            self._runs[key] = RunRow(
-                row.run_id, row.status, row.start_ms, None, row.artifact_uri, row.experiment_id, {}
-            )
+        """Drop what is remembered of a run that ended, so that memory stays flat."""
+        self._runs.pop(key, None)
 
     def _find_or_create(self, record: RunRecord) -> RunRow:
         key = record.key
