@@ -6,8 +6,10 @@ Only what a command needs is imported, inside it: ``--help`` must not wait for R
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -196,10 +198,10 @@ def main(argv: Sequence[str]) -> int:
     words = list(argv)
     verbose = any(word in ("-v", "--verbose") for word in words)
     words = [word for word in words if word not in ("-v", "--verbose")]
-    is_command = bool(words) and words[0] in commands.commands
-    if not is_command:
-        words.insert(0, "run")
     try:
+        if not words or words[0] not in commands.commands:
+            _refuse_unknown_command(words)
+            words.insert(0, "run")
         code = commands.main(words, prog_name="python -m orchestrator", standalone_mode=False)
         return int(code or 0)
     except OrchestratorError as error:
@@ -215,6 +217,17 @@ def main(argv: Sequence[str]) -> int:
         return 0
     except Exception as error:
         return _fail(f"{type(error).__name__}: {error} (this is a bug; -v shows where)", 1, verbose)
+
+
+def _refuse_unknown_command(words: Sequence[str]) -> None:
+    """A bare first word that no command has is a slip of the finger, not a Hydra override."""
+    if not words or not re.fullmatch(r"[a-z][a-z_-]*", words[0]):
+        return
+    near = difflib.get_close_matches(words[0], commands.commands, n=1)
+    hint = f"Did you mean {near[0]}? " if near else ""
+    raise UsageError(
+        f"no command {words[0]!r}", fix=f"{hint}Known: {', '.join(sorted(commands.commands))}"
+    )
 
 
 def _fail(message: str, code: int, verbose: bool) -> int:

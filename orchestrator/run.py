@@ -111,7 +111,8 @@ def execute(plan: Plan, *, as_json: bool = False, table: bool = True) -> int:
     todo = _todo(plan, store)
     cached = sum(state.state == "cached" for state in todo.states)
     if plan.duplicates:
-        click.echo(f"{plan.duplicates} combinations are the same trial as another one", err=True)
+        again = "combination is" if plan.duplicates == 1 else "combinations are"
+        click.echo(f"{plan.duplicates} {again} the same trial as another: left out", err=True)
     if not todo.attempts:
         click.echo(_nothing_to_do(plan, todo), err=True)
         return _report(plan, store, None, cached=cached, wall_s=0.0, as_json=as_json, table=table)

@@ -127,7 +127,8 @@ class LiveView:
         if not self._is_live:
             todo, cached = self._board.todo, self._board.cached
             known = f", {cached} of {self._board.total} already there" if cached else ""
-            self.message(f"{self._board.sweep}: {todo} attempts to run{known}")
+            noun = "attempt" if todo == 1 else "attempts"
+            self.message(f"{self._board.sweep}: {todo} {noun} to run{known}")
         elif self._console.file is sys.stderr:
             # A stray line (a warning of a library) would be drawn over; it goes above the board.
             self._stray = _StrayLines(sys.stderr, self.message)
