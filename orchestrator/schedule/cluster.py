@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.attempt import AttemptSpec, Outcome
 from orchestrator.errors import ClusterError, Interrupted
+from orchestrator.schedule import aftermath
 from orchestrator.schedule.events import ClusterEvent, Ended, Vanished
 from orchestrator.schedule.placement import Demand, Node
 from orchestrator.schedule.session import Session
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from orchestrator.plan.schema import ClusterConfig
 
 START_TIMEOUT_S = 120.0
+# What is ready is here at once; only a cluster that falls apart makes us wait for it.
+GET_TIMEOUT_S = 5.0
 
 
 class RayCluster:
@@ -64,6 +67,7 @@ class RayCluster:
         return time.monotonic()
 
     def nodes(self) -> Sequence[Node]:
+        self._session.check()
         return [_node(entry) for entry in self._ray.nodes() if entry["Alive"]]
 
     def submit(self, spec: AttemptSpec, demand: Demand, avoid: frozenset[str]) -> None:
@@ -88,6 +92,7 @@ class RayCluster:
             return []
         waitables = list(self._generators)
         ready, _ = self._ray.wait(waitables, num_returns=1, timeout=timeout_s)
+        self._session.check()
         if ready and len(waitables) > 1:
             # Whatever else is there by now, without waiting for it.
             ready, _ = self._ray.wait(waitables, num_returns=len(waitables), timeout=0)
@@ -128,7 +133,10 @@ class RayCluster:
     def _next(self, generator: Any) -> ClusterEvent | None:
         attempt_id = self._generators[generator]
         try:
-            event: ClusterEvent = self._ray.get(next(generator))
+            event: ClusterEvent = self._ray.get(next(generator), timeout=GET_TIMEOUT_S)
+        except self._ray.exceptions.GetTimeoutError:
+            # Its node is going: Ray will end the stream with an error when it is sure.
+            return None
         except StopIteration:
             # Only a cancelled supervisor ends without a last event.
             event = Vanished(attempt_id, Outcome.CANCELLED, "cancelled")
@@ -224,7 +232,9 @@ def emergency_stop() -> None:
     for _ in range(2):
         for process in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.Error):
-                process.kill()
+                # The one that removes the session's files, once we are gone.
+                if aftermath.__file__ not in process.cmdline():
+                    process.kill()
 
 
 def translate(error: BaseException) -> tuple[Outcome, str]:

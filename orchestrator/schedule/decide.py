@@ -20,6 +20,7 @@ from orchestrator.schedule.events import (
     Action,
     Begin,
     Cancel,
+    ClusterGone,
     Delay,
     DropRepeats,
     Ended,
@@ -169,6 +170,17 @@ def _stop_requested(state: SweepState, event: StopRequested) -> Iterator[Action]
         yield Cancel(attempt_id)
 
 
+def _cluster_gone(state: SweepState, event: ClusterGone) -> Iterator[Action]:
+    if not state.stopping:
+        yield StopSubmitting()
+    for flight in state.flights.values():
+        if flight.started_at is None:
+            yield Forget(flight.attempt_id)
+        else:
+            report = report_without_supervisor(state, flight, Outcome.LOST, event.reason)
+            yield Finish(flight.attempt_id, report)
+
+
 def _tick(state: SweepState, event: Tick) -> Iterator[Action]:
     if state.stopping_since is not None:
         if state.now - state.stopping_since >= state.limits.stop_grace_s:
@@ -210,4 +222,5 @@ _DECISIONS: dict[type, Callable[[SweepState, Any], Iterator[Action]]] = {
     Tick: _tick,
     NodesSeen: _nodes_seen,
     StopRequested: _stop_requested,
+    ClusterGone: _cluster_gone,
 }

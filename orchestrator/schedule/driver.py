@@ -17,12 +17,14 @@ from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.attempt import AttemptReport, AttemptSpec, Outcome, Resources
+from orchestrator.errors import ClusterError
 from orchestrator.schedule.cluster import PendingCluster, start_async
 from orchestrator.schedule.decide import avoidable, decide, submissions
 from orchestrator.schedule.events import (
     Action,
     Begin,
     Cancel,
+    ClusterGone,
     Event,
     Finish,
     Flight,
@@ -262,6 +264,9 @@ class Driver:
                 self.state.now = self._cluster.now()
                 for event in events:
                     self._handle(event)
+        except ClusterError as error:
+            self._handle(ClusterGone(error.what))
+            raise
         except BaseException:
             # Whatever went wrong here (a store that is full, a bug): no process may outlive it.
             for attempt_id in self.state.flights:

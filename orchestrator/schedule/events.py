@@ -115,7 +115,24 @@ class StopRequested:
     """A person or a signal asked to stop."""
 
 
-Event = Started | PhaseBegan | Waiting | Ended | Vanished | Tick | NodesSeen | StopRequested
+@dataclass(frozen=True)
+class ClusterGone:
+    """The whole cluster is lost, with everything on it."""
+
+    reason: str
+
+
+Event = (
+    Started
+    | PhaseBegan
+    | Waiting
+    | Ended
+    | Vanished
+    | Tick
+    | NodesSeen
+    | StopRequested
+    | ClusterGone
+)
 
 
 # -- actions ----------------------------------------------------------------------------------

@@ -13,6 +13,8 @@ import logging
 import os
 import shutil
 import socket
+import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
@@ -22,6 +24,8 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from orchestrator.errors import ClusterError
+from orchestrator.schedule import aftermath
+from orchestrator.schedule.bare import bare_ray
 from orchestrator.schedule.cores import CORES_VARIABLE, allowed_cores, split, to_text
 from orchestrator.schedule.locks import local_directory
 
@@ -65,6 +69,21 @@ class Session:
             raise _as_cluster_error(self._error, self._settings)
         return True
 
+    def check(self) -> None:
+        """Raise :class:`ClusterError` if a process of a local cluster has died.
+
+        Ray would not say: calls into a dead raylet hang, and a dead head ends the driver in time.
+        """
+        if self._settings.kind != "local":
+            return
+        from ray._private import worker
+
+        for name, process in worker._global_node.dead_processes():
+            raise ClusterError(
+                f"Ray's {name} died (status {process.returncode})",
+                fix="The same command goes on where this one stopped",
+            )
+
     def close(self) -> None:
         """End the session and, of a local cluster, every process and file; may be called twice."""
         atexit.unregister(self.close)
@@ -88,6 +107,7 @@ class Session:
 
 def _start_local(settings: ClusterConfig, stack: contextlib.ExitStack) -> None:
     directory = stack.enter_context(_session_directory())
+    stack.enter_context(_aftermath(directory))
     cores = split(allowed_cores(), settings.cpus)
     if cores.ours:
         # Of this thread alone: the processes it starts inherit it, the driver stays where it is.
@@ -104,16 +124,17 @@ def _start_local(settings: ClusterConfig, stack: contextlib.ExitStack) -> None:
     with _environment(environment):
         ray = _import_ray(loopback=True)
         stack.callback(ray.shutdown)
-        ray.init(
-            address="local",
-            num_cpus=settings.cpus or len(cores.measured),
-            num_gpus=len(uuids) if settings.gpus is None else settings.gpus,
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            log_to_driver=False,
-            configure_logging=False,
-            _temp_dir=str(directory),
-        )
+        with bare_ray():
+            ray.init(
+                address="local",
+                num_cpus=settings.cpus or len(cores.measured),
+                num_gpus=len(uuids) if settings.gpus is None else settings.gpus,
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                log_to_driver=False,
+                configure_logging=False,
+                _temp_dir=str(directory),
+            )
 
 
 def _connect(settings: ClusterConfig, stack: contextlib.ExitStack) -> None:
@@ -236,6 +257,25 @@ def _session_directory() -> Iterator[Path]:
         with contextlib.suppress(OSError):
             os.unlink(lock.lock_file)
         lock.release()
+
+
+@contextlib.contextmanager
+def _aftermath(directory: Path) -> Iterator[None]:
+    """Whatever becomes of this process: nothing that uses ``directory`` outlives it for long."""
+    watcher = subprocess.Popen(
+        [sys.executable, "-I", "-S", aftermath.__file__, str(directory)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    assert watcher.stdin is not None
+    try:
+        yield
+    finally:
+        watcher.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            watcher.wait(CLOSE_TIMEOUT_S)
 
 
 def remove_stale(parent: Path) -> None:
