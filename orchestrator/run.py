@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,11 +25,15 @@ from orchestrator.errors import ConfigError, StoreUnavailable, UsageError
 if TYPE_CHECKING:
     from orchestrator.attempt import AttemptReport
     from orchestrator.plan import ClusterConfig, Plan
-    from orchestrator.record import AttemptSummary, RecordingSummary, Store
+    from orchestrator.record import AttemptSummary, Recording, RecordingSummary, Store
     from orchestrator.schedule import SweepResult, Todo
 
 # Outcomes after which a sweep has what it was asked for; anything else makes the exit code 1.
 GOOD = {"ok"}
+# Above this a report is made on request only (`report SWEEP`): reading all attempts takes a while.
+MOST_REPORTED = 2_000
+# A store that is away gets its results later; the report can be made again then.
+REPORT_PATIENCE_S = 30.0
 
 
 def run_command(argv: Sequence[str]) -> int:
@@ -230,8 +235,9 @@ def _measure(plan: Plan, todo: Todo, store: Store, cached: int) -> _Measured:
             store,
             plan,
             todo=len(todo.attempts),
-            command=["python", "-m", "orchestrator", *sys.argv[1:]],
+            command=command_line(),
             message=view.message,
+            labels=labels,
         )
         file = DriverFile(
             drivers_directory(store.spool_root),
@@ -253,6 +259,7 @@ def _measure(plan: Plan, todo: Todo, store: Store, cached: int) -> _Measured:
                 cluster=starting.ready() if starting is not None else None,
             )
             status = "KILLED" if result.interrupted else "FINISHED"
+            _attach_report(plan, store, recording)
         except BaseException as error:
             reason = str(error)
             raise
@@ -260,6 +267,26 @@ def _measure(plan: Plan, todo: Todo, store: Store, cached: int) -> _Measured:
             published.close()
             summary = recording.close(status, reason)
         return _Measured(result, summary)
+
+
+def _attach_report(plan: Plan, store: Store, recording: Recording) -> None:
+    """Give the sweep's own run its summary and its report, as far as the store has the attempts."""
+    from orchestrator.report import build_table
+    from orchestrator.report.answer import sentences
+    from orchestrator.report.bundle import report_files
+    from orchestrator.report.export import to_markdown
+
+    if len(plan.trials) > MOST_REPORTED or not recording.flush(REPORT_PATIENCE_S):
+        return
+    reports = _reports(store, store.attempts(trial.hash for trial in plan.trials))
+    table = build_table(plan, reports)
+    files = report_files(plan, reports, command=shlex.join(command_line()))
+    recording.attach(to_markdown(table, summary=sentences(table)), files)
+
+
+def command_line() -> list[str]:
+    """What a person types to do this again."""
+    return ["python", "-m", "orchestrator", *sys.argv[1:]]
 
 
 def _tidy(store: Store, say: Callable[[str], None]) -> None:

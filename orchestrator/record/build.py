@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
 REASON_CHARS = 1_000
 
+# What the MLflow UI shows as the run's description, rendered as Markdown.
+NOTE_TAG = "mlflow.note.content"
+
 _STATUS = {
     Outcome.OK: "FINISHED",
     Outcome.INVALID: "FINISHED",
@@ -92,7 +95,7 @@ class Builder:
                 "sweep": self.sweep,
                 "driver_id": self.driver,
                 "heartbeat": f"{started_at:.0f}",
-                "mlflow.note.content": description(plan, command, todo),
+                NOTE_TAG: description(plan, command, todo),
                 **self._git_tags(self.facts),
             },
             files={
@@ -108,10 +111,22 @@ class Builder:
         ended_at: float,
         outcomes: Mapping[str, int],
         reason: str | None = None,
+        summary: str = "",
+        files: Mapping[str, bytes] | None = None,
     ) -> RunRecord:
-        """The parent run's end: how many attempts ended how."""
+        """The parent run's end: how many attempts ended how, and what the sweep found.
+
+        Parameters
+        ----------
+        summary : str
+            Markdown that goes above the description the run has from its beginning.
+        files : mapping of str to bytes, optional
+            Artifacts of the sweep as a whole, made from what is recorded (and redacted) already.
+        """
+        note = begin.tags.get(NOTE_TAG, "")
         tags = {
             **begin.tags,
+            NOTE_TAG: tag_value(f"{summary.strip()}\n\n{note}".strip()),
             "heartbeat": f"{ended_at:.0f}",
             "outcomes": json.dumps(dict(sorted(outcomes.items()))),
         }
@@ -122,6 +137,7 @@ class Builder:
             status=status,
             end_ms=_ms(ended_at),
             tags=tags,
+            files={**begin.files, **(files or {})},
             metrics=tuple(
                 MetricPoint(f"attempts.{outcome}", float(count), _ms(ended_at))
                 for outcome, count in sorted(outcomes.items())

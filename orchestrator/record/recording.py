@@ -129,6 +129,8 @@ class Recording:
         self._outcomes: Counter[str] = Counter()
         self._problems: list[str] = []
         self._summary: RecordingSummary | None = None
+        self._findings = ""
+        self._files: dict[str, bytes] = {}
         self._changed = threading.Condition()
         self._spool = Spool.create(store.spool_root, self.sweep_id)
         try:
@@ -192,6 +194,14 @@ class Recording:
         self._outcomes[report.outcome.value] += 1
         self._spooler.submit(lambda: self._builder.attempt_finish(report, trial))
 
+    def attach(self, summary: str, files: Mapping[str, bytes]) -> None:
+        """What the sweep found, for its own run: Markdown above its description, and artifacts.
+
+        They are written by :meth:`close`; made of what is recorded, and so redacted already.
+        """
+        self._findings = summary
+        self._files = dict(files)
+
     def flush(self, timeout_s: float | None = None) -> bool:
         """Wait until everything handed over is in the store; False if it cannot be, or not yet."""
         with self._changed:
@@ -236,7 +246,9 @@ class Recording:
             self.finish(report, begun.trial)
         counts, ended_at = dict(self._outcomes), time.time()
         self._spooler.submit(
-            lambda: self._builder.sweep_end(self._parent, status, ended_at, counts, reason)
+            lambda: self._builder.sweep_end(
+                self._parent, status, ended_at, counts, reason, self._findings, self._files
+            )
         )
 
     def _finish_up(self) -> RecordingSummary:
