@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import hashlib
 import os
@@ -71,7 +72,7 @@ def _environment(scenario: Scenario, folder: Path, cache: Path | None) -> dict[s
 
 
 def activate(source: str | Path, *, cache: Path | None = None) -> Scenario:
-    """Simulate GPUs in this process and those it starts, from now on; returns the scenario.
+    """Simulate GPUs in this process and those it starts, until it ends; returns the scenario.
 
     The dynamic linker reads ``LD_LIBRARY_PATH`` once, when a process starts. In a running one the
     library is loaded here: a later request for its name is answered with what is loaded already.
@@ -85,6 +86,7 @@ def activate(source: str | Path, *, cache: Path | None = None) -> Scenario:
     """
     scenario = read_scenario(source)
     folder = Path(tempfile.mkdtemp(prefix="orchestrator-nvml-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     _activate(scenario, folder, cache)
     return scenario
 
