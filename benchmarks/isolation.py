@@ -52,7 +52,7 @@ def main() -> None:
     costs_s.sort()
     emit("isolation_warm_up_s", cold_s, "s", n=1)
     median_s = statistics.median(costs_s)
-    emit("isolated_attempt_cost_s", median_s, "s", required=REQUIRED_S, n=len(costs_s))
+    emit("isolated_attempt_cost_s", median_s, "s", required=f"<= {REQUIRED_S:g}", n=len(costs_s))
     worst_of_twenty_s = costs_s[int(0.95 * (len(costs_s) - 1))]
     emit("isolated_attempt_cost_p95_s", worst_of_twenty_s, "s", n=len(costs_s))
     if options.spawned:
