@@ -111,15 +111,19 @@ def _memory() -> Iterator[Finding]:
 
 
 def _gpus() -> Iterator[Finding]:
-    from orchestrator.telemetry import devices
+    from orchestrator.telemetry import inventory
 
-    found = devices()
-    for device in found:
-        yield Finding("ok", f"GPU {device.name} ({device.uuid})")
-    if not found:
-        reason = getattr(found, "reason", None)
-        yield Finding("ok", f"no NVIDIA GPU ({reason})" if reason else "no NVIDIA GPU")
-        return
+    found = inventory()
+    for device in found.devices:
+        kind = "simulated GPU" if device.simulated else "GPU"
+        yield Finding("ok", f"{kind} {device.name} ({device.uuid})")
+    if not found.devices:
+        yield Finding("ok", f"no NVIDIA GPU: {found.reason}" if found.reason else "no NVIDIA GPU")
+    elif not found.simulated:
+        yield from _torch_sees_gpus()
+
+
+def _torch_sees_gpus() -> Iterator[Finding]:
     import torch
 
     if not torch.cuda.is_available():

@@ -7,14 +7,18 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from orchestrator.cli import emit_json
 from orchestrator.errors import UsageError
+
+if TYPE_CHECKING:
+    from orchestrator.doctor import Finding
 
 
 def _drivers_directory(overrides: Sequence[str]) -> Path:
@@ -109,16 +113,22 @@ def sync_command(overrides: Sequence[str]) -> int:
 
 
 def doctor_command(overrides: Sequence[str], simulate: Path | None, as_json: bool) -> int:
-    """Findings, one a line; exit 1 when one of them is a failure."""
+    """Findings, one a line; exit 1 when one of them is a failure.
+
+    With ``simulate`` the GPUs are a scenario's, and the verdict policy is tried on them for a few
+    seconds as if they were being measured.
+    """
     from orchestrator.doctor import examine
     from orchestrator.plan import settings_of
 
-    root = Path(settings_of(overrides).tracking.root)
+    settings = settings_of(overrides)
     if simulate is not None:
         from orchestrator.telemetry.simulate import activate
 
         activate(simulate)
-    findings = examine(root)
+    findings = examine(Path(settings.tracking.root))
+    if simulate is not None:
+        findings.extend(_rehearsed(asdict(settings.verdict)))
     if as_json:
         emit_json([asdict(finding) for finding in findings])
     else:
@@ -131,5 +141,20 @@ def doctor_command(overrides: Sequence[str], simulate: Path | None, as_json: boo
             line = Text.assemble((f"{finding.level:<4} ", styles[finding.level]), finding.what)
             if finding.fix:
                 line.append(f"  →  {finding.fix}", style="dim")
-            console.print(line)
+            console.print(line, soft_wrap=True)
     return 1 if any(finding.level == "fail" for finding in findings) else 0
+
+
+def _rehearsed(verdict: dict[str, Any]) -> Iterator[Finding]:
+    """What the verdict policy says of the GPUs here, one finding a rule that did not pass."""
+    from orchestrator.doctor import Finding
+    from orchestrator.telemetry.simulate import rehearse
+
+    judged = rehearse(verdict).verdict
+    level = {"valid": "ok", "invalid": "fail"}.get(judged.state, "warn")
+    yield Finding(level, f"a measurement here would be {judged.state}")
+    for rule in judged.rules:
+        if rule.state in ("flagged", "invalid"):
+            said = rule.reason or f"{rule.value}, limit {rule.limit}"
+            level = "fail" if rule.state == "invalid" else "warn"
+            yield Finding(level, f"{rule.rule}: {said}", f"verdict.rules.{rule.rule}.limit=…")
