@@ -14,7 +14,7 @@ import pytest
 from orchestrator.attempt import AttemptSpec, Outcome, Resources
 from orchestrator.errors import ClusterError
 from orchestrator.plan.schema import VerdictConfig
-from orchestrator.schedule import Attempt, Fate, Node, SimulatedCluster, interleave
+from orchestrator.schedule import Attempt, Fate, Node, SimulatedCluster, interleave, run_sweep
 from orchestrator.schedule.decide import decide, submissions
 from orchestrator.schedule.events import Limits, NodesSeen, Started, Ticket
 from orchestrator.schedule.placement import Demand
@@ -259,6 +259,28 @@ def test_stop_with_a_dead_cluster_still_returns(kit: Any) -> None:
     assert cluster.now() < 30
 
 
+def test_a_cluster_that_is_gone_closes_the_books(kit: Any) -> None:
+    class Falling(SimulatedCluster):
+        def wait(self, timeout_s: float) -> Any:
+            if self.now() > 25.0:
+                raise ClusterError("Ray's raylet died")
+            return super().wait(timeout_s)
+
+    recorded = kit.Recorded()
+    with pytest.raises(ClusterError, match="raylet died"):
+        run_sweep(
+            kit.plan(),
+            [Attempt(kit.trial(i), 1) for i in range(50)],
+            recording=recorded,
+            view=kit.Seen(),
+            seed=0,
+            stop=threading.Event(),
+            cluster=Falling(nodes(2), steady),
+        )
+    assert recorded.outcomes == {"ok": 8, "lost": 4}
+    assert {r.reason for r in recorded.reports} == {None, "Ray's raylet died"}
+
+
 def test_a_recording_that_fails_leaves_nothing_running(kit: Any) -> None:
     cluster = SimulatedCluster(nodes(2), steady)
     cancelled = []
@@ -267,8 +289,6 @@ def test_a_recording_that_fails_leaves_nothing_running(kit: Any) -> None:
     class Full(type(kit.Recorded())):  # type: ignore[misc]
         def finish(self, report: Any, trial: Any) -> None:
             raise OSError("disk full")
-
-    from orchestrator.schedule import run_sweep
 
     with pytest.raises(OSError, match="disk full"):
         run_sweep(
