@@ -31,7 +31,11 @@ class Heads:
 
 
 def read_heads(
-    f: Fields, *, kv_default: bool = False, head_dim: str = "optional", kv_name: str | None = None
+    f: Fields,
+    *,
+    kv_default: bool = False,
+    head_dim: str = "optional",
+    kv_name: str | None = "num_key_value_heads",
 ) -> Heads:
     """Heads of a configuration, checked against each other.
 
@@ -41,12 +45,15 @@ def read_heads(
         Without ``num_key_value_heads`` there are as many as query heads.
     head_dim : str
         ``optional`` (else hidden over heads), ``required``, or ``derived`` (never read).
+    kv_name : str or None
+        Field with the key/value heads; None in families that do not group queries.
     """
     hidden = f.size("hidden_size", "n_embd")
     heads = f.size("num_attention_heads", "n_head")
-    name = kv_name or "num_key_value_heads"
-    kv_heads = f.size(name, default=heads if kv_default else None)
-    f.divides(name, kv_heads, "num_attention_heads", heads)
+    kv_heads = heads
+    if kv_name is not None:
+        kv_heads = f.size(kv_name, default=heads if kv_default else None)
+        f.divides(kv_name, kv_heads, "num_attention_heads", heads)
     if head_dim == "required":
         width = f.size("head_dim")
     else:

@@ -219,7 +219,7 @@ def _phi(f: Fields) -> Architecture:
 
 
 def _gpt2(f: Fields) -> Architecture:
-    heads = read_heads(f, kv_default=True, head_dim="derived")
+    heads = read_heads(f, kv_name=None, head_dim="derived")
     inner = f.size("n_inner", default=4 * heads.hidden)
     matrices = (
         *fused_projections(heads, bias=True),
@@ -235,7 +235,7 @@ def _gpt2(f: Fields) -> Architecture:
 
 
 def _gpt_neox(f: Fields) -> Architecture:
-    heads = read_heads(f, kv_default=True, head_dim="derived")
+    heads = read_heads(f, kv_name=None, head_dim="derived")
     matrices = (
         *fused_projections(heads, bias=f.flag("attention_bias", True)),
         *plain_feed_forward(heads.hidden, f.size("intermediate_size")),
@@ -269,8 +269,8 @@ def _falcon(f: Fields) -> Architecture:
         # The grouped variant is repeated for every query head before transformers caches it.
         cached_kv_heads=1 if single else heads.heads,
     )
-    alibi = f.flag("alibi", False)
-    buffers = 0 if alibi else rotary_buffers(f, heads.head_dim)
+    # Its frequencies are made with alibi positions too, and not used.
+    buffers = rotary_buffers(f, heads.head_dim)
     return dense(f, block, buffers=buffers, tied=True)
 
 
@@ -340,7 +340,7 @@ def _stablelm(f: Fields) -> Architecture:
 
 
 def _opt(f: Fields) -> Architecture:
-    heads = read_heads(f, kv_default=True, head_dim="derived")
+    heads = read_heads(f, kv_name=None, head_dim="derived")
     bias = f.flag("enable_bias", True)
     norm = 2 * heads.hidden if f.flag("layer_norm_elementwise_affine", True) else 0
     matrices = (

@@ -48,8 +48,8 @@ class Context:
     """The longest context: tokens of a sequence, and what bounds it.
 
     ``limited_by`` is ``memory``, ``model`` (its configuration allows no more), ``weights`` (alone
-    they do not fit; ``tokens`` is 0) or ``windows`` (memory stops growing there and the model names no
-    limit).
+    they do not fit; ``tokens`` is 0) or ``windows`` (memory stops growing there and the model
+    names no limit).
     """
 
     tokens: int

@@ -7,11 +7,15 @@ maker does not publish is null, and what would need it has no prediction.
 from __future__ import annotations
 
 import bisect
+import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
+import orchestrator
 from orchestrator.errors import ConfigError
 
 # Number formats a peak can be given for.
@@ -34,6 +38,8 @@ class Datasheet:
         Dense operations each second by number format; None where unknown or not supported.
     kernel_launch_s : float or None
         Cost of starting a kernel; None is counted as nothing.
+    nvml_names : tuple of str
+        What NVML calls it.
     """
 
     name: str
@@ -42,9 +48,11 @@ class Datasheet:
     bandwidth_bytes_per_s: float
     peaks: Mapping[str, float | None] = field(default_factory=dict)
     kernel_launch_s: float | None = None
+    nvml_names: tuple[str, ...] = ()
 
     @property
     def launch_s(self) -> float:
+        """Cost of starting a kernel, nothing where it is not known."""
         return self.kernel_launch_s or 0.0
 
     def flops_per_s(self, dtype: str, rows: float = math.inf) -> float:
@@ -78,11 +86,11 @@ class Datasheet:
         ConfigError
             Naming the field that is missing, unknown or no positive number.
         """
-        known = {"title", "memory_bytes", "bandwidth_bytes_per_s", "peaks", "kernel_launch_s"}
+        required = ("title", "memory_bytes", "bandwidth_bytes_per_s", "peaks")
         for key in tree:
-            if key not in known and key != "sources":
+            if key not in (*required, "kernel_launch_s", "nvml_names", "sources"):
                 raise ConfigError(f"unknown field {key}", where=f"hardware/{name}.yaml")
-        for key in ("title", "memory_bytes", "bandwidth_bytes_per_s", "peaks"):
+        for key in required:
             if tree.get(key) is None:
                 raise ConfigError(f"lacks {key}", where=f"hardware/{name}.yaml")
         peaks = tree["peaks"]
@@ -108,7 +116,61 @@ class Datasheet:
                 for kind, value in peaks.items()
             },
             kernel_launch_s=None if launch is None else _positive(launch, name, "kernel_launch_s"),
+            nvml_names=tuple(map(str, tree.get("nvml_names") or ())),
         )
+
+
+def hardware_directory() -> Path:
+    """``conf/hardware``: packaged with the program, or beside it in a checkout."""
+    package = Path(orchestrator.__file__).resolve().parent
+    packaged = package / "conf" / "hardware"
+    return packaged if packaged.is_dir() else package.parent / "conf" / "hardware"
+
+
+def known_hardware() -> list[str]:
+    """Names of the devices with a data sheet, sorted."""
+    return sorted(file.stem for file in hardware_directory().glob("*.yaml"))
+
+
+@lru_cache(maxsize=64)
+def load_datasheet(name: str) -> Datasheet:
+    """The device of that name, or of a file of a person's own.
+
+    Parameters
+    ----------
+    name : str
+        A name of ``conf/hardware``, or the path of a YAML file like those.
+
+    Raises
+    ------
+    ConfigError
+        If there is none, or a figure of it is wrong.
+    """
+    import yaml
+
+    own = name.endswith((".yaml", ".yml"))
+    file = Path(name).expanduser() if own else hardware_directory() / f"{name}.yaml"
+    if not file.is_file() or (not own and Path(name).name != name):
+        near = difflib.get_close_matches(name, known_hardware(), n=3, cutoff=0.5)
+        hint = f"Nearest: {', '.join(near)}" if near else f"Known: {', '.join(known_hardware())}"
+        raise ConfigError(f"no hardware {name!r}", where="task.hardware", fix=hint)
+    try:
+        tree = yaml.safe_load(file.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        line = " ".join(str(error).split())[:200]
+        raise ConfigError(f"cannot be read: {line}", where=str(file)) from error
+    if not isinstance(tree, Mapping):
+        raise ConfigError("is no mapping of figures", where=str(file))
+    return Datasheet.from_mapping(file.stem, tree)
+
+
+def datasheet_of(nvml_name: str) -> Datasheet | None:
+    """The data sheet of a device by the name that NVML has for it; None where there is none."""
+    for name in known_hardware():
+        sheet = load_datasheet(name)
+        if nvml_name in sheet.nvml_names:
+            return sheet
+    return None
 
 
 @dataclass(frozen=True)

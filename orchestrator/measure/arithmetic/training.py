@@ -226,6 +226,8 @@ def _forward(
     execution: Execution,
 ) -> tuple[Operation, ...]:
     cache = CacheFormat(weights.dtype)
+    # Nothing is cached, so nothing is gained from working on compressed keys and values.
+    execution = replace(execution, absorbed=False)
     return forward(architecture, batch, tokens, 0, batch * tokens, weights, cache, execution)
 
 
