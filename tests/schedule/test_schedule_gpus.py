@@ -44,7 +44,8 @@ def trial(value, gpus):
 settings = Settings(cluster=ClusterConfig(cpus=2))
 plan = SimpleNamespace(sweep="gpus", settings=settings, trials=())
 port = Port()
-run_sweep(plan, [Attempt(trial(*made), 1) for made in enumerate({gpus})], recording=port, view=Port(),
+todo = [Attempt(trial(*made), 1) for made in enumerate({gpus})]
+run_sweep(plan, todo, recording=port, view=Port(),
           seed=0, stop=threading.Event())
 print(json.dumps([
     [r.outcome.value, r.reason, list(r.slot.gpu_uuids), r.slot.cuda_visible_devices,
