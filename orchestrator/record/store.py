@@ -388,7 +388,7 @@ def ui_arguments(tracking: Any, host: str, port: int) -> tuple[list[str], dict[s
     StoreError
         Nothing was recorded there yet: MLflow would make an empty database of its own.
     """
-    from orchestrator.record.boundary import QUIET_ENVIRONMENT
+    from orchestrator.record.boundary import SERVER_ENVIRONMENT
     from orchestrator.record.embedded import EmbeddedStore
 
     store = open_store(tracking)
@@ -399,4 +399,4 @@ def ui_arguments(tracking: Any, host: str, port: int) -> tuple[list[str], dict[s
     arguments = ["server", "--backend-store-uri", store.uri]
     arguments += ["--default-artifact-root", store.artifact_root.as_uri()]
     arguments += ["--host", host, "--port", str(port), "--workers", "1"]
-    return arguments, {name: QUIET_ENVIRONMENT[name] for name in ("MLFLOW_DISABLE_TELEMETRY",)}
+    return arguments, dict(SERVER_ENVIRONMENT)

@@ -27,7 +27,7 @@ from orchestrator.plan import Plan, Trial, config_hash
 from orchestrator.plan.schema import Settings
 from orchestrator.record import Recording, open_store
 from orchestrator.record.backend import sqlite_backend
-from orchestrator.record.boundary import QUIET_ENVIRONMENT
+from orchestrator.record.boundary import SERVER_ENVIRONMENT
 from orchestrator.record.embedded import EmbeddedStore
 
 SLOT = Slot("node-1", "host-1", (0, 1), ("GPU-aaaa", "GPU-bbbb"))
@@ -162,7 +162,7 @@ class Server:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                env={**os.environ, **QUIET_ENVIRONMENT},
+                env={**os.environ, **SERVER_ENVIRONMENT},
                 cwd=self._directory,
             )
         wait_until(self._answers, 120)

@@ -22,7 +22,7 @@ import yaml
 
 from orchestrator.attempt import Outcome, RuleResult, Verdict
 from orchestrator.errors import ConfigError, StoreError, UsageError
-from orchestrator.record import Recording, open_store, reap, sync
+from orchestrator.record import Recording, open_store, reap, sync, ui_arguments
 from orchestrator.record.embedded import EmbeddedStore
 from orchestrator.record.params import flatten
 
@@ -608,3 +608,12 @@ def test_a_bug_in_recording_hangs_nobody(
     monkeypatch.undo()
     assert sync(store).written == 1
     assert store.attempts()[trial.hash][0].outcome == "ok"
+
+
+def test_the_ui_is_pointed_at_the_store(store: EmbeddedStore, tmp_path: Path) -> None:
+    arguments, environment = ui_arguments({"root": store.root}, "127.0.0.1", 5001)
+    assert arguments[0] == "server"
+    assert arguments[arguments.index("--backend-store-uri") + 1] == store.uri
+    assert environment["MLFLOW_DISABLE_TELEMETRY"] == "true"
+    with pytest.raises(StoreError, match="nothing is recorded here yet"):
+        ui_arguments({"root": tmp_path / "empty"}, "127.0.0.1", 5001)
