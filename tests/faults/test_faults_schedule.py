@@ -83,8 +83,8 @@ class Driver:
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, "ORCHESTRATOR_LOCAL_DIR": self.mark, "ORCHESTRATOR_MARK": self.mark},
-            # A terminal's foreground group, so that Ctrl-C reaches everything in it.
-            process_group=0,
+            # A group of its own, as a terminal's foreground group: Ctrl-C reaches all in it.
+            start_new_session=True,
         )
 
     def wait_for(self, word: str) -> list[Any]:
