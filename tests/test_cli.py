@@ -1,0 +1,110 @@
+"""The command line: what is a command, how errors read, and what is not imported for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from orchestrator.cli import main
+from orchestrator.doctor import examine
+
+HEAVY = ("torch", "transformers", "ray", "mlflow", "pandas", "plotly", "pyarrow", "numpy")
+
+
+def run(directory: Path, *words: str, code: str | None = None) -> subprocess.CompletedProcess[str]:
+    arguments = ["-c", code] if code else ["-m", "orchestrator", *words]
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "COLUMNS": "100"},
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["repot"], "Did you mean report?"),
+        (["quant=nf5"], "Did you mean nf4?"),
+        (["+sweep=quantt"], "Did you mean quant"),
+        (["task.promt_tokens=5"], "task.prompt_tokens"),
+        (["task.prompt_tokens=abc"], "'abc' is not an int"),
+        (["model=path", "model.path=/no/such/place"], "/no/such/place"),
+        (["--nonsense"], "unknown flag --nonsense"),
+        (["show"], "Missing argument 'HASH'"),
+        (["show", "zz"], "'zz' is no config hash"),
+        (["show", "a" * 12], "no attempt of aaaaaaaaaaaa is recorded"),
+        (["compare", "nothing", "there"], "'nothing' is no sweep"),
+        (["gate", "--baseline", "x", "--rules", "nope"], "no gate rules 'nope'"),
+        (["report", "nothing"], "no sweep 'nothing' is recorded"),
+        (["cancel", "nothing"], "no running sweep is called 'nothing'"),
+        (["tracking=server", "tracking.uri=ftp://x"], "tracking.uri"),
+    ],
+)
+def test_a_mistake_is_one_clear_line(
+    words: list[str],
+    said: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert said in captured.err
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("words", [["--help"], ["show", "--help"], ["plan", "task=noop"]])
+def test_nothing_heavy_is_imported_that_a_command_does_not_need(
+    words: list[str], tmp_path: Path
+) -> None:
+    code = (
+        "import sys\n"
+        "from orchestrator.cli import main\n"
+        f"code = main({words!r})\n"
+        f"print('HEAVY', [name for name in {HEAVY!r} if name in sys.modules], code)\n"
+    )
+    done = run(tmp_path, code=code)
+    assert "HEAVY [] 0" in done.stdout, done.stdout + done.stderr
+
+
+def test_plan_prints_json_and_touches_nothing(tmp_path: Path) -> None:
+    done = run(tmp_path, "plan", "+sweep=quant", "--json")
+    trials = json.loads(done.stdout)["trials"]
+    assert [trial["state"] for trial in trials] == ["new"] * len(trials)
+    assert len({trial["hash"] for trial in trials}) == len(trials) >= 8
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
+    done = subprocess.run(
+        f"{sys.executable} -m orchestrator plan +sweep=quant --json | head -c 1",
+        shell=True,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stderr == ""
+
+
+def test_doctor_finds_no_failure_where_the_tests_run(tmp_path: Path) -> None:
+    findings = examine(tmp_path / "mlruns")
+    assert not [finding for finding in findings if finding.level == "fail"]
+    assert {finding.level for finding in findings} <= {"ok", "warn"}
+
+
+def test_doctor_says_what_cannot_be_written() -> None:
+    findings = examine(Path("/proc/nowhere/mlruns"))
+    assert any("/proc/nowhere" in finding.what for finding in findings if finding.level == "fail")
