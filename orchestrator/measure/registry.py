@@ -16,6 +16,8 @@ BUILT_IN = {
     "inference": "tasks.inference",
     "quality": "tasks.quality",
     "noop": "tasks.noop",
+    "profile": "tasks.profile",
+    "training": "tasks.training",
 }
 
 

@@ -1,0 +1,1 @@
+"""Operator profiles: what a profiler saw, as plain events, and the arithmetic over them."""
