@@ -14,7 +14,7 @@ from orchestrator.measure.memory import CudaMemory, HostMemory, MemoryTracker, t
 from orchestrator.measure.metric import Absent, Engaged, Metric, Phase, Samples, Value
 from orchestrator.measure.recorder import Recorder
 from orchestrator.measure.sampling import Repetition, first_call, repeat
-from orchestrator.measure.task import Identity, Task
+from orchestrator.measure.task import Evaluation, Identity, Task
 
 __all__ = [
     "Absent",
@@ -22,6 +22,7 @@ __all__ = [
     "CudaClock",
     "CudaMemory",
     "Engaged",
+    "Evaluation",
     "FakeClock",
     "HostClock",
     "HostMemory",

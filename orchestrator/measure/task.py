@@ -3,13 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.measure.figures import Figure
+from orchestrator.measure.metric import Metric
 from orchestrator.measure.recorder import Recorder
 
+if TYPE_CHECKING:
+    from orchestrator.measure.arithmetic.expectation import Expectation
+
 Identity = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a pure task found for one configuration.
+
+    Attributes
+    ----------
+    metrics : mapping of str to Metric
+        Values and absences; the same names for every configuration of the task.
+    facts : mapping of str to str
+        What is no number (what bounds a step, what limits a context).
+    infeasible : str or None
+        One line why the configuration cannot be, though its figures are known.
+    """
+
+    metrics: Mapping[str, Metric]
+    facts: Mapping[str, str] = field(default_factory=dict)
+    infeasible: str | None = None
 
 
 @dataclass(frozen=True)
@@ -41,6 +64,13 @@ class Task:
         Metrics for the final table, in order; the first decides ratios.
     figures : tuple of Figure
         What its report draws; by default figures of the headline metrics.
+    evaluate : callable or None
+        ``evaluate(identity)`` for a pure task, which measures nothing: all its trials are computed
+        in one process and recorded as one run with a table. Raises ``TaskError``s.
+    expect : callable or None
+        ``expect(identity, config)``: what arithmetic says of the trial, from the model's Hugging
+        Face configuration (None: as far as it can be had without loading anything). None where it
+        says nothing; raises :class:`ConfigError` with the reason.
     """
 
     name: str
@@ -51,3 +81,10 @@ class Task:
     whole_node: bool = True
     headline: tuple[str, ...] = ()
     figures: tuple[Figure, ...] = ()
+    evaluate: Callable[[Identity], Evaluation] | None = None
+    expect: Callable[[Identity, Mapping[str, Any] | None], Expectation | None] | None = None
+
+    @property
+    def is_pure(self) -> bool:
+        """Whether it only computes."""
+        return self.evaluate is not None

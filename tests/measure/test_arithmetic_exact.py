@@ -188,6 +188,18 @@ def test_flops_are_those_that_torch_counts(name: str) -> None:
     assert second.get_total_flops() == pytest.approx(one, rel=1e-6)
 
 
+@pytest.mark.parametrize("name", ["mistral", "gemma2", "gemma3_text", "gpt_oss", "phi3", "qwen2"])
+def test_what_a_configuration_leaves_out_is_as_transformers_has_it(name: str) -> None:
+    from transformers import AutoConfig
+
+    given = {**SMALL, "head_dim": 32, "max_position_embeddings": 8192, "model_type": name}
+    given |= {"num_local_experts": 4, "num_experts_per_tok": 2} if name == "gpt_oss" else {}
+    whole = AutoConfig.for_model(**given).to_dict()
+    short, long = Architecture.from_config(given), Architecture.from_config(whole)
+    assert short.layers == long.layers
+    assert parameter_count(short) == parameter_count(long)
+
+
 PUBLISHED = {
     "gpt2": 124_439_808,
     "llama_7b": 6_738_415_616,

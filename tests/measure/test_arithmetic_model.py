@@ -72,10 +72,10 @@ class Flat:
     def __init__(self, flops_per_s: float, bytes_per_s: float) -> None:
         self._flops_per_s, self._bytes_per_s = flops_per_s, bytes_per_s
 
-    def flops_per_s(self, dtype: str, rows: float) -> float:
+    def flops_per_s(self, dtype: str, rows: float, part: str = "") -> float:
         return self._flops_per_s
 
-    def bytes_per_s(self, working_bytes: float) -> float:
+    def bytes_per_s(self, working_bytes: float, part: str = "") -> float:
         return self._bytes_per_s
 
 
@@ -303,21 +303,25 @@ def test_measured_ceilings_interpolate_and_survive_json() -> None:
     ceilings = Measured(
         "this",
         {"float32": ((1.0, 1e9), (100.0, 1e11))},
+        {"float32": ((1.0, 5e8),)},
         ((1e3, 1e10), (1e9, 1e9)),
+        ((1e3, 3e10),),
         1e-6,
         None,
     )
+    assert ceilings.flops_per_s("float32", 10, "attention") == 5e8
+    assert ceilings.bytes_per_s(1, "feed_forward") == 3e10
     assert ceilings.flops_per_s("float32", 10) == pytest.approx(1e10)
     assert ceilings.flops_per_s("float32", 1e9) == 1e11
-    assert ceilings.bytes_per_s(1) == 1e10
-    assert ceilings.bytes_per_s(1e6) == pytest.approx(math.sqrt(1e19))
+    assert ceilings.bytes_per_s(1, "elementwise") == 1e10
+    assert ceilings.bytes_per_s(1e6, "elementwise") == pytest.approx(math.sqrt(1e19))
     assert ceilings.peak("float32") == 1e11
     assert ceilings.peak("int8") is None
     assert Measured.from_json(ceilings.to_json()) == ceilings
     with pytest.raises(ConfigError, match="int8"):
         ceilings.flops_per_s("int8")
     with pytest.raises(ValueError, match="positive"):
-        Measured.from_json({**ceilings.to_json(), "bandwidths": [[0, 1]]})
+        Measured.from_json({**ceilings.to_json(), "triad": [[0, 1]]})
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,12 @@ Each formula is derived in ``docs/arithmetic.md``.
 
 from orchestrator.measure.arithmetic.architecture import Architecture
 from orchestrator.measure.arithmetic.cache import CacheFormat, kv_bytes
+from orchestrator.measure.arithmetic.expectation import (
+    Expectation,
+    Limits,
+    Steps,
+    predicted_metrics,
+)
 from orchestrator.measure.arithmetic.families import known_model_types
 from orchestrator.measure.arithmetic.fit import (
     Context,
@@ -18,7 +24,13 @@ from orchestrator.measure.arithmetic.fit import (
     longest_context,
     memory,
 )
-from orchestrator.measure.arithmetic.hardware import Datasheet, Measured
+from orchestrator.measure.arithmetic.hardware import (
+    Datasheet,
+    Measured,
+    datasheet_of,
+    known_hardware,
+    load_datasheet,
+)
 from orchestrator.measure.arithmetic.operations import (
     EAGER,
     IDEAL,
@@ -51,23 +63,30 @@ __all__ = [
     "Datasheet",
     "Estimate",
     "Execution",
+    "Expectation",
+    "Limits",
     "Measured",
     "Memory",
     "Operation",
     "StepFlops",
+    "Steps",
     "TrainingMemory",
     "WeightFormat",
     "active_parameter_count",
     "compute_bound_batch",
+    "datasheet_of",
     "decode",
     "estimate",
     "flops",
+    "known_hardware",
     "known_model_types",
     "kv_bytes",
+    "load_datasheet",
     "longest_context",
     "memory",
     "moved_bytes",
     "parameter_count",
+    "predicted_metrics",
     "prefill",
     "step_flops",
     "step_operations",

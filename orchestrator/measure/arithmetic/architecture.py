@@ -27,17 +27,8 @@ ROUTER = "router"
 HEAD = "head"
 ELEMENTWISE = "elementwise"  # norms, rotary embedding, activations, residuals
 DEQUANTIZE = "dequantize"
-PARTS = (
-    EMBEDDING,
-    PROJECTION,
-    ATTENTION,
-    FEED_FORWARD,
-    EXPERT,
-    ROUTER,
-    HEAD,
-    ELEMENTWISE,
-    DEQUANTIZE,
-)
+LOSS = "loss"
+OPTIMIZER = "optimizer"
 
 # How transformers holds a matrix, which decides whether bitsandbytes quantizes it.
 LINEAR = "linear"  # torch.nn.Linear or GPT-2's Conv1D: quantized

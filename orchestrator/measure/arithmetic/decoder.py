@@ -157,43 +157,50 @@ def no_windows(f: Fields, count: int) -> list[int | None]:
     return [None] * count
 
 
-def windows_everywhere(f: Fields, count: int) -> list[int | None]:
-    """``sliding_window`` bounds every layer where it is given (Mistral, Mixtral, Phi-3)."""
-    return typed_windows(f, count, lambda index: True)
+def windows_where(
+    chosen: Callable[[int], bool] = lambda index: True,
+    *,
+    switch: str | None = None,
+    default: int | None = None,
+) -> WindowRule:
+    """Layers by ``layer_types`` where the configuration has them, else those that ``chosen`` picks.
 
-
-def windows_where(chosen: Callable[[int], bool], *, switch: str | None = None) -> WindowRule:
-    """Layers that ``chosen`` picks have the window; ``switch`` names a flag that turns it on."""
-
-    def rule(f: Fields, count: int) -> list[int | None]:
-        on = switch is None or f.flag(switch, False)
-        return typed_windows(f, count, lambda index: on and chosen(index))
-
-    return rule
-
-
-def typed_windows(f: Fields, count: int, chosen: Callable[[int], bool]) -> list[int | None]:
-    """Windows by ``layer_types`` where the configuration has them, else by ``chosen``.
+    Parameters
+    ----------
+    switch : str, optional
+        A flag that turns windows on.
+    default : int, optional
+        The window of a configuration that has no ``sliding_window``; null in it means none.
 
     Raises
     ------
     ConfigError
-        If ``layer_types`` is not as long as the model, or names a kind that is not attention.
+        From the rule, if ``layer_types`` is not as long as the model, names a kind that is not
+        attention, or names windows and there is no ``sliding_window``.
     """
-    kinds = f.values("layer_types")
-    if kinds is None:
-        kinds = ["sliding_attention" if chosen(i) else "full_attention" for i in range(count)]
-        if not f.has("sliding_window"):
-            return [None] * count
-    if len(kinds) != count:
-        raise f.wrong("layer_types", f"{len(kinds)} entries for {count} layers")
-    unknown = {kind for kind in kinds if kind not in ("full_attention", "sliding_attention")}
-    if unknown:
-        raise f.wrong("layer_types", f"{sorted(map(str, unknown))[0]} is not known here")
-    if "sliding_attention" not in kinds:
-        return [None] * count
-    window = f.size("sliding_window")
-    return [window if kind == "sliding_attention" else None for kind in kinds]
+
+    def rule(f: Fields, count: int) -> list[int | None]:
+        kinds = f.values("layer_types")
+        if kinds is None:
+            on = switch is None or f.flag(switch, False)
+            local = [on and chosen(index) for index in range(count)]
+        else:
+            if len(kinds) != count:
+                raise f.wrong("layer_types", f"{len(kinds)} entries for {count} layers")
+            for kind in kinds:
+                if kind not in ("full_attention", "sliding_attention"):
+                    raise f.wrong("layer_types", f"{kind} is not known here")
+            local = [kind == "sliding_attention" for kind in kinds]
+        if not any(local):
+            return [None] * count  # whatever sliding_window says, nobody reads it
+        window = f.optional_size("sliding_window")
+        if window is None and not f.mentions("sliding_window"):
+            window = default
+        if window is None and kinds is not None:
+            window = f.size("sliding_window")
+        return [window if is_local else None for is_local in local]
+
+    return rule
 
 
 @dataclass(frozen=True)

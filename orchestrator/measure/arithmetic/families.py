@@ -24,8 +24,6 @@ from orchestrator.measure.arithmetic.decoder import (
     read_heads,
     rotary_buffers,
     separate_projections,
-    typed_windows,
-    windows_everywhere,
     windows_where,
 )
 from orchestrator.measure.arithmetic.fields import WHERE, Fields
@@ -120,7 +118,7 @@ def _mistral(f: Fields) -> Architecture:
     return dense(
         f,
         Block(heads, matrices, norm=heads.hidden),
-        windows=windows_everywhere,
+        windows=windows_where(default=4096),
         buffers=rotary_buffers(f, heads.head_dim),
     )
 
@@ -170,9 +168,13 @@ def _gemma(
     return dense(f, block, windows=windows, buffers=buffers, tied=True)
 
 
+def _gemma2_windows(f: Fields, count: int) -> list[int | None]:
+    return windows_where(lambda index: index % 2 == 0, default=4096)(f, count)
+
+
 def _gemma3_windows(f: Fields, count: int) -> list[int | None]:
     pattern = f.size("sliding_window_pattern", "_sliding_window_pattern", default=6)
-    return typed_windows(f, count, lambda index: (index + 1) % pattern != 0)
+    return windows_where(lambda index: (index + 1) % pattern != 0, default=4096)(f, count)
 
 
 def _phi3(f: Fields) -> Architecture:
@@ -184,7 +186,7 @@ def _phi3(f: Fields) -> Architecture:
     return dense(
         f,
         Block(heads, matrices, norm=heads.hidden),
-        windows=windows_everywhere,
+        windows=windows_where(),
         buffers=rotary_buffers(f, heads.head_dim),
     )
 
@@ -304,7 +306,7 @@ def _starcoder2(f: Fields) -> Architecture:
     return dense(
         f,
         Block(heads, matrices, norm=2 * heads.hidden, gated=False),
-        windows=windows_everywhere,
+        windows=windows_where(),
         buffers=rotary_buffers(f, heads.head_dim),
         tied=True,
     )
@@ -375,7 +377,9 @@ READERS: dict[str, Reader] = {
     "deepseek_v3": lambda f: deepseek(f, corrected=True),
     "falcon": _falcon,
     "gemma": _gemma,
-    "gemma2": lambda f: _gemma(f, norms=4, windows=windows_where(lambda i: i % 2 == 0)),
+    "gemma2": lambda f: _gemma(
+        f, norms=4, windows=windows_where(lambda i: i % 2 == 0, default=4096)
+    ),
     "gemma3_text": lambda f: _gemma(f, norms=4, windows=_gemma3_windows, normed_heads=True),
     "glm4": _glm4,
     "gpt2": _gpt2,

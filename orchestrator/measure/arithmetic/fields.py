@@ -29,6 +29,10 @@ class Fields:
         """Whether the field is there and not null."""
         return self._config.get(name) is not None
 
+    def mentions(self, name: str) -> bool:
+        """Whether the field is there, null or not."""
+        return name in self._config
+
     def size(self, *names: str, default: int | None = None) -> int:
         """A positive integer under the first of ``names`` that is given.
 

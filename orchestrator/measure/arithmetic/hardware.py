@@ -17,6 +17,20 @@ from typing import Any
 
 import orchestrator
 from orchestrator.errors import ConfigError
+from orchestrator.measure.arithmetic.architecture import (
+    ATTENTION,
+    DEQUANTIZE,
+    ELEMENTWISE,
+    EMBEDDING,
+    LOSS,
+    OPTIMIZER,
+)
+
+Points = tuple[tuple[float, float], ...]
+MEASURED_VERSION = 1
+
+# Operator classes that write about as much as they read.
+_WRITING = (ELEMENTWISE, EMBEDDING, DEQUANTIZE, OPTIMIZER, LOSS)
 
 # Number formats a peak can be given for.
 PEAK_DTYPES = ("float32", "tf32", "float16", "bfloat16", "float8", "int8", "float4", "int4")
@@ -55,7 +69,7 @@ class Datasheet:
         """Cost of starting a kernel, nothing where it is not known."""
         return self.kernel_launch_s or 0.0
 
-    def flops_per_s(self, dtype: str, rows: float = math.inf) -> float:
+    def flops_per_s(self, dtype: str, rows: float = math.inf, part: str = "") -> float:
         """Peak in ``dtype``; the same for any number of rows.
 
         Raises
@@ -73,7 +87,7 @@ class Datasheet:
             )
         return peak
 
-    def bytes_per_s(self, working_bytes: float = math.inf) -> float:
+    def bytes_per_s(self, working_bytes: float = math.inf, part: str = "") -> float:
         """Memory bandwidth; the same for any amount of data."""
         return self.bandwidth_bytes_per_s
 
@@ -183,21 +197,27 @@ class Measured:
     ----------
     products : mapping of str to tuple of (rows, flops_per_s)
         Matrix products by dtype, rows ascending.
-    bandwidths : tuple of (bytes, bytes_per_s)
-        Of a triad over so much data, ascending.
+    attention : mapping of str to tuple of (rows, flops_per_s)
+        Fused causal attention by dtype and new tokens.
+    triad : tuple of (bytes, bytes_per_s)
+        Two streams read and one written, over so much data in all.
+    reading : tuple of (bytes, bytes_per_s)
+        A matrix read once, by a product with one vector.
     launch_s : float
         What one kernel costs in an eager transformers layer of negligible size.
     memory_bytes : int or None
     """
 
     name: str
-    products: Mapping[str, tuple[tuple[float, float], ...]]
-    bandwidths: tuple[tuple[float, float], ...]
+    products: Mapping[str, Points]
+    attention: Mapping[str, Points]
+    triad: Points
+    reading: Points
     launch_s: float
     memory_bytes: int | None = None
 
-    def flops_per_s(self, dtype: str, rows: float = math.inf) -> float:
-        """What products of so many rows reached.
+    def flops_per_s(self, dtype: str, rows: float = math.inf, part: str = "") -> float:
+        """What products of so many rows reached; fused attention in its own ceiling.
 
         Raises
         ------
@@ -205,6 +225,8 @@ class Measured:
             If ``dtype`` could not be measured.
         """
         points = self.products.get(dtype)
+        if part == ATTENTION:
+            points = self.attention.get(dtype) or points
         if not points:
             raise ConfigError(
                 f"no product in {dtype} could be measured",
@@ -213,9 +235,10 @@ class Measured:
             )
         return _interpolated(points, rows)
 
-    def bytes_per_s(self, working_bytes: float = math.inf) -> float:
-        """Bandwidth over so much data."""
-        return _interpolated(self.bandwidths, working_bytes)
+    def bytes_per_s(self, working_bytes: float = math.inf, part: str = "") -> float:
+        """Bandwidth over so much data: reading for products, else of the triad."""
+        points = self.triad if part in _WRITING else self.reading
+        return _interpolated(points, working_bytes)
 
     def peak(self, dtype: str) -> float | None:
         """The best that products in ``dtype`` reached, None where they were not measured."""
@@ -225,9 +248,12 @@ class Measured:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON form."""
         return {
+            "version": MEASURED_VERSION,
             "name": self.name,
             "products": {k: [list(p) for p in points] for k, points in self.products.items()},
-            "bandwidths": [list(point) for point in self.bandwidths],
+            "attention": {k: [list(p) for p in points] for k, points in self.attention.items()},
+            "triad": [list(point) for point in self.triad],
+            "reading": [list(point) for point in self.reading],
             "launch_s": self.launch_s,
             "memory_bytes": self.memory_bytes,
         }
@@ -235,20 +261,24 @@ class Measured:
     @classmethod
     def from_json(cls, tree: Mapping[str, Any]) -> Measured:
         """Inverse of :meth:`to_json`; raises ``ValueError`` or ``KeyError`` on anything else."""
-        bandwidths = _points(tree["bandwidths"])
-        if not bandwidths:
+        if tree["version"] != MEASURED_VERSION:
+            raise ValueError("ceilings of another version")
+        triad, reading = _points(tree["triad"]), _points(tree["reading"])
+        if not triad or not reading:
             raise ValueError("no bandwidth")
         memory = tree["memory_bytes"]
         return cls(
             name=str(tree["name"]),
             products={str(k): _points(points) for k, points in tree["products"].items()},
-            bandwidths=bandwidths,
+            attention={str(k): _points(points) for k, points in tree["attention"].items()},
+            triad=triad,
+            reading=reading,
             launch_s=float(tree["launch_s"]),
             memory_bytes=None if memory is None else int(memory),
         )
 
 
-def _points(values: Sequence[Sequence[float]]) -> tuple[tuple[float, float], ...]:
+def _points(values: Sequence[Sequence[float]]) -> Points:
     points = tuple(sorted((float(at), float(value)) for at, value in values))
     if any(at <= 0 or value <= 0 for at, value in points):
         raise ValueError("a measured point is not positive")

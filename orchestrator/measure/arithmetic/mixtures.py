@@ -25,7 +25,6 @@ from orchestrator.measure.arithmetic.decoder import (
     read_heads,
     rotary_buffers,
     separate_projections,
-    windows_everywhere,
     windows_where,
 )
 from orchestrator.measure.arithmetic.fields import Fields
@@ -40,7 +39,7 @@ def mixtral(f: Fields) -> Architecture:
         *experts(heads.hidden, f.size("intermediate_size"), count),
     )
     block = Block(heads, matrices, norm=heads.hidden, active_experts=_active(f, count))
-    return dense(f, block, windows=windows_everywhere, buffers=rotary_buffers(f, heads.head_dim))
+    return dense(f, block, windows=windows_where(), buffers=rotary_buffers(f, heads.head_dim))
 
 
 def granitemoe(f: Fields) -> Architecture:
@@ -89,7 +88,7 @@ def gpt_oss(f: Fields) -> Architecture:
         extra_vectors=heads.heads,
         active_experts=_active(f, count),
     )
-    windows = windows_where(lambda index: index % 2 == 0)
+    windows = windows_where(lambda index: index % 2 == 0, default=128)
     return dense(f, block, windows=windows, buffers=rotary_buffers(f, heads.head_dim))
 
 
@@ -133,7 +132,7 @@ def qwen3_moe(f: Fields) -> Architecture:
         f,
         Block(heads, sparse, norm=hidden, extra_vectors=extra, active_experts=_active(f, count)),
         Block(heads, dense_layer, norm=hidden, extra_vectors=extra),
-        windows=windows_everywhere if switched else no_windows,
+        windows=windows_where() if switched else no_windows,
     )
 
 

@@ -22,11 +22,14 @@ class Ceilings(Protocol):
         """Seconds that starting one kernel costs; 0 where it is not known."""
         ...
 
-    def flops_per_s(self, dtype: str, rows: float) -> float:
-        """Peak of matrix products in ``dtype`` with so many rows; raises where there is none."""
+    def flops_per_s(self, dtype: str, rows: float, part: str = "") -> float:
+        """Peak of products in ``dtype`` with so many rows; raises where there is none.
+
+        ``part`` is the operator class: attention may have a ceiling of its own.
+        """
         ...
 
-    def bytes_per_s(self, working_bytes: float) -> float:
+    def bytes_per_s(self, working_bytes: float, part: str = "") -> float:
         """Bandwidth for data of which so much is gone through in turn."""
         ...
 
@@ -97,13 +100,15 @@ def estimate(operations: Iterable[Operation], ceilings: Ceilings) -> Estimate:
     parts: dict[str, float] = {}
     launch_s = compute_bound_s = 0.0
     for operation in operations:
-        move_s = operation.bytes / ceilings.bytes_per_s(operation.working_bytes)
+        part = operation.part
+        move_s = operation.bytes / ceilings.bytes_per_s(operation.working_bytes, part)
         busy_s = move_s
         if operation.flops:
-            compute_s = operation.flops / ceilings.flops_per_s(operation.dtype, operation.rows)
+            peak = ceilings.flops_per_s(operation.dtype, operation.rows, part)
+            compute_s = operation.flops / peak
             if compute_s > move_s:
                 busy_s = compute_s
                 compute_bound_s += operation.count * compute_s
-        parts[operation.part] = parts.get(operation.part, 0.0) + operation.count * busy_s
+        parts[part] = parts.get(part, 0.0) + operation.count * busy_s
         launch_s += operation.count * operation.launches * ceilings.launch_s
     return Estimate(sum(parts.values()) + launch_s, parts, launch_s, compute_bound_s)

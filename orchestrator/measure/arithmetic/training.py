@@ -10,7 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from orchestrator.measure.arithmetic.architecture import ATTENTION, Architecture, Layer
+from orchestrator.measure.arithmetic.architecture import (
+    ATTENTION,
+    LOSS,
+    OPTIMIZER,
+    Architecture,
+    Layer,
+)
 from orchestrator.measure.arithmetic.cache import CacheFormat
 from orchestrator.measure.arithmetic.operations import (
     IDEAL,
@@ -24,8 +30,6 @@ from orchestrator.measure.arithmetic.parameters import parameter_count
 from orchestrator.measure.arithmetic.weights import DTYPE_BYTES, WeightFormat
 
 _FLOAT32 = 4
-OPTIMIZER = "optimizer"
-LOSS = "loss"
 # Numbers that AdamW reads or writes for a parameter: weight, gradient and both moments in, all but
 # the gradient out.
 _ADAMW_PASSES = 7

@@ -1,0 +1,132 @@
+"""What arithmetic expects of a trial: sizes, the operations behind each time, and both as metrics.
+
+::
+
+    Task.expect(identity, config) -> Expectation
+        sizes                                 predicted_weights_bytes ...
+        steps x measured ceilings --time-->   predicted_ttft_s            measured_over_predicted.*
+        steps x data sheet        --time-->   predicted_ttft_s.datasheet
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from statistics import median
+
+from orchestrator.errors import ConfigError
+from orchestrator.measure.arithmetic.operations import Operation
+from orchestrator.measure.arithmetic.roofline import Ceilings, Estimate, estimate
+from orchestrator.measure.metric import Absent, Metric, Samples, Value
+
+PREFIX = "predicted_"
+RATIO_PREFIX = "measured_over_predicted."
+DATASHEET = ".datasheet"
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The operations that one time metric is made of.
+
+    Attributes
+    ----------
+    ideal, eager : tuple of Operation
+        As the best program would do it, held against the data sheet; and as the measured one does,
+        held against the measured ceilings.
+    """
+
+    ideal: tuple[Operation, ...]
+    eager: tuple[Operation, ...]
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What arithmetic says of a trial.
+
+    Attributes
+    ----------
+    sizes_bytes : mapping of str to int
+        By the name of the metric that measures it where there is one (``weights_bytes``).
+    memory_bytes : int
+        Of everything at its highest.
+    steps : mapping of str to Steps
+        By the name of the time metric.
+    """
+
+    sizes_bytes: Mapping[str, int]
+    memory_bytes: int
+    steps: Mapping[str, Steps] = field(default_factory=dict)
+
+    def times_s(self, ceilings: Ceilings, *, measured: bool) -> dict[str, Estimate | str]:
+        """Each time metric's estimate, or one line why there is none.
+
+        Parameters
+        ----------
+        measured : bool
+            The ceilings are measured ones: take the program as it is, not the ideal one.
+        """
+        found: dict[str, Estimate | str] = {}
+        for name, steps in self.steps.items():
+            try:
+                found[name] = estimate(steps.eager if measured else steps.ideal, ceilings)
+            except ConfigError as error:
+                found[name] = str(error)
+        return found
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The two kinds of ceilings of a device, or the reason why one is missing."""
+
+    measured: Ceilings | str
+    datasheet: Ceilings | str
+
+
+def predicted_metrics(
+    expectation: Expectation, measured: Mapping[str, Metric], limits: Limits
+) -> dict[str, Metric]:
+    """``predicted_*`` of a trial, and ``measured_over_predicted.*`` of what was measured.
+
+    Parameters
+    ----------
+    measured : mapping of str to Metric
+        The attempt's metrics; a series counts with its median.
+    """
+    found: dict[str, Metric] = {}
+    for name, size in expectation.sizes_bytes.items():
+        found[PREFIX + name] = Value(PREFIX + name, "bytes", float(size))
+        _add_ratio(found, name, name, float(size), measured)
+    name = f"{PREFIX}memory_bytes"
+    found[name] = Value(name, "bytes", float(expectation.memory_bytes))
+    for suffix, ceilings in (("", limits.measured), (DATASHEET, limits.datasheet)):
+        if isinstance(ceilings, str):
+            times: dict[str, Estimate | str] = dict.fromkeys(expectation.steps, ceilings)
+        else:
+            times = expectation.times_s(ceilings, measured=not suffix)
+        for metric, time in times.items():
+            name = f"{PREFIX}{metric}{suffix}"
+            if isinstance(time, str):
+                found[name] = Absent(name, "s", time)
+                continue
+            found[name] = Value(name, "s", time.time_s)
+            _add_ratio(found, metric, metric + suffix, time.time_s, measured)
+    return found
+
+
+def _add_ratio(
+    found: dict[str, Metric],
+    metric: str,
+    name: str,
+    predicted: float,
+    measured: Mapping[str, Metric],
+) -> None:
+    value = _typical(measured.get(metric))
+    if value is not None and predicted > 0:
+        ratio = f"{RATIO_PREFIX}{name}"
+        found[ratio] = Value(ratio, "1", value / predicted)
+
+
+def _typical(metric: Metric | None) -> float | None:
+    if isinstance(metric, Samples):
+        return median(metric.values) if metric.values else None
+    return metric.value if isinstance(metric, Value) else None
