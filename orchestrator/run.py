@@ -256,7 +256,7 @@ def _measure(plan: Plan, todo: Todo, store: Store, cached: int) -> _Measured:
                 view=published,
                 seed=int(plan.trials[0].identity["seed"]),
                 stop=stop,
-                cluster=starting.ready() if starting is not None else None,
+                cluster=starting,
             )
             status = "KILLED" if result.interrupted else "FINISHED"
             _attach_report(plan, store, recording)

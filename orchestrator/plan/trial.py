@@ -56,7 +56,8 @@ def resources_of(identity: Mapping[str, Any], asked: ResourcesConfig, task: Task
     cpus = asked.cpus
     if cpus is None:
         cpus = device["threads"]
-    if cpus is None and (on_cuda or not task.whole_node):
+    # None on GPUs is their fair share of the node's cores, which only the scheduler knows.
+    if cpus is None and gpus == 0 and not task.whole_node:
         cpus = 1
     return Resources(
         gpus=gpus, cpus=cpus, memory_bytes=asked.memory_bytes, accelerator=asked.accelerator

@@ -207,15 +207,15 @@ def test_a_device_swept_as_a_value_is_resolved_too(planned: Callable[..., Plan])
     ("line", "resources"),
     [
         ("task=noop device=cpu", Resources(gpus=0, cpus=1)),
-        ("task=noop device=cuda", Resources(gpus=1, cpus=1)),
+        ("task=noop device=cuda", Resources(gpus=1, cpus=None)),
         ("task=noop device=cpu device.threads=3", Resources(gpus=0, cpus=3)),
         ("task=noop device=cpu device.threads=3 resources.cpus=4", Resources(gpus=0, cpus=4)),
         ("task=noop device=cuda resources.gpus=2 resources.accelerator=H100",
-         Resources(gpus=2, cpus=1, accelerator="H100")),
+         Resources(gpus=2, cpus=None, accelerator="H100")),
         ("task=noop device=cpu resources.memory_bytes=1000",
          Resources(gpus=0, cpus=1, memory_bytes=1000)),
         ("task=inference device=cpu", Resources(gpus=0, cpus=None)),
-        ("task=inference device=cuda", Resources(gpus=1, cpus=1)),
+        ("task=inference device=cuda", Resources(gpus=1, cpus=None)),
         ("task=inference device=cpu device.threads=2", Resources(gpus=0, cpus=2)),
     ],
 )  # fmt: skip
