@@ -50,13 +50,14 @@ class CompileWatch:
         self._settled = self._counts()
 
     def record(self, recorder: Recorder) -> None:
-        """Record ``compile_s``, graphs and breaks; raises ``Mismatch`` if nothing was compiled."""
+        """Record ``compile_s`` and counts; raises ``Mismatch`` if nothing was compiled."""
         from torch._dynamo.utils import calculate_time_spent
 
         graphs, breaks = self._counts()
         recorder.value("compile_s", "s", calculate_time_spent().get("total_wall_time", 0.0))
         recorder.value("compile_graphs", "1", graphs)
         recorder.value("compile_graph_breaks", "1", breaks)
+        recorder.value("compile_recompiles", "1", _recompiles())
         recorder.fact("compiled_while_measured", (graphs, breaks) != self._settled)
         recorder.engaged(
             "compile", "at least 1 graph", f"{graphs} graphs, {breaks} breaks", ok=graphs > 0
@@ -67,3 +68,11 @@ class CompileWatch:
         from torch._dynamo.utils import counters
 
         return counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())
+
+
+def _recompiles() -> int:
+    """How often a function that had a graph already got another: a guard of the first failed."""
+    from torch._dynamo.utils import get_compilation_metrics
+
+    frames = [str(found.compile_id).split("/") for found in get_compilation_metrics()]
+    return sum(len(ids) == 2 and ids[1].split("_")[0] != "0" for ids in frames)

@@ -15,16 +15,12 @@ Greedy, of fixed length, an end-of-text id changes nothing: every repetition doe
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from orchestrator.measure import (
-    HostMemory,
     Identity,
     InputError,
-    MemoryTracker,
     Recorder,
     Repetition,
     Task,
@@ -36,6 +32,7 @@ from orchestrator.measure import (
 from tasks import loading, quality, tokens
 from tasks.compilation import CompileWatch
 from tasks.generation import GreedyGenerator, SequenceTiming
+from tasks.phase_memory import PhaseMemory
 
 if TYPE_CHECKING:
     import torch
@@ -135,7 +132,7 @@ def _measure(
     prompt = tokens.prompt(
         prepared, identity["seed"], options.batch_size, options.prompt_tokens
     ).to(model.device)
-    memory = _PhaseMemory(tracker(identity["device"]["kind"]))
+    memory = PhaseMemory(tracker(identity["device"]["kind"]))
 
     with recorder.phase("first_call", measured=False), first_call(recorder):
         generator.prefill(prompt)
@@ -186,60 +183,6 @@ def _digest(ids: list[torch.Tensor]) -> str:
     import torch
 
     return tokens.ids_digest(torch.cat(ids, dim=-1).flatten().tolist())[:16]
-
-
-class _PhaseMemory:
-    """Peaks of each measured phase over what was held once the model was loaded."""
-
-    def __init__(self, memory: MemoryTracker) -> None:
-        self._memory = memory
-        self._held = memory.held_bytes()
-        self._reason = memory.absent_reason
-        self._peaks: dict[str, int] = {}
-        self._process_bytes: int | None = None
-
-    def phases(self, recorder: Recorder) -> Any:
-        """A ``phase`` function that also takes the phase's peak, outside what is timed."""
-
-        @contextmanager
-        def phase(name: str) -> Iterator[None]:
-            self._memory.reset()
-            with recorder.phase(name):
-                yield
-            peak = self._memory.peak_bytes()
-            if peak is None:
-                self._reason = self._memory.absent_reason
-                return
-            self._peaks[name] = max(peak, self._peaks.get(name, 0))
-            self._see_process(peak)
-
-        return phase
-
-    def record(self, recorder: Recorder) -> None:
-        """Write the peaks, each phase's own and the highest, and the whole process's."""
-        for name, peak in self._peaks.items():
-            self._record_over(recorder, f"{name}.peak_memory_over_weights_bytes", peak)
-        highest = max(self._peaks.values(), default=None)
-        self._record_over(recorder, "peak_memory_over_weights_bytes", highest)
-        if self._process_bytes is not None:
-            recorder.value("process_memory_bytes", "bytes", self._process_bytes)
-
-    def _see_process(self, peak: int) -> None:
-        # On CUDA telemetry asks the driver for it. Here: the proportional set size now, and what
-        # the resident set was higher at its peak, which is memory of this process alone.
-        if not isinstance(self._memory, HostMemory):
-            return
-        pss, held = self._memory.pss_bytes(), self._memory.held_bytes()
-        if pss is not None and held is not None:
-            self._process_bytes = max(self._process_bytes or 0, pss + max(0, peak - held))
-
-    def _record_over(self, recorder: Recorder, name: str, peak: int | None) -> None:
-        if peak is None or self._held is None:
-            recorder.absent(name, "bytes", self._reason or "no measured phase")
-        elif peak < self._held:
-            recorder.absent(name, "bytes", "less was held in the phase than before it")
-        else:
-            recorder.value(name, "bytes", peak - self._held)
 
 
 TASK = Task(

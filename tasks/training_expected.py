@@ -1,0 +1,122 @@
+"""What arithmetic says of a training step before it runs: FLOPs, memory, and what cannot fit."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.errors import ConfigError
+from orchestrator.measure import Infeasible
+from orchestrator.measure.arithmetic import (
+    Architecture,
+    StepFlops,
+    TrainingMemory,
+    step_flops,
+    training_memory,
+)
+from orchestrator.measure.arithmetic.hardware import datasheet_of
+
+if TYPE_CHECKING:
+    from tasks.training import TrainingConfig
+
+_GIB = 1 << 30
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
+class Expected:
+    """FLOPs and memory of the step that is configured.
+
+    Parameters
+    ----------
+    config : mapping
+        The model's Hugging Face configuration.
+    dtype : str
+        Of the parameters.
+
+    Attributes
+    ----------
+    flops : StepFlops or None
+    memory : TrainingMemory or None
+    absent_reason : str or None
+        Why the arithmetic knows no such model.
+    """
+
+    def __init__(self, config: Mapping[str, Any], options: TrainingConfig, dtype: str) -> None:
+        self.flops: StepFlops | None = None
+        self.memory: TrainingMemory | None = None
+        self.absent_reason: str | None = None
+        try:
+            architecture = Architecture.from_config(config)
+        except ConfigError as error:
+            self.absent_reason = str(error)
+            return
+        fused = options.attention != "eager"
+        self.flops = step_flops(
+            architecture,
+            options.batch_size,
+            options.context_tokens,
+            checkpointing=options.checkpointing,
+            fused_attention=fused,
+        )
+        self.memory = training_memory(
+            architecture,
+            options.batch_size // options.accumulation,
+            options.context_tokens,
+            parameter_dtype=dtype,
+            compute_dtype=None if options.autocast == "none" else options.autocast,
+            optimizer=options.optimizer,
+            checkpointing=options.checkpointing,
+            fused_attention=fused,
+        )
+
+    def refuse_impossible(self, available_bytes: int | None) -> None:
+        """Refuse what weights, gradients and moments alone do not leave room for.
+
+        Their size is exact, activations come on top: this refuses nothing that could fit.
+
+        Raises
+        ------
+        Infeasible
+            Saying what is needed and what there is.
+        """
+        if self.memory is None or available_bytes is None:
+            return
+        states = self.memory.gradients_bytes + self.memory.optimizer_bytes
+        needed = self.memory.weights_bytes + states
+        if needed > available_bytes:
+            raise Infeasible(
+                f"weights, gradients and optimizer need {needed / _GIB:.1f} GiB, "
+                f"the device has {available_bytes / _GIB:.1f} GiB",
+                where="model",
+                fix="Take a smaller model, quant=bf16 or a larger device",
+            )
+
+
+def device_memory_bytes(device_kind: str) -> int | None:
+    """All memory of the device: of the first GPU, or of the host as far as its cgroup goes."""
+    if device_kind == "cuda":
+        import torch
+
+        return int(torch.cuda.get_device_properties(0).total_memory)
+    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(host, int(_CGROUP_LIMIT.read_text()))
+    except (OSError, ValueError):  # no cgroup v2, or no limit: "max"
+        return host
+
+
+def peak_flops_per_s(device_kind: str, dtype: str) -> tuple[float | None, str]:
+    """The device's dense peak in ``dtype`` from its data sheet, or None and why there is none."""
+    if device_kind != "cuda":
+        return None, "no data sheet gives the peak of this CPU"
+    import torch
+
+    name = torch.cuda.get_device_name(0)
+    sheet = datasheet_of(name)
+    if sheet is None:
+        return None, f"there is no data sheet of {name}"
+    if dtype == "float32" and torch.backends.cuda.matmul.allow_tf32:
+        dtype = "tf32"
+    return sheet.peaks.get(dtype), f"the data sheet of {name} gives no peak for {dtype}"

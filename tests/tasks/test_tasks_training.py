@@ -1,0 +1,328 @@
+"""task=training on tiny models: each phase by itself, proofs, FLOPs against torch's counter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from orchestrator.errors import ConfigError
+from orchestrator.measure import FakeClock, Infeasible
+from orchestrator.measure.arithmetic import Architecture, step_flops
+from orchestrator.measure.registry import find_task
+from tasks.training_expected import Expected, device_memory_bytes
+from tasks.training_step import TrainingStep
+
+Identity = Callable[..., dict[str, Any]]
+Run = Callable[[dict[str, Any]], Any]
+check = find_task("training").check
+SMALL = {"batch_size": 4, "context_tokens": 32}
+
+
+def training(identity: Identity, quant: str = "fp32", **options: Any) -> dict[str, Any]:
+    return identity(quant, task="training", **{**SMALL, **options})
+
+
+def test_phases_add_up_to_the_step(identity: Identity, run: Run) -> None:
+    events = run(training(identity))
+    forward, backward = events.samples("forward_s"), events.samples("backward_s")
+    optimizer, step = events.samples("optimizer_s"), events.samples("step_s")
+    assert len(forward) == len(backward) == len(optimizer) == len(step) == 3
+    for i in range(3):
+        assert min(forward[i], backward[i], optimizer[i]) > 0
+        assert step[i] == pytest.approx(forward[i] + backward[i] + optimizer[i])
+        assert events.samples("train_tokens_per_s")[i] == pytest.approx(4 * 32 / step[i])
+        flops = events.fact("model_flops")
+        assert events.samples("model_flop_per_s")[i] == pytest.approx(flops / step[i])
+    expected = ["prepare", "load", "warmup", *["forward", "backward", "optimizer"] * 3]
+    assert events.phases() == expected
+    assert events.value("last_loss") < events.value("first_loss")  # it does learn the batch
+    assert events.value("peak_memory_over_weights_bytes") > 0
+
+
+def test_each_phase_is_timed_between_syncs_of_its_own() -> None:
+    # A device that works on after its call has returned: what is not waited for is not timed.
+    import torch
+
+    clock = FakeClock()
+
+    class Loss(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, weight: torch.Tensor) -> torch.Tensor:
+            clock.launch(2.0)
+            return weight.sum()
+
+        @staticmethod
+        def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+            clock.launch(5.0)
+            return gradient * torch.ones(3)
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(3))
+
+        def forward(self, **arguments: Any) -> Any:
+            class Output:
+                loss = Loss.apply(self.weight)
+                logits = self.weight
+
+            return Output
+
+    class Slow(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None:
+            clock.launch(1.0)
+            super().step()
+
+    model = Model()
+    ids = torch.zeros(1, 4, dtype=torch.long)
+    optimizer = Slow(model.parameters(), lr=0.1)
+    timing = TrainingStep(model, model, (ids, ids), clock, optimizer=optimizer).run()  # type: ignore[arg-type]
+    assert (timing.forward_s, timing.backward_s, timing.optimizer_s) == (4.0, 10.0, 1.0)
+    assert timing.step_s == 15.0
+
+
+def test_without_warmup_the_very_first_step_is_a_sample(identity: Identity, run: Run) -> None:
+    asked = training(identity)
+    asked["protocol"]["warmup"] = 0
+    events = run(asked)
+    assert events.samples("step_s", "warmup") == []
+    assert events.samples("step_s")[0] == pytest.approx(events.value("first_call_s"))
+    asked["protocol"]["warmup"] = 5
+    events = run(asked)
+    assert len(events.samples("step_s", "warmup")) == 5
+    assert events.samples("step_s", "warmup")[0] == pytest.approx(events.value("first_call_s"))
+
+
+@pytest.mark.parametrize(
+    ("quant", "autocast", "logits", "gradients"),
+    [
+        ("fp32", "none", "float32", "float32"),
+        ("fp32", "bfloat16", "bfloat16", "float32"),
+        ("bf16", "none", "bfloat16", "bfloat16"),
+    ],
+)
+def test_precision_is_what_was_asked_for(
+    identity: Identity, run: Run, quant: str, autocast: str, logits: str, gradients: str
+) -> None:
+    events = run(training(identity, quant, autocast=autocast))
+    assert events.engaged("autocast") == {
+        "e": "engaged",
+        "what": "autocast",
+        "asked": autocast,
+        "got": autocast,
+        "ok": True,
+    }
+    seen = events.fact("training_dtypes")
+    assert seen["logits"] == logits
+    assert seen["loss"] == "float32"
+    assert seen["gradients"].startswith(f"{gradients} x ")
+    assert "," not in seen["gradients"]
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(identity: Identity, run: Run) -> None:
+    whole = run(training(identity))
+    parts = run(training(identity, accumulation=4))
+    assert parts.phases().count("backward") == 4 * whole.phases().count("backward")
+    assert parts.phases().count("optimizer") == whole.phases().count("optimizer")
+    # The same update: the loss after four steps is the same.
+    assert parts.value("last_loss") == pytest.approx(whole.value("last_loss"), rel=1e-4)
+    assert parts.value("last_loss") < parts.value("first_loss") - 1e-3
+
+
+def test_without_an_optimizer_nothing_is_learnt(identity: Identity, run: Run) -> None:
+    events = run(training(identity, optimizer=False))
+    assert events.absent("optimizer_s") == "the optimizer is off"
+    assert "optimizer" not in events.phases()
+    assert events.value("last_loss") == pytest.approx(events.value("first_loss"), rel=1e-6)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_attention_and_checkpointing_are_engaged(
+    identity: Identity, run: Run, attention: str
+) -> None:
+    plain = run(training(identity, attention=attention))
+    again = run(training(identity, attention=attention, checkpointing=True))
+    assert plain.engaged("attention")["got"] == again.engaged("attention")["got"] == attention
+    assert plain.engaged("checkpointing")["got"] == "False"
+    assert again.engaged("checkpointing")["got"] == "True"
+    # Recomputed, not changed; and counted as work of the hardware, not of the model.
+    assert again.value("last_loss") == pytest.approx(plain.value("last_loss"), rel=1e-5)
+    assert again.fact("model_flops") == plain.fact("model_flops")
+    assert again.fact("hardware_flops") > 1.2 * plain.fact("hardware_flops")
+    assert again.value("predicted_memory_bytes") < plain.value("predicted_memory_bytes")
+
+
+def test_checkpointing_computes_each_layer_twice(identity: Identity, run: Run) -> None:
+    import torch
+
+    calls: dict[bool, int] = {}
+    for checkpointing in (False, True):
+        count = [0]
+
+        def see(module: Any, *_: Any, count: list[int] = count) -> None:
+            # The last thing in a layer that its recomputation still needs.
+            count[0] += type(module).__name__ == "LlamaAttention"
+
+        with torch.nn.modules.module.register_module_forward_pre_hook(see):
+            run(training(identity, checkpointing=checkpointing))
+        calls[checkpointing] = count[0]
+    assert calls[True] == 2 * calls[False] > 0
+
+
+@pytest.mark.parametrize(
+    ("width", "layers", "heads", "kv_heads", "tokens"),
+    [(64, 2, 4, 4, 64), (128, 3, 4, 2, 128), (384, 6, 6, 6, 256), (768, 12, 12, 12, 128)],
+)
+def test_flops_agree_with_those_torch_counts(
+    width: int, layers: int, heads: int, kv_heads: int, tokens: int
+) -> None:
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+    from transformers import AutoModelForCausalLM
+
+    from tasks.loading import architecture
+
+    config = architecture.configuration(
+        {
+            "model_type": "llama",
+            "vocab_size": 10_000,
+            "hidden_size": width,
+            "intermediate_size": 4 * width,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "num_key_value_heads": kv_heads,
+            "tie_word_embeddings": False,
+        }
+    )
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").train()
+        ids = torch.zeros(4, tokens, dtype=torch.long)
+        mask = torch.zeros(4, 1, tokens, tokens)  # a ready one: making it would read values
+    with FlopCounterMode(display=False) as counter:
+        loss = model(input_ids=ids, attention_mask=mask, labels=ids, use_cache=False).loss
+        forward = counter.get_total_flops()
+        loss.backward()
+    known = Architecture.from_config(config.to_dict())
+    # torch counts the whole square of attention that eager code computes before it masks.
+    square = step_flops(known, 4, tokens, causal=False)
+    assert square.forward == pytest.approx(forward, rel=0.02)
+    assert square.model == pytest.approx(counter.get_total_flops(), rel=0.02)
+    causal = step_flops(known, 4, tokens)
+    assert 0.9 * square.model < causal.model < square.model
+
+
+def test_what_cannot_fit_is_infeasible_before_it_is_loaded(
+    identity: Identity, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = training(identity)
+    asked["model"]["architecture"].update(hidden_size=65_536, intermediate_size=262_144)
+    with pytest.raises(Infeasible, match=r"need \d+\.\d GiB, the device has"):
+        run(asked)
+    # What just fits is not refused: activations are not part of the comparison.
+    options = find_task("training").config(**SMALL)
+    config = {**identity()["model"]["architecture"]}
+    expected = Expected(config, options, "float32")
+    assert expected.memory is not None
+    states = 4 * expected.memory.gradients_bytes
+    expected.refuse_impossible(states)
+    with pytest.raises(Infeasible):
+        expected.refuse_impossible(states - 1)
+    limit = device_memory_bytes("cpu")
+    assert limit is not None
+    assert limit > 1 << 28
+
+
+def test_a_step_that_runs_out_of_memory_leaves_what_was_asked_and_its_peak(
+    identity: Identity, recorder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", fail)
+    asked = training(identity)
+    asked["protocol"]["warmup"] = 0
+    with pytest.raises(MemoryError):
+        find_task("training").run(asked, recorder[0])
+    events = recorder[1]
+    assert events.value("predicted_memory_bytes") > 0
+    assert events.value("optimizer.peak_memory_over_weights_bytes") > 0
+    assert not events.samples("step_s")
+
+
+def test_flops_of_an_unknown_architecture_are_absent_with_a_reason() -> None:
+    options = find_task("training").config(**SMALL)
+    expected = Expected({"model_type": "never_seen"}, options, "float32")
+    assert expected.flops is None
+    assert "never_seen" in str(expected.absent_reason)
+    expected.refuse_impossible(1)
+
+
+def test_mfu_is_absent_where_no_peak_is_known(identity: Identity, run: Run) -> None:
+    events = run(training(identity))
+    assert "no data sheet" in events.absent("mfu")
+    assert "no data sheet" in events.absent("hfu")
+    assert "no caching allocator" in events.absent("allocator_retries")
+
+
+@pytest.mark.parametrize(
+    ("quant", "options", "reason"),
+    [
+        ("nf4", {}, "nf4 weights have no gradients"),
+        ("bf16", {"autocast": "bfloat16"}, "needs float32 parameters"),
+        ("fp32", {"memory_snapshot": True}, "the CPU has none"),
+        ("fp32", {"attention": "flash_attention_2"}, "needs a CUDA device"),
+        ("fp32", {"context_tokens": 513}, "context of 512"),
+    ],
+)
+def test_what_cannot_be_trained_is_infeasible(
+    identity: Identity, quant: str, options: dict[str, Any], reason: str
+) -> None:
+    assert reason in str(check(training(identity, quant, **options)))
+
+
+def test_float16_is_infeasible_and_a_compiler_is_needed(
+    identity: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = training(identity)
+    asked["quant"]["dtype"] = "float16"
+    assert "loss scaling" in str(check(asked))
+    assert check(training(identity)) is None
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("CXX", raising=False)
+    assert "C++ compiler" in str(check(training(identity, compile=True)))
+
+
+@pytest.mark.parametrize(
+    ("options", "where"),
+    [
+        ({"batch_size": 0}, "task.batch_size"),
+        ({"context_tokens": -4}, "task.context_tokens"),
+        ({"context_tokens": 1}, "task.context_tokens"),
+        ({"accumulation": 0}, "task.accumulation"),
+        ({"accumulation": 3}, "task.accumulation"),
+        ({"autocast": "int8"}, "task.autocast"),
+        ({"attention": "fast"}, "task.attention"),
+    ],
+)
+def test_what_has_no_sense_is_a_configuration_error(
+    identity: Identity, options: dict[str, Any], where: str
+) -> None:
+    with pytest.raises(ConfigError, match=where):
+        check(training(identity, **options))
+
+
+@pytest.mark.slow
+def test_compile_is_counted_apart_from_the_step(identity: Identity, run: Run) -> None:
+    asked = training(identity, compile=True)
+    asked["model"]["architecture"]["num_hidden_layers"] = 1
+    events = run(asked)
+    assert events.value("compile_graphs") >= 1
+    assert events.value("compile_graph_breaks") == 0
+    assert events.value("compile_recompiles") == 0
+    assert events.fact("compiled_while_measured") is False
+    assert max(events.samples("step_s")) < events.value("compile_s")
+    assert events.value("first_call_s") > max(events.samples("step_s"))
