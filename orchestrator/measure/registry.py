@@ -15,8 +15,11 @@ ENTRY_POINT_GROUP = "orchestrator.tasks"
 BUILT_IN = {
     "inference": "tasks.inference",
     "quality": "tasks.quality",
+    "estimate": "tasks.estimate",
     "noop": "tasks.noop",
+    "streaming": "tasks.streaming",
     "profile": "tasks.profile",
+    "llamacpp": "tasks.llamacpp",
     "training": "tasks.training",
 }
 

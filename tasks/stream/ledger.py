@@ -1,0 +1,151 @@
+"""What a step's time went to: intervals of the foreground that must not overlap, and gaps.
+
+::
+
+    cut                                                            cut
+     |--wait--|-create-|--forward--|free|  gap  |--wait--|...| gap  |
+     |------------------------- one step, wall --------------------|
+
+Foreground intervals and the gaps between them add up to the wall. What background threads were
+busy with meanwhile is kept apart and is never a share of it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TypeAlias
+
+from orchestrator.measure import Clock
+from orchestrator.measure.clock import Mark
+
+CATEGORIES = ("disk_read", "pin", "h2d", "wait", "create", "forward", "free")
+UNATTRIBUTED = "unattributed"
+
+# span(category, unit): a context manager that books its duration.
+Span: TypeAlias = Callable[[str, str], AbstractContextManager[None]]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Time booked for a category and a unit, nanoseconds of the clock."""
+
+    category: str
+    unit: str
+    begin_ns: int
+    end_ns: int
+
+
+class Ledger:
+    """Books foreground and background intervals of one sequence; thread-safe for appending."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin a new sequence; background work that is under way goes to it."""
+        self._intervals: list[Interval] = []
+        self._busy: list[Interval] = []
+        self._cuts: list[int] = []
+
+    def now_ns(self) -> int:
+        """The clock's time."""
+        return self._clock.now_ns()
+
+    def add(self, category: str, unit: str, begin_ns: int, end_ns: int) -> None:
+        """Book an interval of the foreground."""
+        self._intervals.append(Interval(category, unit, begin_ns, end_ns))
+
+    @contextmanager
+    def foreground(self, category: str, unit: str) -> Iterator[None]:
+        """Book what happens inside for the foreground."""
+        begin_ns = self._clock.now_ns()
+        yield
+        self.add(category, unit, begin_ns, self._clock.now_ns())
+
+    @contextmanager
+    def background(self, category: str, unit: str) -> Iterator[None]:
+        """Book what happens inside for a background thread."""
+        begin_ns = self._clock.now_ns()
+        yield
+        self._busy.append(Interval(category, unit, begin_ns, self._clock.now_ns()))
+
+    def cut(self) -> None:
+        """End a step here and begin the next."""
+        self._cuts.append(self._clock.now_ns())
+
+    def window_s(self) -> float:
+        """From the first cut to the last."""
+        return (self._cuts[-1] - self._cuts[0]) / 1e9 if self._cuts else 0.0
+
+    def steps(self) -> list[dict[str, float]]:
+        """Seconds of each category and ``unattributed``, step by step.
+
+        Raises
+        ------
+        ValueError
+            If two intervals overlap or one reaches over a cut: shares of them would be none.
+        """
+        booked = sorted(self._intervals, key=lambda interval: interval.begin_ns)
+        found = []
+        for begin_ns, end_ns in pairwise(self._cuts):
+            inside = [i for i in booked if i.end_ns > begin_ns and i.begin_ns < end_ns]
+            parts_ns: dict[str, int] = dict.fromkeys(CATEGORIES, 0)
+            gaps_ns, seen_ns = 0, begin_ns
+            for interval in inside:
+                if interval.begin_ns < seen_ns or interval.end_ns > end_ns:
+                    raise ValueError(f"{interval.category} of {interval.unit} overlaps another")
+                gaps_ns += interval.begin_ns - seen_ns
+                parts_ns[interval.category] += interval.end_ns - interval.begin_ns
+                seen_ns = interval.end_ns
+            gaps_ns += end_ns - seen_ns
+            parts_ns[UNATTRIBUTED] = gaps_ns
+            found.append({name: spent / 1e9 for name, spent in parts_ns.items()})
+        return found
+
+    def units(self) -> dict[str, dict[str, float]]:
+        """Seconds of each category by unit, mean of a step."""
+        if len(self._cuts) < 2:
+            return {}
+        spent: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+        for interval in self._intervals:
+            if self._cuts[0] <= interval.begin_ns < self._cuts[-1]:
+                seconds = (interval.end_ns - interval.begin_ns) / 1e9
+                spent[interval.unit][interval.category] += seconds / (len(self._cuts) - 1)
+        return {unit: dict(parts) for unit, parts in spent.items()}
+
+    def busy_s(self, *categories: str) -> float:
+        """Seconds between the first and the last cut in which any thread did one of these.
+
+        Foreground and background together; what two threads do at once counts once.
+        """
+        if not self._cuts:
+            return 0.0
+        busy_ns, seen_ns = 0, self._cuts[0]
+        for i in sorted((*self._intervals, *self._busy), key=lambda i: i.begin_ns):
+            if i.category in categories:
+                end_ns = min(i.end_ns, self._cuts[-1])
+                busy_ns += max(0, end_ns - max(i.begin_ns, seen_ns))
+                seen_ns = max(seen_ns, end_ns)
+        return busy_ns / 1e9
+
+
+class CuttingClock:
+    """A clock whose marks also cut the ledger: steps are those that the generator times."""
+
+    def __init__(self, clock: Clock, ledger: Ledger) -> None:
+        self._clock = clock
+        self._ledger = ledger
+        self.now_ns = clock.now_ns
+        self.sync = clock.sync
+        self.seconds_between = clock.seconds_between
+
+    def mark(self) -> Mark:
+        """Mark, and cut."""
+        mark = self._clock.mark()
+        self._ledger.cut()
+        return mark
