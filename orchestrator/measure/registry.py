@@ -21,6 +21,7 @@ BUILT_IN = {
     "profile": "tasks.profile",
     "llamacpp": "tasks.llamacpp",
     "training": "tasks.training",
+    "attention": "tasks.attention",
 }
 
 

@@ -1,0 +1,1 @@
+"""llama.cpp: GGUF files in several formats, its server in this process, quality through it."""

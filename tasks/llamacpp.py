@@ -1,0 +1,408 @@
+"""A GGUF file run by llama.cpp: load, prefill, decode token by token, and quality by format.
+
+::
+
+    prepare                            format made into the cache where it is not there
+    load                               load_s
+    first_call                         first_call_s: nothing before it, not even the server's own
+                                       warm-up unless ``server_warmup`` asks for it
+    warmup, then generate ...          prefill and decode: samples, until the protocol's stopping
+                                       rule
+    quality                            where asked for; a pass of its own
+
+llama.cpp's own reading of each run is recorded beside ours: ``prefill_over_own_timing`` and
+``decode_over_own_timing`` are ours over theirs. Theirs divides the decode by its tokens, of which
+the first took none of that time: compare the times, not its tokens per second.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import re
+import statistics
+from dataclasses import dataclass, fields
+from typing import Any
+
+from orchestrator.errors import ConfigError
+from orchestrator.measure import (
+    HostMemory,
+    Identity,
+    InputError,
+    Recorder,
+    Repetition,
+    Task,
+    derive,
+    first_call,
+    repeat,
+    timed,
+)
+from orchestrator.measure.figures import Bars, Distribution, Pareto
+from tasks import loading, tokens
+from tasks.llama import formats
+from tasks.llama.server import CACHE_TYPES, FLASH_ATTENTION, INSTALL, Completion, LlamaServer
+from tasks.llama.server import Setting as ServerSetting
+from tasks.loading.digest import digest_files, digest_text
+from tasks.loading.residency import resident_fraction
+from tasks.loading.source import find_problem, model_path, packaged_file
+from tasks.phase_memory import PhaseMemory
+
+OWN_TIMING_TOLERANCE = 0.03
+_ALL = "all"
+_PERCENT = re.compile(r"(\d+(?:\.\d+)?)%")
+_CONTEXT_STEP = 256
+_CHARACTERS_A_TOKEN = 64
+
+
+@dataclass
+class LlamaCppConfig:
+    """Options of ``task=llamacpp``. Threads are ``device.threads``, as in every task.
+
+    Attributes
+    ----------
+    format : str
+        ``source`` (the file as it is), or its weights as ``BF16``, ``Q8_0``, ``Q5_1``, ``Q4_0``,
+        ``Q4_1`` or ``MXFP4``.
+    threads_batch : int
+        For the prompt; 0 for as many as for decode.
+    batch, micro_batch : int
+        Tokens of a prompt taken at once, logically and in one computation.
+    context_tokens : int
+        Room for prompt and output; 0 for as much as they need.
+    gpu_layers : str
+        A number, a percentage of all layers (the output layer counts as one), or ``all``.
+    flash_attention : str
+        ``auto``, ``on`` or ``off``.
+    cache_type_k, cache_type_v : str
+        Formats of the key-value cache.
+    server_warmup : bool
+        Let the server run once while it loads: then ``first_call_s`` is not a cold start.
+    quality_tokens : int
+        Afterwards measure perplexity over so many tokens; 0 for none.
+    """
+
+    name: str = "llamacpp"
+    format: str = formats.SOURCE
+    prompt_tokens: int = 128
+    new_tokens: int = 64
+    threads_batch: int = 0
+    batch: int = 512
+    micro_batch: int = 512
+    context_tokens: int = 0
+    gpu_layers: str = "0"
+    flash_attention: str = "auto"
+    cache_type_k: str = "f16"
+    cache_type_v: str = "f16"
+    mmap: bool = True
+    mlock: bool = False
+    server_warmup: bool = False
+    quality_tokens: int = 0
+
+
+def check(identity: Identity) -> str | None:
+    """None, or one line why this cannot be done; :class:`ConfigError` for what has no sense."""
+    options = identity["task"]
+    if importlib.util.find_spec("xllamacpp") is None:
+        raise ConfigError("llama.cpp is not installed", where="task=llamacpp", fix=INSTALL)
+    loading.check_positive(options, "prompt_tokens", "new_tokens", "batch", "micro_batch")
+    loading.check_not_negative(options, "threads_batch", "context_tokens", "quality_tokens")
+    for name, known in (
+        ("format", (formats.SOURCE, *formats.FORMATS)),
+        ("flash_attention", FLASH_ATTENTION),
+        ("cache_type_k", CACHE_TYPES),
+        ("cache_type_v", CACHE_TYPES),
+    ):
+        if options[name] not in known:
+            raise ConfigError(
+                f"unknown value {options[name]!r}",
+                where=f"task.{name}",
+                fix=f"Known: {', '.join(known)}",
+            )
+    if identity["model"]["source"] not in ("packaged", "gguf"):
+        raise ConfigError(
+            f"llama.cpp runs GGUF files, not a {identity['model']['source']} model",
+            where="model",
+            fix="Use model=gguf model.path=FILE.gguf, or model=smollm2_135m",
+        )
+    if identity["quant"]["scheme"] != "none":
+        raise ConfigError(
+            f"llama.cpp has formats of its own, not {identity['quant']['scheme']}",
+            where="quant",
+            fix=f"Leave it out and choose task.format: {', '.join(formats.FORMATS)}",
+        )
+    if problem := find_problem(identity["model"]):
+        raise problem.as_config_error()
+    offloads = gpu_layers(options["gpu_layers"], 100) > 0
+    if offloads and identity["device"]["kind"] != "cuda":
+        return f"task.gpu_layers={options['gpu_layers']} needs a GPU"
+    if options["flash_attention"] == "off" and options["cache_type_v"] not in (
+        "f32",
+        "f16",
+        "bf16",
+    ):
+        return f"cache_type_v={options['cache_type_v']} needs flash attention"
+    needed = options["prompt_tokens"] + options["new_tokens"]
+    if options["context_tokens"] and needed > options["context_tokens"]:
+        return (
+            f"prompt_tokens + new_tokens = {needed} tokens, more than "
+            f"task.context_tokens={options['context_tokens']}"
+        )
+    return loading.check_length(identity["model"], needed, "prompt_tokens + new_tokens")
+
+
+def gpu_layers(asked: str, layers: int) -> int:
+    """Layers for the GPU out of ``layers``: a number, a percentage (rounded up), or ``all``.
+
+    Raises
+    ------
+    ConfigError
+        For anything else.
+    """
+    if asked == _ALL:
+        return layers
+    if asked.isdecimal():
+        return min(int(asked), layers)
+    found = _PERCENT.fullmatch(asked)
+    if found and float(found[1]) <= 100.0:
+        return math.ceil(layers * float(found[1]) / 100.0)
+    raise ConfigError(
+        f"{asked!r} is no number of layers",
+        where="task.gpu_layers",
+        fix="Give a number, a percentage such as 25%, or all",
+    )
+
+
+def run(identity: Identity, recorder: Recorder) -> None:
+    """Measure one trial; see the module for its phases."""
+    known = {field.name for field in fields(LlamaCppConfig)}
+    options = LlamaCppConfig(**{k: v for k, v in identity["task"].items() if k in known})
+    with recorder.phase("prepare", measured=False):
+        if problem := find_problem(identity["model"]):
+            raise problem.as_input_error()
+        packaged = packaged_file() if identity["model"]["source"] == "packaged" else None
+        source = packaged or model_path(identity["model"])
+        digest = digest_files([source])
+        file = formats.in_format(source, digest, options.format)
+        contents = formats.contents(file)
+        setting = _setting(options, identity, contents, file)
+    recorder.fact("weights_digest", digest)
+    recorder.fact("gguf", {"architecture": contents.architecture, "tensors": contents.types})
+    recorder.fact("parameters", contents.parameters)
+    recorder.fact("server_warmup", options.server_warmup)
+    recorder.fact(
+        "page_cache",
+        {
+            "controlled": False,
+            "resident_fraction_before_load": resident_fraction([file]),
+            "bytes": file.stat().st_size,
+        },
+    )
+    recorder.value("weights_bytes", "bytes", contents.weights_bytes)
+    recorder.value(
+        "weights_bits_per_parameter", "bit", 8 * contents.weights_bytes / contents.parameters
+    )
+    if options.format != formats.SOURCE:
+        recorder.engaged("format", options.format, contents.matrix_type)
+    with recorder.phase("load", measured=False), timed(recorder.clock) as span:
+        server = LlamaServer(setting)
+    recorder.value("load_s", "s", span.seconds)
+    if setting.gpu_layers:
+        _prove_offloaded(server, setting, contents, recorder)
+    _measure(server, setting, contents, options, identity, recorder)
+    if options.quality_tokens:
+        _measure_quality(server, contents, options, recorder)
+
+
+def _setting(
+    options: LlamaCppConfig, identity: Identity, contents: formats.Contents, file: Any
+) -> ServerSetting:
+    needed = max(options.prompt_tokens + options.new_tokens, options.quality_tokens + 1)
+    limit = contents.context_tokens
+    room = options.context_tokens or math.ceil(needed / _CONTEXT_STEP) * _CONTEXT_STEP
+    if (limit is not None and needed > limit) or needed > room:
+        raise InputError(
+            f"prompt and output, or quality_tokens, take {needed} tokens; the context has "
+            f"{min(room, limit or room)}",
+            where="task",
+            fix="Shorten task.prompt_tokens, task.new_tokens or task.quality_tokens",
+        )
+    threads = loading.thread_count(identity["device"])
+    return ServerSetting(
+        file=file,
+        context_tokens=room,
+        threads=threads,
+        threads_batch=options.threads_batch or threads,
+        batch=options.batch,
+        micro_batch=min(options.micro_batch, options.batch),
+        gpu_layers=gpu_layers(options.gpu_layers, contents.layers + 1),
+        flash_attention=options.flash_attention,
+        cache_type_k=options.cache_type_k,
+        cache_type_v=options.cache_type_v,
+        mmap=options.mmap,
+        mlock=options.mlock,
+        warmup=options.server_warmup,
+    )
+
+
+def _prove_offloaded(
+    server: LlamaServer, setting: ServerSetting, contents: formats.Contents, recorder: Recorder
+) -> None:
+    share = setting.gpu_layers / (contents.layers + 1)
+    taken = server.gpu_taken_bytes or 0
+    # Half of it leaves room for layers of unequal size; a build that offloads nothing takes none.
+    least = 0.5 * share * contents.weights_bytes
+    recorder.engaged(
+        "gpu layers",
+        f"{setting.gpu_layers} of {contents.layers + 1}",
+        f"{taken} bytes taken of the GPU",
+        ok=taken >= least,
+    )
+
+
+def _measure(
+    server: LlamaServer,
+    setting: ServerSetting,
+    contents: formats.Contents,
+    options: LlamaCppConfig,
+    identity: Identity,
+    recorder: Recorder,
+) -> None:
+    prompt = random_prompt(contents.ordinary_ids, options.prompt_tokens, identity["seed"])
+    with recorder.phase("first_call", measured=False), first_call(recorder):
+        first = server.complete(prompt, 1, recorder.clock)
+    _prove_counts(first, options.prompt_tokens, 1, recorder)
+    # After the first call: it has brought the mapped weights into memory.
+    memory = PhaseMemory(HostMemory())
+    ratios: dict[str, list[float]] = {"prefill": [], "decode": []}
+    merged = 0
+    outputs: set[str] = set()
+    phase = memory.phases(recorder)
+    watch = "tpot_s" if options.new_tokens > 1 else "ttft_s"
+    for repetition in repeat(recorder, identity["protocol"], watch=watch):
+        if repetition.warmup:
+            with recorder.phase("warmup", measured=False):
+                answer = server.complete(prompt, options.new_tokens, recorder.clock)
+        else:
+            with phase("generate"):
+                answer = server.complete(prompt, options.new_tokens, recorder.clock)
+        _refuse_wrong_counts(answer, options.prompt_tokens, options.new_tokens)
+        _add(repetition, answer, options, ratios if not repetition.warmup else None)
+        merged += answer.merged_tokens
+        outputs.add(digest_text(answer.text)[:16])
+    memory.record(recorder)
+    recorder.fact("threads", {"decode": setting.threads, "batch": setting.threads_batch})
+    recorder.fact("output_digests", sorted(outputs))
+    recorder.fact("tokens_that_came_together", merged)
+    if options.new_tokens == 1:
+        for name, unit in (("itl_s", "s"), ("tpot_s", "s"), ("decode_tokens_per_s", "tokens/s")):
+            recorder.absent(name, unit, "one new token has no interval between tokens")
+    within = {
+        name: abs(statistics.median(values) - 1.0) <= OWN_TIMING_TOLERANCE
+        for name, values in ratios.items()
+        if values
+    }
+    recorder.fact("own_timings_agree", {"tolerance": OWN_TIMING_TOLERANCE, **within})
+
+
+def _add(
+    repetition: Repetition,
+    answer: Completion,
+    options: LlamaCppConfig,
+    ratios: dict[str, list[float]] | None,
+) -> None:
+    steps = options.new_tokens - 1
+    repetition.add("ttft_s", "s", answer.ttft_s)
+    repetition.add("prefill_tokens_per_s", "tokens/s", options.prompt_tokens / answer.ttft_s)
+    repetition.add("e2e_s", "s", answer.ttft_s + answer.decode_s)
+    found = {"prefill": _over(answer.ttft_s, answer.own_prefill_s)}
+    if steps and answer.decode_s > 0:
+        repetition.extend("itl_s", "s", answer.intervals_s)
+        # From the two ends, not from the intervals: tokens that came together are in it.
+        mean_s = answer.decode_s / steps
+        repetition.add("tpot_s", "s", mean_s)
+        rate = derive.decode_tokens_per_s([mean_s] * steps)
+        if rate is not None:
+            repetition.add("decode_tokens_per_s", "tokens/s", rate)
+        found["decode"] = _over(answer.decode_s, answer.own_decode_s)
+    for name, ratio in found.items():
+        if ratio is None:
+            continue
+        repetition.add(f"{name}_over_own_timing", "1", ratio)
+        if ratios is not None:
+            ratios[name].append(ratio)
+
+
+def _over(ours_s: float, theirs_s: float) -> float | None:
+    return ours_s / theirs_s if theirs_s > 0 else None
+
+
+def _prove_counts(
+    answer: Completion, prompt_tokens: int, new_tokens: int, recorder: Recorder
+) -> None:
+    recorder.engaged("prompt tokens", prompt_tokens, answer.prompt_tokens)
+    recorder.engaged("new tokens", new_tokens, answer.new_tokens)
+    recorder.engaged("prompt tokens from a cache", 0, answer.cached_tokens)
+
+
+def _refuse_wrong_counts(answer: Completion, prompt_tokens: int, new_tokens: int) -> None:
+    got = (answer.prompt_tokens, answer.new_tokens, answer.cached_tokens)
+    if got != (prompt_tokens, new_tokens, 0):
+        raise InputError(
+            f"llama.cpp took {got[0]} prompt tokens ({got[2]} from a cache) and gave {got[1]}; "
+            f"asked for {prompt_tokens} and {new_tokens}",
+            where="task=llamacpp",
+        )
+
+
+def random_prompt(ids: tuple[int, ...], length: int, seed: int) -> list[int]:
+    """Seeded random ids that are text: never a special token, which would end or begin one."""
+    import numpy as np
+
+    if not ids:
+        raise InputError("the vocabulary has no ordinary tokens", where="model")
+    picks = np.random.default_rng(seed).integers(len(ids), size=length)
+    return [ids[int(pick)] for pick in picks]
+
+
+def _measure_quality(
+    server: LlamaServer, contents: formats.Contents, options: LlamaCppConfig, recorder: Recorder
+) -> None:
+    """Perplexity through the very path that was timed: each token given all before it."""
+    with recorder.phase("quality", measured=False):
+        text = tokens.read_text("pydoc_topics", options.quality_tokens * _CHARACTERS_A_TOKEN)
+        ids = server.tokenize(text)[: options.quality_tokens + 1]
+        if len(ids) <= options.quality_tokens:
+            raise InputError(
+                f"the text has {len(ids)} tokens, {options.quality_tokens + 1} are needed",
+                where="task.quality_tokens",
+                fix="Give fewer",
+            )
+        recorder.fact("quality_tokens_digest", tokens.ids_digest(ids))
+        loss = -math.fsum(
+            server.next_logprob(ids[:i], ids[i], contents.vocabulary) for i in range(1, len(ids))
+        )
+    recorder.value("perplexity", "1", math.exp(min(loss / (len(ids) - 1), 700.0)))
+
+
+TASK = Task(
+    name="llamacpp",
+    config=LlamaCppConfig,
+    run=run,
+    check=check,
+    headline=(
+        "tpot_s",
+        "ttft_s",
+        "decode_tokens_per_s",
+        "prefill_tokens_per_s",
+        "itl_s",
+        "load_s",
+        "weights_bytes",
+        "peak_memory_over_weights_bytes",
+        "perplexity",
+    ),
+    figures=(
+        Bars("tpot_s"),
+        Distribution("itl_s"),
+        Pareto("weights_bytes", "tpot_s", colour="perplexity"),
+    ),
+)

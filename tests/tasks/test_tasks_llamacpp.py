@@ -1,0 +1,257 @@
+"""task=llamacpp: times read from a stream, formats made for real, a tiny model run for real."""
+
+from __future__ import annotations
+
+import importlib.util
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.errors import ConfigError
+from orchestrator.measure import InputError, Mismatch
+from orchestrator.measure.registry import find_task
+from tasks.llama import formats, requantize
+from tasks.llama.server import read_completion
+from tasks.llamacpp import gpu_layers, random_prompt
+
+Identity = Callable[..., dict[str, Any]]
+Run = Callable[[dict[str, Any]], Any]
+check = find_task("llamacpp").check
+needs_llamacpp = pytest.mark.skipif(
+    importlib.util.find_spec("xllamacpp") is None, reason="the extra llamacpp is not installed"
+)
+
+
+def of(file: Path) -> dict[str, Any]:
+    return {"source": "gguf", "path": str(file), "architecture": None}
+
+
+def chunk(count: int, own_ms: float = 0.0, **more: Any) -> dict[str, Any]:
+    return {
+        "choices": [{"text": "x"}],
+        "timings": {"prompt_ms": 100.0, "predicted_n": count, "predicted_ms": own_ms},
+        **more,
+    }
+
+
+def usage(new: int, prompt: int = 4, cached: int = 0) -> dict[str, Any]:
+    details = {"cached_tokens": cached}
+    return {
+        "usage": {
+            "completion_tokens": new,
+            "prompt_tokens": prompt,
+            "prompt_tokens_details": details,
+        }
+    }
+
+
+MS = 1_000_000
+
+
+def test_times_come_from_chunks_that_brought_a_token() -> None:
+    chunks = [
+        (101 * MS, chunk(1)),
+        (111 * MS, chunk(2, 10.0)),
+        (123 * MS, chunk(3, 22.0)),
+        (124 * MS, chunk(3, 22.0, **usage(3))),
+    ]
+    answer = read_completion(0, chunks)
+    assert answer.ttft_s == pytest.approx(0.101)
+    assert answer.intervals_s == pytest.approx((0.010, 0.012))
+    assert answer.decode_s == pytest.approx(0.022)
+    assert answer.own_decode_s == pytest.approx(0.022)
+    assert answer.own_prefill_s == pytest.approx(0.100)
+    assert (answer.prompt_tokens, answer.new_tokens, answer.cached_tokens) == (4, 3, 0)
+    assert answer.merged_tokens == 0
+
+
+def test_tokens_that_came_together_make_no_interval() -> None:
+    chunks = [
+        (100 * MS, chunk(1)),
+        (130 * MS, chunk(3, 30.0)),
+        (140 * MS, chunk(4, 40.0)),
+        # The last token was held back: it comes with the closing chunk.
+        (150 * MS, chunk(5, 50.0, **usage(5))),
+    ]
+    answer = read_completion(0, chunks)
+    assert answer.intervals_s == pytest.approx((0.010, 0.010))
+    assert answer.decode_s == pytest.approx(0.050)
+    assert answer.merged_tokens == 1
+
+
+def test_refusals_and_broken_streams_are_said() -> None:
+    with pytest.raises(InputError, match="exceeds the context"):
+        read_completion(0, [(1, {"error": {"message": "exceeds the context"}})])
+    with pytest.raises(Mismatch, match="ended without"):
+        read_completion(0, [(1, chunk(1))])
+
+
+@pytest.mark.parametrize(
+    ("asked", "layers"),
+    [("0", 0), ("7", 7), ("99", 31), ("all", 31), ("25%", 8), ("50%", 16), ("0%", 0), ("100%", 31)],
+)
+def test_gpu_layers(asked: str, layers: int) -> None:
+    assert gpu_layers(asked, 31) == layers
+
+
+@pytest.mark.parametrize("asked", ["half", "-1", "101%", "", "2.5"])
+def test_gpu_layers_that_cannot_be_meant(asked: str) -> None:
+    with pytest.raises(ConfigError, match="number of layers"):
+        gpu_layers(asked, 31)
+
+
+def test_prompts_are_seeded_and_of_ordinary_tokens() -> None:
+    ids = (3, 5, 9)
+    prompt = random_prompt(ids, 50, 1)
+    assert len(prompt) == 50
+    assert set(prompt) == set(ids)
+    assert prompt == random_prompt(ids, 50, 1)
+    assert prompt != random_prompt(ids, 50, 2)
+
+
+@pytest.mark.parametrize("name", formats.FORMATS)
+def test_every_format_is_written_and_close_to_its_source(
+    tiny_gguf: Path, tmp_path: Path, name: str
+) -> None:
+    import gguf
+    import numpy as np
+    from gguf import quants
+
+    target = tmp_path / f"{name}.gguf"
+    requantize.main(tiny_gguf, target, name)
+    found = formats.contents(target)
+    assert found.vocabulary == 256
+    assert found.layers == 1
+    assert found.types["F32"] == 3  # the vectors
+    embeddings = {"BF16": 0, "Q8_0": 0}.get(name, 2)
+    assert found.types[name] == 9 - embeddings
+    if embeddings:
+        assert found.types["Q8_0"] == embeddings
+    before = {t.name: t for t in gguf.GGUFReader(tiny_gguf).tensors}
+    for tensor in gguf.GGUFReader(target).tensors:
+        source = np.asarray(before[tensor.name].data)
+        values = quants.dequantize(tensor.data, tensor.tensor_type)
+        assert values.shape == source.shape
+        error = np.linalg.norm(values - source) / np.linalg.norm(source)
+        assert error < (0.01 if tensor.tensor_type.name in ("F32", "BF16", "Q8_0") else 0.2)
+
+
+def test_a_format_is_made_once_and_kept_whole(tiny_gguf: Path, cache: Path) -> None:
+    made = formats.in_format(tiny_gguf, "ab" * 32, "Q4_0")
+    stamp = made.stat().st_mtime_ns
+    assert formats.in_format(tiny_gguf, "ab" * 32, "Q4_0") == made
+    assert made.stat().st_mtime_ns == stamp
+    assert [p.name for p in made.parent.iterdir()] == [made.name]
+    assert formats.in_format(tiny_gguf, "ab" * 32, formats.SOURCE) == tiny_gguf
+
+
+def test_a_full_disk_is_said_in_a_line_and_leaves_nothing(
+    tiny_gguf: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish = formats.publish
+
+    def onto_full_disk(final: Path, build: Callable[[Path], None]) -> Path:
+        def build_on_it(target: Path) -> None:
+            target.symlink_to("/dev/full")
+            build(target)
+
+        return publish(final, build_on_it)
+
+    monkeypatch.setattr(formats, "publish", onto_full_disk)
+    with pytest.raises(InputError, match="no space left"):
+        formats.in_format(tiny_gguf, "cd" * 32, "Q8_0")
+    assert list((cache / "formats").iterdir()) == []
+
+
+def test_a_truncated_file_is_refused(tiny_gguf: Path) -> None:
+    tiny_gguf.write_bytes(tiny_gguf.read_bytes()[:-2000])
+    with pytest.raises(InputError, match="corrupt or truncated"):
+        formats.in_format(tiny_gguf, "ef" * 32, "Q8_0")
+
+
+@needs_llamacpp
+def test_bad_input_is_refused_while_planning(identity: Identity, tiny_gguf: Path) -> None:
+    def asked(quant: str = "fp32", model: dict[str, Any] | None = None, **options: Any) -> Any:
+        return identity(quant, task="llamacpp", model=model or of(tiny_gguf), **options)
+
+    assert check(asked()) is None
+    with pytest.raises(ConfigError, match="Known: source, BF16"):
+        check(asked(format="Q9_9"))
+    with pytest.raises(ConfigError, match="formats of its own"):
+        check(asked("nf4"))
+    with pytest.raises(ConfigError, match="runs GGUF files"):
+        check(asked(model={"source": "random", "architecture": {"model_type": "llama"}}))
+    for layers in ("25%", "all", "3"):
+        assert "needs a GPU" in (check(asked(gpu_layers=layers)) or "")
+    assert "needs flash attention" in (
+        check(asked(flash_attention="off", cache_type_v="q8_0")) or ""
+    )
+    assert "more than" in (check(asked(context_tokens=64, prompt_tokens=64)) or "")
+
+
+def test_a_missing_extra_says_what_to_install(
+    identity: Identity, tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *rest: None if name == "xllamacpp" else find_spec(name, *rest),
+    )
+    with pytest.raises(ConfigError) as caught:
+        check(identity(task="llamacpp", model=of(tiny_gguf)))
+    assert str(caught.value).endswith("pip install 'orchestrator[llamacpp]'")
+
+
+@needs_llamacpp
+def test_tiny_model_is_measured_for_real(identity: Identity, run: Run, tiny_gguf: Path) -> None:
+    new = 12
+    asked = identity(
+        task="llamacpp", model=of(tiny_gguf), format="Q8_0", prompt_tokens=24, new_tokens=new
+    )
+    events = run(asked)
+    assert events.phases() == ["prepare", "load", "first_call", "warmup", *["generate"] * 3]
+    assert events.engaged("format")["got"] == "Q8_0"
+    assert events.engaged("prompt tokens")["got"] == "24"
+    assert events.value("load_s") > 0
+    assert events.value("first_call_s") > 0
+    assert 8 < events.value("weights_bits_per_parameter") < 9
+    rates, means = events.samples("decode_tokens_per_s"), events.samples("tpot_s")
+    assert len(rates) == len(means) == len(events.samples("ttft_s")) == 3
+    assert rates == pytest.approx([1 / mean for mean in means])
+    # Every token has an interval, or is counted as one that came with another.
+    together = events.fact("tokens_that_came_together")
+    assert len(events.samples("itl_s")) >= 3 * (new - 1) - 2 * together
+    for ratio in events.samples("decode_over_own_timing"):
+        assert 0.5 < ratio < 2
+    assert events.samples("prefill_over_own_timing")
+    assert set(events.fact("own_timings_agree")) == {"tolerance", "prefill", "decode"}
+    assert len(events.fact("output_digests")) == 1
+
+
+@needs_llamacpp
+@pytest.mark.slow
+@pytest.mark.usefixtures("machine_cache")
+def test_packaged_model_has_the_quality_of_its_format(identity: Identity, run: Run) -> None:
+    asked = identity(
+        task="llamacpp",
+        model={"source": "packaged", "id": "smollm2_135m", "architecture": None},
+        prompt_tokens=64,
+        new_tokens=16,
+        quality_tokens=32,
+    )
+    events = run(asked)
+    assert events.fact("gguf")["tensors"]["Q4_1"] == 210
+    # Far better than chance (49,152), far from certain.
+    assert 2 < events.value("perplexity") < 200
+    assert 4 < events.value("weights_bits_per_parameter") < 7
+    ratios = [statistics.median(events.samples(f"{p}_over_own_timing")) for p in ("prefill",)]
+    assert ratios == pytest.approx([1.0], rel=0.25)  # coarse here: machines of tests are busy
+
+
+@pytest.fixture
+def machine_cache() -> None:
+    """Marks a test for the ``cache`` fixture: the digest of a large file is remembered."""
