@@ -18,7 +18,7 @@ from typing import Any
 
 import click
 
-from orchestrator.errors import OrchestratorError, UsageError
+from orchestrator.errors import Interrupted, OrchestratorError, UsageError
 
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
@@ -101,28 +101,32 @@ def compare(
 
 
 @commands.command()
-@click.argument("new", required=False)
+@click.argument("words", nargs=-1, metavar="[NEW] [tracking=… tracking.root=…]")
 @click.option("--baseline", required=True, help="A sweep, a hash, or a sweep's MLflow run id.")
 @click.option(
     "--rules", default="default", show_default=True, help="conf/gate/NAME.yaml or a path."
 )
 @click.option("--junit", type=click.Path(dir_okay=False, path_type=Path), help="Write JUnit XML.")
 @click.option("--allow-different", is_flag=True, help="Compare across hardware or weights.")
-@click.option("--tracking", "overrides", multiple=True, metavar="OVERRIDE", help="tracking.root=…")
 @AS_JSON
 def gate(
-    new: str | None,
+    words: tuple[str, ...],
     baseline: str,
     rules: str,
     junit: Path | None,
     allow_different: bool,
-    overrides: tuple[str, ...],
     as_json: bool,
 ) -> int:
-    """Exit 0 pass, 1 regression, 2 inconclusive, 3 incomparable."""
+    """Hold NEW (by default the newest run) to the rules: exit 0 pass, 1 regression,
+    2 inconclusive, 3 incomparable."""
     from orchestrator.results import gate_command
 
-    return gate_command(new, baseline, rules, list(overrides), junit, allow_different, as_json)
+    overrides = [word for word in words if "=" in word]
+    names = [word for word in words if "=" not in word]
+    if len(names) > 1:
+        raise UsageError(f"one NEW at most, not {len(names)}", where="gate")
+    new = names[0] if names else None
+    return gate_command(new, baseline, rules, overrides, junit, allow_different, as_json)
 
 
 @commands.command()
@@ -204,12 +208,14 @@ def main(argv: Sequence[str]) -> int:
             words.insert(0, "run")
         code = commands.main(words, prog_name="python -m orchestrator", standalone_mode=False)
         return int(code or 0)
+    except Interrupted as error:
+        return _fail(str(error), error.exit_code, verbose, word="interrupted")
     except OrchestratorError as error:
         return _fail(str(error), error.exit_code, verbose)
     except click.ClickException as error:
         return _fail(error.format_message(), EXIT_USAGE, verbose)
     except (KeyboardInterrupt, click.Abort):
-        return _fail("interrupted", EXIT_INTERRUPTED, verbose)
+        return _fail("nothing was lost", EXIT_INTERRUPTED, verbose, word="interrupted")
     except BrokenPipeError:
         # `plan --json | head`: nobody is left to tell; the interpreter must not complain at exit.
         with contextlib.suppress(OSError):
@@ -230,10 +236,10 @@ def _refuse_unknown_command(words: Sequence[str]) -> None:
     )
 
 
-def _fail(message: str, code: int, verbose: bool) -> int:
+def _fail(message: str, code: int, verbose: bool, word: str = "error") -> int:
     if verbose:
         traceback.print_exc()
-    click.echo(f"error: {' '.join(message.split())}", err=True)
+    click.echo(f"{word}: {' '.join(message.split())}", err=True)
     return code
 
 

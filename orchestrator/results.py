@@ -62,7 +62,7 @@ def compare_command(
     if as_json:
         emit_json(comparison.to_json())
     else:
-        labels = _labels(base) | _labels(new)
+        labels = _labels(base, new)
         _print(comparison_view(comparison, labels=labels, names=(a, b)))
     return 0
 
@@ -105,7 +105,7 @@ def gate_command(
         emit_json({"new": new, "baseline": baseline, **result.to_json()})
     else:
         click.echo(f"{new} against {baseline}", err=True)
-        _print(gate_view(result, labels=_labels(base) | _labels(candidate)))
+        _print(gate_view(result, labels=_labels(base, candidate)))
     return result.exit_code
 
 
@@ -166,10 +166,29 @@ def _store(overrides: Sequence[str]) -> Store:
     return open_store(settings_of(overrides).tracking)
 
 
-def _labels(selection: Selection) -> dict[str, str]:
-    from orchestrator.report.labels import plain_label
+def _labels(*selections: Selection) -> dict[str, str]:
+    """Names of all trials in play, with the task options that tell them apart."""
+    from orchestrator.report.labels import SEPARATOR, axis_name, axis_value, plain_label
 
-    return {config: plain_label(identity) for config, identity in selection.configs.items()}
+    configs = {h: config for selection in selections for h, config in selection.configs.items()}
+    values: dict[str, set[str]] = {}
+    for config in configs.values():
+        for key, value in config["task"].items():
+            values.setdefault(key, set()).add(axis_value(value))
+    varying = [key for key in values if len(values[key]) > 1 and key != "name"]
+    return {
+        config_hash: SEPARATOR.join(
+            [
+                plain_label(config),
+                *(
+                    f"{axis_name(f'task.{key}')} {axis_value(config['task'][key])}"
+                    for key in varying
+                    if key in config["task"]
+                ),
+            ]
+        )
+        for config_hash, config in configs.items()
+    }
 
 
 def _print(renderable: Any) -> None:

@@ -334,6 +334,9 @@ def _compare_metric(
     if found.ratio is not None and low is None and metric in EXACT_METRICS:
         low = high = found.ratio
         p_worse = None
+    if metric in EXACT_METRICS and common["median_a"] == common["median_b"] == 0.0:
+        # No ratio, and no doubt: the reference's distance to itself.
+        return ComparedMetric(**common, verdict="equivalent")
     if found.ratio is None or low is None or high is None:
         return ComparedMetric(**common, verdict="inconclusive", reason=found.reason)
     common |= {"ci_low": low, "ci_high": high}
