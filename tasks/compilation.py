@@ -5,21 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from orchestrator.measure import Recorder
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 _MOST_ROUNDS = 8
 
 
 class CompileWatch:
-    """Compiles a model and counts what the compiler did.
+    """Compiles a model or a function and counts what the compiler did.
 
     Parameters
     ----------
+    model : callable
     directory : Path
         Of this attempt alone: the compiler starts without a cache, ``compile_s`` is cold.
 
@@ -29,7 +27,7 @@ class CompileWatch:
         The compiled model.
     """
 
-    def __init__(self, model: PreTrainedModel, directory: Path) -> None:
+    def __init__(self, model: Callable[..., Any], directory: Path) -> None:
         import torch
 
         # A cache that an earlier process filled would make compile_s ten times shorter.
