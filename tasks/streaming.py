@@ -36,7 +36,7 @@ from orchestrator.measure.figures import Bars, Breakdown
 from tasks import loading, tokens
 from tasks.generation import GreedyGenerator, SequenceTiming
 from tasks.stream import account, bandwidth
-from tasks.stream.ledger import CATEGORIES, UNATTRIBUTED, CuttingClock, Ledger
+from tasks.stream.ledger import CATEGORIES, UNATTRIBUTED, CuttingClock
 from tasks.stream.prefetch import SyncPipeline
 from tasks.stream.runner import ARCHITECTURES
 from tasks.stream.session import Session
@@ -203,7 +203,7 @@ def _measure(
         session.check_page_cache(recorder)
         steps = ledger.steps()
         _add(repetition, timing, steps, session, options)
-        outputs.add(tokens.ids_digest([int(i) for t in ids for i in t.flatten()])[:16])
+        outputs.add(_digest(ids))
         if not repetition.warmup:
             tpots_s.append(repetition_tpot_s(timing))
             breakdown.append({"steps": steps, "units": ledger.units()})
@@ -235,6 +235,12 @@ def _generator(session: Session, clock: CuttingClock) -> GreedyGenerator:
         lambda: DynamicCache(config=session.config),
         prefill_options={"logits_to_keep": 1},
     )
+
+
+def _digest(ids: list[torch.Tensor]) -> str:
+    import torch
+
+    return tokens.ids_digest(torch.cat(ids, dim=-1).flatten().tolist())[:16]
 
 
 @contextmanager

@@ -2,9 +2,9 @@
 
 ::
 
-    forward hook before    take the unit, create its parameters        wait | disk_read pin h2d, create
-    the module itself      as in the resident model: equal tokens      forward
-    forward hook after     drop the parameters, release the slot       free
+    hook before          take the unit, create its parameters     wait | disk_read pin h2d, create
+    the module itself    as in the resident model: equal tokens   forward
+    hook after           drop the parameters, release the slot    free
 
 The model is built without weights; masks, positions and the key-value cache are its own code.
 """

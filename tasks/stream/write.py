@@ -1,4 +1,6 @@
-"""Writes a model as one safetensors file a unit: ``python -m tasks.stream.write REQUEST DIRECTORY``.
+"""Writes a model as one safetensors file a unit.
+
+``python -m tasks.stream.write REQUEST DIRECTORY``
 
 A process of its own, started by ``store.py``: it may hold the whole model where that is random.
 """
@@ -61,7 +63,7 @@ def _tensors(request: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     from safetensors import safe_open
 
     for file in request["files"]:
-        source = safe_open(file, framework="pt")
+        source: Any = safe_open(file, framework="pt")
         for name in source.keys():  # noqa: SIM118 - not a mapping
             yield name, (lambda source=source, name=name: source.get_tensor(name))
 

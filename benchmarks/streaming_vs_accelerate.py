@@ -1,0 +1,225 @@
+"""task=streaming against accelerate's disk offload: same model, disk, page cache and residents.
+
+``python benchmarks/streaming_vs_accelerate.py [--rounds 2] [--model random_1b] [--steps 4]``
+writes the model once to the cache (2.2 GB for ``random_1b``), then measures both in turn, each in
+a process of its own. The page cache is dropped before each of accelerate's steps, outside what is
+timed, and behind each of our reads. ``--disk-bytes-per-s`` slows the disk down for both.
+
+Prints one JSON line a figure; exit status 1 where a required one is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
+
+from _machine import emit  # noqa: E402
+
+REQUIRED_SPEEDUP = 2.0
+REQUIRED_OVER_BOUND = 1.15
+_PROMPT_TOKENS = 16
+
+
+def identity_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The trial: the ladder's dual prefetch, weights in bf16."""
+    from omegaconf import OmegaConf
+
+    model = OmegaConf.to_container(OmegaConf.load(ROOT / "conf/model" / f"{arguments.model}.yaml"))
+    assert isinstance(model, dict)
+    return {
+        "schema": 1,
+        "task": {
+            "name": "streaming",
+            "prompt_tokens": _PROMPT_TOKENS,
+            "new_tokens": arguments.steps + 1,
+            "transfer": "async",
+            "depth": 2,
+            "workers": 2,
+            "page_cache": "dropped",
+            "budget_bytes": arguments.budget_bytes,
+            "disk_bytes_per_s": arguments.disk_bytes_per_s,
+        },
+        "model": {
+            **dict.fromkeys(("id", "revision", "path", "architecture")),
+            "trust_remote_code": False,
+            **{str(key): value for key, value in model.items()},
+        },
+        "quant": {"scheme": "none", "dtype": "bfloat16", "double_quant": False},
+        "protocol": {
+            "warmup": 1,
+            "min_repetitions": 1,
+            "max_repetitions": 1,
+            "max_time_s": 60.0,
+            "ci_relative_half_width": 1.0,
+            "confidence": 0.95,
+            "resamples": 100,
+        },
+        "device": {"kind": "cpu", "threads": None},
+        "seed": 0,
+    }
+
+
+def measure_ours(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The task itself, as an attempt runs it."""
+    from orchestrator.measure import Recorder
+    from orchestrator.measure.clock import clock_for
+    from orchestrator.measure.registry import find_task
+
+    events: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as directory:
+        recorder = Recorder(events.append, clock_for("cpu"), Path(directory))
+        find_task("streaming").run(identity_of(arguments), recorder)
+    values = {e["name"]: e["value"] for e in events if e["e"] == "value"}
+    steps_s = [
+        value
+        for e in events
+        if e["e"] == "samples" and e["name"] == "itl_s" and e["role"] == "measured"
+        for value in e["values"]
+    ]
+    return {"steps_s": steps_s, **values}
+
+
+def measure_accelerate(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The same weights files behind accelerate's hooks, its embedding, norm and head resident."""
+    import torch
+    from accelerate import dispatch_model
+    from accelerate.utils import OffloadedWeightsLoader, set_module_tensor_to_device
+    from safetensors import safe_open
+    from transformers import DynamicCache
+
+    from orchestrator.measure import HostMemory, Recorder
+    from orchestrator.measure.clock import clock_for
+    from tasks import loading, tokens
+    from tasks.stream.reader import Reader, Throttle
+    from tasks.stream.runner import build_empty
+    from tasks.stream.store import open_store
+
+    identity = identity_of(arguments)
+    with tempfile.TemporaryDirectory() as directory:
+        recorder = Recorder(lambda event: None, clock_for("cpu"), Path(directory))
+        prepared = loading.prepare(identity, recorder)
+    places = open_store(prepared, identity).places
+    model = build_empty(prepared.config, torch.bfloat16, "sdpa")
+    files = {place.file for place in places.values()}
+    reader = Reader(files, cached=True)
+    reader.drop_cache()
+    loading.release_free_memory()
+    memory = HostMemory()
+    before = memory.held_bytes() or 0
+    memory.reset()
+    for name, place in places.items():
+        if ".layers." not in name:
+            with safe_open(str(place.file), framework="pt") as source:
+                weight = source.get_tensor(name).clone()
+            set_module_tensor_to_device(model, name, "cpu", value=weight)
+    index = {
+        name: {"safetensors_file": str(place.file), "weight_name": name, "dtype": place.dtype}
+        for name, place in places.items()
+        if ".layers." in name
+    }
+    layers = {f"model.layers.{i}": "disk" for i in range(prepared.config.num_hidden_layers)}
+    resident = ("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head")
+    model = dispatch_model(
+        model,
+        {**dict.fromkeys(resident, "cpu"), **layers},
+        main_device="cpu",
+        offload_index=index,
+    )
+    if arguments.disk_bytes_per_s:
+        throttle = Throttle(arguments.disk_bytes_per_s)
+        plain = OffloadedWeightsLoader.__getitem__
+
+        def slowed(self: OffloadedWeightsLoader, key: str) -> torch.Tensor:
+            due_s = throttle.reserve(places[key].nbytes) if key in places else 0.0
+            weight = plain(self, key)
+            throttle.wait_until(due_s)
+            return weight
+
+        OffloadedWeightsLoader.__getitem__ = slowed
+    prompt = tokens.prompt(prepared, identity["seed"], 1, _PROMPT_TOKENS)
+    steps_s: list[float] = []
+    with torch.inference_mode():
+        cache = DynamicCache(config=prepared.config)
+        logits = model(input_ids=prompt, past_key_values=cache, logits_to_keep=1).logits
+        for _ in range(arguments.steps):
+            token = logits[:, -1].argmax(-1, keepdim=True)
+            reader.drop_cache()
+            begin_s = time.perf_counter()
+            logits = model(input_ids=token, past_key_values=cache).logits
+            logits[:, -1].argmax(-1)
+            steps_s.append(time.perf_counter() - begin_s)
+    return {"steps_s": steps_s, "peak_memory_bytes": (memory.peak_bytes() or 0) - before}
+
+
+def run_side(side: str, arguments: list[str]) -> dict[str, Any]:
+    """Measure one side in a fresh process."""
+    done = subprocess.run(
+        [sys.executable, __file__, *arguments, "--side", side],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+    )
+    if done.returncode != 0:
+        sys.exit(f"{side} failed with exit status {done.returncode}")
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def main() -> None:
+    """Alternate both sides, compare the medians of their steps."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="random_1b")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--budget-bytes", type=int, default=700_000_000)
+    parser.add_argument("--disk-bytes-per-s", type=float, default=None)
+    parser.add_argument("--side", choices=("ours", "accelerate"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.side:
+        measure = measure_ours if arguments.side == "ours" else measure_accelerate
+        print(json.dumps(measure(arguments)))
+        return
+
+    found: dict[str, list[dict[str, Any]]] = {"ours": [], "accelerate": []}
+    for _ in range(arguments.rounds):
+        for side, results in found.items():
+            results.append(run_side(side, sys.argv[1:]))
+    name = "streaming_vs_accelerate"
+    if arguments.disk_bytes_per_s:
+        emit(f"{name}.throttled_disk", arguments.disk_bytes_per_s, "bytes/s")
+    medians_s = {}
+    for side, results in found.items():
+        steps_s = [step for result in results for step in result["steps_s"]]
+        medians_s[side] = statistics.median(steps_s)
+        emit(f"{name}.{side}.step_s", medians_s[side], "s", n=len(steps_s))
+        peak = max(result["peak_memory_bytes"] for result in results)
+        emit(
+            f"{name}.{side}.peak_memory_bytes",
+            peak,
+            "bytes",
+            required=f"<= {arguments.budget_bytes}" if side == "ours" else None,
+        )
+    ours = found["ours"]
+    disk = statistics.median(r["disk_bandwidth_bytes_per_s"] for r in ours)
+    emit(f"{name}.disk_bandwidth_bytes_per_s", disk, "bytes/s", n=len(ours))
+    over_bound = min(result["tpot_over_bound"] for result in ours)
+    emit(f"{name}.step_over_bound", over_bound, "1", required=f"<= {REQUIRED_OVER_BOUND}")
+    speedup = medians_s["accelerate"] / medians_s["ours"]
+    emit(f"{name}.speedup", speedup, "1", required=f">= {REQUIRED_SPEEDUP}")
+    sys.exit(speedup < REQUIRED_SPEEDUP or over_bound > REQUIRED_OVER_BOUND)
+
+
+if __name__ == "__main__":
+    main()

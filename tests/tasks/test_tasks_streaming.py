@@ -1,0 +1,469 @@
+"""task=streaming on tiny models: the resident model's tokens, and an account that adds up."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.errors import ConfigError
+from orchestrator.measure import FakeClock, InputError, OutOfMemory
+from orchestrator.measure.registry import find_task
+from tasks.stream import account
+from tasks.stream.layout import ALIGNMENT_BYTES, TensorPlace, lay_out, places_in
+from tasks.stream.ledger import Ledger
+from tasks.stream.packed import Packer, Unpacker
+from tasks.stream.prefetch import AsyncPipeline
+from tasks.stream.reader import Reader, Throttle
+from tasks.stream.runner import ARCHITECTURES
+from tasks.stream.slots import Loader
+from tasks.stream.write import write
+
+Identity = Callable[..., dict[str, Any]]
+Run = Callable[[dict[str, Any]], Any]
+check = find_task("streaming").check
+
+
+def streaming(identity: Identity, directory: Path, **options: Any) -> dict[str, Any]:
+    """The identity of a run on a saved fp32 model, which is read as it is."""
+    model = {"source": "path", "path": str(directory)}
+    short = {"prompt_tokens": 8, "new_tokens": 5}
+    return identity("fp32", task="streaming", model=model, **{**short, **options})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"transfer": "sync", "buffer": "tensor"},
+        {"transfer": "sync", "buffer": "single"},
+        {"transfer": "async", "buffer": "tensor"},
+        {"transfer": "async", "depth": 2, "workers": 2},
+        {"depth": 3, "resident_embedding": False, "resident_norm": False, "resident_head": False},
+        {"resident_head": False, "page_cache": "warm", "attention": "eager"},
+        {"batch_size": 3},
+    ],
+)
+def test_tokens_are_those_of_the_resident_model(
+    identity: Identity, run: Run, saved_model: Path, options: dict[str, Any]
+) -> None:
+    streamed = run(streaming(identity, saved_model, **options))
+    model = {"source": "path", "path": str(saved_model)}
+    same = {key: options[key] for key in ("batch_size", "attention") if key in options}
+    resident = run(identity("fp32", model=model, prompt_tokens=8, new_tokens=5, **same))
+    assert streamed.fact("output_digests") == resident.fact("output_digests")
+    assert len(streamed.fact("output_digests")) == 1
+    assert streamed.engaged("weights")["ok"]
+    assert streamed.fact("streamed_from") == "checkpoint"
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+@pytest.mark.parametrize("tied", [True, False])
+def test_logits_are_equal_bit_by_bit_in_every_known_architecture(
+    identity: Identity,
+    recorder: Any,
+    tmp_path: Path,
+    model_type: str,
+    tied: bool,
+) -> None:
+    import torch
+    from transformers import DynamicCache
+
+    from tasks import loading
+    from tasks.loading import architecture
+    from tasks.stream.session import Session
+    from tasks.streaming import StreamingConfig
+
+    shape = {
+        "model_type": model_type,
+        "vocab_size": 128,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+        "tie_word_embeddings": tied,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+    }
+    config = architecture.configuration(shape)
+    resident = architecture.build(config, 0, "float32", "sdpa").eval()
+    directory = tmp_path / "model"
+    resident.save_pretrained(directory)
+    asked = streaming(identity, directory)
+    write_to, _ = recorder
+    prepared = loading.prepare(asked, write_to)
+    ids = torch.arange(10, 22).reshape(2, 6)
+    with torch.inference_mode():
+        session = Session(prepared, asked, StreamingConfig(depth=2, workers=2), write_to)
+        try:
+            session.load()
+            ours, theirs = DynamicCache(config=config), DynamicCache(config=config)
+            for step in (ids, ids[:, :1], ids[:, 1:2]):
+                got = session.streamed(input_ids=step, past_key_values=ours).logits
+                expected = resident(input_ids=step, past_key_values=theirs).logits
+                assert torch.equal(got, expected)
+        finally:
+            session.close()
+
+
+def test_categories_and_gaps_add_up_to_the_wall(
+    identity: Identity, run: Run, saved_model: Path, tmp_path: Path
+) -> None:
+    events = run(streaming(identity, saved_model, transfer="sync"))
+    assert events.engaged("foreground categories")["ok"]
+    names = ("disk_read", "wait", "create", "forward", "free", "unattributed")
+    for index, tpot_s in enumerate(events.samples("tpot_s")):
+        parts_s = [events.samples(f"step_{name}_s")[index] for name in names]
+        assert sum(parts_s) == pytest.approx(tpot_s, rel=0.02)
+    assert events.median("step_wait_s") == 0
+    assert events.median("step_disk_read_s") > 0
+    (file,) = tmp_path.glob("*/streaming.json")
+    (first, *_) = json.loads(file.read_text())
+    assert len(first["steps"]) == 4
+    assert {"model.layers.0", "model.layers.1", "lm_head"} <= set(first["units"])
+
+
+def test_reading_ahead_is_reported_apart_from_the_foreground(
+    identity: Identity, run: Run, saved_model: Path
+) -> None:
+    events = run(streaming(identity, saved_model, transfer="async", depth=1))
+    assert events.median("step_disk_read_s") == 0
+    assert events.median("disk_busy_s") > 0
+    assert events.value("bound_s") > 0
+    assert events.value("tpot_over_bound") > 0
+    assert events.value("disk_bandwidth_bytes_per_s") > 0
+    assert not [e for e in events if e.get("name", "").startswith(("step_h2d", "step_pin"))]
+
+
+def test_a_slow_disk_is_hidden_behind_compute_only_as_far_as_it_can_be(
+    identity: Identity, run: Run, saved_model: Path
+) -> None:
+    rate = 2e6
+    events = run(streaming(identity, saved_model, disk_bytes_per_s=rate, new_tokens=3))
+    assert events.fact("bottleneck") == "disk"
+    expected_s = events.value("disk_bytes") / rate
+    assert events.median("tpot_s") >= 0.95 * expected_s
+    assert events.value("disk_bandwidth_bytes_per_s") == pytest.approx(rate, rel=0.2)
+    assert events.value("bound_s") <= 1.2 * expected_s
+
+
+def test_nf4_is_quantized_once_and_comes_back_as_bitsandbytes_has_it(
+    saved_model: Path, tmp_path: Path
+) -> None:
+    import bitsandbytes.functional as functional
+    import torch
+    from safetensors.torch import load_file
+
+    quant = {"scheme": "nf4", "dtype": "float32", "double_quant": True}
+    request = {
+        "directory": str(saved_model),
+        "files": [str(saved_model / "model.safetensors")],
+        "quant": quant,
+    }
+    store = tmp_path / "store"
+    store.mkdir()
+    write(request, store)
+    unpacker = Unpacker(store, torch.device("cpu"), torch.float32)
+    assert unpacker.scheme == "nf4"
+    dense = load_file(saved_model / "model.safetensors")
+    name = "model.layers.1.mlp.down_proj.weight"
+    packed = {}
+    for file in sorted(store.glob("unit-*.safetensors")):
+        packed.update(load_file(file))
+    flat = {key: tensor.flatten().view(torch.uint8) for key, tensor in packed.items()}
+    expected = functional.dequantize_4bit(
+        *functional.quantize_4bit(dense[name], compress_statistics=True, quant_type="nf4")
+    )
+    assert torch.equal(unpacker.unpack(name, flat), expected)
+    assert not torch.equal(expected, dense[name])
+    assert "model.embed_tokens.weight" not in unpacker
+    assert torch.equal(packed["model.embed_tokens.weight"], dense["model.embed_tokens.weight"])
+
+
+def test_nf4_runs_from_a_store_of_random_weights(identity: Identity, run: Run, cache: Path) -> None:
+    asked = identity("nf4", task="streaming", prompt_tokens=8, new_tokens=3)
+    events = run(asked)
+    assert events.engaged("weights")["got"] == "nf4+double"
+    assert events.fact("streamed_from") == "cache"
+    (store,) = (cache / "streamed").iterdir()
+    made = {file.name: file.stat().st_mtime_ns for file in store.iterdir()}
+    assert "request.json" not in made
+    again = run(asked)
+    assert again.fact("output_digests") == events.fact("output_digests")
+    assert {file.name: file.stat().st_mtime_ns for file in store.iterdir()} == made
+    assert again.value("weights_bytes") < 4 * 80_000
+
+
+# --- the parts ---------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(1, 700), min_size=1, max_size=8))
+def test_a_layout_reads_every_byte_once_and_aligned(tmp_sizes: list[int]) -> None:
+    places, offset = {}, 104
+    for index, size in enumerate(tmp_sizes):
+        places[f"t{index}"] = TensorPlace(Path("f"), offset, size, "uint8", (size,))
+        offset += size
+    unit = lay_out("u", "layer", places)
+    assert unit.read_bytes == sum(tmp_sizes)
+    assert all(part.buffer_offset % ALIGNMENT_BYTES == 0 for part in unit.parts)
+    content = bytes(i % 251 for i in range(offset))
+    buffer = bytearray(unit.buffer_bytes)
+    for e in unit.extents:
+        buffer[e.buffer_offset : e.buffer_offset + e.nbytes] = content[
+            e.offset : e.offset + e.nbytes
+        ]
+    for part in unit.parts:
+        place = part.place
+        got = buffer[part.buffer_offset : part.buffer_offset + place.nbytes]
+        assert got == content[place.offset : place.offset + place.nbytes]
+
+
+def test_aligned_neighbours_are_one_read(saved_model: Path) -> None:
+    places = places_in([saved_model / "model.safetensors"])
+    layer = {name: place for name, place in places.items() if ".layers.0." in name}
+    assert len(layer) == 9
+    assert len(lay_out("model.layers.0", "layer", layer).extents) == 1
+
+
+def test_a_ledger_adds_up_and_refuses_what_overlaps() -> None:
+    clock = FakeClock()
+    ledger = Ledger(clock)
+    ledger.cut()
+    with ledger.foreground("wait", "a"):
+        clock.advance(1.0)
+    clock.advance(0.25)
+    with ledger.foreground("forward", "a"):
+        clock.advance(2.0)
+    ledger.cut()
+    (step,) = ledger.steps()
+    assert (step["wait"], step["forward"], step["unattributed"]) == (1.0, 2.0, 0.25)
+    assert ledger.units() == {"a": {"wait": 1.0, "forward": 2.0}}
+    ledger.add("create", "a", 500_000_000, 1_100_000_000)
+    with pytest.raises(ValueError, match="overlaps"):
+        ledger.steps()
+
+
+def test_busy_time_of_two_threads_at_once_counts_once_and_only_inside_the_cuts() -> None:
+    clock = FakeClock()
+    ledger = Ledger(clock)
+    with ledger.background("disk_read", "a"):
+        clock.advance(1.0)
+        ledger.cut()
+        with ledger.background("disk_read", "b"):
+            clock.advance(2.0)
+        clock.advance(1.0)
+    clock.advance(5.0)
+    ledger.cut()
+    assert ledger.busy_s("disk_read") == pytest.approx(3.0)
+
+
+def test_the_account_of_overlap() -> None:
+    busy_s = {"disk": 3.0, "compute": 2.0}
+    assert account.overlap_efficiency(busy_s, 5.0) == 0.0
+    assert account.overlap_efficiency(busy_s, 3.0) == 1.0
+    assert account.overlap_efficiency({"disk": 3.0}, 3.0) is None
+    assert account.bottleneck(busy_s) == "disk"
+    assert account.bound_s({"disk": 100.0}, {"disk": 50.0}, 1.5) == 2.0
+    assert account.bound_s({"disk": 100.0}, {"disk": 50.0}, 2.5) == 2.5
+
+
+def test_a_throttle_lets_so_many_bytes_pass_whoever_asks() -> None:
+    now_s = [0.0]
+
+    def sleep(seconds: float) -> None:
+        now_s[0] += seconds
+
+    throttle = Throttle(100.0, now=lambda: now_s[0], sleep=sleep)
+    due = [throttle.reserve(50), throttle.reserve(150)]
+    assert due == [0.5, 2.0]
+    throttle.wait_until(due[1])
+    assert now_s[0] == 2.0
+    assert throttle.reserve(100) == 3.0
+
+
+class _SlowFirst(Loader):
+    """Reads units out of order: the first of each pair is held back until the second is there."""
+
+    def __init__(self) -> None:
+        self.second = threading.Event()
+
+    def new_slot(self) -> Any:
+        return object()
+
+    def load(self, unit: Any, slot: Any, span: Any) -> dict[str, Any]:
+        if unit.name == "a":
+            assert self.second.wait(10)
+        elif unit.name == "b":
+            self.second.set()
+        elif unit.name == "bad":
+            raise InputError("no such byte")
+        return {}
+
+
+def _unit(name: str) -> Any:
+    return lay_out(name, "layer", {name: TensorPlace(Path("f"), 0, 4, "uint8", (4,))})
+
+
+@pytest.fixture
+def pipelines() -> Iterator[list[AsyncPipeline]]:
+    made: list[AsyncPipeline] = []
+    yield made
+    for pipeline in made:
+        pipeline.close()
+
+
+def test_units_come_in_order_whichever_worker_is_first(pipelines: list[AsyncPipeline]) -> None:
+    ring = [_unit("a"), _unit("b")]
+    pipeline = AsyncPipeline(ring, _SlowFirst(), Ledger(FakeClock()), depth=2, workers=2)
+    pipelines.append(pipeline)
+    for unit in ring * 5:
+        loaded = pipeline.take(unit)
+        assert loaded.unit is unit
+        pipeline.release(loaded)
+    with pytest.raises(RuntimeError, match="asked for b"):
+        pipeline.take(ring[1])
+
+
+def test_a_worker_that_fails_fails_the_step(pipelines: list[AsyncPipeline]) -> None:
+    ring = [_unit("bad")]
+    pipelines.append(AsyncPipeline(ring, _SlowFirst(), Ledger(FakeClock()), depth=1, workers=1))
+    with pytest.raises(InputError, match="no such byte"):
+        pipelines[0].take(ring[0])
+
+
+def test_what_was_read_is_not_left_in_the_page_cache(tmp_path: Path) -> None:
+    from tasks.loading.residency import resident_fraction
+
+    file = tmp_path / "f"
+    file.write_bytes(bytes(1 << 20))
+    target = memoryview(bytearray(1 << 20))
+    if resident_fraction([file]) is None:
+        pytest.skip("the kernel does not tell")
+    reader = Reader([file], cached=False)
+    reader.drop_cache()
+    before = resident_fraction([file])
+    if before:
+        pytest.skip("this file system keeps its pages")
+    reader.read_into(file, 0, target)
+    assert (resident_fraction([file]) or 0.0) < 0.1
+    with pytest.raises(InputError, match="end early"):
+        reader.read_into(file, 10, target)
+    reader.close()
+    reader = Reader([file], cached=True)
+    reader.read_into(file, 0, target)
+    assert resident_fraction([file]) == 1.0
+    reader.close()
+
+
+# --- bad input ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "where"),
+    [
+        ({"transfer": "warp"}, "task.transfer"),
+        ({"buffer": "none"}, "task.buffer"),
+        ({"page_cache": "hot"}, "task.page_cache"),
+        ({"depth": 0}, "task.depth"),
+        ({"new_tokens": 1}, "task.new_tokens"),
+        ({"budget_bytes": 0}, "task.budget_bytes"),
+    ],
+)
+def test_options_without_sense_are_refused(
+    identity: Identity, options: dict[str, Any], where: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check(identity(task="streaming", **options))
+    assert caught.value.where == where
+
+
+def test_what_cannot_be_done_here_is_infeasible(identity: Identity) -> None:
+    assert check(identity(task="streaming")) is None
+    assert "CUDA" in str(check(identity(task="streaming", pinned=True)))
+    assert "depth" in str(check(identity(task="streaming", workers=2)))
+    assert "int8" in str(check(identity("int8", task="streaming")))
+    assert "context of" in str(check(identity(task="streaming", prompt_tokens=5000)))
+
+
+def test_an_architecture_it_does_not_know_is_named_with_those_it_does(identity: Identity) -> None:
+    with pytest.raises(ConfigError, match="gpt2") as caught:
+        check(identity(task="streaming", model={"architecture": {"model_type": "gpt2"}}))
+    assert "llama" in str(caught.value)
+
+
+def test_a_layer_larger_than_the_budget(identity: Identity, run: Run, saved_model: Path) -> None:
+    with pytest.raises(InputError, match=r"alone takes \d+ bytes, the budget is 1000"):
+        run(streaming(identity, saved_model, budget_bytes=1000))
+
+
+def test_residents_and_slots_over_the_budget(
+    identity: Identity, run: Run, saved_model: Path
+) -> None:
+    with pytest.raises(OutOfMemory) as caught:
+        run(streaming(identity, saved_model, budget_bytes=400_000, depth=64))
+    assert caught.value.outcome == "oom_host"
+
+
+def test_a_budget_is_held_to_what_is_really_used(
+    identity: Identity, run: Run, saved_model: Path
+) -> None:
+    # Residents and slots fit, the activations of this prompt do not.
+    with pytest.raises(OutOfMemory, match=r"took \d+ bytes"):
+        run(
+            streaming(
+                identity, saved_model, budget_bytes=1_000_000, prompt_tokens=480, batch_size=64
+            )
+        )
+
+
+def test_a_missing_shard_and_a_missing_tensor(
+    identity: Identity, run: Run, saved_model: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    file = saved_model / "model.safetensors"
+    tensors = load_file(file)
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"lack model\.layers\.1\.mlp\.up_proj\.weight"):
+        run(streaming(identity, saved_model))
+    names = {name: "model-00002-of-00002.safetensors" for name in tensors}
+    index = {"metadata": {}, "weight_map": names}
+    (saved_model / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match="missing"):
+        run(streaming(identity, saved_model))
+
+
+def test_a_disk_that_fills_while_writing_leaves_nothing(
+    identity: Identity, run: Run, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import errno
+
+    from tasks.stream import store
+
+    def full(request: dict[str, Any], directory: Path) -> None:
+        directory.mkdir()
+        (directory / "unit-00000.safetensors").write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(store, "_write", full)
+    with pytest.raises(InputError, match="no space left"):
+        run(identity("bf16", task="streaming"))
+    assert list((cache / "streamed").iterdir()) == []
+
+
+def test_packing_keeps_scales_plain_where_asked() -> None:
+    import torch
+
+    torch.manual_seed(0)
+    plain = Packer("nf4", double_quant=False).pack("w", torch.randn(64, 64))
+    assert set(plain) == {"w", "w.absmax"}
+    assert plain["w"].numel() == 64 * 64 // 2
