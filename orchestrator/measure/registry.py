@@ -22,6 +22,7 @@ BUILT_IN = {
     "llamacpp": "tasks.llamacpp",
     "training": "tasks.training",
     "attention": "tasks.attention",
+    "numerics": "tasks.numerics",
 }
 
 
