@@ -110,14 +110,21 @@ def reproduce_command(prefix: str, argv: Sequence[str], as_json: bool) -> int:
 
 def execute(plan: Plan, *, as_json: bool = False, table: bool = True) -> int:
     """Run what is missing of a plan, record it, print the table; returns the exit code."""
+    from orchestrator.pure import run_pure, split
     from orchestrator.record import open_store
 
     store = open_store(plan.settings.tracking)
-    todo = _todo(plan, store)
-    cached = sum(state.state == "cached" for state in todo.states)
     if plan.duplicates:
         again = "combination is" if plan.duplicates == 1 else "combinations are"
         click.echo(f"{plan.duplicates} {again} the same trial as another: left out", err=True)
+    pure, rest = split(plan)
+    if pure is not None:
+        code = run_pure(pure, store, command=command_line(), as_json=as_json, table=table)
+        if rest is None:
+            return code
+        plan = rest
+    todo = _todo(plan, store)
+    cached = sum(state.state == "cached" for state in todo.states)
     if not todo.attempts:
         click.echo(_nothing_to_do(plan, todo), err=True)
         return _report(plan, store, None, cached=cached, wall_s=0.0, as_json=as_json, table=table)

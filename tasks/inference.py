@@ -31,6 +31,7 @@ from orchestrator.measure import (
 )
 from tasks import loading, quality, tokens
 from tasks.compilation import CompileWatch
+from tasks.expected import expect_inference
 from tasks.generation import GreedyGenerator, SequenceTiming
 from tasks.phase_memory import PhaseMemory
 
@@ -191,6 +192,7 @@ TASK = Task(
     run=run,
     check=check,
     preload=loading.PRELOAD,
+    expect=expect_inference,
     headline=(
         "tpot_s",
         "ttft_s",

@@ -15,6 +15,7 @@ ENTRY_POINT_GROUP = "orchestrator.tasks"
 BUILT_IN = {
     "inference": "tasks.inference",
     "quality": "tasks.quality",
+    "ceilings": "tasks.ceilings",
     "estimate": "tasks.estimate",
     "noop": "tasks.noop",
     "streaming": "tasks.streaming",

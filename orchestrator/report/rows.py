@@ -192,6 +192,8 @@ def headline(plan: Plan) -> list[str]:
 
 def better_when(name: str, unit: str) -> str | None:
     """``lower``, ``higher``, or None for a metric that has no good direction."""
+    if name.startswith(("predicted_", "measured_over_predicted.")):
+        return None
     if unit in ("s", "bytes", "J", "J/token", "nats", "degC") or name == "perplexity":
         return "lower"
     if unit.endswith("/s") or name.endswith(_HIGHER_IS_BETTER):

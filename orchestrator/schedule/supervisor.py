@@ -47,6 +47,7 @@ from orchestrator.schedule.events import (
     Waiting,
 )
 from orchestrator.schedule.locks import Request, local_directory
+from orchestrator.schedule.predictions import add_predictions
 
 if TYPE_CHECKING:
     from orchestrator.isolate import Isolation
@@ -191,6 +192,8 @@ def _run(
             yield PhaseBegan(spec.attempt_id, item.name)
     assert report is not None, "an isolation always reports"
     report.provenance = {**_node_provenance(), **report.provenance}
+    if not cancellation.asked:
+        add_predictions(report, spec, slot, isolation)
     return judged(report, spec.verdict)
 
 

@@ -107,6 +107,8 @@ def prepare(identity: Identity, recorder: Recorder) -> Prepared:
             MODEL_FOR_CAUSAL_LM_MAPPING[type(prepared.config)]
     recorder.fact("weights_digest", prepared.weights_digest)
     recorder.fact("model_type", prepared.config.model_type)
+    # As plain data: a supervisor without transformers predicts from it.
+    recorder.fact("model_config", json.loads(prepared.config.to_json_string(use_diff=False)))
     return prepared
 
 

@@ -1,0 +1,327 @@
+"""Arithmetic alone: what a model needs and how fast a device could run it. Nothing is measured.
+
+A pure task: ten thousand configurations are a matter of seconds, in one process, recorded as one
+run with one table. Formulas: ``docs/arithmetic.md``; devices: ``conf/hardware``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.errors import ConfigError
+from orchestrator.measure import (
+    Absent,
+    Evaluation,
+    Identity,
+    Infeasible,
+    Metric,
+    Recorder,
+    Task,
+    Value,
+)
+from tasks.loading.configuration import known_config
+from tasks.loading.feasible import check_positive
+
+if TYPE_CHECKING:
+    from orchestrator.measure.arithmetic import (
+        Architecture,
+        CacheFormat,
+        Datasheet,
+        Execution,
+        Measured,
+        WeightFormat,
+    )
+
+# The hardware of that name is this machine, as task=ceilings measured it.
+THIS = "this"
+
+_SIZES = {
+    "parameters": "parameters",
+    "active_parameters": "parameters",
+    "weights_bytes": "bytes",
+    "weights_bits_per_parameter": "bit",
+    "kv_bytes": "bytes",
+    "activation_bytes": "bytes",
+    "memory_bytes": "bytes",
+    "longest_context_tokens": "tokens",
+    "compute_bound_batch": "1",
+}
+_TIMES = {
+    "ttft_s": "s",
+    "tpot_s": "s",
+    "e2e_s": "s",
+    "prefill_tokens_per_s": "tokens/s",
+    "decode_tokens_per_s": "tokens/s",
+    "prefill_flops": "flop",
+    "decode_flops": "flop",
+    "decode_read_bytes": "bytes",
+    "prefill_attention_share": "1",
+    "decode_attention_share": "1",
+}
+_UNITS = {**_SIZES, **_TIMES}
+
+
+@dataclass
+class EstimateConfig:
+    """Options of ``task=estimate``.
+
+    Attributes
+    ----------
+    hardware : str
+        A name of ``conf/hardware``, ``this`` (as ``task=ceilings`` measured this machine), or the
+        path of a YAML file with figures.
+    batch_size, prompt_tokens, new_tokens : int
+    kv_dtype : str
+        Of the cache: ``float32``, ``float16``, ``bfloat16``, ``float8``, ``int8`` or ``int4``.
+    gguf : str or None
+        A GGUF type for the weights, in place of ``quant.scheme``; computes in ``quant.dtype``.
+    memory_share : float
+        Share of the device's memory that may be used: the rest is the runtime's own.
+    absorbed : bool
+        Latent attention (DeepSeek) works on its compressed cache; false: it is expanded in every
+        step, as transformers does.
+    """
+
+    name: str = "estimate"
+    hardware: str = "h100"
+    batch_size: int = 1
+    prompt_tokens: int = 512
+    new_tokens: int = 128
+    kv_dtype: str = "bfloat16"
+    gguf: str | None = None
+    memory_share: float = 0.95
+    absorbed: bool = True
+
+
+def check(identity: Identity) -> str | None:
+    """None, or one line why this cannot be; :class:`ConfigError` for what has no sense."""
+    options = identity["task"]
+    check_positive(options, "batch_size", "prompt_tokens", "new_tokens")
+    if not 0 < options["memory_share"] <= 1:
+        raise ConfigError(
+            f"{options['memory_share']} is not a share between 0 and 1", where="task.memory_share"
+        )
+    if known_config(identity["model"]) is None:
+        raise ConfigError(
+            "the configuration of this model is not at hand",
+            where="model",
+            fix="Use one of model=known/..., model=random or model=path",
+        )
+    architecture = _architecture(identity["model"])
+    _formats(identity)
+    _device(options["hardware"])
+    limit = architecture.context_tokens
+    length = options["prompt_tokens"] + options["new_tokens"]
+    if limit is not None and length > limit:
+        return f"prompt_tokens + new_tokens = {length}, more than the model's context of {limit}"
+    return None
+
+
+def evaluate(identity: Identity) -> Evaluation:
+    """Everything that arithmetic says of one configuration on one device.
+
+    A configuration that does not fit into the device is infeasible: its sizes are told, its times
+    are absent.
+    """
+    from orchestrator.measure.arithmetic import (
+        Execution,
+        active_parameter_count,
+        longest_context,
+        memory,
+        parameter_count,
+    )
+
+    options = identity["task"]
+    architecture = _architecture(identity["model"])
+    weights, cache = _formats(identity)
+    device = _device(options["hardware"])
+    batch, prompt = options["batch_size"], options["prompt_tokens"]
+    held = memory(
+        architecture,
+        batch=batch,
+        prompt_tokens=prompt,
+        tokens=prompt + options["new_tokens"],
+        weights=weights,
+        cache=cache,
+    )
+    available = device.memory_bytes * options["memory_share"]
+    context = longest_context(architecture, available, batch=batch, weights=weights, cache=cache)
+    parameters = parameter_count(architecture)
+    # A text in the place of a number is the reason why there is none.
+    values: dict[str, float | str] = {
+        "parameters": parameters,
+        "active_parameters": active_parameter_count(architecture),
+        "weights_bytes": held.weights_bytes,
+        "weights_bits_per_parameter": 8 * held.weights_bytes / parameters,
+        "kv_bytes": held.kv_bytes,
+        "activation_bytes": held.activation_bytes,
+        "memory_bytes": held.total_bytes,
+        "longest_context_tokens": context.tokens,
+    }
+    facts = {"longest_context_limited_by": context.limited_by}
+    infeasible = None
+    if held.total_bytes > available:
+        infeasible = (
+            f"needs {_gib(held.total_bytes)} and {options['hardware']} has {_gib(available)}"
+        )
+        values |= dict.fromkeys(("compute_bound_batch", *_TIMES), infeasible)
+    else:
+        job = _Job(architecture, batch, prompt, options["new_tokens"], weights, cache)
+        execution = Execution(absorbed=options["absorbed"])
+        values["compute_bound_batch"] = _crossing(job, execution, options["hardware"])
+        values |= _times(job, execution, device, facts)
+    return Evaluation({name: _metric(name, values[name]) for name in _UNITS}, facts, infeasible)
+
+
+def run(identity: Identity, recorder: Recorder) -> None:
+    """One estimate as an attempt of its own: what ``reproduce`` makes."""
+    found = evaluate(identity)
+    for name, metric in found.metrics.items():
+        if isinstance(metric, Value):
+            recorder.value(name, metric.unit, metric.value)
+        elif isinstance(metric, Absent):
+            recorder.absent(name, metric.unit, metric.reason)
+    for name, fact in found.facts.items():
+        recorder.fact(name, fact)
+    if found.infeasible:
+        raise Infeasible(found.infeasible, where="task.hardware")
+
+
+@dataclass(frozen=True)
+class _Job:
+    architecture: Architecture
+    batch: int
+    prompt: int
+    new: int
+    weights: WeightFormat
+    cache: CacheFormat
+
+
+def _times(
+    job: _Job, execution: Execution, device: Datasheet | Measured, facts: dict[str, str]
+) -> dict[str, float | str]:
+    """Times of a prefill and of the decode after it; says in ``facts`` what bounds either."""
+    from orchestrator.measure.arithmetic import decode, estimate, flops, moved_bytes, prefill
+
+    common = (job.weights, job.cache, execution)
+    first = prefill(job.architecture, job.batch, job.prompt, *common)
+    # A step grows linearly with what is cached: the one in the middle is their mean.
+    middle = job.prompt + max(job.new - 2, 0) // 2
+    step = decode(job.architecture, job.batch, middle, *common)
+    try:
+        ahead, each = estimate(first, device), estimate(step, device)
+    except ConfigError as error:
+        return dict.fromkeys(_TIMES, str(error))
+    facts["prefill_bound"], facts["decode_bound"] = ahead.bound, each.bound
+    return {
+        "ttft_s": ahead.time_s,
+        "tpot_s": each.time_s,
+        "e2e_s": ahead.time_s + (job.new - 1) * each.time_s,
+        "prefill_tokens_per_s": job.batch * job.prompt / ahead.time_s,
+        "decode_tokens_per_s": job.batch / each.time_s,
+        "prefill_flops": flops(first),
+        "decode_flops": flops(step),
+        "decode_read_bytes": moved_bytes(step),
+        "prefill_attention_share": ahead.attention_share,
+        "decode_attention_share": each.attention_share,
+    }
+
+
+def _crossing(job: _Job, execution: Execution, hardware: str) -> float | str:
+    found = _crossing_of(job.architecture, job.prompt, job.weights, job.cache, execution, hardware)
+    if found is None:
+        return "reading a sequence's cache takes longer than computing its token"
+    return found
+
+
+@lru_cache(maxsize=65536)
+def _crossing_of(
+    architecture: Architecture,
+    past: int,
+    weights: WeightFormat,
+    cache: CacheFormat,
+    execution: Execution,
+    hardware: str,
+) -> float | str | None:
+    """The same for every batch size of a sweep."""
+    from orchestrator.measure.arithmetic import compute_bound_batch
+
+    try:
+        return compute_bound_batch(
+            architecture,
+            past,
+            weights=weights,
+            cache=cache,
+            ceilings=_device(hardware),
+            execution=execution,
+        )
+    except ConfigError as error:
+        return str(error)
+
+
+def _architecture(model: Mapping[str, Any]) -> Architecture:
+    return _read(json.dumps(known_config(model), sort_keys=True))
+
+
+@lru_cache(maxsize=1024)
+def _read(config: str) -> Architecture:
+    from orchestrator.measure.arithmetic import Architecture
+
+    return Architecture.from_config(json.loads(config))
+
+
+def _formats(identity: Identity) -> tuple[WeightFormat, CacheFormat]:
+    from orchestrator.measure.arithmetic import CacheFormat, WeightFormat
+
+    quant, options = identity["quant"], identity["task"]
+    weights = WeightFormat.from_quant(quant)
+    if options["gguf"] is not None:
+        if quant["scheme"] != "none":
+            raise ConfigError(
+                f"has no place beside quant.scheme={quant['scheme']}",
+                where="task.gguf",
+                fix="Leave quant at bf16, fp16 or fp32: the dtype that is computed in",
+            )
+        weights = WeightFormat(options["gguf"], quant["dtype"])
+    return weights, CacheFormat(options["kv_dtype"])
+
+
+@lru_cache(maxsize=64)
+def _device(name: str) -> Datasheet | Measured:
+    from orchestrator.measure.arithmetic import load_datasheet
+    from orchestrator.measure.arithmetic.ceilings import load_this
+
+    return load_this() if name == THIS else load_datasheet(name)
+
+
+def _metric(name: str, value: float | str) -> Metric:
+    if isinstance(value, str):
+        return Absent(name, _UNITS[name], value)
+    return Value(name, _UNITS[name], float(value))
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.1f} GiB"
+
+
+TASK = Task(
+    name="estimate",
+    config=EstimateConfig,
+    run=run,
+    check=check,
+    evaluate=evaluate,
+    whole_node=False,
+    headline=(
+        "tpot_s",
+        "ttft_s",
+        "memory_bytes",
+        "kv_bytes",
+        "longest_context_tokens",
+        "compute_bound_batch",
+        "prefill_attention_share",
+    ),
+)
