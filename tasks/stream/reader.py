@@ -12,6 +12,7 @@ from orchestrator.measure import InputError
 
 # Long enough that the call's cost vanishes, short enough for a throttle to be smooth.
 _CHUNK_BYTES = 8 << 20
+_LARGEST_FOLIO_BYTES = 2 << 20
 
 
 class Throttle:
@@ -89,11 +90,13 @@ class Reader:
                     where=str(file),
                     fix="Leave the model alone while it is measured",
                 )
-            if not self._cached:
-                os.posix_fadvise(handle, offset + done, count, os.POSIX_FADV_DONTNEED)
             if self._throttle is not None and due_s is not None:
                 self._throttle.wait_until(due_s)
             done += count
+        if not self._cached:
+            # At the end and from a little before: a folio that two ranges share survives both.
+            begin = max(0, offset - _LARGEST_FOLIO_BYTES)
+            os.posix_fadvise(handle, begin, offset + done - begin, os.POSIX_FADV_DONTNEED)
 
     def drop_cache(self) -> None:
         """Ask the kernel to forget all of these files; what is unwritten is written first."""
