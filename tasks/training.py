@@ -15,6 +15,7 @@ moments) and ``task.autocast`` (``bfloat16`` over ``quant=fp32``). All steps see
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -34,11 +35,18 @@ from orchestrator.measure.figures import Bars, Breakdown, Scaling
 from tasks import loading, tokens
 from tasks.compilation import CompileWatch
 from tasks.phase_memory import PhaseMemory
-from tasks.training_expected import Expected, device_memory_bytes, peak_flops_per_s
+from tasks.training_expected import (
+    Expected,
+    device_memory_bytes,
+    expectation,
+    peak_flops_per_s,
+)
 from tasks.training_step import StepTiming, TrainingStep
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from orchestrator.measure.arithmetic.expectation import Expectation
 
 AUTOCASTS = ("none", "bfloat16")
 _LEARNING_RATE = 1e-4
@@ -129,10 +137,23 @@ def _check_snapshot(device_kind: str, asked: bool) -> str | None:
     return None
 
 
+def expect(identity: Identity, config: Mapping[str, Any] | None) -> Expectation | None:
+    """What arithmetic says of the trial; None without the model's configuration."""
+    if config is None and identity["model"]["source"] == "random":
+        config = identity["model"]["architecture"]
+    if config is None or check(identity) is not None:
+        return None
+    return expectation(config, _options(identity), identity["quant"]["dtype"])
+
+
+def _options(identity: Identity) -> TrainingConfig:
+    known = {field.name for field in fields(TrainingConfig)}
+    return TrainingConfig(**{k: v for k, v in identity["task"].items() if k in known})
+
+
 def run(identity: Identity, recorder: Recorder) -> None:
     """Measure one trial; see the module for its phases."""
-    known = {field.name for field in fields(TrainingConfig)}
-    options = TrainingConfig(**{k: v for k, v in identity["task"].items() if k in known})
+    options = _options(identity)
     prepared = loading.prepare(identity, recorder)
     limit = prepared.context_tokens
     if limit is not None and options.context_tokens > limit:
@@ -303,6 +324,7 @@ TASK = Task(
     config=TrainingConfig,
     run=run,
     check=check,
+    expect=expect,
     preload=loading.PRELOAD,
     headline=(
         "step_s",

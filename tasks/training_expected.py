@@ -10,12 +10,20 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.errors import ConfigError
 from orchestrator.measure import Infeasible
 from orchestrator.measure.arithmetic import (
+    EAGER,
+    IDEAL,
     Architecture,
+    Execution,
+    Operation,
     StepFlops,
     TrainingMemory,
+    WeightFormat,
     step_flops,
+    step_operations,
     training_memory,
+    weights_bytes,
 )
+from orchestrator.measure.arithmetic.expectation import Expectation, Steps
 from orchestrator.measure.arithmetic.hardware import datasheet_of
 
 if TYPE_CHECKING:
@@ -65,7 +73,7 @@ class Expected:
             options.batch_size // options.accumulation,
             options.context_tokens,
             parameter_dtype=dtype,
-            compute_dtype=None if options.autocast == "none" else options.autocast,
+            compute_dtype=_compute_dtype(options),
             optimizer=options.optimizer,
             checkpointing=options.checkpointing,
             fused_attention=fused,
@@ -92,6 +100,48 @@ class Expected:
                 where="model",
                 fix="Take a smaller model, quant=bf16 or a larger device",
             )
+
+
+def expectation(
+    config: Mapping[str, Any], options: TrainingConfig, dtype: str
+) -> Expectation | None:
+    """Memory and the operations of each phase; None where the arithmetic knows no such model."""
+    expected = Expected(config, options, dtype)
+    if expected.memory is None:
+        return None
+    architecture = Architecture.from_config(config)
+    ideal = _phases(architecture, options, dtype, IDEAL)
+    eager = _phases(architecture, options, dtype, EAGER)
+    return Expectation(
+        sizes_bytes={"weights_bytes": weights_bytes(architecture, WeightFormat("none", dtype))},
+        memory_bytes=expected.memory.total_bytes,
+        steps={name: Steps(ideal[name], eager[name]) for name in ideal},
+    )
+
+
+def _phases(
+    architecture: Architecture, options: TrainingConfig, dtype: str, execution: Execution
+) -> dict[str, tuple[Operation, ...]]:
+    step = step_operations(
+        architecture,
+        options.batch_size // options.accumulation,
+        options.context_tokens,
+        parameter_dtype=dtype,
+        compute_dtype=_compute_dtype(options),
+        execution=execution,
+        checkpointing=options.checkpointing,
+    )
+    phases = {
+        "forward_s": step.forward * options.accumulation,
+        "backward_s": step.backward * options.accumulation,
+    }
+    if options.optimizer:
+        phases["optimizer_s"] = step.optimizer
+    return {**phases, "step_s": tuple(o for phase in phases.values() for o in phase)}
+
+
+def _compute_dtype(options: TrainingConfig) -> str | None:
+    return None if options.autocast == "none" else options.autocast
 
 
 def device_memory_bytes(device_kind: str) -> int | None:

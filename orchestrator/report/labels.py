@@ -42,6 +42,11 @@ _TITLES = {
     "energy_j": "energy",
     "power_w": "power",
     "mfu": "MFU",
+    "hfu": "HFU",
+    "model_flop_per_s": "model FLOPs",
+    "forward_flop_per_s": "forward FLOPs",
+    "train_tokens_per_s": "training",
+    "memory_before_backward_bytes": "before backward",
 }
 
 #: One line on what a headline metric is, for footnotes and tooltips.

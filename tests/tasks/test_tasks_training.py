@@ -253,6 +253,31 @@ def test_a_step_that_runs_out_of_memory_leaves_what_was_asked_and_its_peak(
     assert not events.samples("step_s")
 
 
+def test_what_is_expected_follows_from_the_options(identity: Identity, run: Run) -> None:
+    expect = find_task("training").expect
+    assert expect is not None
+    plain = expect(training(identity), None)
+    assert plain is not None
+    assert plain.sizes_bytes["weights_bytes"] == run(training(identity)).value("weights_bytes")
+    assert set(plain.steps) == {"forward_s", "backward_s", "optimizer_s", "step_s"}
+    flops = {
+        name: sum(o.count * o.flops for o in steps.eager) for name, steps in plain.steps.items()
+    }
+    assert flops["step_s"] == pytest.approx(
+        flops["forward_s"] + flops["backward_s"] + flops["optimizer_s"]
+    )
+    accumulated = expect(training(identity, accumulation=2, optimizer=False), None)
+    assert accumulated is not None
+    assert "optimizer_s" not in accumulated.steps
+    assert accumulated.memory_bytes < plain.memory_bytes
+    again = sum(o.count * o.flops for o in accumulated.steps["forward_s"].eager)
+    assert again == pytest.approx(flops["forward_s"])
+    assert expect(training(identity, "nf4"), None) is None
+    packaged = training(identity)
+    packaged["model"] = {**packaged["model"], "source": "hub", "id": "some/model"}
+    assert expect(packaged, None) is None
+
+
 def test_flops_of_an_unknown_architecture_are_absent_with_a_reason() -> None:
     options = find_task("training").config(**SMALL)
     expected = Expected({"model_type": "never_seen"}, options, "float32")
