@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from statistics import median, quantiles
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.measure import Clock, Identity, Infeasible, Recorder, Task
@@ -88,6 +89,7 @@ def run(identity: Identity, recorder: Recorder) -> None:
     recorder.value("triad_bytes_per_s", "bytes/s", triad[-1][1])
     recorder.value("read_bytes_per_s", "bytes/s", reading[-1][1])
     recorder.value("launch_s", "s", launch_s)
+    recorder.value("spread", "1", timer.spread)
     from orchestrator.measure.arithmetic.hardware import MEASURED_VERSION
 
     recorder.fact(
@@ -101,6 +103,7 @@ def run(identity: Identity, recorder: Recorder) -> None:
             "reading": reading,
             "launch_s": launch_s,
             "memory_bytes": _memory_bytes(device),
+            "spread": timer.spread,
         },
     )
 
@@ -110,6 +113,12 @@ class _Timer:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
+        self._spreads: list[float] = []
+
+    @property
+    def spread(self) -> float:
+        """How much slower a typical block was than the best one; a quarter of the points is worse."""
+        return quantiles(self._spreads, n=4)[2]
 
     def seconds(self, call: Callable[[], Any]) -> float | None:
         """Seconds of one call; None where it takes too long to be measured."""
@@ -118,7 +127,9 @@ class _Timer:
         if once_s > _LONGEST_S:
             return None
         count = max(1, round(_BLOCK_S / max(once_s, 1e-7)))
-        return min(self._block(call, count) for _ in range(_BLOCKS))
+        times = [self._block(call, count) for _ in range(_BLOCKS)]
+        self._spreads.append(median(times) / min(times))
+        return min(times)
 
     def _block(self, call: Callable[[], Any], count: int) -> float:
         self._clock.sync()

@@ -27,6 +27,9 @@ TASK = "ceilings"
 TIMEOUT_S = 60.0
 _LOCK_PATIENCE_S = 90.0
 
+# Hardware that this supervisor has measured, steady or not: once is enough in a sweep.
+_tried: set[str] = set()
+
 log = logging.getLogger(__name__)
 
 
@@ -108,19 +111,31 @@ def _measured(
 
     key = ceilings_key(report, spec, slot)
     found = load_ceilings(key)
-    if found is not None:
-        return found
-    try:
-        directory = ceilings_directory()
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Supervisors of one kind of hardware need it measured once.
-        with FileLock(directory / "measuring.lock", timeout=_LOCK_PATIENCE_S):
-            found = load_ceilings(key)
-            return found if found is not None else _measure(key, spec, slot, isolation)
-    except Timeout:
-        return "the ceilings of this device were being measured by another attempt"
-    except OSError as error:
-        return f"the cache of measured ceilings cannot be written: {error.strerror}"
+    if (found is None or not found.is_steady) and key not in _tried:
+        _tried.add(key)
+        try:
+            directory = ceilings_directory()
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # Supervisors of one kind of hardware need it measured once.
+            with FileLock(directory / "measuring.lock", timeout=_LOCK_PATIENCE_S):
+                found = load_ceilings(key)
+                if found is None or not found.is_steady:
+                    measured = _measure(key, spec, slot, isolation)
+                    if isinstance(measured, str):
+                        return measured
+                    found = measured
+        except Timeout:
+            return "the ceilings of this device were being measured by another attempt"
+        except OSError as error:
+            return f"the cache of measured ceilings cannot be written: {error.strerror}"
+    if found is None:
+        return "the ceilings of this device could not be measured"
+    if not found.is_steady:
+        return (
+            "this machine was too busy when its ceilings were measured: a typical measurement was "
+            f"{found.spread:.1f} times its best"
+        )
+    return found
 
 
 def _measure(key: str, spec: AttemptSpec, slot: Slot, isolation: Isolation) -> Measured | str:
@@ -150,9 +165,12 @@ def _keep(report: AttemptReport, spec: AttemptSpec, slot: Slot) -> None:
 
 def _store(key: str, spec: AttemptSpec, tree: dict[str, Any]) -> Measured:
     from orchestrator.measure.arithmetic import Measured
-    from orchestrator.measure.arithmetic.ceilings import store_ceilings
+    from orchestrator.measure.arithmetic.ceilings import load_ceilings, store_ceilings
 
     measured = Measured.from_json(tree)
+    before = load_ceilings(key)
+    if before is not None:
+        measured = measured.merged(before)
     store_ceilings(key, spec.identity["device"]["kind"], measured)
     return measured
 

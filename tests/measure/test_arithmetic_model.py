@@ -318,6 +318,14 @@ def test_measured_ceilings_interpolate_and_survive_json() -> None:
     assert ceilings.peak("float32") == 1e11
     assert ceilings.peak("int8") is None
     assert Measured.from_json(ceilings.to_json()) == ceilings
+    other = Measured.from_json(
+        {**ceilings.to_json(), "triad": [[1e3, 2e10]], "launch_s": 2e-6, "spread": 3.0}
+    )
+    assert not other.is_steady
+    both = other.merged(ceilings)
+    assert both.is_steady
+    assert both.launch_s == 1e-6
+    assert both.triad == ((1e3, 2e10), (1e9, 1e9))
     with pytest.raises(ConfigError, match="int8"):
         ceilings.flops_per_s("int8")
     with pytest.raises(ValueError, match="positive"):

@@ -28,6 +28,7 @@ from orchestrator.measure.arithmetic.architecture import (
 
 Points = tuple[tuple[float, float], ...]
 MEASURED_VERSION = 1
+STEADY_SPREAD = 1.25
 
 # Operator classes that write about as much as they read.
 _WRITING = (ELEMENTWISE, EMBEDDING, DEQUANTIZE, OPTIMIZER, LOSS)
@@ -206,6 +207,9 @@ class Measured:
     launch_s : float
         What one kernel costs in an eager transformers layer of negligible size.
     memory_bytes : int or None
+    spread : float
+        How much slower the typical measurement of a point was than its best: near 1 on a machine
+        that did nothing else.
     """
 
     name: str
@@ -215,6 +219,25 @@ class Measured:
     reading: Points
     launch_s: float
     memory_bytes: int | None = None
+    spread: float = 1.0
+
+    @property
+    def is_steady(self) -> bool:
+        """Whether the machine was quiet enough for this to be called a ceiling."""
+        return self.spread <= STEADY_SPREAD
+
+    def merged(self, other: Measured) -> Measured:
+        """The better of two measurements, point by point: a ceiling is what was ever reached."""
+        return Measured(
+            name=self.name,
+            products=_best_of(self.products, other.products),
+            attention=_best_of(self.attention, other.attention),
+            triad=_best(self.triad, other.triad),
+            reading=_best(self.reading, other.reading),
+            launch_s=min(self.launch_s, other.launch_s),
+            memory_bytes=self.memory_bytes,
+            spread=min(self.spread, other.spread),
+        )
 
     def flops_per_s(self, dtype: str, rows: float = math.inf, part: str = "") -> float:
         """What products of so many rows reached; fused attention in its own ceiling.
@@ -256,6 +279,7 @@ class Measured:
             "reading": [list(point) for point in self.reading],
             "launch_s": self.launch_s,
             "memory_bytes": self.memory_bytes,
+            "spread": self.spread,
         }
 
     @classmethod
@@ -275,6 +299,7 @@ class Measured:
             reading=reading,
             launch_s=float(tree["launch_s"]),
             memory_bytes=None if memory is None else int(memory),
+            spread=float(tree["spread"]),
         )
 
 
@@ -283,6 +308,17 @@ def _points(values: Sequence[Sequence[float]]) -> Points:
     if any(at <= 0 or value <= 0 for at, value in points):
         raise ValueError("a measured point is not positive")
     return points
+
+
+def _best(a: Points, b: Points) -> Points:
+    best = dict(a)
+    for at, value in b:
+        best[at] = max(value, best.get(at, 0.0))
+    return tuple(sorted(best.items()))
+
+
+def _best_of(a: Mapping[str, Points], b: Mapping[str, Points]) -> dict[str, Points]:
+    return {name: _best(a.get(name, ()), b.get(name, ())) for name in {**a, **b}}
 
 
 def _interpolated(points: Sequence[tuple[float, float]], at: float) -> float:
