@@ -3,7 +3,9 @@
 ::
 
     prepare, load, warmup              unprofiled
-    profile                            warm-up under the profiler, then one pass that is kept
+    profile                            warm-up under the profiler, then one pass for the table;
+                                       where that has many decode steps, a shorter one for the
+                                       trace, shapes and FLOPs, which cost most
 
 A pass under the profiler is slower than one without: none of its times is published as a latency,
 only shares, and ``profiler_overhead`` says how much slower it was. ``operators.json`` holds the
@@ -42,6 +44,8 @@ SCENARIOS = {"prefill_dominant": (1024, 8), "decode_dominant": (16, 128)}
 CUSTOM = "custom"
 _TOLD = 10
 _SHAPES_TOLD = 5
+# A decode step of 30 layers is 6,000 events: with more steps a trace is too large for any viewer.
+_TRACE_STEPS = 8
 
 
 @dataclass
@@ -174,32 +178,48 @@ def _profile(
             generator.sequence(prompt, decode_steps + 1, phase)
         seconds.append(span.seconds)
 
+    trace_steps = min(decode_steps, _TRACE_STEPS)
+
+    def short_work() -> None:
+        generator.sequence(prompt, trace_steps + 1, phase)
+
     with recorder.phase("warmup", measured=False):
-        work()
+        short_work()
         work()
     plain_s = seconds[-1]
     cuda = identity["device"]["kind"] == "cuda"
     dtype = getattr(torch, identity["quant"]["dtype"])
     ceiling = measure_ceiling(model.device, dtype)
+    one_pass = trace_steps == decode_steps
+    trace = recorder.artifact("trace.json.gz")
+    passes: dict[str, Any] = {"warm_work": short_work, "cuda": cuda, "stacks": options.stacks}
+    full: dict[str, Any] = {"shapes": options.shapes, "memory": options.memory, "trace": trace}
+    plain: dict[str, Any] = {"shapes": False, "memory": False, "trace": None}
     with recorder.phase("profile"):
-        events = capture(
-            work,
-            cuda=cuda,
-            warmup=options.warmup,
-            shapes=options.shapes,
-            memory=options.memory,
-            stacks=options.stacks,
-            trace=recorder.artifact("trace.json.gz"),
-        )
+        events = capture(work, **passes, **(full if one_pass else plain), warmup=options.warmup)
+    detail_events = events
+    if not one_pass:
+        with recorder.phase("trace", measured=False):
+            detail_events = capture(short_work, **passes, **full, warmup=1)
     try:
         profile = attribute(events, device=cuda)
+        detail = profile if one_pass else attribute(detail_events, device=cuda)
     except ValueError as error:
         raise Mismatch(f"the profile cannot be used: {error}", where="task=profile") from error
+    recorder.fact("trace_decode_steps", trace_steps)
     recorder.value("profiler_overhead", "1", seconds[-1] / plain_s)
-    _record(profile, ceiling, cuda=cuda, recorder=recorder)
+    _record(profile, detail, trace_steps, ceiling, cuda=cuda, recorder=recorder)
 
 
-def _record(profile: Profile, ceiling: Ceiling, *, cuda: bool, recorder: Recorder) -> None:
+def _record(
+    profile: Profile,
+    detail: Profile,
+    detail_steps: int,
+    ceiling: Ceiling,
+    *,
+    cuda: bool,
+    recorder: Recorder,
+) -> None:
     on_device = any(operator.kernels for operator in profile.operators)
     recorder.engaged(
         "profiled work", "device" if cuda else "host", "device" if on_device else "host"
@@ -222,7 +242,11 @@ def _record(profile: Profile, ceiling: Ceiling, *, cuda: bool, recorder: Recorde
             recorder.absent(f"{name}_copies", "1", "the CPU is the host: nothing is copied to it")
     recorder.value("ceiling_flop_per_s", "flop/s", ceiling.flops_per_s)
     recorder.value("ceiling_bytes_per_s", "bytes/s", ceiling.bytes_per_s)
-    rows = [operator_row(profile, operator, ceiling) for operator in profile.operators]
+    details = {operator.name: operator for operator in detail.operators}
+    rows = [
+        operator_row(profile, operator, details.get(operator.name), ceiling)
+        for operator in profile.operators
+    ]
     recorder.fact("top_operators", [_brief(row) for row in rows[:_TOLD]])
     table = {
         "self_time_of": "device" if cuda else "host",
@@ -238,28 +262,37 @@ def _record(profile: Profile, ceiling: Ceiling, *, cuda: bool, recorder: Recorde
             "flop_per_s": ceiling.flops_per_s,
             "bytes_per_s": ceiling.bytes_per_s,
         },
+        "detail_decode_steps": detail_steps,
         "operators": rows,
     }
     recorder.artifact("operators.json").write_text(json.dumps(table, indent=1))
 
 
-def operator_row(profile: Profile, operator: Operator, ceiling: Ceiling) -> dict[str, Any]:
-    """One line of the table, as plain JSON; shares, also those by phase, are of all self time."""
-    seconds = operator.self_ns / 1e9
-    shapes = sorted(operator.shapes.items(), key=lambda item: -item[1])
+def operator_row(
+    profile: Profile, operator: Operator, detail: Operator | None, ceiling: Ceiling
+) -> dict[str, Any]:
+    """One line of the table, as plain JSON; shares, also those by phase, are of all self time.
+
+    ``detail`` is the operator in the pass with shapes, which may be the shorter one: shapes, FLOPs
+    and bytes, and rates from that pass's own times.
+    """
+    detail = detail or Operator(operator.name)
+    seconds = detail.self_ns / 1e9
+    known = bool(detail.flops and seconds)
+    shapes = sorted(detail.shapes.items(), key=lambda item: -item[1])
     return {
         "name": operator.name,
-        "self_s": seconds,
+        "self_s": operator.self_ns / 1e9,
         "share": profile.share(operator),
         "phases": {name: ns / profile.self_ns for name, ns in operator.phases.items()},
         "calls": operator.calls,
         "kernels": operator.kernels,
         "shapes": [[list(map(list, one)), calls] for one, calls in shapes[:_SHAPES_TOLD]],
-        "flops": operator.flops,
-        "read_bytes": operator.read_bytes,
-        "flop_per_s": operator.flops / seconds if operator.flops and seconds else None,
-        "read_bytes_per_s": operator.read_bytes / seconds if operator.flops and seconds else None,
-        "bound": ceiling.bound(operator),
+        "flops": detail.flops,
+        "read_bytes": detail.read_bytes,
+        "flop_per_s": detail.flops / seconds if known else None,
+        "read_bytes_per_s": detail.read_bytes / seconds if known else None,
+        "bound": ceiling.bound(detail),
     }
 
 

@@ -239,6 +239,21 @@ def test_tiny_model_is_profiled_for_real(identity: Identity, tmp_path: Path) -> 
     assert not [name for name in tmp_path.iterdir() if name.name.startswith("partial-")]
 
 
+def test_a_long_decode_is_counted_whole_and_traced_in_part(
+    identity: Identity, tmp_path: Path
+) -> None:
+    asked = identity(task="profile", scenario="custom", prompt_tokens=4, decode_steps=20)
+    events: list[dict[str, Any]] = []
+    find_task("profile").run(asked, Recorder(events.append, HostClock(), tmp_path))
+    table = json.loads((tmp_path / "operators.json").read_text())
+    rows = {row["name"]: row for row in table["operators"]}
+    assert rows["aten::linear"]["calls"] == (2 * 7 + 1) * 21
+    assert {e["key"]: e["value"] for e in events if e["e"] == "fact"}["trace_decode_steps"] == 8
+    with gzip.open(tmp_path / "trace.json.gz", "rt") as stream:
+        names = [e.get("name") for e in json.load(stream)["traceEvents"]]
+    assert names.count("aten::linear") == (2 * 7 + 1) * 9
+
+
 def test_bad_scenarios_are_refused_in_a_line(identity: Identity, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="Known: prefill_dominant"):
         check(identity(task="profile", scenario="prefil"))
