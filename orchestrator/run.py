@@ -39,25 +39,37 @@ REPORT_PATIENCE_S = 30.0
 def run_command(argv: Sequence[str]) -> int:
     """``[run] OVERRIDES``: 0 all ok, 1 some attempt failed, 130 interrupted."""
     from orchestrator.plan import hydra_flags
+    from orchestrator.preflight import preflight
 
     code = hydra_flags(argv)
     if code is not None:
         return code
     plan, as_json = _plan(argv)
-    return execute(plan, as_json=as_json)
+    checked = preflight(plan)
+    for line in checked.warnings:
+        click.echo(line, err=True)
+    return execute(checked.plan, as_json=as_json)
 
 
 def plan_command(argv: Sequence[str]) -> int:
     """``plan OVERRIDES [--json]``: what would run; touches nothing."""
     from orchestrator.plan import TrialState, hydra_flags, plan_json
+    from orchestrator.preflight import preflight
     from orchestrator.record import open_store
 
     code = hydra_flags(argv)
     if code is not None:
         return code
     plan, as_json = _plan(argv)
+    checked = preflight(plan, times=True)
+    plan = checked.plan
     todo = _todo(plan, open_store(plan.settings.tracking))
-    states = {s.trial.hash: TrialState(s.state, s.reason) for s in todo.states}
+    states = {
+        s.trial.hash: TrialState(s.state, s.reason, checked.predicted.get(s.trial.hash))
+        for s in todo.states
+    }
+    for line in checked.warnings:
+        click.echo(line, err=True)
     if as_json:
         emit_json(plan_json(plan, states))
         return 0

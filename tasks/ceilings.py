@@ -117,7 +117,7 @@ class _Timer:
 
     @property
     def spread(self) -> float:
-        """How much slower a typical block was than the best one; a quarter of the points is worse."""
+        """How much slower a typical block was than the best; a quarter of the points is worse."""
         return quantiles(self._spreads, n=4)[2]
 
     def seconds(self, call: Callable[[], Any]) -> float | None:

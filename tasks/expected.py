@@ -85,7 +85,8 @@ def expect_inference(identity: Identity, config: Mapping[str, Any] | None) -> Ex
         "kv_bytes": kv_bytes(architecture, prompt + new - 1, batch=batch, cache=cache),
         "activation_bytes": held.activation_bytes,
     }
-    return Expectation(sizes, held.total_bytes, steps)
+    floor = held.weights_bytes + held.kv_bytes
+    return Expectation(sizes, held.total_bytes, steps, floor_bytes=floor)
 
 
 def _weights(identity: Identity) -> WeightFormat:

@@ -91,8 +91,7 @@ class Expected:
         """
         if self.memory is None or available_bytes is None:
             return
-        states = self.memory.gradients_bytes + self.memory.optimizer_bytes
-        needed = self.memory.weights_bytes + states
+        needed = self.memory.states_bytes
         if needed > available_bytes:
             raise Infeasible(
                 f"weights, gradients and optimizer need {needed / _GIB:.1f} GiB, "
@@ -116,6 +115,7 @@ def expectation(
         sizes_bytes={"weights_bytes": weights_bytes(architecture, WeightFormat("none", dtype))},
         memory_bytes=expected.memory.total_bytes,
         steps={name: Steps(ideal[name], eager[name]) for name in ideal},
+        floor_bytes=expected.memory.states_bytes,
     )
 
 

@@ -160,11 +160,12 @@ def _trials(plan: Plan, states: Mapping[str, KnownState], most: int) -> Renderab
 
 
 def _predictions(states: Iterable[KnownState]) -> list[str]:
-    """Predicted quantities that have a unit to be written in, in the order first met."""
+    """Predicted quantities to be shown, in the order first met: memory in all, and known times."""
     names: dict[str, None] = {}
     for state in states:
-        names.update(dict.fromkeys(getattr(state, "predicted", None) or ()))
-    return [name for name in names if name.endswith(("_bytes", "_s"))]
+        found = getattr(state, "predicted", None) or {}
+        names.update(dict.fromkeys(name for name, value in found.items() if value is not None))
+    return [name for name in names if name == "memory_bytes" or name.endswith("_s")]
 
 
 def _reasons(plan: Plan, states: Mapping[str, KnownState]) -> Sequence[RenderableType]:

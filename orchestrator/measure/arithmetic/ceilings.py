@@ -12,6 +12,7 @@ import json
 import os
 import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.errors import ConfigError
@@ -49,7 +50,7 @@ def store_ceilings(key: str, kind: str, measured: Measured) -> None:
         os.replace(file.name, directory / f"{name}.json")
 
 
-def load_this() -> Measured:
+def load_this(kinds: Sequence[str] = KINDS) -> Measured:
     """The ceilings that were measured on this machine, of its GPU where it has one.
 
     Raises
@@ -57,7 +58,7 @@ def load_this() -> Measured:
     ConfigError
         If none were.
     """
-    for kind in KINDS:
+    for kind in kinds:
         found = _read(ceilings_directory() / f"this-{kind}.json")
         if found is not None and found.memory_bytes is not None:
             return found

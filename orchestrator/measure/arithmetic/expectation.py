@@ -51,11 +51,15 @@ class Expectation:
         Of everything at its highest.
     steps : mapping of str to Steps
         By the name of the time metric.
+    floor_bytes : int or None
+        What is needed for certain, to the byte: more than the device has is impossible. The rest of
+        ``memory_bytes`` is an estimate of what a program holds for a moment.
     """
 
     sizes_bytes: Mapping[str, int]
     memory_bytes: int
     steps: Mapping[str, Steps] = field(default_factory=dict)
+    floor_bytes: int | None = None
 
     def times_s(self, ceilings: Ceilings, *, measured: bool) -> dict[str, Estimate | str]:
         """Each time metric's estimate, or one line why there is none.

@@ -114,10 +114,14 @@ class TrainingMemory:
     logits_bytes: int
 
     @property
+    def states_bytes(self) -> int:
+        """Weights, gradients and moments: exact, and there between the steps too."""
+        return self.weights_bytes + self.gradients_bytes + self.optimizer_bytes
+
+    @property
     def total_bytes(self) -> int:
         """All of it."""
-        states = self.weights_bytes + self.gradients_bytes + self.optimizer_bytes
-        return states + self.activations_bytes + self.logits_bytes
+        return self.states_bytes + self.activations_bytes + self.logits_bytes
 
 
 def training_memory(
