@@ -1,0 +1,244 @@
+"""Every command in README and docs runs, or at least means something; every link leads somewhere.
+
+A fenced ``bash`` or ``console`` block is taken line by line (``console``: those after ``$``)::
+
+    run, plan            planned as written, never started
+    show, compare, gate  executed on one small store that is measured first
+    ui, cancel, sync     parsed by the command line
+    make TARGET          the Makefile has it
+    anything else        only under a marker <!-- not run: reason -->
+
+A block after ``<!-- file: NAME -->`` is written to the reader's directory first, so that commands
+find it. Hashes and paths of the documents stand for those of the store here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
+# Executed by a test of its own, from outside the repository.
+THIRD_PARTY = ROOT / "docs" / "write-a-task.md"
+STORED = ("show", "compare", "gate", "report", "status", "doctor")
+PARSED = ("ui", "cancel", "sync", "reproduce")
+ORCHESTRATOR = re.compile(r"(?:\S*python3? -m orchestrator|orchestrator)\b")
+FENCE = re.compile(
+    r"(?:<!-- (?P<mark>not run|file): (?P<what>[^>]+) -->\n+)?"
+    r"^```(?P<kind>[a-z]+)\n(?P<text>.*?)^```$",
+    re.DOTALL | re.MULTILINE,
+)
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command line of a document."""
+
+    document: str
+    line: str
+
+
+def blocks(document: Path) -> list[re.Match[str]]:
+    return list(FENCE.finditer(document.read_text(encoding="utf-8")))
+
+
+def commands(documents: Sequence[Path]) -> list[Command]:
+    """Every command that is not marked, once."""
+    found = []
+    for document in documents:
+        for block in blocks(document):
+            if block["kind"] not in ("bash", "console") or block["mark"] == "not run":
+                continue
+            text = block["text"].replace("\\\n", " ")
+            for line in text.splitlines():
+                if block["kind"] == "console":
+                    if not line.startswith("$ "):
+                        continue
+                    line = line[2:]
+                if shlex.split(line, comments=True):
+                    found.append(Command(document.name, line.strip()))
+    return list(dict.fromkeys(found))
+
+
+def environment(place: Path) -> dict[str, str]:
+    """Locks of its own: documentation need not wait for another sweep's cores."""
+    return {**os.environ, "COLUMNS": "100", "ORCHESTRATOR_LOCAL_DIR": str(place / "local")}
+
+
+def orchestrator(directory: Path, *words: str, path: str = "") -> subprocess.CompletedProcess[str]:
+    """``python -m orchestrator`` as a reader runs it."""
+    inherited = os.environ.get("PYTHONPATH")
+    return subprocess.run(
+        [sys.executable, "-m", "orchestrator", *words],
+        cwd=directory,
+        env={
+            **environment(directory),
+            "PYTHONPATH": os.pathsep.join(p for p in (path, str(ROOT), inherited) if p),
+        },
+        capture_output=True,
+        text=True,
+        timeout=120,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+@pytest.fixture(scope="session")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A reader's directory: the files the documents give, two models, a store with two runs."""
+    place = tmp_path_factory.mktemp("reader")
+    for document in DOCUMENTS:
+        for block in blocks(document):
+            if block["mark"] == "file" and document != THIRD_PARTY:
+                target = place / block["what"].strip()
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_text(block["text"], encoding="utf-8")
+    model(place)
+    for more in ((), ("force=true",)):
+        done = orchestrator(place, "task=noop", "task.value=1,2,3", "device=cpu", *more)
+        assert done.returncode == 0, done.stderr
+    return place
+
+
+def model(place: Path) -> None:
+    """A directory and a file that look like models as far as planning looks."""
+    import struct
+
+    directory = place / "my-llama"
+    directory.mkdir()
+    config = {"model_type": "llama", "hidden_size": 8, "max_position_embeddings": 4096}
+    (directory / "config.json").write_text(json.dumps(config))
+    header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    data = struct.pack("<Q", len(header)) + header + bytes(4)
+    (directory / "model.safetensors").write_bytes(data)
+    (place / "my-llama.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 0))
+
+
+@pytest.fixture(scope="session")
+def hashes(reader: Path) -> list[str]:
+    from orchestrator.plan.schema import TrackingConfig
+    from orchestrator.record import open_store
+
+    return sorted(open_store(TrackingConfig(root=str(reader / "mlruns"))).attempts())
+
+
+def words_of(command: Command, reader: Path, hashes: list[str]) -> list[str]:
+    """The command's words, the document's hashes and paths replaced by what is here."""
+    words = []
+    for word in shlex.split(command.line, comments=True):
+        word = word.replace("/models/", f"{reader}/")
+        if word == "HASH" or re.fullmatch(r"[0-9a-f]{12}", word):
+            # Two different hashes in one command stay two.
+            word = hashes[sum(re.fullmatch(r"[0-9a-f]{64}", w) is not None for w in words)]
+        words.append(re.sub(r"^quant(?=$|@)", "adhoc", word))
+    return words
+
+
+@pytest.mark.parametrize(
+    "command",
+    commands([document for document in DOCUMENTS if document != THIRD_PARTY]),
+    ids=lambda c: f"{c.document}: {c.line[:70]}",
+)
+def test_command(
+    command: Command,
+    reader: Path,
+    hashes: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from orchestrator.cli import commands as known
+    from orchestrator.cli import main
+    from orchestrator.plan import build, hydra_flags, parse_run_args
+
+    if command.line.startswith("make "):
+        target = shlex.split(command.line, comments=True)[1]
+        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        return
+    match = ORCHESTRATOR.match(command.line)
+    assert match, "only orchestrator and make are tested: mark the block <!-- not run: reason -->"
+    monkeypatch.chdir(reader)
+    words = words_of(Command(command.document, command.line[match.end() :]), reader, hashes)
+    name = words[0] if words and words[0] in known.commands else "run"
+    if name in STORED:
+        code = main(words)
+        out, err = capsys.readouterr()
+        assert "error:" not in err
+        assert code in ((0, 1, 2, 3) if name == "gate" else (0,))
+        assert out
+    elif name in PARSED:
+        known.commands[name].make_context(name, words[1:])
+    else:
+        rest = words[1:] if words and words[0] == name else words
+        if hydra_flags(rest) is not None:
+            return
+        arguments = parse_run_args(rest)
+        plan = build(
+            arguments.overrides,
+            config_dirs=arguments.config_dirs,
+            config_name=arguments.config_name,
+            device_kind=lambda cluster: "cpu",
+        )
+        assert plan.trials
+
+
+def test_every_exemption_has_a_reason() -> None:
+    for document in DOCUMENTS:
+        for block in blocks(document):
+            if block["mark"] == "not run":
+                assert len(block["what"].split()) >= 2, f"{document.name}: {block['text']}"
+
+
+def test_links_lead_somewhere() -> None:
+    for document in DOCUMENTS:
+        for link in re.findall(r"\]\(([^)\s]+)\)", document.read_text(encoding="utf-8")):
+            if "://" in link:
+                continue
+            file, _, anchor = link.partition("#")
+            target = (document.parent / file).resolve() if file else document
+            assert target.exists(), f"{document.name}: {link}"
+            if anchor:
+                assert anchor in anchors(target), f"{document.name}: {link}"
+
+
+def anchors(document: Path) -> set[str]:
+    """Of each heading, as forges make them."""
+    headings = re.findall(r"^#+ (.+)$", document.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+def test_third_party_task(tmp_path: Path) -> None:
+    """The task of write-a-task.md, found through its entry point from outside the repository."""
+    files = {
+        block["what"].strip(): block["text"]
+        for block in blocks(THIRD_PARTY)
+        if block["mark"] == "file"
+    }
+    for name, text in files.items():
+        target = tmp_path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text, encoding="utf-8")
+    assert len(files["embedding_task.py"].splitlines()) <= 40
+    project = files["pyproject.toml"]
+    entry = re.search(r'\[project\.entry-points\."orchestrator\.tasks"\]\n(\w+) = "(.+)"', project)
+    assert entry, "pyproject.toml declares no task"
+    # What an installer would leave behind.
+    installed = tmp_path / "embedding_task-0.1.dist-info"
+    installed.mkdir()
+    (installed / "entry_points.txt").write_text(f"[orchestrator.tasks]\n{entry[1]} = {entry[2]}\n")
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: embedding-task\nVersion: 1\n")
+    (command,) = commands([THIRD_PARTY])
+    words = shlex.split(command.line)[3:]
+    # Seconds instead of a minute on a busy machine: fewer repetitions, no cool-down.
+    quick = ("protocol.max_time_s=0.1", "verdict=off", "--json")
+    done = orchestrator(tmp_path, *words, *quick, path=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["outcomes"] == {"ok": 4}
