@@ -1,0 +1,110 @@
+"""What is predicted before anything runs, and what is done about what cannot fit."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.measure.arithmetic import Measured
+from orchestrator.measure.arithmetic.ceilings import load_this, store_ceilings
+from orchestrator.plan import build, plan_json
+from orchestrator.preflight import _ceilings, memory_available, preflight
+
+WORDS = ["device=cpu", "quant=bf16", "model=size/20m,known/llama_2_70b", "task.prompt_tokens=64"]
+LIMIT = "resources.memory_bytes=8000000000"
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("ORCHESTRATOR_CACHE", str(tmp_path))
+    _ceilings.cache_clear()
+    yield
+    _ceilings.cache_clear()
+
+
+def plan_of(*words: str) -> Any:
+    return build(list(words), device_kind=lambda cluster: "cpu")
+
+
+def test_what_cannot_fit_is_warned_of() -> None:
+    plan = plan_of(*WORDS, LIMIT)
+    found = preflight(plan)
+    assert found.plan.trials == plan.trials
+    assert len(found.warnings) == 1
+    assert "1 trial cannot fit" in found.warnings[0]
+    assert "preflight=skip" in found.warnings[0]
+    small, large = (found.predicted[trial.hash] for trial in plan.trials)
+    assert small["weights_bytes"] == pytest.approx(2 * 21_840_768, rel=1e-4)
+    assert large["memory_bytes"] > 130e9
+
+
+def test_skip_makes_it_infeasible_and_off_does_nothing() -> None:
+    plan = plan_of(*WORDS, LIMIT, "preflight=skip")
+    found = preflight(plan)
+    small, large = found.plan.trials
+    assert small.infeasible is None
+    assert "needs at least" in large.infeasible
+    assert not found.warnings
+    off = preflight(plan_of(*WORDS, LIMIT, "preflight=off"))
+    assert not off.predicted
+    assert not off.warnings
+
+
+def test_what_fits_but_for_the_estimate_is_never_refused() -> None:
+    plan = plan_of("device=cpu", "quant=bf16", "model=size/20m", "preflight=skip")
+    trial = plan.trials[0]
+    predicted = preflight(plan).predicted[trial.hash]
+    between = (predicted["weights_bytes"] + predicted["kv_bytes"] + predicted["memory_bytes"]) / 2
+    resources = dataclasses.replace(trial.resources, memory_bytes=int(between))
+    tight = dataclasses.replace(plan, trials=(dataclasses.replace(trial, resources=resources),))
+    found = preflight(tight)
+    assert found.plan.trials[0].infeasible is None
+    assert "may not fit" in found.warnings[0]
+
+
+def test_times_need_ceilings_of_this_machine() -> None:
+    plan = plan_of("device=cpu", "quant=fp32", "model=size/20m", "task.prompt_tokens=64")
+    digest = plan.trials[0].hash
+    assert preflight(plan, times=True).predicted[digest]["ttft_s"] is None
+    assert "ttft_s" not in preflight(plan).predicted[digest]
+    flat = Measured(
+        "this", {"float32": ((1.0, 1e11),)}, {}, ((1e6, 1e10),), ((1e6, 1e10),), 1e-5, 2**33
+    )
+    store_ceilings("here", "cpu", flat)
+    assert load_this() == flat
+    _ceilings.cache_clear()
+    found = preflight(plan, times=True).predicted[digest]
+    assert 0.005 < found["ttft_s"] < 1
+    assert 0.005 < found["tpot_s"] < 0.2
+    store_ceilings("here", "cpu", dataclasses.replace(flat, spread=9.0))
+    _ceilings.cache_clear()
+    assert preflight(plan, times=True).predicted[digest]["ttft_s"] is None
+
+
+def test_predictions_stand_in_the_plan() -> None:
+    from orchestrator.plan import TrialState
+
+    plan = plan_of("device=cpu", "model=size/20m", "quant=fp32")
+    found = preflight(plan)
+    states = {t.hash: TrialState(predicted=found.predicted[t.hash]) for t in plan.trials}
+    tree = plan_json(plan, states)
+    assert tree["trials"][0]["predicted"]["weights_bytes"] > 80e6
+
+
+def test_tasks_without_arithmetic_pass() -> None:
+    plan = plan_of("task=noop", "device=cpu")
+    found = preflight(plan)
+    assert found.plan == plan
+    assert found.predicted == {}
+
+
+def test_memory_of_other_machines_is_not_guessed() -> None:
+    plan = plan_of(*WORDS)
+    cluster = dataclasses.replace(plan.settings.cluster, kind="ray", address="auto")
+    assert memory_available(plan.trials[0], cluster) is None
+    here = memory_available(plan.trials[0], plan.settings.cluster)
+    assert here is not None
+    assert here > 1e8

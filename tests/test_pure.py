@@ -1,0 +1,120 @@
+"""Pure sweeps: evaluated in one process, recorded as one run with a table, shown as a slice."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as parquet
+import pytest
+from pyarrow import csv
+
+from orchestrator.plan import build
+from orchestrator.pure import CSV, MOST_SHOWN, PARQUET, cells, cells_view, run_pure, split
+
+AXES = [
+    "task=estimate",
+    "device=cpu",
+    "model=known/llama_7b,known/llama_2_70b",
+    "quant=fp16",
+    "task.hardware=a100,h200",
+    "task.prompt_tokens=512,4096",
+]
+
+
+def plan_of(*words: str) -> Any:
+    return build(list(words), device_kind=lambda cluster: "cpu")
+
+
+def test_a_plan_is_split_by_what_its_tasks_are() -> None:
+    pure, rest = split(plan_of(*AXES))
+    assert pure is not None
+    assert rest is None
+    assert split(plan_of("task=noop"))[0] is None
+    pure, rest = split(plan_of("task=noop,estimate", "model=known/llama_7b", "device=cpu"))
+    assert pure is not None
+    assert rest is not None
+    assert [t.identity["task"]["name"] for t in (*pure.trials, *rest.trials)] == [
+        "estimate",
+        "noop",
+    ]
+
+
+def test_every_cell_is_a_row_with_its_hash_and_axes() -> None:
+    plan = plan_of(*AXES)
+    found = cells(plan)
+    assert found.num_rows == len(plan.trials) == 8
+    assert found.column("hash").to_pylist() == [trial.hash for trial in plan.trials]
+    rows = found.to_pylist()
+    for row, trial in zip(rows, plan.trials, strict=True):
+        assert {axis: row[axis] for axis in plan.axes} == trial.axes
+    outcomes = [row["outcome"] for row in rows]
+    # LLaMA sees 2,048 tokens; 70B in half precision needs more than an A100 has.
+    assert outcomes == ["ok", "infeasible"] * 2 + ["infeasible", "infeasible", "ok", "infeasible"]
+    for row in rows:
+        assert (row["reason"] is None) == (row["outcome"] == "ok")
+        assert (row["tpot_s"] is None) == (row["outcome"] != "ok")
+    assert found.schema.field("tpot_s").metadata == {b"unit": b"s"}
+
+
+def test_a_cell_that_breaks_takes_no_other_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    import dataclasses
+
+    from orchestrator import pure as room
+
+    task = room.find_task("estimate")
+
+    def broken(identity: Any) -> Any:
+        if identity["task"]["hardware"] == "h200":
+            raise ZeroDivisionError("division by zero")
+        assert task.evaluate is not None
+        return task.evaluate(identity)
+
+    changed = dataclasses.replace(task, evaluate=broken)
+    monkeypatch.setattr(room, "find_task", lambda name: changed)
+    found = cells(plan_of(*AXES[:-1]))
+    assert found.column("outcome").to_pylist() == ["ok", "error", "infeasible", "error"]
+    assert "ZeroDivisionError" in found.column("reason").to_pylist()[1]
+
+
+def test_a_person_sees_a_slice_of_a_large_table() -> None:
+    from rich.console import Console
+
+    plan = plan_of(*AXES[:-1], "task.prompt_tokens=range(1,50)")
+    assert len(plan.trials) > MOST_SHOWN
+    out = io.StringIO()
+    Console(file=out, width=120).print(cells_view(plan, cells(plan)))
+    text = out.getvalue()
+    assert "4 of 196 cells: task.prompt_tokens=1" in text
+    assert text.count("known/llama_7b") == 2
+
+
+@pytest.mark.slow
+def test_one_run_with_one_table_is_recorded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mlflow import MlflowClient
+
+    from orchestrator.record import open_store
+
+    plan = plan_of(*AXES, f"tracking.root={tmp_path}")
+    store = open_store(plan.settings.tracking)
+    assert run_pure(plan, store, command=["test"], as_json=True, table=True) == 0
+    import json
+
+    told = json.loads(capsys.readouterr().out)
+    assert told["outcomes"] == {"ok": 3, "infeasible": 5}
+    assert {trial["run_id"] for trial in told["trials"]} == {told["run_id"]}
+    client = MlflowClient(store.uri)
+    experiment = client.get_experiment_by_name(plan.sweep)
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    assert [run.info.run_id for run in runs] == [told["run_id"]]
+    assert runs[0].info.status == "FINISHED"
+    held = client.download_artifacts(told["run_id"], PARQUET, str(tmp_path))
+    table = parquet.read_table(held)
+    assert table.column("hash").to_pylist() == [trial.hash for trial in plan.trials]
+    text = csv.read_csv(client.download_artifacts(told["run_id"], CSV, str(tmp_path)))
+    assert text.num_rows == 8
+    assert "8 cells computed" in runs[0].data.tags["mlflow.note.content"]
