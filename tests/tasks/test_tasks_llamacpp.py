@@ -225,9 +225,18 @@ def test_tiny_model_is_measured_for_real(identity: Identity, run: Run, tiny_gguf
     # Every token has an interval, or is counted as one that came with another.
     together = events.fact("tokens_that_came_together")
     assert len(events.samples("itl_s")) >= 3 * (new - 1) - 2 * together
-    for ratio in events.samples("decode_over_own_timing"):
-        assert 0.5 < ratio < 2
-    assert events.samples("prefill_over_own_timing")
+    # Chunks of so fast a model wait for each other on a busy machine, so the two parts shift; the
+    # whole began before llama.cpp's own reading of it and ended after.
+    for ttft, tpot, e2e, prefill, decode in zip(
+        events.samples("ttft_s"),
+        means,
+        events.samples("e2e_s"),
+        events.samples("prefill_over_own_timing"),
+        events.samples("decode_over_own_timing"),
+        strict=True,
+    ):
+        own_s = ttft / prefill + (new - 1) * tpot / decode
+        assert e2e > own_s - 1e-5  # theirs are in whole microseconds
     assert set(events.fact("own_timings_agree")) == {"tolerance", "prefill", "decode"}
     assert len(events.fact("output_digests")) == 1
 
