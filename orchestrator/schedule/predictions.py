@@ -27,9 +27,6 @@ TASK = "ceilings"
 TIMEOUT_S = 60.0
 _LOCK_PATIENCE_S = 90.0
 
-# Hardware that this supervisor has measured, steady or not: once is enough in a sweep.
-_tried: set[str] = set()
-
 log = logging.getLogger(__name__)
 
 
@@ -107,29 +104,33 @@ def _measured(
     """This hardware's ceilings, measured now if they never were; or why there are none."""
     from filelock import FileLock, Timeout
 
-    from orchestrator.measure.arithmetic.ceilings import ceilings_directory, load_ceilings
+    from orchestrator.measure.arithmetic.ceilings import (
+        ceilings_directory,
+        load_ceilings,
+        mark_tried,
+        tried_lately,
+    )
 
     key = ceilings_key(report, spec, slot)
     found = load_ceilings(key)
-    if (found is None or not found.is_steady) and key not in _tried:
-        _tried.add(key)
+    if (found is None or not found.is_steady) and not tried_lately(key):
         try:
             directory = ceilings_directory()
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             # Supervisors of one kind of hardware need it measured once.
             with FileLock(directory / "measuring.lock", timeout=_LOCK_PATIENCE_S):
-                found = load_ceilings(key)
-                if found is None or not found.is_steady:
+                if not tried_lately(key):
+                    mark_tried(key)
                     measured = _measure(key, spec, slot, isolation)
                     if isinstance(measured, str):
                         return measured
-                    found = measured
+                found = load_ceilings(key)
         except Timeout:
             return "the ceilings of this device were being measured by another attempt"
         except OSError as error:
             return f"the cache of measured ceilings cannot be written: {error.strerror}"
     if found is None:
-        return "the ceilings of this device could not be measured"
+        return "the ceilings of this device could not be measured within the last hour"
     if not found.is_steady:
         return (
             "this machine was too busy when its ceilings were measured: a typical measurement was "

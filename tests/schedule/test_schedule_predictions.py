@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,12 @@ import pytest
 from orchestrator.attempt import AttemptReport, AttemptSpec, Outcome, Slot
 from orchestrator.measure import Absent, Samples, Value
 from orchestrator.measure.arithmetic import Measured
-from orchestrator.measure.arithmetic.ceilings import load_ceilings, load_this
-from orchestrator.schedule import predictions
+from orchestrator.measure.arithmetic.ceilings import (
+    RETRY_AFTER_S,
+    ceilings_directory,
+    load_ceilings,
+    load_this,
+)
 from orchestrator.schedule.predictions import add_predictions, ceilings_key
 
 CONFIG = {
@@ -42,7 +48,6 @@ H100 = {"name": "NVIDIA H100 80GB HBM3", "memory_bytes": 1 << 36}
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ORCHESTRATOR_CACHE", str(tmp_path))
-    monkeypatch.setattr(predictions, "_tried", set())
 
 
 class Ceilings:
@@ -140,19 +145,23 @@ def test_a_busy_machine_has_no_ceilings_and_says_so() -> None:
         assert "too busy" in metric.reason
         assert number(found, "predicted_weights_bytes") == 361_792
     assert len(busy.asked) == 1
-    predictions._tried.clear()
+    for mark in ceilings_directory().glob("*.tried"):
+        os.utime(mark, (0, time.time() - RETRY_AFTER_S - 1))
     found = report()
     add_predictions(found, spec(), SLOT, Ceilings())  # type: ignore[arg-type]
     assert number(found, "predicted_ttft_s") > 0
 
 
 def test_ceilings_that_cannot_be_measured_cost_only_the_times() -> None:
-    found = report()
-    add_predictions(found, spec(), SLOT, Ceilings(Outcome.TIMEOUT))  # type: ignore[arg-type]
-    metric = found.metrics["predicted_tpot_s"]
-    assert isinstance(metric, Absent)
-    assert "no time" in metric.reason
-    assert found.outcome is Outcome.OK
+    isolation = Ceilings(Outcome.TIMEOUT)
+    for said in ("no time", "within the last hour"):
+        found = report()
+        add_predictions(found, spec(), SLOT, isolation)  # type: ignore[arg-type]
+        metric = found.metrics["predicted_tpot_s"]
+        assert isinstance(metric, Absent)
+        assert said in metric.reason
+        assert found.outcome is Outcome.OK
+    assert len(isolation.asked) == 1
 
 
 def test_a_gpu_is_held_against_its_data_sheet_too() -> None:

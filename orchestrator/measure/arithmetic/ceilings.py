@@ -3,6 +3,7 @@
 ::
 
     <cache root>/ceilings/<key>.json      key: hardware fingerprint, threads, torch version
+                          <key>.tried     when it was measured last, whatever came of it
                           this-cpu.json   what was measured last on this machine, by kind of device
 """
 
@@ -12,6 +13,7 @@ import json
 import os
 import re
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +22,8 @@ from orchestrator.measure.arithmetic.hardware import Measured
 
 ENVIRONMENT_VARIABLE = "ORCHESTRATOR_CACHE"
 KINDS = ("cuda", "cpu")
+# A machine that was too busy, or where it failed, is measured again after this.
+RETRY_AFTER_S = 3600.0
 
 
 def ceilings_directory() -> Path:
@@ -50,6 +54,20 @@ def store_ceilings(key: str, kind: str, measured: Measured) -> None:
         os.replace(file.name, directory / f"{name}.json")
 
 
+def tried_lately(key: str) -> bool:
+    """Whether somebody measured that hardware within the last hour, with success or not."""
+    try:
+        return time.time() - _mark(key).stat().st_mtime < RETRY_AFTER_S
+    except OSError:
+        return False
+
+
+def mark_tried(key: str) -> None:
+    """Remember that it is measured now. Raises ``OSError`` where the cache cannot be written."""
+    ceilings_directory().mkdir(mode=0o700, parents=True, exist_ok=True)
+    _mark(key).touch()
+
+
 def load_this(kinds: Sequence[str] = KINDS) -> Measured:
     """The ceilings that were measured on this machine, of its GPU where it has one.
 
@@ -75,6 +93,10 @@ def _read(file: Path) -> Measured | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         # Of another version, or damaged: measured again, it is replaced.
         return None
+
+
+def _mark(key: str) -> Path:
+    return ceilings_directory() / f"{_slug(key)}.tried"
 
 
 def _slug(key: str) -> str:
