@@ -22,10 +22,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from _machine import emit  # noqa: E402
+from benchmarks._machine import emit
 
 REQUIRED_SPEEDUP = 2.0
 REQUIRED_OVER_BOUND = 1.15

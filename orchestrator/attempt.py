@@ -1,7 +1,7 @@
 """One execution of a trial on one slot: what is asked of it, where it runs, how it ended.
 
-These are the typed values that travel between the rooms: ``schedule`` builds a :class:`AttemptSpec`,
-``isolate`` turns it into an :class:`AttemptReport`, ``record`` stores the report.
+These are the typed values that travel between the rooms: ``schedule`` builds an
+:class:`AttemptSpec`, ``isolate`` turns it into an :class:`AttemptReport`, ``record`` stores it.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Resources:
 
 @dataclass(frozen=True)
 class Slot:
-    """What Ray gave an attempt. ``cpus`` are core numbers owned by it, disjoint from other slots."""
+    """What Ray gave an attempt; ``cpus`` are core numbers it owns, disjoint from other slots'."""
 
     node_id: str
     host: str
@@ -92,7 +92,7 @@ class RuleResult:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether telemetry lets an ``ok`` measurement be believed: valid|flagged|invalid|unverified."""
+    """Whether telemetry lets a measurement be believed: valid|flagged|invalid|unverified."""
 
     state: str
     rules: tuple[RuleResult, ...] = ()
@@ -109,7 +109,7 @@ class AttemptReport:
     metrics : dict of str to Metric
         What the task measured, by name.
     telemetry : dict of str to Metric
-        Aggregates per phase, named ``<phase>.<metric>`` (``decode.power_w``), and whole-attempt ones.
+        Aggregates named ``<phase>.<metric>`` (``decode.power_w``, ``attempt.rss_bytes``).
     artifacts : dict of str to bytes
         File name (relative, no ``..``) to content: ``log.txt``, ``samples.parquet`` ...
     started_at, ended_at : float

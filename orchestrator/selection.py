@@ -76,7 +76,7 @@ def load(store: Store, word: str, summaries: Iterable[AttemptSummary]) -> Select
 
 
 def runs_with_attempts(store: Store, sweep: str) -> list[SweepRun]:
-    """Runs of a sweep that measured something, newest first; one that found all cached is left out."""
+    """Runs of a sweep that measured something (not all cached), newest first."""
     parents = {s.parent_run_id for s in store.sweep_attempts(sweep) if s.outcome}
     return [run for run in store.sweep_runs(sweep) if run.run_id in parents]
 

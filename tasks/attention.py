@@ -17,8 +17,16 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.errors import ConfigError
-from orchestrator.measure import Identity, Infeasible, Recorder, Task, repeat, timed, tracker
+from orchestrator.measure import (
+    ConfigError,
+    Identity,
+    Infeasible,
+    Recorder,
+    Task,
+    repeat,
+    timed,
+    tracker,
+)
 from orchestrator.measure.figures import Bars, Scaling
 from tasks import loading
 from tasks.attention_kernels import (

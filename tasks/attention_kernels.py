@@ -95,7 +95,7 @@ def ran(attend: Attend, inputs: list[torch.Tensor]) -> str:
 
     seen: list[str] = []
 
-    class Watch(TorchDispatchMode):
+    class Watch(TorchDispatchMode):  # type: ignore[misc]
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
             seen.append(str(func))
             return func(*args, **(kwargs or {}))

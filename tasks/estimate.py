@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.errors import ConfigError
 from orchestrator.measure import (
     Absent,
+    ConfigError,
     Evaluation,
     Identity,
     Infeasible,

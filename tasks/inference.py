@@ -196,12 +196,12 @@ TASK = Task(
     headline=(
         "tpot_s",
         "ttft_s",
-        "decode_tokens_per_s",
-        "e2e_s",
-        "load_s",
         "weights_bytes",
-        "peak_memory_over_weights_bytes",
         "perplexity",
         "kl_to_reference",
+        "decode_tokens_per_s",
+        "peak_memory_over_weights_bytes",
+        "load_s",
+        "e2e_s",
     ),
 )

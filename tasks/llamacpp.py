@@ -24,8 +24,8 @@ import statistics
 from dataclasses import dataclass, fields
 from typing import Any
 
-from orchestrator.errors import ConfigError
 from orchestrator.measure import (
+    ConfigError,
     HostMemory,
     Identity,
     InputError,

@@ -27,8 +27,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.errors import ConfigError
-from orchestrator.measure import Identity, InputError, Mismatch, Recorder, Task, timed
+from orchestrator.measure import ConfigError, Identity, InputError, Mismatch, Recorder, Task, timed
 from orchestrator.measure.figures import Bars, Breakdown
 from tasks import loading, tokens
 from tasks.generation import GreedyGenerator

@@ -20,8 +20,8 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.errors import ConfigError
 from orchestrator.measure import (
+    ConfigError,
     Identity,
     InputError,
     Recorder,

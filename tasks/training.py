@@ -19,8 +19,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.errors import ConfigError
 from orchestrator.measure import (
+    ConfigError,
     CudaMemory,
     Identity,
     InputError,

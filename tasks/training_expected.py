@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.errors import ConfigError
-from orchestrator.measure import Infeasible
+from orchestrator.measure import ConfigError, Infeasible
 from orchestrator.measure.arithmetic import (
     EAGER,
     IDEAL,

@@ -1,6 +1,13 @@
 """What tasks are written with: clocks, sampling, statistics, memory. Pure but for the clocks."""
 
-from orchestrator.errors import Infeasible, InputError, Mismatch, OutOfMemory, TaskError
+from orchestrator.errors import (
+    ConfigError,
+    Infeasible,
+    InputError,
+    Mismatch,
+    OutOfMemory,
+    TaskError,
+)
 from orchestrator.measure.clock import (
     Clock,
     CudaClock,
@@ -19,6 +26,7 @@ from orchestrator.measure.task import Evaluation, Identity, Task
 __all__ = [
     "Absent",
     "Clock",
+    "ConfigError",
     "CudaClock",
     "CudaMemory",
     "Engaged",

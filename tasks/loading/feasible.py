@@ -12,8 +12,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-from orchestrator.errors import ConfigError
-from orchestrator.measure import Identity
+from orchestrator.measure import ConfigError, Identity
 from tasks.loading.quantization import DTYPES, QUANTIZED, SCHEMES
 from tasks.loading.source import context_tokens, find_problem
 

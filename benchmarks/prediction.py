@@ -1,0 +1,138 @@
+"""How far predicted times are from measured ones, against ceilings measured on this machine.
+
+Every configuration runs as an attempt in a process of its own, as it would in a sweep; its median
+is held against the prediction. The signed error is measured over predicted minus one: +0.10 means
+that it took a tenth longer than the ceilings allow.
+
+Run it as ``python benchmarks/prediction.py`` on a machine that does nothing else: some minutes.
+``--smoke`` tries two small configurations; ``--protocol standard`` measures longer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import uuid
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks._machine import emit
+
+SMOLLM2 = (
+    "model=random",
+    "model.architecture.vocab_size=49152",
+    "model.architecture.hidden_size=576",
+    "model.architecture.intermediate_size=1536",
+    "model.architecture.num_hidden_layers=30",
+    "model.architecture.num_attention_heads=9",
+    "model.architecture.num_key_value_heads=3",
+)
+MODELS: dict[str, tuple[str, ...]] = {
+    "20m": ("model=size/20m",),
+    "135m": SMOLLM2,
+    "s": ("model=size/s",),
+}
+# model, quant, prompt, batch
+INFERENCE = (
+    ("20m", "fp32", 128, 1),
+    ("20m", "bf16", 512, 1),
+    ("20m", "fp32", 256, 4),
+    ("135m", "fp32", 128, 1),
+    ("135m", "fp32", 512, 1),
+    ("135m", "bf16", 512, 1),
+    ("135m", "bf16", 128, 4),
+    ("s", "fp32", 256, 1),
+    ("s", "bf16", 128, 1),
+)
+# model, quant, context
+TRAINING = (
+    ("20m", "fp32", 128),
+    ("20m", "fp32", 256),
+    ("20m", "bf16", 256),
+    ("135m", "fp32", 128),
+    ("s", "fp32", 128),
+)
+SMOKE = 1
+RATIO = "measured_over_predicted."
+KINDS = {"ttft_s": "prefill", "tpot_s": "decode", "step_s": "training"}
+
+
+def configurations(smoke: bool) -> dict[str, list[str]]:
+    """Name to overrides."""
+    found: dict[str, list[str]] = {}
+    for model, quant, prompt, batch in INFERENCE[: SMOKE if smoke else None]:
+        words = ["task=inference", *MODELS[model], f"quant={quant}"]
+        words += [f"task.prompt_tokens={prompt}", f"task.batch_size={batch}", "task.new_tokens=32"]
+        found[f"inference.{model}.{quant}.{prompt}x{batch}"] = words
+    for model, quant, context in TRAINING[: SMOKE if smoke else None]:
+        words = ["task=training", *MODELS[model], f"quant={quant}"]
+        found[f"training.{model}.{quant}.{context}"] = [*words, f"task.context_tokens={context}"]
+    return found
+
+
+def measure(words: list[str], protocol: str, isolation: Any) -> Any:
+    """The report of one attempt, with its predictions."""
+    from orchestrator.attempt import AttemptReport, AttemptSpec, Slot
+    from orchestrator.plan import build
+    from orchestrator.schedule.predictions import add_predictions
+
+    plan = build([*words, "device=cpu", f"protocol={protocol}"], device_kind=lambda _: "cpu")
+    trial = plan.trials[0]
+    slot = Slot("here", "here", tuple(sorted(os.sched_getaffinity(0))))
+    spec = AttemptSpec(uuid.uuid4().hex, trial.hash, trial.identity)
+    report = None
+    for item in isolation.run(spec, slot):
+        if isinstance(item, AttemptReport):
+            report = item
+    assert report is not None
+    add_predictions(report, spec, slot, isolation)
+    return report
+
+
+def main() -> int:
+    """Print one line a configuration and metric, then the mean absolute errors."""
+    from orchestrator.isolate import Isolation
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--smoke", action="store_true")
+    parser.add_argument("--protocol", default="quick", choices=("quick", "standard", "strict"))
+    arguments = parser.parse_args()
+    errors: dict[str, list[float]] = {kind: [] for kind in KINDS.values()}
+    with tempfile.TemporaryDirectory() as cache, Isolation() as isolation:
+        # The ceilings of this hour, not those of a busier one.
+        os.environ["ORCHESTRATOR_CACHE"] = cache
+        for name, words in configurations(arguments.smoke).items():
+            report = measure(words, arguments.protocol, isolation)
+            if report.outcome.value != "ok":
+                print(f"{name}: {report.outcome.value}: {report.reason}", file=sys.stderr)
+                continue
+            for metric, kind in KINDS.items():
+                found = report.metrics.get(f"{RATIO}{metric}")
+                if found is not None:
+                    errors[kind].append(found.value - 1)
+                    emit(f"prediction.{name}.{kind}.signed_error", found.value - 1, "1")
+                elif f"predicted_{metric}" in report.metrics:
+                    absent = report.metrics[f"predicted_{metric}"]
+                    reason = getattr(absent, "reason", "not measured")
+                    print(f"{name}: no {metric}: {reason}", file=sys.stderr)
+    everything = [error for found in errors.values() for error in found]
+    for kind, found in errors.items():
+        if found:
+            worth = mean(map(abs, found))
+            emit(f"prediction.{kind}.mean_absolute_error", worth, "1", n=len(found))
+    if not everything:
+        print("nothing could be predicted", file=sys.stderr)
+        return 1
+    worth = mean(map(abs, everything))
+    required = "<= 0.15"
+    emit("prediction.mean_absolute_error", worth, "1", required=required, n=len(everything))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
