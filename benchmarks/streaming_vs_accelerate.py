@@ -25,6 +25,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks._machine import emit
+from orchestrator.plan import conf_directory
 
 REQUIRED_SPEEDUP = 2.0
 REQUIRED_OVER_BOUND = 1.15
@@ -35,7 +36,7 @@ def identity_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """The trial: the ladder's dual prefetch, weights in bf16."""
     from omegaconf import OmegaConf
 
-    model = OmegaConf.to_container(OmegaConf.load(ROOT / "conf/model" / f"{arguments.model}.yaml"))
+    model = OmegaConf.to_container(OmegaConf.load(conf_directory() / "model" / f"{arguments.model}.yaml"))
     assert isinstance(model, dict)
     return {
         "schema": 1,
