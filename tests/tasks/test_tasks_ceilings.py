@@ -18,7 +18,7 @@ def test_every_ceiling_is_measured_and_the_arithmetic_reads_them(
     monkeypatch.setattr(ceilings, "DTYPES", ("float32", "bfloat16"))
     monkeypatch.setattr(ceilings, "ROWS", (1, 8))
     monkeypatch.setattr(ceilings, "SPANS", (1, 16))
-    monkeypatch.setattr(ceilings, "_CPU", ceilings._Scale(64, (3 << 12,), (1 << 16,)))
+    monkeypatch.setattr(ceilings, "_CPU", ceilings._Scale(64, 1 << 15, (3 << 12,), (1 << 16,)))
     monkeypatch.setattr(ceilings, "_BLOCK_S", 0.0001)
     events: list[dict[str, Any]] = []
     identity = {"device": {"kind": "cpu", "threads": 1}}

@@ -27,7 +27,7 @@ from orchestrator.measure.arithmetic.architecture import (
 )
 
 Points = tuple[tuple[float, float], ...]
-MEASURED_VERSION = 1
+MEASURED_VERSION = 2
 STEADY_SPREAD = 1.25
 
 # Operator classes that write about as much as they read.
@@ -197,13 +197,13 @@ class Measured:
     Attributes
     ----------
     products : mapping of str to tuple of (rows, flops_per_s)
-        Matrix products by dtype, rows ascending.
+        Matrix products by dtype, rows ascending; of many weights in turn, none still in a cache.
     attention : mapping of str to tuple of (rows, flops_per_s)
         Fused causal attention by dtype and new tokens.
     triad : tuple of (bytes, bytes_per_s)
         Two streams read and one written, over so much data in all.
     reading : tuple of (bytes, bytes_per_s)
-        A matrix read once, by a product with one vector.
+        So much weights read in turn, by products with one row.
     launch_s : float
         What one kernel costs in an eager transformers layer of negligible size.
     memory_bytes : int or None
