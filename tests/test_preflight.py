@@ -71,7 +71,7 @@ def test_times_need_ceilings_of_this_machine() -> None:
     assert preflight(plan, times=True).predicted[digest]["ttft_s"] is None
     assert "ttft_s" not in preflight(plan).predicted[digest]
     flat = Measured(
-        "this", {"float32": ((1.0, 1e11),)}, {}, ((1e6, 1e10),), ((1e6, 1e10),), 1e-5, 2**33
+        "this", {"float32": ((1.0, 1e11),)}, {}, {}, ((1e6, 1e10),), ((1e6, 1e10),), 1e-5, 2**33
     )
     store_ceilings("here", "cpu", flat)
     assert load_this() == flat

@@ -72,7 +72,9 @@ class Flat:
     def __init__(self, flops_per_s: float, bytes_per_s: float) -> None:
         self._flops_per_s, self._bytes_per_s = flops_per_s, bytes_per_s
 
-    def flops_per_s(self, dtype: str, rows: float, part: str = "") -> float:
+    def flops_per_s(
+        self, dtype: str, rows: float, part: str = "", *, packed: bool = False
+    ) -> float:
         return self._flops_per_s
 
     def bytes_per_s(self, working_bytes: float, part: str = "") -> float:
@@ -303,6 +305,7 @@ def test_measured_ceilings_interpolate_and_survive_json() -> None:
     ceilings = Measured(
         "this",
         {"float32": ((1.0, 1e9), (100.0, 1e11))},
+        {"float32": ((1.0, 4e9),)},
         {"float32": ((1.0, 5e8),)},
         ((1e3, 1e10), (1e9, 1e9)),
         ((1e3, 3e10),),
@@ -310,6 +313,7 @@ def test_measured_ceilings_interpolate_and_survive_json() -> None:
         None,
     )
     assert ceilings.flops_per_s("float32", 10, "attention") == 5e8
+    assert ceilings.flops_per_s("float32", 1, packed=True) == 4e9
     assert ceilings.bytes_per_s(1, "feed_forward") == 3e10
     assert ceilings.flops_per_s("float32", 10) == pytest.approx(1e10)
     assert ceilings.flops_per_s("float32", 1e9) == 1e11

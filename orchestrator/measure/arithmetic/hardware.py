@@ -27,7 +27,7 @@ from orchestrator.measure.arithmetic.architecture import (
 )
 
 Points = tuple[tuple[float, float], ...]
-MEASURED_VERSION = 2
+MEASURED_VERSION = 3
 STEADY_SPREAD = 1.25
 
 # Operator classes that write about as much as they read.
@@ -70,7 +70,9 @@ class Datasheet:
         """Cost of starting a kernel, nothing where it is not known."""
         return self.kernel_launch_s or 0.0
 
-    def flops_per_s(self, dtype: str, rows: float = math.inf, part: str = "") -> float:
+    def flops_per_s(
+        self, dtype: str, rows: float = math.inf, part: str = "", *, packed: bool = False
+    ) -> float:
         """Peak in ``dtype``; the same for any number of rows.
 
         Raises
@@ -198,6 +200,8 @@ class Measured:
     ----------
     products : mapping of str to tuple of (rows, flops_per_s)
         Matrix products by dtype, rows ascending; of many weights in turn, none still in a cache.
+    cached_products : mapping of str to tuple of (rows, flops_per_s)
+        Of one small weight that stays in a cache: computing alone.
     attention : mapping of str to tuple of (rows, flops_per_s)
         Fused causal attention by dtype and new tokens.
     triad : tuple of (bytes, bytes_per_s)
@@ -214,6 +218,7 @@ class Measured:
 
     name: str
     products: Mapping[str, Points]
+    cached_products: Mapping[str, Points]
     attention: Mapping[str, Points]
     triad: Points
     reading: Points
@@ -231,6 +236,7 @@ class Measured:
         return Measured(
             name=self.name,
             products=_best_of(self.products, other.products),
+            cached_products=_best_of(self.cached_products, other.cached_products),
             attention=_best_of(self.attention, other.attention),
             triad=_best(self.triad, other.triad),
             reading=_best(self.reading, other.reading),
@@ -239,7 +245,9 @@ class Measured:
             spread=min(self.spread, other.spread),
         )
 
-    def flops_per_s(self, dtype: str, rows: float = math.inf, part: str = "") -> float:
+    def flops_per_s(
+        self, dtype: str, rows: float = math.inf, part: str = "", *, packed: bool = False
+    ) -> float:
         """What products of so many rows reached; fused attention in its own ceiling.
 
         Raises
@@ -247,7 +255,7 @@ class Measured:
         ConfigError
             If ``dtype`` could not be measured.
         """
-        points = self.products.get(dtype)
+        points = (self.cached_products if packed else self.products).get(dtype)
         if part == ATTENTION:
             points = self.attention.get(dtype) or points
         if not points:
@@ -273,8 +281,9 @@ class Measured:
         return {
             "version": MEASURED_VERSION,
             "name": self.name,
-            "products": {k: [list(p) for p in points] for k, points in self.products.items()},
-            "attention": {k: [list(p) for p in points] for k, points in self.attention.items()},
+            "products": _lists(self.products),
+            "cached_products": _lists(self.cached_products),
+            "attention": _lists(self.attention),
             "triad": [list(point) for point in self.triad],
             "reading": [list(point) for point in self.reading],
             "launch_s": self.launch_s,
@@ -293,8 +302,9 @@ class Measured:
         memory = tree["memory_bytes"]
         return cls(
             name=str(tree["name"]),
-            products={str(k): _points(points) for k, points in tree["products"].items()},
-            attention={str(k): _points(points) for k, points in tree["attention"].items()},
+            products=_tuples(tree["products"]),
+            cached_products=_tuples(tree["cached_products"]),
+            attention=_tuples(tree["attention"]),
             triad=triad,
             reading=reading,
             launch_s=float(tree["launch_s"]),
@@ -308,6 +318,14 @@ def _points(values: Sequence[Sequence[float]]) -> Points:
     if any(at <= 0 or value <= 0 for at, value in points):
         raise ValueError("a measured point is not positive")
     return points
+
+
+def _lists(points: Mapping[str, Points]) -> dict[str, list[list[float]]]:
+    return {name: [list(point) for point in found] for name, found in points.items()}
+
+
+def _tuples(tree: Mapping[str, Any]) -> dict[str, Points]:
+    return {str(name): _points(found) for name, found in tree.items()}
 
 
 def _best(a: Points, b: Points) -> Points:

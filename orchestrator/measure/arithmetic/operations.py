@@ -54,6 +54,8 @@ class Operation:
         What it computes in: the peak that bounds it.
     rows : float
         Rows of the matrix product; 0 where it is none.
+    packed : bool
+        Its weights are unpacked on the way: it reads less than a product in ``dtype`` would.
     working_bytes : float
         What memory is gone through before the same bytes are read again: decides which cache they
         may come from.
@@ -66,6 +68,7 @@ class Operation:
     count: int = 1
     dtype: str = "bfloat16"
     rows: float = 0.0
+    packed: bool = False
     working_bytes: float = 0.0
 
 
@@ -246,6 +249,7 @@ def _product(
         count=count,
         dtype="int8" if int8 else weights.dtype,
         rows=rows,
+        packed=not int8 and is_quantized(matrix, weights),
         working_bytes=total,
     )
 
@@ -265,6 +269,7 @@ def _experts(
         count=count,
         dtype=weights.dtype,
         rows=rows * active / touched,
+        packed=is_quantized(matrix, weights),
         working_bytes=total,
     )
 

@@ -22,10 +22,13 @@ class Ceilings(Protocol):
         """Seconds that starting one kernel costs; 0 where it is not known."""
         ...
 
-    def flops_per_s(self, dtype: str, rows: float, part: str = "") -> float:
+    def flops_per_s(
+        self, dtype: str, rows: float, part: str = "", *, packed: bool = False
+    ) -> float:
         """Peak of products in ``dtype`` with so many rows; raises where there is none.
 
-        ``part`` is the operator class: attention may have a ceiling of its own.
+        ``part`` is the operator class: attention may have a ceiling of its own. ``packed`` weights
+        are unpacked on the way, so that reading them in ``dtype`` is no part of it.
         """
         ...
 
@@ -104,7 +107,9 @@ def estimate(operations: Iterable[Operation], ceilings: Ceilings) -> Estimate:
         move_s = operation.bytes / ceilings.bytes_per_s(operation.working_bytes, part)
         busy_s = move_s
         if operation.flops:
-            peak = ceilings.flops_per_s(operation.dtype, operation.rows, part)
+            peak = ceilings.flops_per_s(
+                operation.dtype, operation.rows, part, packed=operation.packed
+            )
             compute_s = operation.flops / peak
             if compute_s > move_s:
                 busy_s = compute_s
