@@ -36,7 +36,9 @@ def identity_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """The trial: the ladder's dual prefetch, weights in bf16."""
     from omegaconf import OmegaConf
 
-    model = OmegaConf.to_container(OmegaConf.load(conf_directory() / "model" / f"{arguments.model}.yaml"))
+    model = OmegaConf.to_container(
+        OmegaConf.load(conf_directory() / "model" / f"{arguments.model}.yaml")
+    )
     assert isinstance(model, dict)
     return {
         "schema": 1,
