@@ -5,7 +5,8 @@ is held against the prediction. The signed error is measured over predicted minu
 that it took a tenth longer than the ceilings allow.
 
 Run it as ``python benchmarks/prediction.py`` on a machine that does nothing else: some minutes.
-``--smoke`` tries two small configurations; ``--protocol standard`` measures longer.
+``--smoke`` tries two small configurations, ``--only TEXT`` those with it in their name;
+``--protocol standard`` measures longer.
 """
 
 from __future__ import annotations
@@ -100,6 +101,7 @@ def main() -> int:
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--smoke", action="store_true")
+    parser.add_argument("--only", default="", help="configurations with this in their name")
     parser.add_argument("--protocol", default="quick", choices=("quick", "standard", "strict"))
     arguments = parser.parse_args()
     errors: dict[str, list[float]] = {kind: [] for kind in KINDS.values()}
@@ -107,6 +109,8 @@ def main() -> int:
         # The ceilings of this hour, not those of a busier one.
         os.environ["ORCHESTRATOR_CACHE"] = cache
         for name, words in configurations(arguments.smoke).items():
+            if arguments.only not in name:
+                continue
             report = measure(words, arguments.protocol, isolation)
             if report.outcome.value != "ok":
                 print(f"{name}: {report.outcome.value}: {report.reason}", file=sys.stderr)

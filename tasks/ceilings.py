@@ -6,18 +6,19 @@
                 that is still in a cache is multiplied up to four times as fast, which bounds
                 weights that are unpacked on the way (cached_products)
     attention   FLOP/s of fused causal attention by dtype and new tokens
-    triad       bytes/s of a = b + s * c by amount of data
+    triad       bytes/s of a = b + s * c into new memory by amount of data
     reading     bytes/s of weights by amount of them, multiplied with one row
-    launch      seconds a kernel costs in an eager transformers layer of negligible size
+    launch      kernels started a second in an eager transformers layer of negligible size
 
-Predictions are held against these. They are kept by hardware fingerprint, so each kind of hardware
-is measured once; ``task=ceilings`` measures it again.
+All of it in several rounds, the best of which counts: what disturbs one round is not there in the
+next. How much better it was than the typical round (``spread``) says how quiet the machine was.
+Predictions are held against these ceilings; they are kept by hardware fingerprint.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import cycle
@@ -34,9 +35,12 @@ DTYPES = ("float32", "bfloat16", "float16")
 ROWS = (1, 8, 64, 512, 1024)
 SPANS = (1, 128, 1024)
 _HEADS, _HEAD_DIM, _PAST = 8, 64, 512
-# Each point: the fastest of some blocks of calls, because a ceiling is what can be reached. Where
-# one call takes too long the point is left out, and so are larger ones.
-_BLOCKS, _BLOCK_S, _LONGEST_S = 5, 0.004, 0.4
+# A point of a round is the faster of some blocks of calls. Where one call takes too long the point
+# is left out, and so are larger ones.
+_ROUNDS, _BLOCKS, _BLOCK_S, _LONGEST_S = 3, 2, 0.003, 0.4
+
+# Kind, dtype and size of a point, and its rate: more is better.
+Round = dict[tuple[str, str, int], float]
 
 
 @dataclass
@@ -78,48 +82,39 @@ def run(identity: Identity, recorder: Recorder) -> None:
     device = torch.device("cuda", 0) if kind == "cuda" else torch.device("cpu")
     scale = _CUDA if kind == "cuda" else _CPU
     timer = _Timer(recorder.clock)
-    with torch.inference_mode(), recorder.phase("products"):
-        products = {name: _products(name, device, scale, timer) for name in DTYPES}
-        cached = {
-            name: _products(name, device, replace(scale, weights_bytes=0), timer) for name in DTYPES
-        }
-        attention = {name: _attention(name, device, timer) for name in DTYPES}
-        integers = _integer_products(device, scale, timer)
-    with torch.inference_mode(), recorder.phase("memory"):
-        triad = [(size, _triad(size, device, timer)) for size in scale.triad_bytes]
-        reading = [(size, _reading(size, device, timer)) for size in scale.reading_bytes]
-    with torch.inference_mode(), recorder.phase("launch"):
-        launch_s = _launch_s(device, timer)
-    if integers:
-        products["int8"] = integers
-    for name, points in products.items():
-        best = max((value for _, value in points), default=None)
+    rounds: list[Round] = []
+    with torch.inference_mode():
+        launch = _launcher(device)
+        for _ in range(_ROUNDS):
+            with recorder.phase("round"):
+                rounds.append(_round(device, scale, timer, launch))
+    best, spread = combine(rounds)
+    for name in (*DTYPES, "int8"):
+        points = _series(best, "products", name)
         metric = f"gemm_flop_per_s.{name}"
-        if best is None:
-            recorder.absent(metric, "flop/s", "one product takes too long to be measured")
+        if points:
+            recorder.value(metric, "flop/s", max(rate for _, rate in points))
         else:
-            recorder.value(metric, "flop/s", best)
-    recorder.value("triad_bytes_per_s", "bytes/s", triad[-1][1])
-    recorder.value("read_bytes_per_s", "bytes/s", reading[-1][1])
-    recorder.value("launch_s", "s", launch_s)
-    recorder.value("spread", "1", timer.spread)
-    from orchestrator.measure.arithmetic.hardware import MEASURED_VERSION
+            recorder.absent(metric, "flop/s", "torch has none here, or it takes too long")
+    recorder.value("triad_bytes_per_s", "bytes/s", _series(best, "triad")[-1][1])
+    recorder.value("read_bytes_per_s", "bytes/s", _series(best, "reading")[-1][1])
+    recorder.value("launch_s", "s", 1 / best["launch", "", 0])
+    recorder.value("spread", "1", spread)
+    recorder.fact("ceilings", _fact(best, spread, _memory_bytes(device)))
 
-    recorder.fact(
-        "ceilings",
-        {
-            "version": MEASURED_VERSION,
-            "name": "this",
-            "products": {name: points for name, points in products.items() if points},
-            "cached_products": {name: points for name, points in cached.items() if points},
-            "attention": {name: points for name, points in attention.items() if points},
-            "triad": triad,
-            "reading": reading,
-            "launch_s": launch_s,
-            "memory_bytes": _memory_bytes(device),
-            "spread": timer.spread,
-        },
-    )
+
+def combine(rounds: Sequence[Round]) -> tuple[Round, float]:
+    """The best of every point, and the spread: how much better it is than the median round.
+
+    A quarter of the points has a larger spread.
+    """
+    best: Round = {}
+    spreads = []
+    for key in rounds[0]:
+        found = [each[key] for each in rounds if key in each]
+        best[key] = max(found)
+        spreads.append(max(found) / median(found))
+    return best, quantiles(spreads, n=4)[2]
 
 
 class _Timer:
@@ -127,12 +122,6 @@ class _Timer:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._spreads: list[float] = []
-
-    @property
-    def spread(self) -> float:
-        """How much slower a typical block was than the best; a quarter of the points is worse."""
-        return quantiles(self._spreads, n=4)[2]
 
     def seconds(self, call: Callable[[], Any]) -> float | None:
         """Seconds of one call; None where it takes too long to be measured."""
@@ -141,9 +130,7 @@ class _Timer:
         if once_s > _LONGEST_S:
             return None
         count = max(1, round(_BLOCK_S / max(once_s, 1e-7)))
-        times = [self._block(call, count) for _ in range(_BLOCKS)]
-        self._spreads.append(median(times) / min(times))
-        return min(times)
+        return min(self._block(call, count) for _ in range(_BLOCKS))
 
     def _block(self, call: Callable[[], Any], count: int) -> float:
         self._clock.sync()
@@ -154,6 +141,30 @@ class _Timer:
         return (time.perf_counter() - begin) / count
 
 
+def _round(
+    device: torch.device, scale: _Scale, timer: _Timer, launch: tuple[Callable[[], Any], int]
+) -> Round:
+    found: Round = {}
+    for name in DTYPES:
+        for rows, rate in _products(name, device, scale, timer):
+            found["products", name, rows] = rate
+        for rows, rate in _products(name, device, replace(scale, weights_bytes=0), timer):
+            found["cached_products", name, rows] = rate
+        for span, rate in _attention(name, device, timer):
+            found["attention", name, span] = rate
+    for rows, rate in _integer_products(device, scale, timer):
+        found["products", "int8", rows] = rate
+    for size in scale.triad_bytes:
+        found["triad", "", size] = _triad(size, device, timer)
+    for size in scale.reading_bytes:
+        found["reading", "", size] = _reading(size, device, timer)
+    step, launches = launch
+    seconds = timer.seconds(step)
+    assert seconds is not None
+    found["launch", "", 0] = launches / seconds
+    return found
+
+
 Points = list[tuple[int, float]]
 
 
@@ -162,9 +173,9 @@ def _products(name: str, device: torch.device, scale: _Scale, timer: _Timer) -> 
     from torch.nn.functional import linear
 
     dtype = getattr(torch, name)
-    count = max(1, scale.weights_bytes // (scale.width**2 * dtype.itemsize))
-    weights = [torch.rand(scale.width, scale.width, device=device).to(dtype) for _ in range(count)]
-    turn = cycle(weights)
+    first = torch.rand(scale.width, scale.width, device=device).to(dtype)
+    count = max(1, scale.weights_bytes // first.nbytes)
+    turn = cycle([first, *(first.clone() for _ in range(count - 1))])
     points: Points = []
     for rows in ROWS:
         x = torch.randn(rows, scale.width, device=device).to(dtype)
@@ -220,8 +231,9 @@ def _triad(size: int, device: torch.device, timer: _Timer) -> float:
     import torch
 
     count = size // 12
-    a, b, c = (torch.rand(count, device=device) for _ in range(3))
-    seconds = timer.seconds(lambda: torch.add(b, c, alpha=1.5, out=a))
+    b, c = torch.rand(count, device=device), torch.rand(count, device=device)
+    # Into new memory, as eager code does: writing to what is in a cache already is faster.
+    seconds = timer.seconds(lambda: torch.add(b, c, alpha=1.5))
     assert seconds is not None
     return 12 * count / seconds
 
@@ -232,16 +244,17 @@ def _reading(size: int, device: torch.device, timer: _Timer) -> float:
 
     width = 1024
     rows = min(size // (4 * width), 4 * width if device.type == "cuda" else width)
-    count = max(1, size // (4 * rows * width))
-    turn = cycle([torch.rand(rows, width, device=device) for _ in range(count)])
+    first = torch.rand(rows, width, device=device)
+    count = max(1, size // first.nbytes)
+    turn = cycle([first, *(first.clone() for _ in range(count - 1))])
     vector = torch.rand(1, width, device=device)
     seconds = timer.seconds(lambda: linear(vector, next(turn)))
     assert seconds is not None
-    return 4 * rows * width / seconds
+    return float(first.nbytes / seconds)
 
 
-def _launch_s(device: torch.device, timer: _Timer) -> float:
-    """What a kernel costs: a decode step of tiny layers, by the launches that arithmetic counts."""
+def _launcher(device: torch.device) -> tuple[Callable[[], Any], int]:
+    """A decode step of tiny layers, and the launches that arithmetic counts in it."""
     import torch
     from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
@@ -268,12 +281,37 @@ def _launch_s(device: torch.device, timer: _Timer) -> float:
     def step() -> None:
         model(token, past_key_values=DynamicCache(config=config), logits_to_keep=1)
 
-    seconds = timer.seconds(step)
-    assert seconds is not None
     architecture = Architecture.from_config(config.to_dict())
     weights, cache = WeightFormat("none", "float32"), CacheFormat("float32")
     operations = decode(architecture, 1, 0, weights, cache, EAGER)
-    return seconds / sum(operation.count * operation.launches for operation in operations)
+    return step, sum(operation.count * operation.launches for operation in operations)
+
+
+def _fact(best: Round, spread: float, memory_bytes: int) -> dict[str, Any]:
+    """As ``arithmetic.Measured`` reads it."""
+    from orchestrator.measure.arithmetic.hardware import MEASURED_VERSION
+
+    def by_dtype(kind: str) -> dict[str, Points]:
+        names = dict.fromkeys(dtype for found, dtype, _ in best if found == kind)
+        return {name: _series(best, kind, name) for name in names}
+
+    return {
+        "version": MEASURED_VERSION,
+        "name": "this",
+        "products": by_dtype("products"),
+        "cached_products": by_dtype("cached_products"),
+        "attention": by_dtype("attention"),
+        "triad": _series(best, "triad"),
+        "reading": _series(best, "reading"),
+        "launch_s": 1 / best["launch", "", 0],
+        "memory_bytes": memory_bytes,
+        "spread": spread,
+    }
+
+
+def _series(best: Round, kind: str, dtype: str = "") -> Points:
+    found = ((at, rate) for (a, b, at), rate in best.items() if (a, b) == (kind, dtype))
+    return sorted(found)
 
 
 def _memory_bytes(device: torch.device) -> int:

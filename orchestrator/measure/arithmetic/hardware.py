@@ -27,7 +27,7 @@ from orchestrator.measure.arithmetic.architecture import (
 )
 
 Points = tuple[tuple[float, float], ...]
-MEASURED_VERSION = 3
+MEASURED_VERSION = 4
 STEADY_SPREAD = 1.25
 
 # Operator classes that write about as much as they read.
@@ -205,7 +205,7 @@ class Measured:
     attention : mapping of str to tuple of (rows, flops_per_s)
         Fused causal attention by dtype and new tokens.
     triad : tuple of (bytes, bytes_per_s)
-        Two streams read and one written, over so much data in all.
+        Two streams read and one written into new memory, over so much data in all.
     reading : tuple of (bytes, bytes_per_s)
         So much weights read in turn, by products with one row.
     launch_s : float
