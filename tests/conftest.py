@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-
 # A job started in the background ignores Ctrl-C, and what it starts would too: tests press it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
