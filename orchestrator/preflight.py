@@ -120,7 +120,7 @@ def _figures(
         return found
     ceilings, measured = _ceilings(trial.identity["device"]["kind"], plan.settings.cluster.kind)
     if ceilings is None:
-        return {**found, **dict.fromkeys(expectation.steps)}
+        return {**found, **dict.fromkeys(expectation.made_steps())}
     for name, time in expectation.times_s(ceilings, measured=measured).items():
         found[name] = None if isinstance(time, str) else time.time_s
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -11,7 +12,7 @@ from orchestrator.measure import Identity
 from tasks.loading.configuration import known_config
 
 if TYPE_CHECKING:
-    from orchestrator.measure.arithmetic import Expectation, WeightFormat
+    from orchestrator.measure.arithmetic import Architecture, Expectation, WeightFormat
 
 
 def expect_inference(identity: Identity, config: Mapping[str, Any] | None) -> Expectation | None:
@@ -34,7 +35,6 @@ def expect_inference(identity: Identity, config: Mapping[str, Any] | None) -> Ex
     """
     # Here and not above: planning imports every task, and mostly asks it for nothing of this.
     from orchestrator.measure.arithmetic import (
-        Architecture,
         CacheFormat,
         Execution,
         Expectation,
@@ -48,7 +48,7 @@ def expect_inference(identity: Identity, config: Mapping[str, Any] | None) -> Ex
     found = config if config is not None else known_config(identity["model"])
     if found is None:
         return None
-    architecture = Architecture.from_config(found, strict=False)
+    architecture = _architecture(json.dumps(found, sort_keys=True))
     options = identity["task"]
     batch, prompt, new = options["batch_size"], options["prompt_tokens"], options["new_tokens"]
     weights = _weights(identity)
@@ -62,31 +62,42 @@ def expect_inference(identity: Identity, config: Mapping[str, Any] | None) -> Ex
         weights=weights,
         cache=cache,
     )
-    eager = Execution(
-        fused=bool(options.get("compile")),
-        causal=options.get("attention") != "eager",
-        absorbed=False,
-    )
-    middle = prompt + max(new - 2, 0) // 2
-    common = (weights, cache)
-    steps = {
-        "ttft_s": Steps(
-            prefill(architecture, batch, prompt, *common),
-            prefill(architecture, batch, prompt, *common, eager),
-        )
-    }
-    if new > 1:
-        steps["tpot_s"] = Steps(
-            decode(architecture, batch, middle, *common),
-            decode(architecture, batch, middle, *common, eager),
-        )
     sizes = {
         "weights_bytes": held.weights_bytes,
         "kv_bytes": kv_bytes(architecture, prompt + new - 1, batch=batch, cache=cache),
         "activation_bytes": held.activation_bytes,
     }
+
+    def steps() -> dict[str, Steps]:
+        eager = Execution(
+            fused=bool(options.get("compile")),
+            causal=options.get("attention") != "eager",
+            absorbed=False,
+        )
+        common = (weights, cache)
+        found = {
+            "ttft_s": Steps(
+                prefill(architecture, batch, prompt, *common),
+                prefill(architecture, batch, prompt, *common, eager),
+            )
+        }
+        if new > 1:
+            middle = prompt + (new - 2) // 2
+            found["tpot_s"] = Steps(
+                decode(architecture, batch, middle, *common),
+                decode(architecture, batch, middle, *common, eager),
+            )
+        return found
+
     floor = held.weights_bytes + held.kv_bytes
     return Expectation(sizes, held.total_bytes, steps, floor_bytes=floor)
+
+
+@lru_cache(maxsize=256)
+def _architecture(config: str) -> Architecture:
+    from orchestrator.measure.arithmetic import Architecture
+
+    return Architecture.from_config(json.loads(config), strict=False)
 
 
 def _weights(identity: Identity) -> WeightFormat:

@@ -6,14 +6,19 @@ Hydra's ``main`` is not used: it would run jobs of its own, and make directories
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from orchestrator.errors import ConfigError, UsageError
+
+HELP_WIDTH = 100
 
 # Flag to whether a value follows it as a word of its own.
 HYDRA_FLAGS = (
@@ -180,7 +185,10 @@ def _show(
     args.overrides = _single(args.overrides, config_dirs, config_name)
     with translated():
         if args.help:
-            hydra.app_help(config_name=config_name, args_parser=flags, args=args)
+            text = io.StringIO()
+            with contextlib.redirect_stdout(text):
+                hydra.app_help(config_name=config_name, args_parser=flags, args=args)
+            print(_wrapped(text.getvalue()), end="")
         elif args.cfg:
             hydra.show_cfg(
                 config_name=config_name,
@@ -192,6 +200,17 @@ def _show(
         else:
             hydra.show_info(args.info, config_name=config_name, overrides=args.overrides)
     return 0
+
+
+def _wrapped(text: str) -> str:
+    """Hydra lists the options of a group in one line, however many there are."""
+    lines = (
+        textwrap.fill(line, HELP_WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+        if len(line) > HELP_WIDTH
+        else line
+        for line in text.splitlines()
+    )
+    return "\n".join(lines) + "\n"
 
 
 def _single(overrides: Sequence[str], config_dirs: Sequence[str], config_name: str) -> list[str]:

@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -49,8 +49,9 @@ class Expectation:
         By the name of the metric that measures it where there is one (``weights_bytes``).
     memory_bytes : int
         Of everything at its highest.
-    steps : mapping of str to Steps
-        By the name of the time metric.
+    steps : mapping of str to Steps, or callable
+        By the name of the time metric; a function that makes them where making them costs, because
+        planning mostly asks for sizes.
     floor_bytes : int or None
         What is needed for certain, to the byte: more than the device has is impossible. The rest of
         ``memory_bytes`` is an estimate of what a program holds for a moment.
@@ -58,8 +59,12 @@ class Expectation:
 
     sizes_bytes: Mapping[str, int]
     memory_bytes: int
-    steps: Mapping[str, Steps] = field(default_factory=dict)
+    steps: Mapping[str, Steps] | Callable[[], Mapping[str, Steps]] = field(default_factory=dict)
     floor_bytes: int | None = None
+
+    def made_steps(self) -> Mapping[str, Steps]:
+        """The steps, made if they were not yet."""
+        return self.steps() if callable(self.steps) else self.steps
 
     def times_s(self, ceilings: Ceilings, *, measured: bool) -> dict[str, Estimate | str]:
         """Each time metric's estimate, or one line why there is none.
@@ -70,7 +75,7 @@ class Expectation:
             The ceilings are measured ones: take the program as it is, not the ideal one.
         """
         found: dict[str, Estimate | str] = {}
-        for name, steps in self.steps.items():
+        for name, steps in self.made_steps().items():
             try:
                 found[name] = estimate(steps.eager if measured else steps.ideal, ceilings)
             except ConfigError as error:
@@ -104,7 +109,7 @@ def predicted_metrics(
     found[name] = Value(name, "bytes", float(expectation.memory_bytes))
     for suffix, ceilings in (("", limits.measured), (DATASHEET, limits.datasheet)):
         if isinstance(ceilings, str):
-            times: dict[str, Estimate | str] = dict.fromkeys(expectation.steps, ceilings)
+            times: dict[str, Estimate | str] = dict.fromkeys(expectation.made_steps(), ceilings)
         else:
             times = expectation.times_s(ceilings, measured=not suffix)
         for metric, time in times.items():
