@@ -15,6 +15,7 @@ import argparse
 import os
 import sys
 import tempfile
+import time
 import uuid
 from pathlib import Path
 from statistics import mean
@@ -59,6 +60,7 @@ TRAINING = (
     ("s", "fp32", 128),
 )
 SMOKE = 1
+CEILING_TRIES, PAUSE_S = 6, 20.0
 RATIO = "measured_over_predicted."
 KINDS = {"ttft_s": "prefill", "tpot_s": "decode", "step_s": "training"}
 
@@ -95,6 +97,21 @@ def measure(words: list[str], protocol: str, isolation: Any) -> Any:
     return report
 
 
+def measure_ceilings(isolation: Any) -> bool:
+    """Measure the ceilings until the machine was quiet for once; False if it never was."""
+    from orchestrator.measure.arithmetic.ceilings import load_this
+
+    for attempt in range(CEILING_TRIES):
+        if attempt:
+            time.sleep(PAUSE_S)
+        measure(["task=ceilings"], "quick", isolation)
+        found = load_this(("cpu",))
+        if found.is_steady:
+            return True
+        print(f"the machine is busy: spread {found.spread:.1f}, again", file=sys.stderr)
+    return False
+
+
 def main() -> int:
     """Print one line a configuration and metric, then the mean absolute errors."""
     from orchestrator.isolate import Isolation
@@ -108,6 +125,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as cache, Isolation() as isolation:
         # The ceilings of this hour, not those of a busier one.
         os.environ["ORCHESTRATOR_CACHE"] = cache
+        if not measure_ceilings(isolation):
+            return 1
         for name, words in configurations(arguments.smoke).items():
             if arguments.only not in name:
                 continue
