@@ -41,14 +41,15 @@ def test_every_option_that_ships_plans(
     assert len(planned(f"task=noop {line} {NEEDED.get(option, '')}").trials) == 1
 
 
-@pytest.mark.parametrize("sweep", [f.stem for f in (conf_directory() / "sweep").glob("*.yaml")])
+@pytest.mark.parametrize(
+    "sweep", sorted(f.stem for f in (conf_directory() / "sweep").glob("*.yaml"))
+)
 def test_every_sweep_that_ships_plans(planned: Callable[..., Plan], sweep: str) -> None:
-    plan = planned(f"+sweep={sweep} model=random_tiny")
+    plan = planned(f"+sweep={sweep}")
     assert plan.sweep == sweep
     assert plan.description
-    assert plan.trials
-    if sweep != "estimate":  # some of its prompts are longer than the small model's context
-        assert not any(trial.infeasible for trial in plan.trials)
+    # Some rows need a GPU, a compiler or a longer context; a sweep of nothing else is a mistake.
+    assert any(trial.infeasible is None for trial in plan.trials)
 
 
 def test_the_quant_sweep(planned: Callable[..., Plan]) -> None:
