@@ -348,6 +348,10 @@ def test_measured_ceilings_interpolate_and_survive_json() -> None:
         ({"intermediate_size": "96"}, "intermediate_size"),
         ({"num_attention_heads": 5, "num_key_value_heads": 5}, "num_attention_heads: 5 does not"),
         ({"num_key_value_heads": 3}, "num_key_value_heads: 3 does not divide"),
+        (
+            {"model_type": "gpt2", "num_attention_heads": None, "n_head": 7, "n_positions": 9},
+            "n_head: 7 does not divide",
+        ),
         ({"mlp_bias": "yes"}, "mlp_bias"),
         ({"model_type": "mistral", "sliding_window": 5000}, "sliding_window: 5000 is larger"),
         ({"model_type": "mistral", "sliding_window": 0}, "sliding_window"),

@@ -50,15 +50,17 @@ def read_heads(
     """
     hidden = f.size("hidden_size", "n_embd")
     heads = f.size("num_attention_heads", "n_head")
+    heads_name = f.named("num_attention_heads", "n_head")
     kv_heads = heads
     if kv_name is not None:
         kv_heads = f.size(kv_name, default=heads if kv_default else None)
-        f.divides(kv_name, kv_heads, "num_attention_heads", heads)
+        f.divides(kv_name, kv_heads, heads_name, heads)
     if head_dim == "required":
         width = f.size("head_dim")
     else:
         given = f.optional_size("head_dim") if head_dim == "optional" else None
-        width = given or f.divides("num_attention_heads", heads, "hidden_size", hidden)
+        hidden_name = f.named("hidden_size", "n_embd")
+        width = given or f.divides(heads_name, heads, hidden_name, hidden)
     return Heads(hidden, heads, kv_heads, width)
 
 

@@ -33,6 +33,10 @@ class Fields:
         """Whether the field is there, null or not."""
         return name in self._config
 
+    def named(self, *names: str) -> str:
+        """The first of ``names`` that is given: what the person wrote."""
+        return next((name for name in names if self.has(name)), names[0])
+
     def size(self, *names: str, default: int | None = None) -> int:
         """A positive integer under the first of ``names`` that is given.
 
