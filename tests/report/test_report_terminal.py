@@ -76,7 +76,7 @@ def test_a_person_sees_the_sweep_and_gets_the_terminal_back(tmux, tmp_path, widt
     # A test runner may export the width of its own output; a terminal knows its size itself.
     command = f"env -u COLUMNS -u LINES PYTHONPATH={ROOT} {sys.executable} script.py; sleep 60"
     tmux("new-session", "-d", "-x", str(width), "-y", "20", "-c", str(tmp_path), command)
-    lines = wait_for(tmux, "spooled")
+    lines = wait_for(tmux, "2/5")
     board = "\n".join(lines)
     assert lines[0] == "the store is away; results are spooled"
     assert lines[1].startswith("tried  ─")
