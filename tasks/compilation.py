@@ -35,6 +35,7 @@ class CompileWatch:
         torch._dynamo.reset()
         torch._dynamo.utils.counters.clear()
         torch._dynamo.utils.compilation_time_metrics.clear()
+        torch._dynamo.utils.clear_compilation_metrics()
         self.forward: Callable[..., Any] = torch.compile(model)
         self._settled: tuple[int, int] | None = None
 

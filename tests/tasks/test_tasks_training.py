@@ -342,10 +342,6 @@ def test_what_has_no_sense_is_a_configuration_error(
 
 @pytest.mark.slow
 def test_compile_is_counted_apart_from_the_step(identity: Identity, run: Run) -> None:
-    import torch
-
-    # An attempt has a process of its own; here other tests have compiled before.
-    torch._dynamo.reset()
     asked = training(identity, compile=True)
     asked["model"]["architecture"]["num_hidden_layers"] = 1
     events = run(asked)
