@@ -33,11 +33,14 @@ class Selection:
         By config hash, oldest first; only finished ones.
     configs : dict of str to identity
         The configuration of each of these trials.
+    run_ids : dict of str to str
+        MLflow run by attempt id.
     """
 
     word: str
     attempts: dict[str, list[AttemptReport]]
     configs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    run_ids: dict[str, str] = field(default_factory=dict)
 
     @property
     def fingerprints(self) -> set[str]:
@@ -68,11 +71,14 @@ def load(store: Store, word: str, summaries: Iterable[AttemptSummary]) -> Select
     """Read the whole reports of ``summaries``."""
     attempts: dict[str, list[AttemptReport]] = {}
     configs: dict[str, dict[str, Any]] = {}
+    run_ids: dict[str, str] = {}
     for summary in summaries:
-        attempts.setdefault(summary.config_hash, []).append(store.load(summary.run_id))
+        report = store.load(summary.run_id)
+        attempts.setdefault(summary.config_hash, []).append(report)
+        run_ids[report.attempt_id] = summary.run_id
         if summary.config_hash not in configs:
             configs[summary.config_hash] = store.identity(summary.run_id)
-    return Selection(word, attempts, configs)
+    return Selection(word, attempts, configs, run_ids)
 
 
 def runs_with_attempts(store: Store, sweep: str) -> list[SweepRun]:

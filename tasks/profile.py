@@ -28,7 +28,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.measure import ConfigError, Identity, InputError, Mismatch, Recorder, Task, timed
-from orchestrator.measure.figures import Bars, Breakdown
+from orchestrator.measure.figures import Bars, Breakdown, Ranking
 from tasks import loading, tokens
 from tasks.generation import GreedyGenerator
 from tasks.profiling.attribution import Operator, Profile, attribute
@@ -296,7 +296,7 @@ def operator_row(
 
 
 def _brief(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: row[key] for key in ("name", "share", "calls", "bound")}
+    return {key: row[key] for key in ("name", "self_s", "share", "phases", "calls", "bound")}
 
 
 @contextmanager
@@ -331,6 +331,7 @@ TASK = Task(
         "profiler_overhead",
     ),
     figures=(
+        Ranking("top_operators", "Top operators", "Of all self time under the profiler."),
         Breakdown(("prefill.self_share", "decode.self_share")),
         Bars("busy_fraction"),
     ),

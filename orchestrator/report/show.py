@@ -120,6 +120,7 @@ class ShowView:
         if counted:
             pooled = f", {len(counted)} attempts pooled" if len(counted) > 1 else ""
             yield from _section(f"metrics{pooled}", _metrics(counted, narrow))
+            yield from _section("top operators", _operators(counted[-1]))
             yield from _section("telemetry", _telemetry(counted[-1], narrow))
         last = (counted or reports)[-1]
         yield from _section(f"verdict of attempt {last.number}: {last.verdict.state}", _rules(last))
@@ -296,6 +297,16 @@ def _rules(report: AttemptReport) -> list[RenderableType]:
     if passed:
         parts.append(Text(f"passed: {', '.join(passed)}", style="dim"))
     return parts or [Text("no rule was applied", style="dim")]
+
+
+def _operators(report: AttemptReport) -> list[RenderableType]:
+    """What ``task=profile`` says of itself; any other attempt has none."""
+    rows = report.facts.get("top_operators")
+    if not rows:
+        return []
+    from orchestrator.report.operators_view import operator_table
+
+    return [operator_table(rows)]
 
 
 def _engaged(report: AttemptReport) -> list[RenderableType]:

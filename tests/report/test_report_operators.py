@@ -1,0 +1,105 @@
+"""Two profiles against each other: differences add up, what appeared and vanished is said."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from orchestrator.report.operators import diff_operators, read_operators
+from orchestrator.report.operators_view import OperatorDiffView, operator_table
+
+A, B = "a" * 64, "b" * 64
+
+
+def table(of: str = "host", **self_s: float) -> dict[str, Any]:
+    whole = sum(self_s.values())
+    return {
+        "self_time_of": of,
+        "self_s": whole,
+        "operators": [
+            {"name": name, "self_s": s, "share": s / whole, "calls": 10}
+            for name, s in self_s.items()
+        ],
+    }
+
+
+BEFORE = table(mm=6.0, copy=3.0, norm=1.0)
+AFTER = table(mm=2.0, copy=3.3, matmul_4bit=1.5, view=0.0)
+
+
+def test_differences_come_largest_first_and_add_up_to_the_whole() -> None:
+    diff = diff_operators(A, BEFORE, B, AFTER)
+    assert [c.name for c in diff.changes] == ["mm", "matmul_4bit", "norm", "copy", "view"]
+    assert [c.state for c in diff.changes] == ["both", "appeared", "vanished", "both", "appeared"]
+    assert sum(c.delta_s for c in diff.changes) == pytest.approx(diff.self_s_b - diff.self_s_a)
+    by_name = {c.name: c for c in diff.changes}
+    assert by_name["mm"].ratio == pytest.approx(1 / 3)
+    assert by_name["copy"].delta_s == pytest.approx(0.3)
+    assert by_name["norm"].b is None
+    assert by_name["norm"].ratio is None
+    for side, whole in (("a", 1.0), ("b", 1.0)):
+        shares = [getattr(c, side).share for c in diff.changes if getattr(c, side)]
+        assert sum(shares) == pytest.approx(whole)
+    plain = json.loads(json.dumps(diff.to_json()))
+    assert plain["changes"][1]["state"] == "appeared"
+    assert plain["changes"][1]["a"] is None
+
+
+def test_time_of_a_host_is_not_held_against_a_device() -> None:
+    diff = diff_operators(A, BEFORE, B, table("device", mm=1.0))
+    assert diff.changes == ()
+    assert "of the host in A, of the device in B" in (diff.reason or "")
+
+
+def test_what_is_no_table_is_none() -> None:
+    assert read_operators(json.dumps(BEFORE).encode()) == BEFORE
+    assert read_operators(b"[]") is None
+    assert read_operators(b"{}") is None
+    assert read_operators(b"\x00") is None
+
+
+def printed(view: Any, width: int = 100) -> str:
+    out = io.StringIO()
+    Console(file=out, width=width).print(view)
+    return out.getvalue()
+
+
+def test_the_view_says_what_took_longer_and_what_the_rest_is() -> None:
+    many = table(**{f"op{i:02}": 1.0 + i for i in range(20)})
+    text = printed(OperatorDiffView(diff_operators(A, BEFORE, B, many), {A: "fp32", B: "nf4"}))
+    assert "A: fp32  aaaaaaaaaaaa" in text
+    assert "+ appeared" in text
+    # Fifteen rows of 23, the others in one, then the whole: 10 s against 210 s.
+    (others,) = [line for line in text.splitlines() if "others" in line]
+    assert others.split()[0] == "8"
+    (whole,) = [line for line in text.splitlines() if line.split()[:1] == ["all"]]
+    assert whole.split()[1:5] == ["10", "210", "+200", "21.00×"]
+    assert "not a verdict" in text
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_figures_are_not_squeezed(width: int) -> None:
+    text = printed(OperatorDiffView(diff_operators(A, BEFORE, B, AFTER)), width)
+    assert "0.33×" in text
+    assert max(map(len, text.splitlines())) <= width
+
+
+def test_top_operators_of_one_profile_by_phase() -> None:
+    rows = [
+        {
+            "name": "mm",
+            "self_s": 0.5,
+            "share": 0.8,
+            "phases": {"prefill": 0.3, "decode": 0.5},
+            "calls": 12,
+            "bound": "memory",
+        },
+        {"name": "copy", "self_s": 0.1, "share": 0.2, "phases": {"decode": 0.2}, "calls": 3},
+    ]
+    lines = printed(operator_table(rows)).splitlines()
+    assert lines[0].split() == ["operator", "self", "share", "prefill", "decode", "calls", "bound"]
+    assert lines[1].split() == ["mm", "500", "ms", "80", "%", "30", "%", "50", "%", "12", "memory"]
