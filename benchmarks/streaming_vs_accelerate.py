@@ -50,6 +50,7 @@ def identity_of(arguments: argparse.Namespace) -> dict[str, Any]:
             "depth": 2,
             "workers": 2,
             "page_cache": "dropped",
+            "direct": True,
             "budget_bytes": arguments.budget_bytes,
             "disk_bytes_per_s": arguments.disk_bytes_per_s,
         },

@@ -6,7 +6,8 @@
     load                 resident parts read, slots allocated, prefetch begins  load_s
     first_call           first_call_s: one prefill
     warmup, prefill, decode ...    as in task=inference; each decode step's time by category
-    calibrate, bandwidth           afterwards: compute alone, disk alone, bus alone, for the bound
+    (between sequences)            the disk alone, for the bound
+    calibrate, bandwidth           afterwards: computing alone, the bus alone
 
 Tokens are those of the resident model. See ``tasks/stream/``.
 """
@@ -37,7 +38,6 @@ from tasks import loading, tokens
 from tasks.generation import GreedyGenerator, SequenceTiming
 from tasks.stream import account, bandwidth
 from tasks.stream.ledger import CATEGORIES, UNATTRIBUTED, CuttingClock
-from tasks.stream.prefetch import SyncPipeline
 from tasks.stream.runner import ARCHITECTURES
 from tasks.stream.session import Session
 
@@ -51,7 +51,7 @@ CHOICES = {
 }
 # Of wall time: how far the booked categories may be from what the clock says.
 _TOLERANCE = 0.02
-_CALIBRATION_STEPS = 3
+_CALIBRATION_STEPS = 5
 
 
 @dataclass
@@ -76,6 +76,9 @@ class StreamingConfig:
         Stay in memory instead of being read each step.
     page_cache : str
         ``warm``: files in the page cache beforehand. ``dropped``: every read comes from the disk.
+    direct : bool
+        Read past the page cache, which costs the processor next to nothing; where the file system
+        refuses, the attempt's ``reads`` says so.
     budget_bytes : int or None
         Most memory over what the process held before; more is ``oom_host`` or ``oom_device``.
     disk_bytes_per_s : float or None
@@ -96,6 +99,7 @@ class StreamingConfig:
     resident_norm: bool = True
     resident_head: bool = True
     page_cache: str = "dropped"
+    direct: bool = True
     budget_bytes: int | None = None
     disk_bytes_per_s: float | None = None
 
@@ -132,6 +136,8 @@ def check(identity: Identity) -> str | None:
         return "streaming has no int8: none, nf4 or fp4"
     if options["pinned"] and identity["device"]["kind"] != "cuda":
         return "pinned memory needs a CUDA device"
+    if options["direct"] and options["page_cache"] == "warm":
+        return "direct reads leave a warm page cache aside: task.direct=false"
     if options["transfer"] == "async" and options["workers"] > options["depth"]:
         return f"{options['workers']} workers need a depth of at least as much"
     length = options["prompt_tokens"] + options["new_tokens"]
@@ -190,7 +196,7 @@ def _measure(
 
     outputs: set[str] = set()
     tpots_s: list[float] = []
-    breakdown: list[dict[str, Any]] = []
+    breakdown: list[dict[str, Any]] = []  # of each repetition
     for repetition in repeat(recorder, identity["protocol"], watch="tpot_s"):
         session.settle_page_cache()
         ledger.reset()
@@ -206,8 +212,12 @@ def _measure(
         outputs.add(_digest(ids))
         if not repetition.warmup:
             tpots_s.append(repetition_tpot_s(timing))
-            breakdown.append({"steps": steps, "units": ledger.units()})
+            breakdown.append(
+                {"steps": ledger.step_units(), "background": ledger.background_units()}
+            )
             _assert_adds_up(recorder, timing, steps, final=False)
+            session.pipeline.settle()
+            session.disk.round()
     _assert_adds_up(recorder, timing, steps, final=True)
     recorder.fact("output_digests", sorted(outputs))
     recorder.artifact("streaming.json").write_text(json.dumps(breakdown))
@@ -301,22 +311,17 @@ def _bound(
 ) -> None:
     """Compute alone and each path alone; what a step could take at best, and took."""
     ledger = session.ledger
-    session.pipeline.close()
     with recorder.phase("calibrate", measured=False):
-        session.streamed.pipeline = SyncPipeline(session.loader, ledger)
+        session.hold_weights()
         ledger.reset()
         generator = _generator(session, CuttingClock(recorder.clock, ledger))
         generator.sequence(prompt, _CALIBRATION_STEPS + 1)
         steps = ledger.steps()
     compute_s = statistics.median(s["create"] + s["forward"] + s["free"] for s in steps)
     recorder.value("compute_bound_s", "s", compute_s)
-    with recorder.phase("bandwidth", measured=False):
-        rates = []
-        for workers in (1, 2):
-            session.settle_page_cache()
-            rates.append(bandwidth.disk_bytes_per_s(session.ring, session.reader, workers=workers))
-        bandwidth_of = {"disk": max(rates)}
-        if session.device.type == "cuda":
+    bandwidth_of = {"disk": session.disk.bytes_per_s}
+    if session.device.type == "cuda":
+        with recorder.phase("bandwidth", measured=False):
             largest = max(unit.buffer_bytes for unit in session.ring)
             bandwidth_of["h2d"] = bandwidth.h2d_bytes_per_s(
                 largest, session.device, pinned=options.pinned

@@ -39,6 +39,14 @@ class Budget:
             allowed = self._before + limit_bytes
             torch.cuda.set_per_process_memory_fraction(min(1.0, allowed / total), device)
 
+    def end(self) -> None:
+        """What follows is not streaming: it is not held to the limit."""
+        self.check()
+        if self._limit_bytes is not None and self._device.type == "cuda":
+            import torch
+
+            torch.cuda.set_per_process_memory_fraction(1.0, self._device)
+
     def expect(self, needed_bytes: int, units: Sequence[Unit]) -> None:
         """Refuse what cannot fit.
 

@@ -4,9 +4,12 @@
 
     file    | ... | q_proj | k_proj | ... | norm |   ...      tensors, in whatever order
     extent  |<----- one read ----->|      |<---->|            neighbours in the file, merged
-    buffer  |q_proj|k_proj|...     |norm|                     each tensor on a 64-byte boundary
+    buffer  |..q_proj|k_proj|...   |..norm|                   each extent on pages of its own,
+                                                              each tensor on a 64-byte boundary
 
 A unit is what is brought into memory together: the embedding, one layer, the last norm, the head.
+A read past the page cache takes whole pages into whole pages: those that an extent lies in fit
+into the room it has in the buffer.
 """
 
 from __future__ import annotations
@@ -21,6 +24,8 @@ from orchestrator.measure import InputError
 
 # torch allocates on it, and kernels choose their way by it: equal tokens need equal alignment.
 ALIGNMENT_BYTES = 64
+# What the kernel reads past the page cache in, whatever the disk's own block is.
+PAGE_BYTES = 4096
 
 # Types of safetensors -> torch; those that streamed weights may have.
 DTYPES = {
@@ -59,6 +64,21 @@ class Extent:
     offset: int
     nbytes: int
     buffer_offset: int
+
+    @property
+    def lead_bytes(self) -> int:
+        """From the beginning of the extent's first page in the file to the extent."""
+        return self.offset % PAGE_BYTES
+
+    @property
+    def room_offset(self) -> int:
+        """Where its pages begin in the buffer."""
+        return self.buffer_offset - self.buffer_offset % PAGE_BYTES
+
+    @property
+    def room_bytes(self) -> int:
+        """All of its pages."""
+        return _up(self.lead_bytes + self.nbytes, PAGE_BYTES)
 
 
 @dataclass(frozen=True)
@@ -138,11 +158,24 @@ def lay_out(name: str, kind: str, tensors: Mapping[str, TensorPlace]) -> Unit:
                 last.file, last.offset, last.nbytes + place.nbytes, last.buffer_offset
             )
         else:
-            start = -(-room // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
-            extents.append(Extent(place.file, place.offset, place.nbytes, start))
+            extents.append(extent_at(place.file, place.offset, place.nbytes, room))
+            start = extents[-1].buffer_offset
         parts.append(Part(key, place, start))
-        room = start + place.nbytes
+        room = extents[-1].room_offset + extents[-1].room_bytes
     return Unit(name, kind, tuple(parts), tuple(extents), room)
+
+
+def extent_at(file: Path, offset: int, nbytes: int, room_offset: int = 0) -> Extent:
+    """The read of ``nbytes`` from ``offset`` of ``file`` into pages from ``room_offset`` on.
+
+    They come to lie as far into a page as in the file, down to the next boundary of 64 bytes.
+    """
+    lead = offset % PAGE_BYTES
+    return Extent(file, offset, nbytes, room_offset + lead - lead % ALIGNMENT_BYTES)
+
+
+def _up(value: int, step: int) -> int:
+    return -(-value // step) * step
 
 
 def largest_bytes(units: Sequence[Unit]) -> int:

@@ -78,10 +78,6 @@ class Ledger:
         """End a step here and begin the next."""
         self._cuts.append(self._clock.now_ns())
 
-    def window_s(self) -> float:
-        """From the first cut to the last."""
-        return (self._cuts[-1] - self._cuts[0]) / 1e9 if self._cuts else 0.0
-
     def steps(self) -> list[dict[str, float]]:
         """Seconds of each category and ``unattributed``, step by step.
 
@@ -90,32 +86,54 @@ class Ledger:
         ValueError
             If two intervals overlap or one reaches over a cut: shares of them would be none.
         """
+        found = []
+        for step in self.step_units():
+            sums = dict.fromkeys((*CATEGORIES, UNATTRIBUTED), 0.0)
+            for parts in step.values():
+                for category, seconds in parts.items():
+                    sums[category] += seconds
+            found.append(sums)
+        return found
+
+    def step_units(self) -> list[dict[str, dict[str, float]]]:
+        """Seconds of each category by unit, step by step; all of a step add up to its wall.
+
+        A gap belongs to the unit whose interval ends it; the last one of a step, in which the next
+        token is chosen, to the unit ``""``. Raises as :meth:`steps` does.
+        """
         booked = sorted(self._intervals, key=lambda interval: interval.begin_ns)
         found = []
         for begin_ns, end_ns in pairwise(self._cuts):
-            inside = [i for i in booked if i.end_ns > begin_ns and i.begin_ns < end_ns]
-            parts_ns: dict[str, int] = dict.fromkeys(CATEGORIES, 0)
-            gaps_ns, seen_ns = 0, begin_ns
-            for interval in inside:
+            spent_ns: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+            seen_ns = begin_ns
+            for interval in booked:
+                if interval.end_ns <= begin_ns or interval.begin_ns >= end_ns:
+                    continue
                 if interval.begin_ns < seen_ns or interval.end_ns > end_ns:
                     raise ValueError(f"{interval.category} of {interval.unit} overlaps another")
-                gaps_ns += interval.begin_ns - seen_ns
+                parts_ns = spent_ns[interval.unit]
+                parts_ns[UNATTRIBUTED] += interval.begin_ns - seen_ns
                 parts_ns[interval.category] += interval.end_ns - interval.begin_ns
                 seen_ns = interval.end_ns
-            gaps_ns += end_ns - seen_ns
-            parts_ns[UNATTRIBUTED] = gaps_ns
-            found.append({name: spent / 1e9 for name, spent in parts_ns.items()})
+            spent_ns[""][UNATTRIBUTED] += end_ns - seen_ns
+            found.append(
+                {
+                    unit: {category: spent / 1e9 for category, spent in parts_ns.items()}
+                    for unit, parts_ns in spent_ns.items()
+                }
+            )
         return found
 
-    def units(self) -> dict[str, dict[str, float]]:
-        """Seconds of each category by unit, mean of a step."""
-        if len(self._cuts) < 2:
-            return {}
+    def background_units(self) -> dict[str, dict[str, float]]:
+        """Seconds that threads beside the model's were busy, by unit and category, in all steps.
+
+        Never a share of the wall: what two threads do at once counts twice here.
+        """
         spent: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
-        for interval in self._intervals:
-            if self._cuts[0] <= interval.begin_ns < self._cuts[-1]:
+        for interval in self._busy:
+            if self._cuts and self._cuts[0] <= interval.end_ns <= self._cuts[-1]:
                 seconds = (interval.end_ns - interval.begin_ns) / 1e9
-                spent[interval.unit][interval.category] += seconds / (len(self._cuts) - 1)
+                spent[interval.unit][interval.category] += seconds
         return {unit: dict(parts) for unit, parts in spent.items()}
 
     def busy_s(self, *categories: str) -> float:

@@ -2,6 +2,7 @@
 
 ::
 
+    held     every unit of a kind is the first of it, read once      the model alone
     sync     take(unit): read, copy                          the model stands still meanwhile
     async    workers read ahead into free slots, in a ring over the units; take() waits for its
              unit; release() gives its slot back
@@ -44,9 +45,42 @@ class Pipeline(Protocol):
         """The unit is not needed any more."""
         ...
 
+    def settle(self) -> None:
+        """Wait until nothing is under way that was not asked for."""
+        ...
+
     def close(self) -> None:
         """Stop threads; idempotent."""
         ...
+
+
+class HeldPipeline:
+    """Gives weights that are in memory already: what is left of a step is computing.
+
+    Of each kind the first unit stands for all, so that it takes less memory than a layer each.
+    """
+
+    def __init__(self, ring: Sequence[Unit], loader: Loader, ledger: Ledger) -> None:
+        self._held: dict[str, Loaded] = {}
+        for unit in ring:
+            if unit.kind not in self._held:
+                slot = loader.new_slot(unit.buffer_bytes)
+                tensors = loader.load(unit, slot, ledger.background)
+                self._held[unit.kind] = Loaded(unit, tensors, slot)
+
+    def take(self, unit: Unit) -> Loaded:
+        held = self._held[unit.kind]
+        names = ((part.key, part.key.replace(unit.name, held.unit.name, 1)) for part in unit.parts)
+        return Loaded(unit, {key: held.tensors[source] for key, source in names}, held.slot)
+
+    def release(self, loaded: Loaded) -> None:
+        return None
+
+    def settle(self) -> None:
+        return None
+
+    def close(self) -> None:
+        self._held.clear()
 
 
 class SyncPipeline:
@@ -63,6 +97,9 @@ class SyncPipeline:
 
     def release(self, loaded: Loaded) -> None:
         loaded.tensors.clear()
+
+    def settle(self) -> None:
+        return None
 
     def close(self) -> None:
         return None
@@ -84,7 +121,8 @@ class AsyncPipeline:
         self._loader = loader
         self._ledger = ledger
         self._change = threading.Condition()
-        self._free = [loader.new_slot() for _ in range(depth + 1)]
+        self._slots = depth + 1
+        self._free = [loader.new_slot() for _ in range(self._slots)]
         self._ready: dict[int, Loaded] = {}
         self._next_read = 0
         self._next_taken = 0
@@ -118,6 +156,12 @@ class AsyncPipeline:
             self._free.append(loaded.slot)
             self._change.notify_all()
 
+    def settle(self) -> None:
+        """Wait until every slot is filled: the threads have nothing to do then."""
+        with self._change:
+            while len(self._ready) < self._slots and not self._closed and self._error is None:
+                self._change.wait()
+
     def close(self) -> None:
         with self._change:
             self._closed = True
@@ -125,6 +169,7 @@ class AsyncPipeline:
         for thread in self._threads:
             thread.join()
         self._ready.clear()
+        self._free.clear()
 
     def _work(self) -> None:
         while True:

@@ -8,11 +8,12 @@ from orchestrator.measure import Identity, Recorder
 from tasks import loading
 from tasks.loading.engaged import expected_kind
 from tasks.loading.residency import resident_fraction
+from tasks.stream.bandwidth import DiskProbe
 from tasks.stream.budget import Budget
 from tasks.stream.layout import Unit, largest_bytes
 from tasks.stream.ledger import Ledger
 from tasks.stream.packed import ABSMAX, NESTED_ABSMAX, Unpacker
-from tasks.stream.prefetch import AsyncPipeline, Pipeline, SyncPipeline
+from tasks.stream.prefetch import AsyncPipeline, HeldPipeline, Pipeline, SyncPipeline
 from tasks.stream.reader import Reader, Throttle
 from tasks.stream.runner import StreamedModel, build_empty, units_of
 from tasks.stream.slots import Loader
@@ -75,7 +76,11 @@ class Session:
         self.ring = tuple(unit for unit in self.units if unit not in self._resident)
         self.files = sorted({e.file for unit in self.units for e in unit.extents})
         throttle = Throttle(options.disk_bytes_per_s) if options.disk_bytes_per_s else None
-        self.reader = Reader(self.files, cached=options.page_cache == "warm", throttle=throttle)
+        warm = options.page_cache == "warm"
+        self.reader = Reader(self.files, cached=warm, direct=options.direct, throttle=throttle)
+        # However this trial reads: what the disk could give is the same for all of them.
+        self._best_reader = Reader(self.files, cached=warm, direct=not warm, throttle=throttle)
+        self.disk = DiskProbe(self.ring, self._best_reader)
         self._unpacker = Unpacker(store.directory, self.device, dtype)
         self.loader = self._loader(largest_bytes(self.ring))
         self.settle_page_cache()
@@ -96,7 +101,7 @@ class Session:
 
     def load(self) -> None:
         """Read what stays in memory, allocate the slots, begin to read ahead."""
-        self.pipeline = self._pipeline()
+        self.pipeline: Pipeline = self._pipeline()
         self.streamed = StreamedModel(
             self._model, self.units, self.pipeline, self._unpacker, self.ledger
         )
@@ -128,6 +133,10 @@ class Session:
             for part in unit.parts
             if len(part.place.shape) == 2
         }
+        reads = "direct" if self._options.direct else "page cache"
+        refused = f" ({self.reader.refusal})" if self.reader.refusal else ""
+        # Where direct reads are refused the trial is measured as it can be, and says so.
+        recorder.engaged("reads", reads, f"{self.reader.mode}{refused}", ok=True)
         recorder.engaged("weights", asked, ", ".join(sorted(kinds)))
         attention = self._options.attention
         recorder.engaged("attention", attention, self.config._attn_implementation)
@@ -169,6 +178,13 @@ class Session:
         if hasattr(self, "pipeline"):
             self.pipeline.close()
         self.reader.close()
+        self._best_reader.close()
+
+    def hold_weights(self) -> None:
+        """From now on the weights are in memory: steps are computing alone, of no use otherwise."""
+        self.pipeline.close()
+        self.budget.end()
+        self.pipeline = self.streamed.pipeline = HeldPipeline(self.ring, self.loader, self.ledger)
 
     def _pipeline(self) -> Pipeline:
         if self._options.transfer == "sync":

@@ -1,15 +1,12 @@
-"""Memory that units are read into: one buffer used again and again, or new memory per tensor.
-
-The CUDA part (pinned buffers, a copy stream, its event) is written to be tried: it has not run on
-a GPU yet.
-"""
+"""Memory that units are read into: one buffer used again and again, or new memory per tensor."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tasks.stream.layout import Unit
+from tasks.stream import pages
+from tasks.stream.layout import Unit, extent_at
 from tasks.stream.ledger import Span
 from tasks.stream.reader import Reader
 
@@ -58,18 +55,17 @@ class Loader:
 
             self._stream = torch.cuda.Stream(device)
 
-    def new_slot(self) -> Slot:
+    def new_slot(self, capacity_bytes: int | None = None) -> Slot:
         """A slot; its buffers are allocated here, pinned where that was asked for."""
         if not self._single:
             return Slot(None, None)
-        import torch
-
-        host = torch.empty(self._capacity_bytes, dtype=torch.uint8, pin_memory=self._pinned)
-        if not self._pinned:
-            host.fill_(0)  # touched now: no page fault in the first step
+        room = self._capacity_bytes if capacity_bytes is None else capacity_bytes
+        host = pages.lasting(room, pinned=self._pinned)
         on_device = None
         if self._stream is not None:
-            on_device = torch.empty(self._capacity_bytes, dtype=torch.uint8, device=self._device)
+            import torch
+
+            on_device = torch.empty(room, dtype=torch.uint8, device=self._device)
         return Slot(host, on_device)
 
     def load(self, unit: Unit, slot: Slot, span: Span) -> dict[str, torch.Tensor]:
@@ -82,8 +78,7 @@ class Loader:
         view = memoryview(slot.host.numpy())
         with span("disk_read", unit.name):
             for extent in unit.extents:
-                target = view[extent.buffer_offset : extent.buffer_offset + extent.nbytes]
-                self._reader.read_into(extent.file, extent.offset, target)
+                self._reader.read(extent, view)
         flat = slot.host
         if slot.device is not None:
             with span("h2d", unit.name):
@@ -95,19 +90,20 @@ class Loader:
         }
 
     def _load_each(self, unit: Unit, span: Span) -> dict[str, torch.Tensor]:
-        import torch
-
         tensors: dict[str, torch.Tensor] = {}
         with span("disk_read", unit.name):
             for part in unit.parts:
-                host = torch.empty(part.place.nbytes, dtype=torch.uint8)
-                self._reader.read_into(part.place.file, part.place.offset, memoryview(host.numpy()))
-                tensors[part.key] = host
+                extent = extent_at(part.place.file, part.place.offset, part.place.nbytes)
+                host = pages.passing(extent.room_bytes)
+                self._reader.read(extent, memoryview(host.numpy()))
+                tensors[part.key] = host[extent.buffer_offset :][: extent.nbytes]
         if self._stream is None:
             return tensors
         if self._pinned:
             with span("pin", unit.name):
                 tensors = {key: host.pin_memory() for key, host in tensors.items()}
+        import torch
+
         with span("h2d", unit.name):
             # Made in the copy stream and freed to it: the model has synchronised before that.
             with torch.cuda.stream(self._stream):
@@ -122,7 +118,7 @@ class Loader:
         """Copy in the copy stream and wait for its event: this thread waits, the model does not."""
         import torch
 
-        done = torch.cuda.Event()
+        done = torch.cuda.Event(blocking=True)  # waits asleep: the model's thread needs the core
         with torch.cuda.stream(self._stream):
             for host, device in pairs:
                 device[:nbytes].copy_(host[:nbytes], non_blocking=self._pinned)

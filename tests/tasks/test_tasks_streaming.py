@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import random
 import threading
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,15 @@ from hypothesis import strategies as st
 from orchestrator.errors import ConfigError
 from orchestrator.measure import FakeClock, InputError, OutOfMemory
 from orchestrator.measure.registry import find_task
-from tasks.stream import account
-from tasks.stream.layout import ALIGNMENT_BYTES, TensorPlace, lay_out, places_in
+from tasks.stream import account, pages
+from tasks.stream.layout import (
+    ALIGNMENT_BYTES,
+    PAGE_BYTES,
+    TensorPlace,
+    extent_at,
+    lay_out,
+    places_in,
+)
 from tasks.stream.ledger import Ledger
 from tasks.stream.packed import Packer, Unpacker
 from tasks.stream.prefetch import AsyncPipeline
@@ -45,7 +54,8 @@ def streaming(identity: Identity, directory: Path, **options: Any) -> dict[str, 
         {"transfer": "async", "buffer": "tensor"},
         {"transfer": "async", "depth": 2, "workers": 2},
         {"depth": 3, "resident_embedding": False, "resident_norm": False, "resident_head": False},
-        {"resident_head": False, "page_cache": "warm", "attention": "eager"},
+        {"resident_head": False, "page_cache": "warm", "direct": False, "attention": "eager"},
+        {"transfer": "async", "buffer": "tensor", "direct": False},
         {"batch_size": 3},
     ],
 )
@@ -128,11 +138,14 @@ def test_categories_and_gaps_add_up_to_the_wall(
     (file,) = tmp_path.glob("*/streaming.json")
     (first, *_) = json.loads(file.read_text())
     assert len(first["steps"]) == 4
-    assert {"model.layers.0", "model.layers.1", "lm_head"} <= set(first["units"])
+    assert {"model.layers.0", "model.layers.1", "lm_head"} <= set(first["steps"][0])
+    assert first["background"] == {}
+    booked_s = [sum(sum(parts.values()) for parts in step.values()) for step in first["steps"]]
+    assert sum(booked_s) / 4 == pytest.approx(events.samples("tpot_s")[0], rel=0.02)
 
 
 def test_reading_ahead_is_reported_apart_from_the_foreground(
-    identity: Identity, run: Run, saved_model: Path
+    identity: Identity, run: Run, saved_model: Path, tmp_path: Path
 ) -> None:
     events = run(streaming(identity, saved_model, transfer="async", depth=1))
     assert events.median("step_disk_read_s") == 0
@@ -140,6 +153,9 @@ def test_reading_ahead_is_reported_apart_from_the_foreground(
     assert events.value("bound_s") > 0
     assert events.value("tpot_over_bound") > 0
     assert events.value("disk_bandwidth_bytes_per_s") > 0
+    (file,) = tmp_path.glob("*/streaming.json")
+    background = json.loads(file.read_text())[0]["background"]
+    assert background["model.layers.1"]["disk_read"] > 0
     assert not [e for e in events if e.get("name", "").startswith(("step_h2d", "step_pin"))]
 
 
@@ -196,6 +212,10 @@ def test_nf4_runs_from_a_store_of_random_weights(identity: Identity, run: Run, c
     (store,) = (cache / "streamed").iterdir()
     made = {file.name: file.stat().st_mtime_ns for file in store.iterdir()}
     assert "request.json" not in made
+    for name in made:
+        if name.startswith("unit-"):
+            first = min(place.offset for place in places_in([store / name]).values())
+            assert first % PAGE_BYTES == 0
     again = run(asked)
     assert again.fact("output_digests") == events.fact("output_digests")
     assert {file.name: file.stat().st_mtime_ns for file in store.iterdir()} == made
@@ -213,6 +233,9 @@ def test_a_layout_reads_every_byte_once_and_aligned(tmp_sizes: list[int]) -> Non
         offset += size
     unit = lay_out("u", "layer", places)
     assert unit.read_bytes == sum(tmp_sizes)
+    rooms = [(e.room_offset, e.room_offset + e.room_bytes) for e in unit.extents]
+    assert all(end <= begin for (_, end), (begin, _) in pairwise(rooms))
+    assert rooms[-1][1] <= unit.buffer_bytes
     assert all(part.buffer_offset % ALIGNMENT_BYTES == 0 for part in unit.parts)
     content = bytes(i % 251 for i in range(offset))
     buffer = bytearray(unit.buffer_bytes)
@@ -245,7 +268,8 @@ def test_a_ledger_adds_up_and_refuses_what_overlaps() -> None:
     ledger.cut()
     (step,) = ledger.steps()
     assert (step["wait"], step["forward"], step["unattributed"]) == (1.0, 2.0, 0.25)
-    assert ledger.units() == {"a": {"wait": 1.0, "forward": 2.0}}
+    (units,) = ledger.step_units()
+    assert units["a"] == {"wait": 1.0, "forward": 2.0, "unattributed": 0.25}
     ledger.add("create", "a", 500_000_000, 1_100_000_000)
     with pytest.raises(ValueError, match="overlaps"):
         ledger.steps()
@@ -295,7 +319,7 @@ class _SlowFirst(Loader):
     def __init__(self) -> None:
         self.second = threading.Event()
 
-    def new_slot(self) -> Any:
+    def new_slot(self, capacity_bytes: int | None = None) -> Any:
         return object()
 
     def load(self, unit: Any, slot: Any, span: Any) -> dict[str, Any]:
@@ -332,6 +356,16 @@ def test_units_come_in_order_whichever_worker_is_first(pipelines: list[AsyncPipe
         pipeline.take(ring[1])
 
 
+def test_a_settled_pipeline_has_read_all_it_has_room_for(pipelines: list[AsyncPipeline]) -> None:
+    ring = [_unit("c"), _unit("d"), _unit("e")]
+    pipeline = AsyncPipeline(ring, _SlowFirst(), Ledger(FakeClock()), depth=1, workers=1)
+    pipelines.append(pipeline)
+    for unit in ring:
+        pipeline.release(pipeline.take(unit))
+        pipeline.settle()
+        assert len(pipeline._ready) == 2
+
+
 def test_a_worker_that_fails_fails_the_step(pipelines: list[AsyncPipeline]) -> None:
     ring = [_unit("bad")]
     pipelines.append(AsyncPipeline(ring, _SlowFirst(), Ledger(FakeClock()), depth=1, workers=1))
@@ -339,26 +373,63 @@ def test_a_worker_that_fails_fails_the_step(pipelines: list[AsyncPipeline]) -> N
         pipelines[0].take(ring[0])
 
 
-def test_what_was_read_is_not_left_in_the_page_cache(tmp_path: Path) -> None:
+@pytest.mark.parametrize("offset", [0, 64, 104, 4096, 70_008])
+@pytest.mark.parametrize("nbytes", [1, 4096, 100_000, 700_000])
+def test_a_read_brings_every_byte_to_an_aligned_place(
+    tmp_path: Path, offset: int, nbytes: int
+) -> None:
+    content = random.Random(offset + nbytes).randbytes(offset + nbytes + 5000)
+    file = tmp_path / "f"
+    file.write_bytes(content[: offset + nbytes + (5000 if nbytes == 4096 else 0)])
+    extent = extent_at(file, offset, nbytes, room_offset=2 * PAGE_BYTES)
+    for options in ({"direct": True}, {"cached": True}, {}):
+        reader = Reader([file], **options)
+        host = pages.lasting(2 * PAGE_BYTES + extent.room_bytes)
+        reader.read(extent, memoryview(host.numpy()))
+        found = host[extent.buffer_offset :][:nbytes]
+        assert found.data_ptr() % ALIGNMENT_BYTES == 0
+        assert bytes(found.numpy()) == content[offset : offset + nbytes]
+        reader.close()
+
+
+def test_direct_reads_that_are_refused_go_through_the_page_cache_and_say_why() -> None:
+    file = Path("/proc/version")  # no such file system takes them
+    if not file.exists():
+        pytest.skip("no procfs")
+    reader = Reader([file], direct=True)
+    assert reader.mode == "page cache, dropped behind"
+    assert reader.refusal
+    assert "Invalid argument" in reader.refusal
+    extent = extent_at(file, 0, 5)
+    room = memoryview(bytearray(extent.room_bytes))
+    reader.read(extent, room)
+    assert bytes(room[:5]) == file.read_bytes()[:5]
+    reader.close()
+
+
+@pytest.mark.parametrize("direct", [False, True])
+def test_what_was_read_is_not_left_in_the_page_cache(tmp_path: Path, direct: bool) -> None:
     from tasks.loading.residency import resident_fraction
 
     file = tmp_path / "f"
     file.write_bytes(bytes(1 << 20))
-    target = memoryview(bytearray(1 << 20))
+    whole = extent_at(file, 0, 1 << 20)
+    host = pages.lasting(whole.room_bytes + PAGE_BYTES)
+    target = memoryview(host.numpy())
     if resident_fraction([file]) is None:
         pytest.skip("the kernel does not tell")
-    reader = Reader([file], cached=False)
+    reader = Reader([file], direct=direct)
     reader.drop_cache()
     before = resident_fraction([file])
     if before:
         pytest.skip("this file system keeps its pages")
-    reader.read_into(file, 0, target)
+    reader.read(whole, target)
     assert (resident_fraction([file]) or 0.0) < 0.1
     with pytest.raises(InputError, match="end early"):
-        reader.read_into(file, 10, target)
+        reader.read(extent_at(file, 10, 1 << 20), target)
     reader.close()
     reader = Reader([file], cached=True)
-    reader.read_into(file, 0, target)
+    reader.read(whole, target)
     assert resident_fraction([file]) == 1.0
     reader.close()
 
@@ -388,6 +459,8 @@ def test_options_without_sense_are_refused(
 def test_what_cannot_be_done_here_is_infeasible(identity: Identity) -> None:
     assert check(identity(task="streaming")) is None
     assert "CUDA" in str(check(identity(task="streaming", pinned=True)))
+    assert "direct=false" in str(check(identity(task="streaming", page_cache="warm")))
+    assert check(identity(task="streaming", page_cache="warm", direct=False)) is None
     assert "depth" in str(check(identity(task="streaming", workers=2)))
     assert "int8" in str(check(identity("int8", task="streaming")))
     assert "context of" in str(check(identity(task="streaming", prompt_tokens=5000)))
