@@ -170,6 +170,7 @@ def _device_kind(cluster: ClusterConfig) -> str:
     if cluster.kind == "local":
         from orchestrator.telemetry import device_kind_here
 
+    cached += measured.result.adopted
         return device_kind_here()
     from orchestrator.schedule import cluster_device_kind
 
@@ -308,7 +309,13 @@ def command_line() -> list[str]:
     return ["python", "-m", "orchestrator", *sys.argv[1:]]
 
 
+                # What is to be measured whatever exists is not left to others.
+                claims=None if plan.settings.force else recording.claims,
 def _tidy(store: Store, say: Callable[[str], None]) -> None:
+            if result.adopted:
+                many = "attempt was" if result.adopted == 1 else "attempts were"
+                view.message(f"{result.adopted} {many} made by another driver meanwhile")
+                _tidy(store, view.message)
     """End runs of dead drivers and record what they spooled, so that this run sees them."""
     from orchestrator.record import reap, sync
 
@@ -342,7 +349,7 @@ def _report(
         if any(attempt.outcome == "ok" for attempt in found)
     }
     failed = any(e.outcome not in GOOD for e in ended if not e.retried)
-    if measured is None:
+    if measured is None or measured.result.adopted:
         failed = any(trial.hash not in good for trial in plan.trials)
     if as_json:
         runs = store.sweep_runs(plan.sweep) if measured is None else []

@@ -71,6 +71,9 @@ class Published:
     def submitted(self, spec: AttemptSpec, trial: Trial) -> None:
         self._view.submitted(spec, trial)
 
+    def withdrawn(self, spec: AttemptSpec, *, made: bool) -> None:
+        self._view.withdrawn(spec, made=made)
+
     def started(self, spec: AttemptSpec, trial: Trial, slot: Slot) -> None:
         self._running[spec.attempt_id] = f"{self._labels.get(trial.hash, '')} on {slot.host}"
         self._file.publish(self._outcomes, list(self._running.values()))

@@ -125,11 +125,15 @@ class ClusterConfig:
 
 @dataclass
 class TrackingConfig:
-    """Where results are recorded: SQLite under ``root``, or an MLflow server at ``uri``."""
+    """Where results are recorded: SQLite under ``root``, or an MLflow server at ``uri``.
+
+    ``local_on_cluster``: SQLite on the driver's host is meant although several nodes measure.
+    """
 
     kind: str = choice("embedded", "server")
     root: str = "mlruns"
     uri: str | None = None
+    local_on_cluster: bool = False
 
 
 @dataclass

@@ -162,8 +162,8 @@ class Backend:
         from mlflow.entities import RunTag
 
         with translated(self._where):
-            marks = [RunTag(key, value) for key, value in tags.items()]
-            self._store.log_batch(run_id, [], [], marks)
+            for first in range(0, len(marks), MAX_TAGS):
+                self._store.log_batch(run_id, [], [], marks[first : first + MAX_TAGS])
 
     def delete_run(self, run_id: str) -> None:
         """Move a run to MLflow's bin."""
@@ -206,6 +206,19 @@ class Backend:
             token = page.token
             if not token:
                 return ids
+    def newest(self, condition: str, count: int) -> list[RunRow]:
+        """The ``count`` runs begun last of those that meet an MLflow filter."""
+        from mlflow.entities import ViewType
+
+        with translated(self._where):
+            ids = self.experiment_ids()
+            if not ids:
+                return []
+            page = self._store.search_runs(
+                ids, condition, ViewType.ACTIVE_ONLY, count, ["attributes.start_time DESC"], None
+            )
+            return [_row(run) for run in page]
+
 
     def settle(self) -> None:
         """Make the files put so far durable; a server's are its own business."""

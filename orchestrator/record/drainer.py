@@ -47,6 +47,8 @@ class Drainer:
     changed : Condition
         Notified whenever a record was written or this thread ended.
     heartbeat_period_s : float
+    recorded : callable, optional
+        Called, from this thread, with the id of each attempt that is whole in the store.
 
     Attributes
     ----------
@@ -72,6 +74,7 @@ class Drainer:
         say: Callable[[str], None],
         changed: threading.Condition,
         heartbeat_period_s: float = HEARTBEAT_PERIOD_S,
+        recorded: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.undrained = 0
         self.recorded = 0
@@ -84,6 +87,7 @@ class Drainer:
         self._say = say
         self._changed = changed
         self._heartbeat_period_s = heartbeat_period_s
+        self._recorded = recorded
         self._paths: deque[Path] = deque()
         self._written: list[Path] = []  # in the store, perhaps not yet safe on its disk
         self._said: str | None = None
@@ -177,6 +181,7 @@ class Drainer:
             if record.status != RUNNING:
                 self.recorded += 1
                 writer.forget(record.key)
+                self._recorded(record.key)
         self._written.append(path)
         return True
 

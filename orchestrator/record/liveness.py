@@ -51,6 +51,12 @@ def driver_id(pid: int | None = None) -> str:
     return f"{socket.gethostname()}:{pid}:{_start_time(pid) or 0}:{_boot_id()}"
 
 
+def is_of_this_host(driver: str) -> bool:
+    """Whether the driver ``driver`` runs, or ran, on this host since it was booted."""
+    parts = driver.rsplit(":", 3)
+    return len(parts) == 4 and (parts[0], parts[3]) == (socket.gethostname(), _boot_id())
+
+
 def is_alive(driver: str, heartbeat: float | None, *, now: float | None = None) -> bool:
     """Whether the driver ``driver`` still runs.
 

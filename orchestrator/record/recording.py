@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from orchestrator.attempt import AttemptReport, AttemptSpec, Outcome, Slot
 from orchestrator.errors import StoreError
 from orchestrator.record.build import Builder
+from orchestrator.record.claims import Claims, open_claims
 from orchestrator.record.drainer import Drainer
 from orchestrator.record.liveness import HEARTBEAT_PERIOD_S, driver_id
 from orchestrator.record.provenance import provenance
@@ -92,6 +93,11 @@ class Recording:
     patience_s : float
         How long :meth:`close` waits for a store that is away.
 
+    Attributes
+    ----------
+    claims : Claims
+        What this driver measures and others must not; each is given up once it is recorded.
+
     Raises
     ------
     StoreError
@@ -134,11 +140,15 @@ class Recording:
         self._changed = threading.Condition()
         self._spool = Spool.create(store.spool_root, self.sweep_id)
         try:
+        self.claims: Claims = open_claims(
+            store, self._spool.directory, run_id=lambda: self.run_id, say=self._say
+        )
             # In the caller's thread: a disk that is full is said before anything is measured.
             self._parent = self._builder.sweep_begin(plan, time.time(), todo)
             begin = self._spool.write(self._parent)
         except BaseException:
             self._spool.close()
+            self.claims.close()
             raise
         self._drainer = Drainer(
             store,
@@ -147,6 +157,7 @@ class Recording:
             changed=self._changed,
             heartbeat_period_s=heartbeat_period_s,
         )
+            recorded=self.claims.recorded,
         self._drainer.add(begin.path)
         self._spooler = Spooler(
             self._spool,
@@ -233,6 +244,7 @@ class Recording:
 
     def _hand_over_the_end(self, status: str, reason: str | None) -> None:
         outcome = Outcome.CANCELLED if status == "KILLED" else Outcome.LOST
+        self.claims.close()
         why = "the sweep was stopped" if status == "KILLED" else "nothing was heard of it"
         for begun in list(self._begun.values()):
             report = AttemptReport(

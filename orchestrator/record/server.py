@@ -36,6 +36,8 @@ class ServerStore(Store):
         Where the spool is kept; default the user's state directory.
     """
 
+    is_shared = True
+
     def __init__(self, uri: str, *, state: Path | None = None) -> None:
         parts = urlsplit(uri)
         if parts.scheme not in ("http", "https") or not parts.hostname:

@@ -240,8 +240,13 @@ def spool_directories(root: Path) -> list[Path]:
 def unread(root: Path) -> Iterator[Spooled]:
     """Every whole record under ``root`` without its files; corrupt ones are passed over."""
     for directory in spool_directories(root):
-        for path in _records_in(directory):
-            try:
-                yield read(path, files=False)
-            except (CorruptRecord, FileNotFoundError):
-                continue
+        yield from unread_in(directory)
+
+
+def unread_in(directory: Path) -> Iterator[Spooled]:
+    """The same of one driver's directory."""
+    for path in _records_in(directory):
+        try:
+            yield read(path, files=False)
+        except (CorruptRecord, FileNotFoundError):
+            continue

@@ -111,11 +111,14 @@ class Store(ABC):
         Where results wait until the store has them.
     """
 
+    is_shared : bool
+        Whether drivers on other hosts may record into it too.
     uri: str
     where: str
     spool_root: Path
 
     @abstractmethod
+    is_shared = False
     def backend(self) -> Backend:
         """The store for writing; imports MLflow, may create the database."""
 

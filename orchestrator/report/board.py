@@ -120,6 +120,10 @@ class Board:
         )
 
 
+    def withdraw(self, attempt_id: str, *, made: bool) -> None:
+        self.submitted.discard(attempt_id)
+        self.cached += made
+
 def device_of(slot: Slot) -> str:
     """What an attempt holds on its host: ``GPU 1a2b3c4d``, ``2 GPUs``, ``cpu 0-3``."""
     if len(slot.gpu_uuids) == 1:

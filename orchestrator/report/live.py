@@ -90,6 +90,11 @@ class LiveView:
         with self._lock:
             self._board.submit(spec.attempt_id)
 
+    def withdrawn(self, spec: AttemptSpec, *, made: bool) -> None:
+        """Another driver makes the attempt, or has ``made`` it: then it is one of those there."""
+        with self._lock:
+            self._board.withdraw(spec.attempt_id, made=made)
+
     def started(self, spec: AttemptSpec, trial: Trial, slot: Slot) -> None:
         """An attempt has got its slot."""
         with self._lock:

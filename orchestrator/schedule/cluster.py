@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from orchestrator.attempt import AttemptSpec, Outcome
 from orchestrator.errors import ClusterError, Interrupted
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 START_TIMEOUT_S = 120.0
 # What is ready is here at once; only a cluster that falls apart makes us wait for it.
 GET_TIMEOUT_S = 5.0
+# A node's first process unpacks our code, and may start while a hundred others do.
+ASK_TIMEOUT_S = 120.0
+
+T = TypeVar("T")
 
 
 class RayCluster:
@@ -106,6 +110,37 @@ class RayCluster:
         # It may have ended, or Ray itself may be gone: then there is nothing to cancel.
         with contextlib.suppress(self._ray.exceptions.RayError, ValueError, RuntimeError):
             self._ray.cancel(generator, force=force)
+
+    def ask_every_node(self, question: Callable[[], T]) -> dict[str, T]:
+        """What ``question()`` returns in a process of each node that is alive, by node id.
+
+        Raises
+        ------
+        ClusterError
+            A node cannot be asked: names it.
+        """
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        task = self._ray.remote(num_cpus=0, max_retries=1)(question)
+        asked = {
+            node.node_id: task.options(
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=False)
+            ).remote()
+            for node in self.nodes()
+        }
+        hosts = {node.node_id: node.host for node in self.nodes()}
+        answers = {}
+        deadline = time.monotonic() + ASK_TIMEOUT_S
+        for node_id, answer in asked.items():
+            try:
+                left_s = max(0.1, deadline - time.monotonic())
+                answers[node_id] = self._ray.get(answer, timeout=left_s)
+            except Exception as error:
+                what = translate(error)[1]
+                if isinstance(error, self._ray.exceptions.GetTimeoutError):
+                    what = f"nothing ran there within {ASK_TIMEOUT_S:.0f} s"
+                raise ClusterError(what, where=f"node {hosts.get(node_id, node_id)}") from error
+        return answers
 
     # -- its life ---------------------------------------------------------------------------
 

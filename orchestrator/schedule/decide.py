@@ -18,8 +18,10 @@ from orchestrator.attempt import AttemptReport, Outcome
 from orchestrator.schedule.events import (
     Abandon,
     Action,
+    Adopt,
     Begin,
     Cancel,
+    Claimed,
     ClusterGone,
     Delay,
     DropRepeats,
@@ -29,8 +31,10 @@ from orchestrator.schedule.events import (
     Flight,
     Forget,
     LearnNodes,
+    MadeElsewhere,
     NodesSeen,
     PhaseBegan,
+    PutOff,
     Requeue,
     Say,
     ShowPhase,
@@ -89,6 +93,19 @@ def _phase(state: SweepState, event: PhaseBegan) -> Iterator[Action]:
 
 def _waiting(state: SweepState, event: Waiting) -> Iterator[Action]:
     yield Say(event.text)
+
+
+def _claimed(state: SweepState, event: Claimed) -> Iterator[Action]:
+    if state.stopping:
+        yield Forget(event.attempt_id)
+        return
+    ticket = state.flights[event.attempt_id].ticket
+    again_at = state.now + state.limits.claimed_wait_s
+    yield PutOff(event.attempt_id, replace(ticket, not_before=again_at))
+
+
+def _made_elsewhere(state: SweepState, event: MadeElsewhere) -> Iterator[Action]:
+    yield Adopt(event.attempt_id)
 
 
 def _ended(state: SweepState, event: Ended) -> Iterator[Action]:
@@ -217,6 +234,8 @@ _DECISIONS: dict[type, Callable[[SweepState, Any], Iterator[Action]]] = {
     Started: _started,
     PhaseBegan: _phase,
     Waiting: _waiting,
+    Claimed: _claimed,
+    MadeElsewhere: _made_elsewhere,
     Ended: _ended,
     Vanished: _vanished,
     Tick: _tick,

@@ -11,16 +11,19 @@ import random
 import threading
 import time
 import uuid
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.attempt import AttemptReport, AttemptSpec, Outcome, Resources
+from orchestrator.schedule.admission import admit
+from orchestrator.schedule.claiming import ClaimingCluster
 from orchestrator.errors import ClusterError
 from orchestrator.schedule.cluster import PendingCluster, start_async
 from orchestrator.schedule.decide import avoidable, decide, submissions
 from orchestrator.schedule.events import (
+    Adopt,
     Action,
     Begin,
     Cancel,
@@ -29,6 +32,7 @@ from orchestrator.schedule.events import (
     Finish,
     Flight,
     Limits,
+    PutOff,
     NodesSeen,
     Say,
     ShowPhase,
@@ -39,9 +43,9 @@ from orchestrator.schedule.events import (
 )
 from orchestrator.schedule.placement import Demand, resolve
 from orchestrator.schedule.policy import retry_policy
-from orchestrator.schedule.ports import ClusterPort, RecordingPort, ViewPort
+from orchestrator.schedule.ports import ClaimsPort, ClusterPort, RecordingPort, ViewPort
 from orchestrator.schedule.state import EndedAttempt, SweepState
-from orchestrator.schedule.todo import Attempt
+from orchestrator.schedule.todo import Attempt, PastAttempt, compute_todo
 
 if TYPE_CHECKING:
     from orchestrator.plan import Plan, Settings, Trial
@@ -64,6 +68,8 @@ class SweepResult:
         A stop was asked for.
     unmade : int
         Attempts that were to be made and were not (stopped, or no node was left).
+    adopted : int
+        Attempts that were left out because another driver has made them meanwhile.
     wall_s, busy_s : float
         Duration of the sweep, and slot time inside attempts.
     """
@@ -72,6 +78,7 @@ class SweepResult:
     attempts: tuple[EndedAttempt, ...] = ()
     interrupted: bool = False
     unmade: int = 0
+    adopted: int = 0
     wall_s: float = 0.0
     busy_s: float = 0.0
     final: dict[str, str] = field(default_factory=dict)
@@ -87,6 +94,7 @@ def interleave(attempts: Sequence[Attempt], seed: int) -> list[Attempt]:
     seen: Counter[str] = Counter()
     for attempt in attempts:
         rounds[seen[attempt.trial.hash]].append(attempt)
+    claims: ClaimsPort | None = None,
         seen[attempt.trial.hash] += 1
     generator = random.Random(seed)
     ordered: list[Attempt] = []
@@ -105,6 +113,8 @@ def run_sweep(
     seed: int,
     stop: threading.Event,
     cluster: ClusterPort | PendingCluster | None = None,
+    claims : ClaimsPort, optional
+        Where other drivers may be at the same trials: what they measure is left to them.
     limits: Limits | None = None,
 ) -> SweepResult:
     """Make every attempt of ``todo`` and record how it ended.
@@ -120,6 +130,8 @@ def run_sweep(
     seed : int
         Of the interleaving.
     stop : threading.Event
+            if claims is not None:
+                port = stack.enter_context(ClaimingCluster(port, claims, _missing(plan, runnable)))
         Set it to stop: running attempts end as ``cancelled`` within seconds.
     cluster : ClusterPort or PendingCluster, optional
         A cluster that is up or coming up, and stays up; None starts one by
@@ -156,7 +168,33 @@ def _open(
 ) -> ClusterPort:
     if cluster is None:
         cluster = stack.enter_context(start_async(plan.settings.cluster))
-    return cluster.ready(stop=stop) if isinstance(cluster, PendingCluster) else cluster
+    if not isinstance(cluster, PendingCluster):
+        return cluster
+    joined = cluster.ready(stop=stop)
+    if plan.settings.cluster.kind == "ray":
+        admit(joined, plan.settings.tracking)
+    return joined
+
+
+def _missing(
+    plan: Plan, attempts: Sequence[Attempt]
+) -> Callable[[str, Sequence[PastAttempt]], int]:
+    """How many attempts of a trial are still to be made, by what is recorded of it by now."""
+    settings = plan.settings
+    trials = {attempt.trial.hash: attempt.trial for attempt in attempts}
+
+    def missing(config_hash: str, recorded: Sequence[PastAttempt]) -> int:
+        todo = compute_todo(
+            [trials[config_hash]],
+            {config_hash: recorded},
+        adopted=state.adopted if state else 0,
+            repeats=settings.repeats,
+            retry_failed=settings.retry.failed,
+            invalid_retries=settings.verdict.retries,
+        )
+        return len(todo.attempts)
+
+    return missing
 
 
 def _result(
@@ -311,6 +349,8 @@ class Driver:
             timeout_s=trial.timeout_s,
             memory_limit_bytes=ticket.demand.memory_bytes,
             **self._common,
+        elif isinstance(action, PutOff | Adopt):
+            self._view.withdrawn(spec, made=isinstance(action, Adopt))
         )
         self._specs[attempt_id] = spec
         self._cluster.submit(spec, ticket.demand, avoidable(self.state, ticket))

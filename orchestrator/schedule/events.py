@@ -76,6 +76,20 @@ class Waiting:
 
 
 @dataclass(frozen=True)
+class Claimed:
+    """Another driver measures this trial now: the attempt was not made, and may not be needed."""
+
+    attempt_id: str
+
+
+@dataclass(frozen=True)
+class MadeElsewhere:
+    """Another driver has measured the trial meanwhile: the attempt is not needed any more."""
+
+    attempt_id: str
+
+
+@dataclass(frozen=True)
 class Ended:
     """The attempt's report arrived."""
 
@@ -92,7 +106,7 @@ class Vanished:
     reason: str
 
 
-ClusterEvent = Started | PhaseBegan | Waiting | Ended | Vanished
+ClusterEvent = Started | PhaseBegan | Waiting | Claimed | MadeElsewhere | Ended | Vanished
 
 
 # -- events from the driver itself ------------------------------------------------------------
@@ -126,6 +140,8 @@ Event = (
     Started
     | PhaseBegan
     | Waiting
+    | Claimed
+    | MadeElsewhere
     | Ended
     | Vanished
     | Tick
@@ -180,6 +196,21 @@ class Finish:
 @dataclass(frozen=True)
 class Forget:
     """Drop an attempt that never started: it leaves no trace and is to be made another time."""
+
+    attempt_id: str
+
+
+@dataclass(frozen=True)
+class PutOff:
+    """Take back an attempt that another driver's claim forbids; ask again later."""
+
+    attempt_id: str
+    ticket: Ticket
+
+
+@dataclass(frozen=True)
+class Adopt:
+    """Leave an attempt out: what another driver measured takes its place."""
 
     attempt_id: str
 
@@ -246,6 +277,8 @@ Action = (
     | ShowPhase
     | Finish
     | Forget
+    | PutOff
+    | Adopt
     | Delay
     | Requeue
     | Cancel
@@ -268,3 +301,4 @@ class Limits:
     stop_grace_s: float = 2.0
     overdue_grace_s: float = 120.0
     forced_grace_s: float = 10.0
+    claimed_wait_s: float = 1.0

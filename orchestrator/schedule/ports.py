@@ -4,6 +4,7 @@
 
     driver --submit/cancel--> ClusterPort --events--> driver --begin/finish--> RecordingPort
                                                         `-----shows----------> ViewPort
+           ClaimsPort stands before ClusterPort where several drivers share a store
 
 ``ClusterPort`` has two implementations: Ray (:mod:`.cluster`) and a simulation in virtual time
 (:mod:`.simulated`); the driver cannot tell them apart.
@@ -11,7 +12,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from orchestrator.attempt import AttemptReport, AttemptSpec, Slot
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from orchestrator.plan import Trial
     from orchestrator.schedule.events import ClusterEvent
     from orchestrator.schedule.placement import Demand, Node
+    from orchestrator.schedule.todo import PastAttempt
 
 
 class RecordingPort(Protocol):
@@ -39,6 +41,10 @@ class ViewPort(Protocol):
 
     def submitted(self, spec: AttemptSpec, trial: Trial) -> None: ...
 
+    def withdrawn(self, spec: AttemptSpec, *, made: bool) -> None:
+        """Another driver makes what was submitted, or has ``made`` it."""
+        ...
+
     def started(self, spec: AttemptSpec, trial: Trial, slot: Slot) -> None: ...
 
     def phase(self, spec: AttemptSpec, name: str) -> None: ...
@@ -46,6 +52,39 @@ class ViewPort(Protocol):
     def finished(self, report: AttemptReport, trial: Trial) -> None: ...
 
     def message(self, text: str) -> None: ...
+
+
+class StandingPort(Protocol):
+    """A trial that is claimed (``record.claims.Standing`` has it)."""
+
+    @property
+    def attempts(self) -> Sequence[PastAttempt] | None:
+        """Everybody's finished attempts; None where there is nothing new to be known."""
+        ...
+
+    @property
+    def own(self) -> int:
+        """Attempts of this driver that ``attempts`` may or may not hold yet."""
+        ...
+
+
+class ClaimsPort(Protocol):
+    """Keeps other drivers on the same store from measuring the same trial at the same time.
+
+    Called from one thread. Claims are given up by the recording, once a result can be read.
+    """
+
+    def ask(self, wishes: Mapping[str, str]) -> Mapping[str, StandingPort | None]:
+        """Claim the trials (config hashes) of some attempts; None for those another driver has."""
+        ...
+
+    def drop(self, attempt_id: str) -> None:
+        """The attempt will not be made; from any thread."""
+        ...
+
+    def tend(self) -> None:
+        """Called about once a second."""
+        ...
 
 
 class ClusterPort(Protocol):

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from orchestrator.schedule.events import (
     Abandon,
     Action,
+    Adopt,
     Begin,
     Cancel,
     Delay,
@@ -21,6 +22,7 @@ from orchestrator.schedule.events import (
     Forget,
     LearnNodes,
     Limits,
+    PutOff,
     Requeue,
     Skip,
     StopSubmitting,
@@ -105,6 +107,7 @@ class SweepState:
         self.ended: list[EndedAttempt] = []
         self.busy_s = 0.0
         self.unmade = 0
+        self.adopted = 0
         self._submitted = 0
         self._sequence = itertools.count()
         for ticket in tickets:
@@ -187,6 +190,15 @@ class SweepState:
         self._land(action.attempt_id)
         self.unmade += 1
 
+    def _put_off(self, action: PutOff) -> None:
+        self._land(action.attempt_id)
+        ticket = action.ticket
+        heapq.heappush(self.delayed, (ticket.not_before, next(self._sequence), ticket))
+
+    def _adopt(self, action: Adopt) -> None:
+        self._land(action.attempt_id)
+        self.adopted += 1
+
     def _delay(self, action: Delay) -> None:
         ticket = action.ticket
         heapq.heappush(self.delayed, (ticket.not_before, next(self._sequence), ticket))
@@ -250,6 +262,8 @@ _COMMITS: dict[type, Callable[[SweepState, Any], None]] = {
     Begin: SweepState._begin,
     Finish: SweepState._finish,
     Forget: SweepState._forget,
+    PutOff: SweepState._put_off,
+    Adopt: SweepState._adopt,
     Delay: SweepState._delay,
     Requeue: SweepState._requeue,
     Cancel: SweepState._cancel,

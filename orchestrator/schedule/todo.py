@@ -28,6 +28,21 @@ class PastAttempt(Protocol):
         ...
 
 
+    @property
+    def started_at(self) -> float:
+        """Unix time (s)."""
+        ...
+
+    @property
+    def ended_at(self) -> float | None:
+        """Unix time (s)."""
+        ...
+
+    @property
+    def attempt_id(self) -> str:
+        """Whose it is: unique to the driver up to the last hyphen."""
+        ...
+
 @dataclass(frozen=True)
 class Attempt:
     """One attempt to be made; ``tries`` are outcomes of earlier ones at the same repeat."""
@@ -138,8 +153,18 @@ def _one(
     return TrialState(trial, "cached"), []
 
 
-def _numbered(trial: Trial, first: int, count: int) -> list[Attempt]:
-    return [Attempt(trial, first + offset) for offset in range(count)]
+def _numbered(trial: Trial, first: int, count: int, expected_s: float | None) -> list[Attempt]:
+    return [Attempt(trial, first + offset, expected_s=expected_s) for offset in range(count)]
+
+
+def _usual_s(past: Sequence[PastAttempt]) -> float | None:
+    """How long measurements of this trial took; None where there is none to go by."""
+    spans_s = [
+        attempt.ended_at - attempt.started_at
+        for attempt in past
+        if attempt.outcome in (Outcome.OK, Outcome.OK.value) and attempt.ended_at is not None
+    ]
+    return statistics.median(spans_s) if spans_s else None
 
 
 def _unfinished(counts: Mapping[Outcome, int], policy: RetryPolicy) -> tuple[Outcome, ...]:

@@ -1,0 +1,246 @@
+"""Claims: of several drivers on one store, only one measures a trial at a time.
+
+::
+
+    ask ── lock of this host ── tag on the server (if any) ── what others recorded meanwhile
+             kernel lets go        lease: a beating heart
+                                                  recorded ──> the claim is given up
+
+A trial is claimed before it is submitted and until its result can be read by others, so whoever
+gets the claim next sees that result and does not measure again. On one host a claim is a byte of a
+file, locked: the kernel frees it the moment its holder is gone, and no clock is asked. Between
+hosts it is a tag of the holder's sweep run (:mod:`.shared_claims`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.errors import StoreError
+from orchestrator.record import spool
+from orchestrator.record.drivers import drivers_directory
+from orchestrator.record.recover import reap, sync
+from orchestrator.record.runrecord import ATTEMPT_TAG, RUNNING
+from orchestrator.record.shared_claims import SharedClaims
+from orchestrator.record.store import AttemptSummary, Store, summary_of_record
+
+# What dead drivers of this host left is looked for at most this often.
+TIDY_PERIOD_S = 1.0
+_FILE = "claims"
+# struct flock of Linux on 64 bits: type, whence, (padding), start, length, pid.
+_FLOCK = "hhqqi4x"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A claimed trial: what is known of it now that nobody else can change it.
+
+    Attributes
+    ----------
+    attempts : sequence of AttemptSummary or None
+        Everybody's finished attempts; None where the store could not be asked, or nobody but this
+        driver has used it since the sweep was planned.
+    own : int
+        Attempts of this driver that ``attempts`` may or may not hold yet.
+    """
+
+    attempts: Sequence[AttemptSummary] | None
+    own: int
+
+
+class HostLocks:
+    """Exclusive locks on trials among the processes of this host that use the same spool root.
+
+    Locks of an open file description (``F_OFD_SETLK``): one descriptor whatever their number, gone
+    with the process, and no file to remove afterwards.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._file = os.open(directory / _FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def take(self, config_hash: str) -> bool:
+        """Whether the trial is ours now; returns at once."""
+        try:
+            self._set(fcntl.F_WRLCK, config_hash)
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                return False
+            raise
+        return True
+
+    def release(self, config_hash: str) -> None:
+        """Let others have it."""
+        self._set(fcntl.F_UNLCK, config_hash)
+
+    def close(self) -> None:
+        """Release everything."""
+        os.close(self._file)
+
+    def _set(self, kind: int, config_hash: str) -> None:
+        # 60 bits of the hash: two trials on one byte would only wait for each other.
+        where = int(config_hash[:15], 16)
+        wish = struct.pack(_FLOCK, kind, os.SEEK_SET, where, 1, 0)
+        fcntl.fcntl(self._file, fcntl.F_OFD_SETLK, wish)
+
+
+class Claims:
+    """This driver's claims. ``ask`` from one thread, ``recorded`` from any.
+
+    Parameters
+    ----------
+    store : Store
+    own_spool : Path
+        This driver's directory in the spool.
+    shared : SharedClaims, optional
+        For a store that other hosts use too.
+    say : callable
+        Takes one line for the person.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        own_spool: Path,
+        *,
+        shared: SharedClaims | None = None,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._store = store
+        self._own_spool = own_spool
+        self._shared = shared
+        self._say = say
+        self._host = HostLocks(drivers_directory(store.spool_root))
+        self._lock = threading.Lock()
+        self._holders: dict[str, set[str]] = {}  # config hash to our attempts of it
+        self._hashes: dict[str, str] = {}  # the other way round
+        self._company = shared is None  # reading SQLite costs less than finding out
+        self._tidied_at = float("-inf")
+        self._said = False
+
+    @property
+    def met_others(self) -> bool:
+        """Whether another driver has left its spool here, alive or dead."""
+        return bool(self._other_spools())
+
+    def ask(self, wishes: Mapping[str, str]) -> dict[str, Standing | None]:
+        """Claim the trials of some attempts.
+
+        Parameters
+        ----------
+        wishes : mapping of attempt id to config hash
+
+        Returns
+        -------
+        dict of attempt id to Standing or None
+            None: another driver has the trial now.
+        """
+        with self._lock:
+            own = {h: len(self._holders.get(h, ())) for h in wishes.values()}
+            mine = {h for h in own if h in self._holders or self._host.take(h)}
+            for attempt_id, config_hash in wishes.items():
+                if config_hash in mine:
+                    self._holders.setdefault(config_hash, set()).add(attempt_id)
+                    self._hashes[attempt_id] = config_hash
+        lost: set[str] = set()
+        known: dict[str, list[AttemptSummary]] | None = None
+        try:
+            if self._shared is not None:
+                lost = self._shared.take(mine)
+            known = self._known(mine - lost)
+            self._said = False
+        except StoreError as error:
+            # Better measured twice than not at all: the store may be away for the whole sweep.
+            if not self._said:
+                self._said = True
+                self._say(f"{error} (other drivers' claims cannot be seen meanwhile)")
+        for attempt_id, config_hash in wishes.items():
+            if config_hash in lost:
+                self.drop(attempt_id)
+        return {
+            attempt_id: Standing(None if known is None else known.get(h, ()), own[h])
+            if h in mine - lost
+            else None
+            for attempt_id, h in wishes.items()
+        }
+
+    def drop(self, attempt_id: str) -> None:
+        """This attempt will not be made."""
+        self.recorded(attempt_id)
+
+    def recorded(self, attempt_id: str) -> None:
+        """The result of this attempt can be read by others now."""
+        with self._lock:
+            config_hash = self._hashes.pop(attempt_id, None)
+            if config_hash is None:
+                return
+            holders = self._holders[config_hash]
+            holders.discard(attempt_id)
+            if holders:
+                return
+            del self._holders[config_hash]
+            if self._shared is not None:
+                self._shared.release(config_hash)
+            self._host.release(config_hash)
+
+    def tend(self) -> None:
+        """Tell the server what was given up; call it now and then, and from the thread of ask."""
+        if self._shared is not None:
+            with contextlib.suppress(StoreError):
+                self._shared.flush()
+
+    def close(self) -> None:
+        """Give everything up; the sweep's run, which carries the shared claims, ends by itself."""
+        with self._lock:
+            self._holders.clear()
+            self._hashes.clear()
+            self._host.close()
+
+    def _known(self, hashes: Iterable[str]) -> dict[str, list[AttemptSummary]] | None:
+        others = self._other_spools()
+        self._company = self._company or bool(others) or bool(self._shared and self._shared.company)
+        wanted = frozenset(hashes)
+        if not self._company:
+            return None
+        if others and time.monotonic() - self._tidied_at > TIDY_PERIOD_S:
+            self._tidied_at = time.monotonic()
+            if sync(self._store).in_use < len(others) + 1:
+                reap(self._store)
+        # Spools first: what is drained in between is then seen in the store.
+        waiting = [s for s in _spooled(others) if s.config_hash in wanted]
+        found: dict[str, dict[str, AttemptSummary]] = {}
+        for summary in (*waiting, *self._store.recorded(wanted)):
+            found.setdefault(summary.config_hash, {})[summary.attempt_id] = summary
+        return {config_hash: list(each.values()) for config_hash, each in found.items()}
+
+    def _other_spools(self) -> list[Path]:
+        every = spool.spool_directories(self._store.spool_root)
+        return [directory for directory in every if directory != self._own_spool]
+
+
+def open_claims(
+    store: Store,
+    own_spool: Path,
+    *,
+    run_id: Callable[[], str | None],
+    say: Callable[[str], None] = lambda _: None,
+) -> Claims:
+    """The claims of a driver that records into ``store``; :class:`SharedClaims` has ``run_id``."""
+    shared = SharedClaims(store.backend, run_id) if store.is_shared else None
+    return Claims(store, own_spool, shared=shared, say=say)
+
+
+def _spooled(directories: Iterable[Path]) -> Iterable[AttemptSummary]:
+    for directory in directories:
+        for item in spool.unread_in(directory):
+            if item.record.key_tag == ATTEMPT_TAG and item.record.status != RUNNING:
+                yield summary_of_record(str(item.path), item.record)

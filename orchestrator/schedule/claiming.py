@@ -1,0 +1,201 @@
+"""A cluster that runs nothing another driver measures: asks for a claim, then submits.
+
+::
+
+    driver --submit--> wishes --a thread asks--> granted --------------> the cluster itself
+                                          |----> another has it -------> Claimed: asked again
+                                          `----> it has been measured -> MadeElsewhere
+
+Asking may take as long as a tracking server takes to answer; nothing else waits for it. A server
+that does not answer in :data:`PATIENCE_S` is not waited for: better measured twice than not at all.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from types import TracebackType
+
+from orchestrator.attempt import AttemptSpec, Outcome
+from orchestrator.schedule.events import Claimed, ClusterEvent, Ended, MadeElsewhere, Vanished
+from orchestrator.schedule.placement import Demand, Node
+from orchestrator.schedule.ports import ClaimsPort, ClusterPort, StandingPort
+from orchestrator.schedule.todo import PastAttempt
+
+PATIENCE_S = 10.0
+TEND_S = 1.0
+# So many at once: the first of a long queue shall not wait for the last.
+MOST_ASKED = 20
+# Between looks at the cluster while an answer is due.
+SHORT_S = 0.02
+
+
+@dataclass(frozen=True)
+class _Wish:
+    spec: AttemptSpec
+    demand: Demand
+    avoid: frozenset[str]
+
+
+class ClaimingCluster:
+    """A :class:`~orchestrator.schedule.ports.ClusterPort` in front of another; a context manager.
+
+    Parameters
+    ----------
+    cluster : ClusterPort
+        Runs what is granted; stays its owner's to close.
+    claims : ClaimsPort
+    missing : callable
+        Takes a config hash and everybody's attempts of it; returns how many are still to be made.
+    """
+
+    def __init__(
+        self,
+        cluster: ClusterPort,
+        claims: ClaimsPort,
+        missing: Callable[[str, Sequence[PastAttempt]], int],
+    ) -> None:
+        self._cluster = cluster
+        self._claims = claims
+        self._missing = missing
+        self._changed = threading.Condition()
+        self._wishes: dict[str, _Wish] = {}
+        self._asked: frozenset[str] = frozenset()
+        self._asked_at = 0.0
+        self._granted: list[_Wish] = []
+        self._unanswered: set[str] = set()
+        self._events: list[ClusterEvent] = []
+        self._in_flight = 0
+        self._closed = False
+        self._thread = threading.Thread(target=self._ask_until_closed, name="claims", daemon=True)
+        self._thread.start()
+
+    # -- the port ---------------------------------------------------------------------------
+
+    def now(self) -> float:
+        return self._cluster.now()
+
+    def nodes(self) -> Sequence[Node]:
+        return self._cluster.nodes()
+
+    def submit(self, spec: AttemptSpec, demand: Demand, avoid: frozenset[str]) -> None:
+        with self._changed:
+            self._wishes[spec.attempt_id] = _Wish(spec, demand, avoid)
+            self._changed.notify_all()
+
+    def wait(self, timeout_s: float) -> Sequence[ClusterEvent]:
+        with self._changed:
+            if not self._in_flight and self._wishes:
+                self._changed.wait_for(lambda: self._granted or self._events, timeout_s)
+            if self._asked and time.monotonic() - self._asked_at > PATIENCE_S:
+                self._submit_unanswered()
+            events, self._events = self._events, []
+            granted, self._granted = self._granted, []
+            due = bool(self._wishes)
+        for wish in granted:
+            self._cluster.submit(wish.spec, wish.demand, wish.avoid)
+            self._in_flight += 1
+        if events or granted:
+            timeout_s = 0.0
+        elif due:
+            timeout_s = min(timeout_s, SHORT_S)
+        if self._in_flight or not (due or events):
+            found = self._cluster.wait(timeout_s)
+            self._in_flight -= sum(isinstance(event, Ended | Vanished) for event in found)
+            events.extend(found)
+        return events
+
+    def cancel(self, attempt_id: str, *, force: bool) -> None:
+        with self._changed:
+            waiting = self._wishes.pop(attempt_id, None) is not None
+            granted = [w for w in self._granted if w.spec.attempt_id != attempt_id]
+            waiting = waiting or len(granted) < len(self._granted)
+            self._granted = granted
+            if waiting:
+                self._events.append(Vanished(attempt_id, Outcome.CANCELLED, "cancelled"))
+        if waiting:
+            self._claims.drop(attempt_id)
+        else:
+            self._cluster.cancel(attempt_id, force=force)
+
+    # -- its life ---------------------------------------------------------------------------
+
+    def __enter__(self) -> ClaimingCluster:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join(TEND_S)
+
+    # -- inside -----------------------------------------------------------------------------
+
+    def _ask_until_closed(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed or self._wishes, TEND_S)
+                if self._closed:
+                    return
+                asked = [w.spec for w in islice(self._wishes.values(), MOST_ASKED)]
+                self._asked = frozenset(spec.attempt_id for spec in asked)
+                self._asked_at = time.monotonic()
+            try:
+                if asked:
+                    self._ask(asked)
+                else:
+                    self._claims.tend()
+            except Exception:  # whatever is wrong with claims, measuring goes on
+                self._submit_unanswered()
+            with self._changed:
+                self._asked = frozenset()
+
+    def _ask(self, specs: Sequence[AttemptSpec]) -> None:
+        # One attempt of a trial at a time: the answer for the second counts the first.
+        firsts = {spec.config_hash: spec for spec in reversed(specs)}
+        wishes = {spec.attempt_id: config_hash for config_hash, spec in firsts.items()}
+        for attempt_id, standing in self._claims.ask(wishes).items():
+            answer = self._judge(firsts[wishes[attempt_id]], standing)
+            with self._changed:
+                wish = self._wishes.pop(attempt_id, None)
+                if wish is not None and isinstance(answer, AttemptSpec):
+                    self._granted.append(replace(wish, spec=answer))
+                elif attempt_id not in self._unanswered:  # refused, or cancelled meanwhile
+                    self._claims.drop(attempt_id)
+                    if wish is not None and not isinstance(answer, AttemptSpec):
+                        self._events.append(answer)
+                self._changed.notify_all()
+
+    def _judge(
+        self, spec: AttemptSpec, standing: StandingPort | None
+    ) -> AttemptSpec | Claimed | MadeElsewhere:
+        """The attempt as it is to be made, or why it is not."""
+        if standing is None:
+            return Claimed(spec.attempt_id)
+        if standing.attempts is None:
+            return spec
+        missing = self._missing(spec.config_hash, standing.attempts)
+        if missing <= 0:
+            return MadeElsewhere(spec.attempt_id)
+        if missing <= standing.own:
+            # Our own other attempts may be all that is missing: ask again when they ended.
+            return Claimed(spec.attempt_id)
+        driver = spec.attempt_id.rpartition("-")[0]
+        others = [a.number for a in standing.attempts if not a.attempt_id.startswith(driver)]
+        return replace(spec, number=max(spec.number, 1 + max(others, default=0)))
+
+    def _submit_unanswered(self) -> None:
+        """What is being asked for is submitted without a claim."""
+        with self._changed:
+            for attempt_id in self._asked & self._wishes.keys():
+                self._granted.append(self._wishes.pop(attempt_id))
+                self._unanswered.add(attempt_id)
+            self._changed.notify_all()
