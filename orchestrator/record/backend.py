@@ -161,6 +161,7 @@ class Backend:
         """Set tags."""
         from mlflow.entities import RunTag
 
+        marks = [RunTag(key, value) for key, value in tags.items()]
         with translated(self._where):
             for first in range(0, len(marks), MAX_TAGS):
                 self._store.log_batch(run_id, [], [], marks[first : first + MAX_TAGS])

@@ -27,21 +27,11 @@ class PastAttempt(Protocol):
         """Its number among the trial's attempts."""
         ...
 
-
-    @property
-    def started_at(self) -> float:
-        """Unix time (s)."""
-        ...
-
-    @property
-    def ended_at(self) -> float | None:
-        """Unix time (s)."""
-        ...
-
     @property
     def attempt_id(self) -> str:
         """Whose it is: unique to the driver up to the last hyphen."""
         ...
+
 
 @dataclass(frozen=True)
 class Attempt:
@@ -153,18 +143,8 @@ def _one(
     return TrialState(trial, "cached"), []
 
 
-def _numbered(trial: Trial, first: int, count: int, expected_s: float | None) -> list[Attempt]:
-    return [Attempt(trial, first + offset, expected_s=expected_s) for offset in range(count)]
-
-
-def _usual_s(past: Sequence[PastAttempt]) -> float | None:
-    """How long measurements of this trial took; None where there is none to go by."""
-    spans_s = [
-        attempt.ended_at - attempt.started_at
-        for attempt in past
-        if attempt.outcome in (Outcome.OK, Outcome.OK.value) and attempt.ended_at is not None
-    ]
-    return statistics.median(spans_s) if spans_s else None
+def _numbered(trial: Trial, first: int, count: int) -> list[Attempt]:
+    return [Attempt(trial, first + offset) for offset in range(count)]
 
 
 def _unfinished(counts: Mapping[Outcome, int], policy: RetryPolicy) -> tuple[Outcome, ...]:
