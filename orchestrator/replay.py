@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.attempt import AttemptReport, Resources
 from orchestrator.errors import UsageError
 from orchestrator.plan import Plan, Settings, Trial
 from orchestrator.record import AttemptSummary, Store, SweepRun
+from orchestrator.telemetry.series import PARQUET_ARTIFACT
 
 
-def replayed_plan(store: Store, sweep: str) -> tuple[Plan, dict[str, list[AttemptReport]]]:
-    """What the newest run of ``sweep`` planned, and every attempt of these trials.
+@dataclass(frozen=True)
+class Replayed:
+    """A recorded sweep: what its newest run planned, and every attempt of these trials.
+
+    Attributes
+    ----------
+    attempts : dict of str to list of AttemptReport
+        By config hash.
+    command : str or None
+        What that run was started with.
+    telemetry : callable
+        An attempt's stored telemetry, by the attempt's id.
+    """
+
+    plan: Plan
+    attempts: dict[str, list[AttemptReport]]
+    command: str | None
+    telemetry: Callable[[str], bytes | None]
+
+
+def replay(store: Store, sweep: str) -> Replayed:
+    """The newest run of ``sweep`` as a plan again, with what is recorded of its trials.
 
     Parameters
     ----------
@@ -41,7 +65,24 @@ def replayed_plan(store: Store, sweep: str) -> tuple[Plan, dict[str, list[Attemp
         baseline=data["baseline"],
         axes={key: tuple(values) for key, values in data["axes"].items()},
     )
-    return plan, attempts
+    command = shlex.join(data["command"]) if data.get("command") else None
+    telemetry = telemetry_of(store, (a for found in summaries.values() for a in found))
+    return Replayed(plan, attempts, command, telemetry)
+
+
+def telemetry_of(
+    store: Store, summaries: Iterable[AttemptSummary]
+) -> Callable[[str], bytes | None]:
+    """Reads the stored telemetry of an attempt by its id; None where it has none."""
+    run_ids = {summary.attempt_id: summary.run_id for summary in summaries}
+
+    def read(attempt_id: str) -> bytes | None:
+        try:
+            return store.artifact(run_ids[attempt_id], PARQUET_ARTIFACT)
+        except (KeyError, FileNotFoundError):
+            return None
+
+    return read
 
 
 def _trial(store: Store, entry: dict[str, Any], finished: list[AttemptSummary]) -> Trial:

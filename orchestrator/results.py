@@ -143,17 +143,20 @@ def _rules_file(name: str) -> Path:
 
 def report_command(sweep: str, overrides: Sequence[str], output: Path, as_json: bool) -> int:
     """Write ``report.html``, ``report.md``, ``table.csv`` and ``table.json`` into ``output``."""
-    from orchestrator.replay import replayed_plan
+    from orchestrator.replay import replay
     from orchestrator.report import build_table
     from orchestrator.report.bundle import report_files
     from orchestrator.report.export import to_json
 
-    plan, attempts = replayed_plan(_store(overrides), sweep)
+    found = replay(_store(overrides), sweep)
     if as_json:
-        emit_json(to_json(build_table(plan, attempts)))
+        emit_json(to_json(build_table(found.plan, found.attempts)))
         return 0
     output.mkdir(parents=True, exist_ok=True)
-    for name, content in report_files(plan, attempts).items():
+    files = report_files(
+        found.plan, found.attempts, command=found.command, telemetry=found.telemetry
+    )
+    for name, content in files.items():
         (output / name).write_bytes(content)
         click.echo(output / name)
     return 0

@@ -291,6 +291,7 @@ def _measure(plan: Plan, todo: Todo, store: Store, cached: int) -> _Measured:
 
 def _attach_report(plan: Plan, store: Store, recording: Recording) -> None:
     """Give the sweep's own run its summary and its report, as far as the store has the attempts."""
+    from orchestrator.replay import telemetry_of
     from orchestrator.report import build_table
     from orchestrator.report.answer import sentences
     from orchestrator.report.bundle import report_files
@@ -298,9 +299,15 @@ def _attach_report(plan: Plan, store: Store, recording: Recording) -> None:
 
     if len(plan.trials) > MOST_REPORTED or not recording.flush(REPORT_PATIENCE_S):
         return
-    reports = _reports(store, store.attempts(trial.hash for trial in plan.trials))
+    summaries = store.attempts(trial.hash for trial in plan.trials)
+    reports = _reports(store, summaries)
     table = build_table(plan, reports)
-    files = report_files(plan, reports, command=shlex.join(command_line()))
+    files = report_files(
+        plan,
+        reports,
+        command=shlex.join(command_line()),
+        telemetry=telemetry_of(store, (a for found in summaries.values() for a in found)),
+    )
     recording.attach(to_markdown(table, summary=sentences(table)), files)
 
 

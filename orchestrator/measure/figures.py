@@ -21,7 +21,8 @@ class Bars:
 @dataclass(frozen=True)
 class Scaling:
     """One metric along a numeric axis (an override such as ``task.prompt_tokens``), a line each
-    for the other axes; drawn only where the sweep has that axis."""
+    for the other axes, what arithmetic predicts dashed beside it; drawn only where the sweep has
+    that axis."""
 
     metric: str
     over: str
@@ -50,4 +51,16 @@ class Breakdown:
     metrics: tuple[str, ...]
 
 
-Figure: TypeAlias = Bars | Scaling | Distribution | Pareto | Breakdown
+@dataclass(frozen=True)
+class Ranking:
+    """The largest parts of a whole, one bar of 100 % a trial.
+
+    ``fact`` names a fact that the task records: a list of ``{"name": str, "share": float}``.
+    """
+
+    fact: str
+    title: str
+    caption: str = ""
+
+
+Figure: TypeAlias = Bars | Scaling | Distribution | Pareto | Breakdown | Ranking

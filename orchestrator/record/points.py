@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -11,8 +10,11 @@ from orchestrator.attempt import AttemptReport
 from orchestrator.measure.metric import Metric, Samples, Value
 from orchestrator.record.params import legal_key
 from orchestrator.record.runrecord import MetricPoint
+from orchestrator.telemetry.history import read_histories
+from orchestrator.telemetry.series import PARQUET_ARTIFACT
 
-TELEMETRY = "telemetry.parquet"
+# What MLflow's UI shows on the tab "System metrics", apart from what the task measured.
+SERIES_PREFIX = "system/"
 
 # PROTOCOL allows 1,000 points a series. Writing one costs the driver some 50 µs of a core that may
 # be measuring something; 200 draw the same chart, and the whole series is in the Parquet file.
@@ -50,7 +52,7 @@ def metric_points(report: AttemptReport, protocol: Mapping[str, Any]) -> list[Me
     ]
     if report.duration_s:
         points.append(MetricPoint("attempt_duration_s", report.duration_s, at_ms))
-    content = report.artifacts.get(TELEMETRY)
+    content = report.artifacts.get(PARQUET_ARTIFACT)
     if content is not None:
         points += series_points(content, report.started_at)
     return points
@@ -77,59 +79,20 @@ def _numbers(key: str, metric: Metric, protocol: Mapping[str, Any]) -> Iterator[
 
 
 def series_points(content: bytes, started_at: float) -> list[MetricPoint]:
-    """Telemetry series, each thinned to at most ``SERIES_POINTS`` points.
+    """Telemetry series, each thinned to at most ``SERIES_POINTS`` points, counters as rates.
 
     Parameters
     ----------
     content : bytes
-        Parquet with columns ``t_s`` (since the attempt's start), ``source``, ``metric``, ``value``.
+        Parquet as :meth:`~orchestrator.telemetry.SeriesSet.to_parquet` writes it.
     started_at : float
         Unix time of the attempt's start.
-
-    Notes
-    -----
-    Each stretch of time keeps its lowest and its highest value, so that peaks survive thinning.
     """
-    import numpy as np
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(io.BytesIO(content), columns=["t_s", "source", "metric", "value"])
-    times = table["t_s"].to_numpy()
-    values = table["value"].to_numpy()
-    names = [
-        f"telemetry/{source}/{metric}"
-        for source, metric in zip(
-            table["source"].to_pylist(), table["metric"].to_pylist(), strict=True
-        )
-    ]
-    rows_of: dict[str, list[int]] = {}
-    for row, name in enumerate(names):
-        rows_of.setdefault(name, []).append(row)
-    points: list[MetricPoint] = []
-    for name, rows in rows_of.items():
-        index = np.asarray(rows)
-        index = index[np.isfinite(values[index].astype(float))]
-        index = index[np.argsort(times[index], kind="stable")]
-        for row in _thin(index, values):
-            at_s = float(times[row])
-            points.append(
-                MetricPoint(
-                    legal_key(name),
-                    float(values[row]),
-                    round((started_at + at_s) * 1000),
-                    round(at_s * 1000),
-                )
-            )
+    points = []
+    for history in read_histories(content):
+        shown = (history.rate() if history.counter else history).thinned(SERIES_POINTS)
+        name = legal_key(f"{SERIES_PREFIX}{shown.source}/{shown.metric}")
+        for at_s, value in zip(shown.t_s.tolist(), shown.values.tolist(), strict=True):
+            at_ms = round((started_at + at_s) * 1000)
+            points.append(MetricPoint(name, value, at_ms, round(at_s * 1000)))
     return points
-
-
-def _thin(index: Any, values: Any) -> list[int]:
-    import numpy as np
-
-    if len(index) <= SERIES_POINTS:
-        return [int(row) for row in index]
-    kept: set[int] = set()
-    for stretch in np.array_split(np.arange(len(index)), SERIES_POINTS // 2):
-        of_stretch = values[index[stretch]]
-        kept |= {int(stretch[of_stretch.argmin()]), int(stretch[of_stretch.argmax()])}
-    return [int(index[place]) for place in sorted(kept)]

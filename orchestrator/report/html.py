@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
 from typing import Any
@@ -28,10 +29,21 @@ MAX_MATRIX = 60
 _CLASS = {"red": "bad", "magenta": "bad", "yellow": "doubt", "green": "better", "dim": "soft"}
 
 
+@dataclass(frozen=True)
+class Strip:
+    """The telemetry of one attempt: the trial it is of, how it ended, and its figure."""
+
+    label: str
+    outcome: str
+    verdict: str
+    drawn: Drawn
+
+
 def page(
     table: SweepTable,
     figures: Sequence[Drawn],
     *,
+    strips: Sequence[Strip] = (),
     provenance: Mapping[str, Any] | None = None,
     command: str | None = None,
 ) -> str:
@@ -43,6 +55,8 @@ def page(
         With headline metrics.
     figures : sequence of Drawn
         In the order they are shown.
+    strips : sequence of Strip
+        Telemetry of attempts; the first is unfolded, the others on a click.
     provenance : mapping, optional
         What it ran on and with; shown at the foot.
     command : str, optional
@@ -56,10 +70,11 @@ def page(
         _figures(figures),
         _matrix(table),
         _failures(table),
+        _strips(strips, sum(row.attempts for row in table.rows)),
         _foot(table, provenance or {}, command),
     ]
     script = ""
-    if figures:
+    if figures or strips:
         from plotly.offline import get_plotlyjs
 
         script = f"<script>{get_plotlyjs()}</script>"
@@ -157,18 +172,46 @@ def _row(row: TrialRow, names: Sequence[str], scales: Mapping[str, Scale]) -> st
 def _figures(figures: Sequence[Drawn]) -> str:
     parts = []
     for index, drawn in enumerate(figures):
-        data = json.dumps(
-            {"data": drawn.data, "layout": drawn.layout}, allow_nan=False, default=_plain
-        )
-        # Inside a script element only "<" could end it.
-        data = data.replace("<", "\\u003c")
         parts.append(
             f"<figure><h3>{escape(drawn.title)}</h3><figcaption>{escape(drawn.caption)}</figcaption>"
-            f'<div class="plot" data-figure="figure-{index}" role="img"'
-            f' aria-label="{escape(drawn.title, quote=True)}"></div>'
-            f'<script type="application/json" id="figure-{index}">{data}</script></figure>'
+            f"{_plot(drawn, f'figure-{index}', drawn.title)}</figure>"
         )
     return f'<h2>Figures</h2><div class="figures">{"".join(parts)}</div>' if parts else ""
+
+
+def _plot(drawn: Drawn, name: str, spoken: str) -> str:
+    height = f' style="height:{drawn.height_px}px"' if drawn.height_px else ""
+    return (
+        f'<div class="plot"{height} data-figure="{name}" role="img"'
+        f' aria-label="{escape(spoken, quote=True)}"></div>'
+        f'<script type="application/json" id="{name}">{drawn.to_json()}</script>'
+    )
+
+
+def _strips(strips: Sequence[Strip], attempts: int) -> str:
+    """Telemetry of every attempt, folded but for the first: a browser draws what is unfolded."""
+    if not strips:
+        return ""
+    parts = []
+    for index, strip in enumerate(strips):
+        mark, style, meaning = VERDICT_MARKS[strip.verdict]
+        slowed = f' <span class="bad">{escape(strip.drawn.caption)}</span>'
+        ended = "" if strip.outcome == "ok" else f" {escape(strip.outcome)}"
+        parts.append(
+            f'<details class="strip"{"" if index else " open"}><summary>'
+            f'<span class="{_CLASS.get(style, "")}" title="{escape(meaning, quote=True)}">{mark}'
+            f"</span> {escape(strip.label)} "
+            f'<span class="soft">{escape(strip.drawn.title)}{ended}</span>'
+            f"{slowed if strip.drawn.caption else ''}</summary>"
+            f"{_plot(strip.drawn, f'strip-{index}', f'Telemetry of {strip.label}')}</details>"
+        )
+    cut = f" {len(strips)} of {attempts} attempts." if len(strips) < attempts else ""
+    return (
+        '<h2>What the machine did meanwhile</h2><p class="soft">Read from outside the measured'
+        " process; phases are shaded (measured ones darker), throttling is a bar along the top."
+        f" Click an attempt to unfold it. Every reading is in its telemetry.parquet.{cut}</p>"
+        + "".join(parts)
+    )
 
 
 def _matrix(table: SweepTable) -> str:
@@ -248,8 +291,3 @@ def _foot(table: SweepTable, provenance: Mapping[str, Any], command: str | None)
     again = f"<h2>Again</h2><pre><code>{escape(chr(10).join(commands))}</code></pre>"
     shown = f"<h2>Measured on and with</h2><dl>{pairs}</dl>" if pairs else ""
     return shown + (again if commands else "")
-
-
-def _plain(value: Any) -> Any:
-    """numpy values that plotly put into a figure."""
-    return value.tolist() if hasattr(value, "tolist") else str(value)

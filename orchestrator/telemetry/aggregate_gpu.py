@@ -34,9 +34,19 @@ AVERAGE_POWER_OVER_S = 1.0
 """What NVML's average power is averaged over."""
 BUSY_AT_LEAST = 0.5
 """Utilisation from which the SM clock is expected to be up."""
+NEVER_BUSY = "the GPU was never busy"
+"""Why there is no clock ratio where there was no load to raise the clock."""
 
 # Bits of nvmlDeviceGetCurrentClocksEventReasons.
 POWER_CAP, HARDWARE, SW_THERMAL, HW_THERMAL, POWER_BRAKE = 0x4, 0x8, 0x20, 0x40, 0x80
+
+#: What slows a GPU -> the bits of NVML's clocks-event reasons that show it.
+REASON_BITS = {
+    "thermal": SW_THERMAL | HW_THERMAL,
+    "power_brake": POWER_BRAKE,
+    "power_cap": POWER_CAP,
+    "hardware": HARDWARE,
+}
 
 
 @dataclass(frozen=True)
@@ -87,7 +97,9 @@ def gpu_figures(
     put("power_limit_w", "W", sum, *(c.slow_reading("power_limit_w", min) for c in cards))
     put("sm_clock_hz", "Hz", mean, *(c.reading("sm_clock_hz", mean) for c in cards))
     put("sm_clock_min_hz", "Hz", min, *(c.reading("sm_clock_hz", min) for c in cards))
-    put("sm_clock_ratio", "1", min, *(c.clock_ratio() for c in cards))
+    ratios = [c.clock_ratio() for c in cards]
+    # A GPU that waited for the others must not hide how slow they were.
+    put("sm_clock_ratio", "1", min, *([r for r in ratios if r != Missing(NEVER_BUSY)] or ratios))
     put("memory_clock_hz", "Hz", mean, *(c.reading("memory_clock_hz", mean) for c in cards))
     put("temperature_max_c", "°C", max, *(c.reading("temperature_c", max) for c in cards))
     hottest = (c.reading("memory_temperature_c", max) for c in cards)
@@ -244,7 +256,7 @@ class _Card:
         if found:
             return mean(found) / allowed
         if busy_at is not None and inside(clock, self._windows):
-            return Missing("the GPU was never busy")
+            return Missing(NEVER_BUSY)
         return self.reading("sm_clock_hz", mean)
 
     def throttled(self, alternatives: Sequence[Sequence[str]], bits: int) -> Figure:
