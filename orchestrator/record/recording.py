@@ -139,16 +139,16 @@ class Recording:
         self._files: dict[str, bytes] = {}
         self._changed = threading.Condition()
         self._spool = Spool.create(store.spool_root, self.sweep_id)
-        try:
         self.claims: Claims = open_claims(
             store, self._spool.directory, run_id=lambda: self.run_id, say=self._say
         )
+        try:
             # In the caller's thread: a disk that is full is said before anything is measured.
             self._parent = self._builder.sweep_begin(plan, time.time(), todo)
             begin = self._spool.write(self._parent)
         except BaseException:
-            self._spool.close()
             self.claims.close()
+            self._spool.close()
             raise
         self._drainer = Drainer(
             store,
@@ -156,8 +156,8 @@ class Recording:
             say=self._say,
             changed=self._changed,
             heartbeat_period_s=heartbeat_period_s,
-        )
             recorded=self.claims.recorded,
+        )
         self._drainer.add(begin.path)
         self._spooler = Spooler(
             self._spool,
@@ -240,11 +240,11 @@ class Recording:
         self._wait(min(patience_s, STOPPED_PATIENCE_S) if status == "KILLED" else patience_s)
         self._spooler.stop()
         self._drainer.stop()
+        self.claims.close()
         return self._finish_up()
 
     def _hand_over_the_end(self, status: str, reason: str | None) -> None:
         outcome = Outcome.CANCELLED if status == "KILLED" else Outcome.LOST
-        self.claims.close()
         why = "the sweep was stopped" if status == "KILLED" else "nothing was heard of it"
         for begun in list(self._begun.values()):
             report = AttemptReport(
