@@ -109,16 +109,16 @@ class Store(ABC):
         The same without credentials.
     spool_root : Path
         Where results wait until the store has them.
-    """
-
     is_shared : bool
         Whether drivers on other hosts may record into it too.
+    """
+
     uri: str
     where: str
     spool_root: Path
+    is_shared = False
 
     @abstractmethod
-    is_shared = False
     def backend(self) -> Backend:
         """The store for writing; imports MLflow, may create the database."""
 

@@ -11,20 +11,20 @@ import random
 import threading
 import time
 import uuid
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.attempt import AttemptReport, AttemptSpec, Outcome, Resources
+from orchestrator.errors import ClusterError
 from orchestrator.schedule.admission import admit
 from orchestrator.schedule.claiming import ClaimingCluster
-from orchestrator.errors import ClusterError
 from orchestrator.schedule.cluster import PendingCluster, start_async
 from orchestrator.schedule.decide import avoidable, decide, submissions
 from orchestrator.schedule.events import (
-    Adopt,
     Action,
+    Adopt,
     Begin,
     Cancel,
     ClusterGone,
@@ -32,8 +32,8 @@ from orchestrator.schedule.events import (
     Finish,
     Flight,
     Limits,
-    PutOff,
     NodesSeen,
+    PutOff,
     Say,
     ShowPhase,
     StopRequested,
@@ -94,7 +94,6 @@ def interleave(attempts: Sequence[Attempt], seed: int) -> list[Attempt]:
     seen: Counter[str] = Counter()
     for attempt in attempts:
         rounds[seen[attempt.trial.hash]].append(attempt)
-    claims: ClaimsPort | None = None,
         seen[attempt.trial.hash] += 1
     generator = random.Random(seed)
     ordered: list[Attempt] = []
@@ -113,9 +112,8 @@ def run_sweep(
     seed: int,
     stop: threading.Event,
     cluster: ClusterPort | PendingCluster | None = None,
-    claims : ClaimsPort, optional
-        Where other drivers may be at the same trials: what they measure is left to them.
     limits: Limits | None = None,
+    claims: ClaimsPort | None = None,
 ) -> SweepResult:
     """Make every attempt of ``todo`` and record how it ended.
 
@@ -130,12 +128,12 @@ def run_sweep(
     seed : int
         Of the interleaving.
     stop : threading.Event
-            if claims is not None:
-                port = stack.enter_context(ClaimingCluster(port, claims, _missing(plan, runnable)))
         Set it to stop: running attempts end as ``cancelled`` within seconds.
     cluster : ClusterPort or PendingCluster, optional
         A cluster that is up or coming up, and stays up; None starts one by
         ``plan.settings.cluster`` and shuts it down at the end.
+    claims : ClaimsPort, optional
+        Where other drivers may be at the same trials: what they measure is left to them.
 
     Raises
     ------
@@ -151,6 +149,8 @@ def run_sweep(
     with contextlib.ExitStack() as stack:
         if runnable:
             port = _open(plan, cluster, stop, stack)
+            if claims is not None:
+                port = stack.enter_context(ClaimingCluster(port, claims, _missing(plan, runnable)))
             driver = Driver(plan, runnable, port, recording, view, seed, limits)
             state = driver.state
         # After the driver has looked at all demands: what is refused as a whole records nothing.
@@ -187,7 +187,6 @@ def _missing(
         todo = compute_todo(
             [trials[config_hash]],
             {config_hash: recorded},
-        adopted=state.adopted if state else 0,
             repeats=settings.repeats,
             retry_failed=settings.retry.failed,
             invalid_retries=settings.verdict.retries,
@@ -207,6 +206,7 @@ def _result(
         attempts=tuple(ended),
         interrupted=interrupted,
         unmade=state.unmade if state else 0,
+        adopted=state.adopted if state else 0,
         wall_s=wall_s,
         busy_s=state.busy_s if state else 0.0,
         final=final,
@@ -349,8 +349,6 @@ class Driver:
             timeout_s=trial.timeout_s,
             memory_limit_bytes=ticket.demand.memory_bytes,
             **self._common,
-        elif isinstance(action, PutOff | Adopt):
-            self._view.withdrawn(spec, made=isinstance(action, Adopt))
         )
         self._specs[attempt_id] = spec
         self._cluster.submit(spec, ticket.demand, avoidable(self.state, ticket))
@@ -369,6 +367,8 @@ class Driver:
         elif isinstance(action, Finish):
             self._recording.finish(action.report, trial)
             self._view.finished(action.report, trial)
+        elif isinstance(action, PutOff | Adopt):
+            self._view.withdrawn(spec, made=isinstance(action, Adopt))
         if flight.attempt_id not in self.state.flights:
             del self._specs[flight.attempt_id]
 
