@@ -144,6 +144,7 @@ def execute(plan: Plan, *, as_json: bool = False, table: bool = True) -> int:
     started_s = time.monotonic()
     measured = _measure(plan, todo, store, cached)
     wall_s = time.monotonic() - started_s
+    cached += measured.result.adopted
     code = _report(
         plan, store, measured, cached=cached, wall_s=wall_s, as_json=as_json, table=table
     )
@@ -170,7 +171,6 @@ def _device_kind(cluster: ClusterConfig) -> str:
     if cluster.kind == "local":
         from orchestrator.telemetry import device_kind_here
 
-    cached += measured.result.adopted
         return device_kind_here()
     from orchestrator.schedule import cluster_device_kind
 
@@ -277,7 +277,13 @@ def _measure(plan: Plan, todo: Todo, store: Store, cached: int) -> _Measured:
                 seed=int(plan.trials[0].identity["seed"]),
                 stop=stop,
                 cluster=starting,
+                # What is to be measured whatever exists is not left to others.
+                claims=None if plan.settings.force else recording.claims,
             )
+            if result.adopted:
+                many = "attempt was" if result.adopted == 1 else "attempts were"
+                view.message(f"{result.adopted} {many} made by another driver meanwhile")
+                _tidy(store, view.message)
             status = "KILLED" if result.interrupted else "FINISHED"
             _attach_report(plan, store, recording)
         except BaseException as error:
@@ -316,13 +322,7 @@ def command_line() -> list[str]:
     return ["python", "-m", "orchestrator", *sys.argv[1:]]
 
 
-                # What is to be measured whatever exists is not left to others.
-                claims=None if plan.settings.force else recording.claims,
 def _tidy(store: Store, say: Callable[[str], None]) -> None:
-            if result.adopted:
-                many = "attempt was" if result.adopted == 1 else "attempts were"
-                view.message(f"{result.adopted} {many} made by another driver meanwhile")
-                _tidy(store, view.message)
     """End runs of dead drivers and record what they spooled, so that this run sees them."""
     from orchestrator.record import reap, sync
 
