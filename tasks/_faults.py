@@ -132,6 +132,16 @@ def _bad_result(argument: str, recorder: Recorder) -> None:
     time.sleep(_LONG_S)
 
 
+def _witness(argument: str, recorder: Recorder) -> None:
+    """No fault: leave a line in the file ``argument``, which no store and no driver can forget."""
+    line = os.environ.get("ORCHESTRATOR_ATTEMPT", "") + "\n"
+    descriptor = os.open(argument, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        os.write(descriptor, line.encode())
+    finally:
+        os.close(descriptor)
+
+
 def _fork_and_return(argument: str, recorder: Recorder) -> None:
     """Fork, and let the copy come back from the task as if it were the measured process."""
     pid = os.fork()
@@ -156,5 +166,6 @@ FAULTS: dict[str, Callable[[str, Recorder], None]] = {
     "daemon_then_hang": _daemon_then_hang,
     "print": _print,
     "bad_result": _bad_result,
+    "witness": _witness,
     "fork_and_return": _fork_and_return,
 }

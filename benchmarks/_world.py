@@ -1,0 +1,317 @@
+"""A cluster of several nodes, a tracking server and a driver: real processes, made to be killed.
+
+Everything lives under one short directory and carries its name in the environment, so that what is
+left behind can be found however it lost its parents.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from orchestrator.schedule.aftermath import users_of
+
+ROOT = Path(__file__).resolve().parents[1]
+MARK = "ORCHESTRATOR_WORLD"
+MEASURED = "orchestrator.isolate.server"
+SUPERVISOR = "ray::attempt"
+
+# A dead node is noticed in seconds and not in Ray's half minute; a slow one is left alone.
+_RAY = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_enable_metrics_collection": "0",
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "5000",
+    "RAY_health_check_failure_threshold": "5",
+    "RAY_DEDUP_LOGS": "0",
+}
+
+
+class World:
+    """Where everything of one run lives; removed, and all its processes ended, by :meth:`close`."""
+
+    def __init__(self) -> None:
+        # Short: Ray's sockets lie below it, and their paths have at most 107 bytes.
+        self.directory = Path(tempfile.mkdtemp(prefix="chaos-", dir="/tmp"))
+        self.temporary = self.directory / "tmp"
+        (self.temporary / "ray").mkdir(parents=True)  # where Ray notes its address
+        self.environment = {
+            **os.environ,
+            **_RAY,
+            MARK: str(self.directory),
+            "TMPDIR": str(self.temporary),
+            "XDG_STATE_HOME": str(self.directory / "state"),
+            "ORCHESTRATOR_LOCAL_DIR": str(self.local_directory("driver")),
+            "PYTHONPATH": str(ROOT),
+        }
+
+    def local_directory(self, name: str) -> Path:
+        """A host's own directory: simulated nodes must not share their core locks."""
+        path = self.directory / f"local-{name}"
+        path.mkdir(mode=0o700, exist_ok=True)
+        return path
+
+    def processes(self) -> list[psutil.Process]:
+        """Every living process that carries the mark or has a file here open, but this one."""
+        # Ray's workers overwrite their environment with their title; their logs give them away.
+        users = set(users_of(str(self.directory), {os.getpid()}))
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
+                    mark = process.environ().get(MARK)
+                    if process.pid in users or mark == str(self.directory):
+                        found.append(process)
+        return found
+
+    def attempt_directories(self) -> list[Path]:
+        """Working directories of attempts that are still there."""
+        return list(self.temporary.glob("orchestrator-attempt-*"))
+
+    def close(self) -> None:
+        """End what is left, remove the files."""
+        for process in self.processes():
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def __enter__(self) -> World:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@contextlib.contextmanager
+def environment(values: Mapping[str, str]) -> Iterator[None]:
+    """This process's environment is ``values`` meanwhile: Ray's processes inherit it."""
+    before = dict(os.environ)
+    os.environ.clear()
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+class Nodes:
+    """A head without slots and nodes of two each, all on this machine."""
+
+    def __init__(self, world: World, count: int, slots: int = 2) -> None:
+        from ray.cluster_utils import Cluster
+
+        self._world = world
+        self._slots = slots
+        self._made = 0
+        self._cluster = Cluster(shutdown_at_exit=False)
+        self.alive: list[Any] = []
+        with environment(world.environment):
+            # include_dashboard: only the head's, which serves nothing here.
+            self._cluster.add_node(
+                num_cpus=0, include_dashboard=False, temp_dir=str(world.directory / "ray")
+            )
+        for _ in range(count):
+            self.add()
+
+    @property
+    def address(self) -> str:
+        """HOST:PORT for ``cluster.address``."""
+        return str(self._cluster.address)
+
+    @property
+    def head(self) -> Any:
+        """The head node."""
+        return self._cluster.head_node
+
+    def add(self, *, wait: bool = True) -> None:
+        """A node joins, as another host would."""
+        self._made += 1
+        local = self._world.local_directory(f"n{self._made}")
+        with environment(self._world.environment):
+            node = self._cluster.add_node(
+                num_cpus=self._slots, wait=wait, env_vars={"ORCHESTRATOR_LOCAL_DIR": str(local)}
+            )
+        self.alive.append(node)
+
+    def kill(self, index: int) -> None:
+        """SIGKILL to the raylet of a node: the rest of it has to notice by itself."""
+        node = self.alive.pop(index)
+        raylet_process(node).kill()
+        # Only reaps: what is ours must go without being killed here.
+        raylet_process(node).wait()
+        self._cluster.worker_nodes.discard(node)
+
+    def close(self) -> None:
+        """End the cluster."""
+        with environment(self._world.environment), contextlib.suppress(Exception):
+            self._cluster.shutdown()
+
+
+def raylet_process(node: Any) -> subprocess.Popen[bytes]:
+    """The raylet of a :class:`ray.cluster_utils.Cluster` node."""
+    process: subprocess.Popen[bytes] = node.all_processes["raylet"][0].process
+    return process
+
+
+class TrackingServer:
+    """``mlflow server`` on SQLite with proxied artifacts, on loopback."""
+
+    def __init__(self, world: World) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._port = probe.getsockname()[1]
+        self._world = world
+        self.uri = f"http://127.0.0.1:{self._port}"
+        self._process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    @property
+    def up(self) -> bool:
+        """Whether it is meant to be there."""
+        return self._process is not None
+
+    def start(self, timeout_s: float = 120.0) -> None:
+        """Start it and wait until it answers."""
+        self.begin()
+        deadline = time.monotonic() + timeout_s
+        while not self.answers():
+            if time.monotonic() > deadline:
+                raise SystemExit("the tracking server does not come up")
+            time.sleep(0.2)
+
+    def begin(self) -> None:
+        """Start it without waiting."""
+        from orchestrator.record.boundary import SERVER_ENVIRONMENT
+
+        root = self._world.directory / "mlflow"
+        root.mkdir(exist_ok=True)
+        with open(root / "server.log", "ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "mlflow",
+                    "server",
+                    "--backend-store-uri",
+                    f"sqlite:///{root}/mlflow.db",
+                    "--artifacts-destination",
+                    str(root / "artifacts"),
+                    "--host",
+                    "127.0.0.1",
+                    "--port",
+                    str(self._port),
+                    "--workers",
+                    "1",
+                ],
+                env={**self._world.environment, **SERVER_ENVIRONMENT},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def answers(self) -> bool:
+        """Whether it serves."""
+        try:
+            with urllib.request.urlopen(f"{self.uri}/health", timeout=2) as answer:
+                return bool(answer.status == 200)
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def kill(self) -> None:
+        """SIGKILL to it and its workers."""
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+
+class DriverProcess:
+    """``python -m orchestrator ...``, started again and again with the same words."""
+
+    def __init__(self, world: World, words: Sequence[str]) -> None:
+        self._world = world
+        self._words = [sys.executable, "-m", "orchestrator", *words]
+        self.log = world.directory / "driver.log"
+        self.starts = 0
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it."""
+        self.starts += 1
+        with open(self.log, "ab") as log:
+            log.write(f"--- start {self.starts}\n".encode())
+            log.flush()
+            self.process = subprocess.Popen(
+                self._words,
+                env=self._world.environment,
+                cwd=self._world.directory,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def poll(self) -> int | None:
+        """Its exit code, None while it runs."""
+        return None if self.process is None else self.process.poll()
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to it alone."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(number)
+
+    def wait(self, timeout_s: float) -> int:
+        """Its exit code; kills it and fails after ``timeout_s``."""
+        assert self.process is not None
+        try:
+            return self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise SystemExit(f"the driver did not end:\n{self.tail()}") from None
+
+    def tail(self, count: int = 30) -> str:
+        """The last lines it said."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-count:])
+
+
+def named(processes: Sequence[psutil.Process], title: str) -> list[psutil.Process]:
+    """Those whose command line begins with ``title``."""
+    found = []
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            if "".join(process.cmdline()[:1]).startswith(title):
+                found.append(process)
+    return found
+
+
+def measured(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
+    """Measured processes: forks of a fork server, which bear its command line."""
+    servers = {}
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            if MEASURED in process.cmdline():
+                servers[process.pid] = process
+    found = []
+    for process in servers.values():
+        with contextlib.suppress(psutil.Error):
+            if process.ppid() in servers:
+                found.append(process)
+    return found
