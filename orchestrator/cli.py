@@ -12,20 +12,44 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from orchestrator.errors import Interrupted, OrchestratorError, UsageError
 
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
+
+def _complete(kind: str) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem]]:
+    """What a shell may offer for a word; imported when a shell asks."""
+
+    def found(
+        context: click.Context, parameter: click.Parameter, word: str
+    ) -> list[CompletionItem]:
+        from orchestrator.completion import candidates
+
+        offered: list[CompletionItem] = getattr(candidates, kind)(context, parameter, word)
+        return offered
+
+    return found
+
+
 HYDRA_WORDS = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
 OVERRIDES = click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
-STORE_OVERRIDES = click.argument("overrides", nargs=-1, metavar="[tracking=… tracking.root=…]")
+STORE_OVERRIDES = click.argument(
+    "overrides",
+    nargs=-1,
+    metavar="[tracking=… tracking.root=…]",
+    shell_complete=_complete("tracking"),
+)
+HASH = click.argument("config_hash", metavar="HASH", shell_complete=_complete("hashes"))
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print data as JSON on stdout.")
 
 
@@ -58,7 +82,7 @@ def plan(overrides: tuple[str, ...]) -> int:
 
 
 @commands.command()
-@click.argument("config_hash", metavar="HASH")
+@HASH
 @STORE_OVERRIDES
 @AS_JSON
 def show(config_hash: str, overrides: tuple[str, ...], as_json: bool) -> int:
@@ -69,8 +93,10 @@ def show(config_hash: str, overrides: tuple[str, ...], as_json: bool) -> int:
 
 
 @commands.command()
-@click.argument("config_hash", metavar="HASH")
-@click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
+@HASH
+@click.argument(
+    "overrides", nargs=-1, type=click.UNPROCESSED, shell_complete=_complete("overrides")
+)
 @AS_JSON
 def reproduce(config_hash: str, overrides: tuple[str, ...], as_json: bool) -> int:
     """Run exactly that configuration once more, then compare with what was there."""
@@ -80,8 +106,8 @@ def reproduce(config_hash: str, overrides: tuple[str, ...], as_json: bool) -> in
 
 
 @commands.command()
-@click.argument("a")
-@click.argument("b")
+@click.argument("a", shell_complete=_complete("selections"))
+@click.argument("b", shell_complete=_complete("selections"))
 @STORE_OVERRIDES
 @click.option("--metric", "metrics", multiple=True, help="Only these metrics (repeatable).")
 @click.option("--allow-different", is_flag=True, help="Compare across hardware or weights.")
@@ -101,10 +127,24 @@ def compare(
 
 
 @commands.command()
-@click.argument("words", nargs=-1, metavar="[NEW] [tracking=… tracking.root=…]")
-@click.option("--baseline", required=True, help="A sweep, a hash, or a sweep's MLflow run id.")
+@click.argument(
+    "words",
+    nargs=-1,
+    metavar="[NEW] [tracking=… tracking.root=…]",
+    shell_complete=_complete("selections"),
+)
 @click.option(
-    "--rules", default="default", show_default=True, help="conf/gate/NAME.yaml or a path."
+    "--baseline",
+    required=True,
+    help="A sweep, a hash, or a sweep's MLflow run id.",
+    shell_complete=_complete("selections"),
+)
+@click.option(
+    "--rules",
+    default="default",
+    show_default=True,
+    help="conf/gate/NAME.yaml or a path.",
+    shell_complete=_complete("rules"),
 )
 @click.option("--junit", type=click.Path(dir_okay=False, path_type=Path), help="Write JUnit XML.")
 @click.option("--allow-different", is_flag=True, help="Compare across hardware or weights.")
@@ -130,7 +170,7 @@ def gate(
 
 
 @commands.command()
-@click.argument("sweep")
+@click.argument("sweep", shell_complete=_complete("sweeps"))
 @STORE_OVERRIDES
 @click.option("--output", type=click.Path(file_okay=False, path_type=Path), default=Path("."))
 @AS_JSON
@@ -152,7 +192,7 @@ def status(overrides: tuple[str, ...], as_json: bool) -> int:
 
 
 @commands.command()
-@click.argument("sweep")
+@click.argument("sweep", shell_complete=_complete("running"))
 @STORE_OVERRIDES
 def cancel(sweep: str, overrides: tuple[str, ...]) -> int:
     """Stop a running sweep cleanly; what it has measured stays."""
@@ -195,6 +235,29 @@ def doctor(overrides: tuple[str, ...], simulate: Path | None, as_json: bool) -> 
     from orchestrator.operate import doctor_command
 
     return doctor_command(list(overrides), simulate, as_json)
+
+
+@commands.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.option("--install", is_flag=True, help="Put it where the shell reads it.")
+@click.option("--line", hidden=True, help="Print what may follow this line, a word a line.")
+def completion(shell: str, install: bool, line: str | None) -> int:
+    """Complete commands, overrides, sweeps and hashes in a shell: print its script."""
+    if line is not None:
+        from orchestrator.completion.candidates import candidates
+
+        click.echo("\n".join(candidates(line, commands)))
+        return 0
+    from orchestrator.completion import install as put
+    from orchestrator.completion import script
+
+    if not install:
+        click.echo(script(shell), nl=False)
+        return 0
+    for path in put(shell):
+        click.echo(path)
+    click.echo(f"a new {shell} completes; the one you are in does not yet", err=True)
+    return 0
 
 
 def main(argv: Sequence[str]) -> int:

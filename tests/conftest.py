@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import subprocess
 import tempfile
+import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,3 +29,54 @@ def _own_places() -> Iterator[None]:
         yield
         os.environ.clear()
         os.environ.update(saved)
+
+
+class Tmux:
+    """A terminal of a known size that a person could sit at."""
+
+    def __init__(self) -> None:
+        self._socket = f"orchestrator-{uuid.uuid4().hex[:8]}"
+
+    def __call__(self, *words: str) -> str:
+        done = subprocess.run(
+            ["tmux", "-L", self._socket, "-f", "/dev/null", *words],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=30,
+        )
+        return done.stdout
+
+    def open(self, command: str, *, width: int, height: int, where: Path) -> None:
+        """Run ``command`` in a new terminal that knows its size from itself alone."""
+        # A test runner may export the width of its own output, and that it is a CI job.
+        command = f"env -u COLUMNS -u LINES -u CI {command}"
+        size = ("-x", str(width), "-y", str(height))
+        self("new-session", "-d", *size, "-c", str(where), command)
+
+    def lines(self) -> list[str]:
+        """What is on the screen, without empty lines."""
+        return [line.rstrip() for line in self("capture-pane", "-p").splitlines() if line.strip()]
+
+    def wait_for(self, said: str) -> list[str]:
+        """The screen, once it has ``said``."""
+        deadline = time.monotonic() + 60
+        while True:
+            lines = self.lines()
+            if said in "\n".join(lines):
+                return lines
+            assert time.monotonic() < deadline, lines
+            time.sleep(0.2)
+
+    def close(self) -> None:
+        subprocess.run(["tmux", "-L", self._socket, "kill-server"], capture_output=True, timeout=30)
+
+
+@pytest.fixture
+def tmux() -> Iterator[Tmux]:
+    """A real terminal; skips where there is no tmux."""
+    if shutil.which("tmux") is None:
+        pytest.skip("tmux is not installed")
+    terminal = Tmux()
+    yield terminal
+    terminal.close()

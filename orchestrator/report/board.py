@@ -13,9 +13,29 @@ from dataclasses import dataclass, field
 from orchestrator.attempt import AttemptReport, Outcome, Slot
 from orchestrator.report.eta import remaining_s
 from orchestrator.report.labels import metric_title
-from orchestrator.report.reasons import why
+from orchestrator.report.reasons import one_line, why
 from orchestrator.report.rows import metric_of
 from orchestrator.report.units import duration, quantity
+
+# Broken rules that tell of the machine and not of the measurement: while a sweep runs, a person can
+# still do something about them.
+MACHINE_RULES = frozenset(
+    {
+        "thermal_slowdown",
+        "hardware_slowdown",
+        "power_brake",
+        "power_cap",
+        "sm_clock",
+        "device_lost",
+        "foreign_process",
+        "cgroup_throttling",
+        "steal",
+        "swap",
+        "other_load",
+    }
+)
+# A first estimate rests on what is known from before until this run has its own durations.
+_OWN_ENOUGH = 3
 
 
 @dataclass
@@ -36,6 +56,16 @@ class Problem:
     outcome: str
     label: str
     reason: str
+
+
+@dataclass
+class Condition:
+    """One rule about the machine that attempts have broken: how many, and where it was last."""
+
+    rule: str
+    attempts: int
+    where: str
+    said: str
 
 
 @dataclass
@@ -63,6 +93,7 @@ class Board:
     flagged: int = 0
     durations_s: list[float] = field(default_factory=list)
     problems: deque[Problem] = field(default_factory=lambda: deque(maxlen=50))
+    conditions: dict[str, Condition] = field(default_factory=dict)
     most_running: int = 0
 
     @property
@@ -89,6 +120,10 @@ class Board:
     def submit(self, attempt_id: str) -> None:
         self.submitted.add(attempt_id)
 
+    def withdraw(self, attempt_id: str, *, made: bool) -> None:
+        self.submitted.discard(attempt_id)
+        self.cached += made
+
     def start(self, attempt_id: str, label: str, slot: Slot, now_s: float) -> None:
         self.running[attempt_id] = Running(label, slot.host, device_of(slot), now_s)
         self.most_running = max(self.most_running, len(self.running))
@@ -108,21 +143,28 @@ class Board:
             self.problems.append(Problem(report.outcome.value, label, why(report)))
         elif report.verdict.state == "flagged":
             self.flagged += 1
+        self._note_conditions(report)
         return took_s
 
+    def _note_conditions(self, report: AttemptReport) -> None:
+        where = "" if report.slot is None else f"{report.slot.host} {device_of(report.slot)}"
+        for rule in report.verdict.rules:
+            if rule.rule in MACHINE_RULES and rule.state in ("flagged", "invalid"):
+                before = self.conditions.get(rule.rule)
+                said = one_line(rule.reason or f"{rule.value}, limit {rule.limit}")
+                attempts = 1 + (before.attempts if before else 0)
+                self.conditions[rule.rule] = Condition(rule.rule, attempts, where.strip(), said)
+
     def remaining_s(self, now_s: float) -> tuple[float, float] | None:
-        """An 80 % interval of the time left, from this run's durations (or earlier ones)."""
+        """An 80 % interval of the time left, from this run's durations, at first earlier ones."""
+        own = self.durations_s
         return remaining_s(
-            self.durations_s or self.history_s,
+            own if len(own) >= _OWN_ENOUGH else [*own, *self.history_s],
             waiting=self.waiting,
             running_s=[now_s - r.since_s for r in self.running.values()],
             slots=max(self.most_running, 1),
         )
 
-
-    def withdraw(self, attempt_id: str, *, made: bool) -> None:
-        self.submitted.discard(attempt_id)
-        self.cached += made
 
 def device_of(slot: Slot) -> str:
     """What an attempt holds on its host: ``GPU 1a2b3c4d``, ``2 GPUs``, ``cpu 0-3``."""

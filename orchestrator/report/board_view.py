@@ -1,4 +1,4 @@
-"""Draws a :class:`Board` for a terminal of a given size: bar, counts, slots, last problems."""
+"""Draws a :class:`Board` for a terminal of a given size: bar, counts, slots, what ails."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ from orchestrator.report.units import duration, span
 
 _LEAST_BAR = 8
 _MOST_BAR = 48
-_PHASE_WIDTH = 10
-_ELAPSED_WIDTH = 8
+_MOST_PHASE = 10
+_BETWEEN = " · "
 _MOST_PROBLEMS = 4
+_MOST_CONDITIONS = 2
 
 
 def draw(board: Board, now_s: float, *, width: int, height: int) -> Text:
     """The board as text of at most ``width`` columns and ``height`` lines."""
     lines = _header(board, now_s, width)
+    # A low terminal is for what runs; otherwise what is wrong with the machine comes first.
+    lines += _conditions(board, width, min(_MOST_CONDITIONS, height // 8))
     room = max(height - len(lines), 0)
     wanted = min(len(board.problems), _MOST_PROBLEMS)
     # Problems first get two lines, then slots get what they need, then more problems.
@@ -61,14 +64,17 @@ def _header(board: Board, now_s: float, width: int) -> list[Text]:
         line.append_text(_bar(board, min(bar, _MOST_BAR)))
         line.append(f"  {tail}", style="not bold")
         lines.append(line)
-    counted = Text()
+    return lines + _counts(board, width)
+
+
+def _counts(board: Board, width: int) -> list[Text]:
+    lines = [Text()]
     for text, style in counts(board):
-        separator = " · " if len(counted) else ""
-        if cell_len(counted.plain) + len(separator) + len(text) > width:
-            break
-        counted.append(separator, style="dim")
-        counted.append(text, style=style)
-    lines.append(counted)
+        if len(lines[-1]) and len(lines[-1]) + len(_BETWEEN) + len(text) > width:
+            lines.append(Text())
+        if len(lines[-1]):
+            lines[-1].append(_BETWEEN, style="dim")
+        lines[-1].append(text, style=style)
     return lines
 
 
@@ -93,24 +99,41 @@ def _bar(board: Board, width: int) -> Text:
     return text
 
 
+def _conditions(board: Board, width: int, room: int) -> list[Text]:
+    """Throttling and the like, the most frequent first."""
+    worst = sorted(board.conditions.values(), key=lambda c: -c.attempts)[:room]
+    lines = []
+    for condition in worst:
+        number = condition.attempts
+        line = Text("! ", style="yellow")
+        line.append(f"{condition.rule}  {number} attempt{'s' if number != 1 else ''}")
+        line.append(f"  {condition.where}: {condition.said}", style="dim")
+        line.truncate(width, overflow="ellipsis")
+        lines.append(line)
+    return lines
+
+
 def _slots(board: Board, now_s: float, width: int, room: int) -> list[Text]:
     running = sorted(board.running.values(), key=lambda r: r.since_s)
     shown = running if len(running) <= room else running[: max(room - 1, 0)]
     one_host = len({r.host for r in running}) <= 1
     wheres = [_where(r, named=not one_host and width >= 72) for r in shown]
     where_width = min(max(map(cell_len, wheres), default=0), max(width // 3, 10))
+    elapsed = [seconds(now_s - r.since_s) for r in shown]
+    elapsed_width = max(map(len, elapsed), default=0)
+    phase_width = min(max((len(r.phase) for r in shown), default=0), _MOST_PHASE)
     # As wide as the labels are: on a wide terminal the eye need not travel to the phase.
     label_width = min(
-        width - 2 - where_width - _PHASE_WIDTH - _ELAPSED_WIDTH - 6,
+        width - 2 - where_width - phase_width - elapsed_width - 6,
         max((cell_len(r.label) for r in shown), default=0),
     )
     lines = []
-    for item, where in zip(shown, wheres, strict=True):
+    for item, where, took in zip(shown, wheres, elapsed, strict=True):
         line = Text("  ")
         line.append(_fit(where, where_width) + "  ", style="dim")
         line.append(_fit(item.label, max(label_width, 8)) + "  ")
-        line.append(_fit(item.phase, _PHASE_WIDTH), style="cyan")
-        line.append(f"{seconds(now_s - item.since_s):>{_ELAPSED_WIDTH + 2}}", style="dim")
+        line.append(_fit(item.phase, phase_width), style="cyan")
+        line.append(f"  {took:>{elapsed_width}}", style="dim")
         line.truncate(width)
         lines.append(line)
     if len(running) > len(shown):

@@ -5,6 +5,7 @@ NO_COLOR, colour-blind readers and CI logs lose nothing: marks differ by shape.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from orchestrator.attempt import Outcome
@@ -30,7 +31,7 @@ VERDICT_MARKS = {
     "valid": ("✓", "green", "telemetry saw nothing wrong"),
     "flagged": ("!", "yellow", "see its rules in `show`"),
     "invalid": ("✗", "red", "not to be believed"),
-    "unverified": ("?", "dim", "no telemetry watched it"),
+    "unverified": ("?", "dim", "telemetry cannot vouch for it"),
 }
 
 #: standing -> (mark, style, what it means)
@@ -78,10 +79,13 @@ def writable(text: str, encoding: str) -> str:
 
 
 def is_live(console: Console) -> bool:
-    """Whether lines may be redrawn: a real terminal, and not a dumb one.
+    """Whether lines may be redrawn: a real terminal, not a dumb one, not the log of a CI job.
 
     rich lets FORCE_COLOR pretend that a pipe is a terminal; colours may be forced, redrawing not.
+    A CI service may give its job a terminal, and yet keep every line that was ever drawn.
     """
+    if os.environ.get("CI", "").lower() not in ("", "0", "false"):
+        return False
     try:
         tty = console.file.isatty()
     except (AttributeError, ValueError):

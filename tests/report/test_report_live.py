@@ -103,10 +103,22 @@ def test_forced_colour_does_not_redraw_a_pipe(make):
     assert "[8/8] ok" in out.getvalue()
 
 
+def test_the_log_of_a_ci_job_is_not_redrawn(make, monkeypatch):
+    monkeypatch.setenv("CI", "true")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    out = Terminal()
+    plan = make.plan()
+    with LiveView(Console(file=out), total=8, labels=labels_of(plan)) as view:
+        play(view, make, plan, {})
+    assert "\x1b" not in out.getvalue()
+    assert "[8/8] ok" in out.getvalue()
+
+
 def test_only_its_own_thread_draws_and_the_terminal_is_given_back(make, monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("CI", raising=False)
     plan = make.plan()
     console = Console(stderr=True, width=80, height=20)
     view = LiveView(console, total=8, sweep="quant", labels=labels_of(plan)).open()
@@ -197,6 +209,44 @@ def test_three_thousand_trials_are_a_few_counters(make):
     text = draw(board, 30_000.0, width=60, height=18).plain
     assert "1900 ok · 100 failed · 16 running" in text
     assert len(board.problems) <= 50
+
+
+def test_what_ails_the_machine_is_counted_and_said(make):
+    board = Board("quant", 100)
+    plan = make.plan(prompts=tuple(range(1, 10)))
+    heat = RuleResult("thermal_slowdown", "invalid", 0.8, 0.0, "clocks were cut for heat")
+    steal = RuleResult("steal", "flagged", 0.08, 0.05, "the hypervisor took 0.08 of the cores")
+    wide = RuleResult("ci_reached", "flagged", "max_time", "ci")
+    for at, trial in enumerate(plan.trials[:5]):
+        rules = (heat, wide) if at < 3 else (steal, wide)
+        board.finish(make.report(trial, verdict="flagged", rules=rules), "x", 1.0)
+    lines = draw(board, 10.0, width=100, height=24).plain.split("\n")
+    assert lines[2] == "! thermal_slowdown  3 attempts  node-1 cpu 0-1: clocks were cut for heat"
+    assert lines[3].startswith("! steal  2 attempts  node-1")
+    assert "ci_reached" not in "".join(lines), "says something of the samples, not the machine"
+    low = draw(board, 10.0, width=100, height=8).plain
+    assert "thermal_slowdown" in low
+    assert "steal" not in low
+
+
+def test_counts_that_do_not_fit_go_on_below(make):
+    board = board_of(make, running=16, finished=2000, waiting=1000, bad=100)
+    lines = draw(board, 30_000.0, width=40, height=18).plain.split("\n")
+    assert "1900 ok · 100 failed · 16 running" in lines
+    assert "1000 waiting · 2 cached" in lines
+
+
+def test_the_first_estimate_rests_on_earlier_runs(make):
+    board = Board("s", total=10, history_s=[10.0] * 20)
+    assert board.remaining_s(0.0) == pytest.approx((100.0, 100.0), abs=1.0)
+    plan = make.plan(prompts=(1, 2, 3))
+    for at, trial in enumerate(plan.trials[:3]):
+        report = make.report(trial)
+        board.start(report.attempt_id, "x", make.slot(), 0.0)
+        board.finish(report, "x", 100.0)
+        low, high = board.remaining_s(0.0)
+        # Three of its own outweigh what was.
+        assert (low > 600) == (at == 2), (low, high)
 
 
 def test_a_retry_makes_the_sweep_longer_not_negative(make):

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 import sys
-import time
-import uuid
 from pathlib import Path
 
 import pytest
@@ -40,43 +36,12 @@ print("after", flush=True)
 """
 
 
-@pytest.fixture
-def tmux():
-    if shutil.which("tmux") is None:
-        pytest.skip("tmux is not installed")
-    socket = f"report-{uuid.uuid4().hex[:8]}"
-
-    def call(*words: str) -> str:
-        done = subprocess.run(
-            ["tmux", "-L", socket, "-f", "/dev/null", *words],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=30,
-        )
-        return done.stdout
-
-    yield call
-    subprocess.run(["tmux", "-L", socket, "kill-server"], capture_output=True, timeout=30)
-
-
-def wait_for(tmux, said: str) -> list[str]:
-    deadline = time.monotonic() + 60
-    while True:
-        lines = [line.rstrip() for line in tmux("capture-pane", "-p").splitlines()]
-        if said in "\n".join(lines):
-            return [line for line in lines if line]
-        assert time.monotonic() < deadline, lines
-        time.sleep(0.2)
-
-
 @pytest.mark.parametrize("width", [60, 100])
 def test_a_person_sees_the_sweep_and_gets_the_terminal_back(tmux, tmp_path, width):
     (tmp_path / "script.py").write_text(SCRIPT)
-    # A test runner may export the width of its own output; a terminal knows its size itself.
-    command = f"env -u COLUMNS -u LINES PYTHONPATH={ROOT} {sys.executable} script.py; sleep 60"
-    tmux("new-session", "-d", "-x", str(width), "-y", "20", "-c", str(tmp_path), command)
-    lines = wait_for(tmux, "2/5")
+    command = f"PYTHONPATH={ROOT} {sys.executable} script.py; sleep 60"
+    tmux.open(command, width=width, height=20, where=tmp_path)
+    lines = tmux.wait_for("2/5")
     board = "\n".join(lines)
     assert lines[0] == "the store is away; results are spooled"
     assert lines[1].startswith("tried  ─")
@@ -85,7 +50,7 @@ def test_a_person_sees_the_sweep_and_gets_the_terminal_back(tmux, tmp_path, widt
     assert lines[3].split()[:4] == ["cpu", "0-1", "noop", "0"]
     assert "✗ oom_host  noop 1  killed at 8 GiB" in board
     (tmp_path / "go").touch()
-    lines = wait_for(tmux, "after")
+    lines = tmux.wait_for("after")
     assert "decode" not in "\n".join(lines), "the board is wiped, what was said stays"
     assert lines[0] == "the store is away; results are spooled"
     assert lines[1].startswith("tried: 0 ok, 1 not ok, 3 not run, 1 already there in ")

@@ -1,0 +1,164 @@
+"""Words that an unfinished command line may go on with: commands, flags, overrides, what is stored.
+
+click knows the commands and their flags, Hydra the overrides, the store the rest.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import click
+from click.shell_completion import CompletionItem, ShellComplete
+
+from orchestrator.errors import OrchestratorError
+
+if TYPE_CHECKING:
+    from orchestrator.record import Store
+
+_PROGRAM = re.compile(r"\s*(?:\S*python[\d.]*\s+-m\s+orchestrator|\S+)(?=\s|$)")
+_HASH_SHOWN = 12
+# Flags of `run` and `plan` are Hydra's and not known to click.
+_RUN_FLAGS = ("--cfg", "--config-dir", "--config-name", "--help", "--info", "--json", "--multirun")
+_VALUES = {
+    "--cfg": ("all", "hydra", "job"),
+    "-c": ("all", "hydra", "job"),
+    "--info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
+    "-i": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
+}
+_FILE_FLAGS = ("--config-dir", "-cd", "--config-name", "-cn")
+
+
+def candidates(line: str, commands: click.Group) -> list[str]:
+    """Whole words that the last word of ``line`` may become; ``line`` ends at the cursor.
+
+    Never raises for what a person has typed: where nothing is known, nothing is offered.
+    """
+    words, word = _split(line)
+    name = words[0] if words and words[0] in commands.commands else "run"
+    rest = words[1:] if words and words[0] == name else words
+    try:
+        if name in ("run", "plan"):
+            found = _of_run(rest, word)
+        else:
+            items = ShellComplete(commands, {}, "", "").get_completions(words, word)
+            found = [item.value for item in items if item.type == "plain"]
+    except (OrchestratorError, click.ClickException, OSError):
+        found = []
+    if not words and not word.startswith("-"):
+        found = [known for known in commands.list_commands(click.Context(commands))] + found
+    return list(dict.fromkeys(item for item in found if item.startswith(word)))
+
+
+def _split(line: str) -> tuple[list[str], str]:
+    """Finished words after the program, and the one at the cursor (empty after a blank)."""
+    line = _PROGRAM.sub("", line, count=1)
+    finished, word = re.fullmatch(r"(?s)(.*?\s|)(\S*)", line.lstrip() or "").groups()  # type: ignore[union-attr]
+    try:
+        return shlex.split(finished), word
+    except ValueError:  # an open quote: the words before it are still words
+        return finished.split(), word
+
+
+def _of_run(words: Sequence[str], word: str) -> list[str]:
+    from orchestrator.plan.complete import complete_override
+
+    last = words[-1] if words else ""
+    if last in _FILE_FLAGS:
+        return []  # the shell knows files better
+    if last in _VALUES:
+        return list(_VALUES[last])
+    if word.startswith("-"):
+        return list(_RUN_FLAGS)
+    places: dict[str, list[str]] = {"--config-dir": [], "--config-name": []}
+    overrides = []
+    following = iter(words)
+    for item in following:
+        flag = {"-cd": "--config-dir", "-cn": "--config-name"}.get(item, item)
+        if flag in places:
+            places[flag].append(next(following, ""))
+        elif not item.startswith("-"):
+            overrides.append(item)
+    return complete_override(
+        word,
+        overrides,
+        config_dirs=places["--config-dir"],
+        config_name=(places["--config-name"] or ["config"])[-1],
+    )
+
+
+Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
+
+
+def overrides(
+    context: click.Context, parameter: click.Parameter, word: str
+) -> list[CompletionItem]:
+    """Overrides of a command that has flags of its own."""
+    return _plain(_of_run(_given(context), word))
+
+
+def tracking(context: click.Context, parameter: click.Parameter, word: str) -> list[CompletionItem]:
+    """Overrides that say which store is meant."""
+    return [item for item in overrides(context, parameter, word) if "tracking" in item.value]
+
+
+def hashes(context: click.Context, parameter: click.Parameter, word: str) -> list[CompletionItem]:
+    """Recorded config hashes, as short as they are shown."""
+    return _plain(_hashes(_store(context)))
+
+
+def sweeps(context: click.Context, parameter: click.Parameter, word: str) -> list[CompletionItem]:
+    """Recorded sweeps."""
+    return _plain(_sweeps(_store(context)))
+
+
+def selections(
+    context: click.Context, parameter: click.Parameter, word: str
+) -> list[CompletionItem]:
+    """What ``compare`` and ``gate`` take: sweeps, their runs from the last, config hashes."""
+    store = _store(context)
+    names = _sweeps(store)
+    runs = [f"{name}@-{back}" for name in names for back in (1, 2)]
+    return _plain([*names, *(runs if "@" in word else ()), *_hashes(store)])
+
+
+def running(context: click.Context, parameter: click.Parameter, word: str) -> list[CompletionItem]:
+    """Sweeps that run now."""
+    from orchestrator.record.drivers import drivers_directory, read_drivers
+
+    states = read_drivers(drivers_directory(_store(context).spool_root))
+    return _plain(sorted({state.sweep for state in states if state.alive is not False}))
+
+
+def rules(context: click.Context, parameter: click.Parameter, word: str) -> list[CompletionItem]:
+    """Gate rules in ``conf/gate``; a path is completed by the shell."""
+    from orchestrator.plan import conf_directory
+
+    return _plain(sorted(file.stem for file in (conf_directory() / "gate").glob("*.yaml")))
+
+
+def _plain(words: Sequence[str]) -> list[CompletionItem]:
+    return [CompletionItem(word) for word in words]
+
+
+def _given(context: click.Context) -> list[str]:
+    """The overrides typed so far, whatever the command calls its words."""
+    words = [*(context.params.get("overrides") or ()), *(context.params.get("words") or ())]
+    return [word for word in words if "=" in word]
+
+
+def _store(context: click.Context) -> Store:
+    from orchestrator.plan import settings_of
+    from orchestrator.record import open_store
+
+    return open_store(settings_of(_given(context)).tracking)
+
+
+def _hashes(store: Store) -> list[str]:
+    return sorted(config_hash[:_HASH_SHOWN] for config_hash in store.attempts())
+
+
+def _sweeps(store: Store) -> list[str]:
+    return sorted({run.sweep for run in store.sweep_runs() if run.sweep})
