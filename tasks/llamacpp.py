@@ -6,8 +6,8 @@
     load                               load_s
     first_call                         first_call_s: nothing before it, not even the server's own
                                        warm-up unless ``server_warmup`` asks for it
-    warmup, then generate ...          prefill and decode: samples, until the protocol's stopping
-                                       rule
+    warmup ...                         the protocol's
+    prefill, decode, prefill, ...      samples, until the protocol's stopping rule
     quality                            where asked for; a pass of its own
 
 llama.cpp's own reading of each run is recorded beside ours: ``prefill_over_own_timing`` and
@@ -18,11 +18,10 @@ the first took none of that time: compare the times, not its tokens per second.
 from __future__ import annotations
 
 import importlib.util
-import math
-import re
 import statistics
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from importlib.metadata import version
+from pathlib import Path
 
 from orchestrator.measure import (
     ConfigError,
@@ -37,21 +36,24 @@ from orchestrator.measure import (
     repeat,
     timed,
 )
+from orchestrator.measure.columns import Column
 from orchestrator.measure.figures import Bars, Distribution, Pareto
 from tasks import loading, tokens
-from tasks.llama import formats
+from tasks.llama import formats, quality
+from tasks.llama.expected import GGUF_TYPE, expect_llamacpp
+from tasks.llama.options import context_room, gpu_layers, needed_tokens
 from tasks.llama.server import CACHE_TYPES, FLASH_ATTENTION, INSTALL, Completion, LlamaServer
 from tasks.llama.server import Setting as ServerSetting
+from tasks.loading.cache import cache_root, publish
 from tasks.loading.digest import digest_files, digest_text
 from tasks.loading.residency import resident_fraction
 from tasks.loading.source import find_problem, model_path, packaged_file
 from tasks.phase_memory import PhaseMemory
 
 OWN_TIMING_TOLERANCE = 0.03
-_ALL = "all"
-_PERCENT = re.compile(r"(\d+(?:\.\d+)?)%")
-_CONTEXT_STEP = 256
 _CHARACTERS_A_TOKEN = 64
+# What the reference for quality keeps its cache in, whatever is measured.
+_REFERENCE_CACHE = "f16"
 
 
 @dataclass
@@ -78,7 +80,8 @@ class LlamaCppConfig:
     server_warmup : bool
         Let the server run once while it loads: then ``first_call_s`` is not a cold start.
     quality_tokens : int
-        Afterwards measure perplexity over so many tokens; 0 for none.
+        Afterwards measure perplexity over so many tokens, and the distance to the same weights in
+        BF16; 0 for none.
     """
 
     name: str = "llamacpp"
@@ -141,35 +144,13 @@ def check(identity: Identity) -> str | None:
         "bf16",
     ):
         return f"cache_type_v={options['cache_type_v']} needs flash attention"
-    needed = options["prompt_tokens"] + options["new_tokens"]
+    needed = needed_tokens(options)
     if options["context_tokens"] and needed > options["context_tokens"]:
         return (
-            f"prompt_tokens + new_tokens = {needed} tokens, more than "
+            f"prompt and output, or quality_tokens, take {needed} tokens, more than "
             f"task.context_tokens={options['context_tokens']}"
         )
-    return loading.check_length(identity["model"], needed, "prompt_tokens + new_tokens")
-
-
-def gpu_layers(asked: str, layers: int) -> int:
-    """Layers for the GPU out of ``layers``: a number, a percentage (rounded up), or ``all``.
-
-    Raises
-    ------
-    ConfigError
-        For anything else.
-    """
-    if asked == _ALL:
-        return layers
-    if asked.isdecimal():
-        return min(int(asked), layers)
-    found = _PERCENT.fullmatch(asked)
-    if found and float(found[1]) <= 100.0:
-        return math.ceil(layers * float(found[1]) / 100.0)
-    raise ConfigError(
-        f"{asked!r} is no number of layers",
-        where="task.gpu_layers",
-        fix="Give a number, a percentage such as 25%, or all",
-    )
+    return loading.check_length(identity["model"], needed, "prompt and output, or quality_tokens,")
 
 
 def run(identity: Identity, recorder: Recorder) -> None:
@@ -201,6 +182,8 @@ def run(identity: Identity, recorder: Recorder) -> None:
     recorder.value(
         "weights_bits_per_parameter", "bit", 8 * contents.weights_bytes / contents.parameters
     )
+    if contents.config is not None:
+        recorder.fact("model_config", {**contents.config, GGUF_TYPE: contents.matrix_type})
     if options.format != formats.SOURCE:
         recorder.engaged("format", options.format, contents.matrix_type)
     with recorder.phase("load", measured=False), timed(recorder.clock) as span:
@@ -210,15 +193,15 @@ def run(identity: Identity, recorder: Recorder) -> None:
         _prove_offloaded(server, setting, contents, recorder)
     _measure(server, setting, contents, options, identity, recorder)
     if options.quality_tokens:
-        _measure_quality(server, contents, options, recorder)
+        with recorder.phase("quality", measured=False):
+            _measure_quality(server, setting, contents, options, source, digest, recorder)
 
 
 def _setting(
-    options: LlamaCppConfig, identity: Identity, contents: formats.Contents, file: Any
+    options: LlamaCppConfig, identity: Identity, contents: formats.Contents, file: Path
 ) -> ServerSetting:
-    needed = max(options.prompt_tokens + options.new_tokens, options.quality_tokens + 1)
+    needed, room = needed_tokens(identity["task"]), context_room(identity["task"])
     limit = contents.context_tokens
-    room = options.context_tokens or math.ceil(needed / _CONTEXT_STEP) * _CONTEXT_STEP
     if (limit is not None and needed > limit) or needed > room:
         raise InputError(
             f"prompt and output, or quality_tokens, take {needed} tokens; the context has "
@@ -276,15 +259,17 @@ def _measure(
     ratios: dict[str, list[float]] = {"prefill": [], "decode": []}
     merged = 0
     outputs: set[str] = set()
-    phase = memory.phases(recorder)
     watch = "tpot_s" if options.new_tokens > 1 else "ttft_s"
     for repetition in repeat(recorder, identity["protocol"], watch=watch):
         if repetition.warmup:
             with recorder.phase("warmup", measured=False):
                 answer = server.complete(prompt, options.new_tokens, recorder.clock)
         else:
-            with phase("generate"):
+            with memory.watching("generate"):
                 answer = server.complete(prompt, options.new_tokens, recorder.clock)
+            recorder.window("prefill", answer.begin_ns, answer.first_ns)
+            if options.new_tokens > 1:
+                recorder.window("decode", answer.first_ns, answer.last_ns)
         _refuse_wrong_counts(answer, options.prompt_tokens, options.new_tokens)
         _add(repetition, answer, options, ratios if not repetition.warmup else None)
         merged += answer.merged_tokens
@@ -365,40 +350,76 @@ def random_prompt(ids: tuple[int, ...], length: int, seed: int) -> list[int]:
 
 
 def _measure_quality(
-    server: LlamaServer, contents: formats.Contents, options: LlamaCppConfig, recorder: Recorder
+    server: LlamaServer,
+    setting: ServerSetting,
+    contents: formats.Contents,
+    options: LlamaCppConfig,
+    source: Path,
+    digest: str,
+    recorder: Recorder,
 ) -> None:
-    """Perplexity through the very path that was timed: each token given all before it."""
-    with recorder.phase("quality", measured=False):
-        text = tokens.read_text("pydoc_topics", options.quality_tokens * _CHARACTERS_A_TOKEN)
-        ids = server.tokenize(text)[: options.quality_tokens + 1]
-        if len(ids) <= options.quality_tokens:
-            raise InputError(
-                f"the text has {len(ids)} tokens, {options.quality_tokens + 1} are needed",
-                where="task.quality_tokens",
-                fix="Give fewer",
-            )
-        recorder.fact("quality_tokens_digest", tokens.ids_digest(ids))
-        loss = -math.fsum(
-            server.next_logprob(ids[:i], ids[i], contents.vocabulary) for i in range(1, len(ids))
+    text = tokens.read_text("pydoc_topics", options.quality_tokens * _CHARACTERS_A_TOKEN)
+    ids = server.tokenize(text)[: options.quality_tokens + 1]
+    if len(ids) <= options.quality_tokens:
+        raise InputError(
+            f"the text has {len(ids)} tokens, {options.quality_tokens + 1} are needed",
+            where="task.quality_tokens",
+            fix="Give fewer",
         )
-    recorder.value("perplexity", "1", math.exp(min(loss / (len(ids) - 1), 700.0)))
+    ids_digest = tokens.ids_digest(ids)
+    recorder.fact("quality_tokens_digest", ids_digest)
+    own = quality.predict(server, ids, contents.vocabulary)
+    server.close()
+    plain = {"cache_type_k": _REFERENCE_CACHE, "cache_type_v": _REFERENCE_CACHE}
+    is_reference = options.format == formats.REFERENCE and plain == {
+        key: getattr(setting, key) for key in plain
+    }
 
+    def build(file: Path) -> None:
+        if is_reference:
+            own.save(file)
+            return
+        made = formats.in_format(source, digest, formats.REFERENCE)
+        other = LlamaServer(replace(setting, file=made, **plain))
+        quality.predict(other, ids, contents.vocabulary).save(file)
+        other.close()
+
+    key = digest_text(f"{digest} {ids_digest} {quality.TOP} {version('xllamacpp')}")[:32]
+    reference: quality.Predictions | str
+    try:
+        kept = publish(cache_root() / "references" / f"{key}.npz", build)
+        # Compared with itself, not with what another attempt stored: the noise is not its error.
+        reference = own if is_reference else quality.Predictions.load(kept)
+    except InputError as error:  # a type that cannot be dequantized, or no room for the file
+        reference = f"no {formats.REFERENCE} of these weights: {error}"
+    quality.record(recorder, own, reference)
+
+
+_P95 = Column("itl_s", "p95")
+_LONG_OVER_SHORT = Column("itl_s", "p95", over="task.new_tokens")
 
 TASK = Task(
     name="llamacpp",
     config=LlamaCppConfig,
     run=run,
     check=check,
+    expect=expect_llamacpp,
+    columns=(_P95, _LONG_OVER_SHORT),
     headline=(
         "tpot_s",
         "ttft_s",
+        "weights_bytes",
+        "perplexity",
+        "kl_to_reference",
+        "top1_agreement",
         "decode_tokens_per_s",
         "prefill_tokens_per_s",
         "itl_s",
+        _P95.name,
+        _LONG_OVER_SHORT.name,
         "load_s",
-        "weights_bytes",
+        "first_call_s",
         "peak_memory_over_weights_bytes",
-        "perplexity",
     ),
     figures=(
         Bars("tpot_s"),

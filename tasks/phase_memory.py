@@ -29,14 +29,19 @@ class PhaseMemory:
 
         @contextmanager
         def phase(name: str) -> Iterator[None]:
-            self._memory.reset()
-            try:
-                with recorder.phase(name):
-                    yield
-            finally:  # a phase that ran out of memory is the one whose peak is asked for
-                self._see(name, self._memory.peak_bytes())
+            with self.watching(name), recorder.phase(name):
+                yield
 
         return phase
+
+    @contextmanager
+    def watching(self, name: str) -> Iterator[None]:
+        """Take the peak of what is done inside, whatever phases it is of."""
+        self._memory.reset()
+        try:
+            yield
+        finally:  # a phase that ran out of memory is the one whose peak is asked for
+            self._see(name, self._memory.peak_bytes())
 
     def record(self, recorder: Recorder) -> None:
         """Write the peaks, each phase's own and the highest, and the whole process's."""
@@ -47,20 +52,19 @@ class PhaseMemory:
             recorder.value("process_memory_bytes", "bytes", self._process_bytes)
 
     def _see(self, name: str, peak: int | None) -> None:
+        self._see_process()
         if peak is None:
             self._reason = self._memory.absent_reason
             return
         self._peaks[name] = max(peak, self._peaks.get(name, 0))
-        self._see_process(peak)
 
-    def _see_process(self, peak: int) -> None:
-        # On CUDA telemetry asks the driver for it. Here: the proportional set size now, and what
-        # the resident set was higher at its peak, which is memory of this process alone.
+    def _see_process(self) -> None:
+        # On CUDA telemetry asks the driver for it.
         if not isinstance(self._memory, HostMemory):
             return
-        pss, held = self._memory.pss_bytes(), self._memory.held_bytes()
-        if pss is not None and held is not None:
-            self._process_bytes = max(self._process_bytes or 0, pss + max(0, peak - held))
+        found = self._memory.proportional_peak_bytes()
+        if found is not None:
+            self._process_bytes = max(self._process_bytes or 0, found)
 
     def _record_over(self, recorder: Recorder, name: str, peak: int | None) -> None:
         if peak is None or self._held is None:

@@ -61,6 +61,18 @@ class Recorder:
             # An exception may be an out-of-memory: a sync then raises again and hides the first.
             self._emit({**common, "edge": "end", "t_ns": self.clock.now_ns()})
 
+    def window(self, name: str, begin_ns: int, end_ns: int, *, measured: bool = True) -> None:
+        """A phase told once it is over, by edges on this recorder's clock.
+
+        For a call whose phases show only from inside (a library that generates by itself): telling
+        them as they pass would be work in the middle of what is timed.
+        """
+        index = self._indices.get(name, 0)
+        self._indices[name] = index + 1
+        common = {"e": "phase", "name": name, "index": index, "measured": measured}
+        self._emit({**common, "edge": "begin", "t_ns": begin_ns})
+        self._emit({**common, "edge": "end", "t_ns": end_ns})
+
     def samples(
         self, name: str, unit: str, values: Sequence[float], *, role: str = "measured"
     ) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.measure.columns import Column
 from orchestrator.measure.figures import Figure
 from orchestrator.measure.metric import Metric
 from orchestrator.measure.recorder import Recorder
@@ -62,11 +63,16 @@ class Task:
         On a CPU-only node a trial takes every core unless ``resources.cpus`` says otherwise.
     headline : tuple of str
         Metrics for the final table, in order; the first decides ratios.
+    columns : tuple of Column
+        What its table derives from samples; ``headline`` says by their names where they stand.
     figures : tuple of Figure
         What its report draws; by default figures of the headline metrics.
     evaluate : callable or None
         ``evaluate(identity)`` for a pure task, which measures nothing: all its trials are computed
         in one process and recorded as one run with a table. Raises ``TaskError``s.
+    basis : callable or None
+        ``basis(identity)`` for a pure task: a digest of what its results depend on beside the
+        identity (formulas, files). A recorded result with another one is computed again.
     expect : callable or None
         ``expect(identity, config)``: what arithmetic says of the trial, from the model's Hugging
         Face configuration (None: as far as it can be had without loading anything). None where it
@@ -80,8 +86,10 @@ class Task:
     preload: tuple[str, ...] = ()
     whole_node: bool = True
     headline: tuple[str, ...] = ()
+    columns: tuple[Column, ...] = ()
     figures: tuple[Figure, ...] = ()
     evaluate: Callable[[Identity], Evaluation] | None = None
+    basis: Callable[[Identity], str] | None = None
     expect: Callable[[Identity, Mapping[str, Any] | None], Expectation | None] | None = None
 
     @property

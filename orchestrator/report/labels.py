@@ -30,6 +30,8 @@ _AXIS_NAMES = {
 _TITLES = {
     "ttft_s": "TTFT",
     "itl_s": "ITL",
+    "itl_s.p95": "ITL p95",
+    "itl_s.p95_long_over_short": "p95 long over short",
     "tpot_s": "TPOT",
     "e2e_s": "end to end",
     "decode_tokens_per_s": "decode",
@@ -55,6 +57,8 @@ MEANINGS = {
     "first_call_s": "the very first call after load, before any warm-up",
     "ttft_s": "time to first token",
     "itl_s": "time between consecutive output tokens",
+    "itl_s.p95": "95 of 100 of these times are shorter",
+    "itl_s.p95_long_over_short": "ITL p95 over that of the shortest output",
     "tpot_s": "time per output token",
     "decode_tokens_per_s": "without prefill, whole batch",
     "e2e_s": "prefill and decode of one sequence",

@@ -6,7 +6,8 @@ Pure values, no terminal: the table, the exports and the HTML report are renderi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ from orchestrator.report.labels import labels_of, varying_axes
 from orchestrator.report.reasons import why
 
 if TYPE_CHECKING:
+    from orchestrator.measure import Task
+    from orchestrator.measure.columns import Column
     from orchestrator.plan import Plan, Trial
 
 #: A ratio counts as a change when its whole interval lies beyond this (PROTOCOL, Comparing).
@@ -136,7 +139,8 @@ def build_table(
     axes = tuple(varying_axes(plan))
     base_axes = _baseline_axes(plan, axes)
     counted = {t.hash: believable(reports.get(t.hash, ())) for t in plan.trials}
-    names = _present(metrics or headline(plan), counted) or _everything(counted)
+    derived = {c.name: c for c in _columns(plan) if c.over is None or c.over in axes}
+    names = _present(metrics or headline(plan), counted, derived) or _everything(counted)
 
     baselines: dict[tuple[tuple[str, Any], ...], str] = {}
     for trial in plan.trials:
@@ -169,25 +173,33 @@ def build_table(
         row = rows[at]
         base = "" if row.baseline else baselines.get(row.group, "")
         against = counted.get(base, [])
-        cells = {name: _cell(name, counted[row.hash], against, resamples) for name in names}
+        cells = {
+            name: _derived(derived[name], row, rows, counted, against)
+            if name in derived
+            else _cell(name, counted[row.hash], against, resamples)
+            for name in names
+        }
         rows[at] = replace(row, cells=cells)
     return SweepTable(plan.sweep, plan.description, axes, tuple(names), tuple(rows))
 
 
 def headline(plan: Plan) -> list[str]:
     """Headline metrics of the plan's tasks in order, without repeats."""
+    return list(dict.fromkeys(name for task in _tasks(plan) for name in task.headline))
+
+
+def _columns(plan: Plan) -> list[Column]:
+    return [column for task in _tasks(plan) for column in task.columns]
+
+
+def _tasks(plan: Plan) -> Iterator[Task]:
     from orchestrator.errors import ConfigError
     from orchestrator.measure.registry import find_task
 
-    names: list[str] = []
-    for task in dict.fromkeys(t.identity["task"]["name"] for t in plan.trials):
-        try:
-            found = find_task(task).headline
-        except (ConfigError, ImportError):
-            # Recorded by somebody whose task is not installed here: it can still be looked at.
-            continue
-        names.extend(name for name in found if name not in names)
-    return names
+    for name in dict.fromkeys(t.identity["task"]["name"] for t in plan.trials):
+        # Recorded by somebody whose task is not installed here: it can still be looked at.
+        with suppress(ConfigError, ImportError):
+            yield find_task(name)
 
 
 def better_when(name: str, unit: str) -> str | None:
@@ -275,6 +287,62 @@ def _cell(
     )
 
 
+def _derived(
+    column: Column,
+    row: TrialRow,
+    rows: Sequence[TrialRow],
+    counted: Mapping[str, Sequence[AttemptReport]],
+    base: Sequence[AttemptReport],
+) -> Cell:
+    """A figure without interval: its ratio to the baseline says how the two came out, no more."""
+    seen = _statistic(column, counted[row.hash])
+    unit = next(
+        (m.unit for a in counted[row.hash] if (m := metric_of(a, column.metric)) is not None), ""
+    )
+    if isinstance(seen, str):
+        return Cell(column.name, unit, reason=seen)
+    if column.over is None:
+        before = _statistic(column, base) if base else None
+        ratio = seen / before if isinstance(before, float) and before > 0 else None
+        return Cell(column.name, unit, seen, ratio=ratio)
+    shortest = _shortest(column.over, row, [other for other in rows if counted[other.hash]])
+    if shortest is None:
+        return Cell(column.name, "1", reason=f"{column.over} is no number here")
+    short = _statistic(column, counted[shortest.hash])
+    if isinstance(short, str) or short <= 0:
+        said = short if isinstance(short, str) else "not positive"
+        return Cell(column.name, "1", reason=f"the shortest output's {column.statistic}: {said}")
+    return Cell(column.name, "1", seen / short)
+
+
+def _shortest(axis: str, row: TrialRow, rows: Sequence[TrialRow]) -> TrialRow | None:
+    """Of the trials that differ from this one in ``axis`` alone, the one with its least value."""
+    rest = {name: value for name, value in row.axes.items() if name != axis}
+    alike = [
+        other
+        for other in rows
+        if {name: value for name, value in other.axes.items() if name != axis} == rest
+        and isinstance(other.axes[axis], (int, float))
+    ]
+    return min(alike, key=lambda other: other.axes[axis], default=None)
+
+
+def _statistic(column: Column, attempts: Sequence[AttemptReport]) -> float | str:
+    """Of all attempts' samples together, or why there is none."""
+    from orchestrator.measure.statistics import summarise_attempts
+
+    metrics = [m for a in attempts if (m := metric_of(a, column.metric)) is not None]
+    samples = [m.values for m in metrics if isinstance(m, Samples) and m.values]
+    if not samples:
+        reason = next((m.reason for m in metrics if isinstance(m, Absent)), None)
+        return reason or "not measured"
+    summary = summarise_attempts(samples, resamples=1)
+    value: float | None = getattr(summary, column.statistic)
+    if value is not None:
+        return value
+    return f"{column.statistic} cannot be told from {summary.n} samples"
+
+
 def _resamples(cells: int) -> int:
     # Thousands of rows get coarser intervals on screen; `show` and `compare` always use 10,000.
     return int(min(10_000, max(500, _RESAMPLING_BUDGET // (cells * 20 or 1))))
@@ -304,13 +372,17 @@ def _verdict(attempts: Sequence[AttemptReport]) -> str:
     return max(states, key=order.index, default="unverified")
 
 
-def _present(names: Sequence[str], believed: Mapping[str, Sequence[AttemptReport]]) -> list[str]:
+def _present(
+    names: Sequence[str],
+    believed: Mapping[str, Sequence[AttemptReport]],
+    derived: Mapping[str, Column],
+) -> list[str]:
     """Those of ``names`` that at least one attempt measured or said it could not."""
     seen: set[str] = set()
     for attempts in believed.values():
         for report in attempts:
             seen.update(report.metrics, report.telemetry)
-    return [name for name in names if name in seen]
+    return [n for n in names if n in seen or (n in derived and derived[n].metric in seen)]
 
 
 def _everything(believed: Mapping[str, Sequence[AttemptReport]]) -> list[str]:

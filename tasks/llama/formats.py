@@ -9,13 +9,16 @@ import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from orchestrator.measure import InputError
+from tasks.llama.architecture import configuration_of
 from tasks.llama.requantize import NO_SPACE
 from tasks.loading.cache import cache_root, publish
 from tasks.loading.inspection import inspect_gguf
 
 SOURCE = "source"
+REFERENCE = "BF16"
 FORMATS = ("BF16", "Q8_0", "Q5_1", "Q4_0", "Q4_1", "MXFP4")
 # Part of the cache key: raise it when the same file would come out differently.
 _VERSION = 1
@@ -82,6 +85,8 @@ class Contents:
         Type of most matrices, by number of elements.
     types : dict of str to int
         Tensors by type.
+    config : dict or None
+        Its sizes as a Hugging Face configuration; None for a family that is not known here.
     """
 
     architecture: str
@@ -93,6 +98,7 @@ class Contents:
     parameters: int
     matrix_type: str
     types: dict[str, int]
+    config: dict[str, Any] | None
 
 
 def contents(file: Path) -> Contents:
@@ -129,4 +135,5 @@ def contents(file: Path) -> Contents:
         parameters=sum(int(t.n_elements) for t in reader.tensors),
         matrix_type=matrices.most_common(1)[0][0] if matrices else "F32",
         types=dict(Counter(t.tensor_type.name for t in reader.tensors)),
+        config=configuration_of(reader),
     )

@@ -47,9 +47,12 @@ def _format_of(name: str, shape: list[int], wanted: str) -> str:
     """GGUF gives a shape with the length of a row first."""
     if len(shape) < 2 or shape[0] % _BLOCK:
         return "F32"
-    if name in _FINER and wanted not in _EIGHT_BITS_OR_MORE:
-        return _FINER_FORMAT
-    return wanted
+    return table_format(wanted) if name in _FINER else wanted
+
+
+def table_format(wanted: str) -> str:
+    """What embeddings and the output head are written in, in a file of the format ``wanted``."""
+    return wanted if wanted in _EIGHT_BITS_OR_MORE else _FINER_FORMAT
 
 
 def _copy_metadata(reader: Any, writer: Any, name: str) -> None:

@@ -118,7 +118,7 @@ class LlamaServer:
             )
         parameters = _parameters(llama, setting)
         try:
-            self._server = llama.Server(parameters)
+            self._server: Any = llama.Server(parameters)
         except RuntimeError as error:
             raise InputError(
                 "llama.cpp cannot load this file with these settings; its log says why",
@@ -149,26 +149,30 @@ class LlamaServer:
         self._server.handle_completions(request, lambda chunk: chunks.append((now_ns(), chunk)))
         return read_completion(begin_ns, chunks)
 
-    def next_logprob(self, prompt: Sequence[int], token: int, vocabulary: int) -> float:
-        """Log-probability that ``token`` follows ``prompt``; the prompt cache is used."""
-        # All of a vocabulary takes a second to hand over; the wanted token is rarely far down.
-        for count in (1024, vocabulary):
-            answers: list[Any] = []
-            request = {
-                "prompt": list(prompt),
-                "n_predict": 1,
-                "temperature": 0.0,
-                "ignore_eos": False,
-                "cache_prompt": True,
-                "stream": False,
-                "logprobs": min(count, vocabulary),
-            }
-            self._server.handle_completions(request, answers.append)
-            answer = _refuse_error(answers[0])
-            for entry in answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]:
-                if entry["id"] == token:
-                    return float(entry["logprob"])
-        raise Mismatch(f"llama.cpp gives no probability for token {token}")
+    def next_logprobs(self, prompt: Sequence[int], count: int) -> list[tuple[int, float]]:
+        """The ``count`` likeliest tokens to follow ``prompt``, likeliest first.
+
+        Each with its log-probability over the whole vocabulary. The prompt cache is used: asked for
+        one prefix after the other of a text, each call computes one token.
+        """
+        answers: list[Any] = []
+        request = {
+            "prompt": list(prompt),
+            "n_predict": 1,
+            "temperature": 0.0,
+            "ignore_eos": False,
+            "cache_prompt": True,
+            "stream": False,
+            "logprobs": count,
+        }
+        self._server.handle_completions(request, answers.append)
+        answer = _refuse_error(answers[0])
+        found = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+        return [(int(entry["id"]), float(entry["logprob"])) for entry in found]
+
+    def close(self) -> None:
+        """Stop the server and give its memory back."""
+        self._server = None
 
     def tokenize(self, text: str) -> list[int]:
         """Ids of a text by the model's own tokenizer, without special tokens."""

@@ -16,9 +16,11 @@ from __future__ import annotations
 import bisect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from math import prod
 
 from tasks.profiling.events import Event, Kind, Shapes
+from tasks.profiling.flops import flops_of
 
 # How far the sum of all shares may be from one; only rounding can bring it there.
 SHARES_TOLERANCE = 0.001
@@ -137,30 +139,34 @@ def attribute(events: Iterable[Event], *, device: bool) -> Profile:
     """
     listed = list(events)
     windows = _Windows([event for event in listed if event.kind is Kind.PHASE])
-    operators = [e for e in listed if e.kind is Kind.OPERATOR and windows.at(e.start_ns)]
-    by_correlation = {e.correlation: e for e in operators if e.correlation}
+    operators, phases = windows.within([e for e in listed if e.kind is Kind.OPERATOR])
+    on_device = [event for event in listed if event.on_device]
+    by_correlation = {e.correlation: e for e in operators if e.correlation} if on_device else {}
     work: list[tuple[Event, Event | None, str]] = []
-    for event in listed:
-        if event.on_device:
-            launcher = by_correlation.get(event.correlation)
-            phase = windows.at(launcher.start_ns if launcher else event.start_ns)
-            if phase:
-                work.append((event, launcher, phase))
+    for event in on_device:
+        launcher = by_correlation.get(event.correlation)
+        of_phase = windows.at(launcher.start_ns if launcher else event.start_ns)
+        if of_phase:
+            work.append((event, launcher, of_phase))
     if device and not work:
         raise ValueError("no kernel was captured on the device")
     if not operators and not work:
         raise ValueError("no operator was captured")
 
     table: dict[str, Operator] = {}
-    own_ns = self_times(operators)
-    for event, self_ns in zip(operators, own_ns, strict=True):
-        entry = table.setdefault(event.name, Operator(event.name))
+    own_ns = [0] * len(operators) if device else self_times(operators)
+    for event, phase, self_ns in zip(operators, phases, own_ns, strict=True):
+        entry = table.get(event.name)
+        if entry is None:
+            entry = table[event.name] = Operator(event.name)
         entry.calls += 1
-        entry.flops += event.flops
-        entry.read_bytes += input_bytes(event)
-        entry.shapes[event.shapes] = entry.shapes.get(event.shapes, 0) + 1
+        shapes = event.shapes
+        entry.shapes[shapes] = entry.shapes.get(shapes, 0) + 1
+        if shapes:
+            entry.flops += event.flops or flops_of(event.name, shapes)
+            entry.read_bytes += input_bytes(shapes, event.dtypes)
         if not device:
-            _add(entry, windows.at(event.start_ns) or "", self_ns)
+            _add(entry, phase, self_ns)
     for event, launcher, phase in work:
         name = launcher.name if launcher else event.name
         entry = table.setdefault(name, Operator(name))
@@ -195,24 +201,29 @@ def self_times(operators: Sequence[Event]) -> list[int]:
     ValueError
         If two events of a lane overlap without one holding the other.
     """
-    own = [event.duration_ns for event in operators]
-    by_start = sorted(
-        range(len(operators)),
-        key=lambda i: (operators[i].lane, operators[i].start_ns, -operators[i].end_ns),
-    )
+    import numpy as np
+
+    starts = [event.start_ns for event in operators]
+    ends = [event.end_ns for event in operators]
+    lanes = [event.lane for event in operators]
+    own = [end - start for start, end in zip(starts, ends, strict=True)]
+    # By lane, then by start; of calls that start together the outer one comes first.
+    keys = (-np.array(ends, np.int64), np.array(starts, np.int64), np.array(lanes, np.int64))
     open_calls: list[int] = []
-    for i in by_start:
-        event = operators[i]
-        while open_calls and (
-            operators[open_calls[-1]].lane != event.lane
-            or operators[open_calls[-1]].end_ns <= event.start_ns
-        ):
+    lane = None
+    for i in np.lexsort(keys).tolist():
+        start, end = starts[i], ends[i]
+        if lanes[i] != lane:
+            lane = lanes[i]
+            open_calls.clear()
+        while open_calls and ends[open_calls[-1]] <= start:
             open_calls.pop()
         if open_calls:
-            caller = operators[open_calls[-1]]
-            if event.end_ns > caller.end_ns:
-                raise ValueError(f"{event.name} outlasts {caller.name}, which called it")
-            own[open_calls[-1]] -= event.duration_ns
+            caller = open_calls[-1]
+            if end > ends[caller]:
+                said = f"{operators[i].name} outlasts {operators[caller].name}, which called it"
+                raise ValueError(said)
+            own[caller] -= end - start
         open_calls.append(i)
     return own
 
@@ -230,11 +241,12 @@ def union_ns(intervals: Iterable[tuple[int, int]]) -> int:
     return covered
 
 
-def input_bytes(event: Event) -> int:
+@lru_cache(maxsize=4096)
+def input_bytes(shapes: Shapes, dtypes: tuple[str, ...]) -> int:
     """Bytes of the tensor inputs whose dtype is known."""
     return sum(
         prod(shape) * _ITEM_BYTES.get(dtype, 0)
-        for shape, dtype in zip(event.shapes, event.dtypes, strict=False)
+        for shape, dtype in zip(shapes, dtypes, strict=False)
         if shape
     )
 
@@ -259,22 +271,34 @@ class _Windows:
             return None
         return self._phases[place].name
 
+    def within(self, events: Sequence[Event]) -> tuple[list[Event], list[str]]:
+        """Those that begin in a phase, and which phase it is of each."""
+        import numpy as np
+
+        starts = np.fromiter((event.start_ns for event in events), np.int64, len(events))
+        places = np.searchsorted(np.array(self._starts, np.int64), starts, side="right") - 1
+        ends = np.array([phase.end_ns for phase in self._phases], np.int64)
+        inside = np.flatnonzero((places >= 0) & (starts < ends[places])).tolist()
+        names = [phase.name for phase in self._phases]
+        return [events[i] for i in inside], [names[places[i]] for i in inside]
+
     def wall_ns(self) -> dict[str, int]:
         wall = dict.fromkeys(self.names, 0)
         for phase in self._phases:
             wall[phase.name] += phase.duration_ns
         return wall
 
-    def covered_ns(self, name: str, events: Iterable[Event]) -> int:
+    def covered_ns(self, name: str, events: Sequence[Event]) -> int:
         """How much of the phase ``name`` at least one of the events covers."""
         windows = [phase for phase in self._phases if phase.name == name]
         inside: list[tuple[int, int]] = []
-        for event in events:
-            for window in windows:
-                start = max(event.start_ns, window.start_ns)
-                end = min(event.end_ns, window.end_ns)
-                if start < end:
-                    inside.append((start, end))
+        for window in windows:
+            first, last = window.start_ns, window.end_ns
+            inside += [
+                (max(event.start_ns, first), min(event.end_ns, last))
+                for event in events
+                if event.start_ns < last and event.end_ns > first
+            ]
         return union_ns(inside)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from sys import intern
 from typing import Any
 
 from tasks.profiling.events import Event, Kind
@@ -67,34 +69,53 @@ def capture(
         os.replace(partial, trace)
     # The profiler's own table is built in Python, 50 us an event, and counts marked ranges twice.
     results = profiler.profiler.kineto_results
-    return list(_events(results.events(), shapes=shapes))
+    with _no_collection():
+        return list(_events(results.events(), shapes=shapes))
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """A million events in a list are no garbage, but each collection would go through them all."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _events(seen: Iterable[Any], *, shapes: bool = True) -> Iterator[Event]:
+    operator = Kind.OPERATOR
     for one in seen:
         kind = _kind(one)
         if kind is None:
             continue
-        name = one.name()
-        common: dict[str, Any] = {
-            "kind": kind,
-            "start_ns": one.start_ns(),
-            "end_ns": one.end_ns(),
-        }
-        if kind is Kind.PHASE:
-            yield Event(name.removeprefix(PHASE_PREFIX), **common)
-        elif kind is Kind.OPERATOR:
-            if shapes:
-                common["shapes"] = tuple(map(tuple, one.shapes()))
-                common["dtypes"] = tuple(one.dtypes())
-                common["flops"] = one.flops()
+        name, start_ns, end_ns = intern(one.name()), one.start_ns(), one.end_ns()
+        if kind is operator:
+            lane, correlation = one.start_thread_id(), one.correlation_id()
+            if not shapes:
+                yield Event(name, operator, start_ns, end_ns, lane, correlation)
+                continue
             yield Event(
-                name, **common, lane=one.start_thread_id(), correlation=one.correlation_id()
+                name,
+                operator,
+                start_ns,
+                end_ns,
+                lane,
+                correlation,
+                shapes=tuple(map(tuple, one.shapes())),
+                dtypes=tuple(one.dtypes()),
+                flops=one.flops(),
             )
+        elif kind is Kind.PHASE:
+            yield Event(name.removeprefix(PHASE_PREFIX), kind, start_ns, end_ns)
         else:
             yield Event(
                 name,
-                **common,
+                kind,
+                start_ns,
+                end_ns,
                 lane=one.device_resource_id(),
                 correlation=one.linked_correlation_id(),
                 moved_bytes=one.nbytes() if kind is Kind.COPY else 0,
@@ -103,10 +124,10 @@ def _events(seen: Iterable[Any], *, shapes: bool = True) -> Iterator[Event]:
 
 def _kind(event: Any) -> Kind | None:
     activity = event.activity_type()
-    if activity == "user_annotation":
-        return Kind.PHASE if event.name().startswith(PHASE_PREFIX) else None
     if activity == "cpu_op":
         return None if event.is_async() or event.is_hidden_event() else Kind.OPERATOR
+    if activity == "user_annotation":
+        return Kind.PHASE if event.name().startswith(PHASE_PREFIX) else None
     if activity in _KERNELS:
         return Kind.KERNEL
     # A marked range is listed on the device again (gpu_user_annotation): its kernels are there.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 Shapes = tuple[tuple[int, ...], ...]
 
@@ -17,9 +17,10 @@ class Kind(str, Enum):
     PHASE = "phase"  # a window that the task marked; no work of its own
 
 
-@dataclass(frozen=True)
-class Event:
+class Event(NamedTuple):
     """One thing with a beginning and an end, on the host's clock.
+
+    A tuple, for a long decode makes a million of them.
 
     Attributes
     ----------

@@ -47,6 +47,19 @@ def test_a_phase_that_fails_still_ends(recorder: Recorder, events: list[dict[str
     assert [e["edge"] for e in events] == ["begin", "end"]
 
 
+def test_a_phase_told_afterwards_is_one_of_its_namesakes(
+    recorder: Recorder, events: list[dict[str, Any]]
+) -> None:
+    recorder.window("decode", 2_000, 5_000)
+    with recorder.phase("decode") as index:
+        pass
+    assert index == 1
+    assert [(e["edge"], e["index"], e["t_ns"], e["measured"]) for e in events[:2]] == [
+        ("begin", 0, 2_000, True),
+        ("end", 0, 5_000, True),
+    ]
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_no_sample_is_made_up(recorder: Recorder, events: list[dict[str, Any]], bad: float) -> None:
     with pytest.raises(ValueError, match="not finite"):

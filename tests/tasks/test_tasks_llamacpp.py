@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from orchestrator.errors import ConfigError
 from orchestrator.measure import InputError, Mismatch
 from orchestrator.measure.registry import find_task
-from tasks.llama import formats, requantize
+from tasks.llama import formats, quality, requantize
+from tasks.llama.options import context_room, gpu_layers, needed_tokens
 from tasks.llama.server import read_completion
-from tasks.llamacpp import gpu_layers, random_prompt
+from tasks.llamacpp import random_prompt
 
 Identity = Callable[..., dict[str, Any]]
 Run = Callable[[dict[str, Any]], Any]
@@ -172,6 +176,105 @@ def test_a_truncated_file_is_refused(tiny_gguf: Path) -> None:
         formats.in_format(tiny_gguf, "ef" * 32, "Q8_0")
 
 
+@pytest.mark.parametrize("name", formats.FORMATS)
+def test_expected_weights_are_those_of_the_file_that_is_made(
+    identity: Identity, tiny_gguf: Path, tmp_path: Path, name: str
+) -> None:
+    target = tmp_path / "made.gguf"
+    requantize.main(tiny_gguf, target, name)
+    found = formats.contents(target)
+    assert found.config is not None
+    asked = identity(task="llamacpp", model=of(tiny_gguf), format=name, cache_type_v="q8_0")
+    expected = find_task("llamacpp").expect(asked, found.config)
+    assert expected.sizes_bytes["weights_bytes"] == found.weights_bytes
+    # One layer of two key/value heads of 16, keys in 16 bits, values in 34 bytes for 32.
+    assert expected.sizes_bytes["kv_bytes"] == 256 * 2 * 16 * (2 + 34 / 32)
+    for operation in expected.made_steps()["tpot_s"].eager:
+        assert operation.launches == 0
+        assert operation.dtype in ("bfloat16" if name == "BF16" else ("int8", "float32"))
+
+
+def test_what_cannot_be_predicted_is_not(identity: Identity, tiny_gguf: Path) -> None:
+    expect = find_task("llamacpp").expect
+    # Planning reads no file.
+    assert expect(identity(task="llamacpp", model=of(tiny_gguf)), None) is None
+    packaged = {"source": "packaged", "id": "smollm2_135m", "architecture": None}
+    half = identity(task="llamacpp", model=packaged, gpu_layers="50%")
+    assert expect(half, None).made_steps() == {}
+    whole = identity(task="llamacpp", model=packaged, gpu_layers="all")
+    assert set(expect(whole, None).made_steps()) == {"ttft_s", "tpot_s"}
+
+
+def test_the_context_has_room_for_what_is_run(identity: Identity) -> None:
+    task = identity(task="llamacpp", prompt_tokens=200, new_tokens=60)["task"]
+    assert needed_tokens(task) == 260
+    assert context_room(task) == 512
+    assert context_room({**task, "context_tokens": 300}) == 300
+    assert needed_tokens({**task, "quality_tokens": 600}) == 601
+
+
+class Spoken:
+    """A server that gives the same distribution whatever it is asked."""
+
+    def __init__(self, probabilities: list[float]) -> None:
+        self.found = sorted(
+            ((token, math.log(p)) for token, p in enumerate(probabilities)), key=lambda t: -t[1]
+        )
+        self.asked: list[int] = []
+
+    def next_logprobs(self, prompt: Any, count: int) -> list[tuple[int, float]]:
+        self.asked.append(count)
+        return self.found[:count]
+
+
+def test_perplexity_is_of_the_tokens_that_follow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quality, "TOP", 2)
+    server = Spoken([0.5, 0.25, 0.125, 0.125])
+    found = quality.predict(server, [9, 0, 1, 3], 4)
+    # -log of 1/2, 1/4 and 1/8: two bits on average. The last one is not among the likeliest two.
+    assert found.perplexity == pytest.approx(4)
+    assert server.asked == [2, 2, 2, 4]
+    assert found.ids.tolist() == [[0, 1]] * 3
+    with pytest.raises(Mismatch, match="token 7"):
+        quality.predict(server, [0, 7], 4)
+
+
+def predicted(probabilities: list[float], top: int) -> quality.Predictions:
+    import numpy as np
+
+    order = sorted(range(len(probabilities)), key=lambda token: -probabilities[token])[:top]
+    logs = [[math.log(probabilities[token]) for token in order]]
+    return quality.Predictions(
+        np.array([order], np.int32), np.array(logs, np.float32), np.array([0.0])
+    )
+
+
+@given(
+    st.lists(st.floats(0.01, 1.0), min_size=5, max_size=5),
+    st.lists(st.floats(0.01, 1.0), min_size=5, max_size=5),
+    st.integers(1, 5),
+)
+def test_the_distance_never_exceeds_the_whole_divergence(
+    a: list[float], b: list[float], top: int
+) -> None:
+    p, q = ([value / sum(values) for value in values] for values in (a, b))
+    whole = sum(x * math.log(x / y) for x, y in zip(p, q, strict=True))
+    found = quality.distance(predicted(q, top), predicted(p, top))
+    assert 0 <= found.kl_nats <= whole + 1e-5
+    assert found.top1_agreement == float(p.index(max(p)) == q.index(max(q)))
+    if top == 5:
+        assert found.kl_nats == pytest.approx(whole, abs=1e-5)
+
+
+def test_predictions_are_kept_as_they_are(tmp_path: Path) -> None:
+    before = predicted([0.5, 0.25, 0.25], 2)
+    before.save(tmp_path / "kept.npz")
+    after = quality.Predictions.load(tmp_path / "kept.npz")
+    assert after.ids.tolist() == before.ids.tolist()
+    assert after.logprobs.tolist() == before.logprobs.tolist()
+    assert quality.distance(after, before) == quality.Distance(0.0, 1.0)
+
+
 @needs_llamacpp
 def test_bad_input_is_refused_while_planning(identity: Identity, tiny_gguf: Path) -> None:
     def asked(quant: str = "fp32", model: dict[str, Any] | None = None, **options: Any) -> Any:
@@ -210,15 +313,21 @@ def test_a_missing_extra_says_what_to_install(
 def test_tiny_model_is_measured_for_real(identity: Identity, run: Run, tiny_gguf: Path) -> None:
     new = 12
     asked = identity(
-        task="llamacpp", model=of(tiny_gguf), format="Q8_0", prompt_tokens=24, new_tokens=new
+        task="llamacpp",
+        model=of(tiny_gguf),
+        format="Q4_0",
+        prompt_tokens=24,
+        new_tokens=new,
+        quality_tokens=16,
     )
     events = run(asked)
-    assert events.phases() == ["prepare", "load", "first_call", "warmup", *["generate"] * 3]
-    assert events.engaged("format")["got"] == "Q8_0"
+    before = ["prepare", "load", "first_call", "warmup"]
+    assert events.phases() == [*before, *["prefill", "decode"] * 3, "quality"]
+    assert events.engaged("format")["got"] == "Q4_0"
     assert events.engaged("prompt tokens")["got"] == "24"
     assert events.value("load_s") > 0
     assert events.value("first_call_s") > 0
-    assert 8 < events.value("weights_bits_per_parameter") < 9
+    assert 4 < events.value("weights_bits_per_parameter") < 9
     rates, means = events.samples("decode_tokens_per_s"), events.samples("tpot_s")
     assert len(rates) == len(means) == len(events.samples("ttft_s")) == 3
     assert rates == pytest.approx([1 / mean for mean in means])
@@ -239,6 +348,34 @@ def test_tiny_model_is_measured_for_real(identity: Identity, run: Run, tiny_gguf
         assert e2e > own_s - 1e-5  # theirs are in whole microseconds
     assert set(events.fact("own_timings_agree")) == {"tolerance", "prefill", "decode"}
     assert len(events.fact("output_digests")) == 1
+    # Random weights tell nothing of a text; four bits of them tell other nothings than sixteen.
+    assert 100 < events.value("perplexity") < 600
+    assert events.value("reference_perplexity") == pytest.approx(events.value("perplexity"), 0.2)
+    assert 0 < events.value("kl_to_reference") < 0.1
+    assert 0 <= events.value("top1_agreement") <= 1
+    expected = find_task("llamacpp").expect(asked, events.fact("model_config"))
+    assert expected.sizes_bytes["weights_bytes"] == events.value("weights_bytes")
+    assert set(expected.made_steps()) == {"ttft_s", "tpot_s"}
+
+
+@needs_llamacpp
+def test_the_reference_is_no_distance_from_itself(
+    identity: Identity, run: Run, tiny_gguf: Path, cache: Path
+) -> None:
+    events = run(
+        identity(
+            task="llamacpp",
+            model=of(tiny_gguf),
+            format="BF16",
+            prompt_tokens=8,
+            new_tokens=2,
+            quality_tokens=8,
+        )
+    )
+    assert events.value("kl_to_reference") == 0
+    assert events.value("top1_agreement") == 1
+    assert events.value("reference_perplexity") == events.value("perplexity")
+    assert [file.suffix for file in (cache / "references").iterdir()] == [".npz"]
 
 
 @needs_llamacpp

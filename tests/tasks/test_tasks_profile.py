@@ -19,6 +19,7 @@ from orchestrator.measure.registry import find_task
 from tasks.profiling.attribution import Operator, attribute, input_bytes, self_times, union_ns
 from tasks.profiling.capture import _events
 from tasks.profiling.events import Event, Kind
+from tasks.profiling.flops import flops_of
 from tasks.profiling.roofline import Ceiling
 
 Identity = Callable[..., dict[str, Any]]
@@ -154,10 +155,22 @@ def test_bound_is_a_matter_of_intensity_and_unknown_stays_unknown() -> None:
 
 
 def test_input_bytes_know_dtypes_and_skip_scalars() -> None:
-    event = operator(
-        "x", 0, 1, shapes=((2, 3), (), (4,)), dtypes=("c10::BFloat16", "Scalar", "long int")
-    )
-    assert input_bytes(event) == 2 * 3 * 2 + 4 * 8
+    dtypes = ("c10::BFloat16", "Scalar", "long int")
+    assert input_bytes(((2, 3), (), (4,)), dtypes) == 2 * 3 * 2 + 4 * 8
+
+
+def test_attention_and_packed_products_have_operations_too() -> None:
+    from torch.utils.flop_counter import sdpa_flop_count
+
+    q, k, v = (2, 6, 5, 16), (2, 6, 9, 16), (2, 6, 9, 8)
+    name = "aten::_scaled_dot_product_flash_attention_for_cpu"
+    assert flops_of(name, (q, k, v, (), ())) == sdpa_flop_count(q, k, v) > 0
+    # 576 inputs, 192 outputs, two values a byte: as the CPU packs them, and as CUDA does.
+    for packed in ((192, 288), (192 * 288, 1)):
+        shapes = ((1, 3, 576), packed, ())
+        assert flops_of("bitsandbytes::gemv_4bit", shapes) == 2 * 3 * 576 * 192
+    assert flops_of("aten::_int_mm", ((4, 8), (8, 16))) == 2 * 4 * 8 * 16
+    assert flops_of("aten::copy_", ((4, 8), (4, 8))) == 0
 
 
 def _seen(activity: str, name: str, **more: Any) -> Any:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from orchestrator.errors import ConfigError
 from orchestrator.measure.arithmetic.architecture import Architecture, Attention
+from orchestrator.measure.arithmetic.weights import GGUF_BLOCKS
 
 # Bits of one number, and whether each group of them has a scale (and an offset) beside it.
 CACHE_BITS = {
@@ -27,12 +28,15 @@ _GROUPED = ("int8", "int4")
 
 @dataclass(frozen=True)
 class CacheFormat:
-    """Number format of the cache; integers have a 16-bit scale and offset for each 64 values."""
+    """Number format of the cache; integers have a 16-bit scale and offset for each 64 values.
+
+    Also llama.cpp's types (``Q8_0``), whose blocks are those of its weights.
+    """
 
     dtype: str = "bfloat16"
 
     def __post_init__(self) -> None:
-        if self.dtype not in CACHE_BITS:
+        if self.dtype not in CACHE_BITS and self.dtype not in GGUF_BLOCKS:
             raise ConfigError(
                 f"unknown cache dtype {self.dtype!r}",
                 where="task.kv_dtype",
@@ -41,6 +45,9 @@ class CacheFormat:
 
     def bytes_of(self, elements: float) -> float:
         """Bytes of so many numbers."""
+        if self.dtype in GGUF_BLOCKS:
+            values, size = GGUF_BLOCKS[self.dtype]
+            return elements * size / values
         bits = CACHE_BITS[self.dtype] * elements
         if self.dtype in _GROUPED:
             bits += _GROUP_BITS * elements / GROUP

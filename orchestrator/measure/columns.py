@@ -1,0 +1,38 @@
+"""Columns that a task's table derives from samples, as data: which figure, of what, against what.
+
+A task lists them in ``Task.columns`` and names them among its headline metrics::
+
+    columns=(Column("itl_s", "p95"), Column("itl_s", "p95", over="task.new_tokens"))
+    headline=("itl_s", "itl_s.p95", "itl_s.p95_long_over_short")
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Column:
+    """A statistic of a metric's samples, or how much larger it is in a longer run.
+
+    Attributes
+    ----------
+    metric : str
+        A metric with samples.
+    statistic : str
+        ``p95``, ``p99``, ``mean``, ``min`` or ``max`` of the samples of all attempts together; none
+        where there are too few samples for it.
+    over : str or None
+        An override such as ``task.new_tokens``: the statistic divided by that of the trial with the
+        smallest value of it, all else equal. Only where the sweep has that axis.
+    """
+
+    metric: str
+    statistic: str
+    over: str | None = None
+
+    @property
+    def name(self) -> str:
+        """``itl_s.p95``, or ``itl_s.p95_long_over_short``."""
+        plain = f"{self.metric}.{self.statistic}"
+        return plain if self.over is None else f"{plain}_long_over_short"

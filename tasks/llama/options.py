@@ -1,0 +1,48 @@
+"""Options of ``task=llamacpp`` that stand for a number: layers on the GPU, room of the context."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from orchestrator.measure import ConfigError
+
+_ALL = "all"
+_PERCENT = re.compile(r"(\d+(?:\.\d+)?)%")
+_CONTEXT_STEP = 256
+
+
+def gpu_layers(asked: str, layers: int) -> int:
+    """Layers for the GPU out of ``layers``: a number, a percentage (rounded up), or ``all``.
+
+    Raises
+    ------
+    ConfigError
+        For anything else.
+    """
+    if asked == _ALL:
+        return layers
+    if asked.isdecimal():
+        return min(int(asked), layers)
+    found = _PERCENT.fullmatch(asked)
+    if found and float(found[1]) <= 100.0:
+        return math.ceil(layers * float(found[1]) / 100.0)
+    raise ConfigError(
+        f"{asked!r} is no number of layers",
+        where="task.gpu_layers",
+        fix="Give a number, a percentage such as 25%, or all",
+    )
+
+
+def needed_tokens(options: Mapping[str, Any]) -> int:
+    """The longest sequence that is run: prompt and output, or the text for quality."""
+    quality = options["quality_tokens"]
+    return max(options["prompt_tokens"] + options["new_tokens"], quality + 1 if quality else 0)
+
+
+def context_room(options: Mapping[str, Any]) -> int:
+    """Tokens that the context has room for: what was asked for, else what is needed, rounded up."""
+    asked = int(options["context_tokens"])
+    return asked or math.ceil(needed_tokens(options) / _CONTEXT_STEP) * _CONTEXT_STEP
