@@ -34,7 +34,8 @@ def lasting(nbytes: int, *, pinned: bool = False) -> torch.Tensor:
         )
     if nbytes < _HUGE_PAGE_BYTES:
         return passing(nbytes).fill_(0)
-    area = mmap.mmap(-1, nbytes + _HUGE_PAGE_BYTES)
+    # Private: shared memory, the default, gets no huge pages.
+    area = mmap.mmap(-1, nbytes + _HUGE_PAGE_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with suppress(OSError):  # a kernel without them: ordinary pages
             area.madvise(mmap.MADV_HUGEPAGE)

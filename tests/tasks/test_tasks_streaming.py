@@ -392,6 +392,22 @@ def test_a_read_brings_every_byte_to_an_aligned_place(
         reader.close()
 
 
+def test_lasting_memory_asks_for_huge_pages() -> None:
+    modes = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not modes.exists():
+        pytest.skip("no transparent huge pages")
+    held = pages.lasting(16 << 20)
+    assert held.data_ptr() % (2 << 20) == 0
+    begin = f"{held.data_ptr():x}"
+    lines = iter(Path("/proc/self/smaps").read_text().splitlines())
+    for line in lines:
+        span = line.split(" ", 1)[0].split("-")
+        if len(span) == 2 and int(span[0], 16) <= int(begin, 16) < int(span[1], 16):
+            break
+    flags = next(line for line in lines if line.startswith("VmFlags"))
+    assert " hg" in flags
+
+
 def test_direct_reads_that_are_refused_go_through_the_page_cache_and_say_why() -> None:
     file = Path("/proc/version")  # no such file system takes them
     if not file.exists():
