@@ -5,8 +5,7 @@
     plan --split--> measured trials   the main job
             `-----> pure trials --cells--> table --Recording--> one MLflow run with cells.parquet
 
-A pure task costs less to compute than to look up, so its cells are never cached; each has its hash
-all the same, and ``reproduce`` computes one again.
+Cells that are recorded already are taken from there; where all are, there is nothing left to do.
 """
 
 from __future__ import annotations
@@ -19,21 +18,24 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.errors import TaskError
-from orchestrator.measure.metric import Absent, Value
+from orchestrator import cells
+from orchestrator.errors import UsageError
+from orchestrator.measure.metric import Value
 from orchestrator.measure.registry import find_task
-from orchestrator.measure.task import Evaluation, Task
+from orchestrator.measure.task import Task
+from orchestrator.record.runrecord import CELLS_TAG
 
 if TYPE_CHECKING:
     import pyarrow
     from rich.console import RenderableType
 
+    from orchestrator.attempt import AttemptReport
+    from orchestrator.cells import FoundCell
     from orchestrator.plan import Plan, Trial
     from orchestrator.record import Store
 
 # A table that a person reads; of a larger one a slice is shown.
 MOST_SHOWN = 60
-PARQUET, CSV = "cells.parquet", "cells.csv"
 
 
 def split(plan: Plan) -> tuple[Plan | None, Plan | None]:
@@ -47,83 +49,88 @@ def split(plan: Plan) -> tuple[Plan | None, Plan | None]:
     return dataclasses.replace(plan, trials=pure), dataclasses.replace(plan, trials=measured)
 
 
-def cells(plan: Plan) -> pyarrow.Table:
-    """Evaluate every trial of a pure plan.
-
-    Returns
-    -------
-    pyarrow.Table
-        A row a trial in plan order: ``hash``, an axis a column, ``outcome``, ``reason``, then each
-        metric (null where absent; its unit in the column's metadata) and each fact.
-    """
-    import pyarrow as pa
-
-    metrics: dict[str, list[float | None]] = {}
-    units: dict[str, str] = {}
-    facts: dict[str, list[str | None]] = {}
-    outcomes: list[str] = []
-    reasons: list[str | None] = []
-    for row, trial in enumerate(plan.trials):
-        outcome, reason, found = _cell(trial)
-        outcomes.append(outcome)
-        reasons.append(reason)
-        for name, metric in found.metrics.items():
-            if isinstance(metric, (Value, Absent)):
-                units[name] = metric.unit
-                column = metrics.setdefault(name, [])
-                column.extend([None] * (row - len(column)))
-                column.append(metric.value if isinstance(metric, Value) else None)
-        for name, fact in found.facts.items():
-            texts = facts.setdefault(name, [])
-            texts.extend([None] * (row - len(texts)))
-            texts.append(fact)
-    count = len(plan.trials)
-    columns: dict[str, Any] = {"hash": pa.array([trial.hash for trial in plan.trials])}
-    for axis in plan.axes:
-        columns[axis] = _axis(pa, [trial.axes.get(axis) for trial in plan.trials])
-    columns["outcome"] = pa.array(outcomes)
-    columns["reason"] = pa.array(reasons, pa.string())
-    fields = [pa.field(name, column.type) for name, column in columns.items()]
-    for name, values in metrics.items():
-        columns[name] = pa.array([*values, *[None] * (count - len(values))], pa.float64())
-        fields.append(pa.field(name, pa.float64(), metadata={"unit": units[name]}))
-    for name, texts in facts.items():
-        columns[name] = pa.array([*texts, *[None] * (count - len(texts))], pa.string())
-        fields.append(pa.field(name, pa.string()))
-    return pa.Table.from_arrays(list(columns.values()), schema=pa.schema(fields))
-
-
 def run_pure(
     plan: Plan, store: Store, *, command: Sequence[str], as_json: bool, table: bool
 ) -> int:
-    """Evaluate a pure plan, record it as one run, print it; 1 if a cell could not be computed."""
+    """Compute what is not recorded yet, record all of it as one run, print it.
+
+    Returns
+    -------
+    int
+        1 if a cell could not be computed.
+    """
     from orchestrator.record import Recording
 
     began_s = time.monotonic()
-    # Before the cells: MLflow takes seconds to wake, in a thread of its own.
-    recording = Recording(
-        store,
-        plan,
-        todo=0,
-        command=list(command),
-        message=lambda text: click.echo(text, err=True),
-    )
-    with recording:
-        found = cells(plan)
-        outcomes = dict(Counter(found.column("outcome").to_pylist()))
-        recording.attach(_summary(outcomes), _files(found))
-    summary = recording.close()
+    known = {} if plan.settings.force else cells.recorded(store, plan.trials)
+    results = {config: cell.result for config, cell in known.items()}
+    run_ids = {config: cell.run.run_id for config, cell in known.items()}
+    missing = [trial for trial in plan.trials if trial.hash not in known]
+    if missing:
+        # Before the cells: MLflow takes seconds to wake, in a thread of its own.
+        recording = Recording(
+            store,
+            plan,
+            todo=0,
+            command=list(command),
+            message=lambda text: click.echo(text, err=True),
+        )
+        with recording:
+            results |= {trial.hash: cells.compute(trial) for trial in missing}
+            found = cells.table(plan.trials, plan.axes, results)
+            tags = {CELLS_TAG: str(found.num_rows)}
+            recording.attach(_summary(results, len(known)), cells.files(found), tags)
+        run_id = recording.close().run_id or ""
+        run_ids |= {trial.hash: run_id for trial in missing}
+    else:
+        found = cells.table(plan.trials, plan.axes, results)
+        click.echo(f"{plan.sweep}: nothing left to do ({len(known):,} cached)", err=True)
     wall_s = time.monotonic() - began_s
     if as_json:
         from orchestrator.cli import emit_json
 
-        emit_json(_json(plan, found, summary.run_id or "", outcomes, wall_s))
+        emit_json(_json(plan, found, run_ids, len(known), wall_s))
     elif table:
         from rich.console import Console
 
         Console(highlight=False).print(cells_view(plan, found))
-        click.echo(f"{_told(outcomes)} in {wall_s:.1f} s; all of them: {CSV} of its run", err=True)
-    return 1 if outcomes.get("error") else 0
+        told = _told(results, len(known))
+        click.echo(f"{told} in {wall_s:.1f} s; all of them: {cells.CSV} of its run", err=True)
+    return 1 if any(result.outcome == "error" for result in results.values()) else 0
+
+
+def cell_of(store: Store, prefix: str) -> FoundCell | None:
+    """The newest recorded cell whose hash begins with ``prefix``; None where no cell has it.
+
+    Raises
+    ------
+    UsageError
+        ``prefix`` is too short for a hash, or begins several.
+    """
+    if store.find(prefix):  # which also says what is no hash
+        return None
+    found = cells.find(store, prefix)
+    if len(found) > 1:
+        names = ", ".join(config[: max(len(prefix) + 4, 16)] for config in sorted(found)[:10])
+        raise UsageError(f"{prefix} begins {len(found)} hashes", fix=f"Say which: {names}")
+    return next((several[-1] for several in found.values()), None)
+
+
+def differences(before: AttemptReport, after: AttemptReport) -> str:
+    """What a cell that was computed again says: the same, or which figures are not."""
+    changed = [
+        f"{name}: was {_figure(before, name)}, is {_figure(after, name)}"
+        for name in {**before.metrics, **after.metrics}
+        if _figure(before, name) != _figure(after, name)
+    ]
+    if before.outcome != after.outcome:
+        changed.insert(0, f"outcome: was {before.outcome.value}, is {after.outcome.value}")
+    return "\n".join(changed) or f"as recorded: all {len(before.metrics)} figures are the same"
+
+
+def _figure(report: AttemptReport, name: str) -> float | None:
+    metric = report.metrics.get(name)
+    return metric.value if isinstance(metric, Value) else None
 
 
 def cells_view(plan: Plan, found: pyarrow.Table) -> RenderableType:
@@ -165,39 +172,6 @@ def _task(trial: Trial) -> Task:
     return find_task(trial.identity["task"]["name"])
 
 
-def _cell(trial: Trial) -> tuple[str, str | None, Evaluation]:
-    if trial.infeasible is not None:
-        return "infeasible", trial.infeasible, Evaluation({})
-    evaluate = _task(trial).evaluate
-    assert evaluate is not None
-    try:
-        found = evaluate(trial.identity)
-    except TaskError as error:
-        return error.outcome, str(error), Evaluation({})
-    except Exception as error:  # one cell that breaks must not take the others along
-        return "error", f"{type(error).__name__}: {error}", Evaluation({})
-    if found.infeasible is not None:
-        return "infeasible", found.infeasible, found
-    return "ok", None, found
-
-
-def _axis(pa: Any, values: list[Any]) -> Any:
-    kinds = {type(value) for value in values if value is not None}
-    if kinds <= {int, float} or len(kinds) <= 1:
-        return pa.array(values)
-    return pa.array([None if value is None else str(value) for value in values])
-
-
-def _files(found: pyarrow.Table) -> dict[str, bytes]:
-    import pyarrow as pa
-    from pyarrow import csv, parquet
-
-    columnar, text = pa.BufferOutputStream(), pa.BufferOutputStream()
-    parquet.write_table(found, columnar, compression="zstd")
-    csv.write_csv(found, text)
-    return {PARQUET: columnar.getvalue().to_pybytes(), CSV: text.getvalue().to_pybytes()}
-
-
 def _slice(plan: Plan, found: pyarrow.Table) -> tuple[list[dict[str, Any]], list[str]]:
     """Rows to show, and the axes that vary among them."""
     rows: list[dict[str, Any]] = found.to_pylist()
@@ -209,28 +183,32 @@ def _slice(plan: Plan, found: pyarrow.Table) -> tuple[list[dict[str, Any]], list
     return rows[:MOST_SHOWN], kept
 
 
-def _summary(outcomes: Mapping[str, int]) -> str:
-    return f"{_told(outcomes)}: `{PARQUET}` and `{CSV}` among the artifacts hold them all."
+def _summary(results: Mapping[str, cells.Result], cached: int) -> str:
+    told = _told(results, cached)
+    return f"{told}: `{cells.PARQUET}` and `{cells.CSV}` among the artifacts hold them all."
 
 
-def _told(outcomes: Mapping[str, int]) -> str:
-    total = sum(outcomes.values())
+def _told(results: Mapping[str, cells.Result], cached: int) -> str:
+    outcomes = Counter(result.outcome for result in results.values())
     each = ", ".join(f"{count:,} {outcome}" for outcome, count in outcomes.items())
-    return f"{total:,} cells computed ({each})"
+    taken = f", {cached:,} of them earlier" if cached else ""
+    return f"{len(results):,} cells computed ({each}){taken}"
 
 
 def _json(
-    plan: Plan, found: pyarrow.Table, run_id: str, outcomes: Mapping[str, int], wall_s: float
+    plan: Plan, found: pyarrow.Table, run_ids: Mapping[str, str], cached: int, wall_s: float
 ) -> dict[str, Any]:
-    rows = found.to_pylist()
+    rows = cells.readable(found).to_pylist()
     return {
         "sweep": plan.sweep,
-        "run_id": run_id,
-        "outcomes": dict(outcomes),
-        "cached": 0,
+        # Where the newest of the cells are.
+        "run_id": run_ids[plan.trials[-1].hash],
+        "outcomes": dict(Counter(row["outcome"] for row in rows)),
+        "cached": cached,
         "wall_s": wall_s,
         "trials": [
-            {"hash": row["hash"], "outcome": row["outcome"], "run_id": run_id} for row in rows
+            {"hash": row["hash"], "outcome": row["outcome"], "run_id": run_ids[row["hash"]]}
+            for row in rows
         ],
         "cells": rows,
     }

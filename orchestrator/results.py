@@ -13,14 +13,24 @@ from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
     from orchestrator.record import Store
+    from orchestrator.report.operators import OperatorDiff
     from orchestrator.selection import Selection
 
 
 def show_command(prefix: str, overrides: Sequence[str], as_json: bool) -> int:
     """One trial: configuration, attempts, metrics with CIs, verdict, provenance, artifacts."""
+    from orchestrator.pure import cell_of
     from orchestrator.report.show import ShowView, show_json
 
     store = _store(overrides)
+    if (cell := cell_of(store, prefix)) is not None:
+        computed, wanted = [(cell.run_id, cell.report)], cell.report.config_hash
+        if as_json:
+            emit_json(show_json(wanted, cell.config, computed))
+        else:
+            names = {cell.run_id: store.artifact_names(cell.run_id)}
+            _print(ShowView(wanted, cell.config, computed, names))
+        return 0
     config_hash = store.resolve(prefix)
     finished = [a for a in store.attempts([config_hash])[config_hash] if a.outcome]
     if not finished:
@@ -46,6 +56,7 @@ def compare_command(
     """B over A, metric by metric; always 0: ``gate`` is what judges."""
     from orchestrator.report.compare import compare, tolerance
     from orchestrator.report.compare_view import comparison_view
+    from orchestrator.report.operators_view import OperatorDiffView
     from orchestrator.selection import noise_of, select
 
     store = _store(overrides)
@@ -59,12 +70,40 @@ def compare_command(
         allow_different=allow_different,
         metrics=list(metrics) or None,
     )
+    operators = _operator_diffs(store, base, new)
     if as_json:
-        emit_json(comparison.to_json())
-    else:
-        labels = _labels(base, new)
-        _print(comparison_view(comparison, labels=labels, names=(a, b)))
+        more = {"operators": [diff.to_json() for diff in operators]} if operators else {}
+        emit_json({**comparison.to_json(), **more})
+        return 0
+    labels = _labels(base, new)
+    _print(comparison_view(comparison, labels=labels, names=(a, b)))
+    for diff in operators:
+        _print(OperatorDiffView(diff, labels))
     return 0
+
+
+def _operator_diffs(store: Store, base: Selection, new: Selection) -> list[OperatorDiff]:
+    """Of every pair of trials whose newest ``ok`` attempts both left a table of operators."""
+    from orchestrator.report.compare import pair
+    from orchestrator.report.operators import OPERATORS_FILE, diff_operators, read_operators
+    from orchestrator.report.rows import believable
+
+    def table(side: Selection, config_hash: str) -> dict[str, Any] | None:
+        counted = believable(side.attempts[config_hash])
+        if not counted or side.configs[config_hash]["task"]["name"] != "profile":
+            return None
+        newest = max(counted, key=lambda report: (report.started_at, report.number))
+        try:
+            return read_operators(store.artifact(side.run_ids[newest.attempt_id], OPERATORS_FILE))
+        except FileNotFoundError:
+            return None
+
+    found = []
+    for hash_a, hash_b in pair(base.attempts, new.attempts):
+        before, after = table(base, hash_a), table(new, hash_b)
+        if before is not None and after is not None:
+            found.append(diff_operators(hash_a, before, hash_b, after))
+    return found
 
 
 def gate_command(

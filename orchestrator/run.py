@@ -24,7 +24,8 @@ from orchestrator.errors import ConfigError, StoreUnavailable, UsageError
 
 if TYPE_CHECKING:
     from orchestrator.attempt import AttemptReport
-    from orchestrator.plan import ClusterConfig, Plan
+    from orchestrator.cells import FoundCell
+    from orchestrator.plan import ClusterConfig, Plan, Settings
     from orchestrator.record import AttemptSummary, Recording, RecordingSummary, Store
     from orchestrator.schedule import SweepResult, Todo
 
@@ -65,7 +66,11 @@ def plan_command(argv: Sequence[str]) -> int:
     plan = checked.plan
     todo = _todo(plan, open_store(plan.settings.tracking))
     states = {
-        s.trial.hash: TrialState(s.state, s.reason, checked.predicted.get(s.trial.hash))
+        s.trial.hash: TrialState(
+            s.state,
+            s.reason or (checked.doubts.get(s.trial.hash) if s.state == "new" else None),
+            checked.predicted.get(s.trial.hash),
+        )
         for s in todo.states
     }
     for line in checked.warnings:
@@ -89,26 +94,22 @@ def reproduce_command(prefix: str, argv: Sequence[str], as_json: bool) -> int:
     ConfigError
         The stored configuration does not hash to what was asked for.
     """
-    from orchestrator.plan import config_hash, plan_of, rebuild, settings_of
+    from orchestrator.plan import plan_of, settings_of
+    from orchestrator.pure import cell_of
     from orchestrator.record import open_store
     from orchestrator.report.compare import compare
     from orchestrator.report.compare_view import comparison_view
 
     settings = dataclasses.replace(settings_of(argv), force=True)
     store = open_store(settings.tracking)
+    if (cell := cell_of(store, prefix)) is not None:
+        return _reproduce_cell(cell, store, settings, as_json)
     wanted = store.resolve(prefix)
     before = _reports(store, store.attempts([wanted]))
     runs = [s for s in store.attempts([wanted])[wanted] if s.outcome]
     if not runs:
         raise UsageError(f"no finished attempt of {prefix} is recorded", where=store.where)
-    identity = rebuild(store.identity(runs[-1].run_id))
-    if (found := config_hash(identity)) != wanted:
-        raise ConfigError(
-            f"the stored configuration hashes to {found[:12]}, not to {wanted[:12]}: it was changed"
-            " after it was recorded, or this version reads it differently",
-            where=f"run {runs[-1].run_id}",
-            fix="Nothing was run",
-        )
+    identity = _verified(store.identity(runs[-1].run_id), wanted, runs[-1].run_id)
     code = execute(plan_of(identity, settings), as_json=as_json, table=False)
     known = {report.attempt_id for reports in before.values() for report in reports}
     after = {
@@ -117,6 +118,35 @@ def reproduce_command(prefix: str, argv: Sequence[str], as_json: bool) -> int:
     }
     if code == 0 and before.get(wanted) and not as_json:
         _stdout().print(comparison_view(compare(before, after)))
+    return code
+
+
+def _verified(stored: Mapping[str, Any], wanted: str, run_id: str) -> dict[str, Any]:
+    """The configuration that was recorded, once it is certain that it is the one asked for."""
+    from orchestrator.plan import config_hash, rebuild
+
+    identity = rebuild(stored)
+    if (found := config_hash(identity)) != wanted:
+        raise ConfigError(
+            f"the stored configuration hashes to {found[:12]}, not to {wanted[:12]}: it was changed"
+            " after it was recorded, or this version reads it differently",
+            where=f"run {run_id}",
+            fix="Nothing was run",
+        )
+    return identity
+
+
+def _reproduce_cell(cell: FoundCell, store: Store, settings: Settings, as_json: bool) -> int:
+    """Compute a cell of a pure sweep again, record it, and say what is not as it was."""
+    from orchestrator.plan import plan_of
+    from orchestrator.pure import cell_of, differences
+
+    wanted = cell.report.config_hash
+    identity = _verified(cell.config, wanted, cell.run_id)
+    code = execute(plan_of(identity, settings), as_json=as_json)
+    again = cell_of(store, wanted)
+    if again is not None and not as_json:
+        click.echo(differences(cell.report, again.report))
     return code
 
 
@@ -178,12 +208,18 @@ def _device_kind(cluster: ClusterConfig) -> str:
 
 
 def _todo(plan: Plan, store: Store) -> Todo:
+    from orchestrator import cells
+    from orchestrator.pure import split
     from orchestrator.schedule import compute_todo
 
     settings = plan.settings
+    pure, _ = split(plan)
+    computed = cells.recorded(store, pure.trials) if pure is not None else {}
+    # Computed again, a cell is the same: once counts as often as is asked for.
+    existing = {config: [cell] * settings.repeats for config, cell in computed.items()}
     return compute_todo(
         plan.trials,
-        store.attempts(trial.hash for trial in plan.trials),
+        {**store.attempts(trial.hash for trial in plan.trials), **existing},
         repeats=settings.repeats,
         retry_failed=settings.retry.failed,
         force=settings.force,
@@ -244,6 +280,7 @@ def _measure(plan: Plan, todo: Todo, store: Store, cached: int) -> _Measured:
         cached=cached,
         sweep=plan.sweep,
         labels=labels,
+        history_s=_history_s(plan, store),
     )
     with contextlib.ExitStack() as stack:
         if starting is not None:
@@ -315,6 +352,13 @@ def _attach_report(plan: Plan, store: Store, recording: Recording) -> None:
         telemetry=telemetry_of(store, (a for found in summaries.values() for a in found)),
     )
     recording.attach(to_markdown(table, summary=sentences(table)), files)
+
+
+def _history_s(plan: Plan, store: Store) -> list[float]:
+    """How long recorded attempts of these trials took: a first estimate of the time left."""
+    recorded = store.attempts(trial.hash for trial in plan.trials)
+    ended = [s for found in recorded.values() for s in found if s.outcome == "ok" and s.ended_at]
+    return [s.ended_at - s.started_at for s in ended if s.ended_at and s.started_at]
 
 
 def command_line() -> list[str]:

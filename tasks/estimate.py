@@ -6,10 +6,12 @@ run with one table. Formulas: ``docs/arithmetic.md``; devices: ``conf/hardware``
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.measure import (
@@ -177,6 +179,39 @@ def evaluate(identity: Identity) -> Evaluation:
     return Evaluation({name: _metric(name, values[name]) for name in _UNITS}, facts, infeasible)
 
 
+def basis(identity: Identity) -> str:
+    """What a cell depends on beside its identity: formulas, the device's figures, the model's."""
+    config = known_config(identity["model"])
+    hardware = identity["task"]["hardware"]
+    return _basis(json.dumps(config, sort_keys=True), hardware, _figures(hardware))
+
+
+@lru_cache(maxsize=1024)
+def _basis(config: str, hardware: str, figures: str) -> str:
+    text = "\n".join((_formulas(), hardware, figures, config))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@lru_cache(maxsize=64)
+def _figures(hardware: str) -> str:
+    try:
+        return repr(_device(hardware))
+    except ConfigError as error:
+        return str(error)
+
+
+@lru_cache(maxsize=1)
+def _formulas() -> str:
+    """A digest of the code that computes: a table made by another version is not this one's."""
+    from orchestrator.measure import arithmetic
+
+    directory = Path(arithmetic.__file__).parent
+    digest = hashlib.sha256(Path(__file__).read_bytes())
+    for file in sorted(directory.glob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
 def run(identity: Identity, recorder: Recorder) -> None:
     """One estimate as an attempt of its own: what ``reproduce`` makes."""
     found = evaluate(identity)
@@ -314,6 +349,7 @@ TASK = Task(
     run=run,
     check=check,
     evaluate=evaluate,
+    basis=basis,
     whole_node=False,
     headline=(
         "tpot_s",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,10 @@ import pyarrow.parquet as parquet
 import pytest
 from pyarrow import csv
 
+from orchestrator import cells
+from orchestrator.cells import CSV, PARQUET
 from orchestrator.plan import build
-from orchestrator.pure import CSV, MOST_SHOWN, PARQUET, cells, cells_view, run_pure, split
+from orchestrator.pure import MOST_SHOWN, cells_view, run_pure, split
 
 AXES = [
     "task=estimate",
@@ -25,6 +29,12 @@ AXES = [
 
 def plan_of(*words: str) -> Any:
     return build(list(words), device_kind=lambda cluster: "cpu")
+
+
+def computed(plan: Any) -> Any:
+    return cells.table(
+        plan.trials, plan.axes, {trial.hash: cells.compute(trial) for trial in plan.trials}
+    )
 
 
 def test_a_plan_is_split_by_what_its_tasks_are() -> None:
@@ -43,7 +53,7 @@ def test_a_plan_is_split_by_what_its_tasks_are() -> None:
 
 def test_every_cell_is_a_row_with_its_hash_and_axes() -> None:
     plan = plan_of(*AXES)
-    found = cells(plan)
+    found = computed(plan)
     assert found.num_rows == len(plan.trials) == 8
     assert found.column("hash").to_pylist() == [trial.hash for trial in plan.trials]
     rows = found.to_pylist()
@@ -59,11 +69,7 @@ def test_every_cell_is_a_row_with_its_hash_and_axes() -> None:
 
 
 def test_a_cell_that_breaks_takes_no_other_along(monkeypatch: pytest.MonkeyPatch) -> None:
-    import dataclasses
-
-    from orchestrator import pure as room
-
-    task = room.find_task("estimate")
+    task = cells.find_task("estimate")
 
     def broken(identity: Any) -> Any:
         if identity["task"]["hardware"] == "h200":
@@ -72,8 +78,8 @@ def test_a_cell_that_breaks_takes_no_other_along(monkeypatch: pytest.MonkeyPatch
         return task.evaluate(identity)
 
     changed = dataclasses.replace(task, evaluate=broken)
-    monkeypatch.setattr(room, "find_task", lambda name: changed)
-    found = cells(plan_of(*AXES[:-1]))
+    monkeypatch.setattr(cells, "find_task", lambda name: changed)
+    found = computed(plan_of(*AXES[:-1]))
     assert found.column("outcome").to_pylist() == ["ok", "error", "infeasible", "error"]
     assert "ZeroDivisionError" in found.column("reason").to_pylist()[1]
 
@@ -84,27 +90,34 @@ def test_a_person_sees_a_slice_of_a_large_table() -> None:
     plan = plan_of(*AXES[:-1], "task.prompt_tokens=range(1,50)")
     assert len(plan.trials) > MOST_SHOWN
     out = io.StringIO()
-    Console(file=out, width=120).print(cells_view(plan, cells(plan)))
+    Console(file=out, width=120).print(cells_view(plan, computed(plan)))
     text = out.getvalue()
     assert "4 of 196 cells: task.prompt_tokens=1" in text
     assert text.count("known/llama_7b") == 2
 
 
 @pytest.mark.slow
-def test_one_run_with_one_table_is_recorded(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_one_run_with_one_table_is_recorded_and_found_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mlflow import MlflowClient
 
     from orchestrator.record import open_store
+    from orchestrator.results import show_command
+    from orchestrator.run import plan_command, reproduce_command
 
-    plan = plan_of(*AXES, f"tracking.root={tmp_path}")
+    root = f"tracking.root={tmp_path}"
+    plan = plan_of(*AXES, root)
     store = open_store(plan.settings.tracking)
-    assert run_pure(plan, store, command=["test"], as_json=True, table=True) == 0
-    import json
 
-    told = json.loads(capsys.readouterr().out)
+    def run(plan: Any) -> dict[str, Any]:
+        assert run_pure(plan, store, command=["test"], as_json=True, table=True) == 0
+        told: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return told
+
+    told = run(plan)
     assert told["outcomes"] == {"ok": 3, "infeasible": 5}
+    assert told["cached"] == 0
     assert {trial["run_id"] for trial in told["trials"]} == {told["run_id"]}
     client = MlflowClient(store.uri)
     experiment = client.get_experiment_by_name(plan.sweep)
@@ -117,4 +130,47 @@ def test_one_run_with_one_table_is_recorded(
     assert table.column("hash").to_pylist() == [trial.hash for trial in plan.trials]
     text = csv.read_csv(client.download_artifacts(told["run_id"], CSV, str(tmp_path)))
     assert text.num_rows == 8
+    assert "config" not in text.column_names
     assert "8 cells computed" in runs[0].data.tags["mlflow.note.content"]
+
+    # Again: nothing is left to do, and everything is told all the same.
+    again = run(plan)
+    assert {**again, "wall_s": 0} == {**told, "cached": 8, "wall_s": 0}
+    assert plan_command([*AXES, root, "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    states = [trial["state"] for trial in planned["trials"]]
+    assert states == ["cached", "infeasible"] * 2 + ["infeasible", "infeasible", "cached"] + [
+        "infeasible"
+    ]
+
+    # Of a larger sweep only what is new is computed; one run holds all of it.
+    larger = run(plan_of(*AXES[:-1], "task.prompt_tokens=512,1024", root))
+    assert larger["cached"] == 4
+    assert len({trial["run_id"] for trial in larger["trials"]}) == 2
+    assert len(store.sweep_runs()) == 2
+
+    # Each cell by its hash: shown, and computed once more.
+    one = plan.trials[0]
+    assert show_command(one.hash[:12], [root], True) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["config"] == one.identity
+    assert shown["attempts"][0]["metrics"]["tpot_s"]["value"] == told["cells"][0]["tpot_s"]
+    assert shown["attempts"][0]["outcome"] == "ok"
+    assert show_command(plan.trials[1].hash, [root], False) == 0
+    assert "model's context of 2048" in " ".join(capsys.readouterr().out.split())
+    assert reproduce_command(one.hash[:12], [root], False) == 0
+    assert "as recorded: all 19 figures are the same" in capsys.readouterr().out
+    assert len(store.sweep_runs()) == 3
+
+    # With other formulas or figures, what is recorded does not count any more.
+    changed = dataclasses.replace(cells.find_task("estimate"), basis=lambda identity: "another")
+    monkeypatch.setattr(cells, "find_task", lambda name: changed)
+    assert run(plan)["cached"] == 0
+
+
+def test_a_hash_that_nobody_knows(tmp_path: Path) -> None:
+    from orchestrator.errors import UsageError
+    from orchestrator.results import show_command
+
+    with pytest.raises(UsageError, match="no attempt of 0123456789ab is recorded"):
+        show_command("0123456789ab", [f"tracking.root={tmp_path}"], False)

@@ -113,6 +113,7 @@ class Builder:
         reason: str | None = None,
         summary: str = "",
         files: Mapping[str, bytes] | None = None,
+        tags: Mapping[str, str] | None = None,
     ) -> RunRecord:
         """The parent run's end: how many attempts ended how, and what the sweep found.
 
@@ -122,10 +123,13 @@ class Builder:
             Markdown that goes above the description the run has from its beginning.
         files : mapping of str to bytes, optional
             Artifacts of the sweep as a whole, made from what is recorded (and redacted) already.
+        tags : mapping of str to str, optional
+            Marks that it is found again by.
         """
         note = begin.tags.get(NOTE_TAG, "")
         tags = {
             **begin.tags,
+            **(tags or {}),
             NOTE_TAG: tag_value(f"{summary.strip()}\n\n{note}".strip()),
             "heartbeat": f"{ended_at:.0f}",
             "outcomes": json.dumps(dict(sorted(outcomes.items()))),

@@ -20,7 +20,7 @@ from orchestrator.errors import StoreError
 from orchestrator.record.artifacts import safe_name
 from orchestrator.record.backend import Backend, RunRow, local_directory, sqlite_backend
 from orchestrator.record.boundary import translated
-from orchestrator.record.runrecord import ATTEMPT_TAG, SWEEP_TAG
+from orchestrator.record.runrecord import ATTEMPT_TAG, CELLS_TAG, SWEEP_TAG
 from orchestrator.record.spool import storage_error
 from orchestrator.record.store import (
     SUMMARY_TAGS,
@@ -39,7 +39,7 @@ SPOOL = "spool"
 BUSY_TIMEOUT_S = 90.0
 # So many hashes are looked for in SQL; for more, all are read and sorted out afterwards.
 FEW = 500
-_SWEEP_TAGS = (SWEEP_TAG, "sweep", "driver_id")
+_SWEEP_TAGS = (SWEEP_TAG, "sweep", "driver_id", CELLS_TAG)
 
 T = TypeVar("T")
 

@@ -137,6 +137,7 @@ class Recording:
         self._summary: RecordingSummary | None = None
         self._findings = ""
         self._files: dict[str, bytes] = {}
+        self._tags: dict[str, str] = {}
         self._changed = threading.Condition()
         self._spool = Spool.create(store.spool_root, self.sweep_id)
         self.claims: Claims = open_claims(
@@ -205,13 +206,16 @@ class Recording:
         self._outcomes[report.outcome.value] += 1
         self._spooler.submit(lambda: self._builder.attempt_finish(report, trial))
 
-    def attach(self, summary: str, files: Mapping[str, bytes]) -> None:
-        """What the sweep found, for its own run: Markdown above its description, and artifacts.
+    def attach(
+        self, summary: str, files: Mapping[str, bytes], tags: Mapping[str, str] | None = None
+    ) -> None:
+        """What the sweep found, for its own run: Markdown above its description, artifacts, tags.
 
         They are written by :meth:`close`; made of what is recorded, and so redacted already.
         """
         self._findings = summary
         self._files = dict(files)
+        self._tags = dict(tags or {})
 
     def flush(self, timeout_s: float | None = None) -> bool:
         """Wait until everything handed over is in the store; False if it cannot be, or not yet."""
@@ -259,7 +263,14 @@ class Recording:
         counts, ended_at = dict(self._outcomes), time.time()
         self._spooler.submit(
             lambda: self._builder.sweep_end(
-                self._parent, status, ended_at, counts, reason, self._findings, self._files
+                self._parent,
+                status,
+                ended_at,
+                counts,
+                reason,
+                self._findings,
+                self._files,
+                self._tags,
             )
         )
 

@@ -24,6 +24,8 @@ TERMINAL = frozenset({"FINISHED", "FAILED", "KILLED"})
 ATTEMPT_TAG = "attempt_id"
 SWEEP_TAG = "sweep_id"
 PARENT_TAG = "mlflow.parentRunId"
+# On the run of a pure sweep: how many cells its table holds.
+CELLS_TAG = "cells"
 DIGEST_TAG = "record_digest"
 
 

@@ -17,6 +17,7 @@ from orchestrator.record import spool
 from orchestrator.record.artifacts import CONFIG, PLAN, REPORT
 from orchestrator.record.runrecord import (
     ATTEMPT_TAG,
+    CELLS_TAG,
     PARENT_TAG,
     RUNNING,
     SWEEP_TAG,
@@ -87,7 +88,7 @@ class AttemptSummary:
 
 @dataclass(frozen=True)
 class SweepRun:
-    """A parent run: one invocation of a sweep."""
+    """A parent run: one invocation of a sweep; of a pure one, it holds the table of its cells."""
 
     run_id: str
     sweep: str
@@ -96,6 +97,7 @@ class SweepRun:
     ended_at: float | None
     driver_id: str = ""
     sweep_id: str = ""
+    has_cells: bool = False
 
 
 class Store(ABC):
@@ -341,6 +343,7 @@ def sweep_of_tags(
         ended_at=end_ms / 1000 if end_ms else None,
         driver_id=tags.get("driver_id", ""),
         sweep_id=tags.get(SWEEP_TAG, ""),
+        has_cells=CELLS_TAG in tags,
     )
 
 

@@ -1,0 +1,296 @@
+"""Cells of pure sweeps: one table of them a run, each found again by its hash.
+
+::
+
+    trials --compute--> results --table--> cells.parquet of the sweep's run
+                           ^                    |
+                           `----- recorded -----'   where nothing they depend on has changed since
+
+A cell depends on its configuration and on its *basis*: the program's formulas and what they read
+beside the configuration (a device's figures). One that was recorded on another basis is computed
+again.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.attempt import AttemptReport, Outcome, Verdict
+from orchestrator.errors import StoreError, TaskError
+from orchestrator.measure.metric import Absent, Metric, Value
+from orchestrator.measure.registry import find_task
+from orchestrator.measure.task import Evaluation, Task
+
+if TYPE_CHECKING:
+    import pyarrow
+
+    from orchestrator.plan import Trial
+    from orchestrator.record import Store, SweepRun
+
+PARQUET, CSV = "cells.parquet", "cells.csv"
+# What a program needs of a cell and a person does not: left out of the CSV.
+_BASIS, _ABSENT, _CONFIG = "basis", "absent", "config"
+_HIDDEN = (_BASIS, _ABSENT, _CONFIG)
+_KEPT = ("ok", "infeasible")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one cell came to.
+
+    Attributes
+    ----------
+    outcome : str
+        ``ok``, ``infeasible``, or that of the error it ended with.
+    reason : str or None
+        One line, where it is not ``ok``.
+    basis : str
+        What it was computed from beside its configuration.
+    """
+
+    outcome: str
+    reason: str | None
+    found: Evaluation
+    basis: str = ""
+
+
+@dataclass(frozen=True)
+class RecordedCell:
+    """A cell in the store; what planning asks of an attempt (outcome, number) it has too."""
+
+    config_hash: str
+    run: SweepRun
+    result: Result
+    number: int = 1
+
+    @property
+    def outcome(self) -> str:
+        """``ok`` or ``infeasible``."""
+        return self.result.outcome
+
+    @property
+    def attempt_id(self) -> str:
+        """Unique among cells and attempts."""
+        return f"{self.run.run_id}/{self.config_hash}"
+
+    @property
+    def started_at(self) -> float:
+        """When its sweep's run began."""
+        return self.run.started_at
+
+    @property
+    def ended_at(self) -> float | None:
+        """None: no cell took a time of its own."""
+        return None
+
+
+@dataclass(frozen=True)
+class FoundCell:
+    """A recorded cell with its configuration, as a report of the computation it was."""
+
+    config: Mapping[str, Any]
+    report: AttemptReport
+    run_id: str
+
+
+def compute(trial: Trial) -> Result:
+    """Evaluate one trial of a pure task; what goes wrong is its outcome, never raised."""
+    if trial.infeasible is not None:
+        return Result("infeasible", trial.infeasible, Evaluation({}), basis_of(trial))
+    task = _task(trial)
+    assert task.evaluate is not None
+    try:
+        found = task.evaluate(trial.identity)
+    except TaskError as error:
+        return Result(error.outcome, str(error), Evaluation({}))
+    except Exception as error:  # one cell that breaks must not take the others along
+        return Result("error", f"{type(error).__name__}: {error}", Evaluation({}))
+    outcome = "ok" if found.infeasible is None else "infeasible"
+    return Result(outcome, found.infeasible, found, basis_of(trial))
+
+
+def basis_of(trial: Trial) -> str:
+    """What the cell of ``trial`` depends on beside its configuration, as a digest."""
+    basis = _task(trial).basis
+    return basis(trial.identity) if basis is not None else ""
+
+
+def table(
+    trials: Sequence[Trial], axes: Iterable[str], results: Mapping[str, Result]
+) -> pyarrow.Table:
+    """All cells, a row a trial in their order.
+
+    Returns
+    -------
+    pyarrow.Table
+        ``hash``, an axis a column, ``outcome``, ``reason``, each metric (null where absent; its
+        unit in the column's metadata), each fact; then what finds and checks a cell again:
+        ``basis``, ``absent`` (JSON: metric to reason) and ``config`` (JSON).
+    """
+    import pyarrow as pa
+
+    count = len(trials)
+    metrics: dict[str, list[float | None]] = {}
+    units: dict[str, str] = {}
+    facts: dict[str, list[str | None]] = {}
+    absent: list[str | None] = []
+    for row, trial in enumerate(trials):
+        reasons = {}
+        found = results[trial.hash].found
+        for name, metric in found.metrics.items():
+            if isinstance(metric, (Value, Absent)):
+                units[name] = metric.unit
+                column = metrics.setdefault(name, [])
+                column.extend([None] * (row - len(column)))
+                column.append(metric.value if isinstance(metric, Value) else None)
+            if isinstance(metric, Absent):
+                reasons[name] = metric.reason
+        for name, fact in found.facts.items():
+            texts = facts.setdefault(name, [])
+            texts.extend([None] * (row - len(texts)))
+            texts.append(fact)
+        absent.append(json.dumps(reasons) if reasons else None)
+    ended = [results[trial.hash] for trial in trials]
+    columns: dict[str, Any] = {"hash": pa.array([trial.hash for trial in trials], pa.string())}
+    for axis in axes:
+        columns[axis] = _axis(pa, [trial.axes.get(axis) for trial in trials])
+    columns["outcome"] = pa.array([result.outcome for result in ended], pa.string())
+    columns["reason"] = pa.array([result.reason for result in ended], pa.string())
+    fields = [pa.field(name, column.type) for name, column in columns.items()]
+    for name, values in metrics.items():
+        columns[name] = pa.array([*values, *[None] * (count - len(values))], pa.float64())
+        fields.append(pa.field(name, pa.float64(), metadata={"unit": units[name]}))
+    texts_of = {
+        **{name: [*texts, *[None] * (count - len(texts))] for name, texts in facts.items()},
+        _BASIS: [result.basis for result in ended],
+        _ABSENT: absent,
+        _CONFIG: [json.dumps(trial.identity, sort_keys=True) for trial in trials],
+    }
+    for name, texts in texts_of.items():
+        columns[name] = pa.array(texts, pa.string())
+        kind = {"kind": "fact"} if name in facts else {}
+        fields.append(pa.field(name, pa.string(), metadata=kind))
+    return pa.Table.from_arrays(list(columns.values()), schema=pa.schema(fields))
+
+
+def files(found: pyarrow.Table) -> dict[str, bytes]:
+    """The table as artifacts: everything as Parquet, what a person reads as CSV."""
+    import pyarrow as pa
+    from pyarrow import csv, parquet
+
+    columnar, text = pa.BufferOutputStream(), pa.BufferOutputStream()
+    parquet.write_table(found, columnar, compression="zstd")
+    csv.write_csv(readable(found), text)
+    return {PARQUET: columnar.getvalue().to_pybytes(), CSV: text.getvalue().to_pybytes()}
+
+
+def readable(found: pyarrow.Table) -> pyarrow.Table:
+    """The table without what only a program needs."""
+    return found.drop_columns(list(_HIDDEN))
+
+
+def recorded(store: Store, trials: Sequence[Trial]) -> dict[str, RecordedCell]:
+    """The newest recorded cell of each trial that is still what it would be computed to.
+
+    Reads the tables of pure sweeps, newest first, until every trial is found.
+    """
+    bases = {trial.hash: basis_of(trial) for trial in trials}
+    known: dict[str, RecordedCell] = {}
+    for run in _runs(store):
+        missing = bases.keys() - known.keys()
+        if not missing:
+            break
+        held = _read(store, run, ["hash"])
+        if held is None or missing.isdisjoint(held.column("hash").to_pylist()):
+            continue
+        whole = _read(store, run)
+        assert whole is not None
+        for row in whole.drop_columns([_CONFIG]).to_pylist():
+            wanted = row["hash"] in missing and row["outcome"] in _KEPT
+            if wanted and row[_BASIS] == bases[row["hash"]]:
+                result = _result(row, whole.schema)
+                known[row["hash"]] = RecordedCell(row["hash"], run, result)
+    return known
+
+
+def find(store: Store, prefix: str) -> dict[str, list[FoundCell]]:
+    """Every recorded cell whose hash begins with ``prefix``, by hash, oldest first."""
+    import pyarrow.compute as pc
+
+    found: dict[str, list[FoundCell]] = {}
+    for run in reversed(_runs(store)):
+        whole = _read(store, run)
+        if whole is None:
+            continue
+        rows = whole.filter(pc.starts_with(whole.column("hash"), prefix.strip().lower()))
+        for row in rows.to_pylist():
+            result = _result(row, whole.schema)
+            report = AttemptReport(
+                attempt_id=f"{run.run_id}/{row['hash']}",
+                config_hash=row["hash"],
+                outcome=Outcome(result.outcome),
+                reason=result.reason,
+                sweep=run.sweep,
+                started_at=run.started_at,
+                ended_at=run.ended_at or run.started_at,
+                metrics=dict(result.found.metrics),
+                facts={**result.found.facts, "computed": True},
+                verdict=Verdict("unverified"),
+            )
+            cells = found.setdefault(row["hash"], [])
+            cells.append(FoundCell(json.loads(row[_CONFIG]), report, run.run_id))
+    return found
+
+
+def _task(trial: Trial) -> Task:
+    return find_task(trial.identity["task"]["name"])
+
+
+def _runs(store: Store) -> list[SweepRun]:
+    """Finished runs of pure sweeps, newest first."""
+    return [run for run in store.sweep_runs() if run.has_cells and run.status == "FINISHED"]
+
+
+def _read(store: Store, run: SweepRun, columns: list[str] | None = None) -> pyarrow.Table | None:
+    """A run's table; None where it is gone or another version wrote it."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        content = store.file(run.run_id, PARQUET)
+        found = parquet.read_table(io.BytesIO(content), columns=columns)
+    except (FileNotFoundError, StoreError, pa.ArrowException):
+        return None
+    return found if columns or set(_HIDDEN) <= set(found.column_names) else None
+
+
+def _result(row: Mapping[str, Any], schema: pyarrow.Schema) -> Result:
+    reasons = json.loads(row[_ABSENT]) if row[_ABSENT] else {}
+    metrics: dict[str, Metric] = {}
+    facts: dict[str, str] = {}
+    for field in schema:
+        told = field.metadata or {}
+        value = row.get(field.name)
+        if b"unit" in told:
+            unit = told[b"unit"].decode()
+            if value is not None:
+                metrics[field.name] = Value(field.name, unit, value)
+            elif field.name in reasons:
+                metrics[field.name] = Absent(field.name, unit, reasons[field.name])
+        elif told.get(b"kind") == b"fact" and value is not None:
+            facts[field.name] = value
+    infeasible = row["reason"] if row["outcome"] == "infeasible" else None
+    return Result(
+        row["outcome"], row["reason"], Evaluation(metrics, facts, infeasible), row[_BASIS]
+    )
+
+
+def _axis(pa: Any, values: list[Any]) -> Any:
+    kinds = {type(value) for value in values if value is not None}
+    if kinds <= {int, float} or len(kinds) <= 1:
+        return pa.array(values)
+    return pa.array([None if value is None else str(value) for value in values])
