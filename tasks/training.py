@@ -333,6 +333,7 @@ TASK = Task(
         "optimizer_s",
         "train_tokens_per_s",
         "mfu",
+        "mfu.measured_peak",
         "model_flop_per_s",
         "peak_memory_over_weights_bytes",
         "compile_s",

@@ -22,7 +22,7 @@ from orchestrator.measure.arithmetic import (
     training_memory,
     weights_bytes,
 )
-from orchestrator.measure.arithmetic.expectation import Expectation, Steps
+from orchestrator.measure.arithmetic.expectation import Expectation, Steps, Work
 from orchestrator.measure.arithmetic.hardware import datasheet_of
 
 if TYPE_CHECKING:
@@ -115,7 +115,17 @@ def expectation(
         memory_bytes=expected.memory.total_bytes,
         steps={name: Steps(ideal[name], eager[name]) for name in ideal},
         floor_bytes=expected.memory.states_bytes,
+        work=_work(expected.flops, _compute_dtype(options) or dtype),
     )
+
+
+def _work(flops: StepFlops | None, dtype: str) -> dict[str, Work]:
+    if flops is None:
+        return {}
+    return {
+        "mfu": Work(flops.model, "step_s", dtype),
+        "hfu": Work(flops.hardware, "step_s", dtype),
+    }
 
 
 def _phases(

@@ -188,6 +188,34 @@ def test_flops_are_those_that_torch_counts(name: str) -> None:
     assert second.get_total_flops() == pytest.approx(one, rel=1e-6)
 
 
+@pytest.mark.parametrize("name", sorted(TINY))
+def test_checkpointing_computes_again_what_torch_counts(name: str) -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    config = config_of(name)
+    model = built(config, "cpu").train()
+    ids = torch.randint(3, 90, (2, 12))
+
+    def counted() -> int:
+        counter = FlopCounterMode(display=False)
+        with counter:
+            model(ids, labels=ids, use_cache=False).loss.backward()
+        return int(counter.get_total_flops())
+
+    plain = counted()
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    step = step_flops(
+        Architecture.from_config(config.to_dict()),
+        2,
+        12,
+        causal=False,
+        checkpointing=True,
+        fused_attention=False,
+    )
+    # The layers once more, as far as torch goes: equal, not close.
+    assert counted() - plain == step.hardware - step.model
+
+
 @pytest.mark.parametrize("name", ["mistral", "gemma2", "gemma3_text", "gpt_oss", "phi3", "qwen2"])
 def test_what_a_configuration_leaves_out_is_as_transformers_has_it(name: str) -> None:
     from transformers import AutoConfig

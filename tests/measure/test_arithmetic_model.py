@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,12 @@ from orchestrator.measure.arithmetic.hardware import (
     known_hardware,
     load_datasheet,
 )
-from orchestrator.measure.arithmetic.operations import attended_pairs, distinct_experts
+from orchestrator.measure.arithmetic.operations import (
+    BACKWARD,
+    Operation,
+    attended_pairs,
+    distinct_experts,
+)
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "model" / "known"
 BF16 = WeightFormat()
@@ -79,6 +85,9 @@ class Flat:
 
     def bytes_per_s(self, working_bytes: float, part: str = "") -> float:
         return self._bytes_per_s
+
+    def timed_s(self, operation: Operation) -> float | None:
+        return None
 
 
 @given(st.none() | st.integers(1, 40), st.integers(1, 60), st.integers(0, 60))
@@ -301,39 +310,98 @@ def test_hardware_that_does_not_exist_or_is_wrong(tmp_path: Path) -> None:
             Datasheet.from_mapping("mine", {**figures, **change})
 
 
-def test_measured_ceilings_interpolate_and_survive_json() -> None:
-    ceilings = Measured(
-        "this",
-        {"float32": ((1.0, 1e9), (100.0, 1e11))},
-        {"float32": ((1.0, 4e9),)},
-        {"float32": ((1.0, 5e8),)},
-        ((1e3, 1e10), (1e9, 1e9)),
-        ((1e3, 3e10),),
-        1e-6,
-        None,
+MEASURED = Measured(
+    "this",
+    {
+        "product.near.float32": ((100.0, 1.0, 1e-6), (100.0, 10.0, 2e-6), (1e4, 1.0, 1e-5)),
+        "product.far.float32": ((100.0, 1.0, 1e-6), (100.0, 10.0, 2e-6), (1e4, 1.0, 4e-5)),
+        "product.backward.float32": ((100.0, 10.0, 7e-6),),
+        "passes.inference.float32": ((10.0, 1.0, 1e-6), (1e3, 1.0, 1e-5)),
+        "attention.inference.float32": ((16.0, 1.0, 1e-9), (16.0, 4.0, 4e-9)),
+        "attention_step.inference.float32": ((1e3, 1.0, 2e-6),),
+        "optimizer.forward.float32": ((10.0, 1.0, 5e-6), (1e3, 1.0, 1e-5)),
+    },
+    ((1e3, 1e10), (1e9, 1e9)),
+    ((1e3, 4e10), (1e6, 1e10)),
+    1e-6,
+    None,
+)
+
+
+def operation(part: str = "feed_forward", **fields: Any) -> Operation:
+    return Operation(part, **{"flops": 1.0, "bytes": 1.0, "dtype": "float32", **fields})
+
+
+def test_an_operation_takes_as_long_as_it_was_measured_to() -> None:
+    timed_s = MEASURED.timed_s
+    product = operation(rows=1, elements=100)
+    assert timed_s(product) == pytest.approx(1e-6)
+    assert timed_s(replace(product, launches=3)) == pytest.approx(3e-6)
+    # By the logarithm between measured points, in proportion beyond the last one.
+    assert timed_s(replace(product, rows=math.sqrt(10))) == pytest.approx(math.sqrt(2) * 1e-6)
+    assert timed_s(replace(product, rows=50)) == pytest.approx(1e-5)
+    assert timed_s(replace(product, elements=1)) == pytest.approx(1e-6)
+    # Weights of a model that fits into a cache are near, those of a large one are far.
+    large = replace(product, elements=2e4)
+    assert timed_s(replace(large, working_bytes=1e3)) == pytest.approx(2e-5)
+    assert timed_s(replace(large, working_bytes=1e9)) == pytest.approx(8e-5)
+    # A pass is one of as many as there are kernels.
+    passes = operation("elementwise", flops=0.0, bytes=3e3, launches=3)
+    assert timed_s(passes) == pytest.approx(3e-5)
+    assert timed_s(operation("attention", flops=1e6, rows=64, groups=2)) == pytest.approx(2e-3)
+    assert timed_s(operation("attention", flops=2e3, rows=1)) == pytest.approx(4e-6)
+    assert timed_s(operation("optimizer", flops=0.0, elements=1e4, mode="forward")) == 1e-4
+    assert timed_s(replace(product, rows=10, mode=BACKWARD)) == pytest.approx(7e-6)
+    # What nothing like it was measured of is bounded instead.
+    for unlike in (
+        replace(product, packed=True),
+        replace(product, dtype="float16"),
+        operation("attention", rows=64, groups=0),
+        operation("dequantize", flops=0.0),
+        operation("loss", flops=0.0, elements=5, mode="forward"),
+    ):
+        assert timed_s(unlike) is None
+
+
+def test_what_runs_around_a_kernel_costs_nothing_on_the_way_back() -> None:
+    product = operation(rows=10, elements=100, count=4)
+    ahead, back = (
+        estimate((product,), MEASURED),
+        estimate((replace(product, mode=BACKWARD),), MEASURED),
     )
-    assert ceilings.flops_per_s("float32", 10, "attention") == 5e8
-    assert ceilings.flops_per_s("float32", 1, packed=True) == 4e9
-    assert ceilings.bytes_per_s(1, "feed_forward") == 3e10
-    assert ceilings.flops_per_s("float32", 10) == pytest.approx(1e10)
-    assert ceilings.flops_per_s("float32", 1e9) == 1e11
+    assert ahead.launch_s == pytest.approx(4e-6)
+    assert ahead.time_s == pytest.approx(4 * 2e-6 + 4e-6)
+    assert back.time_s == pytest.approx(4 * 7e-6)
+
+
+def test_measured_ceilings_bound_what_was_not_timed_and_survive_json() -> None:
+    ceilings = MEASURED
+    assert ceilings.flops_per_s("float32", 1, packed=True) == pytest.approx(2e9)
+    assert ceilings.flops_per_s("float32", 1e9) == pytest.approx(2e4 / 4e-5)
+    assert ceilings.bytes_per_s(1, "feed_forward") == 4e10
     assert ceilings.bytes_per_s(1, "elementwise") == 1e10
     assert ceilings.bytes_per_s(1e6, "elementwise") == pytest.approx(math.sqrt(1e19))
-    assert ceilings.peak("float32") == 1e11
+    assert ceilings.peak("float32") == pytest.approx(2e9)
     assert ceilings.peak("int8") is None
     assert Measured.from_json(ceilings.to_json()) == ceilings
+    tree = ceilings.to_json()
+    faster = {**tree["timings"], "product.backward.float32": [[100.0, 10.0, 6e-6]]}
     other = Measured.from_json(
-        {**ceilings.to_json(), "triad": [[1e3, 2e10]], "launch_s": 2e-6, "spread": 3.0}
+        {**tree, "timings": faster, "triad": [[1e3, 2e10]], "launch_s": 2e-6, "spread": 3.0}
     )
     assert not other.is_steady
     both = other.merged(ceilings)
     assert both.is_steady
     assert both.launch_s == 1e-6
     assert both.triad == ((1e3, 2e10), (1e9, 1e9))
+    assert both.timings["product.backward.float32"] == ((100.0, 10.0, 6e-6),)
+    assert both.timings["product.near.float32"] == ceilings.timings["product.near.float32"]
     with pytest.raises(ConfigError, match="int8"):
         ceilings.flops_per_s("int8")
     with pytest.raises(ValueError, match="positive"):
-        Measured.from_json({**ceilings.to_json(), "triad": [[0, 1]]})
+        Measured.from_json({**tree, "triad": [[0, 1]]})
+    with pytest.raises(ValueError, match="positive"):
+        Measured.from_json({**tree, "timings": {"loss.forward.float32": [[1, 1, 0]]}})
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from orchestrator.measure.arithmetic.expectation import (
     Expectation,
     Limits,
     Steps,
+    Work,
     predicted_metrics,
 )
 from orchestrator.measure.arithmetic.families import known_model_types
@@ -26,11 +27,11 @@ from orchestrator.measure.arithmetic.fit import (
 )
 from orchestrator.measure.arithmetic.hardware import (
     Datasheet,
-    Measured,
     datasheet_of,
     known_hardware,
     load_datasheet,
 )
+from orchestrator.measure.arithmetic.measured import Measured
 from orchestrator.measure.arithmetic.operations import (
     EAGER,
     IDEAL,
@@ -72,6 +73,7 @@ __all__ = [
     "Steps",
     "TrainingMemory",
     "WeightFormat",
+    "Work",
     "active_parameter_count",
     "compute_bound_batch",
     "datasheet_of",

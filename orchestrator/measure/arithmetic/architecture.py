@@ -138,6 +138,9 @@ class Layer:
         Numbers kept in float32 beside the parameters (a router's correction).
     gated : bool
         Whether the feed-forward part multiplies an activated gate with a second projection.
+    needs_output : bool
+        A backward pass needs the result of the layer's last product: it is normed, or some of it
+        dropped. Where it is only added, checkpointing does not compute it again.
     """
 
     attention: Attention
@@ -147,6 +150,7 @@ class Layer:
     active_experts: int = 0
     float32_buffers: int = 0
     gated: bool = True
+    needs_output: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.errors import ConfigError
-from orchestrator.measure.arithmetic.hardware import Measured
+from orchestrator.measure.arithmetic.measured import Measured
 
 ENVIRONMENT_VARIABLE = "ORCHESTRATOR_CACHE"
 KINDS = ("cuda", "cpu")

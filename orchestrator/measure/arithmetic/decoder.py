@@ -220,6 +220,8 @@ class Block:
         Norms of queries and keys, attention sinks.
     cached_kv_heads : int or None
         Key/value heads in the cache where they are not those of the projections.
+    needs_output : bool
+        See :class:`Layer`; always so with four norms.
     """
 
     heads: Heads
@@ -230,6 +232,7 @@ class Block:
     gated: bool = True
     cached_kv_heads: int | None = None
     active_experts: int = 0
+    needs_output: bool = False
 
     def layer(self, window: int | None) -> Layer:
         """The layer with this window."""
@@ -242,6 +245,8 @@ class Block:
             norms=self.norms,
             active_experts=self.active_experts,
             gated=self.gated,
+            # Four norms: one before and one behind either part.
+            needs_output=self.needs_output or self.norms == 4,
         )
 
 

@@ -6,6 +6,7 @@
         sizes                                 predicted_weights_bytes ...
         steps x measured ceilings --time-->   predicted_ttft_s            measured_over_predicted.*
         steps x data sheet        --time-->   predicted_ttft_s.datasheet
+        work over measured time and peak      mfu.measured_peak ...
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from orchestrator.errors import ConfigError
+from orchestrator.measure import derive
+from orchestrator.measure.arithmetic.measured import Measured
 from orchestrator.measure.arithmetic.operations import Operation
 from orchestrator.measure.arithmetic.roofline import Ceilings, Estimate, estimate
 from orchestrator.measure.metric import Absent, Metric, Samples, Value
@@ -22,6 +25,7 @@ from orchestrator.measure.metric import Absent, Metric, Samples, Value
 PREFIX = "predicted_"
 RATIO_PREFIX = "measured_over_predicted."
 DATASHEET = ".datasheet"
+MEASURED_PEAK = ".measured_peak"
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,25 @@ class Steps:
 
 
 @dataclass(frozen=True)
+class Work:
+    """What a utilisation is the share of: FLOPs done in a time, against the peak of a dtype.
+
+    Attributes
+    ----------
+    flops : float
+        Of one repetition.
+    metric : str
+        The time they took.
+    dtype : str
+        What the products are computed in.
+    """
+
+    flops: float
+    metric: str
+    dtype: str
+
+
+@dataclass(frozen=True)
 class Expectation:
     """What arithmetic says of a trial.
 
@@ -55,12 +78,15 @@ class Expectation:
     floor_bytes : int or None
         What is needed for certain, to the byte: more than the device has is impossible. The rest of
         ``memory_bytes`` is an estimate of what a program holds for a moment.
+    work : mapping of str to Work
+        By the name of the utilisation (``mfu``), which is given against the measured peak too.
     """
 
     sizes_bytes: Mapping[str, int]
     memory_bytes: int
     steps: Mapping[str, Steps] | Callable[[], Mapping[str, Steps]] = field(default_factory=dict)
     floor_bytes: int | None = None
+    work: Mapping[str, Work] = field(default_factory=dict)
 
     def made_steps(self) -> Mapping[str, Steps]:
         """The steps, made if they were not yet."""
@@ -87,7 +113,7 @@ class Expectation:
 class Limits:
     """The two kinds of ceilings of a device, or the reason why one is missing."""
 
-    measured: Ceilings | str
+    measured: Measured | str
     datasheet: Ceilings | str
 
 
@@ -119,7 +145,25 @@ def predicted_metrics(
                 continue
             found[name] = Value(name, "s", time.time_s)
             _add_ratio(found, metric, metric + suffix, time.time_s, measured)
+    for utilisation, work in expectation.work.items():
+        name = utilisation + MEASURED_PEAK
+        found[name] = _utilisation(name, work, measured.get(work.metric), limits.measured)
     return found
+
+
+def _utilisation(
+    name: str, work: Work, times: Metric | None, ceilings: Measured | str
+) -> Samples | Absent:
+    """The share of what products in its dtype reached on this device, for each repetition."""
+    if isinstance(ceilings, str):
+        return Absent(name, "1", ceilings)
+    peak = ceilings.peak(work.dtype)
+    if peak is None:
+        return Absent(name, "1", f"no product in {work.dtype} could be measured")
+    if not isinstance(times, Samples) or not times.values:
+        return Absent(name, "1", f"{work.metric} was not measured")
+    shares = tuple(derive.mfu(work.flops, seconds, peak) or 0.0 for seconds in times.values)
+    return Samples(name, "1", shares)
 
 
 def _add_ratio(

@@ -229,7 +229,13 @@ def _gpt2(f: Fields) -> Architecture:
     )
     return dense(
         f,
-        Block(heads, matrices, norm=2 * heads.hidden, gated=False),
+        Block(
+            heads,
+            matrices,
+            norm=2 * heads.hidden,
+            gated=False,
+            needs_output=f.fraction("resid_pdrop", default=0.1) > 0,
+        ),
         buffers=0,
         tied=True,
         positions=f.size("n_positions", "max_position_embeddings"),
@@ -292,7 +298,7 @@ def _olmo2(f: Fields) -> Architecture:
         *gated_feed_forward(heads.hidden, f.size("intermediate_size")),
     )
     normed = (heads.heads + heads.kv_heads) * heads.head_dim
-    block = Block(heads, matrices, norm=heads.hidden, extra_vectors=normed)
+    block = Block(heads, matrices, norm=heads.hidden, extra_vectors=normed, needs_output=True)
     return dense(f, block, buffers=rotary_buffers(f, heads.head_dim))
 
 
@@ -349,7 +355,8 @@ def _opt(f: Fields) -> Architecture:
         *separate_projections(heads, bias=bias),
         *plain_feed_forward(heads.hidden, f.size("ffn_dim"), bias=bias),
     )
-    block = Block(heads, matrices, norm=norm, gated=False)
+    dropped = f.fraction("dropout", default=0.1) > 0
+    block = Block(heads, matrices, norm=norm, gated=False, needs_output=dropped)
     width = f.size("word_embed_proj_dim", default=heads.hidden)
     outer: tuple[Matrix, ...] = ()
     if width != heads.hidden:

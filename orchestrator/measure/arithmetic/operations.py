@@ -35,6 +35,11 @@ from orchestrator.measure.arithmetic.weights import (
     weights_bytes,
 )
 
+# What an operation is part of: the same one costs another amount in each.
+INFERENCE = "inference"  # memory is reused from one operation to the next
+FORWARD = "forward"  # results are kept for the backward pass
+BACKWARD = "backward"
+
 
 @dataclass(frozen=True)
 class Operation:
@@ -59,6 +64,12 @@ class Operation:
     working_bytes : float
         What memory is gone through before the same bytes are read again: decides which cache they
         may come from.
+    elements : float
+        Of one weight that is multiplied with, of one tensor that is updated, or of all logits.
+    groups : float
+        Query heads that share a key, for attention; 0 where it is not fused.
+    mode : str
+        ``inference``, ``forward`` or ``backward``.
     """
 
     part: str
@@ -70,6 +81,9 @@ class Operation:
     rows: float = 0.0
     packed: bool = False
     working_bytes: float = 0.0
+    elements: float = 0.0
+    groups: float = 1.0
+    mode: str = INFERENCE
 
 
 @dataclass(frozen=True)
@@ -87,11 +101,14 @@ class Execution:
     absorbed : bool
         Latent attention works on the compressed cache. False: it is expanded in every step, as
         transformers does.
+    cached : bool
+        Keys and values are kept for later tokens. False: a training step.
     """
 
     fused: bool = True
     causal: bool = True
     absorbed: bool = True
+    cached: bool = True
 
 
 IDEAL = Execution()
@@ -148,7 +165,13 @@ def forward(
     total = float(weights_bytes(architecture, weights))
     dtype = weights.dtype
     made: list[Operation] = [
-        Operation(EMBEDDING, 0.0, 2.0 * rows * architecture.embedding * width, working_bytes=total)
+        Operation(
+            EMBEDDING,
+            0.0,
+            2.0 * rows * architecture.embedding * width,
+            dtype=dtype,
+            working_bytes=total,
+        )
     ]
     for matrix in architecture.outer:
         made.append(_product(matrix, rows, weights, total, 1))
@@ -157,7 +180,7 @@ def forward(
             made.extend(
                 _matrix(matrix, layer, rows, batch, new, past, weights, total, count, execution)
             )
-        made.append(_attention(layer.attention, batch, new, past, cache, weights, count, execution))
+        made.extend(_attention(layer.attention, batch, new, past, cache, weights, count, execution))
         made.append(_elementwise(architecture.hidden, layer, rows, weights, count, execution))
     head = architecture.head
     made.append(
@@ -169,6 +192,7 @@ def forward(
             dtype=dtype,
             rows=logits_rows,
             working_bytes=total,
+            elements=head.elements,
         )
     )
     return tuple(made)
@@ -251,6 +275,7 @@ def _product(
         rows=rows,
         packed=not int8 and is_quantized(matrix, weights),
         working_bytes=total,
+        elements=float(matrix.inputs * matrix.outputs),
     )
 
 
@@ -271,6 +296,7 @@ def _experts(
         rows=rows * active / touched,
         packed=is_quantized(matrix, weights),
         working_bytes=total,
+        elements=float(matrix.inputs * matrix.outputs),
     )
 
 
@@ -283,7 +309,7 @@ def _attention(
     weights: WeightFormat,
     count: int,
     execution: Execution,
-) -> Operation:
+) -> list[Operation]:
     width = float(_activation_bytes(weights))
     held = cached_tokens(attention, past)
     window = attention.window
@@ -295,21 +321,34 @@ def _attention(
     # Past keys and values are read as they are cached, new ones as they were just computed.
     moved += cache.bytes_of(batch * held * attention.cached_elements)
     moved += 2 * cache.bytes_of(batch * new * attention.cached_elements)
-    launches = 1
-    if not execution.fused:
+    made = [
+        Operation(
+            ATTENTION,
+            2.0 * batch * pairs * attention.heads * (key + value),
+            moved,
+            count=count,
+            dtype=weights.dtype,
+            rows=new,
+            working_bytes=moved,
+            # Eager attention computes the square by products of its own: nothing fused.
+            groups=attention.heads / attention.kv_heads if execution.causal else 0.0,
+        )
+    ]
+    if execution.cached and not execution.fused:
         # The cache grows by concatenation: all of it is read and written again.
-        moved += 2 * cache.bytes_of(batch * (held + new) * attention.cached_elements)
-        launches = 3
-    return Operation(
-        ATTENTION,
-        2.0 * batch * pairs * attention.heads * (key + value),
-        moved,
-        launches=launches,
-        count=count,
-        dtype=weights.dtype,
-        rows=new,
-        working_bytes=moved,
-    )
+        grown = 2 * cache.bytes_of(batch * (held + new) * attention.cached_elements)
+        made.append(
+            Operation(
+                ATTENTION,
+                0.0,
+                grown,
+                launches=2,
+                count=count,
+                dtype=weights.dtype,
+                working_bytes=grown,
+            )
+        )
+    return made
 
 
 def _elementwise(
@@ -341,6 +380,7 @@ def _elementwise(
         float(moved),
         launches=launches,
         count=count,
+        dtype=weights.dtype,
         working_bytes=float(rows * max(hidden, inner) * width * 3),
     )
 

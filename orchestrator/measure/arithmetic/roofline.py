@@ -1,7 +1,8 @@
 """From operations to time: the slower of computing and moving, and what a launch costs.
 
-The sum over operator classes is a lower bound of what hardware with these ceilings can do, as long
-as nothing overlaps between operations.
+Where a device was measured on operations like these, each takes as long as it took there. The sum
+over operator classes is a lower bound of what hardware with these ceilings can do, as long as
+nothing overlaps between operations.
 """
 
 from __future__ import annotations
@@ -11,11 +12,15 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from orchestrator.measure.arithmetic.architecture import ATTENTION, PROJECTION
-from orchestrator.measure.arithmetic.operations import Operation
+from orchestrator.measure.arithmetic.operations import BACKWARD, Operation
 
 
 class Ceilings(Protocol):
     """What a device can do at most."""
+
+    def timed_s(self, operation: Operation) -> float | None:
+        """Seconds of one such operation where it was measured as it is run; None: bound it."""
+        ...
 
     @property
     def launch_s(self) -> float:
@@ -105,15 +110,18 @@ def estimate(operations: Iterable[Operation], ceilings: Ceilings) -> Estimate:
     for operation in operations:
         part = operation.part
         move_s = operation.bytes / ceilings.bytes_per_s(operation.working_bytes, part)
-        busy_s = move_s
+        compute_s = 0.0
         if operation.flops:
             peak = ceilings.flops_per_s(
                 operation.dtype, operation.rows, part, packed=operation.packed
             )
             compute_s = operation.flops / peak
-            if compute_s > move_s:
-                busy_s = compute_s
-                compute_bound_s += operation.count * compute_s
+        timed_s = ceilings.timed_s(operation)
+        busy_s = max(compute_s, move_s) if timed_s is None else timed_s
+        if compute_s > move_s:
+            compute_bound_s += operation.count * busy_s
         parts[part] = parts.get(part, 0.0) + operation.count * busy_s
-        launch_s += operation.count * operation.launches * ceilings.launch_s
+        if timed_s is None or operation.mode != BACKWARD:
+            # Nothing of the program runs around a backward pass: its engine is timed with it.
+            launch_s += operation.count * operation.launches * ceilings.launch_s
     return Estimate(sum(parts.values()) + launch_s, parts, launch_s, compute_bound_s)

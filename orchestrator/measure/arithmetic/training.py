@@ -12,6 +12,8 @@ from functools import lru_cache
 
 from orchestrator.measure.arithmetic.architecture import (
     ATTENTION,
+    EMBEDDING,
+    FEED_FORWARD,
     LOSS,
     OPTIMIZER,
     Architecture,
@@ -19,6 +21,8 @@ from orchestrator.measure.arithmetic.architecture import (
 )
 from orchestrator.measure.arithmetic.cache import CacheFormat
 from orchestrator.measure.arithmetic.operations import (
+    BACKWARD,
+    FORWARD,
     IDEAL,
     Execution,
     Operation,
@@ -77,13 +81,13 @@ def step_flops(
         Count the half of attention that the mask leaves; False for the square that is executed by
         code that masks afterwards, and that ``torch.utils.flop_counter`` counts.
     checkpointing : bool
-        Every layer is computed once more in the backward pass.
+        Every layer is computed once more in the backward pass, but for a last product whose result
+        nothing needs: torch stops recomputing there.
     """
     step = _forward(architecture, batch, tokens, WeightFormat(), Execution(causal=causal))
     once = flops(step)
     attention = sum(o.count * o.flops for o in step if o.part == ATTENTION)
-    layers = once - sum(o.count * o.flops for o in step if o.part == "head")
-    again = layers if checkpointing else 0.0
+    again = flops(_recomputed(architecture, step)) if checkpointing else 0.0
     if fused_attention:
         again += (_RECOMPUTED_ATTENTION - 2.0) * attention
     return StepFlops(once, 2.0 * once, 3.0 * once + again)
@@ -199,20 +203,85 @@ def step_operations(
     """Operations of one step: the forward pass and its loss, twice as much back, AdamW."""
     dtype = compute_dtype or parameter_dtype
     weights = WeightFormat("none", dtype)
-    width = DTYPE_BYTES[parameter_dtype]
     ahead = _forward(architecture, batch, tokens, weights, execution)
-    logits = batch * tokens * architecture.vocabulary
+    logits = float(batch * tokens * architecture.vocabulary)
     # Widened, reduced, subtracted, exponentiated, gathered; then once more for its gradient.
-    loss = Operation(LOSS, 0.0, 6.0 * logits * _FLOAT32, launches=6, working_bytes=4.0 * logits)
+    loss = Operation(
+        LOSS,
+        0.0,
+        6.0 * logits * _FLOAT32,
+        launches=6,
+        dtype=dtype,
+        working_bytes=4.0 * logits,
+        elements=logits,
+        mode=FORWARD,
+    )
     ahead = (*ahead, loss)
-    back = tuple(_backward(operation) for operation in ahead)
+    back = tuple(_backward(operation) for operation in ahead if operation.part != EMBEDDING)
+    back = (_embedding_gradient(architecture, parameter_dtype), *back)
     if checkpointing:
-        back = (*back, *(o for o in ahead if o.part not in ("head", LOSS)))
-    parameters = parameter_count(architecture)
-    moved = float(_ADAMW_PASSES * width * parameters)
-    tensors = sum(count * (len(layer.matrices) + 2) for layer, count in architecture.layers)
-    step = Operation(OPTIMIZER, 0.0, moved, launches=tensors, working_bytes=moved)
-    return StepOperations(ahead, back, (step,))
+        back = (*back, *_recomputed(architecture, ahead))
+    return StepOperations(ahead, back, _optimizer(architecture, parameter_dtype))
+
+
+def _recomputed(architecture: Architecture, ahead: tuple[Operation, ...]) -> tuple[Operation, ...]:
+    """What checkpointing runs once more of a forward pass: its layers."""
+    kept: list[Operation] = []
+    # In the order of `forward`: what is outside the layers, then a layer kind after the other.
+    position = 1 + len(architecture.outer)
+    for layer, _ in architecture.layers:
+        of_layer = list(ahead[position : position + len(layer.matrices) + 2])
+        position += len(of_layer)
+        last = layer.matrices[-1]
+        if last.part == FEED_FORWARD and last.outputs > 1 and not layer.needs_output:
+            del of_layer[len(layer.matrices) - 1]
+        kept += of_layer
+    return tuple(kept)
+
+
+def _embedding_gradient(architecture: Architecture, dtype: str) -> Operation:
+    """As large as the table, and all but a few rows of it zeros."""
+    table = float(architecture.vocabulary * architecture.embedding * DTYPE_BYTES[dtype])
+    return Operation(EMBEDDING, 0.0, table, dtype=dtype, working_bytes=table, mode=BACKWARD)
+
+
+def _optimizer(architecture: Architecture, dtype: str) -> tuple[Operation, ...]:
+    """AdamW's update, one tensor after the other."""
+    tensors: dict[float, int] = {}
+
+    def add(elements: float, count: int = 1) -> None:
+        if elements:
+            tensors[elements] = tensors.get(elements, 0) + count
+
+    add(architecture.vocabulary * architecture.embedding)
+    add(architecture.positions * architecture.hidden)
+    if not architecture.tied:
+        add(architecture.head.elements)
+    add(architecture.head.biases)
+    matrices = [(matrix, 1) for matrix in architecture.outer]
+    for layer, count in architecture.layers:
+        matrices += [(matrix, count) for matrix in layer.matrices]
+    for matrix, count in matrices:
+        add(matrix.elements, count)
+        add(matrix.biases, count)
+    for layer, count in architecture.layers:
+        # Mostly two norms; whatever it is, small.
+        add(layer.vectors / max(layer.norms, 1), count * max(layer.norms, 1))
+    add(architecture.vectors)
+    width = DTYPE_BYTES[dtype]
+    return tuple(
+        Operation(
+            OPTIMIZER,
+            0.0,
+            _ADAMW_PASSES * width * elements,
+            count=count,
+            dtype=dtype,
+            working_bytes=_ADAMW_PASSES * width * elements,
+            elements=elements,
+            mode=FORWARD,
+        )
+        for elements, count in tensors.items()
+    )
 
 
 def _backward(operation: Operation) -> Operation:
@@ -222,7 +291,9 @@ def _backward(operation: Operation) -> Operation:
         operation,
         flops=factor * operation.flops,
         bytes=factor * operation.bytes,
-        launches=2 * operation.launches,
+        # Of a product both are timed as one.
+        launches=operation.launches if operation.flops else 2 * operation.launches,
+        mode=BACKWARD,
     )
 
 
@@ -235,8 +306,9 @@ def _forward(
 ) -> tuple[Operation, ...]:
     cache = CacheFormat(weights.dtype)
     # Nothing is cached, so nothing is gained from working on compressed keys and values.
-    execution = replace(execution, absorbed=False)
-    return forward(architecture, batch, tokens, 0, batch * tokens, weights, cache, execution)
+    execution = replace(execution, absorbed=False, cached=False)
+    made = forward(architecture, batch, tokens, 0, batch * tokens, weights, cache, execution)
+    return tuple(replace(operation, mode=FORWARD) for operation in made)
 
 
 def _kept_bytes_per_token(architecture: Architecture, layer: Layer, active: int, width: int) -> int:

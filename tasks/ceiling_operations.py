@@ -1,0 +1,428 @@
+"""The operations of a model, each timed alone and as models run it, at a few sizes.
+
+Weights come in turn, as many as a cache holds (``near``) or does not (``far``): one that is still
+in a cache is multiplied up to four times as fast. What a training step keeps is kept here too:
+writing results into memory that is not reused costs more than computing some of them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import cycle
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.measure import Clock
+
+if TYPE_CHECKING:
+    import torch
+
+# A point of a round: name of its table, its two sizes, and seconds.
+Point = tuple[str, float, float, float]
+
+# A point is the faster of some blocks of calls. Where one call takes too long the point is left
+# out, and so are larger ones.
+_BLOCKS, _BLOCK_S, _LONGEST_S = 2, 0.003, 0.02
+_MOST_IN_TURN, _MOST_KEPT = 256, 48
+_HEADS, _HEAD_DIM = 8, 64
+# AdamW and the loss of a large vocabulary are measured up to such sizes.
+_TENSORS = (1 << 10, 1 << 16, 1 << 20, 1 << 23)
+_LOGITS = ((64, 1 << 11), (512, 1 << 13))
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Sizes of what is measured: widths that models have, and more weights than a cache holds.
+
+    Attributes
+    ----------
+    widths : tuple of int
+        Of square weights; the first is negligible.
+    rows, spans : tuple of int
+        Of products and passes; new tokens and past ones of attention.
+    most : int
+        Rows times elements of the largest product.
+    near_bytes, far_bytes, kept_bytes : int
+        Weights read in turn, and results held at once.
+    """
+
+    widths: tuple[int, ...]
+    rows: tuple[int, ...]
+    spans: tuple[int, ...]
+    most: int
+    near_bytes: int
+    far_bytes: int
+    kept_bytes: int
+    triad_bytes: tuple[int, ...]
+    reading_bytes: tuple[int, ...]
+
+
+CPU = Scale(
+    widths=(32, 256, 768, 2048),
+    rows=(1, 4, 16, 64, 256, 1024),
+    spans=(16, 128, 512, 1024),
+    most=1 << 30,
+    near_bytes=6 << 20,
+    far_bytes=1 << 26,
+    kept_bytes=1 << 26,
+    triad_bytes=tuple(3 << n for n in (15, 18, 21, 24, 26)),
+    reading_bytes=tuple(1 << n for n in (20, 23, 25, 26, 28)),
+)
+CUDA = Scale(
+    widths=(32, 1024, 4096, 8192),
+    rows=(1, 8, 64, 512, 2048),
+    spans=(16, 128, 1024, 4096),
+    most=1 << 37,
+    near_bytes=1 << 24,
+    far_bytes=1 << 29,
+    kept_bytes=1 << 30,
+    triad_bytes=tuple(3 << n for n in (20, 24, 28)),
+    reading_bytes=tuple(1 << n for n in (22, 26, 30)),
+)
+
+
+class Timer:
+    """The least time of a call, in blocks long enough for the clock."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+
+    def seconds(self, call: Callable[[], Any]) -> float | None:
+        """Seconds of one call; None where it takes too long to be measured."""
+        call()
+        once_s = self._block(call, 1)
+        if once_s > _LONGEST_S:
+            return None
+        count = max(1, round(_BLOCK_S / max(once_s, 1e-7)))
+        return min(self._block(call, count) for _ in range(_BLOCKS))
+
+    def kept(
+        self, ahead: Callable[[int], Any], back: Callable[[int, Any], Any], count: int
+    ) -> tuple[float, float]:
+        """Seconds of one call ahead, all results kept, and of one back, its results kept too."""
+        found = []
+        for _ in range(1 + _BLOCKS):
+            self._clock.sync()
+            begin = time.perf_counter()
+            results = [ahead(index) for index in range(count)]
+            self._clock.sync()
+            middle = time.perf_counter()
+            gradients = [back(index, results.pop()) for index in reversed(range(count))]
+            self._clock.sync()
+            end = time.perf_counter()
+            del gradients
+            found.append(((middle - begin) / count, (end - middle) / count))
+        return min(first for first, _ in found), min(second for _, second in found)
+
+    def _block(self, call: Callable[[], Any], count: int) -> float:
+        self._clock.sync()
+        begin = time.perf_counter()
+        for _ in range(count):
+            call()
+        self._clock.sync()
+        return (time.perf_counter() - begin) / count
+
+
+@dataclass(frozen=True)
+class Operations:
+    """Measures on one device."""
+
+    device: torch.device
+    scale: Scale
+    timer: Timer
+
+    def inference(self, name: str) -> Iterator[Point]:
+        """Products, passes and attention of an inference in the dtype ``name``."""
+        import torch
+
+        with torch.inference_mode():
+            for place, size in (("near", self.scale.near_bytes), ("far", self.scale.far_bytes)):
+                yield from self._products(name, f"product.{place}.{name}", size)
+            for block in self._blocks(name):
+                seconds = self.timer.seconds(block.ahead)
+                if seconds is not None:
+                    yield f"passes.inference.{name}", block.bytes_each, 1, seconds / block.passes
+            for groups in (1, 4):
+                yield from self._attention(name, groups)
+
+    def training(self, name: str) -> Iterator[Point]:
+        """The same and the loss, with what a step keeps, ahead and back; and AdamW."""
+        import torch
+
+        with torch.enable_grad():
+            yield from self._trained_products(name)
+            for block in self._blocks(name):
+                count = self._count(block.kept_bytes)
+                ahead_s, back_s = self.timer.kept(block.ahead, block.back, count)
+                yield f"passes.forward.{name}", block.bytes_each, 1, ahead_s / block.passes
+                # Twice as many on the way back, as the arithmetic counts them.
+                yield f"passes.backward.{name}", block.bytes_each, 1, back_s / (2 * block.passes)
+            for groups in (1, 4):
+                yield from self._trained_attention(name, groups)
+            yield from self._loss(name)
+        for elements in _TENSORS:
+            yield f"optimizer.forward.{name}", elements, 1, self._optimizer(name, elements)
+
+    def integer_products(self) -> Iterator[Point]:
+        """Products of 8-bit integers, where torch has them for this device."""
+        import torch
+
+        width = self.scale.widths[-2]
+        make = partial(torch.randint, -127, 127, dtype=torch.int8, device=self.device)
+        weight = make((width, width))
+        for rows in self.scale.rows:
+            try:
+                seconds = self.timer.seconds(partial(torch._int_mm, make((rows, width)), weight))
+            except RuntimeError:
+                continue  # CUDA wants more rows
+            if seconds is None:
+                break
+            yield "product.far.int8", width * width, rows, seconds
+
+    def triad(self, size: int) -> float:
+        """Seconds a byte of b + s * c into new memory, as eager code does it.
+
+        Writing to what is in a cache already would be faster.
+        """
+        import torch
+
+        count = size // 12
+        b, c = torch.rand(count, device=self.device), torch.rand(count, device=self.device)
+        seconds = self.timer.seconds(lambda: torch.add(b, c, alpha=1.5))
+        assert seconds is not None
+        return seconds / (12 * count)
+
+    def reading(self, size: int) -> float:
+        """Seconds a byte of so many weights in turn, by products with one row."""
+        import torch
+        from torch.nn.functional import linear
+
+        width = 1024
+        rows = min(size // (4 * width), 4 * width if self.device.type == "cuda" else width)
+        first = torch.rand(rows, width, device=self.device)
+        count = max(1, size // first.nbytes)
+        turn = cycle([first, *(first.clone() for _ in range(count - 1))])
+        vector = torch.rand(1, width, device=self.device)
+        seconds = self.timer.seconds(lambda: linear(vector, next(turn)))
+        assert seconds is not None
+        return seconds / first.nbytes
+
+    def _products(self, name: str, table: str, size: int) -> Iterator[Point]:
+        from torch.nn.functional import linear
+
+        for width in self.scale.widths:
+            first = self._random(name, width, width)
+            count = min(max(1, size // first.nbytes), _MOST_IN_TURN)
+            turn = cycle([first, *(first.clone() for _ in range(count - 1))])
+            for rows in self._rows(width):
+                x = self._random(name, 1, rows, width)
+
+                def product(x: torch.Tensor = x, turn: Iterator[Any] = turn) -> Any:
+                    return linear(x, next(turn))
+
+                seconds = self.timer.seconds(product)
+                if seconds is None:
+                    break
+                yield table, width * width, rows, seconds
+
+    def _trained_products(self, name: str) -> Iterator[Point]:
+        import torch
+        from torch.nn.functional import linear
+
+        for width in self.scale.widths:
+            for rows in self._rows(width)[1::2]:
+                x = self._random(name, 1, rows, width).requires_grad_()
+                above = self._random(name, 1, rows, width)
+                count = self._count(above.nbytes + width * width * above.itemsize)
+                weights = [self._random(name, width, width).requires_grad_() for _ in range(count)]
+
+                def ahead(index: int, x: torch.Tensor = x, w: Any = weights) -> Any:
+                    return linear(x, w[index])
+
+                def back(
+                    index: int,
+                    y: torch.Tensor,
+                    x: torch.Tensor = x,
+                    w: Any = weights,
+                    above: torch.Tensor = above,
+                ) -> Any:
+                    # The input's gradient is soon let go, the weight's is kept.
+                    return torch.autograd.grad(y, (x, w[index]), above)[1]
+
+                ahead_s, back_s = self.timer.kept(ahead, back, count)
+                yield f"product.forward.{name}", width * width, rows, ahead_s
+                yield f"product.backward.{name}", width * width, rows, back_s
+
+    def _attention(self, name: str, groups: int) -> Iterator[Point]:
+        from torch.nn.functional import scaled_dot_product_attention as attend
+
+        for span in self.scale.spans:
+            query, key, value = self._heads(name, span, span, groups)
+            options = {"is_causal": True, "enable_gqa": groups > 1}
+            seconds = self.timer.seconds(partial(attend, query, key, value, **options))
+            if seconds is None:
+                break
+            yield f"attention.inference.{name}", span, groups, seconds / _flops(span)
+        for past in (1, *self.scale.spans):
+            query, key, value = self._heads(name, 1, past, groups)
+            seconds = self.timer.seconds(partial(attend, query, key, value, enable_gqa=groups > 1))
+            if seconds is not None:
+                flops = 4 * past * _HEADS * _HEAD_DIM
+                yield f"attention_step.inference.{name}", flops, groups, seconds
+
+    def _trained_attention(self, name: str, groups: int) -> Iterator[Point]:
+        import torch
+        from torch.nn.functional import scaled_dot_product_attention as attend
+
+        for span in self.scale.spans:
+            inputs = [t.detach().requires_grad_() for t in self._heads(name, span, span, groups)]
+            above = self._heads(name, span, span, 1)[0]
+
+            def ahead(index: int, inputs: Any = inputs) -> Any:
+                return attend(*inputs, is_causal=True, enable_gqa=groups > 1)
+
+            def back(index: int, y: Any, inputs: Any = inputs, above: Any = above) -> Any:
+                return torch.autograd.grad(y, inputs, above)
+
+            count = min(8, self._count(4 * above.nbytes))
+            ahead_s, back_s = self.timer.kept(ahead, back, count)
+            yield f"attention.forward.{name}", span, groups, ahead_s / _flops(span)
+            # Five products where there were two.
+            yield f"attention.backward.{name}", span, groups, back_s / (2.5 * _flops(span))
+
+    def _loss(self, name: str) -> Iterator[Point]:
+        import torch
+        from transformers.loss.loss_utils import ForCausalLMLoss
+
+        for rows, vocabulary in _LOGITS:
+            logits = self._random(name, 1, rows, vocabulary).requires_grad_()
+            labels = torch.zeros(1, rows, dtype=torch.long, device=self.device)
+
+            def ahead(index: int, logits: Any = logits, labels: Any = labels) -> Any:
+                return ForCausalLMLoss(logits, labels, logits.shape[-1])
+
+            def back(index: int, loss: Any, logits: Any = logits) -> Any:
+                return torch.autograd.grad(loss, logits)
+
+            ahead_s, back_s = self.timer.kept(ahead, back, 2)
+            yield f"loss.forward.{name}", logits.numel(), 1, ahead_s
+            yield f"loss.backward.{name}", logits.numel(), 1, back_s
+
+    def _optimizer(self, name: str, elements: int) -> float:
+        """Seconds that one tensor takes."""
+        import torch
+
+        count = min(max(2, _TENSORS[-1] // elements), _MOST_KEPT)
+        tensors = [self._random(name, elements).requires_grad_() for _ in range(count)]
+        for tensor in tensors:
+            tensor.grad = torch.rand_like(tensor)
+        optimizer = torch.optim.AdamW(tensors)
+        ahead_s, _ = self.timer.kept(lambda _: optimizer.step(), lambda *_: None, 1)
+        return ahead_s / count
+
+    def _blocks(self, name: str) -> Iterator[Block]:
+        yield Block(self, name, self.scale.widths[0], 1)
+        width = self.scale.widths[-2]
+        for rows in (*self.scale.rows, 2 * self.scale.rows[-1]):
+            yield Block(self, name, width, rows)
+
+    def _rows(self, width: int) -> Sequence[int]:
+        return [rows for rows in self.scale.rows if rows * width * width <= self.scale.most]
+
+    def _count(self, kept_bytes: int) -> int:
+        return min(max(2, self.scale.kept_bytes // kept_bytes), _MOST_KEPT)
+
+    def _heads(self, name: str, new: int, seen: int, groups: int) -> list[torch.Tensor]:
+        """Query, key and value, laid out as projections leave them."""
+        shapes = ((new, _HEADS), (seen, _HEADS // groups), (seen, _HEADS // groups))
+        return [self._random(name, 1, *shape, _HEAD_DIM).transpose(1, 2) for shape in shapes]
+
+    def _random(self, name: str, *shape: int) -> torch.Tensor:
+        import torch
+
+        return torch.rand(*shape, device=self.device).to(getattr(torch, name))
+
+
+class Block:
+    """All passes of one Llama layer over its activations: norms, rotation, gate, residuals.
+
+    Attributes
+    ----------
+    passes : int
+        Kernels that the arithmetic counts in it.
+    bytes_each : float
+        What it says that one of them moves.
+    kept_bytes : int
+        What a training step keeps of it.
+    """
+
+    def __init__(self, operations: Operations, name: str, width: int, rows: int) -> None:
+        from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+        moved, self.passes = _counted(name, width, rows)
+        self.bytes_each = moved / self.passes
+        make = partial(operations._random, name)
+        dim = min(width, _HEAD_DIM)
+        self._norms = [LlamaRMSNorm(width).to(make(1)) for _ in range(2)]
+        self._turn = [make(1, rows, dim) for _ in range(2)]
+        streams = [make(1, rows, width) for _ in range(3)]
+        heads = [make(1, rows, width // dim, dim).transpose(1, 2) for _ in range(2)]
+        gates = [make(1, rows, 4 * width) for _ in range(2)]
+        self._inputs = [t.detach().requires_grad_() for t in (*streams, *heads, *gates)]
+        self._above = [make(1, rows, width) for _ in range(2)]
+        self._above += [make(1, width // dim, rows, dim) for _ in range(2)]
+        self._above += [make(1, rows, 4 * width), make(1, rows, width)]
+        self.kept_bytes = 2 * sum(t.nbytes for t in self._above)
+
+    def ahead(self, _: int = 0) -> Any:
+        """Once through."""
+        from torch.nn.functional import silu
+        from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+        stream, attended, fed, query, key, gate, up = self._inputs
+        first = self._norms[0](stream)
+        query, key = apply_rotary_pos_emb(query, key, *self._turn)
+        stream = stream + attended
+        second = self._norms[1](stream)
+        return first, second, query, key, silu(gate) * up, stream + fed
+
+    def back(self, _: int, results: Any) -> Any:
+        """Gradients of everything that went in."""
+        import torch
+
+        weights = [norm.weight for norm in self._norms]
+        return torch.autograd.grad(results, (*self._inputs, *weights), self._above)
+
+
+def _counted(name: str, width: int, rows: int) -> tuple[float, int]:
+    """Bytes and kernels that the arithmetic counts in the passes of such a layer."""
+    from orchestrator.measure.arithmetic import (
+        EAGER,
+        Architecture,
+        CacheFormat,
+        WeightFormat,
+        prefill,
+    )
+
+    heads = max(1, width // _HEAD_DIM)
+    architecture = Architecture.from_config(
+        {
+            "model_type": "llama",
+            "vocab_size": 32,
+            "hidden_size": width,
+            "intermediate_size": 4 * width,
+            "num_hidden_layers": 1,
+            "num_attention_heads": heads,
+            "num_key_value_heads": heads,
+        }
+    )
+    made = prefill(architecture, 1, rows, WeightFormat("none", name), CacheFormat(name), EAGER)
+    passes = next(operation for operation in made if operation.part == "elementwise")
+    return passes.bytes, passes.launches
+
+
+def _flops(span: int) -> float:
+    """Of causal attention over ``span`` tokens."""
+    return 4 * (span * (span + 1) // 2) * _HEADS * _HEAD_DIM
