@@ -7,7 +7,8 @@ from orchestrator.schedule.cluster import (
     emergency_stop,
     start_async,
 )
-from orchestrator.schedule.driver import SweepResult, interleave, run_sweep
+from orchestrator.schedule.driver import SweepResult, run_sweep
+from orchestrator.schedule.order import interleave
 from orchestrator.schedule.placement import Demand, Node
 from orchestrator.schedule.policy import Retry, retry_policy
 from orchestrator.schedule.ports import ClusterPort, RecordingPort, ViewPort

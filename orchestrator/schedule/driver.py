@@ -7,11 +7,10 @@ towards the cluster, the recording and the view. The same loop runs on Ray and i
 from __future__ import annotations
 
 import contextlib
-import random
 import threading
 import time
 import uuid
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -41,7 +40,8 @@ from orchestrator.schedule.events import (
     Tick,
     Ticket,
 )
-from orchestrator.schedule.placement import Demand, resolve
+from orchestrator.schedule.order import interleave
+from orchestrator.schedule.placement import Demand, resolve, slots
 from orchestrator.schedule.policy import retry_policy
 from orchestrator.schedule.ports import ClaimsPort, ClusterPort, RecordingPort, ViewPort
 from orchestrator.schedule.state import EndedAttempt, SweepState
@@ -82,25 +82,6 @@ class SweepResult:
     wall_s: float = 0.0
     busy_s: float = 0.0
     final: dict[str, str] = field(default_factory=dict)
-
-
-def interleave(attempts: Sequence[Attempt], seed: int) -> list[Attempt]:
-    """The order to run in: rounds of one attempt a trial, each shuffled by ``seed``.
-
-    Drift (heat, neighbours) then hits all trials alike, and a sweep that is stopped half way has
-    about as many attempts of each.
-    """
-    rounds: defaultdict[int, list[Attempt]] = defaultdict(list)
-    seen: Counter[str] = Counter()
-    for attempt in attempts:
-        rounds[seen[attempt.trial.hash]].append(attempt)
-        seen[attempt.trial.hash] += 1
-    generator = random.Random(seed)
-    ordered: list[Attempt] = []
-    for number in sorted(rounds):
-        generator.shuffle(rounds[number])
-        ordered.extend(rounds[number])
-    return ordered
 
 
 def run_sweep(
@@ -273,9 +254,10 @@ class Driver:
         for attempt in attempts:
             if attempt.trial.resources not in demands:
                 demands[attempt.trial.resources] = resolve(attempt.trial.resources, nodes)
+        number = max((slots(nodes, demand) for demand in set(demands.values())), default=1)
         tickets = [
             Ticket(attempt.trial, demands[attempt.trial.resources], attempt.number, attempt.tries)
-            for attempt in interleave(attempts, seed)
+            for attempt in interleave(attempts, seed, slots=number)
         ]
         self.state = SweepState(
             tickets,

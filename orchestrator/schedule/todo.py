@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from orchestrator.attempt import Outcome
@@ -28,6 +29,16 @@ class PastAttempt(Protocol):
         ...
 
     @property
+    def started_at(self) -> float:
+        """Unix time (s)."""
+        ...
+
+    @property
+    def ended_at(self) -> float | None:
+        """Unix time (s)."""
+        ...
+
+    @property
     def attempt_id(self) -> str:
         """Whose it is: unique to the driver up to the last hyphen."""
         ...
@@ -35,11 +46,22 @@ class PastAttempt(Protocol):
 
 @dataclass(frozen=True)
 class Attempt:
-    """One attempt to be made; ``tries`` are outcomes of earlier ones at the same repeat."""
+    """One attempt to be made.
+
+    Attributes
+    ----------
+    number : int
+        Its number among the trial's attempts.
+    tries : tuple of Outcome
+        Outcomes of earlier ones at the same repeat.
+    expected_s : float or None
+        How long it may take: the median of the trial's measurements so far.
+    """
 
     trial: Trial
     number: int
     tries: tuple[Outcome, ...] = ()
+    expected_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -117,21 +139,23 @@ def _one(
 ) -> tuple[TrialState, list[Attempt]]:
     counts = Counter(Outcome(attempt.outcome) for attempt in past if attempt.outcome)
     number = 1 + max((attempt.number for attempt in past), default=0)
+    expected_s = _usual_s(past)
     if trial.infeasible is not None:
         # Recorded once without a process; a person sees why in the table and in the store.
         record = [] if counts[Outcome.INFEASIBLE] else [Attempt(trial, number)]
         return TrialState(trial, "infeasible", trial.infeasible), record
     if force:
         reason = "force=true" if past else None
-        return TrialState(trial, "new", reason), _numbered(trial, number, repeats)
+        return TrialState(trial, "new", reason), _numbered(trial, number, repeats, expected_s)
     spent = 0 if retry_failed else units_spent(counts, policy)
     missing = repeats - counts[Outcome.OK] - spent
     if counts[Outcome.INFEASIBLE] and not retry_failed:
         return TrialState(trial, "infeasible", _again("found infeasible when it ran")), []
     if missing > 0:
         reason = f"{missing} of {repeats} to go" if repeats > 1 and past else None
-        made = _numbered(trial, number, missing)
-        made[0] = Attempt(trial, number, () if retry_failed else _unfinished(counts, policy))
+        made = _numbered(trial, number, missing, expected_s)
+        if not retry_failed:
+            made[0] = replace(made[0], tries=_unfinished(counts, policy))
         return TrialState(trial, "new", reason), made
     if spent and counts[Outcome.OK] < repeats:
         endings = ", ".join(
@@ -143,8 +167,18 @@ def _one(
     return TrialState(trial, "cached"), []
 
 
-def _numbered(trial: Trial, first: int, count: int) -> list[Attempt]:
-    return [Attempt(trial, first + offset) for offset in range(count)]
+def _numbered(trial: Trial, first: int, count: int, expected_s: float | None) -> list[Attempt]:
+    return [Attempt(trial, first + offset, expected_s=expected_s) for offset in range(count)]
+
+
+def _usual_s(past: Sequence[PastAttempt]) -> float | None:
+    """How long measurements of this trial took; None where there is none to go by."""
+    spans_s = [
+        attempt.ended_at - attempt.started_at
+        for attempt in past
+        if attempt.outcome in (Outcome.OK, Outcome.OK.value) and attempt.ended_at is not None
+    ]
+    return statistics.median(spans_s) if spans_s else None
 
 
 def _unfinished(counts: Mapping[Outcome, int], policy: RetryPolicy) -> tuple[Outcome, ...]:

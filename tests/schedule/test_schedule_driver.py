@@ -14,6 +14,7 @@ import pytest
 from orchestrator.attempt import AttemptSpec, Outcome, Resources
 from orchestrator.errors import ClusterError
 from orchestrator.plan.schema import VerdictConfig
+from orchestrator.plan.trial import Trial
 from orchestrator.schedule import Attempt, Fate, Node, SimulatedCluster, interleave, run_sweep
 from orchestrator.schedule.decide import decide, submissions
 from orchestrator.schedule.events import Limits, NodesSeen, Started, Ticket
@@ -67,6 +68,49 @@ def test_order_is_seeded_and_in_rounds(kit: Any) -> None:
     assert first != attempts
     assert {a.number for a in first[:30]} == {1}
     assert sorted(map(id, first)) == sorted(map(id, attempts))
+
+
+def test_the_last_round_runs_the_longest_first() -> None:
+    def trial(value: int) -> Trial:
+        return Trial(hash=f"{value:064x}", identity={})
+
+    lasting = [Attempt(trial(i), n, expected_s=1.5**i) for i in range(20) for n in (1, 2)]
+    unknown = Attempt(trial(99), 1)
+    ordered = interleave([*lasting, Attempt(trial(99), 0), unknown], 1, slots=2)
+    first, last = ordered[:21], ordered[21:]
+    assert last[0] is unknown
+    assert [a.expected_s for a in last[1:]] == sorted((1.5**i for i in range(20)), reverse=True)
+    assert [a.expected_s for a in first[1:]] != [a.expected_s for a in last[1:]]
+    # One slot: no order is shorter than another, and drift is to hit all alike.
+    alone = interleave([a for a in lasting if a.number == 1], 1)
+    assert [a.expected_s for a in alone] != [a.expected_s for a in last[1:]]
+    # About equal durations stay in random order.
+    equal = [Attempt(trial(i), 1, expected_s=60.0 + i / 100) for i in range(20)]
+    assert interleave(equal, 1, slots=2) == interleave(equal, 1) != equal
+
+
+def test_known_durations_fill_the_slots_to_the_end(kit: Any) -> None:
+    generator = random.Random(0)
+    lasts = {t.hash: 60 * generator.lognormvariate(0, 0.6) for t in map(kit.trial, range(400))}
+
+    def makespan_s(known: bool) -> float:
+        cluster = SimulatedCluster(
+            nodes(8), lambda spec, node: Fate(lasts[spec.config_hash]), dispatch_s=0.0
+        )
+        todo = [
+            Attempt(trial, 1, expected_s=lasts[trial.hash] if known else None)
+            for trial in map(kit.trial, range(400))
+        ]
+        result = run_sweep(
+            kit.plan(), todo, recording=kit.Recorded(), view=kit.Seen(), seed=3,
+            stop=threading.Event(), cluster=cluster,
+        )  # fmt: skip
+        assert result.outcomes == {"ok": 400}
+        return cluster.now()
+
+    bound_s = max(max(lasts.values()), sum(lasts.values()) / 16)
+    assert makespan_s(known=True) <= bound_s / 0.97
+    assert makespan_s(known=True) < makespan_s(known=False)
 
 
 def test_order_reaches_the_cluster(kit: Any) -> None:

@@ -17,17 +17,29 @@ TRIAL = Trial(hash="a" * 64, identity={})
 
 
 def past(*outcomes: str | None) -> dict[str, list[Any]]:
-    attempts = [
-        SimpleNamespace(outcome=outcome, number=number)
-        for number, outcome in enumerate(outcomes, start=1)
-    ]
-    return {TRIAL.hash: attempts}
+    return {TRIAL.hash: [_past(outcome, n) for n, outcome in enumerate(outcomes, start=1)]}
+
+
+def _past(outcome: object, number: int) -> SimpleNamespace:
+    """Attempt number n took n seconds."""
+    return SimpleNamespace(outcome=outcome, number=number, started_at=0.0, ended_at=float(number))
 
 
 def look(*outcomes: str | None, **asked: Any) -> tuple[str, str | None, list[int]]:
     todo = compute_todo([TRIAL], past(*outcomes), **asked)
     (state,) = todo.states
     return state.state, state.reason, [attempt.number for attempt in todo.attempts]
+
+
+def test_the_expected_duration_is_that_of_earlier_measurements() -> None:
+    def expected(*outcomes: str | None) -> list[float | None]:
+        todo = compute_todo([TRIAL], past(*outcomes), force=True, repeats=2)
+        return [attempt.expected_s for attempt in todo.attempts]
+
+    # Only measurements say how long one takes.
+    assert expected("ok", "timeout", "ok") == [2.0, 2.0]
+    assert expected("timeout") == [None, None]
+    assert expected() == [None, None]
 
 
 def test_unknown_trial_is_new() -> None:
@@ -85,14 +97,12 @@ def test_infeasible_is_recorded_once() -> None:
     todo = compute_todo([trial], {}, repeats=5)
     assert [a.number for a in todo.attempts] == [1]
     assert todo.states[0].reason == "no GPU here"
-    again = compute_todo(
-        [trial], {trial.hash: [SimpleNamespace(outcome="infeasible", number=1)]}, force=True
-    )
+    again = compute_todo([trial], {trial.hash: [_past("infeasible", 1)]}, force=True)
     assert again.attempts == ()
 
 
 def test_outcomes_may_be_the_enumeration() -> None:
-    known = {TRIAL.hash: [SimpleNamespace(outcome=Outcome.OK, number=7)]}
+    known = {TRIAL.hash: [_past(Outcome.OK, 7)]}
     assert compute_todo([TRIAL], known).states[0].state == "cached"
     assert compute_todo([TRIAL], known, repeats=2).attempts[0].number == 8
 
