@@ -48,7 +48,11 @@ class Resources:
 
 @dataclass(frozen=True)
 class Slot:
-    """What Ray gave an attempt; ``cpus`` are core numbers it owns, disjoint from other slots'."""
+    """What Ray gave an attempt; ``cpus`` are core numbers it owns, disjoint from other slots'.
+
+    ``gpu_uuids`` are empty where NVML does not tell them; ``cuda_visible_devices`` then has Ray's
+    own names of the attempt's GPUs.
+    """
 
     node_id: str
     host: str
@@ -56,6 +60,12 @@ class Slot:
     gpu_uuids: tuple[str, ...] = ()
     cuda_visible_devices: str = ""
     memory_bytes: int | None = None
+
+    @property
+    def gpus(self) -> tuple[str, ...]:
+        """The attempt's GPUs: by UUID, or as Ray names them; empty where it owns none."""
+        named = (part.strip() for part in self.cuda_visible_devices.split(","))
+        return self.gpu_uuids or tuple(filter(None, named))
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 
 from orchestrator.measure import (
     Identity,
-    InputError,
     Recorder,
     Repetition,
     Task,
@@ -92,13 +91,7 @@ def run(identity: Identity, recorder: Recorder) -> None:
     options = InferenceConfig(**{k: v for k, v in identity["task"].items() if k in known})
     prepared = loading.prepare(identity, recorder)
     length = options.prompt_tokens + options.new_tokens
-    if prepared.context_tokens is not None and length > prepared.context_tokens:
-        raise InputError(
-            f"prompt_tokens + new_tokens = {length}, more than the model's context of "
-            f"{prepared.context_tokens}",
-            where="task",
-            fix="Shorten task.prompt_tokens or task.new_tokens",
-        )
+    prepared.require_context(length, "prompt_tokens + new_tokens")
     model = loading.load(prepared, identity, recorder, attention=options.attention)
     with torch.inference_mode():
         _measure(model, prepared, options, identity, recorder)

@@ -29,6 +29,7 @@ from orchestrator.attempt import Outcome
 from orchestrator.errors import OrchestratorError, TaskError
 from orchestrator.isolate.linux import flush_c_stdio
 from orchestrator.measure.clock import Clock, clock_for
+from orchestrator.measure.memory import HostMemory
 from orchestrator.measure.recorder import Event, Recorder
 from orchestrator.measure.registry import find_task
 
@@ -62,7 +63,15 @@ class ResultPipe:
         """Say the last word."""
         if trace is not None:
             trace = trace[-_TRACEBACK_CHARACTERS:]
-        self.emit({"e": "end", "outcome": outcome.value, "reason": reason, "traceback": trace})
+        self.emit(
+            {
+                "e": "end",
+                "outcome": outcome.value,
+                "reason": reason,
+                "traceback": trace,
+                "memory_bytes": _peak_memory_bytes(),
+            }
+        )
 
 
 def read_job(path: str) -> Job:
@@ -152,6 +161,13 @@ def _set_threads_and_seeds(threads: int, seed: int) -> None:
     # libgomp read OMP_NUM_THREADS when the server loaded it; a forked child has to say it again.
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
+
+
+def _peak_memory_bytes() -> int | None:
+    # Also of a process that has just run out of it.
+    with contextlib.suppress(MemoryError, OSError, ValueError):
+        return HostMemory().proportional_peak_bytes()
+    return None
 
 
 def _report(error: BaseException, pipe: ResultPipe) -> None:

@@ -3,7 +3,8 @@
 Beside the recorder's events (``orchestrator.measure.recorder``) the child itself sends::
 
     {"e": "started"}                                     the task begins
-    {"e": "end", "outcome", "reason", "traceback"}       the last line: nothing counts after it
+    {"e": "end", "outcome", "reason", "traceback", "memory_bytes"}
+                                                         the last line: nothing counts after it
 """
 
 from __future__ import annotations
@@ -30,11 +31,12 @@ class Progress:
 
 @dataclass(frozen=True)
 class End:
-    """The child's own word on how it ended."""
+    """The child's own word on how it ended, and the most host memory it held."""
 
     outcome: Outcome
     reason: str | None
     traceback: str | None
+    memory_bytes: int | None = None
 
 
 @dataclass
@@ -134,10 +136,12 @@ class Ledger:
             news.append(Progress("started", "", time.time()))
         elif kind == "end":
             reason, traceback = event["reason"], event["traceback"]
+            memory_bytes = event.get("memory_bytes")
             self.end = End(
                 Outcome(event["outcome"]),
                 None if reason is None else str(reason),
                 None if traceback is None else str(traceback),
+                None if memory_bytes is None else int(memory_bytes),
             )
         else:
             raise ValueError(f"unknown event {kind!r}")

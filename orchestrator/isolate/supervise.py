@@ -48,7 +48,6 @@ TICK_S = 0.1
 LEAVE_S = 10.0
 BURY_S = 12.0
 _PIPE_BYTES = 1 << 20
-HOST_MEMORY = "process_memory_bytes"
 
 
 class Supervision:
@@ -341,6 +340,7 @@ class Supervision:
                 self._facts["artifacts_missing"] = missing
         judgement = self._judge(log)
         artifacts[LOG_NAME] = log
+        duration_s = time.monotonic() - self._began_s
         report = AttemptReport(
             attempt_id=self._spec.attempt_id,
             config_hash=self._spec.config_hash,
@@ -350,8 +350,9 @@ class Supervision:
             number=self._spec.number,
             sweep=self._spec.sweep,
             started_at=self._started_at,
-            ended_at=time.time(),
-            duration_s=time.monotonic() - self._began_s,
+            # Not the wall clock's: it may have been set meanwhile.
+            ended_at=self._started_at + duration_s,
+            duration_s=duration_s,
             phases=list(ledger.phases),
             metrics=self._metrics(),
             engaged=list(ledger.engaged),
@@ -394,17 +395,30 @@ class Supervision:
 
     def _metrics(self) -> dict[str, Metric]:
         metrics = self._ledger.metrics
-        if HOST_MEMORY not in metrics and self._pid is not None:
-            if self._exit is not None:
-                peak_bytes = int(self._exit["max_rss_bytes"])
-                if self._memory is not None and self._stop is not None:
-                    # What went over the limit may have been a descendant's.
-                    peak_bytes = max(peak_bytes, self._memory.peak_bytes)
-                metrics[HOST_MEMORY] = Value(HOST_MEMORY, "bytes", float(peak_bytes))
-            else:
-                reason = "the fork server ended before the measured process"
-                metrics[HOST_MEMORY] = Absent(HOST_MEMORY, "bytes", reason)
+        device = self._spec.identity.get("device") or {}
+        # What the process holds of a GPU is another figure, and only the driver knows it.
+        name = "host_memory_bytes" if device.get("kind") == "cuda" else "process_memory_bytes"
+        if name not in metrics and self._pid is not None:
+            peak_bytes = self._peak_bytes()
+            reason = "the fork server ended before the measured process"
+            metrics[name] = (
+                Absent(name, "bytes", reason)
+                if peak_bytes is None
+                else Value(name, "bytes", float(peak_bytes))
+            )
         return metrics
+
+    def _peak_bytes(self) -> int | None:
+        """Most host memory the process held: its own word, or the kernel's where it was killed."""
+        if self._ledger.end is not None and self._ledger.end.memory_bytes is not None:
+            return self._ledger.end.memory_bytes
+        if self._exit is None:
+            return None
+        peak_bytes = int(self._exit["max_rss_bytes"])
+        if self._memory is not None and self._stop is not None:
+            # What went over the limit may have been a descendant's.
+            peak_bytes = max(peak_bytes, self._memory.peak_bytes)
+        return peak_bytes
 
     # -- leave ---------------------------------------------------------------------------------
 

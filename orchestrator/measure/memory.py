@@ -89,6 +89,17 @@ class HostMemory:
         """
         return self._field("smaps_rollup", "Pss")
 
+    def proportional_peak_bytes(self) -> int | None:
+        """Peak since :meth:`reset` with shared pages shared out.
+
+        The proportional set size now, and what the resident set was higher at its peak: memory of
+        this process alone, for the pages it shares with its fork server were there before.
+        """
+        pss, held, peak = self.pss_bytes(), self.held_bytes(), self._status("VmHWM")
+        if pss is None or held is None or peak is None:
+            return None
+        return pss + max(0, peak - held)
+
     def _status(self, name: str) -> int | None:
         return self._field("status", name)
 

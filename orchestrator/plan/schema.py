@@ -151,6 +151,7 @@ class VerdictConfig:
 
     retries: int = bounded(1, low=0)
     cooldown_s: float = bounded(30.0, low=0)
+    memory_wait_s: float = bounded(10.0, low=0)
     rules: dict[str, Any] = field(default_factory=dict)
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from orchestrator.report.compare import ComparedMetric, Comparison
 from orchestrator.report.labels import metric_title, short_hash
@@ -27,8 +27,9 @@ VERDICTS = {
     "equivalent": ("=", "dim"),
 }
 
-_WIDE = 92
-_NARROW = 86
+_INDENT = 2
+_GAP = 2
+_HEADING = 12
 _SCALE_WIDTH = 15
 # The scale ends at the widest change shown, but tells 1 % from nothing on a calm day.
 _LEAST_REACH = math.log(1.10)
@@ -170,34 +171,90 @@ def _metrics(
 ) -> Sequence[RenderableType]:
     from rich.padding import Padding
     from rich.table import Table
-    from rich.text import Text
 
     # What cannot be compared has no figures to line up; its reason is said beneath.
     compared = [row for row in rows if row.verdict != "incomparable"]
     if not compared:
         return []
-    wide, narrow = width >= _WIDE, width < _NARROW
+    columns = _columns(compared, reach, names)
+    left_out = next((out for out in _LEFT_OUT if _width(columns, out) <= width), _LEFT_OUT[-1])
+    shown = [column for column in columns if column.part not in left_out]
     grid = Table(
-        box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim", show_header=not narrow
+        box=None,
+        padding=(0, _GAP, 0, 0),
+        pad_edge=False,
+        header_style="dim",
+        show_header=any(column.heading for column in shown if column.part != "ratio"),
     )
-    grid.add_column(no_wrap=True, max_width=22)
-    for heading in ("ratio",) if narrow else (*names, "ratio"):
-        grid.add_column(heading, justify="right", no_wrap=True)
-    for heading in [*([] if narrow else ["interval"]), *([""] if wide else []), ""]:
-        grid.add_column(heading, no_wrap=True)
-    for row in compared:
-        mark, style = VERDICTS[row.verdict]
-        medians = [quantity(value, row.unit) for value in (row.median_a, row.median_b)]
-        scale = scale_line(row.ci_low, row.ratio, row.ci_high, reach)
-        grid.add_row(
-            metric_title(row.metric),
-            *([] if narrow else medians),
-            ratio(row.ratio),
-            *([] if narrow else [Text(_interval(row), style="dim")]),
-            *([Text(scale, style)] if wide else []),
-            Text(f"{mark} {row.verdict}", style=style),
-        )
-    return [Padding(grid, (0, 0, 0, 2))]
+    for column in shown:
+        # A name may be cut where nothing else gives way; a figure or a verdict never.
+        least = None if column.part == "metric" else column.width
+        grid.add_column(column.heading, justify=column.justify, no_wrap=True, min_width=least)
+    for cells in zip(*(column.cells for column in shown), strict=True):
+        grid.add_row(*cells)
+    return [Padding(grid, (0, 0, 0, _INDENT))]
+
+
+@dataclass(frozen=True)
+class _Column:
+    """One column of a pair's metrics; ``part`` is what may be left out together."""
+
+    part: str
+    heading: str
+    cells: tuple[Text, ...]
+    justify: Literal["left", "right"] = "left"
+
+    @property
+    def width(self) -> int:
+        return max(len(self.heading), *(cell.cell_len for cell in self.cells))
+
+
+# What gives way on a narrow terminal, least missed first.
+_LEFT_OUT: tuple[frozenset[str], ...] = (
+    frozenset(),
+    frozenset({"scale"}),
+    frozenset({"scale", "medians"}),
+    frozenset({"scale", "medians", "interval"}),
+)
+
+
+def _columns(rows: Sequence[ComparedMetric], reach: float, names: tuple[str, str]) -> list[_Column]:
+    from rich.text import Text
+
+    def cells(text: Callable[[ComparedMetric], str], style: str = "") -> tuple[Text, ...]:
+        return tuple(Text(text(row), style=style) for row in rows)
+
+    verdicts = tuple(
+        Text(f"{VERDICTS[row.verdict][0]} {row.verdict}", style=VERDICTS[row.verdict][1])
+        for row in rows
+    )
+    scales = tuple(
+        Text(scale_line(row.ci_low, row.ratio, row.ci_high, reach), style=VERDICTS[row.verdict][1])
+        for row in rows
+    )
+    return [
+        _Column("metric", "", cells(lambda r: metric_title(r.metric))),
+        _Column(
+            "medians", _heading(names[0]), cells(lambda r: quantity(r.median_a, r.unit)), "right"
+        ),
+        _Column(
+            "medians", _heading(names[1]), cells(lambda r: quantity(r.median_b, r.unit)), "right"
+        ),
+        _Column("ratio", "ratio", cells(lambda r: ratio(r.ratio)), "right"),
+        _Column("interval", "interval", cells(_interval, "dim")),
+        _Column("scale", "", scales),
+        _Column("verdict", "", verdicts),
+    ]
+
+
+def _heading(name: str) -> str:
+    """The end of a long name: that is where two of a kind differ."""
+    return name if len(name) <= _HEADING else "…" + name[1 - _HEADING :]
+
+
+def _width(columns: Sequence[_Column], left_out: frozenset[str]) -> int:
+    shown = [column.width for column in columns if column.part not in left_out]
+    return _INDENT + sum(shown) + _GAP * len(shown)
 
 
 def _interval(row: ComparedMetric) -> str:

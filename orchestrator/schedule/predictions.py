@@ -180,10 +180,9 @@ def _fingerprint(report: AttemptReport, slot: Slot) -> str:
     known = report.facts.get("hardware_fingerprint")
     if known:
         return str(known)
-    from orchestrator.telemetry import hardware_fingerprint
-    from orchestrator.telemetry.device import hardware_facts
+    from orchestrator.telemetry import hardware_of
 
-    return hardware_fingerprint(hardware_facts((), len(slot.cpus) or None))
+    return str(hardware_of(slot, ())["hardware_fingerprint"])
 
 
 def _torch_version() -> str:

@@ -46,6 +46,7 @@ from orchestrator.schedule.events import (
     Vanished,
     Waiting,
 )
+from orchestrator.schedule.freed import FreedMemory
 from orchestrator.schedule.locks import Request, local_directory
 from orchestrator.schedule.predictions import add_predictions
 
@@ -141,8 +142,15 @@ def attempt_events(
             memory_bytes=grant.memory_bytes,
         )
         pin_process(supervisor_cores(whole, slot.cpus) or whole.measured)
-        yield Started(spec.attempt_id, slot)
-        report = yield from _run(spec, slot, cancellation)
+        memory = FreedMemory(spec, slot)
+        yield from memory.wait(cancellation)
+        if memory.held and cancellation.asked:
+            return
+        if memory.refuses:
+            report = _with_surroundings(memory.report(), slot)
+        else:
+            yield Started(spec.attempt_id, slot)
+            report = yield from _run(spec, slot, cancellation)
     finally:
         cores.release()
         gpus.release()
@@ -174,6 +182,16 @@ def _await(
     return True
 
 
+def _with_surroundings(report: AttemptReport, slot: Slot) -> AttemptReport:
+    """``report`` with what it ran on, also where telemetry has not said it (off, or failed)."""
+    from orchestrator.telemetry import hardware_of
+
+    report.provenance = {**_node_provenance(), **report.provenance}
+    if "hardware_fingerprint" not in report.facts:
+        report.facts |= hardware_of(slot, _devices() if slot.gpus else ())
+    return report
+
+
 def _run(
     spec: AttemptSpec, slot: Slot, cancellation: Cancellation
 ) -> Generator[ClusterEvent, None, AttemptReport]:
@@ -191,7 +209,7 @@ def _run(
             shown_at = time.monotonic()
             yield PhaseBegan(spec.attempt_id, item.name)
     assert report is not None, "an isolation always reports"
-    report.provenance = {**_node_provenance(), **report.provenance}
+    _with_surroundings(report, slot)
     if not cancellation.asked:
         add_predictions(report, spec, slot, isolation)
     return judged(report, spec.verdict)

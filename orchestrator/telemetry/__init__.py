@@ -6,29 +6,32 @@ from orchestrator.telemetry.device import (
     Inventory,
     device_kind_here,
     devices,
-    hardware_facts,
-    hardware_fingerprint,
     inventory,
     resolve_visible,
 )
+from orchestrator.telemetry.hardware import hardware_fingerprint, hardware_of
 from orchestrator.telemetry.series import PARQUET_ARTIFACT, Series, SeriesSet
-from orchestrator.telemetry.verdict import judge
+from orchestrator.telemetry.vacancy import Held, Vacancy
+from orchestrator.telemetry.verdict import judge, limit_of
 from orchestrator.telemetry.watch import Telemetry, Watched
 
 __all__ = [
     "PARQUET_ARTIFACT",
     "Device",
+    "Held",
     "Inventory",
     "Series",
     "SeriesSet",
     "Telemetry",
+    "Vacancy",
     "Watched",
     "derived",
     "device_kind_here",
     "devices",
-    "hardware_facts",
     "hardware_fingerprint",
+    "hardware_of",
     "inventory",
     "judge",
+    "limit_of",
     "resolve_visible",
 ]

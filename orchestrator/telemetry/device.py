@@ -1,14 +1,12 @@
-"""What GPUs this machine has, by UUID, and what hardware a measurement is comparable on."""
+"""What GPUs this machine has, by UUID, and which of them a process may use."""
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
-import json
 import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -108,60 +106,6 @@ def resolve_visible(visible: str | None, present: Sequence[Device]) -> tuple[Dev
             break
         chosen.append(matches[0])
     return tuple(chosen)
-
-
-def hardware_facts(chosen: Sequence[Device] = (), cores: int | None = None) -> dict[str, Any]:
-    """What :func:`hardware_fingerprint` is made of: the CPU and the attempt's devices."""
-    return {
-        "cpu": _cpu_model(),
-        "cores": cores or os.cpu_count() or 1,
-        "gpus": [asdict(d) for d in chosen],
-        "simulated": any(d.simulated for d in chosen),
-    }
-
-
-def hardware_fingerprint(facts: Mapping[str, Any]) -> str:
-    """Short name of what a figure is comparable on; equal for equal hardware, whatever the unit.
-
-    GPU model, memory, power limit and major driver version count, and the CPU with its cores; not
-    the UUID (two H100s of one kind compare) nor the host's name.
-
-    Parameters
-    ----------
-    facts : mapping
-        As :func:`hardware_facts` returns them; the ``hardware`` fact of an attempt.
-    """
-    gpus = [
-        {
-            "name": g.get("name"),
-            "memory_gib": round((g.get("memory_bytes") or 0) / 2**30),
-            "power_limit_w": g.get("power_limit_w"),
-            "driver": str(g.get("driver_version") or "").split(".")[0],
-        }
-        for g in facts.get("gpus") or ()
-    ]
-    basis = {"cpu": facts.get("cpu"), "cores": facts.get("cores"), "gpus": gpus}
-    text = json.dumps(basis, sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-    if gpus:
-        label = f"{len(gpus)}x{_slug(gpus[0]['name'])}"
-    else:
-        label = f"{facts.get('cores')}x{_slug(facts.get('cpu'))}"
-    return f"{'simulated-' if facts.get('simulated') else ''}{label}-{digest}"
-
-
-def _slug(name: object) -> str:
-    plain = re.sub(r"\((r|tm)\)|nvidia|geforce|processor|cpu|@.*$", " ", str(name).lower())
-    return "-".join(re.findall(r"[a-z0-9.]+", plain))[:40] or "unknown"
-
-
-def _cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    try:
-        text = cpuinfo.read_text()
-    except OSError:
-        return "unknown"
-    found = re.search(r"^(?:model name|Model|CPU part)\s*:\s*(.+)$", text, re.MULTILINE)
-    return found[1].strip() if found else "unknown"
 
 
 def _torch_has_cuda() -> bool:

@@ -42,7 +42,7 @@ class GpuReader:
         self._fields: dict[str, tuple[str, int, float, bool]] = {}
         self._prepare(mig)
         self.baseline = frozenset(self._pids() or ())
-        self.memory_before_bytes = self._first("device_memory_bytes")
+        self.memory_before_bytes = self._left_bytes()
 
     def read(self, now: int, round_number: int, is_ours: Callable[[int], bool] | None) -> None:
         """One round; everything it learns goes into the series, every refusal into ``absent``."""
@@ -73,7 +73,7 @@ class GpuReader:
             "temperature_c": ("°C", probe("nvmlDeviceGetTemperature", board, 0)),
             "pstate": ("1", probe("nvmlDeviceGetPerformanceState", board)),
             "clocks_event_reasons": ("1", self._reasons),
-            "device_memory_bytes": ("bytes", lambda: float(self._memory(own).used)),
+            "device_memory_bytes": ("bytes", lambda: float(self._session.used_bytes(own))),
         }
         if mig:
             reason = f"MIG slices of {self.device.parent_uuid} share it"
@@ -207,16 +207,6 @@ class GpuReader:
             found = self._session.call("nvmlDeviceGetCurrentClocksThrottleReasons", self._board)
         return float(found)
 
-    def _memory(self, handle: Any) -> Any:
-        version = self._session.pynvml.nvmlMemory_v2
-        try:
-            return self._session.call("nvmlDeviceGetMemoryInfo", handle, version)
-        except NvmlError as error:
-            if error.kind is not Kind.UNSUPPORTED:
-                raise
-            # Before driver 510: "used" then includes what the driver reserves for itself.
-            return self._session.call("nvmlDeviceGetMemoryInfo", handle)
-
     def _allowed_clock_hz(self) -> float:
         nvml, ask = self._session.pynvml, self._session.ask
         target = ask(
@@ -237,9 +227,9 @@ class GpuReader:
         except NvmlError:
             return None
 
-    def _first(self, metric: str) -> float | None:
+    def _left_bytes(self) -> float | None:
         try:
-            return self._fast[metric][1]()
+            return float(self._session.left_bytes(self._handle))
         except NvmlError:
             return None
 

@@ -203,6 +203,27 @@ class Session:
             found.setdefault(process.pid, drawing)
         return list(found.values())
 
+    def used_bytes(self, handle: Any) -> int:
+        """Memory in use on a device or MIG slice; raises :class:`NvmlError`."""
+        try:
+            found = self.call("nvmlDeviceGetMemoryInfo", handle, self.pynvml.nvmlMemory_v2)
+        except NvmlError as error:
+            if error.kind is not Kind.UNSUPPORTED:
+                raise
+            # Before driver 510: "used" then includes what the driver reserves for itself.
+            found = self.call("nvmlDeviceGetMemoryInfo", handle)
+        return int(found.used)
+
+    def left_bytes(self, handle: Any) -> int:
+        """:meth:`used_bytes` without what processes hold that only draw (a desktop's are there
+        before and after every attempt)."""
+        used = self.used_bytes(handle)
+        try:
+            drawing = [p.used_bytes or 0 for p in self.processes(handle) if not p.compute]
+        except NvmlError:
+            return used
+        return max(0, used - sum(drawing))
+
     def close(self) -> None:
         """Shut NVML down; safe to call twice."""
         if self._open:

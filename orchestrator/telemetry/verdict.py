@@ -3,15 +3,18 @@
 Pure. The rules and their limits come from ``conf/verdict/``; what each one looks at is here::
 
     invalid   GPU   thermal_slowdown hardware_slowdown power_brake
-                    foreign_process sm_clock device_lost
+                    foreign_process sm_clock device_lost memory_before
               host  swap cgroup_throttling steal
-    flagged   GPU   power_cap memory_before display      host  other_load
+    flagged   GPU   power_cap display      host  other_load
               samples  sample_count ci_reached bimodal
 
     invalid     a rule of state ``invalid`` is broken
     unverified  no telemetry, or a rule of state ``invalid`` could not be checked
     flagged     a rule of state ``flagged`` is broken
     valid       everything was checked and nothing was found
+
+Rules about clocks say nothing of an attempt that timed nothing (a quality pass, say), nor does the
+SM clock of a GPU that was never busy.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from typing import Any
 from orchestrator.attempt import AttemptReport, RuleResult, Verdict
 from orchestrator.errors import ConfigError
 from orchestrator.measure.metric import Absent, Samples, Value
+from orchestrator.telemetry.aggregate_gpu import NEVER_BUSY
 from orchestrator.telemetry.window import ATTEMPT, MEASURED
 
 _BIMODAL_AT_LEAST = 10
@@ -86,7 +90,7 @@ def judge(report: AttemptReport, rules: Mapping[str, Any]) -> Verdict:
     results, unchecked = [], False
     for name, state, limit in _rules(chosen):
         check = CHECKS[name]
-        if check.gpu and not (report.slot and report.slot.gpu_uuids):
+        if check.gpu and not (report.slot and report.slot.gpus):
             continue
         seen = check.look(report)
         if seen is None:
@@ -111,6 +115,14 @@ def judge(report: AttemptReport, rules: Mapping[str, Any]) -> Verdict:
     return Verdict(overall, tuple(results))
 
 
+def limit_of(rules: Mapping[str, Any], name: str) -> Any:
+    """The limit of one rule of the ``verdict`` group; None where the rule is off."""
+    known = rules.get("rules") or {}
+    return next(
+        (limit for _, _, limit in _rules({k: v for k, v in known.items() if k == name})), None
+    )
+
+
 def _rules(rules: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
     for name, rule in rules.items():
         where = f"verdict.rules.{name}"
@@ -131,14 +143,18 @@ def _plain(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _aggregate(metric: str, *, whole_attempt: bool = False) -> Callable[[AttemptReport], Seen]:
+def _aggregate(
+    metric: str, *, whole_attempt: bool = False, timed: bool = False
+) -> Callable[[AttemptReport], Seen]:
     """Value of a telemetry figure over the measured windows.
 
     ``whole_attempt``: where those are too short to tell, the figure of the whole attempt stands in,
-    which can only see more.
+    which can only see more. ``timed``: asked only of attempts that timed something.
     """
 
     def look(report: AttemptReport) -> Seen:
+        if timed and _timed_nothing(report):
+            return None
         found = report.telemetry.get(f"{MEASURED}.{metric}")
         if whole_attempt and not isinstance(found, Value):
             found = report.telemetry.get(f"{ATTEMPT}.{metric}", found)
@@ -149,12 +165,20 @@ def _aggregate(metric: str, *, whole_attempt: bool = False) -> Callable[[Attempt
     return look
 
 
+def _timed_nothing(report: AttemptReport) -> bool:
+    # An attempt without any phase was cut short, or its task tells none: that proves nothing.
+    return bool(report.phases) and not any(phase.measured for phase in report.phases)
+
+
 def _slowest_clock(report: AttemptReport) -> Seen:
     # Phase by phase: a union over all would hide a throttled decode behind a fast load.
     names = {p.name for p in report.phases if p.measured}
     found = [report.telemetry.get(f"{name}.sm_clock_ratio") for name in sorted(names)]
     ratios = [m.value for m in found if isinstance(m, Value)]
-    return min(ratios) if ratios else _aggregate("sm_clock_ratio")(report)
+    if ratios:
+        return min(ratios)
+    seen = _aggregate("sm_clock_ratio", timed=True)(report)
+    return None if seen == Unknown(NEVER_BUSY) else seen
 
 
 def _lost(report: AttemptReport) -> Seen:
@@ -211,25 +235,25 @@ def _under(value: float, limit: float) -> bool:
 
 CHECKS: dict[str, Check] = {
     "thermal_slowdown": Check(
-        _aggregate("throttle_thermal_s"),
+        _aggregate("throttle_thermal_s", timed=True),
         _over,
         "clocks were cut for heat during {value} s of the measured phases (limit {limit} s)",
         gpu=True,
     ),
     "hardware_slowdown": Check(
-        _aggregate("throttle_hardware_s"),
+        _aggregate("throttle_hardware_s", timed=True),
         _over,
         "hardware slowdown during {value} s of the measured phases (limit {limit} s)",
         gpu=True,
     ),
     "power_brake": Check(
-        _aggregate("throttle_power_brake_s"),
+        _aggregate("throttle_power_brake_s", timed=True),
         _over,
         "power brake during {value} s of the measured phases (limit {limit} s)",
         gpu=True,
     ),
     "foreign_process": Check(
-        _aggregate("foreign_processes"),
+        _aggregate("foreign_processes", whole_attempt=True),
         _over,
         "{value} foreign processes on the attempt's GPU (limit {limit})",
         gpu=True,
@@ -257,7 +281,7 @@ CHECKS: dict[str, Check] = {
         "the hypervisor took a share of {value} of the cores (limit {limit})",
     ),
     "power_cap": Check(
-        _aggregate("throttle_power_cap_s"),
+        _aggregate("throttle_power_cap_s", timed=True),
         _over,
         "clocks were cut for the power cap during {value} s of the measured phases",
         gpu=True,
@@ -265,11 +289,11 @@ CHECKS: dict[str, Check] = {
     "memory_before": Check(
         _memory_before,
         _over,
-        "{value} bytes of device memory were in use before the attempt (limit {limit})",
+        "{value} bytes of the GPU's memory were still in use before the attempt (limit {limit})",
         gpu=True,
     ),
     "display": Check(
-        _aggregate("display_processes"),
+        _aggregate("display_processes", whole_attempt=True),
         _over,
         "{value} processes draw on the attempt's GPU (limit {limit})",
         gpu=True,

@@ -21,10 +21,10 @@ from orchestrator.attempt import Slot
 from orchestrator.measure.metric import Metric, Phase
 from orchestrator.telemetry.aggregate import HostSampling, host_figures
 from orchestrator.telemetry.aggregate_gpu import GpuSampling, gpu_figures
-from orchestrator.telemetry.device import Device, hardware_facts, hardware_fingerprint
+from orchestrator.telemetry.device import Device
 from orchestrator.telemetry.gpu import GpuSampler
+from orchestrator.telemetry.hardware import hardware_of
 from orchestrator.telemetry.host import SLOW_EVERY, HostSampler
-from orchestrator.telemetry.nvml import SCENARIO_VARIABLE
 from orchestrator.telemetry.pacer import Pacer
 from orchestrator.telemetry.series import PARQUET_ARTIFACT, SeriesSet
 from orchestrator.telemetry.window import windows_by_phase
@@ -66,8 +66,8 @@ class Telemetry:
             return
         host = self._host = HostSampler(slot.cpus, period_s=self._host_period_s)
         self._pacers.append(Pacer("telemetry-host", host.tick, lambda: host.period_s))
-        if slot.gpu_uuids:
-            gpu = self._gpu = GpuSampler(slot.gpu_uuids, period_s=self._nvml_period_s)
+        if slot.gpus:
+            gpu = self._gpu = GpuSampler(slot.gpus, period_s=self._nvml_period_s)
             gpu.open()
             self._pacers.append(
                 Pacer("telemetry-nvml", gpu.tick, lambda: gpu.period_s, at_edges=gpu.edge)
@@ -121,20 +121,11 @@ class Telemetry:
         aggregates: dict[str, Metric] = {}
         for phase, found in windows.items():
             aggregates |= host_figures(phase, found, series, sampling, host.absent)
-            gpus = GpuSampling(self._nvml_period_s, self._slot.gpu_uuids)
+            gpus = GpuSampling(self._nvml_period_s, self._slot.gpus)
             reasons = gpu.absent if gpu is not None else {}
             aggregates |= gpu_figures(phase, found, series, gpus, reasons)
-        hardware = hardware_facts(devices, len(self._slot.cpus) or None)
-        # Also where the simulated driver refused to answer at all.
-        simulated = bool(self._slot.gpu_uuids) and SCENARIO_VARIABLE in os.environ
-        hardware["simulated"] = simulated
         return Watched(
             aggregates,
             {PARQUET_ARTIFACT: series.to_parquet()},
-            {
-                "telemetry": facts,
-                "hardware": hardware,
-                "hardware_fingerprint": hardware_fingerprint(hardware),
-                "simulated": simulated,
-            },
+            {"telemetry": facts, **hardware_of(self._slot, devices)},
         )

@@ -22,6 +22,7 @@ ATTEMPT = "attempt"
 """Pseudo-phase: from the first reading of the attempt to the last."""
 
 _MIN_COVERED = 0.9
+_WRAP_EDGE = 0.02
 
 
 @dataclass(frozen=True)
@@ -126,8 +127,9 @@ def gained(
         Sampling period: windows of less in all are refused, as are windows that sampling did not
         cover (a process that ended, a GPU that was lost).
     modulus : float, optional
-        Where the counter wraps. A fall from its upper to its lower half is a wrap; any other
-        fall means the counter was reset, and windows over it have no figure.
+        Where the counter wraps. A fall from its last to its first 2 % is a wrap; any other fall
+        means the counter was reset, and windows over it have no figure. (Between two readings no
+        counter read here gains as much: 2 % of 32 bits of millijoules are 86 kJ.)
     at_least_s : float, optional
         Refuse windows shorter than this instead of ``period_s``.
     """
@@ -157,7 +159,8 @@ def unwrapped(values: Sequence[float], modulus: float | None) -> tuple[array[flo
     previous = None
     for i, value in enumerate(values):
         if previous is not None and value < previous:
-            if modulus and previous > 0.5 * modulus and value < 0.5 * modulus:
+            edge = _WRAP_EDGE * (modulus or 0.0)
+            if modulus and previous >= modulus - edge and value <= edge:
                 offset += modulus
             else:
                 resets.append(i)

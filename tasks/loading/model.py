@@ -76,6 +76,22 @@ class Prepared:
         """Longest sequence the configuration allows; None where it is silent."""
         return context_of(self.config.to_dict())
 
+    def require_context(
+        self, tokens: int, named: str, *, where: str = "task", fix: str = "Shorten it"
+    ) -> None:
+        """Raise :class:`InputError` where ``tokens`` are more than the model's context.
+
+        Planning asks the same of models whose configuration is at hand then; of others it is known
+        only now.
+        """
+        limit = self.context_tokens
+        if limit is not None and tokens > limit:
+            raise InputError(
+                f"{named} = {tokens}, more than the model's context of {limit}",
+                where=where,
+                fix=fix,
+            )
+
 
 def prepare(identity: Identity, recorder: Recorder) -> Prepared:
     """Do all that comes before loading: threads, imports, download, conversion, digest.

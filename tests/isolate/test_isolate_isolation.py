@@ -134,6 +134,42 @@ def test_a_tasks_own_memory_figure_is_kept(probe: Probe) -> None:
     assert report.metrics["process_memory_bytes"] == Value("process_memory_bytes", "bytes", 5.0)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_shared_with_the_server_is_shared_out(probe: Probe) -> None:
+    source = (
+        "from orchestrator.measure import HostMemory\n"
+        "block = bytearray(64 << 20); del block\n"
+        "own = HostMemory()\n"
+        "recorder.fact('pss', own.pss_bytes())\n"
+        "recorder.fact('peak', own.peak_bytes())\n"
+    )
+    report = probe(source)
+    seen = report.metrics["process_memory_bytes"]
+    assert isinstance(seen, Value)
+    assert report.facts["pss"] + (40 << 20) < seen.value, "the block it had is in it"
+    assert seen.value < report.facts["peak"], "pages of the fork server count in part"
+
+
+def test_on_cuda_host_memory_does_not_pass_for_the_devices(isolation: Isolation, h: Any) -> None:
+    spec = h.noop()
+    spec.identity["device"]["kind"] = "cuda"
+    report = h.last(isolation, spec)
+    assert report.outcome is Outcome.OK, report.reason
+    assert report.metrics["host_memory_bytes"].value > 1e6
+    assert "process_memory_bytes" not in report.metrics
+
+
+def test_a_clock_set_back_meanwhile_costs_no_time(
+    isolation: Isolation, h: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = iter(range(1_700_000_000, 0, -3600))
+    monkeypatch.setattr(time, "time", lambda: float(next(now)))
+    report = h.last(isolation, h.noop(sleep_s=0.05))
+    assert report.started_at == 1_700_000_000
+    assert report.ended_at == pytest.approx(report.started_at + report.duration_s)
+    assert 0.05 < report.duration_s < 60
+
+
 def test_secrets_reach_neither_child_nor_report(
     probe: Probe, monkeypatch: pytest.MonkeyPatch
 ) -> None:

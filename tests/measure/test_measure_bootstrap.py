@@ -183,6 +183,23 @@ def test_intervals_cover_what_they_say(attempts: int, between: float, within: fl
     assert 0.84 <= np.mean(held) <= 0.985
 
 
+@pytest.mark.parametrize(("between", "within"), [(0.007, 0.001), (0.007, 0.03), (0.0, 0.03)])
+def test_the_interval_of_a_trial_covers_its_centre(between: float, within: float) -> None:
+    """Attempts of one trial: the central 90 % interval holds the true centre in about 90 %."""
+    rng = np.random.default_rng(11)
+    held, plain = [], []
+    for seed in range(300):
+        trial = [rng.lognormal(rng.normal(0.0, between), within, 30) for _ in range(4)]
+        centre, draws = centre_draws(trial, resamples=600, seed=seed)
+        low, high = np.quantile(draws, [0.05, 0.95])
+        held.append(low <= 1.0 <= high)
+        # What resampling the attempts' medians alone would say: k - 1 of k parts of their spread.
+        spread = 1.645 * np.std([np.median(a) for a in trial]) / math.sqrt(len(trial))
+        plain.append(abs(centre - 1.0) <= spread)
+    assert 0.84 <= np.mean(held) <= 0.985
+    assert np.mean(plain) < np.mean(held) - 0.04
+
+
 def test_noise_between_attempts() -> None:
     assert noise_between([[1.0], [1.02], [0.98]]) == pytest.approx(0.02)
     assert noise_between([[1.0, 1.1]]) is None

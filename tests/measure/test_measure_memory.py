@@ -46,6 +46,14 @@ def proc(path: Path, *, rss: int, peak: int) -> Path:
     return path
 
 
+def test_a_peak_with_shared_pages_shared_out(tmp_path: Path) -> None:
+    memory = HostMemory(proc(tmp_path, rss=100_000, peak=130_000))
+    assert memory.proportional_peak_bytes() is None
+    (tmp_path / "smaps_rollup").write_text("x\nRss: 100000 kB\nPss: 40000 kB\n")
+    # What it rose above now is its own; of the rest 60,000 kB are others' as well.
+    assert memory.proportional_peak_bytes() == 70_000 * 1024
+
+
 def test_a_kernel_that_does_not_reset_tells_only_a_new_peak(tmp_path: Path) -> None:
     memory = HostMemory(proc(tmp_path, rss=100_000, peak=900_000))
     memory.reset()  # writes clear_refs, which nothing listens to

@@ -93,3 +93,23 @@ def test_overheating_gpu_invalidates_and_is_tried_again(
         assert {"thermal_slowdown", "sm_clock"} <= broken
         assert report.reason is not None
         assert "clocks were cut for heat" in report.reason
+
+
+def test_nothing_is_measured_on_a_gpu_that_is_not_free(library_cache: Path, tmp_path: Path) -> None:
+    full = {"memory_used_bytes": 6 * 2**30}
+    done, reports = sweep(
+        {"devices": [{"model": "h100", "steps": full}]},
+        library_cache,
+        tmp_path,
+        *("verdict.retries=1", "verdict.cooldown_s=0.1", "verdict.memory_wait_s=0.2"),
+    )
+    assert done.returncode == 1
+    assert [r.outcome.value for r in reports] == ["invalid", "invalid"]
+    for report in reports:
+        assert report.phases == []
+        assert report.metrics == {}
+        assert [r.rule for r in report.verdict.rules if r.state == "invalid"] == ["memory_before"]
+        assert report.facts["simulated"] is True
+        assert report.facts["hardware_fingerprint"].startswith("simulated-1xh100")
+        assert "not begun: 6.0 GiB" in (report.reason or "")
+    assert "not begun: 6.0 GiB" in done.stderr

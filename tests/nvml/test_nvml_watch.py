@@ -264,7 +264,7 @@ def test_unknown_uuid_is_a_reason(play: Any) -> None:
 def test_mig_slice_has_its_memory_and_its_parents_clocks(play: Any) -> None:
     uuids = play("mig", lambda: [d.uuid for d in devices()])
     report = play("mig", watched, {"decode": 0.3}, (uuids[0],))
-    assert value(report, "decode.device_memory_bytes") == 2 * 2**30
+    assert value(report, "decode.device_memory_bytes") == 2**29
     assert value(report, "decode.sm_clock_hz") == pytest.approx(1881e6)
     assert value(report, "decode.throttle_thermal_s") == 0
     assert "share it" in reason(report, "decode.energy_j")
@@ -315,11 +315,11 @@ def test_pinning_is_by_uuid_where_cuda_lists_gpus_in_another_order(play: Any) ->
     assert {u: cuda[cuda.index(u)] for u in present} == {u: u for u in present}
 
 
-def test_memory_left_by_an_earlier_attempt_is_flagged(play: Any) -> None:
+def test_memory_left_by_an_earlier_attempt_is_invalid(play: Any) -> None:
     steps = {"memory_used_bytes": 6 * 2**30}
     report = play({"devices": [{"model": "h100", "steps": steps}]}, watched, {"decode": 0.2})
     assert rule(report, "memory_before").value == 6 * 2**30
-    assert judge(report, GPU_RULES).state == "flagged"
+    assert judge(report, GPU_RULES).state == "invalid"
 
 
 def rehearsed(rules: dict[str, Any]) -> AttemptReport:

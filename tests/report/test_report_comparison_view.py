@@ -62,6 +62,22 @@ def test_no_verdict_is_squeezed(compared, width):
     assert max(cell_len(line.rstrip()) for line in text.splitlines()) <= width
 
 
+@pytest.mark.parametrize("width", range(50, 130, 7))
+def test_long_figures_and_names_push_no_verdict_out(make, width):
+    plan = make.plan(prompts=(512,))
+    before = make.reports(plan, 3)
+    for reports in before.values():
+        for report in reports:
+            name = "host_to_device_bytes_per_s"
+            report.metrics[name] = Samples(name, "bytes/s", (1.23456e11, 1.3e11, 1.1e11))
+    names = ("a-long-sweep-name@-2", "a-long-sweep-name@-1")
+    text = printed(comparison_view(compare(before, before), names=names), width)
+    rows = [line.rstrip() for line in text.splitlines() if line.startswith("  TPOT")]
+    assert len(rows) == len(plan.trials)
+    assert all(row.endswith(("equivalent", "inconclusive")) for row in rows)
+    assert max(cell_len(line.rstrip()) for line in text.splitlines()) <= width
+
+
 def test_two_different_trials_are_both_named(make):
     plan = make.plan(prompts=(512,))
     reports = make.reports(plan)

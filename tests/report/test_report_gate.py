@@ -16,7 +16,7 @@ from orchestrator.attempt import AttemptReport, Outcome, Verdict
 from orchestrator.errors import ConfigError
 from orchestrator.measure import Metric, Samples, Value
 from orchestrator.report.conditions import Condition, all_but, value_at
-from orchestrator.report.gate import GateResult, gate
+from orchestrator.report.gate import GateResult, GateRow, gate
 from orchestrator.report.gate_rules import Difference, LongOverShort, load_rules, rules_from
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "gate"
@@ -102,6 +102,17 @@ def test_the_worst_row_decides() -> None:
     assert result.exit_code == 1
     del new[LONG]
     assert gate(new, base, rules(DIFFERENCE)).exit_code == 3
+
+
+def test_the_order_of_what_is_worst() -> None:
+    order = ["regression", "incomparable", "inconclusive", "pass"]
+    codes = []
+    while order:
+        rows = tuple(GateRow("limit", SHORT, None, state) for state in reversed(order))
+        found = GateResult("rules", (*rows, GateRow("limit", SHORT, None, "skipped")))
+        assert found.state == order.pop(0)
+        codes.append(found.exit_code)
+    assert codes == [1, 3, 2, 0]
 
 
 def test_nothing_to_compare_is_no_pass() -> None:

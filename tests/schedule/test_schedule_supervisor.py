@@ -51,6 +51,10 @@ def test_started_phase_report(kit: Any) -> None:
     assert ended.report.slot == started.slot
     assert ended.report.verdict.state == "unverified"
     assert ended.report.provenance["packages"]
+    # Telemetry is off here: what it ran on is known all the same.
+    assert ended.report.facts["hardware"]["cores"] == 1
+    assert ended.report.facts["hardware_fingerprint"]
+    assert ended.report.facts["simulated"] is False
     assert "command" not in ended.report.provenance, "the driver's, not the node's"
 
 

@@ -102,6 +102,16 @@ def test_energy_error_covers_what_the_counters_refresh_hides(
         )
 
 
+def test_energy_error_grows_with_every_window_edge() -> None:
+    series = energy_series(refresh_s=0.1)
+    one = gpu(series, [(2 * S, 8 * S)])
+    parts = gpu(series, [(round((2 + 2 * i) * S), round((3.5 + 2 * i) * S)) for i in range(4)])
+    # Of the same power and the same total time, but eight edges where the counter may lag, not two.
+    assert value(parts, "decode.energy_error_j") == pytest.approx(
+        4 * value(one, "decode.energy_error_j"), rel=0.05
+    )
+
+
 def test_energy_of_a_phase_shorter_than_the_refresh_is_not_published() -> None:
     found = gpu(energy_series(refresh_s=0.1), [(2 * S, round(2.2 * S))])
     assert "may be off by" in reason(found, "decode.energy_j")
@@ -189,6 +199,16 @@ def test_clock_ratio_counts_only_while_busy() -> None:
     fill(idle, GPU, "sm_clock_allowed_hz", lambda t: 1980e6, period_s=1.0)
     fill(idle, GPU, "gpu_utilization", lambda t: 0.0)
     assert reason(throttle(idle), "decode.sm_clock_ratio") == "the GPU was never busy"
+
+
+def test_a_gpu_that_waited_does_not_hide_how_slow_the_other_was() -> None:
+    series = SeriesSet()
+    for uuid, clock_hz, busy in ((GPU, 990e6, 0.9), (OTHER, 210e6, 0.0)):
+        fill(series, uuid, "sm_clock_hz", lambda t, hz=clock_hz: hz)  # type: ignore[misc]
+        fill(series, uuid, "sm_clock_allowed_hz", lambda t: 1980e6, period_s=1.0)
+        fill(series, uuid, "gpu_utilization", lambda t, share=busy: share)  # type: ignore[misc]
+    found = gpu(series, WINDOW, GPU, OTHER)
+    assert value(found, "decode.sm_clock_ratio") == pytest.approx(0.5)
 
 
 def test_attempt_without_a_gpu_says_so() -> None:

@@ -1,10 +1,10 @@
-"""Energy per token, from what the task measured and what telemetry saw."""
+"""Energy per token and peaks of memory, from what the task measured and what telemetry saw."""
 
 from __future__ import annotations
 
 import pytest
 
-from orchestrator.attempt import AttemptReport, Outcome
+from orchestrator.attempt import AttemptReport, Outcome, Slot
 from orchestrator.measure import Absent, Metric, Samples, Value
 from orchestrator.telemetry import derived
 
@@ -33,6 +33,28 @@ def test_no_energy_is_no_figure_with_the_same_reason() -> None:
         "joules_per_token", "J/token", "the attempt owns no GPU"
     )
     assert isinstance(derived(report(None))["joules_per_token"], Absent)
+
+
+def watched(slot: Slot, **figures: float) -> AttemptReport:
+    seen: dict[str, Metric] = {
+        f"attempt.{name}": Value(f"attempt.{name}", "bytes", number)
+        for name, number in figures.items()
+    }
+    return AttemptReport("a", "h", Outcome.OK, telemetry=seen, slot=slot)
+
+
+def test_memory_of_a_gpu_attempt_is_the_drivers() -> None:
+    slot = Slot("n", "host", (0,), ("GPU-1",))
+    found = derived(watched(slot, device_memory_bytes=9e9, process_memory_bytes=7e9))
+    assert found["device_memory_bytes"] == Value("device_memory_bytes", "bytes", 9e9)
+    assert found["process_memory_bytes"] == Value("process_memory_bytes", "bytes", 7e9)
+    unknown = derived(watched(slot, device_memory_bytes=9e9, pss_bytes=1e9))
+    assert unknown["process_memory_bytes"] == Absent("process_memory_bytes", "bytes", "not sampled")
+
+
+def test_memory_of_a_cpu_attempt_is_its_control_groups() -> None:
+    found = derived(watched(Slot("n", "host", (0,)), cgroup_memory_bytes=3e9))
+    assert found == {"device_memory_bytes": Value("device_memory_bytes", "bytes", 3e9)}
 
 
 def test_task_without_tokens_has_no_such_figure() -> None:

@@ -11,7 +11,7 @@ import yaml
 from orchestrator.attempt import AttemptReport, Outcome, RuleResult, Slot
 from orchestrator.errors import ConfigError
 from orchestrator.measure import Absent, Metric, Phase, Samples, Value
-from orchestrator.telemetry import judge
+from orchestrator.telemetry import judge, limit_of
 from orchestrator.telemetry.verdict import CHECKS
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "verdict"
@@ -104,6 +104,38 @@ def test_gpu_rules_do_not_apply_to_an_attempt_without_a_gpu() -> None:
     assert not {r.rule for r in verdict.rules} & {n for n, c in CHECKS.items() if c.gpu}
 
 
+def test_a_gpu_that_nobody_watched_is_unverified_also_without_its_uuid() -> None:
+    unwatched = report(gpu=False)
+    unwatched.slot = Slot("n", "host", (0, 1), (), "0")
+    unwatched.facts["telemetry"] = {"lost": {}, "unopened": {"0": "the driver is not loaded"}}
+    for name in [n for n in unwatched.telemetry if "throttle" in n or "sm_clock" in n]:
+        del unwatched.telemetry[name]
+    verdict = judge(unwatched, RULES)
+    assert verdict.state == "unverified"
+    assert result(verdict, "device_lost").reason == "the driver is not loaded"
+
+
+def test_clocks_say_nothing_where_nothing_was_timed() -> None:
+    quality = report(**{n: None for n in HEALTHY if n.startswith(("throttle_", "sm_clock"))})
+    quality.phases = [Phase("load", 0, 5, measured=False), Phase("quality", 5, 9, measured=False)]
+    quality.metrics = {}
+    verdict = judge(quality, RULES)
+    assert verdict.state == "valid"
+    clocks = {"thermal_slowdown", "hardware_slowdown", "power_brake", "power_cap", "sm_clock"}
+    assert not {r.rule for r in verdict.rules} & clocks
+    assert {"foreign_process", "device_lost"} <= {r.rule for r in verdict.rules}
+    quality.phases = []
+    assert judge(quality, RULES).state == "unverified", "a task that tells no phase proves nothing"
+
+
+def test_the_clock_of_a_gpu_that_was_never_busy_says_nothing() -> None:
+    idle = report(sm_clock_ratio=None)
+    idle.telemetry["measured.sm_clock_ratio"] = Absent("x", "1", "the GPU was never busy")
+    verdict = judge(idle, RULES)
+    assert verdict.state == "valid"
+    assert "sm_clock" not in {r.rule for r in verdict.rules}
+
+
 def test_no_telemetry_is_unverified_not_valid() -> None:
     bare = AttemptReport("a", "h", Outcome.OK, metrics={"tpot_s": samples("ci", 20)})
     verdict = judge(bare, RULES)
@@ -149,10 +181,17 @@ def test_lost_gpu_invalidates_and_one_never_opened_leaves_unverified() -> None:
     assert judge(never, RULES).state == "unverified"
 
 
-def test_memory_in_use_before_the_attempt_is_flagged() -> None:
+def test_memory_in_use_before_the_attempt_is_invalid() -> None:
     dirty = report()
     dirty.facts["telemetry"]["device_memory_before_bytes"] = {"GPU-1": 5e9}
-    assert judge(dirty, RULES).state == "flagged"
+    assert judge(dirty, RULES).state == "invalid"
+
+
+def test_the_limit_of_one_rule() -> None:
+    assert limit_of({"rules": RULES}, "memory_before") == 2**30
+    off = {"state": "off", "limit": 3}
+    for rules in ({}, {"memory_before": off}, {"memory_before": {**off, "limit": None}}):
+        assert limit_of({"rules": rules, "retries": 1}, "memory_before") is None
 
 
 @pytest.mark.parametrize(

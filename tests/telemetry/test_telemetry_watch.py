@@ -104,6 +104,26 @@ def test_without_nvml_a_gpu_slot_gets_reasons_and_no_numbers(
     assert watched.facts["telemetry"]["unopened"] == {"GPU-1": "no NVIDIA driver here"}
 
 
+def test_a_gpu_without_a_uuid_is_asked_for_and_explained(
+    process: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from orchestrator.telemetry import gpu
+    from orchestrator.telemetry.nvml import Kind, NvmlError
+
+    def mismatch() -> None:
+        raise NvmlError("driver and NVML library differ", kind=Kind.UNAVAILABLE)
+
+    monkeypatch.setattr(gpu.GpuSampler.__init__, "__kwdefaults__", _with_session(gpu, mismatch))
+    telemetry = Telemetry({})
+    telemetry.start(Slot("node", "host", SLOT.cpus, (), "0"))
+    telemetry.attach(process.pid)
+    watched = telemetry.finish([Phase("body", time.perf_counter_ns(), None)])
+    energy = watched.aggregates["body.energy_j"]
+    assert isinstance(energy, Absent)
+    assert energy.reason == "driver and NVML library differ"
+    assert watched.facts["hardware_fingerprint"].startswith("1xunknown-gpu-")
+
+
 def _with_session(gpu: object, session: object) -> dict[str, object]:
     kept = gpu.GpuSampler.__init__.__kwdefaults__  # type: ignore[attr-defined]
     return {**kept, "session": session}

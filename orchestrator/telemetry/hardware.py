@@ -1,0 +1,95 @@
+"""What hardware an attempt ran on, and the short name that says what it is comparable with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from orchestrator.attempt import Slot
+from orchestrator.telemetry.device import Device
+from orchestrator.telemetry.nvml import SCENARIO_VARIABLE
+
+
+def hardware_of(slot: Slot, devices: Sequence[Device]) -> dict[str, Any]:
+    """Facts of an attempt on ``slot``, of whose GPUs NVML knows ``devices``.
+
+    Recorded of every attempt, watched or not: without them nobody could say what its figures are
+    comparable with, or that they were simulated.
+
+    Returns
+    -------
+    dict
+        ``hardware``, ``hardware_fingerprint`` and ``simulated``.
+    """
+    owned = [device for device in devices if device.uuid in slot.gpus]
+    unknown = len(slot.gpus) - len(owned)
+    facts: dict[str, Any] = {
+        "cpu": _cpu_model(),
+        "cores": len(slot.cpus) or os.cpu_count() or 1,
+        "gpus": [asdict(device) for device in owned],
+        # Also where the simulated driver refused to answer at all.
+        "simulated": bool(slot.gpus) and SCENARIO_VARIABLE in os.environ,
+    }
+    if unknown:
+        facts |= {"unknown_gpus": unknown, "host": slot.host}
+    return {
+        "hardware": facts,
+        "hardware_fingerprint": hardware_fingerprint(facts),
+        "simulated": facts["simulated"],
+    }
+
+
+def hardware_fingerprint(facts: Mapping[str, Any]) -> str:
+    """Short name of what a figure is comparable on; equal for equal hardware, whatever the unit.
+
+    GPU model, memory, power limit and major driver version count, and the CPU with its cores; not
+    the UUID (two H100s of one kind compare) nor the host's name. GPUs that NVML could not tell of
+    are only known to be the same on the same host.
+
+    Parameters
+    ----------
+    facts : mapping
+        The ``hardware`` of :func:`hardware_of`.
+    """
+    gpus = [
+        {
+            "name": g.get("name"),
+            "memory_gib": round((g.get("memory_bytes") or 0) / 2**30),
+            "power_limit_w": g.get("power_limit_w"),
+            "driver": str(g.get("driver_version") or "").split(".")[0],
+        }
+        for g in facts.get("gpus") or ()
+    ]
+    basis: dict[str, Any] = {"cpu": facts.get("cpu"), "cores": facts.get("cores"), "gpus": gpus}
+    unknown = facts.get("unknown_gpus")
+    if unknown:
+        basis |= {"unknown_gpus": unknown, "host": facts.get("host")}
+    text = json.dumps(basis, sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    if gpus:
+        label = f"{len(gpus)}x{_slug(gpus[0]['name'])}"
+    elif unknown:
+        label = f"{unknown}xunknown-gpu"
+    else:
+        label = f"{facts.get('cores')}x{_slug(facts.get('cpu'))}"
+    return f"{'simulated-' if facts.get('simulated') else ''}{label}-{digest}"
+
+
+def _slug(name: object) -> str:
+    plain = re.sub(r"\((r|tm)\)|nvidia|geforce|processor|cpu|@.*$", " ", str(name).lower())
+    return "-".join(re.findall(r"[a-z0-9.]+", plain))[:40] or "unknown"
+
+
+def _cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    try:
+        text = cpuinfo.read_text()
+    except OSError:
+        return "unknown"
+    found = re.search(r"^(?:model name|Model|CPU part)\s*:\s*(.+)$", text, re.MULTILINE)
+    return found[1].strip() if found else "unknown"
