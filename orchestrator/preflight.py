@@ -41,11 +41,14 @@ class Preflight:
         ``memory_bytes``, the sizes it is made of and times in seconds; None where one is not known.
     warnings : tuple of str
         One line each.
+    doubts : mapping of config hash to str
+        Of trials that will run although they are predicted not to fit: why not.
     """
 
     plan: Plan
     predicted: Mapping[str, dict[str, float | None]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    doubts: Mapping[str, str] = field(default_factory=dict)
 
 
 def preflight(plan: Plan, *, times: bool = False) -> Preflight:
@@ -63,6 +66,7 @@ def preflight(plan: Plan, *, times: bool = False) -> Preflight:
     trials: list[Trial] = []
     impossible: list[tuple[float, float]] = []
     tight: list[tuple[float, float]] = []
+    doubts: dict[str, str] = {}
     for trial in plan.trials:
         expectation = _expectation(trial)
         if expectation is not None:
@@ -73,11 +77,14 @@ def preflight(plan: Plan, *, times: bool = False) -> Preflight:
                 pass
             elif floor is not None and floor > available:
                 impossible.append((floor, available))
+                reason = f"needs at least {_gib(floor)} of memory, there are {_gib(available)}"
                 if mode == "skip":
-                    reason = f"needs at least {_gib(floor)} of memory, there are {_gib(available)}"
                     trial = dataclasses.replace(trial, infeasible=reason)
-            elif expectation.memory_bytes > available:
-                tight.append((expectation.memory_bytes, available))
+                else:
+                    doubts[trial.hash] = reason
+            elif (needed := expectation.memory_bytes) > available:
+                tight.append((needed, available))
+                doubts[trial.hash] = f"needs about {_gib(needed)}, there are {_gib(available)}"
         trials.append(trial)
     warnings = []
     if impossible and mode == "warn":
@@ -85,7 +92,8 @@ def preflight(plan: Plan, *, times: bool = False) -> Preflight:
         warnings.append(f"{said}. preflight=skip leaves such trials out")
     if tight:
         warnings.append(_told(tight, "may not fit into memory", "about "))
-    return Preflight(dataclasses.replace(plan, trials=tuple(trials)), predicted, tuple(warnings))
+    checked = dataclasses.replace(plan, trials=tuple(trials))
+    return Preflight(checked, predicted, tuple(warnings), doubts)
 
 
 def memory_available(trial: Trial, cluster: ClusterConfig) -> float | None:

@@ -19,7 +19,7 @@ from orchestrator.report.labels import (
 from orchestrator.report.units import quantity, unit_of
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
     from rich.text import Text
 
     from orchestrator.plan import Plan, Trial
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 MAX_TRIALS = 40
 MAX_REASONS = 12
 _MOST_VALUES = 12
+_LONGEST_LABEL = 30
+WHOLE_NODE = "whole node"
 _STATE_STYLE = {"new": "cyan", "cached": "green", "failed": "red", "infeasible": "magenta"}
 
 
@@ -55,7 +57,7 @@ def plan_view(
     parts: list[RenderableType] = [Text.assemble((plan.sweep, "bold"), f"  {plan.description}")]
     parts.append(_counts(plan, found))
     if plan.trials:
-        parts += [Text(""), _axes(plan), Text(""), _trials(plan, found, max_trials)]
+        parts += [Text(""), _axes(plan), Text(""), _Trials(plan, found, max_trials)]
     left = len(plan.trials) - max_trials
     if left > 0:
         parts.append(Text(f"… and {left} more trials: --json has them all", style="italic"))
@@ -70,7 +72,7 @@ def resources_text(resources: Resources) -> str:
     parts = [
         gpus + (f" ({resources.accelerator})" if resources.accelerator else ""),
         # With a GPU the cores are whatever its node has to spare.
-        cores if resources.cpus is not None else "" if resources.gpus else "whole node",
+        cores if resources.cpus is not None else "" if resources.gpus else WHOLE_NODE,
         quantity(resources.memory_bytes, "bytes") if resources.memory_bytes else "",
     ]
     return " · ".join(part for part in parts if part)
@@ -104,7 +106,16 @@ def _counts(plan: Plan, states: Mapping[str, KnownState]) -> Text:
         text.append(f", {repeats} attempts each")
     if plan.duplicates:
         text.append(f" ({plan.duplicates} that hash alike left out)", style="dim")
+    if takes := _alike(plan):
+        article = "a " if takes == WHOLE_NODE else ""
+        text.append(f"\neach takes {article}{takes}", style="dim")
     return text
+
+
+def _alike(plan: Plan) -> str | None:
+    """What every trial takes, where all take the same."""
+    found = {resources_text(trial.resources) for trial in plan.trials}
+    return found.pop() if len(found) == 1 else None
 
 
 def _axes(plan: Plan) -> RenderableType:
@@ -126,37 +137,75 @@ def _axes(plan: Plan) -> RenderableType:
     return grid
 
 
-def _trials(plan: Plan, states: Mapping[str, KnownState], most: int) -> RenderableType:
-    from rich.table import Table
-    from rich.text import Text
+@dataclass(frozen=True)
+class _Trials:
+    """The table of trials: a column an axis, or where those do not fit one name a trial."""
 
-    axes = varying_axes(plan)
-    names = axis_names(axes)
-    predicted = _predictions(states.values())
-    shown = plan.trials[:most]
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-    table.add_column("hash", no_wrap=True)
-    table.add_column("state", no_wrap=True)
-    for axis in axes:
-        numeric = all(isinstance(t.axes.get(axis), (int, float)) for t in shown)
-        table.add_column(names[axis], justify="right" if numeric else "left", overflow="ellipsis")
-    if not axes:
-        table.add_column("trial", no_wrap=True)
-    for name in predicted:
-        table.add_column(f"predicted {metric_title(name)}", justify="right", no_wrap=True)
-    table.add_column("takes", no_wrap=True)
-    for trial in shown:
-        state = states[trial.hash]
-        values = [axis_value(trial.axes.get(axis)) for axis in axes]
-        expected = getattr(state, "predicted", None) or {}
-        table.add_row(
-            short_hash(trial.hash),
-            Text(state.state, style=_STATE_STYLE.get(state.state, "")),
-            *(values or [plain_label(trial.identity)]),
-            *(quantity(expected.get(name), unit_of(name)) for name in predicted),
-            resources_text(trial.resources),
-        )
-    return table
+    plan: Plan
+    states: Mapping[str, KnownState]
+    most: int
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.table import Table
+        from rich.text import Text
+
+        shown = self.plan.trials[: self.most]
+        headings, rows = self._by_axis(shown)
+        right = [_is_number(column) for column in zip(*rows, strict=True)]
+        right = right[: len(headings)]
+        more_headings, more = self._predicted(shown)
+        if _alike(self.plan) is None:
+            more_headings.append("takes")
+            for row, trial in zip(more, shown, strict=True):
+                row.append(resources_text(trial.resources))
+        fixed = [["hash", "state", *more_headings]]
+        fixed += [
+            [short_hash(t.hash), self._state(t)[0], *m] for t, m in zip(shown, more, strict=True)
+        ]
+        if not headings or _width(fixed) + _width([headings, *rows]) > options.max_width:
+            labels = labels_of(self.plan)
+            headings, rows, right = ["trial"], [[labels[t.hash]] for t in shown], [False]
+        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+        table.add_column("hash", no_wrap=True)
+        table.add_column("state", no_wrap=True)
+        for heading, is_right in zip(headings, right, strict=True):
+            table.add_column(heading, justify="right" if is_right else "left", overflow="fold")
+        for heading in more_headings:
+            is_right = heading != "takes"
+            table.add_column(heading, justify="right" if is_right else "left", no_wrap=True)
+        for trial, row, rest in zip(shown, rows, more, strict=True):
+            table.add_row(short_hash(trial.hash), Text(*self._state(trial)), *row, *rest)
+        yield table
+
+    def _by_axis(self, shown: Sequence[Trial]) -> tuple[list[str], list[list[str]]]:
+        axes = varying_axes(self.plan)
+        names = axis_names(axes)
+        return [names[a] for a in axes], [[axis_value(t.axes.get(a)) for a in axes] for t in shown]
+
+    def _predicted(self, shown: Sequence[Trial]) -> tuple[list[str], list[list[str]]]:
+        names = _predictions(self.states.values())
+        expected = [getattr(self.states[t.hash], "predicted", None) or {} for t in shown]
+        rows = [[quantity(found.get(n), unit_of(n)) for n in names] for found in expected]
+        return [f"predicted\n{metric_title(name)}" for name in names], rows
+
+    def _state(self, trial: Trial) -> tuple[str, str]:
+        known = self.states[trial.hash]
+        if known.state == "new" and known.reason:
+            return "new !", "yellow"  # it will run, and is not expected to succeed
+        return known.state, _STATE_STYLE.get(known.state, "")
+
+
+def _is_number(texts: Sequence[str]) -> bool:
+    return all(text.replace(".", "", 1).isdigit() for text in texts)
+
+
+def _width(rows: Sequence[Sequence[str]]) -> int:
+    """Columns that a table of these cells takes."""
+    widths = [
+        max(len(part) for cell in column for part in cell.split("\n"))
+        for column in zip(*rows, strict=True)
+    ]
+    return sum(width + 2 for width in widths)
 
 
 def _predictions(states: Iterable[KnownState]) -> list[str]:
@@ -178,12 +227,16 @@ def _reasons(plan: Plan, states: Mapping[str, KnownState]) -> Sequence[Renderabl
         return []
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(no_wrap=True)
-    grid.add_column(no_wrap=True, max_width=30)
+    grid.add_column(no_wrap=True)
     grid.add_column(ratio=1)
     for trial in told[:MAX_REASONS]:
         state = states[trial.hash]
-        style = _STATE_STYLE.get(state.state, "")
-        grid.add_row(Text(state.state, style=style), labels[trial.hash], state.reason or "")
+        doubtful = state.state == "new"
+        style = "yellow" if doubtful else _STATE_STYLE.get(state.state, "")
+        said = "new !" if doubtful else state.state
+        label = labels[trial.hash]
+        name = label if len(label) <= _LONGEST_LABEL else short_hash(trial.hash)
+        grid.add_row(Text(said, style=style), name, state.reason or "")
     parts: list[RenderableType] = [Text(""), grid]
     if len(told) > MAX_REASONS:
         parts.append(Text(f"… and {len(told) - MAX_REASONS} more", style="italic"))

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -28,6 +30,7 @@ _MOST_TELEMETRY = 40
 _MOST_PHASES = 6
 _NARROW_PHASES = 3
 _NARROW = 90
+_TOO_SHORT = re.compile(r"lasted [\d.e-]+ s, (shorter than .*)")
 _VERDICT_STYLE = {"pass": "green", "flagged": "yellow", "invalid": "red", "unknown": "dim"}
 
 
@@ -158,6 +161,8 @@ def _pairs(tree: Mapping[str, Any]) -> Table:
     grid.add_column(overflow="fold")
     for key, value in tree.items():
         said = "" if value is None else flat(value)
+        if key == "command" and isinstance(value, (list, tuple)):
+            said = shlex.join(map(str, value))
         if said:
             grid.add_row(str(key), Text(said, overflow="fold"))
     return grid
@@ -205,7 +210,7 @@ def _metrics(counted: Sequence[AttemptReport], narrow: bool) -> list[RenderableT
         if cell.median is None:
             absent.setdefault(cell.reason or "no reason", []).append(cell.name)
     if narrow:
-        grid = _table("", "median", "n", right=(1, 2))
+        grid = _table("", "median", "n", right=(1, 2), fold=0)
         for cell in cells.values():
             if cell.median is not None:
                 grid.add_row(
@@ -213,15 +218,29 @@ def _metrics(counted: Sequence[AttemptReport], narrow: bool) -> list[RenderableT
                     with_ci(cell.median, cell.ci_low, cell.ci_high, cell.unit),
                     str(cell.n),
                 )
-        return [grid, *_absences(absent)]
+        return [grid, *_stops(counted), *_absences(absent)]
     grid = _table(
-        *("", "median", "95 % interval", "mean", "sd", "least", "n", "stop"),
+        *("", "median", "95 % interval", "mean", "sd", "least", "n"),
         right=(1, 2, 3, 4, 5, 6),
+        fold=0,
     )
     for cell in cells.values():
         if cell.median is not None:
             grid.add_row(*_statistics(cell, counted))
-    return [grid, *_absences(absent)]
+    return [grid, *_stops(counted), *_absences(absent)]
+
+
+def _stops(counted: Sequence[AttemptReport]) -> list[RenderableType]:
+    """Why sampling ended, by the metric it watched."""
+    from rich.text import Text
+
+    found: dict[str, dict[str, None]] = {}
+    for report in counted:
+        for metric in report.metrics.values():
+            if isinstance(metric, Samples) and metric.stop_reason:
+                found.setdefault(metric.name, {})[metric.stop_reason] = None
+    said = [f"{name} by {', '.join(reasons)}" for name, reasons in found.items()]
+    return [Text(f"sampling ended: {'; '.join(said)}", style="dim")] if said else []
 
 
 def _statistics(cell: Cell, counted: Sequence[AttemptReport]) -> list[RenderableType]:
@@ -246,7 +265,6 @@ def _statistics(cell: Cell, counted: Sequence[AttemptReport]) -> list[Renderable
         scale.number(stdev(values), 2) if many else "",
         scale.number(min(values), 4) if many else "",
         str(cell.n),
-        Text(", ".join(dict.fromkeys(m.stop_reason for m in found if m.stop_reason)), style="dim"),
     ]
 
 
@@ -256,24 +274,38 @@ def _telemetry(report: AttemptReport, narrow: bool) -> list[RenderableType]:
 
     found: dict[str, dict[str, str]] = {}
     absent: dict[str, list[str]] = {}
+    brief: dict[tuple[str, str], list[str]] = {}
     for name, metric in report.telemetry.items():
         phase, _, quantity_name = name.rpartition(".")
         if isinstance(metric, Absent):
-            absent.setdefault(metric.reason, []).append(quantity_name)
+            short = _TOO_SHORT.fullmatch(metric.reason)
+            if short:
+                brief.setdefault((quantity_name, short[1]), []).append(phase or "attempt")
+            else:
+                absent.setdefault(metric.reason, []).append(quantity_name)
             continue
         value = metric.value if isinstance(metric, Value) else pool([report], name).median
         found.setdefault(quantity_name, {})[phase or "attempt"] = quantity(value, metric.unit)
     parts: list[RenderableType] = []
     if found:
         phases = list(dict.fromkeys(phase for values in found.values() for phase in values))
-        shown = phases[: _NARROW_PHASES if narrow else _MOST_PHASES]
-        grid = _table("", *shown, right=range(1, len(shown) + 1))
+        told = sorted(phases, key=lambda phase: -sum(phase in values for values in found.values()))
+        most = told[: _NARROW_PHASES if narrow else _MOST_PHASES]
+        shown = [phase for phase in phases if phase in most]
+        grid = _table("", *shown, right=range(1, len(shown) + 1), fold=0)
         for name, values in list(found.items())[:_MOST_TELEMETRY]:
-            grid.add_row(name, *(values.get(phase, "") for phase in shown))
+            if values.keys() & set(shown):
+                grid.add_row(name, *(values.get(phase, "") for phase in shown))
         parts.append(grid)
-        left = [*phases[len(shown) :], *list(found)[_MOST_TELEMETRY:]]
+        left = [*(p for p in phases if p not in shown), *list(found)[_MOST_TELEMETRY:]]
         if left:
             parts.append(Text(f"… and {', '.join(left)} (--json)", style="italic"))
+    # A short phase has a reason of its own for every figure: what is too short for what, once.
+    together: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for (name, period), phases in brief.items():
+        together.setdefault((period, tuple(phases)), []).append(name)
+    for (period, short_phases), names in together.items():
+        absent[f"{', '.join(short_phases)}: {period}"] = names
     return [*parts, *_absences(absent)]
 
 
@@ -330,17 +362,18 @@ def _absences(absent: Mapping[str, Sequence[str]]) -> list[RenderableType]:
     ]
 
 
-def _table(*headings: str, right: Sequence[int] = ()) -> Table:
+def _table(*headings: str, right: Sequence[int] = (), fold: int = -1) -> Table:
+    """A table without lines; the column ``fold`` gives way where the terminal is narrow."""
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     for index, heading in enumerate(headings):
-        last = index == len(headings) - 1
+        folds = index == fold % len(headings)
         table.add_column(
             heading,
             justify="right" if index in right else "left",
-            no_wrap=not last,
-            overflow="fold" if last else "ellipsis",
+            no_wrap=not folds,
+            overflow="fold" if folds else "ellipsis",
         )
     return table
 

@@ -106,6 +106,18 @@ def test_show_json_is_as_designed(trial, attempts):
     assert first["started"].endswith("+00:00")
 
 
+def test_what_phases_were_too_short_for_is_said_once(make):
+    trial = make.plan().trials[0]
+    report = make.report(trial)
+    for phase, lasted in (("load", 0.01), ("warmup", 0.04)):
+        reason = f"lasted {lasted:.3f} s, shorter than the 0.1 s it is read over"
+        for name in ("cpu_s", "rss_bytes"):
+            report.telemetry[f"{phase}.{name}"] = Absent(f"{phase}.{name}", "1", reason)
+    text = " ".join(printed(ShowView(trial.hash, trial.identity, [("r", report)])).split())
+    assert text.count("shorter than the 0.1 s") == 1
+    assert "not had: cpu_s, rss_bytes (load, warmup: shorter than the 0.1 s" in text
+
+
 def test_samples_without_values_are_an_absence():
     assert metric_summary(Samples("x_s", "s", ()))["value"] is None
     one = metric_summary(Samples("x_s", "s", (2.0,)))
@@ -134,10 +146,37 @@ def test_a_plan_shows_axes_counts_states_and_reasons(make):
         "1024",
         "1",
         "GiB",
-        "2",
-        "cores",
     ]
+    assert lines[2] == "each takes 2 cores", "said once where it is the same for all"
     assert "failed      bf16 · 1024→32  oom_host: killed" in text
+
+
+def test_a_plan_says_what_is_not_expected_to_fit(make):
+    plan = make.plan()
+    states = {
+        trial.hash: TrialState("new", "needs at least 24.1 GiB" if at == 2 else None)
+        for at, trial in enumerate(plan.trials)
+    }
+    lines = [line.rstrip() for line in printed(plan_view(plan, states)).splitlines()]
+    marked = [line for line in lines if "new !" in line]
+    assert marked[0].split()[0] == plan.trials[2].hash[:12]
+    assert marked[1:] == ["new !  bf16 · 512→32  needs at least 24.1 GiB"]
+
+
+def test_axes_that_do_not_fit_become_one_name(make):
+    axes = {f"task.an_option_{n}": ("a", "b") for n in range(6)}
+    one, other = (dict.fromkeys(axes, value) for value in "ab")
+    trials = make.plan().trials[:2]
+    trials = tuple(replace(t, axes=a) for t, a in zip(trials, (one, other), strict=True))
+    plan = replace(make.plan(), trials=trials, axes=axes)
+    wide = printed(plan_view(plan, {}), width=140)
+    assert "an_option_0  an_option_1" in wide
+    narrow = printed(plan_view(plan, {}), width=60)
+    assert max(cell_len(line.rstrip()) for line in narrow.splitlines()) <= 60
+    assert "…" not in narrow
+    told = " ".join(narrow.split())
+    assert "an_option_0 a · an_option_1 a" in told
+    assert "an_option_5 b" in told
 
 
 def test_a_plan_of_thousands_is_cut(make):
