@@ -22,6 +22,7 @@ from orchestrator.record.runrecord import MetricPoint
 # MLflow's limits for one log_batch.
 MAX_PARAMS, MAX_TAGS, MAX_ENTITIES = 100, 100, 1_000
 PAGE_SIZE = 1_000
+BUSY_TIMEOUT_MS = 20_000
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,19 @@ class Backend:
                     self._store.log_batch(run_id, [], [], marks[:MAX_TAGS])
                     marks = marks[MAX_TAGS:]
 
+    def finish(
+        self,
+        run_id: str,
+        metrics: Iterable[MetricPoint],
+        params: Mapping[str, str],
+        tags: Mapping[str, str],
+        status: str,
+        end_ms: int,
+    ) -> None:
+        """All that a run holds and then its terminal status; may be repeated."""
+        self.log(run_id, metrics, params, tags)
+        self.end(run_id, status, end_ms)
+
     def end(self, run_id: str, status: str, end_ms: int) -> None:
         """Give a run its terminal status."""
         from mlflow.entities import RunStatus
@@ -192,6 +206,19 @@ class Backend:
             if not token:
                 return
 
+    def newest(self, condition: str, count: int) -> list[RunRow]:
+        """The ``count`` runs begun last of those that meet an MLflow filter."""
+        from mlflow.entities import ViewType
+
+        with translated(self._where):
+            ids = self.experiment_ids()
+            if not ids:
+                return []
+            page = self._store.search_runs(
+                ids, condition, ViewType.ACTIVE_ONLY, count, ["attributes.start_time DESC"], None
+            )
+            return [_row(run) for run in page]
+
     def experiment_ids(self) -> list[str]:
         """Every active experiment."""
         from mlflow.entities import ViewType
@@ -207,19 +234,6 @@ class Backend:
             token = page.token
             if not token:
                 return ids
-    def newest(self, condition: str, count: int) -> list[RunRow]:
-        """The ``count`` runs begun last of those that meet an MLflow filter."""
-        from mlflow.entities import ViewType
-
-        with translated(self._where):
-            ids = self.experiment_ids()
-            if not ids:
-                return []
-            page = self._store.search_runs(
-                ids, condition, ViewType.ACTIVE_ONLY, count, ["attributes.start_time DESC"], None
-            )
-            return [_row(run) for run in page]
-
 
     def settle(self) -> None:
         """Make the files put so far durable; a server's are its own business."""
@@ -282,6 +296,10 @@ def sqlite_backend(database: Path, artifact_root: Path) -> Backend:
         if fresh:
             _write_ahead_log(database)
         _commit_without_waiting(store.engine)
+        from orchestrator.record.transaction import SqliteBackend, tables_are_known
+
+        if tables_are_known():
+            return SqliteBackend(store, where, artifact_root)
     return Backend(store, where, where, artifact_root)
 
 
@@ -299,7 +317,7 @@ def _write_ahead_log(database: Path) -> None:
 
 
 def _commit_without_waiting(engine: Any) -> None:
-    # MLflow commits five times a run, SQLite by default waits for the disk each time. The spool
+    # MLflow commits often, and SQLite by default waits for the disk each time. The spool
     # keeps every record until `settle` has waited once for many; a power cut before that loses
     # commits at the log's end, never the database, and they are then made again.
     from sqlalchemy import event
@@ -307,6 +325,9 @@ def _commit_without_waiting(engine: Any) -> None:
     @event.listens_for(engine, "connect")
     def relax(connection: Any, _: Any) -> None:
         connection.execute("PRAGMA synchronous=NORMAL")
+        # As MLflow sets them for its own sessions.
+        connection.execute("PRAGMA foreign_keys=ON")
+        connection.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
 
     engine.dispose()
 

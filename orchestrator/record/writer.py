@@ -65,8 +65,9 @@ class Writer:
             return run.run_id
         self._backend.put_files(run, record.files)
         tags = {k: v for k, v in record.tags.items() if run.tags.get(k) != v}
-        self._backend.log(run.run_id, record.metrics, record.params, {**tags, DIGEST_TAG: digest})
-        self._backend.end(run.run_id, record.status, record.end_ms or record.start_ms)
+        tags[DIGEST_TAG] = digest
+        end_ms = record.end_ms or record.start_ms
+        self._backend.finish(run.run_id, record.metrics, record.params, tags, record.status, end_ms)
         return run.run_id
 
     def settle(self) -> None:

@@ -510,13 +510,13 @@ def test_begin_and_finish_return_at_once(store: EmbeddedStore, kit: SimpleNamesp
     with Recording(store, kit.plan_of(trials)) as recording:
         assert recording.flush(60)
         backend = store.backend()
-        original = backend.log
+        original = backend.finish
 
         def slow(*arguments: Any) -> None:
             held.wait(60)
             original(*arguments)
 
-        backend.log = slow  # type: ignore[method-assign]
+        backend.finish = slow  # type: ignore[method-assign]
         for trial in trials:
             spec = kit.spec_of(trial)
             recording.begin(spec, trial, kit.SLOT)
