@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from orchestrator.measure.arithmetic import Expectation, Limits, Measured
 
 TASK = "ceilings"
-# Some seconds of work; longer than this the machine is too busy for what is called a ceiling.
-TIMEOUT_S = 60.0
+# Half a minute of work; longer than this the machine is too busy for what is called a ceiling.
+TIMEOUT_S = 120.0
 _LOCK_PATIENCE_S = 90.0
 
 log = logging.getLogger(__name__)
