@@ -19,8 +19,7 @@ from __future__ import annotations
 
 import importlib.util
 import statistics
-from dataclasses import dataclass, fields, replace
-from importlib.metadata import version
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from orchestrator.measure import (
@@ -42,9 +41,9 @@ from tasks import loading, tokens
 from tasks.llama import formats, quality
 from tasks.llama.expected import GGUF_TYPE, expect_llamacpp
 from tasks.llama.options import context_room, gpu_layers, needed_tokens
+from tasks.llama.reference import is_reference, reference_for
 from tasks.llama.server import CACHE_TYPES, FLASH_ATTENTION, INSTALL, Completion, LlamaServer
 from tasks.llama.server import Setting as ServerSetting
-from tasks.loading.cache import cache_root, publish
 from tasks.loading.digest import digest_files, digest_text
 from tasks.loading.residency import resident_fraction
 from tasks.loading.source import find_problem, model_path, packaged_file
@@ -52,8 +51,7 @@ from tasks.phase_memory import PhaseMemory
 
 OWN_TIMING_TOLERANCE = 0.03
 _CHARACTERS_A_TOKEN = 64
-# What the reference for quality keeps its cache in, whatever is measured.
-_REFERENCE_CACHE = "f16"
+_OVER_WEIGHTS = "peak_memory_over_weights_bytes"
 
 
 @dataclass
@@ -186,12 +184,17 @@ def run(identity: Identity, recorder: Recorder) -> None:
         recorder.fact("model_config", {**contents.config, GGUF_TYPE: contents.matrix_type})
     if options.format != formats.SOURCE:
         recorder.engaged("format", options.format, contents.matrix_type)
+    memory = PhaseMemory(HostMemory(), weights_bytes=contents.weights_bytes)
     with recorder.phase("load", measured=False), timed(recorder.clock) as span:
         server = LlamaServer(setting)
     recorder.value("load_s", "s", span.seconds)
     if setting.gpu_layers:
         _prove_offloaded(server, setting, contents, recorder)
-    _measure(server, setting, contents, options, identity, recorder)
+    _measure(server, setting, contents, options, identity, memory, recorder)
+    if setting.gpu_layers:
+        recorder.absent(_OVER_WEIGHTS, "bytes", "layers are on the GPU, whose memory telemetry has")
+    else:
+        memory.record(recorder)
     if options.quality_tokens:
         with recorder.phase("quality", measured=False):
             _measure_quality(server, setting, contents, options, source, digest, recorder)
@@ -248,14 +251,13 @@ def _measure(
     contents: formats.Contents,
     options: LlamaCppConfig,
     identity: Identity,
+    memory: PhaseMemory,
     recorder: Recorder,
 ) -> None:
     prompt = random_prompt(contents.ordinary_ids, options.prompt_tokens, identity["seed"])
     with recorder.phase("first_call", measured=False), first_call(recorder):
         first = server.complete(prompt, 1, recorder.clock)
     _prove_counts(first, options.prompt_tokens, 1, recorder)
-    # After the first call: it has brought the mapped weights into memory.
-    memory = PhaseMemory(HostMemory())
     ratios: dict[str, list[float]] = {"prefill": [], "decode": []}
     merged = 0
     outputs: set[str] = set()
@@ -274,7 +276,6 @@ def _measure(
         _add(repetition, answer, options, ratios if not repetition.warmup else None)
         merged += answer.merged_tokens
         outputs.add(digest_text(answer.text)[:16])
-    memory.record(recorder)
     recorder.fact("threads", {"decode": setting.threads, "batch": setting.threads_batch})
     recorder.fact("output_digests", sorted(outputs))
     recorder.fact("tokens_that_came_together", merged)
@@ -366,33 +367,15 @@ def _measure_quality(
             where="task.quality_tokens",
             fix="Give fewer",
         )
-    ids_digest = tokens.ids_digest(ids)
-    recorder.fact("quality_tokens_digest", ids_digest)
+    recorder.fact("quality_tokens_digest", tokens.ids_digest(ids))
     own = quality.predict(server, ids, contents.vocabulary)
     server.close()
-    plain = {"cache_type_k": _REFERENCE_CACHE, "cache_type_v": _REFERENCE_CACHE}
-    is_reference = options.format == formats.REFERENCE and plain == {
-        key: getattr(setting, key) for key in plain
-    }
-
-    def build(file: Path) -> None:
-        if is_reference:
-            own.save(file)
-            return
-        made = formats.in_format(source, digest, formats.REFERENCE)
-        other = LlamaServer(replace(setting, file=made, **plain))
-        quality.predict(other, ids, contents.vocabulary).save(file)
-        other.close()
-
-    key = digest_text(f"{digest} {ids_digest} {quality.TOP} {version('xllamacpp')}")[:32]
-    reference: quality.Predictions | str
-    try:
-        kept = publish(cache_root() / "references" / f"{key}.npz", build)
-        # Compared with itself, not with what another attempt stored: the noise is not its error.
-        reference = own if is_reference else quality.Predictions.load(kept)
-    except InputError as error:  # a type that cannot be dequantized, or no room for the file
-        reference = f"no {formats.REFERENCE} of these weights: {error}"
-    quality.record(recorder, own, reference)
+    itself = own if is_reference(options.format, setting) else None
+    quality.record(
+        recorder,
+        own,
+        reference_for(itself, setting, source, digest, ids, contents.vocabulary),
+    )
 
 
 _P95 = Column("itl_s", "p95")
@@ -419,7 +402,7 @@ TASK = Task(
         _LONG_OVER_SHORT.name,
         "load_s",
         "first_call_s",
-        "peak_memory_over_weights_bytes",
+        _OVER_WEIGHTS,
     ),
     figures=(
         Bars("tpot_s"),

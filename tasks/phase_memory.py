@@ -10,11 +10,19 @@ from orchestrator.measure import HostMemory, MemoryTracker, Recorder
 
 
 class PhaseMemory:
-    """Peaks of each measured phase over what was held once the model was loaded."""
+    """Peaks of each measured phase over what was held once the model was loaded.
 
-    def __init__(self, memory: MemoryTracker) -> None:
+    Parameters
+    ----------
+    weights_bytes : int
+        Made before the model is loaded, by a program that maps its weights and sets room for all
+        else aside at once: what they will take, so that all else counts.
+    """
+
+    def __init__(self, memory: MemoryTracker, *, weights_bytes: int = 0) -> None:
         self._memory = memory
-        self._held = memory.held_bytes()
+        held = memory.held_bytes()
+        self._held = None if held is None else held + weights_bytes
         self._reason = memory.absent_reason
         self._peaks: dict[str, int] = {}
         self._process_bytes: int | None = None

@@ -213,6 +213,39 @@ def test_the_context_has_room_for_what_is_run(identity: Identity) -> None:
     assert needed_tokens({**task, "quality_tokens": 600}) == 601
 
 
+@needs_llamacpp
+def test_without_a_reference_the_reason_is_said(
+    identity: Identity, run: Run, tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(source: Path, digest: str, name: str) -> Path:
+        raise InputError("no space left for the model cache")
+
+    in_format = formats.in_format
+    monkeypatch.setattr(
+        formats,
+        "in_format",
+        lambda *of: full(*of) if of[2] == formats.REFERENCE else in_format(*of),
+    )
+    asked = identity(
+        task="llamacpp",
+        model=of(tiny_gguf),
+        prompt_tokens=8,
+        new_tokens=2,
+        quality_tokens=8,
+    )
+    events = run(asked)
+    assert events.value("perplexity") > 1
+    assert "no BF16 of these weights: no space left" in events.absent("kl_to_reference")
+
+
+@needs_llamacpp
+def test_a_prompt_longer_than_the_file_s_context_is_refused(
+    identity: Identity, run: Run, tiny_gguf: Path
+) -> None:
+    with pytest.raises(InputError, match=r"take 140 tokens; the context has 128.*Shorten"):
+        run(identity(task="llamacpp", model=of(tiny_gguf), prompt_tokens=130, new_tokens=10))
+
+
 class Spoken:
     """A server that gives the same distribution whatever it is asked."""
 
