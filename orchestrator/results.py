@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,7 @@ def compare_command(
     as_json: bool,
 ) -> int:
     """B over A, metric by metric; always 0: ``gate`` is what judges."""
+    from orchestrator.plan.messages import nearest
     from orchestrator.report.compare import compare, tolerance
     from orchestrator.report.compare_view import comparison_view
     from orchestrator.report.operators_view import OperatorDiffView
@@ -61,6 +63,14 @@ def compare_command(
 
     store = _store(overrides)
     base, new = select(store, a), select(store, b)
+    _differ(base, new)
+    known = {name for side in (base, new) for name in side.metric_names}
+    for metric in metrics:
+        # `itl_s.p95` is derived from `itl_s`.
+        if not {metric, metric.rpartition(".")[0]} & known:
+            raise UsageError(
+                f"no metric {metric!r} in either", where="--metric", fix=nearest(metric, known)
+            )
     noise = noise_of(store, base.fingerprints | new.fingerprints)
     comparison = compare(
         base.attempts,
@@ -130,6 +140,7 @@ def gate_command(
     if new is None:
         new, baseline = _newest_against(store, baseline)
     base, candidate = select(store, baseline), select(store, new)
+    _differ(base, candidate)
     result = gate(
         candidate.attempts,
         base.attempts,
@@ -139,7 +150,8 @@ def gate_command(
         allow_different=allow_different,
     )
     if junit is not None:
-        junit.write_text(result.to_junit_xml(), encoding="utf-8")
+        with _writing(junit, "--junit"):
+            junit.write_text(result.to_junit_xml(), encoding="utf-8")
     if as_json:
         emit_json({"new": new, "baseline": baseline, **result.to_json()})
     else:
@@ -191,14 +203,35 @@ def report_command(sweep: str, overrides: Sequence[str], output: Path, as_json: 
     if as_json:
         emit_json(to_json(build_table(found.plan, found.attempts)))
         return 0
-    output.mkdir(parents=True, exist_ok=True)
+    with _writing(output, "--output"):
+        output.mkdir(parents=True, exist_ok=True)
     files = report_files(
         found.plan, found.attempts, command=found.command, telemetry=found.telemetry
     )
     for name, content in files.items():
-        (output / name).write_bytes(content)
+        with _writing(output / name, "--output"):
+            (output / name).write_bytes(content)
         click.echo(output / name)
     return 0
+
+
+@contextlib.contextmanager
+def _writing(path: Path, flag: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}", where=flag) from error
+
+
+def _differ(a: Selection, b: Selection) -> None:
+    """Refuse to set attempts against themselves: everything would be equal."""
+    from orchestrator.selection import attempt_ids
+
+    if attempt_ids(a) == attempt_ids(b):
+        raise UsageError(
+            f"{a.word} and {b.word} are the same attempts",
+            fix="Of a sweep's runs, NAME@-1 is the last and NAME@-2 the one before",
+        )
 
 
 def _store(overrides: Sequence[str]) -> Store:
