@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 MOST_CHANGES = 15
 _WIDE = 86
 
-_STATES = {"appeared": ("+ appeared", "magenta"), "vanished": ("- vanished", "cyan")}
+#: state -> (mark, style)
+_MARKS = {"both": ("", ""), "appeared": ("+", "magenta"), "vanished": ("-", "cyan")}
 
 
 @dataclass(frozen=True)
@@ -52,46 +53,45 @@ class OperatorDiffView:
             yield Text(f"  incomparable: {found.reason}", style="magenta")
             return
         yield self._table(options.max_width)
-        yield Text("  one pass each, no interval: a hint where to look, not a verdict", style="dim")
+        marks = {_MARKS[c.state][0]: c.state for c in found.changes[:MOST_CHANGES]}
+        said = [f"{mark} {state}" for mark, state in marks.items() if mark]
+        said.append("one pass each, no interval: a hint where to look, not a verdict")
+        yield Text(f"  {' · '.join(said)}", style="dim")
 
     def _table(self, width: int) -> Table:
         from rich.table import Table
-        from rich.text import Text
 
         found = self.diff
         shown, rest = found.changes[:MOST_CHANGES], found.changes[MOST_CHANGES:]
-        scale = scale_of([found.self_s_a, found.self_s_b], "s")
+        scale = scale_of([s.self_s for c in shown for s in (c.a, c.b) if s], "s")
         wide = width >= _WIDE
         grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-        grid.add_column("  operator", max_width=34, overflow="ellipsis", no_wrap=True)
+        grid.add_column("  operator", max_width=36 if wide else 26, overflow="ellipsis")
         a, b = self.names
         headings = [f"{a} {scale.symbol}", f"{b} {scale.symbol}", "Δ", "ratio"]
-        headings += ["share", "", "calls", ""] if wide else []
-        for heading in headings:
-            grid.add_column(heading, justify="right", no_wrap=True)
-        grid.add_column("", no_wrap=True)
+        for heading in [*headings, *(["share", "calls"] if wide else [])]:
+            grid.add_column(heading, justify="right")
+        for column in grid.columns:
+            column.no_wrap = True
 
         def row(
-            name: str,
-            sides: tuple[OperatorSide | None, OperatorSide | None],
-            change: tuple[str, str],
-            style: str = "",
+            name: str, a: OperatorSide | None, b: OperatorSide | None, mark: str, style: str
         ) -> None:
-            before, after = (side.self_s if side else None for side in sides)
+            before, after = a.self_s if a else None, b.self_s if b else None
             delta = (after or 0.0) - (before or 0.0)
             times = after / before if before and after is not None else None
-            cells = [f"  {name}", scale.number(before), scale.number(after)]
+            cells = [f"{mark or ' '} {name}", scale.number(before), scale.number(after)]
             cells += [f"{'+' if delta > 0 else ''}{scale.number(delta)}", ratio(times)]
             if wide:
-                cells += [percent(side.share) if side else MISSING for side in sides]
-                cells += [str(side.calls) if side else MISSING for side in sides]
-            grid.add_row(*cells, Text(*change), style=style)
+                cells.append(_both(*(percent(s.share) if s else MISSING for s in (a, b))))
+                cells.append(_both(*(str(s.calls) if s else MISSING for s in (a, b))))
+            grid.add_row(*cells, style=style)
 
         for change in shown:
-            row(change.name, (change.a, change.b), _STATES.get(change.state, ("", "")))
+            row(change.name, change.a, change.b, *_MARKS[change.state])
         if rest:
-            row(f"{len(rest)} others (--json)", _sum(rest), ("", ""), "dim")
-        row("all", _sum(found.changes), ("", ""), "bold")
+            row(f"{len(rest)} others (--json)", *_sum(rest), "", "dim")
+        row("all", *_sum(found.changes), "", "bold")
         return grid
 
 
@@ -114,6 +114,10 @@ def operator_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             row.get("bound") or MISSING,
         )
     return grid
+
+
+def _both(a: str, b: str) -> str:
+    return a if a == b else f"{a} → {b}"
 
 
 def _sum(

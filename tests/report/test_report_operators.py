@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from orchestrator.attempt import AttemptReport, Outcome
 from orchestrator.report.operators import diff_operators, read_operators
 from orchestrator.report.operators_view import OperatorDiffView, operator_table
+from orchestrator.results import _operator_diffs
+from orchestrator.selection import Selection
 
 A, B = "a" * 64, "b" * 64
 
@@ -72,7 +75,9 @@ def test_the_view_says_what_took_longer_and_what_the_rest_is() -> None:
     many = table(**{f"op{i:02}": 1.0 + i for i in range(20)})
     text = printed(OperatorDiffView(diff_operators(A, BEFORE, B, many), {A: "fp32", B: "nf4"}))
     assert "A: fp32  aaaaaaaaaaaa" in text
-    assert "+ appeared" in text
+    assert "+ op19" in text
+    assert "- mm" in text
+    assert "+ appeared · - vanished" in text
     # Fifteen rows of 23, the others in one, then the whole: 10 s against 210 s.
     (others,) = [line for line in text.splitlines() if "others" in line]
     assert others.split()[0] == "8"
@@ -103,3 +108,33 @@ def test_top_operators_of_one_profile_by_phase() -> None:
     lines = printed(operator_table(rows)).splitlines()
     assert lines[0].split() == ["operator", "self", "share", "prefill", "decode", "calls", "bound"]
     assert lines[1].split() == ["mm", "500", "ms", "80", "%", "30", "%", "50", "%", "12", "memory"]
+
+
+class Kept:
+    """A store with the tables of two attempts."""
+
+    def artifact(self, run_id: str, name: str) -> bytes:
+        assert name == "operators.json"
+        if run_id == "run of c":
+            raise FileNotFoundError(name)
+        return json.dumps({"run of a": BEFORE, "run of b": AFTER}[run_id]).encode()
+
+
+def selection(which: str, task: str = "profile", outcome: str = "ok") -> Selection:
+    config_hash = which * 64
+    report = AttemptReport(attempt_id=which, config_hash=config_hash, outcome=Outcome(outcome))
+    configs = {config_hash: {"task": {"name": task}}}
+    return Selection(which, {config_hash: [report]}, configs, {which: f"run of {which}"})
+
+
+def test_compared_profiles_are_those_that_left_a_table() -> None:
+    store: Any = Kept()
+    (diff,) = _operator_diffs(store, selection("a"), selection("b"))
+    assert (diff.hash_a, diff.hash_b) == (A, B)
+    assert diff.changes[0].name == "mm"
+    for other in (
+        selection("c"),
+        selection("b", task="inference"),
+        selection("b", outcome="crashed"),
+    ):
+        assert _operator_diffs(store, selection("a"), other) == []
