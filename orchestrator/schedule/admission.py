@@ -35,7 +35,7 @@ def admit(cluster: RayCluster, tracking: TrackingConfig) -> None:
     hosts = {node.node_id: node.host for node in cluster.nodes()}
     if len(hosts) > 1 and tracking.kind == "embedded" and not tracking.local_on_cluster:
         raise ClusterError(
-            f"{len(hosts)} nodes measure, and {tracking.root}/ of this host alone keeps the results",
+            f"{len(hosts)} nodes measure, and {tracking.root}/ of this host has the results",
             where="tracking=embedded",
             fix="Use tracking=server tracking.uri=http://HOST:PORT, or say that this is meant: "
             "tracking.local_on_cluster=true",

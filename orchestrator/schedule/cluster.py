@@ -9,14 +9,15 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from orchestrator.attempt import AttemptSpec, Outcome
 from orchestrator.errors import ClusterError, Interrupted
 from orchestrator.schedule import aftermath
-from orchestrator.schedule.events import ClusterEvent, Ended, Vanished
+from orchestrator.schedule.events import ClusterEvent, Ended, Started, Vanished
+from orchestrator.schedule.homes import Homes
 from orchestrator.schedule.placement import Demand, Node
 from orchestrator.schedule.session import Session
 from orchestrator.schedule.supervisor import fetch_report, supervise
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 START_TIMEOUT_S = 120.0
 # What is ready is here at once; only a cluster that falls apart makes us wait for it.
 GET_TIMEOUT_S = 5.0
+# Ray labels every node that has GPUs with their kind.
+ACCELERATOR_LABEL = "ray.io/accelerator-type"
 # A node's first process unpacks our code, and may start while a hundred others do.
 ASK_TIMEOUT_S = 120.0
 
@@ -47,6 +50,9 @@ class RayCluster:
         self._generators: dict[Any, str] = {}
         self._by_attempt: dict[str, Any] = {}
         self._cancelled: set[str] = set()
+        self._identities: dict[str, Mapping[str, Any]] = {}
+        self._homes = Homes()
+        self._known: set[str] = set()
         self._task = ray.remote(
             num_returns="streaming",
             # A worker per GPU task (Ray's default) would pay for a new fork server every time.
@@ -72,7 +78,12 @@ class RayCluster:
 
     def nodes(self) -> Sequence[Node]:
         self._session.check()
-        return [_node(entry) for entry in self._ray.nodes() if entry["Alive"]]
+        found = [_node(entry) for entry in self._ray.nodes() if entry["Alive"]]
+        alive = {node.node_id for node in found}
+        for node_id in self._known - alive:
+            self._homes.lost(node_id)
+        self._known = alive
+        return found
 
     def submit(self, spec: AttemptSpec, demand: Demand, avoid: frozenset[str]) -> None:
         options: dict[str, Any] = {
@@ -82,10 +93,16 @@ class RayCluster:
         }
         if demand.memory_bytes:
             options["memory"] = demand.memory_bytes
+        labels: dict[str, str] = {}
         if demand.accelerator:
-            options["accelerator_type"] = demand.accelerator
+            labels[ACCELERATOR_LABEL] = demand.accelerator
         if avoid:
-            options["label_selector"] = {"ray.io/node-id": f"!in({','.join(sorted(avoid))})"}
+            labels["ray.io/node-id"] = f"!in({','.join(sorted(avoid))})"
+        if labels:
+            options["label_selector"] = labels
+        elif (home := self._homes.best(spec.identity)) is not None:
+            options["scheduling_strategy"] = self._preference(home)
+        self._identities[spec.attempt_id] = spec.identity
         generator = self._task.options(**options).remote(spec, demand.cpus, demand.memory_bytes)
         self._generators[generator] = spec.attempt_id
         self._by_attempt[spec.attempt_id] = generator
@@ -150,6 +167,7 @@ class RayCluster:
             self.cancel(attempt_id, force=True)
         self._generators.clear()
         self._by_attempt.clear()
+        self._identities.clear()
         self._session.close()
 
     def __enter__(self) -> RayCluster:
@@ -164,6 +182,12 @@ class RayCluster:
         self.close()
 
     # -- inside -----------------------------------------------------------------------------
+
+    def _preference(self, node_id: str) -> Any:
+        """That node if it has a free slot at the moment of placing, else any."""
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        return NodeAffinitySchedulingStrategy(node_id, soft=True, _spill_on_unavailable=True)
 
     def _next(self, generator: Any) -> ClusterEvent | None:
         attempt_id = self._generators[generator]
@@ -181,9 +205,12 @@ class RayCluster:
             with contextlib.suppress(Exception):  # the head may be gone, and its store with it
                 report = fetch_report(attempt_id)
                 event = event if report is None else Ended(attempt_id, report)
+        if isinstance(event, Started):
+            self._homes.began(self._identities[attempt_id], event.slot.node_id)
         if isinstance(event, Ended | Vanished):
             del self._generators[generator]
             del self._by_attempt[attempt_id]
+            del self._identities[attempt_id]
             self._cancelled.discard(attempt_id)
         return event
 
@@ -304,7 +331,7 @@ def _last_line(error: BaseException) -> str:
 
 def _node(entry: dict[str, Any]) -> Node:
     resources = entry["Resources"]
-    prefix = "accelerator_type:"
+    kind = entry.get("Labels", {}).get(ACCELERATOR_LABEL)
     memory = resources.get("memory")
     return Node(
         node_id=entry["NodeID"],
@@ -312,7 +339,5 @@ def _node(entry: dict[str, Any]) -> Node:
         cpus=int(resources.get("CPU", 0)),
         gpus=int(resources.get("GPU", 0)),
         memory_bytes=None if memory is None else int(memory),
-        accelerators=frozenset(
-            name.removeprefix(prefix) for name in resources if name.startswith(prefix)
-        ),
+        accelerators=frozenset(filter(None, [kind])),
     )
