@@ -47,7 +47,7 @@ class World:
 
     def __init__(self) -> None:
         # Short: Ray's sockets lie below it, and their paths have at most 107 bytes.
-        self.directory = Path(tempfile.mkdtemp(prefix="chaos-", dir="/tmp"))
+        self.directory = Path(tempfile.mkdtemp(prefix="cw", dir="/tmp"))
         self.temporary = self.directory / "tmp"
         (self.temporary / "ray").mkdir(parents=True)  # where Ray notes its address
         self.environment = {
@@ -56,13 +56,13 @@ class World:
             MARK: str(self.directory),
             "TMPDIR": str(self.temporary),
             "XDG_STATE_HOME": str(self.directory / "state"),
-            "ORCHESTRATOR_LOCAL_DIR": str(self.local_directory("driver")),
+            "ORCHESTRATOR_LOCAL_DIR": str(self.local_directory("d")),
             "PYTHONPATH": str(ROOT),
         }
 
     def local_directory(self, name: str) -> Path:
         """A host's own directory: simulated nodes must not share their core locks."""
-        path = self.directory / f"local-{name}"
+        path = self.directory / name
         path.mkdir(mode=0o700, exist_ok=True)
         return path
 
@@ -111,9 +111,17 @@ def environment(values: Mapping[str, str]) -> Iterator[None]:
 
 
 class Nodes:
-    """A head without slots and nodes of two each, all on this machine."""
+    """A head without slots and nodes of two each, all on this machine.
 
-    def __init__(self, world: World, count: int, slots: int = 2) -> None:
+    Parameters
+    ----------
+    address : str, optional
+        The head's IP address; by default Ray's choice.
+    """
+
+    def __init__(
+        self, world: World, count: int, slots: int = 2, *, address: str | None = None
+    ) -> None:
         from ray.cluster_utils import Cluster
 
         self._world = world
@@ -122,9 +130,11 @@ class Nodes:
         self._cluster = Cluster(shutdown_at_exit=False)
         self.alive: list[Any] = []
         with environment(world.environment):
-            # include_dashboard: only the head's, which serves nothing here.
             self._cluster.add_node(
-                num_cpus=0, include_dashboard=False, temp_dir=str(world.directory / "ray")
+                num_cpus=0,
+                include_dashboard=False,
+                temp_dir=str(world.directory / "ray"),
+                **({"node_ip_address": address} if address else {}),
             )
         for _ in range(count):
             self.add()
@@ -139,15 +149,20 @@ class Nodes:
         """The head node."""
         return self._cluster.head_node
 
-    def add(self, *, wait: bool = True) -> None:
-        """A node joins, as another host would."""
+    def add(self, *, wait: bool = True, **options: Any) -> Any:
+        """A node joins, as another host would; variables in capitals are of its environment."""
         self._made += 1
         local = self._world.local_directory(f"n{self._made}")
         with environment(self._world.environment):
+            variables = {name: options.pop(name) for name in list(options) if name.isupper()}
             node = self._cluster.add_node(
-                num_cpus=self._slots, wait=wait, env_vars={"ORCHESTRATOR_LOCAL_DIR": str(local)}
+                num_cpus=self._slots,
+                wait=wait,
+                env_vars={"ORCHESTRATOR_LOCAL_DIR": str(local), **variables},
+                **options,
             )
         self.alive.append(node)
+        return node
 
     def kill(self, index: int) -> None:
         """SIGKILL to the raylet of a node: the rest of it has to notice by itself."""
@@ -204,20 +219,10 @@ class TrackingServer:
         with open(root / "server.log", "ab") as log:
             self._process = subprocess.Popen(
                 [
-                    sys.executable,
-                    "-m",
-                    "mlflow",
-                    "server",
-                    "--backend-store-uri",
-                    f"sqlite:///{root}/mlflow.db",
-                    "--artifacts-destination",
-                    str(root / "artifacts"),
-                    "--host",
-                    "127.0.0.1",
-                    "--port",
-                    str(self._port),
-                    "--workers",
-                    "1",
+                    *(sys.executable, "-m", "mlflow", "server", "--workers", "1"),
+                    *("--backend-store-uri", f"sqlite:///{root}/mlflow.db"),
+                    *("--artifacts-destination", str(root / "artifacts")),
+                    *("--host", "127.0.0.1", "--port", str(self._port)),
                 ],
                 env={**self._world.environment, **SERVER_ENVIRONMENT},
                 stdin=subprocess.DEVNULL,
@@ -250,13 +255,14 @@ class DriverProcess:
         self._world = world
         self._words = [sys.executable, "-m", "orchestrator", *words]
         self.log = world.directory / "driver.log"
+        self.output = world.directory / "driver.out"
         self.starts = 0
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start it."""
         self.starts += 1
-        with open(self.log, "ab") as log:
+        with open(self.log, "ab") as log, open(self.output, "wb") as output:
             log.write(f"--- start {self.starts}\n".encode())
             log.flush()
             self.process = subprocess.Popen(
@@ -264,7 +270,7 @@ class DriverProcess:
                 env=self._world.environment,
                 cwd=self._world.directory,
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
+                stdout=output,
                 stderr=log,
                 start_new_session=True,
             )
