@@ -117,9 +117,12 @@ def _gpus() -> Iterator[Finding]:
     for device in found.devices:
         kind = "simulated GPU" if device.simulated else "GPU"
         yield Finding("ok", f"{kind} {device.name} ({device.uuid})")
-    if not found.devices:
+    if found.broken:
+        fix = "Compare with nvidia-smi; what it cannot read nobody can watch"
+        yield Finding("fail", f"NVIDIA driver: {found.reason}", fix)
+    elif not found.devices:
         yield Finding("ok", f"no NVIDIA GPU: {found.reason}" if found.reason else "no NVIDIA GPU")
-    elif not found.simulated:
+    if found.devices and not found.simulated:
         yield from _torch_sees_gpus()
 
 

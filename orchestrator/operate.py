@@ -145,12 +145,12 @@ def doctor_command(overrides: Sequence[str], simulate: Path | None, as_json: boo
     return 1 if any(finding.level == "fail" for finding in findings) else 0
 
 
-def _rehearsed(verdict: dict[str, Any]) -> Iterator[Finding]:
+def _rehearsed(verdict: dict[str, Any], seconds: float = 3.0) -> Iterator[Finding]:
     """What the verdict policy says of the GPUs here, one finding a rule that did not pass."""
     from orchestrator.doctor import Finding
     from orchestrator.telemetry.simulate import rehearse
 
-    judged = rehearse(verdict).verdict
+    judged = rehearse(verdict, seconds=seconds).verdict
     level = {"valid": "ok", "invalid": "fail"}.get(judged.state, "warn")
     yield Finding(level, f"a measurement here would be {judged.state}")
     for rule in judged.rules:
@@ -158,3 +158,9 @@ def _rehearsed(verdict: dict[str, Any]) -> Iterator[Finding]:
             said = rule.reason or f"{rule.value}, limit {rule.limit}"
             level = "fail" if rule.state == "invalid" else "warn"
             yield Finding(level, f"{rule.rule}: {said}", f"verdict.rules.{rule.rule}.limit=…")
+    unknown: dict[str, list[str]] = {}
+    for rule in judged.rules:
+        if rule.state == "unknown":
+            unknown.setdefault(rule.reason or "no reason given", []).append(rule.rule)
+    for reason, rules in unknown.items():
+        yield Finding("warn", f"not to be checked: {', '.join(rules)}: {reason}")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from statistics import median
-
 from orchestrator.attempt import AttemptReport
 from orchestrator.measure import derive
 from orchestrator.measure.metric import Absent, Metric, Samples, Value
@@ -43,15 +41,16 @@ def _joules_per_token(report: AttemptReport) -> dict[str, Metric]:
     """Energy per decoded token; empty where the task decoded none.
 
     Energy of the measured ``decode`` phases over the tokens of the whole batch decoded in them:
-    the intervals recorded (``itl_s``) times the batch, which is ``decode_tokens_per_s`` (of the
-    batch) times ``tpot_s`` (of one sequence). The first token of a sequence belongs to the prefill.
+    ``decode_tokens_per_s`` (of the batch) times the time decoding took (``e2e_s - ttft_s``),
+    repetition by repetition. The first token of a sequence belongs to the prefill. Intervals are
+    not counted: tokens that came together have one between them.
     """
-    found = [report.metrics.get(name) for name in ("itl_s", "decode_tokens_per_s", "tpot_s")]
-    intervals, rate, pace = (m if isinstance(m, Samples) and m.values else None for m in found)
-    if intervals is None or rate is None or pace is None:
+    found = [report.metrics.get(name) for name in ("decode_tokens_per_s", "e2e_s", "ttft_s")]
+    rates, wholes_s, firsts_s = (m.values if isinstance(m, Samples) else () for m in found)
+    if not rates or not len(rates) == len(wholes_s) == len(firsts_s):
         return {}
-    batch = round(median(rate.values) * median(pace.values))
-    tokens = len(intervals.values) * batch
+    times = zip(rates, wholes_s, firsts_s, strict=True)
+    tokens = round(sum(rate * (whole_s - first_s) for rate, whole_s, first_s in times))
     energy = report.telemetry.get("decode.energy_j")
     joules = derive.joules_per_token(energy.value if isinstance(energy, Value) else None, tokens)
     if joules is not None:

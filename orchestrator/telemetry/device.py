@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.telemetry.nvml import NvmlError, Session
+from orchestrator.telemetry.nvml import NO_GPU_HERE, NvmlError, Session
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,16 @@ class Device:
 
 @dataclass(frozen=True)
 class Inventory:
-    """The devices of this machine; ``reason`` says why there are none, or why some are missing."""
+    """The devices of this machine; ``reason`` says why there are none, or why some are missing.
+
+    ``broken``: there is a driver, and it does not do what it should.
+    """
 
     devices: tuple[Device, ...] = ()
     reason: str | None = None
     driver_version: str | None = None
     simulated: bool = False
+    broken: bool = False
 
 
 def inventory() -> Inventory:
@@ -60,11 +64,11 @@ def inventory() -> Inventory:
     try:
         session = Session()
     except NvmlError as error:
-        return Inventory(reason=error.what)
+        return Inventory(reason=error.what, broken=error.what not in NO_GPU_HERE)
     try:
         return _list(session)
     except NvmlError as error:
-        return Inventory((), error.what, session.driver_version, session.simulated)
+        return Inventory((), error.what, session.driver_version, session.simulated, broken=True)
     finally:
         session.close()
 
@@ -131,7 +135,8 @@ def _list(session: Session) -> Inventory:
             lost.append(f"GPU {index}: {error.what}")
     found.sort(key=lambda d: d.pci_bus_id)
     reason = "; ".join(lost) or (None if found else "no NVIDIA GPU here")
-    return Inventory(tuple(found), reason, session.driver_version, session.simulated)
+    broken = bool(lost)
+    return Inventory(tuple(found), reason, session.driver_version, session.simulated, broken)
 
 
 def _slices(session: Session, parent: Any) -> list[Device]:

@@ -74,6 +74,12 @@ TRANSLATION: dict[str, tuple[Kind, str]] = {
     "UNKNOWN": (Kind.TRANSIENT, "NVML failed without a reason"),
 }
 
+NO_PACKAGE = "the package nvidia-ml-py is not installed"
+NO_GPU_HERE = frozenset(
+    {NO_PACKAGE, *(TRANSLATION[name][1] for name in ("LIBRARY_NOT_FOUND", "GPU_NOT_FOUND"))}
+)
+"""Reasons of a machine that simply has no GPU; any other means that something is wrong with it."""
+
 
 class NvmlError(OrchestratorError):
     """An NVML call failed; ``kind`` says whether asking again makes sense."""
@@ -95,9 +101,7 @@ def load_pynvml() -> Any:
     try:
         import pynvml
     except ImportError as error:
-        raise NvmlError(
-            "the package nvidia-ml-py is not installed", kind=Kind.UNAVAILABLE
-        ) from error
+        raise NvmlError(NO_PACKAGE, kind=Kind.UNAVAILABLE) from error
     return pynvml
 
 

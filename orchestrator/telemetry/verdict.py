@@ -190,9 +190,11 @@ def _lost(report: AttemptReport) -> Seen:
 
 
 def _memory_before(report: AttemptReport) -> Seen:
-    before = report.facts.get("telemetry", {}).get("device_memory_before_bytes")
+    watched = report.facts.get("telemetry", {})
+    before = watched.get("device_memory_before_bytes")
     if not before:
-        return Unknown("device memory was not read before the attempt")
+        unread = "device memory was not read before the attempt"
+        return Unknown(next(iter((watched.get("unopened") or {}).values()), unread))
     return float(max(before.values()))
 
 

@@ -10,12 +10,17 @@ from orchestrator.telemetry import derived
 
 
 def report(energy: Metric | None, *, batch: int = 4, new_tokens: int = 5) -> AttemptReport:
-    pace = 0.02
-    rates = (batch / pace, batch / pace, batch / pace)
+    """Three repetitions of one batch; the second is slower."""
+    paces = (0.02, 0.03, 0.02)
+    first_s, steps = 0.5, new_tokens - 1
     metrics: dict[str, Metric] = {
-        "itl_s": Samples("itl_s", "s", (pace,) * (3 * (new_tokens - 1)), (pace,) * 99),
-        "tpot_s": Samples("tpot_s", "s", (pace,) * 3, stop_reason="ci"),
-        "decode_tokens_per_s": Samples("decode_tokens_per_s", "tokens/s", rates),
+        "ttft_s": Samples("ttft_s", "s", (first_s,) * 3, (9.0,)),
+        "e2e_s": Samples("e2e_s", "s", tuple(first_s + steps * pace for pace in paces), (9.0,)),
+        "decode_tokens_per_s": Samples(
+            "decode_tokens_per_s", "tokens/s", tuple(batch / pace for pace in paces)
+        ),
+        # Two of the tokens came together: fewer intervals than tokens.
+        "itl_s": Samples("itl_s", "s", (0.02,) * (3 * steps - 2)),
     }
     seen = {} if energy is None else {"decode.energy_j": energy}
     return AttemptReport("a", "h", Outcome.OK, metrics=metrics, telemetry=seen)

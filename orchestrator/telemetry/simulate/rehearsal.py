@@ -39,7 +39,9 @@ def rehearse(
     """
     host = socket.gethostname()
     cores = tuple(sorted(os.sched_getaffinity(0)))
-    slot = Slot(host, host, cores, tuple(device.uuid for device in devices()))
+    uuids = tuple(device.uuid for device in devices())
+    # Where the driver tells of none, an attempt would still be given one by its number.
+    slot = Slot(host, host, cores, uuids, ",".join(uuids) or "0")
     watch = Telemetry({**(telemetry or {}), "enabled": True})
     started_at = time.time()
     watch.start(slot)
