@@ -87,6 +87,9 @@ class Sink:
     def finished(self, report: AttemptReport, trial: Trial) -> None:
         return None
 
+    def withdrawn(self, spec: AttemptSpec, *, made: bool) -> None:
+        return None
+
     def message(self, text: str) -> None:
         print(text, file=sys.stderr)
 
