@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
     from rich.table import Table
 
+_TOLD = (
+    *("median", "ci_low", "ci_high", "mean", "std", "mad", "min", "n", "p95", "p99"),
+    *("outliers_mild", "outliers_severe", "bimodal"),
+)
 _MOST_TELEMETRY = 40
 _MOST_PHASES = 6
 _NARROW_PHASES = 3
@@ -80,8 +84,7 @@ def metric_summary(metric: Metric) -> dict[str, Any]:
     from orchestrator.measure.statistics import summarise
 
     summary = summarise(metric.values)
-    names = ("median", "ci_low", "ci_high", "mean", "std", "min", "n")
-    return {**{name: getattr(summary, name) for name in names}, "unit": metric.unit}
+    return {**{name: getattr(summary, name) for name in _TOLD}, "unit": metric.unit}
 
 
 @dataclass(frozen=True)
@@ -218,7 +221,7 @@ def _metrics(counted: Sequence[AttemptReport], narrow: bool) -> list[RenderableT
                     with_ci(cell.median, cell.ci_low, cell.ci_high, cell.unit),
                     str(cell.n),
                 )
-        return [grid, *_stops(counted), *_absences(absent)]
+        return [grid, *_shapes(counted, cells.values()), *_stops(counted), *_absences(absent)]
     grid = _table(
         *("", "median", "95 % interval", "mean", "sd", "least", "n"),
         right=(1, 2, 3, 4, 5, 6),
@@ -227,7 +230,29 @@ def _metrics(counted: Sequence[AttemptReport], narrow: bool) -> list[RenderableT
     for cell in cells.values():
         if cell.median is not None:
             grid.add_row(*_statistics(cell, counted))
-    return [grid, *_stops(counted), *_absences(absent)]
+    return [grid, *_shapes(counted, cells.values()), *_stops(counted), *_absences(absent)]
+
+
+def _shapes(counted: Sequence[AttemptReport], cells: Iterable[Cell]) -> list[RenderableType]:
+    """Tails that enough samples tell, outliers counted (never dropped), series in two modes."""
+    from rich.text import Text
+
+    from orchestrator.measure.statistics import summarise_attempts
+
+    tails, outliers, modes = [], [], []
+    for cell in cells:
+        found = [m for r in counted if isinstance(m := metric_of(r, cell.name), Samples)]
+        summary = summarise_attempts([metric.values for metric in found], resamples=1)
+        if summary.p95 is not None:
+            far = "" if summary.p99 is None else f", p99 {quantity(summary.p99, cell.unit)}"
+            tails.append(f"{cell.name} p95 {quantity(summary.p95, cell.unit)}{far}")
+        counts = (("mild", summary.outliers_mild), ("severe", summary.outliers_severe))
+        if said := ", ".join(f"{count} {kind}" for kind, count in counts if count):
+            outliers.append(f"{cell.name} {said}")
+        if summary.bimodal:
+            modes.append(cell.name)
+    lines = (("tails", tails), ("outliers, all kept", outliers), ("in two modes", modes))
+    return [Text(f"{what}: {'; '.join(said)}", style="dim") for what, said in lines if said]
 
 
 def _stops(counted: Sequence[AttemptReport]) -> list[RenderableType]:

@@ -58,12 +58,15 @@ class Check:
         One line for a person, with ``{value}`` and ``{limit}``.
     gpu : bool
         Applies only to attempts that own a GPU.
+    unit : str
+        ``bytes`` where value and limit are a size.
     """
 
     look: Callable[[AttemptReport], Seen]
     broken: Callable[[Any, Any], bool]
     says: str
     gpu: bool = False
+    unit: str = ""
 
 
 def judge(report: AttemptReport, rules: Mapping[str, Any]) -> Verdict:
@@ -99,7 +102,8 @@ def judge(report: AttemptReport, rules: Mapping[str, Any]) -> Verdict:
             unchecked = unchecked or state == "invalid"
             results.append(RuleResult(name, "unknown", None, limit, seen.reason))
         elif check.broken(seen, limit):
-            reason = check.says.format(value=_plain(seen), limit=_plain(limit))
+            shown = {"value": _plain(seen, check.unit), "limit": _plain(limit, check.unit)}
+            reason = check.says.format(**shown)
             results.append(RuleResult(name, state, seen, limit, reason))
         else:
             results.append(RuleResult(name, "pass", seen, limit))
@@ -139,8 +143,15 @@ def _rules(rules: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
         yield name, state, rule["limit"]
 
 
-def _plain(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _plain(value: object, unit: str) -> str:
+    if not isinstance(value, (int, float)):
+        return str(value)
+    if unit != "bytes":
+        return f"{value:.4g}"
+    for prefix, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if abs(value) >= size:
+            return f"{value / size:.3g} {prefix}"
+    return f"{value:.0f} bytes"
 
 
 def _aggregate(
@@ -270,7 +281,8 @@ CHECKS: dict[str, Check] = {
     "swap": Check(
         _aggregate("swap_bytes", whole_attempt=True),
         _over,
-        "{value} bytes of the measured process were swapped out (limit {limit})",
+        "{value} of the measured process were swapped out (limit {limit})",
+        unit="bytes",
     ),
     "cgroup_throttling": Check(
         _aggregate("cgroup_throttled_ratio", whole_attempt=True),
@@ -285,14 +297,15 @@ CHECKS: dict[str, Check] = {
     "power_cap": Check(
         _aggregate("throttle_power_cap_s", timed=True),
         _over,
-        "clocks were cut for the power cap during {value} s of the measured phases",
+        "clocks were cut for the power cap during {value} s of measured phases (limit {limit} s)",
         gpu=True,
     ),
     "memory_before": Check(
         _memory_before,
         _over,
-        "{value} bytes of the GPU's memory were still in use before the attempt (limit {limit})",
+        "{value} of the GPU's memory were still in use before the attempt (limit {limit})",
         gpu=True,
+        unit="bytes",
     ),
     "display": Check(
         _aggregate("display_processes", whole_attempt=True),
@@ -311,7 +324,9 @@ CHECKS: dict[str, Check] = {
     "ci_reached": Check(
         _stopped,
         lambda value, limit: bool(value != limit),
-        "sampling stopped by {value}, before the confidence interval was narrow enough",
+        "sampling stopped by {value}, not by {limit}: the confidence interval is not narrow enough",
     ),
-    "bimodal": Check(_bimodal, _over, "the samples of {value} metrics have two modes"),
+    "bimodal": Check(
+        _bimodal, _over, "the samples of {value} metrics have two modes (limit {limit})"
+    ),
 }

@@ -96,7 +96,8 @@ def test_show_json_is_as_designed(trial, attempts):
         "metrics",
     } <= set(first)
     assert set(first["metrics"]["tpot_s"]) == {
-        *("median", "ci_low", "ci_high", "mean", "std", "min", "n", "unit")
+        *("median", "ci_low", "ci_high", "mean", "std", "mad", "min", "n", "unit"),
+        *("p95", "p99", "outliers_mild", "outliers_severe", "bimodal"),
     }
     assert first["metrics"]["weights_bytes"] == {"value": 103e6, "unit": "bytes"}
     assert first["metrics"]["energy_j"]["value"] is None
@@ -104,6 +105,24 @@ def test_show_json_is_as_designed(trial, attempts):
     assert last["verdict"]["rules"][0]["limit"] == 20.0
     assert last["metrics"]["decode.pss_bytes"]["unit"] == "bytes"
     assert first["started"].endswith("+00:00")
+
+
+@pytest.mark.parametrize("width", [70, 110])
+def test_outliers_tails_and_modes_are_shown(make, trial, width):
+    report = make.report(trial)
+    calm = tuple(0.020 + 0.0001 * (i % 10) for i in range(198))
+    report.metrics["itl_s"] = Samples("itl_s", "s", (*calm, 0.0218, 0.5))
+    twice = tuple(1.0 + 0.001 * (i % 7) + (0.5 if i % 2 else 0.0) for i in range(40))
+    report.metrics["tpot_s"] = Samples("tpot_s", "s", twice)
+    text = " ".join(printed(ShowView(trial.hash, trial.identity, [("r", report)]), width).split())
+    assert "tails: itl_s p95 20.9 ms" in text
+    assert "p99" not in text, "200 samples do not tell it"
+    assert "outliers, all kept: itl_s 1 mild, 1 severe" in text
+    assert "in two modes: tpot_s" in text
+    found = metric_summary(report.metrics["itl_s"])
+    assert (found["outliers_mild"], found["outliers_severe"]) == (1, 1)
+    assert found["p95"] == pytest.approx(0.0209)
+    assert found["p99"] is None
 
 
 def test_what_phases_were_too_short_for_is_said_once(make):

@@ -95,6 +95,7 @@ def test_rule_breaks_just_past_its_limit(
     assert (broken.state, broken.value) == (state, past)
     assert broken.limit == RULES[rule]["limit"]
     assert broken.reason is not None
+    assert "(limit " in broken.reason
     assert [r.rule for r in verdict.rules if r.state != "pass"] == [rule]
 
 
@@ -183,8 +184,12 @@ def test_lost_gpu_invalidates_and_one_never_opened_leaves_unverified() -> None:
 
 def test_memory_in_use_before_the_attempt_is_invalid() -> None:
     dirty = report()
-    dirty.facts["telemetry"]["device_memory_before_bytes"] = {"GPU-1": 5e9}
-    assert judge(dirty, RULES).state == "invalid"
+    dirty.facts["telemetry"]["device_memory_before_bytes"] = {"GPU-1": 5.0 * 2**30}
+    verdict = judge(dirty, RULES)
+    assert verdict.state == "invalid"
+    assert result(verdict, "memory_before").reason == (
+        "5 GiB of the GPU's memory were still in use before the attempt (limit 1 GiB)"
+    )
 
 
 def test_the_limit_of_one_rule() -> None:
