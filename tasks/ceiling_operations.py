@@ -28,8 +28,8 @@ _BLOCKS, _BLOCK_S, _LONGEST_S = 2, 0.003, 0.02
 _MOST_IN_TURN, _MOST_KEPT = 256, 48
 _HEADS, _HEAD_DIM = 8, 64
 # AdamW and the loss of a large vocabulary are measured up to such sizes.
-_TENSORS = (1 << 10, 1 << 16, 1 << 20, 1 << 23)
-_LOGITS = ((64, 1 << 11), (512, 1 << 13))
+_TENSORS = (1 << 10, 1 << 16, 1 << 20, 1 << 21, 1 << 22, 1 << 24)
+_LOGITS = ((64, 1 << 11), (512, 1 << 13), (512, 1 << 15))
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Scale:
     widths : tuple of int
         Of square weights; the first is negligible.
     rows, spans : tuple of int
-        Of products and passes; new tokens and past ones of attention.
+        Of products; new tokens and past ones of attention.
     most : int
         Rows times elements of the largest product.
     near_bytes, far_bytes, kept_bytes : int
@@ -89,19 +89,27 @@ class Timer:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
 
-    def seconds(self, call: Callable[[], Any]) -> float | None:
+    def seconds(self, call: Callable[[], Any], longest_s: float | None = None) -> float | None:
         """Seconds of one call; None where it takes too long to be measured."""
         call()
         once_s = self._block(call, 1)
-        if once_s > _LONGEST_S:
+        if once_s > (_LONGEST_S if longest_s is None else longest_s):
             return None
         count = max(1, round(_BLOCK_S / max(once_s, 1e-7)))
         return min(self._block(call, count) for _ in range(_BLOCKS))
 
     def kept(
-        self, ahead: Callable[[int], Any], back: Callable[[int, Any], Any], count: int
+        self,
+        ahead: Callable[[int], Any],
+        back: Callable[[int, Any], Any],
+        count: int,
+        *,
+        between: Callable[[], object] = lambda: None,
     ) -> tuple[float, float]:
-        """Seconds of one call ahead, all results kept, and of one back, its results kept too."""
+        """Seconds of one call ahead, all results kept, and of one back, its results kept too.
+
+        Whatever is kept is let go ``between`` one time and the next.
+        """
         found = []
         for _ in range(1 + _BLOCKS):
             self._clock.sync()
@@ -113,6 +121,7 @@ class Timer:
             self._clock.sync()
             end = time.perf_counter()
             del gradients
+            between()
             found.append(((middle - begin) / count, (end - middle) / count))
         return min(first for first, _ in found), min(second for _, second in found)
 
@@ -134,16 +143,12 @@ class Operations:
     timer: Timer
 
     def inference(self, name: str) -> Iterator[Point]:
-        """Products, passes and attention of an inference in the dtype ``name``."""
+        """Products and attention of an inference in the dtype ``name``."""
         import torch
 
         with torch.inference_mode():
             for place, size in (("near", self.scale.near_bytes), ("far", self.scale.far_bytes)):
                 yield from self._products(name, f"product.{place}.{name}", size)
-            for block in self._blocks(name):
-                seconds = self.timer.seconds(block.ahead)
-                if seconds is not None:
-                    yield f"passes.inference.{name}", block.bytes_each, 1, seconds / block.passes
             for groups in (1, 4):
                 yield from self._attention(name, groups)
 
@@ -153,12 +158,6 @@ class Operations:
 
         with torch.enable_grad():
             yield from self._trained_products(name)
-            for block in self._blocks(name):
-                count = self._count(block.kept_bytes)
-                ahead_s, back_s = self.timer.kept(block.ahead, block.back, count)
-                yield f"passes.forward.{name}", block.bytes_each, 1, ahead_s / block.passes
-                # Twice as many on the way back, as the arithmetic counts them.
-                yield f"passes.backward.{name}", block.bytes_each, 1, back_s / (2 * block.passes)
             for groups in (1, 4):
                 yield from self._trained_attention(name, groups)
             yield from self._loss(name)
@@ -314,19 +313,13 @@ class Operations:
         """Seconds that one tensor takes."""
         import torch
 
-        count = min(max(2, _TENSORS[-1] // elements), _MOST_KEPT)
+        count = min(max(2, (1 << 23) // elements), _MOST_KEPT)
         tensors = [self._random(name, elements).requires_grad_() for _ in range(count)]
         for tensor in tensors:
             tensor.grad = torch.rand_like(tensor)
         optimizer = torch.optim.AdamW(tensors)
         ahead_s, _ = self.timer.kept(lambda _: optimizer.step(), lambda *_: None, 1)
         return ahead_s / count
-
-    def _blocks(self, name: str) -> Iterator[Block]:
-        yield Block(self, name, self.scale.widths[0], 1)
-        width = self.scale.widths[-2]
-        for rows in (*self.scale.rows, 2 * self.scale.rows[-1]):
-            yield Block(self, name, width, rows)
 
     def _rows(self, width: int) -> Sequence[int]:
         return [rows for rows in self.scale.rows if rows * width * width <= self.scale.most]
@@ -343,84 +336,6 @@ class Operations:
         import torch
 
         return torch.rand(*shape, device=self.device).to(getattr(torch, name))
-
-
-class Block:
-    """All passes of one Llama layer over its activations: norms, rotation, gate, residuals.
-
-    Attributes
-    ----------
-    passes : int
-        Kernels that the arithmetic counts in it.
-    bytes_each : float
-        What it says that one of them moves.
-    kept_bytes : int
-        What a training step keeps of it.
-    """
-
-    def __init__(self, operations: Operations, name: str, width: int, rows: int) -> None:
-        from transformers.models.llama.modeling_llama import LlamaRMSNorm
-
-        moved, self.passes = _counted(name, width, rows)
-        self.bytes_each = moved / self.passes
-        make = partial(operations._random, name)
-        dim = min(width, _HEAD_DIM)
-        self._norms = [LlamaRMSNorm(width).to(make(1)) for _ in range(2)]
-        self._turn = [make(1, rows, dim) for _ in range(2)]
-        streams = [make(1, rows, width) for _ in range(3)]
-        heads = [make(1, rows, width // dim, dim).transpose(1, 2) for _ in range(2)]
-        gates = [make(1, rows, 4 * width) for _ in range(2)]
-        self._inputs = [t.detach().requires_grad_() for t in (*streams, *heads, *gates)]
-        self._above = [make(1, rows, width) for _ in range(2)]
-        self._above += [make(1, width // dim, rows, dim) for _ in range(2)]
-        self._above += [make(1, rows, 4 * width), make(1, rows, width)]
-        self.kept_bytes = 2 * sum(t.nbytes for t in self._above)
-
-    def ahead(self, _: int = 0) -> Any:
-        """Once through."""
-        from torch.nn.functional import silu
-        from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
-
-        stream, attended, fed, query, key, gate, up = self._inputs
-        first = self._norms[0](stream)
-        query, key = apply_rotary_pos_emb(query, key, *self._turn)
-        stream = stream + attended
-        second = self._norms[1](stream)
-        return first, second, query, key, silu(gate) * up, stream + fed
-
-    def back(self, _: int, results: Any) -> Any:
-        """Gradients of everything that went in."""
-        import torch
-
-        weights = [norm.weight for norm in self._norms]
-        return torch.autograd.grad(results, (*self._inputs, *weights), self._above)
-
-
-def _counted(name: str, width: int, rows: int) -> tuple[float, int]:
-    """Bytes and kernels that the arithmetic counts in the passes of such a layer."""
-    from orchestrator.measure.arithmetic import (
-        EAGER,
-        Architecture,
-        CacheFormat,
-        WeightFormat,
-        prefill,
-    )
-
-    heads = max(1, width // _HEAD_DIM)
-    architecture = Architecture.from_config(
-        {
-            "model_type": "llama",
-            "vocab_size": 32,
-            "hidden_size": width,
-            "intermediate_size": 4 * width,
-            "num_hidden_layers": 1,
-            "num_attention_heads": heads,
-            "num_key_value_heads": heads,
-        }
-    )
-    made = prefill(architecture, 1, rows, WeightFormat("none", name), CacheFormat(name), EAGER)
-    passes = next(operation for operation in made if operation.part == "elementwise")
-    return passes.bytes, passes.launches
 
 
 def _flops(span: int) -> float:

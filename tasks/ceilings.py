@@ -3,12 +3,12 @@
 ::
 
     product     one matrix product, by size, rows and dtype; of an inference and of a training step
-    passes      norms, rotation, gate and residuals of a layer, a pass over memory at a time
+    passes      norms, rotation, gate and residuals, the program around: what a layer of a
+                reference model takes beside its products and its attention
     attention   fused causal attention, of a prefill, of one token, of a training step
     loss, optimizer   cross-entropy and AdamW
     triad       bytes/s of a = b + s * c into new memory by amount of data
     reading     bytes/s of weights by amount of them, multiplied with one row
-    launch      what an eager transformers layer adds around a kernel
 
 All of it in several rounds, the best of which counts: what disturbs one round is not there in the
 next. How much better it was than the typical round (``spread``) says how quiet the machine was.
@@ -17,23 +17,22 @@ Predictions are held against these ceilings; they are kept by hardware fingerpri
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import median, quantiles
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from orchestrator.measure import Identity, Infeasible, Recorder, Task
 from orchestrator.measure.arithmetic.measured import STEADY_SPREAD, Measured
-from tasks import loading
-from tasks.ceiling_operations import CPU, CUDA, Operations, Timer
+from tasks import ceiling_layers, loading
+from tasks.ceiling_layers import ReferenceLayers
+from tasks.ceiling_operations import CPU, CUDA, Operations, Point, Timer
 
 if TYPE_CHECKING:
     import torch
 
-    from orchestrator.measure.arithmetic import Operation
-
 DTYPES = ("float32", "bfloat16", "float16")
-TRAINED = ("float32", "bfloat16")
+LAYERS = TRAINED = ("float32", "bfloat16")
 # More rounds where the machine is busy: what disturbs may pass.
 _LEAST_ROUNDS, _MOST_ROUNDS = 3, 7
 
@@ -57,16 +56,21 @@ def run(identity: Identity, recorder: Recorder) -> None:
         raise Infeasible("torch sees no CUDA device here", where="device=cuda")
     torch.set_num_threads(loading.thread_count(identity["device"]))
     device = torch.device("cuda", 0) if kind == "cuda" else torch.device("cpu")
-    operations = Operations(device, CUDA if kind == "cuda" else CPU, Timer(recorder.clock))
-    step, counted = _launcher(device)
+    timer = Timer(recorder.clock)
+    on_cuda = kind == "cuda"
+    operations = Operations(device, CUDA if on_cuda else CPU, timer)
+    shape = ceiling_layers.CUDA if on_cuda else ceiling_layers.CPU
+    layers = [
+        ReferenceLayers(device, shape, name, timer, trained=name in TRAINED) for name in LAYERS
+    ]
     rounds: list[Round] = []
     while len(rounds) < _MOST_ROUNDS:
         with recorder.phase("round"):
-            rounds.append(_round(operations, step))
+            rounds.append(_round(operations, layers))
         if len(rounds) >= _LEAST_ROUNDS and combine(rounds)[1] <= STEADY_SPREAD:
             break
     best, spread = combine(rounds)
-    found = _measured(best, spread, counted, _memory_bytes(device))
+    found = _measured(best, spread, layers, _memory_bytes(device))
     for name in (*DTYPES, "int8"):
         metric, peak = f"gemm_flop_per_s.{name}", found.peak(name)
         if peak is not None:
@@ -94,74 +98,38 @@ def combine(rounds: Sequence[Round]) -> tuple[Round, float]:
     return best, quantiles(spreads, n=4)[2]
 
 
-def _round(operations: Operations, step: Callable[[], Any]) -> Round:
+def _round(operations: Operations, layers: Sequence[ReferenceLayers]) -> Round:
     import torch
 
-    points = []
+    points: list[Point] = []
     for name in DTYPES:
         points.extend(operations.inference(name))
     for name in TRAINED:
         points.extend(operations.training(name))
-    found = {(name, x, y): seconds for name, x, y, seconds in points}
+    for reference in layers:
+        points.extend(reference.points())
     with torch.inference_mode():
-        for name, x, y, seconds in operations.integer_products():
-            found[name, x, y] = seconds
-        for size in operations.scale.triad_bytes:
-            found["triad", size, 1] = operations.triad(size)
-        for size in operations.scale.reading_bytes:
-            found["reading", size, 1] = operations.reading(size)
-        seconds_of_step = operations.timer.seconds(step)
-    assert seconds_of_step is not None
-    found["launch", 1, 1] = seconds_of_step
-    return found
-
-
-def _launcher(device: torch.device) -> tuple[Callable[[], Any], tuple[Operation, ...]]:
-    """A decode step of tiny layers, and what arithmetic counts in it."""
-    import torch
-    from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
-
-    from orchestrator.measure.arithmetic import (
-        EAGER,
-        Architecture,
-        CacheFormat,
-        WeightFormat,
-        decode,
-    )
-
-    config = LlamaConfig(
-        vocab_size=32,
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=16,
-        num_attention_heads=1,
-        num_key_value_heads=1,
-        max_position_embeddings=4096,
-    )
-    model = LlamaForCausalLM(config).to(device).eval()
-    token = torch.zeros(1, 1, dtype=torch.long, device=device)
-
-    def step() -> None:
-        model(token, past_key_values=DynamicCache(config=config), logits_to_keep=1)
-
-    architecture = Architecture.from_config(config.to_dict())
-    weights, cache = WeightFormat("none", "float32"), CacheFormat("float32")
-    return step, decode(architecture, 1, 0, weights, cache, EAGER)
+        points.extend(operations.integer_products())
+        scale = operations.scale
+        points.extend(("triad", size, 1, operations.triad(size)) for size in scale.triad_bytes)
+        points.extend(
+            ("reading", size, 1, operations.reading(size)) for size in scale.reading_bytes
+        )
+    return {(name, x, y): seconds for name, x, y, seconds in points}
 
 
 def _measured(
-    best: Round, spread: float, counted: tuple[Operation, ...], memory_bytes: int
+    best: Round, spread: float, layers: Sequence[ReferenceLayers], memory_bytes: int
 ) -> Measured:
-    from orchestrator.measure.arithmetic import estimate
-
+    whole = {key: seconds for key, seconds in best.items() if key[0].startswith("layers.")}
+    rates = {
+        kind: tuple((size, 1 / s) for (name, size, _), s in sorted(best.items()) if name == kind)
+        for kind in ("triad", "reading")
+    }
     tables: dict[str, list[tuple[float, float, float]]] = {}
     for (name, x, y), seconds in sorted(best.items()):
-        tables.setdefault(name, []).append((x, y, seconds))
-    rates = {
-        name: tuple((size, 1 / seconds) for size, _, seconds in tables.pop(name))
-        for name in ("triad", "reading")
-    }
-    (_, _, step_s) = tables.pop("launch")[0]
+        if name not in rates and (name, x, y) not in whole:
+            tables.setdefault(name, []).append((x, y, seconds))
     bare = Measured(
         name="this",
         timings={name: tuple(points) for name, points in tables.items()},
@@ -171,10 +139,13 @@ def _measured(
         memory_bytes=memory_bytes,
         spread=spread,
     )
-    # What the step takes beside its operations: modules, dispatch from Python, the cache's own.
-    beside_s = step_s - estimate(counted, bare).time_s
-    launches = sum(operation.count * operation.launches for operation in counted)
-    return replace(bare, launch_s=max(beside_s / launches, 0.0))
+    for reference in layers:
+        for name, x, y, seconds in reference.passes(whole, bare):
+            tables.setdefault(name, []).append((x, y, seconds))
+    timings = {name: tuple(sorted(points)) for name, points in tables.items()}
+    # A kernel of negligible size: what the program around it costs.
+    launch_s = min(seconds for _, _, seconds in timings[f"passes.inference.{LAYERS[0]}"])
+    return replace(bare, timings=timings, launch_s=launch_s)
 
 
 def _memory_bytes(device: torch.device) -> int:

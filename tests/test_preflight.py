@@ -70,9 +70,8 @@ def test_times_need_ceilings_of_this_machine() -> None:
     digest = plan.trials[0].hash
     assert preflight(plan, times=True).predicted[digest]["ttft_s"] is None
     assert "ttft_s" not in preflight(plan).predicted[digest]
-    flat = Measured(
-        "this", {"float32": ((1.0, 1e11),)}, {}, {}, ((1e6, 1e10),), ((1e6, 1e10),), 1e-5, 2**33
-    )
+    products = {"product.far.float32": ((5e5, 1.0, 1e-5),)}
+    flat = Measured("this", products, ((1e6, 1e10),), ((1e6, 1e10),), 1e-5, 2**33)
     store_ceilings("here", "cpu", flat)
     assert load_this() == flat
     _ceilings.cache_clear()
@@ -108,3 +107,12 @@ def test_memory_of_other_machines_is_not_guessed() -> None:
     here = memory_available(plan.trials[0], plan.settings.cluster)
     assert here is not None
     assert here > 1e8
+
+
+def test_a_gpu_that_is_not_here_is_doubted(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_of("device=cuda,cpu", "task=noop")
+    monkeypatch.setattr("orchestrator.preflight._gpus", tuple)
+    doubts = preflight(plan).doubts
+    assert list(doubts.values()) == ["there is no GPU here"]
+    (doubted,) = doubts
+    assert {t.hash: t for t in plan.trials}[doubted].identity["device"]["kind"] == "cuda"

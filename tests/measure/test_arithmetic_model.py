@@ -363,15 +363,14 @@ def test_an_operation_takes_as_long_as_it_was_measured_to() -> None:
         assert timed_s(unlike) is None
 
 
-def test_what_runs_around_a_kernel_costs_nothing_on_the_way_back() -> None:
+def test_launches_are_added_to_what_is_bounded_and_not_to_what_is_timed() -> None:
     product = operation(rows=10, elements=100, count=4)
-    ahead, back = (
-        estimate((product,), MEASURED),
-        estimate((replace(product, mode=BACKWARD),), MEASURED),
+    timed, bounded = (
+        estimate((asked,), MEASURED) for asked in (product, replace(product, packed=True))
     )
-    assert ahead.launch_s == pytest.approx(4e-6)
-    assert ahead.time_s == pytest.approx(4 * 2e-6 + 4e-6)
-    assert back.time_s == pytest.approx(4 * 7e-6)
+    assert timed.launch_s == 0
+    assert timed.time_s == pytest.approx(4 * 2e-6)
+    assert bounded.launch_s == pytest.approx(4e-6)
 
 
 def test_measured_ceilings_bound_what_was_not_timed_and_survive_json() -> None:

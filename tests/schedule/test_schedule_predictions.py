@@ -12,7 +12,7 @@ import pytest
 
 from orchestrator.attempt import AttemptReport, AttemptSpec, Outcome, Slot
 from orchestrator.measure import Absent, Samples, Value
-from orchestrator.measure.arithmetic import Measured
+from orchestrator.measure.arithmetic import Architecture, Measured, step_flops
 from orchestrator.measure.arithmetic.ceilings import (
     RETRY_AFTER_S,
     ceilings_directory,
@@ -35,9 +35,7 @@ CONFIG = {
 SLOT = Slot("n", "h", (0, 1))
 FLAT = Measured(
     "this",
-    {"float32": ((1.0, 1e11),)},
-    {"float32": ((1.0, 2e11),)},
-    {},
+    {"product.far.float32": ((5e5, 1.0, 1e-5),)},
     ((1e6, 1e10),),
     ((1e6, 1e10),),
     1e-5,
@@ -121,6 +119,30 @@ def test_predicted_measured_and_their_ratio() -> None:
     assert isinstance(sheet, Absent)
     assert "CPU" in sheet.reason
     assert isolation.asked[0].identity["task"] == {"name": "ceilings"}
+
+
+def test_a_training_step_is_held_against_the_best_that_products_reached() -> None:
+    asked = spec(task="training")
+    asked.identity["task"] = {
+        "name": "training",
+        **{"batch_size": 2, "context_tokens": 16, "accumulation": 1, "attention": "sdpa"},
+        **{"autocast": "none", "compile": False, "checkpointing": False, "optimizer": True},
+    }
+    found = report(hardware={})
+    found.metrics["step_s"] = Samples("step_s", "s", (0.5, 0.25))
+    add_predictions(found, asked, SLOT, Ceilings())  # type: ignore[arg-type]
+    flops = step_flops(Architecture.from_config(CONFIG), 2, 16)
+    for name, work in (("mfu", flops.model), ("hfu", flops.hardware)):
+        shares = found.metrics[f"{name}.measured_peak"]
+        assert isinstance(shares, Samples)
+        assert shares.values == pytest.approx((work / (0.5 * 1e11), work / (0.25 * 1e11)))
+    # Without ceilings there is no peak either, and the reason stands there.
+    alone = report(hardware_fingerprint="another")
+    alone.metrics["step_s"] = Samples("step_s", "s", (0.5,))
+    add_predictions(alone, asked, SLOT, Ceilings(Outcome.TIMEOUT))  # type: ignore[arg-type]
+    missing = alone.metrics["mfu.measured_peak"]
+    assert isinstance(missing, Absent)
+    assert "could not be measured" in missing.reason
 
 
 def test_ceilings_are_measured_once_for_each_kind_of_hardware() -> None:

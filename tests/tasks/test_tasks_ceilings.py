@@ -18,7 +18,7 @@ from orchestrator.measure.arithmetic import (
     prefill,
     step_operations,
 )
-from tasks import ceiling_operations, ceilings
+from tasks import ceiling_layers, ceiling_operations, ceilings
 from tasks.ceiling_operations import Scale
 
 LLAMA = {
@@ -51,6 +51,9 @@ def test_every_ceiling_is_measured_and_the_arithmetic_reads_them(
     monkeypatch.setattr(ceilings, "DTYPES", ("float32", "bfloat16"))
     monkeypatch.setattr(ceilings, "_MOST_ROUNDS", 3)
     monkeypatch.setattr(ceilings, "CPU", SMALL)
+    monkeypatch.setattr(ceiling_layers, "CPU", ceiling_layers.Shape(32, 64, 2, 2))
+    monkeypatch.setattr(ceiling_layers, "PREFILLS", ((1, 4), (1, 16)))
+    monkeypatch.setattr(ceiling_layers, "STEPS", ((2, 4), (2, 8)))
     monkeypatch.setattr(ceiling_operations, "_BLOCK_S", 0.0001)
     monkeypatch.setattr(ceiling_operations, "_TENSORS", (1 << 4, 1 << 10))
     monkeypatch.setattr(ceiling_operations, "_LOGITS", ((4, 16), (8, 64)))

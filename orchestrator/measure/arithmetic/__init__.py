@@ -14,6 +14,7 @@ from orchestrator.measure.arithmetic.expectation import (
     Expectation,
     Limits,
     Steps,
+    Transfer,
     Work,
     predicted_metrics,
 )
@@ -72,6 +73,7 @@ __all__ = [
     "StepFlops",
     "Steps",
     "TrainingMemory",
+    "Transfer",
     "WeightFormat",
     "Work",
     "active_parameter_count",

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import add
 from statistics import median
 
 from orchestrator.errors import ConfigError
@@ -29,6 +31,21 @@ MEASURED_PEAK = ".measured_peak"
 
 
 @dataclass(frozen=True)
+class Transfer:
+    """Bytes that come from outside the device's memory, at a rate that the attempt measured.
+
+    Attributes
+    ----------
+    bandwidth : str
+        The metric it was measured as, bytes a second.
+    nbytes : int
+    """
+
+    bandwidth: str
+    nbytes: int
+
+
+@dataclass(frozen=True)
 class Steps:
     """The operations that one time metric is made of.
 
@@ -37,10 +54,28 @@ class Steps:
     ideal, eager : tuple of Operation
         As the best program would do it, held against the data sheet; and as the measured one does,
         held against the measured ceilings.
+    transfers : tuple of Transfer
+        What is brought in for it.
+    overlapped : bool
+        Transfers and operations go on at once; False: one after the other.
     """
 
     ideal: tuple[Operation, ...]
     eager: tuple[Operation, ...]
+    transfers: tuple[Transfer, ...] = ()
+    overlapped: bool = False
+
+    def with_transfers(self, computing: Estimate, rates: Mapping[str, float]) -> Estimate | str:
+        """``computing`` and the transfers; one line where a rate is not known."""
+        stages = [computing]
+        for transfer in self.transfers:
+            if transfer.bandwidth not in rates:
+                return f"{transfer.bandwidth} is measured in the attempt itself"
+            seconds = transfer.nbytes / rates[transfer.bandwidth]
+            stages.append(Estimate(seconds, {transfer.bandwidth: seconds}))
+        if self.overlapped:
+            return max(stages, key=lambda stage: stage.time_s)
+        return reduce(add, stages)
 
 
 @dataclass(frozen=True)
@@ -92,20 +127,30 @@ class Expectation:
         """The steps, made if they were not yet."""
         return self.steps() if callable(self.steps) else self.steps
 
-    def times_s(self, ceilings: Ceilings, *, measured: bool) -> dict[str, Estimate | str]:
+    def times_s(
+        self,
+        ceilings: Ceilings,
+        *,
+        measured: bool,
+        rates: Mapping[str, float] | None = None,
+    ) -> dict[str, Estimate | str]:
         """Each time metric's estimate, or one line why there is none.
 
         Parameters
         ----------
         measured : bool
             The ceilings are measured ones: take the program as it is, not the ideal one.
+        rates : mapping of str to float, optional
+            Of transfers, bytes a second.
         """
         found: dict[str, Estimate | str] = {}
         for name, steps in self.made_steps().items():
             try:
-                found[name] = estimate(steps.eager if measured else steps.ideal, ceilings)
+                computing = estimate(steps.eager if measured else steps.ideal, ceilings)
             except ConfigError as error:
                 found[name] = str(error)
+            else:
+                found[name] = steps.with_transfers(computing, rates or {})
         return found
 
 
@@ -133,11 +178,16 @@ def predicted_metrics(
         _add_ratio(found, name, name, float(size), measured)
     name = f"{PREFIX}memory_bytes"
     found[name] = Value(name, "bytes", float(expectation.memory_bytes))
+    rates = {
+        name: metric.value
+        for name, metric in measured.items()
+        if isinstance(metric, Value) and metric.unit == "bytes/s" and metric.value > 0
+    }
     for suffix, ceilings in (("", limits.measured), (DATASHEET, limits.datasheet)):
         if isinstance(ceilings, str):
             times: dict[str, Estimate | str] = dict.fromkeys(expectation.made_steps(), ceilings)
         else:
-            times = expectation.times_s(ceilings, measured=not suffix)
+            times = expectation.times_s(ceilings, measured=not suffix, rates=rates)
         for metric, time in times.items():
             name = f"{PREFIX}{metric}{suffix}"
             if isinstance(time, str):

@@ -3,7 +3,7 @@
 ::
 
     product     one matrix product        by elements of the weight and rows
-    passes      one pass over activations by bytes it moves
+    passes      one pass over activations by bytes it moves, with the program around it
     attention   fused attention           by new tokens, and query heads that share a key;
                 of one token              by FLOPs, and query heads that share a key
     loss        cross-entropy             by logits
@@ -61,8 +61,8 @@ class Measured:
     reading : tuple of (bytes, bytes_per_s)
         So much weights read in turn, by products with one row.
     launch_s : float
-        What the program around one kernel costs in an eager layer: its time in a model of
-        negligible size, less that of the same operations by themselves.
+        What the smallest of the passes takes: starting a kernel and the program around it, for an
+        operation that is bounded and not timed.
     memory_bytes : int or None
     spread : float
         How much slower the typical measurement of a point was than its best: near 1 on a machine

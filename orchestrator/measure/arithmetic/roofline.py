@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from orchestrator.measure.arithmetic.architecture import ATTENTION, PROJECTION
-from orchestrator.measure.arithmetic.operations import BACKWARD, Operation
+from orchestrator.measure.arithmetic.operations import Operation
 
 
 class Ceilings(Protocol):
@@ -121,7 +121,7 @@ def estimate(operations: Iterable[Operation], ceilings: Ceilings) -> Estimate:
         if compute_s > move_s:
             compute_bound_s += operation.count * busy_s
         parts[part] = parts.get(part, 0.0) + operation.count * busy_s
-        if timed_s is None or operation.mode != BACKWARD:
-            # Nothing of the program runs around a backward pass: its engine is timed with it.
+        if timed_s is None:
+            # What was timed was so with the program around it.
             launch_s += operation.count * operation.launches * ceilings.launch_s
     return Estimate(sum(parts.values()) + launch_s, parts, launch_s, compute_bound_s)
