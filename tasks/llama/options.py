@@ -38,8 +38,9 @@ def gpu_layers(asked: str, layers: int) -> int:
 
 def needed_tokens(options: Mapping[str, Any]) -> int:
     """The longest sequence that is run: prompt and output, or the text for quality."""
-    quality = options["quality_tokens"]
-    return max(options["prompt_tokens"] + options["new_tokens"], quality + 1 if quality else 0)
+    quality = int(options["quality_tokens"])
+    generated = int(options["prompt_tokens"]) + int(options["new_tokens"])
+    return max(generated, quality + 1 if quality else 0)
 
 
 def context_room(options: Mapping[str, Any]) -> int:

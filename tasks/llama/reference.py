@@ -15,13 +15,13 @@ from tasks.llama.server import LlamaServer, Setting
 from tasks.loading.cache import cache_root, publish
 from tasks.loading.digest import digest_text
 
-# Its cache is kept plain, whatever is measured.
-_PLAIN = {"cache_type_k": "f16", "cache_type_v": "f16"}
+# Its cache of keys and values is kept plain, whatever is measured.
+_PLAIN = "f16"
 
 
 def is_reference(format_name: str, setting: Setting) -> bool:
     """Whether what is measured is itself what formats are held against."""
-    plain = all(getattr(setting, name) == kind for name, kind in _PLAIN.items())
+    plain = setting.cache_type_k == setting.cache_type_v == _PLAIN
     return plain and format_name == formats.REFERENCE
 
 
@@ -56,7 +56,7 @@ def reference_for(
             own.save(file)
             return
         made = formats.in_format(source, digest, formats.REFERENCE)
-        server = LlamaServer(replace(setting, file=made, **_PLAIN))
+        server = LlamaServer(replace(setting, file=made, cache_type_k=_PLAIN, cache_type_v=_PLAIN))
         try:
             predict(server, ids, vocabulary).save(file)
         finally:
