@@ -151,27 +151,34 @@ class Claims:
                 if config_hash in mine:
                     self._holders.setdefault(config_hash, set()).add(attempt_id)
                     self._hashes[attempt_id] = config_hash
+        others = self._other_spools()
+        # Spools first: what is drained in between is then seen in the store.
+        waiting = _spooled(others, frozenset(mine))
         lost: set[str] = set()
         known: dict[str, list[AttemptSummary]] | None = None
         try:
             if self._shared is not None:
                 lost = self._shared.take(mine)
-            known = self._known(mine - lost)
+            known = self._recorded(frozenset(mine - lost), others)
             self._said = False
         except StoreError as error:
             # Better measured twice than not at all: the store may be away for the whole sweep.
             if not self._said:
                 self._said = True
                 self._say(f"{error} (other drivers' claims cannot be seen meanwhile)")
+        found: dict[str, Standing | None] = {}
         for attempt_id, config_hash in wishes.items():
+            found[attempt_id] = None
             if config_hash in lost:
                 self.drop(attempt_id)
-        return {
-            attempt_id: Standing(None if known is None else known.get(h, ()), own[h])
-            if h in mine - lost
-            else None
-            for attempt_id, h in wishes.items()
-        }
+            elif config_hash in mine:
+                there = {s.attempt_id: s for s in waiting.get(config_hash, ())}
+                if known is not None:
+                    there |= {s.attempt_id: s for s in known.get(config_hash, ())}
+                nothing_new = known is None and not there
+                attempts = None if nothing_new else list(there.values())
+                found[attempt_id] = Standing(attempts, own[config_hash])
+        return found
 
     def drop(self, attempt_id: str) -> None:
         """This attempt will not be made."""
@@ -205,22 +212,21 @@ class Claims:
             self._hashes.clear()
             self._host.close()
 
-    def _known(self, hashes: Iterable[str]) -> dict[str, list[AttemptSummary]] | None:
-        others = self._other_spools()
+    def _recorded(
+        self, wanted: frozenset[str], others: Sequence[Path]
+    ) -> dict[str, list[AttemptSummary]] | None:
+        """What the store has of these trials; None where nobody else can have added to it."""
         self._company = self._company or bool(others) or bool(self._shared and self._shared.company)
-        wanted = frozenset(hashes)
         if not self._company:
             return None
         if others and time.monotonic() - self._tidied_at > TIDY_PERIOD_S:
             self._tidied_at = time.monotonic()
             if sync(self._store).in_use < len(others) + 1:
                 reap(self._store)
-        # Spools first: what is drained in between is then seen in the store.
-        waiting = [s for s in _spooled(others) if s.config_hash in wanted]
-        found: dict[str, dict[str, AttemptSummary]] = {}
-        for summary in (*waiting, *self._store.recorded(wanted)):
-            found.setdefault(summary.config_hash, {})[summary.attempt_id] = summary
-        return {config_hash: list(each.values()) for config_hash, each in found.items()}
+        found: dict[str, list[AttemptSummary]] = {}
+        for summary in self._store.recorded(wanted):
+            found.setdefault(summary.config_hash, []).append(summary)
+        return found
 
     def _other_spools(self) -> list[Path]:
         every = spool.spool_directories(self._store.spool_root)
@@ -239,8 +245,15 @@ def open_claims(
     return Claims(store, own_spool, shared=shared, say=say)
 
 
-def _spooled(directories: Iterable[Path]) -> Iterable[AttemptSummary]:
+def _spooled(
+    directories: Iterable[Path], wanted: frozenset[str]
+) -> dict[str, list[AttemptSummary]]:
+    """Finished attempts of these trials that wait in other drivers' spools."""
+    found: dict[str, list[AttemptSummary]] = {}
     for directory in directories:
         for item in spool.unread_in(directory):
             if item.record.key_tag == ATTEMPT_TAG and item.record.status != RUNNING:
-                yield summary_of_record(str(item.path), item.record)
+                summary = summary_of_record(str(item.path), item.record)
+                if summary.config_hash in wanted:
+                    found.setdefault(summary.config_hash, []).append(summary)
+    return found

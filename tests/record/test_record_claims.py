@@ -293,6 +293,28 @@ def test_a_server_that_is_away_claims_nothing_and_forbids_nothing(
     spool.close()
 
 
+def test_what_waits_in_a_spool_counts_while_the_store_is_away(
+    store: EmbeddedStore, other: Claims, kit: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A driver that ended while the store was away left its result where this host can read it."""
+    measured, new = kit.trial_of(4), kit.trial_of(5)
+
+    def away(*_: object) -> None:
+        raise StoreUnavailable("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(store), "backend", away)
+        patch.setattr(type(store), "recorded", away)
+        recording = Recording(store, kit.plan_of([measured]), patience_s=0.1)
+        recording.finish(kit.report_of(kit.spec_of(measured)), measured)
+        assert recording.close().waiting == 1
+        found = other.ask({"a": measured.hash, "b": new.hash})
+    assert found["a"] is not None
+    assert [a.outcome for a in found["a"].attempts or ()] == ["ok"]
+    assert found["b"] is not None
+    assert found["b"].attempts is None
+
+
 def test_outcomes_are_seen_as_they_are(
     store: EmbeddedStore, other: Claims, kit: SimpleNamespace
 ) -> None:
