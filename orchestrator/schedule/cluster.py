@@ -53,6 +53,7 @@ class RayCluster:
         self._identities: dict[str, Mapping[str, Any]] = {}
         self._homes = Homes()
         self._known: set[str] = set()
+        self._with_gpus: set[str] = set()
         self._task = ray.remote(
             num_returns="streaming",
             # A worker per GPU task (Ray's default) would pay for a new fork server every time.
@@ -83,6 +84,7 @@ class RayCluster:
         for node_id in self._known - alive:
             self._homes.lost(node_id)
         self._known = alive
+        self._with_gpus = {node.node_id for node in found if node.gpus}
         return found
 
     def submit(self, spec: AttemptSpec, demand: Demand, avoid: frozenset[str]) -> None:
@@ -100,7 +102,9 @@ class RayCluster:
             labels["ray.io/node-id"] = f"!in({','.join(sorted(avoid))})"
         if labels:
             options["label_selector"] = labels
-        elif (home := self._homes.best(spec.identity)) is not None:
+        elif (home := self._homes.best(spec.identity)) is not None and (
+            demand.gpus or home not in self._with_gpus
+        ):
             options["scheduling_strategy"] = self._preference(home)
         self._identities[spec.attempt_id] = spec.identity
         generator = self._task.options(**options).remote(spec, demand.cpus, demand.memory_bytes)
@@ -153,6 +157,8 @@ class RayCluster:
                 left_s = max(0.1, deadline - time.monotonic())
                 answers[node_id] = self._ray.get(answer, timeout=left_s)
             except Exception as error:
+                if all(node.node_id != node_id for node in self.nodes()):
+                    continue  # gone meanwhile: nothing will run there
                 what = translate(error)[1]
                 if isinstance(error, self._ray.exceptions.GetTimeoutError):
                     what = f"nothing ran there within {ASK_TIMEOUT_S:.0f} s"
