@@ -276,7 +276,7 @@ def main(argv: Sequence[str]) -> int:
     except OrchestratorError as error:
         return _fail(str(error), error.exit_code, verbose)
     except click.ClickException as error:
-        return _fail(error.format_message(), EXIT_USAGE, verbose)
+        return _fail(_in_our_form(error), EXIT_USAGE, verbose)
     except (KeyboardInterrupt, click.Abort):
         return _fail("nothing was lost", EXIT_INTERRUPTED, verbose, word="interrupted")
     except BrokenPipeError:
@@ -297,6 +297,15 @@ def _refuse_unknown_command(words: Sequence[str]) -> None:
     raise UsageError(
         f"no command {words[0]!r}", fix=f"{hint}Known: {', '.join(sorted(commands.commands))}"
     )
+
+
+def _in_our_form(error: click.ClickException) -> str:
+    """click's message as one of ours: where, what, what to do."""
+    what = error.format_message().rstrip(".")
+    context = getattr(error, "ctx", None)
+    where = context.info_name if context is not None and context.parent is not None else None
+    known = f"`python -m orchestrator {where or ''} --help` shows what there is"
+    return str(UsageError(what[:1].lower() + what[1:], where=where, fix=" ".join(known.split())))
 
 
 def _fail(message: str, code: int, verbose: bool, word: str = "error") -> int:

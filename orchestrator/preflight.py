@@ -68,6 +68,8 @@ def preflight(plan: Plan, *, times: bool = False) -> Preflight:
     tight: list[tuple[float, float]] = []
     doubts: dict[str, str] = {}
     for trial in plan.trials:
+        if _wants_gpu(trial) and plan.settings.cluster.kind == "local" and not _gpus():
+            doubts[trial.hash] = "there is no GPU here"
         expectation = _expectation(trial)
         if expectation is not None:
             predicted[trial.hash] = _figures(expectation, trial, plan, times)
@@ -107,6 +109,10 @@ def memory_available(trial: Trial, cluster: ClusterConfig) -> float | None:
         return None
     smallest = _gpu_bytes()
     return None if smallest is None else smallest * max(trial.resources.gpus, 1)
+
+
+def _wants_gpu(trial: Trial) -> bool:
+    return bool(trial.identity["device"]["kind"] == "cuda")
 
 
 def _expectation(trial: Trial) -> Expectation | None:

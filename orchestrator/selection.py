@@ -52,6 +52,21 @@ class Selection:
         }
         return {str(fingerprint) for fingerprint in found if fingerprint}
 
+    @property
+    def metric_names(self) -> set[str]:
+        """Of everything these attempts measured, telemetry included."""
+        return {
+            name
+            for reports in self.attempts.values()
+            for report in reports
+            for name in (*report.metrics, *report.telemetry)
+        }
+
+
+def attempt_ids(selection: Selection) -> set[str]:
+    """Which attempts were selected."""
+    return {r.attempt_id for reports in selection.attempts.values() for r in reports}
+
 
 def select(store: Store, word: str) -> Selection:
     """The attempts that ``word`` means.
@@ -106,6 +121,10 @@ def _summaries(store: Store, word: str) -> Sequence[AttemptSummary]:
     )
 
 
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def _nth_run(store: Store, sweep: str, position: str) -> SweepRun:
     runs = runs_with_attempts(store, sweep)
     if not runs:
@@ -115,7 +134,7 @@ def _nth_run(store: Store, sweep: str, position: str) -> SweepRun:
     # @-1 is the last run, @1 the first.
     index = int(position)
     if abs(index) > len(runs):
-        raise UsageError(f"sweep {sweep!r} has {len(runs)} runs, not {abs(index)}")
+        raise UsageError(f"sweep {sweep!r} has {_counted(len(runs), 'run')}, not {abs(index)}")
     return runs[-index - 1] if index < 0 else runs[len(runs) - index]
 
 

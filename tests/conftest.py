@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 import uuid
@@ -29,6 +30,23 @@ def _own_places() -> Iterator[None]:
         yield
         os.environ.clear()
         os.environ.update(saved)
+
+
+@pytest.fixture(scope="session")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with one recorded sweep, ``adhoc``, of two trials; only to be read."""
+    place = tmp_path_factory.mktemp("recorded")
+    root = str(Path(__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-m", "orchestrator", "task=noop", "task.value=1,2", "device=cpu"],
+        cwd=place,
+        env={**os.environ, "PYTHONPATH": root},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr
+    return place
 
 
 class Tmux:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cli import main
+from orchestrator.cli import commands, main
 from orchestrator.doctor import examine
 
 HEAVY = ("torch", "transformers", "ray", "mlflow", "pandas", "plotly", "pyarrow", "numpy")
@@ -38,7 +38,15 @@ def run(directory: Path, *words: str, code: str | None = None) -> subprocess.Com
         (["task.prompt_tokens=abc"], "'abc' is not an int"),
         (["model=path", "model.path=/no/such/place"], "/no/such/place"),
         (["--nonsense"], "unknown flag --nonsense"),
-        (["show"], "Missing argument 'HASH'"),
+        (["show"], "show: missing argument 'HASH'"),
+        (["gate"], "gate: missing option '--baseline'"),
+        (["completion", "tcsh"], "'tcsh' is not one of 'bash', 'zsh', 'fish'"),
+        (["ui", "--port", "99999"], "99999 is not in the range"),
+        (["show", "a" * 12, "quant=nf4"], "quant says what is measured"),
+        (["reproduce", "a" * 12, "task.value=1,2"], "task.value says what is measured"),
+        (["status", "+sweep=quant"], "+sweep=quant says what is measured"),
+        (["plan", "+sweep=quant", "+sweep=training"], "quant and training are two sweeps"),
+        (["plan", "timeout_s=0"], "timeout_s: 0.0 is less than 0.1"),
         (["show", "zz"], "'zz' is no config hash"),
         (["show", "a" * 12], "no attempt of aaaaaaaaaaaa is recorded"),
         (["compare", "nothing", "there"], "'nothing' is no sweep"),
@@ -63,6 +71,37 @@ def test_a_mistake_is_one_clear_line(
     assert captured.err.startswith("error: ")
     assert captured.err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["compare", "adhoc", "adhoc"], "adhoc and adhoc are the same attempts"),
+        (["gate", "adhoc", "--baseline", "adhoc"], "are the same attempts"),
+        (["compare", "adhoc", "adhoc@-5"], "sweep 'adhoc' has 1 run, not 5"),
+        (["report", "adhocc"], "Known sweeps: adhoc"),
+        (["report", "adhoc", "--output", "/proc/nowhere"], "/proc/nowhere cannot be written"),
+        (["compare", "A", "B", "--metric", "valu"], "Did you mean value?"),
+        (["gate", "A", "--baseline", "B", "--junit", "/proc/x"], "/proc/x cannot be written"),
+    ],
+)
+def test_a_mistake_about_what_is_recorded_is_one_clear_line(
+    words: list[str],
+    said: str,
+    recorded: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from orchestrator.completion.candidates import candidates
+
+    monkeypatch.chdir(recorded)
+    a, b = candidates("orchestrator show ", commands)
+    assert main([{"A": a, "B": b}.get(word, word) for word in words]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert said in captured.err
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
 
 
 @pytest.mark.parametrize("words", [["--help"], ["show", "--help"], ["plan", "task=noop"]])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -16,21 +15,6 @@ from orchestrator.completion import SHELLS, script
 from orchestrator.completion.candidates import candidates
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with one recorded sweep."""
-    place = tmp_path_factory.mktemp("completion")
-    subprocess.run(
-        [sys.executable, "-m", "orchestrator", "task=noop", "task.value=1,2", "device=cpu"],
-        cwd=place,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        check=True,
-        capture_output=True,
-        timeout=120,
-    )
-    return place
 
 
 @pytest.mark.parametrize(

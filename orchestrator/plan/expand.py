@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from itertools import product
@@ -19,7 +20,7 @@ from orchestrator.plan.messages import nearest
 from orchestrator.plan.places import ROOT_CONFIG
 from orchestrator.plan.plan import Plan
 from orchestrator.plan.schema import IDENTITY_KEYS, ClusterConfig, Settings
-from orchestrator.plan.sweep import Space, matches, read
+from orchestrator.plan.sweep import ADHOC, Space, matches, read
 from orchestrator.plan.trial import AxisValue, Trial, infeasible_reason, resources_of
 
 # Settings that a group chosen along an axis may vary: they belong to a trial, not to the plan.
@@ -69,11 +70,20 @@ def settings_of(
     Raises
     ------
     ConfigError
-        As :func:`build`.
+        As :func:`build`, and where a word says what is measured: such a command would ignore it.
     """
     words, searched = without_hydra(overrides)
     composer = Composer([*config_dirs, *searched], config_name)
     space = read(words, composer)
+    keys = [item.key for item in space.fixed]
+    keys += [axis.key for block in space.blocks for axis in block.axes]
+    for key in keys:
+        if space.name != ADHOC or re.split(r"[./]", key)[0] in IDENTITY_KEYS:
+            what = f"+sweep={space.name}" if space.name != ADHOC else key
+            raise ConfigError(
+                f"{what} says what is measured, and that is settled here",
+                fix="Only settings may stand here, as tracking.root=… and repeats=…",
+            )
     groups, values = split(space.fixed, composer)
     return Composition(composer.compose(groups), values, ()).settings()
 

@@ -170,7 +170,7 @@ class RootConfig:
     force: bool = False
     retry: RetryConfig = field(default_factory=RetryConfig)
     isolate: IsolateConfig = field(default_factory=IsolateConfig)
-    timeout_s: float = bounded(1800.0, low=0)
+    timeout_s: float = bounded(1800.0, low=0.1)
     preflight: str = choice("warn", "skip", "off")
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)

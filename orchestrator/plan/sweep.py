@@ -146,6 +146,10 @@ def _sweep_config(
             rest.append(item)
         elif isinstance(item, Axis) or (item.key == "sweep" and not isinstance(item.value, str)):
             raise ConfigError("one sweep at a time", where=item.key, fix="Write +sweep=NAME")
+        elif chosen is not None and item.key == "sweep":
+            raise ConfigError(
+                f"{chosen} and {text(item.value)} are two sweeps", fix="Run them in turn"
+            )
         elif item.key == "sweep":
             chosen = text(item.value)
             known = composer.options("sweep")

@@ -129,7 +129,7 @@ def test_composing_again_gives_the_same(planned: Callable[..., Plan]) -> None:
 
 
 def test_defaults_of_files_and_dataclasses_agree() -> None:
-    settings = settings_of(["task=noop"])
+    settings = settings_of([])
     rules = settings.verdict.rules
     assert rules
     assert settings.isolate == Settings().isolate
