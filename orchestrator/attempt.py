@@ -38,7 +38,19 @@ class Outcome(str, Enum):
 
 @dataclass(frozen=True)
 class Resources:
-    """What a trial asks of the cluster. ``cpus`` None: every core of a node (an exclusive node)."""
+    """What a trial asks of the cluster.
+
+    Attributes
+    ----------
+    gpus : int
+        Whole GPUs.
+    cpus : int or None
+        Cores; None for every core of a node that nobody shares.
+    memory_bytes : int or None
+        Host memory set aside for it, and the limit it is held to.
+    accelerator : str or None
+        Kind of GPU, as Ray names it: ``H100``.
+    """
 
     gpus: int = 0
     cpus: int | None = None
@@ -48,10 +60,20 @@ class Resources:
 
 @dataclass(frozen=True)
 class Slot:
-    """What Ray gave an attempt; ``cpus`` are core numbers it owns, disjoint from other slots'.
+    """What Ray gave an attempt.
 
-    ``gpu_uuids`` are empty where NVML does not tell them; ``cuda_visible_devices`` then has Ray's
-    own names of the attempt's GPUs.
+    Attributes
+    ----------
+    node_id, host : str
+        Ray's name of the node, and its host name.
+    cpus : tuple of int
+        Numbers of the cores it owns, disjoint from other slots'.
+    gpu_uuids : tuple of str
+        Empty where NVML does not tell them.
+    cuda_visible_devices : str
+        Ray's own names of the attempt's GPUs.
+    memory_bytes : int or None
+        Host memory it may use; None where nothing was set aside.
     """
 
     node_id: str
@@ -72,8 +94,22 @@ class Slot:
 class AttemptSpec:
     """Everything a supervisor needs to run one attempt; plain data, travels through Ray.
 
-    ``identity`` is the trial's full configuration (the hashed tree); ``telemetry`` and ``verdict``
-    are the plain forms of the configuration groups of those names.
+    Attributes
+    ----------
+    attempt_id, config_hash, sweep : str
+        Its own name, its trial's hash, the sweep it is made for.
+    identity : dict
+        The trial's full configuration (the hashed tree).
+    number : int
+        Which attempt of its trial it is, from 1.
+    timeout_s, start_timeout_s : float
+        After which it is ended, from its start; and how long the start itself may take.
+    memory_limit_bytes : int or None
+        Host memory of its whole process tree; None for no limit.
+    start : str
+        ``fork`` from a warm server, or ``spawn``.
+    telemetry, verdict : dict
+        Plain forms of the configuration groups of those names.
     """
 
     attempt_id: str
@@ -91,7 +127,20 @@ class AttemptSpec:
 
 @dataclass(frozen=True)
 class RuleResult:
-    """One verdict rule applied: its name, what was seen, the limit, and whether it was broken."""
+    """One verdict rule applied.
+
+    Attributes
+    ----------
+    rule : str
+        Its name in ``conf/verdict``.
+    state : str
+        ``pass``, or as the rule says ``flagged`` or ``invalid``; ``unknown`` where it could not be
+        checked.
+    value, limit : float, str or None
+        What was seen (None where nothing was), and the limit.
+    reason : str or None
+        One line, where it did not pass.
+    """
 
     rule: str
     state: str  # pass | flagged | invalid | unknown
@@ -102,7 +151,15 @@ class RuleResult:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether telemetry lets a measurement be believed: valid|flagged|invalid|unverified."""
+    """Whether telemetry lets a measurement be believed.
+
+    Attributes
+    ----------
+    state : str
+        ``valid``, ``flagged``, ``invalid`` or ``unverified``.
+    rules : tuple of RuleResult
+        Every rule that applies.
+    """
 
     state: str
     rules: tuple[RuleResult, ...] = ()
@@ -114,8 +171,26 @@ class AttemptReport:
 
     Attributes
     ----------
+    attempt_id, config_hash, sweep, number : str, str, str, int
+        As of the :class:`AttemptSpec` it answers.
+    outcome : Outcome
+        How it ended.
     reason : str or None
         One line saying why the outcome is not ``ok``.
+    traceback : str or None
+        Of the measured process, where an exception ended it.
+    phases : list of Phase
+        In the order they began.
+    engaged : list of Engaged
+        Proofs that what was asked for happened.
+    facts : dict
+        What was found out on the way (hardware fingerprint, model's class), by name.
+    verdict : Verdict
+        Whether the measurement may be believed.
+    slot : Slot or None
+        Where it ran; None where it never got so far.
+    provenance : dict
+        What it ran on and with.
     metrics : dict of str to Metric
         What the task measured, by name.
     telemetry : dict of str to Metric
@@ -123,7 +198,9 @@ class AttemptReport:
     artifacts : dict of str to bytes
         File name (relative, no ``..``) to content: ``log.txt``, ``samples.parquet`` ...
     started_at, ended_at : float
-        Unix time, for people. Durations come from the monotonic clock.
+        Unix time, for people.
+    duration_s : float
+        By the monotonic clock.
     """
 
     attempt_id: str
@@ -178,7 +255,13 @@ class AttemptReport:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> AttemptReport:
-        """Inverse of :meth:`to_json`; raises ``ValueError`` on another version."""
+        """Inverse of :meth:`to_json`.
+
+        Raises
+        ------
+        ValueError
+            A report of another version.
+        """
         if data.get("version") != REPORT_VERSION:
             raise ValueError(f"attempt report of version {data.get('version')!r}")
         slot = data["slot"]

@@ -53,15 +53,19 @@ class HostClock:
     """The host's monotonic clock; work on a CPU is finished when the call returns."""
 
     def now_ns(self) -> int:
+        """``perf_counter_ns``: CLOCK_MONOTONIC on Linux."""
         return time.perf_counter_ns()
 
     def sync(self) -> None:
+        """Nothing: the CPU has done what it was called for."""
         return None
 
     def mark(self) -> Mark:
+        """The time now, in nanoseconds."""
         return time.perf_counter_ns()
 
     def seconds_between(self, marks: Sequence[Mark]) -> list[float]:
+        """Seconds from each mark to the next, shape ``(len(marks) - 1,)``."""
         return _differences(marks)
 
 
@@ -85,18 +89,22 @@ class CudaClock:
         self._cuda.init()
 
     def now_ns(self) -> int:
+        """The host's ``perf_counter_ns``; :meth:`sync` first to time the device."""
         return time.perf_counter_ns()
 
     def sync(self) -> None:
+        """Wait for every device that this process sees."""
         for device in range(self._cuda.device_count()):
             self._cuda.synchronize(device)
 
     def mark(self) -> Mark:
+        """An event recorded in the current stream."""
         event = self._cuda.Event(enable_timing=True)
         event.record()
         return event
 
     def seconds_between(self, marks: Sequence[Mark]) -> list[float]:
+        """Seconds between events as the device timed them, shape ``(len(marks) - 1,)``."""
         if not marks:
             return []
         # Events of one stream finish in order: the last one done means all are.
@@ -118,6 +126,7 @@ class FakeClock:
         self.syncs = 0
 
     def now_ns(self) -> int:
+        """Where the clock was moved to."""
         return self._now_ns
 
     def advance(self, seconds: float) -> None:
@@ -130,13 +139,16 @@ class FakeClock:
         self._device_free_ns = begin_ns + round(seconds * 1e9)
 
     def sync(self) -> None:
+        """Move on to when the device is free, and ``sync_ns`` further."""
         self.syncs += 1
         self._now_ns = max(self._now_ns, self._device_free_ns) + self._sync_ns
 
     def mark(self) -> Mark:
+        """When the device will have done what is queued now."""
         return max(self._now_ns, self._device_free_ns)
 
     def seconds_between(self, marks: Sequence[Mark]) -> list[float]:
+        """Seconds from each mark to the next; counts as one :meth:`sync`."""
         if not marks:
             return []
         self.sync()
@@ -145,14 +157,26 @@ class FakeClock:
 
 @dataclass
 class Span:
-    """A timed region; it has ``seconds`` once it has ended without an exception."""
+    """A timed region; it has ``seconds`` once it has ended without an exception.
+
+    Attributes
+    ----------
+    begin_ns, end_ns : int, int or None
+        On the clock it was timed with; no end while it runs.
+    """
 
     begin_ns: int
     end_ns: int | None = None
 
     @property
     def seconds(self) -> float:
-        """Length of the region; raises ``ValueError`` while it has not ended."""
+        """Length of the region.
+
+        Raises
+        ------
+        ValueError
+            It has not ended.
+        """
         if self.end_ns is None:
             raise ValueError("the timed region has not ended")
         return (self.end_ns - self.begin_ns) / 1e9
@@ -169,7 +193,13 @@ def timed(clock: Clock) -> Iterator[Span]:
 
 
 def clock_for(device_kind: str) -> Clock:
-    """The clock of a device kind: ``cpu`` or ``cuda``; ``ValueError`` for any other."""
+    """The clock of a device kind: ``cpu`` or ``cuda``.
+
+    Raises
+    ------
+    ValueError
+        Any other kind.
+    """
     if device_kind == "cuda":
         return CudaClock()
     if device_kind == "cpu":

@@ -59,6 +59,7 @@ class HostMemory:
         self.absent_reason: str | None = None
 
     def reset(self) -> None:
+        """Reset the kernel's high-water mark; where that is not allowed, remember it."""
         # 5 resets the resident set's high-water mark (Linux 4.0, proc(5)); where it is not
         # allowed the lifetime peak goes on, and tells something only if it rises.
         try:
@@ -71,6 +72,7 @@ class HostMemory:
         self._peak_before = None if took else peak
 
     def peak_bytes(self) -> int | None:
+        """Highest resident set since :meth:`reset`; None where an earlier peak hides it."""
         peak = self._status("VmHWM")
         if peak is None:
             return None
@@ -80,6 +82,7 @@ class HostMemory:
         return peak
 
     def held_bytes(self) -> int | None:
+        """The resident set now."""
         return self._status("VmRSS")
 
     def pss_bytes(self) -> int | None:
@@ -132,15 +135,18 @@ class CudaMemory:
         self._cuda = torch.cuda
 
     def reset(self) -> None:
+        """Reset the allocator's peak on every device."""
         for device in range(self._cuda.device_count()):
             self._cuda.reset_peak_memory_stats(device)
 
     def peak_bytes(self) -> int:
+        """Most bytes in live tensors since :meth:`reset`, summed over devices."""
         return sum(
             self._cuda.max_memory_allocated(device) for device in range(self._cuda.device_count())
         )
 
     def held_bytes(self) -> int:
+        """Bytes in live tensors now, summed over devices."""
         return sum(
             self._cuda.memory_allocated(device) for device in range(self._cuda.device_count())
         )
@@ -153,7 +159,13 @@ class CudaMemory:
 
 
 def tracker(device_kind: str) -> MemoryTracker:
-    """The tracker of a device kind: ``cpu`` or ``cuda``; ``ValueError`` for any other."""
+    """The tracker of a device kind: ``cpu`` or ``cuda``.
+
+    Raises
+    ------
+    ValueError
+        Any other kind.
+    """
     if device_kind == "cuda":
         return CudaMemory()
     if device_kind == "cpu":

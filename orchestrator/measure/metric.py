@@ -35,7 +35,15 @@ class Samples:
 
 @dataclass(frozen=True)
 class Value:
-    """A quantity that one attempt has once (a size, a count, a peak)."""
+    """A quantity that one attempt has once (a size, a count, a peak).
+
+    Attributes
+    ----------
+    name, unit : str
+        As of :class:`Samples`.
+    value : float
+        In ``unit``.
+    """
 
     name: str
     unit: str
@@ -44,7 +52,15 @@ class Value:
 
 @dataclass(frozen=True)
 class Absent:
-    """A quantity that could not be had, and why. Never 0, never NaN."""
+    """A quantity that could not be had, and why. Never 0, never NaN.
+
+    Attributes
+    ----------
+    name, unit : str
+        As of :class:`Samples`.
+    reason : str
+        One line.
+    """
 
     name: str
     unit: str
@@ -71,7 +87,13 @@ def metric_to_json(metric: Metric) -> dict[str, Any]:
 
 
 def metric_from_json(data: dict[str, Any]) -> Metric:
-    """Rebuild a metric; raises ``ValueError`` on an unknown kind."""
+    """Rebuild a metric.
+
+    Raises
+    ------
+    ValueError
+        An unknown kind.
+    """
     kind = data["kind"]
     if kind == "samples":
         return Samples(
@@ -90,7 +112,17 @@ def metric_from_json(data: dict[str, Any]) -> Metric:
 
 @dataclass(frozen=True)
 class Engaged:
-    """Proof that one thing asked for happened (weights, dtype, attention, device, threads ...)."""
+    """Proof that one thing asked for happened (weights, dtype, attention, device, threads ...).
+
+    Attributes
+    ----------
+    what : str
+        The thing: ``weights``, ``attention``.
+    asked, got : str
+        As the configuration says it, and as it was found on the loaded model.
+    ok : bool
+        Whether they agree.
+    """
 
     what: str
     asked: str
@@ -100,7 +132,21 @@ class Engaged:
 
 @dataclass(frozen=True)
 class Phase:
-    """A named window inside an attempt, on CLOCK_MONOTONIC; ``end_ns`` None if cut short."""
+    """A named window inside an attempt.
+
+    Attributes
+    ----------
+    name : str
+        ``load``, ``prefill``; telemetry is aggregated over all windows of a name.
+    begin_ns, end_ns : int, int or None
+        On CLOCK_MONOTONIC; no end if it was cut short.
+    index : int
+        Which window of this name it is, from 0.
+    measured : bool
+        Whether what happens in it is measured: rules about throttling look at these.
+    extra : dict
+        What the task said of it.
+    """
 
     name: str
     begin_ns: int

@@ -76,7 +76,20 @@ class Recorder:
     def samples(
         self, name: str, unit: str, values: Sequence[float], *, role: str = "measured"
     ) -> None:
-        """Append raw samples to the series ``name``; NaN and infinities are refused."""
+        """Append raw samples to the series ``name``.
+
+        Parameters
+        ----------
+        values : sequence of float, shape (n,)
+            In ``unit``, in the order they were taken.
+        role : str
+            ``measured`` or ``warmup``.
+
+        Raises
+        ------
+        ValueError
+            A value is NaN or infinite.
+        """
         plain = [float(v) for v in values]
         if any(not math.isfinite(v) for v in plain):
             raise ValueError(f"{name}: a sample is not finite")
@@ -98,7 +111,18 @@ class Recorder:
         self._emit({"e": "absent", "name": name, "unit": unit, "reason": reason})
 
     def engaged(self, what: str, asked: object, got: object, *, ok: bool | None = None) -> None:
-        """Prove that ``what`` is as asked; raises :class:`Mismatch` where it is not."""
+        """Prove that ``what`` is as asked.
+
+        Parameters
+        ----------
+        ok : bool, optional
+            Whether the two agree, where comparing them as text would not tell.
+
+        Raises
+        ------
+        Mismatch
+            They do not; the attempt ends as ``error``.
+        """
         good = (str(asked) == str(got)) if ok is None else ok
         self._emit({"e": "engaged", "what": what, "asked": str(asked), "got": str(got), "ok": good})
         if not good:
@@ -109,7 +133,13 @@ class Recorder:
         self._emit({"e": "fact", "key": key, "value": value})
 
     def artifact(self, name: str) -> Path:
-        """Path to write an artifact to, in the attempt's directory; it is collected at the end."""
+        """Path to write an artifact to, in the attempt's directory; it is collected at the end.
+
+        Raises
+        ------
+        ValueError
+            ``name`` leads out of the directory.
+        """
         path = (self.directory / name).resolve()
         if not path.is_relative_to(self.directory.resolve()):
             raise ValueError(f"artifact name {name!r} leaves the attempt's directory")

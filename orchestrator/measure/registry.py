@@ -34,7 +34,13 @@ def task_names() -> list[str]:
 
 @cache
 def find_task(name: str) -> Task:
-    """The task called ``name``; raises :class:`ConfigError` naming the known ones."""
+    """The task called ``name``, its module imported.
+
+    Raises
+    ------
+    ConfigError
+        None is called so (the message names those there are), or what is called so is no task.
+    """
     if name in BUILT_IN:
         task = importlib.import_module(BUILT_IN[name]).TASK
     else:

@@ -53,6 +53,8 @@ class Summary:
         Of one attempt, its samples' median; of several, the mean of their medians.
     ci_low, ci_high : float or None
         Interval of ``median`` at ``confidence``; None where it cannot be known.
+    confidence : float
+        Of the interval, 0.95 by default.
     mean, std, min, max : float or None
         Over all samples; ``std`` with n - 1, None for one sample.
     mad : float or None

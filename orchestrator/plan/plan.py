@@ -18,6 +18,10 @@ class Plan:
     ----------
     sweep : str
         Name of the sweep, ``adhoc`` for one that only the command line describes.
+    description : str
+        What the sweep's file says of it; empty for ``adhoc``.
+    settings : Settings
+        Everything that is no part of a trial's identity.
     trials : tuple of Trial
         Distinct by hash, in the order of the axes (the last one varies fastest).
     baseline : dict of str to str

@@ -26,6 +26,10 @@ class Trial:
         The tree that is hashed; not to be changed.
     axes : dict of str to value
         Where on each axis of the sweep it lies; typed as the configuration has it.
+    resources : Resources
+        What an attempt of it asks of the cluster.
+    timeout_s : float
+        After which an attempt is ended.
     infeasible : str or None
         Why it cannot be done, known before anything is loaded.
     """

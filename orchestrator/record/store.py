@@ -55,8 +55,22 @@ class AttemptSummary:
 
     Attributes
     ----------
+    run_id, attempt_id : str
+        MLflow's name of it, and this program's own.
+    config_hash, sweep : str
+        The trial, and the sweep it was made for.
+    number : int
+        Which attempt of its trial it is, from 1.
     outcome, verdict : str or None
         None while it runs.
+    reason : str or None
+        Why it is not ``ok``.
+    host, driver_id : str
+        Where it ran, and which driver asked for it.
+    simulated : bool
+        Whether its GPUs were a scenario's.
+    hardware_fingerprint : str or None
+        Of what it ran on: two that differ are not compared unless asked for.
     status : str
         MLflow's run status.
     started_at, ended_at : float, float or None
@@ -88,7 +102,19 @@ class AttemptSummary:
 
 @dataclass(frozen=True)
 class SweepRun:
-    """A parent run: one invocation of a sweep; of a pure one, it holds the table of its cells."""
+    """A parent run: one invocation of a sweep; of a pure one, it holds the table of its cells.
+
+    Attributes
+    ----------
+    run_id, sweep, status : str
+        MLflow's run, the sweep's name, MLflow's run status.
+    started_at, ended_at : float, float or None
+        Unix seconds.
+    driver_id, sweep_id : str
+        Which driver ran it, and which definition of the sweep it was (a digest of its hashes).
+    has_cells : bool
+        Whether it is a pure sweep's, with a table instead of attempts.
+    """
 
     run_id: str
     sweep: str
@@ -266,7 +292,13 @@ class Store(ABC):
         return tree
 
     def plan(self, run_id: str) -> dict[str, Any]:
-        """What a sweep's invocation planned: ``sweep``, ``axes``, ``baseline``, ``trials`` …"""
+        """What a sweep's invocation planned: ``sweep``, ``axes``, ``baseline``, ``trials`` …
+
+        Raises
+        ------
+        StoreError
+            The run is no sweep's.
+        """
         try:
             data: dict[str, Any] = json.loads(self.artifact(run_id, PLAN))
         except (FileNotFoundError, ValueError) as error:
@@ -274,7 +306,13 @@ class Store(ABC):
         return data
 
     def artifact(self, run_id: str, name: str) -> bytes:
-        """One artifact of a recorded or spooled attempt; ``FileNotFoundError`` if it has none."""
+        """Content of one artifact of a recorded or spooled attempt.
+
+        Raises
+        ------
+        FileNotFoundError
+            It has none of that name.
+        """
         if not run_id.startswith(SPOOL_PREFIX):
             return self.file(run_id, name)
         try:

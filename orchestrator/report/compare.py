@@ -49,6 +49,16 @@ class ComparedMetric:
 
     Attributes
     ----------
+    hash_a, hash_b : str
+        The two trials.
+    metric, unit : str
+        The metric, and its SI unit.
+    median_a, median_b : float or None
+        Pooled over attempts; None where a side has no value.
+    attempts_a, attempts_b, samples_a, samples_b : int
+        What stands behind them.
+    tau : float
+        Relative tolerance this row was judged by.
     ratio : float or None
         Median of B over median of A.
     ci_low, ci_high : float or None
@@ -59,6 +69,8 @@ class ComparedMetric:
         Of "B is worse than A by no more than tau"; small where it is worse by more.
     better : str or None
         ``lower`` or ``higher``; None for a metric that has no good direction.
+    reason, note : str or None
+        Why there is no ratio or no verdict; what to keep in mind about the interval.
     """
 
     hash_a: str
@@ -84,7 +96,19 @@ class ComparedMetric:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Every pair's rows, and what could not be paired."""
+    """Every pair's rows, and what could not be paired.
+
+    Attributes
+    ----------
+    rows : tuple of ComparedMetric
+        A metric of a pair each.
+    tau : float
+        Relative tolerance: changes within it are no changes.
+    confidence : float
+        At which each end of an interval holds.
+    only_a, only_b : tuple of str
+        Hashes of trials that the other side lacks.
+    """
 
     rows: tuple[ComparedMetric, ...]
     tau: float

@@ -75,7 +75,17 @@ class GateRow:
 
 @dataclass(frozen=True)
 class GateResult:
-    """What the gate says, and why."""
+    """What the gate says, and why.
+
+    Attributes
+    ----------
+    rules : str
+        Name of the rule set.
+    rows : tuple of GateRow
+        A rule applied to a metric of a trial each.
+    reason : str or None
+        Why nothing could be judged.
+    """
 
     rules: str
     rows: tuple[GateRow, ...]
@@ -92,6 +102,7 @@ class GateResult:
 
     @property
     def exit_code(self) -> int:
+        """0 pass, 1 regression, 2 inconclusive, 3 incomparable."""
         return EXIT_CODES[self.state]
 
     def counts(self) -> dict[str, int]:

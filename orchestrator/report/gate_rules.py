@@ -98,7 +98,13 @@ class RuleSet:
 
 
 def load_rules(path: Path) -> RuleSet:
-    """Rules from a YAML file; :class:`ConfigError` says what is wrong and where."""
+    """Rules from a YAML file.
+
+    Raises
+    ------
+    ConfigError
+        The file is not there, is no YAML, or a rule in it is not known or lacks something.
+    """
     import yaml
 
     try:
