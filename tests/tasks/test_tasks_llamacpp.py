@@ -193,6 +193,23 @@ def test_expected_weights_are_those_of_the_file_that_is_made(
         assert operation.dtype in ("bfloat16" if name == "BF16" else ("int8", "float32"))
 
 
+def test_a_token_takes_at_least_as_long_as_reading_the_weights(identity: Identity) -> None:
+    from orchestrator.measure.arithmetic.measured import Measured
+
+    bytes_per_s, launch_s = 1e9, 1.0
+    fast = ((1e6, 1.0, 1e-9), (1e6, 512.0, 1e-9))
+    timings = {f"product.far.{dtype}": fast for dtype in ("float32", "bfloat16", "int8")}
+    here = Measured("here", timings, ((1e6, bytes_per_s),), ((1e6, bytes_per_s),), launch_s)
+    packaged = {"source": "packaged", "id": "smollm2_135m", "architecture": None}
+    for name in ("BF16", "Q4_0"):
+        asked = identity(task="llamacpp", model=packaged, format=name)
+        expected = find_task("llamacpp").expect(asked, None)
+        found = expected.times_s(here, measured=True)["tpot_s"]
+        # The cache and activations come on top; a launch from Python does not.
+        read_s = expected.sizes_bytes["weights_bytes"] / bytes_per_s
+        assert read_s * 0.99 < found.time_s < 1.2 * read_s
+
+
 def test_what_cannot_be_predicted_is_not(identity: Identity, tiny_gguf: Path) -> None:
     expect = find_task("llamacpp").expect
     # Planning reads no file.
