@@ -2,8 +2,13 @@
 
 ``python benchmarks/streaming_vs_accelerate.py [--rounds 2] [--model random_1b] [--steps 4]``
 writes the model once to the cache (2.2 GB for ``random_1b``), then measures both in turn, each in
-a process of its own. The page cache is dropped before each of accelerate's steps, outside what is
-timed, and behind each of our reads. ``--disk-bytes-per-s`` slows the disk down for both.
+a process of its own. Accelerate maps the files; the page cache is dropped before each of its steps,
+outside what is timed. Ours reads past it. What it could reach at best, the bound, is measured in
+its own process between its sequences.
+
+Then once more with a disk slowed down for both (``--throttled-bytes-per-s``; 0 leaves it out):
+a disk that is always the same, where an hour of another machine's work on the real one does not
+show. There both wait for the same disk, so what is gained is at most the computing behind it.
 
 Prints one JSON line a figure; exit status 1 where a required one is missed.
 """
@@ -168,10 +173,14 @@ def measure_accelerate(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"steps_s": steps_s, "peak_memory_bytes": (memory.peak_bytes() or 0) - before}
 
 
-def run_side(side: str, arguments: list[str]) -> dict[str, Any]:
+def run_side(side: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure one side in a fresh process."""
+    asked = [f"--model={arguments.model}", f"--steps={arguments.steps}"]
+    asked.append(f"--budget-bytes={arguments.budget_bytes}")
+    if arguments.disk_bytes_per_s:
+        asked.append(f"--disk-bytes-per-s={arguments.disk_bytes_per_s}")
     done = subprocess.run(
-        [sys.executable, __file__, *arguments, "--side", side],
+        [sys.executable, __file__, *asked, "--side", side],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         text=True,
@@ -184,13 +193,14 @@ def run_side(side: str, arguments: list[str]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Alternate both sides, compare the medians of their steps."""
+    """Alternate both sides, compare the medians of their steps; then on a slower disk."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="random_1b")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--budget-bytes", type=int, default=700_000_000)
-    parser.add_argument("--disk-bytes-per-s", type=float, default=None)
+    parser.add_argument("--throttled-bytes-per-s", type=float, default=5e8)
+    parser.add_argument("--disk-bytes-per-s", type=float, default=None, help=argparse.SUPPRESS)
     parser.add_argument("--side", choices=("ours", "accelerate"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.side:
@@ -198,33 +208,41 @@ def main() -> None:
         print(json.dumps(measure(arguments)))
         return
 
+    name = "streaming_vs_accelerate"
+    held = compare(name, arguments, required_speedup=REQUIRED_SPEEDUP)
+    if arguments.throttled_bytes_per_s:
+        emit(f"{name}.throttled.disk_bytes_per_s", arguments.throttled_bytes_per_s, "bytes/s")
+        arguments.disk_bytes_per_s = arguments.throttled_bytes_per_s
+        arguments.rounds, arguments.steps = 1, 2
+        held &= compare(f"{name}.throttled", arguments, required_speedup=None)
+    sys.exit(not held)
+
+
+def compare(name: str, arguments: argparse.Namespace, *, required_speedup: float | None) -> bool:
+    """Both sides in turn, their figures printed; whether what is required holds."""
     found: dict[str, list[dict[str, Any]]] = {"ours": [], "accelerate": []}
     for _ in range(arguments.rounds):
         for side, results in found.items():
-            results.append(run_side(side, sys.argv[1:]))
-    name = "streaming_vs_accelerate"
-    if arguments.disk_bytes_per_s:
-        emit(f"{name}.throttled_disk", arguments.disk_bytes_per_s, "bytes/s")
+            results.append(run_side(side, arguments))
     medians_s = {}
     for side, results in found.items():
         steps_s = [step for result in results for step in result["steps_s"]]
         medians_s[side] = statistics.median(steps_s)
         emit(f"{name}.{side}.step_s", medians_s[side], "s", n=len(steps_s))
         peak = max(result["peak_memory_bytes"] for result in results)
-        emit(
-            f"{name}.{side}.peak_memory_bytes",
-            peak,
-            "bytes",
-            required=f"<= {arguments.budget_bytes}" if side == "ours" else None,
-        )
+        required = f"<= {arguments.budget_bytes}" if side == "ours" else None
+        emit(f"{name}.{side}.peak_memory_bytes", peak, "bytes", required=required)
     ours = found["ours"]
-    disk = statistics.median(r["disk_bandwidth_bytes_per_s"] for r in ours)
-    emit(f"{name}.disk_bandwidth_bytes_per_s", disk, "bytes/s", n=len(ours))
-    over_bound = min(result["tpot_over_bound"] for result in ours)
-    emit(f"{name}.step_over_bound", over_bound, "1", required=f"<= {REQUIRED_OVER_BOUND}")
+    for metric, unit in (("disk_bandwidth_bytes_per_s", "bytes/s"), ("compute_bound_s", "s")):
+        value = statistics.median(result[metric] for result in ours)
+        emit(f"{name}.{metric}", value, unit, n=len(ours))
+    over_bound = statistics.median(result["tpot_over_bound"] for result in ours)
+    required = f"<= {REQUIRED_OVER_BOUND}"
+    emit(f"{name}.step_over_bound", over_bound, "1", required=required, n=len(ours))
     speedup = medians_s["accelerate"] / medians_s["ours"]
-    emit(f"{name}.speedup", speedup, "1", required=f">= {REQUIRED_SPEEDUP}")
-    sys.exit(speedup < REQUIRED_SPEEDUP or over_bound > REQUIRED_OVER_BOUND)
+    required = None if required_speedup is None else f">= {required_speedup}"
+    emit(f"{name}.speedup", speedup, "1", required=required)
+    return over_bound <= REQUIRED_OVER_BOUND and speedup >= (required_speedup or 0.0)
 
 
 if __name__ == "__main__":

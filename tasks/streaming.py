@@ -37,6 +37,7 @@ from orchestrator.measure.figures import Bars, Breakdown
 from tasks import loading, tokens
 from tasks.generation import GreedyGenerator, SequenceTiming
 from tasks.stream import account, bandwidth
+from tasks.stream.expected import expect_streaming
 from tasks.stream.ledger import CATEGORIES, UNATTRIBUTED, CuttingClock
 from tasks.stream.runner import ARCHITECTURES
 from tasks.stream.session import Session
@@ -183,7 +184,8 @@ def _measure(
     recorder.value("load_s", "s", span.seconds)
     session.prove(recorder)
     recorder.value("weights_bytes", "bytes", session.weights_bytes)
-    recorder.value("disk_bytes", "bytes", session.step_bytes)
+    for stage, nbytes in session.stage_bytes().items():
+        recorder.value(f"{stage}_bytes", "bytes", nbytes)
 
     ledger = session.ledger
     generator = _generator(session, CuttingClock(recorder.clock, ledger))
@@ -328,6 +330,7 @@ def _bound(
             )
     for stage, rate in bandwidth_of.items():
         recorder.value(f"{stage}_bandwidth_bytes_per_s", "bytes/s", rate)
+        recorder.value(f"{stage}_achieved_share", "1", session.step_bytes / tpot_s / rate)
     bytes_of = dict.fromkeys(bandwidth_of, float(session.step_bytes))
     bound_s = account.bound_s(bytes_of, bandwidth_of, compute_s)
     recorder.value("bound_s", "s", bound_s)
@@ -340,6 +343,7 @@ TASK = Task(
     run=run,
     check=check,
     preload=loading.PRELOAD,
+    expect=expect_streaming,
     headline=(
         "tpot_s",
         "tpot_over_bound",

@@ -99,6 +99,15 @@ class Session:
         """Bytes that one forward reads."""
         return sum(unit.read_bytes for unit in self.ring)
 
+    def stage_bytes(self) -> dict[str, int]:
+        """Bytes of one forward that go through each stage there is."""
+        stages = ["disk"]
+        if self.device.type == "cuda":
+            stages.append("h2d")
+            if self._options.pinned and self._options.buffer == "tensor":
+                stages.append("pin")  # a single pinned buffer is read into as it is
+        return dict.fromkeys(stages, self.step_bytes)
+
     def load(self) -> None:
         """Read what stays in memory, allocate the slots, begin to read ahead."""
         self.pipeline: Pipeline = self._pipeline()

@@ -18,6 +18,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.measure import FakeClock, InputError, OutOfMemory
 from orchestrator.measure.registry import find_task
 from tasks.stream import account, pages
+from tasks.stream.expected import expect_streaming
 from tasks.stream.layout import (
     ALIGNMENT_BYTES,
     PAGE_BYTES,
@@ -32,6 +33,8 @@ from tasks.stream.prefetch import AsyncPipeline
 from tasks.stream.reader import Reader, Throttle
 from tasks.stream.runner import ARCHITECTURES
 from tasks.stream.slots import Loader
+from tasks.stream.store import EXIT_NO_SPACE
+from tasks.stream.write import main as write_main
 from tasks.stream.write import write
 
 Identity = Callable[..., dict[str, Any]]
@@ -152,6 +155,7 @@ def test_reading_ahead_is_reported_apart_from_the_foreground(
     assert events.median("disk_busy_s") > 0
     assert events.value("bound_s") > 0
     assert events.value("tpot_over_bound") > 0
+    assert events.value("disk_achieved_share") > 0
     assert events.value("disk_bandwidth_bytes_per_s") > 0
     (file,) = tmp_path.glob("*/streaming.json")
     background = json.loads(file.read_text())[0]["background"]
@@ -220,6 +224,10 @@ def test_nf4_runs_from_a_store_of_random_weights(identity: Identity, run: Run, c
     assert again.fact("output_digests") == events.fact("output_digests")
     assert {file.name: file.stat().st_mtime_ns for file in store.iterdir()} == made
     assert again.value("weights_bytes") < 4 * 80_000
+    expected = expect_streaming(asked, None)
+    assert expected is not None
+    for name in ("weights_bytes", "disk_bytes"):
+        assert expected.sizes_bytes[name] == events.value(name)
 
 
 # --- the parts ---------------------------------------------------------------------------------
@@ -547,6 +555,28 @@ def test_a_disk_that_fills_while_writing_leaves_nothing(
     with pytest.raises(InputError, match="no space left"):
         run(identity("bf16", task="streaming"))
     assert list((cache / "streamed").iterdir()) == []
+
+
+def test_the_writer_says_that_the_disk_is_full(
+    saved_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors import SafetensorError
+
+    def full(*_: Any, **__: Any) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device")
+
+    request = {
+        "directory": str(saved_model),
+        "files": [str(saved_model / "model.safetensors")],
+        "quant": {"scheme": "none", "dtype": "bfloat16", "double_quant": False},
+    }
+    order = tmp_path / "request.json"
+    order.write_text(json.dumps(request))
+    monkeypatch.setattr("sys.argv", ["write", str(order), str(tmp_path)])
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(SystemExit) as caught:
+        write_main()
+    assert caught.value.code == EXIT_NO_SPACE
 
 
 def test_packing_keeps_scales_plain_where_asked() -> None:
