@@ -66,14 +66,20 @@ def main() -> None:
         count = len(result["trials"])
         if not options.short:
             emit("sweep_quant_s", took_s, "s", required="<= 300", n=count)
-        waited_s = first_trial_s(directory, began, result["run_id"])
-        emit("time_to_first_trial_s", waited_s, "s", required="<= 8", n=1)
+        waited_s = [first_trial_s(directory, began, result["run_id"])]
+        while options.short and len(waited_s) < TIMES:
+            began = time.time()
+            _, again = run(directory, *sweep, "force=true", "--json")
+            waited_s.append(first_trial_s(directory, began, json.loads(again)["run_id"]))
+        waited = statistics.median(waited_s)
+        emit("time_to_first_trial_s", waited, "s", required="<= 8", n=len(waited_s))
         config_hash = result["trials"][0]["hash"]
         for figure, words, limit in (
             ("nothing_to_do_s", sweep, 3),
             ("help_s", ("--help",), 1),
             ("plan_s", ("plan", *sweep), 2),
             ("show_s", ("show", config_hash), 3),
+            ("tab_s", ("completion", "bash", "--line", "orchestrator quant=bf16,n"), 1),
         ):
             times_s = [run(directory, *words)[0] for _ in range(TIMES)]
             emit(figure, statistics.median(times_s), "s", required=f"<= {limit}", n=TIMES)

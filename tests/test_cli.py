@@ -104,7 +104,15 @@ def test_a_mistake_about_what_is_recorded_is_one_clear_line(
     assert captured.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("words", [["--help"], ["show", "--help"], ["plan", "task=noop"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        ["show", "--help"],
+        ["plan", "task=noop"],
+        ["completion", "bash", "--line", "orchestrator quant=bf16,n"],
+    ],
+)
 def test_nothing_heavy_is_imported_that_a_command_does_not_need(
     words: list[str], tmp_path: Path
 ) -> None:
@@ -115,6 +123,19 @@ def test_nothing_heavy_is_imported_that_a_command_does_not_need(
         f"print('HEAVY', [name for name in {HEAVY!r} if name in sys.modules], code)\n"
     )
     done = run(tmp_path, code=code)
+    assert "HEAVY [] 0" in done.stdout, done.stdout + done.stderr
+
+
+def test_show_wakes_no_library_of_the_measured(recorded: Path) -> None:
+    code = (
+        "import sys\n"
+        "from orchestrator.cli import commands, main\n"
+        "from orchestrator.completion.candidates import candidates\n"
+        "code = main(['show', candidates('orchestrator show ', commands)[0]])\n"
+        "heavy = ('torch', 'transformers', 'ray', 'mlflow', 'pandas', 'plotly')\n"
+        "print('HEAVY', [name for name in heavy if name in sys.modules], code)\n"
+    )
+    done = run(recorded, code=code)
     assert "HEAVY [] 0" in done.stdout, done.stdout + done.stderr
 
 
