@@ -164,14 +164,14 @@ def table(
     for name, values in metrics.items():
         columns[name] = pa.array([*values, *[None] * (count - len(values))], pa.float64())
         fields.append(pa.field(name, pa.float64(), metadata={"unit": units[name]}))
-    texts_of = {
+    texts_of: dict[str, Sequence[str | None]] = {
         **{name: [*texts, *[None] * (count - len(texts))] for name, texts in facts.items()},
         _BASIS: [result.basis for result in ended],
         _ABSENT: absent,
         _CONFIG: [json.dumps(trial.identity, sort_keys=True) for trial in trials],
     }
-    for name, texts in texts_of.items():
-        columns[name] = pa.array(texts, pa.string())
+    for name, column_of in texts_of.items():
+        columns[name] = pa.array(column_of, pa.string())
         kind = {"kind": "fact"} if name in facts else {}
         fields.append(pa.field(name, pa.string(), metadata=kind))
     return pa.Table.from_arrays(list(columns.values()), schema=pa.schema(fields))

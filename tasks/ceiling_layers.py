@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tasks.ceiling_operations import Point, Timer
@@ -80,7 +81,7 @@ class ReferenceLayers:
         with torch.inference_mode():
             self._model.eval()
             for batch, tokens in PREFILLS:
-                seconds = self._timer.seconds(lambda b=batch, t=tokens: self._run(b, t), _LONGEST_S)
+                seconds = self._timer.seconds(partial(self._run, batch, tokens), _LONGEST_S)
                 if seconds is not None:
                     yield f"layers.prefill.{self.name}", batch, tokens, seconds
             for batch, tokens in DECODES:

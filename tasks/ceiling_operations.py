@@ -206,7 +206,7 @@ class Operations:
         vector = torch.rand(1, width, device=self.device)
         seconds = self.timer.seconds(lambda: linear(vector, next(turn)))
         assert seconds is not None
-        return seconds / first.nbytes
+        return float(seconds / first.nbytes)
 
     def _products(self, name: str, table: str, size: int) -> Iterator[Point]:
         from torch.nn.functional import linear
@@ -259,8 +259,9 @@ class Operations:
 
         for span in self.scale.spans:
             query, key, value = self._heads(name, span, span, groups)
-            options = {"is_causal": True, "enable_gqa": groups > 1}
-            seconds = self.timer.seconds(partial(attend, query, key, value, **options))
+            seconds = self.timer.seconds(
+                partial(attend, query, key, value, is_causal=True, enable_gqa=groups > 1)
+            )
             if seconds is None:
                 break
             yield f"attention.inference.{name}", span, groups, seconds / _flops(span)
@@ -280,7 +281,8 @@ class Operations:
             above = self._heads(name, span, span, 1)[0]
 
             def ahead(index: int, inputs: Any = inputs) -> Any:
-                return attend(*inputs, is_causal=True, enable_gqa=groups > 1)
+                query, key, value = inputs
+                return attend(query, key, value, is_causal=True, enable_gqa=groups > 1)
 
             def back(index: int, y: Any, inputs: Any = inputs, above: Any = above) -> Any:
                 return torch.autograd.grad(y, inputs, above)

@@ -14,6 +14,7 @@ from pyarrow import csv
 
 from orchestrator import cells
 from orchestrator.cells import CSV, PARQUET
+from orchestrator.measure.registry import find_task
 from orchestrator.plan import build
 from orchestrator.pure import MOST_SHOWN, cells_view, run_pure, split
 
@@ -69,7 +70,7 @@ def test_every_cell_is_a_row_with_its_hash_and_axes() -> None:
 
 
 def test_a_cell_that_breaks_takes_no_other_along(monkeypatch: pytest.MonkeyPatch) -> None:
-    task = cells.find_task("estimate")
+    task = find_task("estimate")
 
     def broken(identity: Any) -> Any:
         if identity["task"]["hardware"] == "h200":
@@ -163,7 +164,7 @@ def test_one_run_with_one_table_is_recorded_and_found_again(
     assert len(store.sweep_runs()) == 3
 
     # With other formulas or figures, what is recorded does not count any more.
-    changed = dataclasses.replace(cells.find_task("estimate"), basis=lambda identity: "another")
+    changed = dataclasses.replace(find_task("estimate"), basis=lambda identity: "another")
     monkeypatch.setattr(cells, "find_task", lambda name: changed)
     assert run(plan)["cached"] == 0
 

@@ -127,6 +127,7 @@ def test_a_training_step_is_held_against_the_best_that_products_reached() -> Non
         "name": "training",
         **{"batch_size": 2, "context_tokens": 16, "accumulation": 1, "attention": "sdpa"},
         **{"autocast": "none", "compile": False, "checkpointing": False, "optimizer": True},
+        "memory_snapshot": False,
     }
     found = report(hardware={})
     found.metrics["step_s"] = Samples("step_s", "s", (0.5, 0.25))
