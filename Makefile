@@ -53,7 +53,17 @@ postgresql:
 			> /dev/null 2>&1 || echo "PostgreSQL could not be installed: its tests are skipped"; \
 	fi
 
-test: $(DEV) postgresql ## Run the tests
+# For tests of what a browser shows, which are skipped without it: the same.
+.PHONY: chromium
+chromium:
+	@if ! command -v chromium > /dev/null 2>&1 && [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null 2>&1; then \
+		export DEBIAN_FRONTEND=noninteractive; \
+		install="apt-get install -qq -y --no-install-recommends chromium"; \
+		{ $$install || { apt-get update -qq && $$install; }; } > /dev/null 2>&1 \
+			|| echo "Chromium could not be installed: its tests are skipped"; \
+	fi
+
+test: $(DEV) postgresql chromium ## Run the tests
 	@$(BIN)/python -m pytest $(ARGS)
 
 lint: $(DEV) ## ruff and mypy
