@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import importlib.util
 import statistics
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -255,7 +256,10 @@ def _measure(
     recorder: Recorder,
 ) -> None:
     prompt = random_prompt(contents.ordinary_ids, options.prompt_tokens, identity["seed"])
-    with recorder.phase("first_call", measured=False), first_call(recorder):
+    if options.server_warmup:
+        recorder.absent("first_call_s", "s", "the server had warmed up before its first call")
+    cold = nullcontext() if options.server_warmup else first_call(recorder)
+    with recorder.phase("first_call", measured=False), cold:
         first = server.complete(prompt, 1, recorder.clock)
     _prove_counts(first, options.prompt_tokens, 1, recorder)
     ratios: dict[str, list[float]] = {"prefill": [], "decode": []}

@@ -1,0 +1,182 @@
+"""The embedded store's database: made once, waited for, refused in one line where unfit."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from orchestrator.attempt import Outcome
+from orchestrator.errors import ConfigError, StoreError
+from orchestrator.record import Recording, open_store, ui_arguments
+from orchestrator.record.embedded import EmbeddedStore
+
+
+def test_a_first_sweep_makes_its_database(fresh_store: EmbeddedStore, kit: SimpleNamespace) -> None:
+    kit.record_one(fresh_store, kit.trial_of(1))
+    assert len(fresh_store.attempts()) == 1
+    from mlflow import MlflowClient
+
+    experiments = MlflowClient(tracking_uri=fresh_store.uri).search_experiments()
+    # The default experiment too: else MLflow writes to whatever directory it was started in.
+    assert all(str(fresh_store.artifact_root) in e.artifact_location for e in experiments)
+
+
+def test_a_moved_root_still_reads(
+    store: EmbeddedStore, kit: SimpleNamespace, tmp_path: Path
+) -> None:
+    run_id = kit.record_one(store, kit.trial_of(1))
+    store.root.rename(tmp_path / "elsewhere")
+    moved = open_store({"root": tmp_path / "elsewhere"})
+    assert moved.load(run_id).outcome is Outcome.OK
+
+
+def test_an_unexpected_schema_falls_back_to_mlflow(
+    store: EmbeddedStore, kit: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = kit.trial_of(1)
+    run_id = kit.record_one(store, trial)
+    before = store.attempts()
+
+    def unknown(*_: object) -> object:
+        from orchestrator.record.embedded import _UnknownSchema
+
+        raise _UnknownSchema("no such column")
+
+    monkeypatch.setattr(store, "_query", unknown)
+    assert store.attempts() == before
+    assert store.find(trial.hash[:12]) == [trial.hash]
+    assert store.load(run_id).config_hash == trial.hash
+    assert [run.sweep for run in store.sweep_runs("quant")] == ["quant"]
+    assert store.running() == []
+
+
+def test_two_drivers_create_the_database_at_once(tmp_path: Path) -> None:
+    code = (
+        "import sys, time\n"
+        "from orchestrator.record import open_store\n"
+        "s = open_store({'root': sys.argv[1]})\n"
+        "while time.time() < float(sys.argv[2]): pass\n"
+        "b = s.backend()\n"
+        "e = b.experiment('same')\n"
+        "b.create_run(e, 'n', 1, {})\n"
+        "print(e)\n"
+    )
+    begin = str(time.time() + 3)
+    arguments = [sys.executable, "-c", code, str(tmp_path / "mlruns"), begin]
+    processes = [
+        subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    outputs = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert len({output[0] for output in outputs}) == 1
+    # MLflow's migrations are not for the terminal.
+    assert [output[1] for output in outputs] == ["", ""]
+    with sqlite3.connect(tmp_path / "mlruns" / "mlflow.db") as connection:
+        assert connection.execute("SELECT count(*) FROM runs").fetchone() == (2,)
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        locations = connection.execute("SELECT artifact_location FROM experiments").fetchall()
+    assert all(str(tmp_path) in location for (location,) in locations)
+
+
+def test_a_locked_database_is_waited_for(store: EmbeddedStore, kit: SimpleNamespace) -> None:
+    trials = [kit.trial_of(value) for value in range(3)]
+    kit.record_one(store, trials[0])
+    messages: list[str] = []
+    with Recording(store, kit.plan_of(trials), message=messages.append) as recording:
+        assert recording.flush(60)
+        locker = sqlite3.connect(store.database, isolation_level=None)
+        locker.execute("BEGIN EXCLUSIVE")
+        for trial in trials[1:]:
+            recording.finish(kit.report_of(kit.spec_of(trial)), trial)
+        assert not recording.flush(2.0)
+        # What is finished is known at once, from the spool.
+        assert len(store.attempts()) == 3
+        waiting = store.attempts()[trials[1].hash][0]
+        assert waiting.run_id.startswith("spool:")
+        assert store.load(waiting.run_id).config_hash == trials[1].hash
+        assert store.identity(waiting.run_id) == trials[1].identity
+        assert "report.json" in store.artifact_names(waiting.run_id)
+        locker.execute("ROLLBACK")
+        locker.close()
+        assert recording.flush(90)
+    assert all(len(group) == 1 for group in store.attempts().values())
+    assert all(
+        s.run_id and not s.run_id.startswith("spool:")
+        for group in store.attempts().values()
+        for s in group
+    )
+
+
+def test_an_error_while_locked_is_one_line(store: EmbeddedStore, kit: SimpleNamespace) -> None:
+    from orchestrator.errors import StoreUnavailable
+    from orchestrator.record.boundary import translated
+
+    with (
+        pytest.raises(StoreUnavailable, match="locked by another process") as caught,
+        translated(store.where),
+    ):
+        raise sqlite3.OperationalError("database is locked")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("how", ["newer", "older", "garbage"])
+def test_databases_of_another_kind(store: EmbeddedStore, kit: SimpleNamespace, how: str) -> None:
+    if how == "garbage":
+        store.database.write_bytes(b"this is not a database, it is a text file" * 100)
+    else:
+        kit.record_one(store, kit.trial_of(1))
+        version = "ffffffffffff" if how == "newer" else "451aebb31d03"
+        with sqlite3.connect(store.database) as connection:
+            connection.execute("UPDATE alembic_version SET version_num = ?", (version,))
+    fresh = open_store({"root": store.root})
+    with pytest.raises(StoreError) as caught:
+        fresh.backend()
+    assert "\n" not in str(caught.value)
+    assert str(store.root) in str(caught.value)
+    assert caught.value.fix
+    if how == "garbage":
+        with pytest.raises(StoreError, match="is not a SQLite database"):
+            fresh.attempts()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_an_unwritable_root_is_refused_before_anything_runs(
+    store: EmbeddedStore, kit: SimpleNamespace
+) -> None:
+    store.root.chmod(0o500)
+    with pytest.raises(StoreError, match="cannot be written"):
+        Recording(store, kit.plan_of([kit.trial_of(1)]))
+
+
+def test_a_root_that_is_a_file_is_refused_before_anything_runs(
+    tmp_path: Path, kit: SimpleNamespace
+) -> None:
+    (tmp_path / "mlruns").write_text("")
+    with pytest.raises(StoreError) as caught:
+        Recording(open_store({"root": tmp_path / "mlruns"}), kit.plan_of([kit.trial_of(1)]))
+    assert "\n" not in str(caught.value)
+
+
+def test_settings_that_name_no_store() -> None:
+    with pytest.raises(ConfigError, match="unknown tracking"):
+        open_store({"kind": "cloud"})
+    for uri in ("", "file:///x", "localhost:5000", "http://"):
+        with pytest.raises(ConfigError):
+            open_store({"kind": "server", "uri": uri})
+
+
+def test_the_ui_is_pointed_at_the_store(store: EmbeddedStore, tmp_path: Path) -> None:
+    arguments, environment = ui_arguments({"root": store.root}, "127.0.0.1", 5001)
+    assert arguments[0] == "server"
+    assert arguments[arguments.index("--backend-store-uri") + 1] == store.uri
+    assert environment["MLFLOW_DISABLE_TELEMETRY"] == "true"
+    with pytest.raises(StoreError, match="nothing is recorded here yet"):
+        ui_arguments({"root": tmp_path / "empty"}, "127.0.0.1", 5001)

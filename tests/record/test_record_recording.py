@@ -1,0 +1,139 @@
+"""A sweep's recording: never in the way, whole whatever fails, and hanging nobody."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from orchestrator.errors import StoreError
+from orchestrator.record import Recording, sync
+from orchestrator.record.embedded import EmbeddedStore
+
+
+def test_a_report_that_cannot_be_stored_does_not_stop_the_others(
+    store: EmbeddedStore, kit: SimpleNamespace
+) -> None:
+    trials = [kit.trial_of(value) for value in range(2)]
+    messages: list[str] = []
+    with Recording(store, kit.plan_of(trials), message=messages.append) as recording:
+        bad = kit.report_of(kit.spec_of(trials[0]), artifacts={"../../escape": b"x"})
+        recording.finish(bad, trials[0])
+        recording.finish(kit.report_of(kit.spec_of(trials[1])), trials[1])
+        assert recording.flush(60)
+    assert set(store.attempts()) == {trials[1].hash}
+    assert any("leaves its directory" in text for text in messages)
+    assert not list(store.root.parent.rglob("escape"))
+
+
+def test_begin_and_finish_return_at_once(store: EmbeddedStore, kit: SimpleNamespace) -> None:
+    trials = [kit.trial_of(value) for value in range(40)]
+    held = threading.Event()
+    with Recording(store, kit.plan_of(trials)) as recording:
+        assert recording.flush(60)
+        backend = store.backend()
+        original = backend.finish
+
+        def slow(*arguments: Any) -> None:
+            held.wait(60)
+            original(*arguments)
+
+        backend.finish = slow  # type: ignore[method-assign]
+        for trial in trials:
+            spec = kit.spec_of(trial)
+            recording.begin(spec, trial, kit.SLOT)
+            recording.finish(kit.report_of(spec), trial)
+        # Every result is on disk although the store has taken none.
+        kit.wait_until(lambda: len(list(store.spool_root.rglob("*.finish"))) == 40)
+        assert len(store.attempts()) == 40
+        held.set()
+    assert len(store.attempts()) == 40
+    assert not list(store.spool_root.rglob("*.finish"))
+
+
+def test_what_was_begun_and_never_finished_ends_with_the_sweep(
+    store: EmbeddedStore, kit: SimpleNamespace
+) -> None:
+    trial = kit.trial_of(1)
+    recording = Recording(store, kit.plan_of([trial]))
+    recording.begin(kit.spec_of(trial), trial, kit.SLOT)
+    summary = recording.close("KILLED", "stopped by a person")
+    (attempt,) = store.attempts()[trial.hash]
+    assert (attempt.outcome, attempt.status) == ("cancelled", "KILLED")
+    assert summary.outcomes == {"cancelled": 1}
+    assert store.sweep_runs("quant")[0].status == "KILLED"
+    assert recording.close() is summary
+
+
+def test_a_full_disk_stops_new_attempts_and_loses_nothing(
+    store: EmbeddedStore, kit: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials = [kit.trial_of(value) for value in range(3)]
+    messages: list[str] = []
+    full = threading.Event()
+    original = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if full.is_set():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        original(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with Recording(store, kit.plan_of(trials), message=messages.append) as recording:
+        assert recording.flush(60)
+        full.set()
+        recording.finish(kit.report_of(kit.spec_of(trials[0])), trials[0])
+        kit.wait_until(lambda: messages)
+        with pytest.raises(StoreError, match="no space left on the disk"):
+            recording.begin(kit.spec_of(trials[1]), trials[1], kit.SLOT)
+        # What ran meanwhile can still be handed over.
+        recording.finish(kit.report_of(kit.spec_of(trials[2])), trials[2])
+        assert not list(store.spool_root.rglob("*.tmp"))
+        full.clear()
+        assert recording.flush(60)
+    assert len(messages) == 1
+    assert set(store.attempts()) == {trials[0].hash, trials[2].hash}
+
+
+def test_a_disk_that_stays_full_is_said_and_hangs_nobody(
+    store: EmbeddedStore, kit: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = kit.trial_of(1)
+    recording = Recording(store, kit.plan_of([trial]), patience_s=0.1)
+    assert recording.flush(60)
+
+    def fsync(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    recording.finish(kit.report_of(kit.spec_of(trial)), trial)
+    summary = recording.close()
+    assert summary.recorded == 0
+    assert any("are lost" in line for line in summary.problems)
+    monkeypatch.undo()
+    # The sweep itself is put in order by the next driver.
+    sync(store)
+    assert [run.status for run in store.sweep_runs()] == ["KILLED"]
+
+
+def test_a_bug_in_recording_hangs_nobody(
+    store: EmbeddedStore, kit: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> Any:
+        raise AttributeError("a bug")
+
+    monkeypatch.setattr(store, "backend", broken)
+    trial = kit.trial_of(1)
+    recording = Recording(store, kit.plan_of([trial]))
+    recording.finish(kit.report_of(kit.spec_of(trial)), trial)
+    assert not recording.flush(60)
+    summary = recording.close()
+    assert summary.waiting == 1
+    assert any("a bug" in line for line in summary.problems)
+    monkeypatch.undo()
+    assert sync(store).written == 1
+    assert store.attempts()[trial.hash][0].outcome == "ok"
