@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -55,3 +56,17 @@ def test_a_person_sees_the_sweep_and_gets_the_terminal_back(tmux, tmp_path, widt
     assert lines[0] == "the store is away; results are spooled"
     assert lines[1].startswith("tried: 0 ok, 1 not ok, 3 not run, 1 already there in ")
     assert tmux("display-message", "-p", "#{cursor_flag}").strip() == "1"
+
+
+def test_without_colour_and_with_forty_columns_nothing_is_lost(tmux, tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = f"NO_COLOR=1 PYTHONPATH={ROOT} {sys.executable} script.py; sleep 60"
+    tmux.open(command, width=40, height=20, where=tmp_path)
+    lines = tmux.wait_for("2/5")
+    assert lines[1].startswith("tried  ")
+    assert "1 failed · 1 running · 2 waiting" in lines
+    assert "1 cached" in lines
+    coloured = tmux("capture-pane", "-p", "-e")
+    assert not re.search(r"\x1b\[[0-9;]*[34][0-7]", coloured)
+    (tmp_path / "go").touch()
+    tmux.wait_for("after")
