@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,9 @@ MIB = 1024**2
 OBJECT_STORE_BYTES = 200 * MIB
 PROBE_TIMEOUT_S = 5.0
 CLOSE_TIMEOUT_S = 10.0
+# A head that is started again in this time (with Ray's fault tolerance) is waited for. Ray itself
+# would end this process after a minute.
+HEAD_PERIOD_S, HEAD_PATIENCE_S = 2.0, 20.0
 # A path of a Unix socket has at most 107 bytes; Ray appends up to 64.
 LONGEST_DIRECTORY = 40
 
@@ -57,6 +61,7 @@ class Session:
         self._up = threading.Event()
         self._end = threading.Event()
         self._error: BaseException | None = None
+        self._headless: str | None = None
         self._keeper = threading.Thread(target=self._keep, name="ray-session", daemon=True)
         self._keeper.start()
         atexit.register(self.close)
@@ -70,10 +75,17 @@ class Session:
         return True
 
     def check(self) -> None:
-        """Raise :class:`ClusterError` if a process of a local cluster has died.
+        """Raise :class:`ClusterError` if a local cluster lost a process, or a joined one its head.
 
-        Ray would not say: calls into a dead raylet hang, and a dead head ends the driver in time.
+        Ray would not say: calls into a dead raylet hang, and a dead head ends the driver in time,
+        without a word and with its books open.
         """
+        if self._headless is not None:
+            raise ClusterError(
+                f"Ray's head at {self._headless} no longer answers",
+                where=f"cluster.address={self._settings.address or 'auto'}",
+                fix="The same command goes on where this one stopped",
+            )
         if self._settings.kind != "local":
             return
         from ray._private import worker
@@ -102,7 +114,23 @@ class Session:
                 return
             finally:
                 self._up.set()
+            if self._settings.kind != "local":
+                self._watch_head()
             self._end.wait()
+
+    def _watch_head(self) -> None:
+        """Until the end, or until the head of a joined cluster has been away for too long."""
+        import ray
+
+        address = ray.get_runtime_context().gcs_address
+        host, port = _parse(address)
+        heard_at = time.monotonic()
+        while not self._end.wait(HEAD_PERIOD_S):
+            if _answers(host, port):
+                heard_at = time.monotonic()
+            elif time.monotonic() - heard_at > HEAD_PATIENCE_S:
+                self._headless = address
+                return
 
 
 def _start_local(settings: ClusterConfig, stack: contextlib.ExitStack) -> None:
@@ -149,6 +177,7 @@ def _connect(settings: ClusterConfig, stack: contextlib.ExitStack) -> None:
     if address != "auto":
         host, port = _parse(address)
         _probe(address, host, port)
+        _refuse_a_wrong_token(address, host, port)
         # Ray takes 127.0.0.1 for "this host" and goes to its outward address. A cluster that keeps
         # to the loopback interface, as our local one does, is not there.
         if _is_loopback(host) and not _answers(ray.util.get_node_ip_address(), port):
@@ -239,6 +268,36 @@ def _probe(address: str, host: str, port: int) -> None:
         ) from None
 
 
+def _refuse_a_wrong_token(address: str, host: str, port: int) -> None:
+    """Ask the head once with our token: Ray would ask for a minute, and fill the terminal."""
+    try:
+        import grpc
+        from ray._private.authentication.http_token_authentication import (
+            get_auth_headers_if_auth_enabled,
+        )
+    except ImportError:
+        return
+    headers = get_auth_headers_if_auth_enabled({})
+    if not headers:
+        return
+    with grpc.insecure_channel(f"{host}:{port}") as channel:
+        ask = channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")
+        try:
+            ask(
+                b"",
+                timeout=PROBE_TIMEOUT_S,
+                metadata=[(name.lower(), value) for name, value in headers.items()],
+            )
+        except grpc.RpcError as error:
+            # Whatever else it may be (TLS, another version), Ray itself will say.
+            if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+                raise ClusterError(
+                    "the head refuses this token",
+                    where=f"cluster.address={address}",
+                    fix="Set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's token",
+                ) from None
+
+
 @contextlib.contextmanager
 def _session_directory() -> Iterator[Path]:
     """A directory for Ray's logs and sockets, removed at the end; those of dead drivers too."""
@@ -320,8 +379,9 @@ def _as_cluster_error(error: BaseException, settings: ClusterConfig) -> ClusterE
     if settings.kind == "local":
         return ClusterError(f"Ray cannot be started: {what}", fix="python -m orchestrator doctor")
     where = f"cluster.address={settings.address or 'auto'}"
-    if "token" in str(error).lower():
-        fix = "Set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's token"
+    # Something accepts connections there (or we had said so), and is no head for us.
+    if "token" in str(error).lower() or isinstance(error, ConnectionError):
+        fix = "Set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's token, if it has one"
     else:
         fix = "Start one with `ray start --head`, or use cluster=local"
     return ClusterError(f"cannot join the Ray cluster: {what}", where=where, fix=fix)
