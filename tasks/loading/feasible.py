@@ -6,6 +6,7 @@ Nothing here imports torch or transformers: it is asked for every trial of a pla
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -29,6 +30,8 @@ def check_model(identity: Identity) -> str | None:
     """
     if problem := find_problem(identity["model"]):
         raise problem.as_config_error()
+    if identity["model"]["source"] == "random":
+        _check_sizes(json.dumps(identity["model"]["architecture"], sort_keys=True))
     quant = identity["quant"]
     if quant["scheme"] not in SCHEMES:
         raise ConfigError(
@@ -45,6 +48,23 @@ def check_model(identity: Identity) -> str | None:
     if quant["scheme"] in QUANTIZED and not _installed("bitsandbytes"):
         return f"{quant['scheme']} needs bitsandbytes: pip install bitsandbytes"
     return None
+
+
+@lru_cache(maxsize=256)
+def _check_sizes(architecture: str) -> None:
+    """Refuse sizes that no model can have, before anything starts.
+
+    What else the arithmetic does not know may be right all the same: transformers decides.
+    """
+    from orchestrator.measure.arithmetic import Architecture
+    from orchestrator.measure.arithmetic.fields import ImpossibleSize
+
+    try:
+        Architecture.from_config(json.loads(architecture), strict=False)
+    except ImpossibleSize:
+        raise
+    except ConfigError:
+        return
 
 
 def check_attention(identity: Identity, attention: str) -> str | None:

@@ -340,6 +340,24 @@ def test_what_has_no_sense_is_a_configuration_error(
         check(training(identity, **options))
 
 
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [
+        ({"num_attention_heads": 5, "num_key_value_heads": 5}, "num_attention_heads: 5 does not"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads: 3 does not divide"),
+        ({"hidden_size": 0}, "hidden_size: 0 is not positive"),
+        ({"num_hidden_layers": -2}, "num_hidden_layers: -2 is not positive"),
+    ],
+)
+def test_sizes_that_no_model_can_have_are_named_before_anything_starts(
+    identity: Identity, sizes: dict[str, int], said: str
+) -> None:
+    asked = training(identity)
+    asked["model"]["architecture"].update(sizes)
+    with pytest.raises(ConfigError, match=said):
+        check(asked)
+
+
 @pytest.mark.slow
 def test_compile_is_counted_apart_from_the_step(identity: Identity, run: Run) -> None:
     asked = training(identity, compile=True)

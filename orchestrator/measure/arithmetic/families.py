@@ -234,7 +234,7 @@ def _gpt2(f: Fields) -> Architecture:
             matrices,
             norm=2 * heads.hidden,
             gated=False,
-            needs_output=f.fraction("resid_pdrop", default=0.1) > 0,
+            needs_output=f.drops("resid_pdrop", 0.1),
         ),
         buffers=0,
         tied=True,
@@ -355,7 +355,7 @@ def _opt(f: Fields) -> Architecture:
         *separate_projections(heads, bias=bias),
         *plain_feed_forward(heads.hidden, f.size("ffn_dim"), bias=bias),
     )
-    dropped = f.fraction("dropout", default=0.1) > 0
+    dropped = f.drops("dropout", 0.1)
     block = Block(heads, matrices, norm=norm, gated=False, needs_output=dropped)
     width = f.size("word_embed_proj_dim", default=heads.hidden)
     outer: tuple[Matrix, ...] = ()

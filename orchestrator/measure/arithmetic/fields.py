@@ -10,6 +10,10 @@ from orchestrator.errors import ConfigError
 WHERE = "model.architecture"
 
 
+class ImpossibleSize(ConfigError):
+    """A size that is no positive integer, or does not divide another: no model can have it."""
+
+
 class Fields:
     """A configuration of one model type; every look-up names the field it fails on.
 
@@ -89,6 +93,13 @@ class Fields:
                 return float(value)
         return default
 
+    def drops(self, name: str, default: float) -> bool:
+        """Whether a dropout rate is more than nothing."""
+        value = self._config.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise self.wrong(name, f"{value!r} is not a number")
+        return value > 0
+
     def count(self, name: str, default: int) -> int:
         """An integer of at least 0."""
         value = self._config.get(name)
@@ -116,7 +127,7 @@ class Fields:
             If it does not come out even, naming both.
         """
         if whole % part:
-            raise self.wrong(name, f"{part} does not divide {whole_name}={whole}")
+            raise self._impossible(name, f"{part} does not divide {whole_name}={whole}")
         return whole // part
 
     def wrong(self, name: str, what: str) -> ConfigError:
@@ -128,7 +139,10 @@ class Fields:
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int):
-            raise self.wrong(name, f"{value!r} is not an integer")
+            raise self._impossible(name, f"{value!r} is not an integer")
         if value <= 0:
-            raise self.wrong(name, f"{value} is not positive")
+            raise self._impossible(name, f"{value} is not positive")
         return value
+
+    def _impossible(self, name: str, what: str) -> ImpossibleSize:
+        return ImpossibleSize(what, where=f"{WHERE}.{name}")
