@@ -4,20 +4,21 @@ Three figures:
 
 - attempts: pairs of whole attempts of ``task=inference``, one watched and one not, in random order.
   What a person gets; between two processes decode differs by more than telemetry costs.
-- blocks: one attempt during which sampling is switched on and off every second; decode windows of
-  neighbouring seconds are compared. The same cost without the noise between processes.
+- readings: within attempts, each round of the sampler is taken or skipped by the toss of a coin,
+  and the decode window it falls into is held against its neighbours. The same cost without the
+  noise between processes, from thousands of interleaved windows.
 - eight simulated GPUs read every 50 ms: the supervisor's CPU time, as a share of one core.
 """
 
 from __future__ import annotations
 
 import argparse
+import bisect
 import os
 import random
 import statistics
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,71 +39,74 @@ from orchestrator.telemetry.simulate import simulated
 
 REQUIRED_SLOWDOWN = "< 0.005"
 REQUIRED_SHARE = "< 0.03"
-BLOCK_S = 1.0
 RESAMPLES = 10_000
 
 
-class Blocks:
-    """A watch that samples the host in every second block only, and remembers when."""
+class Readings:
+    """A watch that takes or skips each of its rounds by the toss of a coin, and remembers when.
 
-    def __init__(self) -> None:
-        self.edges_ns: list[int] = []
+    A skipped round is the control of a taken one: the window that a random moment falls into is
+    longer than most, and that is so for both.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.rounds: list[tuple[int, bool]] = []
         self.phases: list[Phase] = []
-        self._ended = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._coin = random.Random(seed)
         self._host: HostSampler | None = None
+        self._pacer: Pacer | None = None
 
     def start(self, slot: Slot) -> None:
         """Open what the sampler reads."""
         self._host = HostSampler(slot.cpus)
 
     def attach(self, pid: int) -> None:
-        """Begin the alternation."""
-        assert self._host is not None
-        self._host.attach(pid)
-        self._thread = threading.Thread(target=self._alternate, daemon=True)
-        self._thread.start()
+        """Begin the rounds, at the sampler's own pace."""
+        host = self._host
+        assert host is not None
+        host.attach(pid)
+        self._pacer = Pacer("telemetry-host", self._round, lambda: host.period_s)
+        self._pacer.start()
 
     def finish(self, phases: list[Phase]) -> Watched:
-        """End it; the phases tell which decode windows lay in which block."""
-        self._ended.set()
-        if self._thread is not None:
-            self._thread.join()
+        """End them; the phases tell which decode window each fell into."""
+        if self._pacer is not None:
+            self._pacer.stop()
         self.phases = phases
         return Watched()
 
-    def _alternate(self) -> None:
-        host = self._host
-        assert host is not None
-        on = False
-        while not self._ended.is_set():
-            self.edges_ns.append(time.perf_counter_ns())
-            pacer = Pacer("telemetry-host", host.tick, lambda: host.period_s) if on else None
-            if pacer:
-                pacer.start()
-            self._ended.wait(BLOCK_S)
-            if pacer:
-                pacer.stop()
-            on = not on
+    def _round(self) -> None:
+        assert self._host is not None
+        taken = self._coin.random() < 0.5
+        self.rounds.append((time.perf_counter_ns(), taken))
+        if taken:
+            self._host.tick()
 
-    def pairs(self) -> list[float]:
-        """Slowdown of each block with telemetry against its two neighbours without."""
-        # By position: even blocks are off. The first two hold the load and the warm-up.
-        windows: dict[int, list[float]] = {}
-        for phase in self.phases:
-            if phase.name != "decode" or phase.end_ns is None or not phase.measured:
-                continue
-            for block, (begin, end) in enumerate(
-                zip(self.edges_ns, self.edges_ns[1:], strict=False)
-            ):
-                if begin <= phase.begin_ns and phase.end_ns <= end:
-                    windows.setdefault(block, []).append((phase.end_ns - phase.begin_ns) / 1e9)
-        medians = {block: statistics.median(found) for block, found in windows.items()}
-        return [
-            medians[block] / statistics.mean((medians[block - 1], medians[block + 1])) - 1
-            for block in medians
-            if block % 2 and block - 1 in medians and block + 1 in medians
+    def windows(self) -> tuple[list[float], list[float], float]:
+        """Decode windows with a taken and with a skipped round, each over its two neighbours.
+
+        Also the mean share of a period that a window takes up: what one reading adds to one
+        window is spread over as many windows as fit between two readings.
+        """
+        assert self._host is not None
+        spans = [
+            (phase.begin_ns, phase.end_ns)
+            for phase in self.phases
+            if phase.name == "decode" and phase.measured and phase.end_ns is not None
         ]
+        rounds: list[list[bool]] = [[] for _ in spans]
+        starts = [begin for begin, _ in spans]
+        for moment, taken in self.rounds:
+            at = bisect.bisect_right(starts, moment) - 1
+            if at >= 0 and moment <= spans[at][1]:
+                rounds[at].append(taken)
+        took = [(end - begin) / 1e9 for begin, end in spans]
+        found: dict[bool, list[float]] = {True: [], False: []}
+        for at in range(1, len(spans) - 1):
+            if len(rounds[at]) == 1 and not any(rounds[at - 1]) and not any(rounds[at + 1]):
+                usual = statistics.mean((took[at - 1], took[at + 1]))
+                found[rounds[at][0]].append(took[at] / usual)
+        return found[True], found[False], statistics.mean(took) / self._host.period_s
 
 
 def identity_of(model: str, *, new_tokens: int, repetitions: int) -> dict[str, Any]:
@@ -150,12 +154,11 @@ def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float, floa
     return found.median, found.ci_low, found.ci_high
 
 
-def report_slowdown(name: str, slowdowns: Sequence[float]) -> None:
-    """Three lines: the median slowdown and its interval."""
-    median, low, high = interval(slowdowns)
-    emit(name, median, "1", required=REQUIRED_SLOWDOWN, n=len(slowdowns))
-    emit(f"{name}_ci_low", low, "1", n=len(slowdowns))
-    emit(f"{name}_ci_high", high, "1", required=REQUIRED_SLOWDOWN, n=len(slowdowns))
+def report_slowdown(name: str, found: float, low: float, high: float, n: int) -> None:
+    """Three lines: the slowdown and its 95 % interval."""
+    emit(name, found, "1", required=REQUIRED_SLOWDOWN, n=n)
+    emit(f"{name}_ci_low", low, "1", n=n)
+    emit(f"{name}_ci_high", high, "1", required=REQUIRED_SLOWDOWN, n=n)
 
 
 def by_attempts(isolation: Isolation, identity: dict[str, Any], pairs: int) -> list[float]:
@@ -171,17 +174,36 @@ def by_attempts(isolation: Isolation, identity: dict[str, Any], pairs: int) -> l
     return slowdowns
 
 
-def by_blocks(isolation: Isolation, identity: dict[str, Any], pairs: int) -> list[float]:
-    """Slowdown of sampled seconds against their neighbours; as many attempts as it takes."""
-    slowdowns: list[float] = []
-    while len(slowdowns) < pairs:
-        blocks = Blocks()
-        attempt(isolation, identity, blocks)
-        found = blocks.pairs()
-        if not found:
-            raise SystemExit("no decode window fits a block: fewer tokens, or more repetitions")
-        slowdowns += found
-    return slowdowns
+def by_readings(
+    isolation: Isolation, identity: dict[str, Any], least: int
+) -> tuple[float, float, float, int]:
+    """The slowdown by readings, its 95 % interval and their number; as many attempts as it takes.
+
+    Raises SystemExit where no decode window had neighbours without a reading.
+    """
+    import numpy as np
+
+    taken: list[float] = []
+    skipped: list[float] = []
+    shares: list[float] = []
+    while min(len(taken), len(skipped)) < least:
+        watch = Readings(len(shares))
+        attempt(isolation, identity, watch)
+        with_reading, without, share = watch.windows()
+        if not with_reading or not without:
+            raise SystemExit("no decode window stands alone between two readings: fewer tokens")
+        taken += with_reading
+        skipped += without
+        shares.append(share)
+    rng = np.random.default_rng(0)
+    share = statistics.mean(shares)
+    means = [
+        np.array([rng.choice(values, len(values)).mean() for _ in range(RESAMPLES)])
+        for values in (np.array(taken), np.array(skipped))
+    ]
+    found = float(np.mean(taken) - np.mean(skipped)) * share
+    low, high = np.percentile((means[0] - means[1]) * share, (2.5, 97.5))
+    return found, float(low), float(high), min(len(taken), len(skipped))
 
 
 def eight_gpus(seconds: float) -> float:
@@ -206,26 +228,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="random", help="conf/model entry to decode with")
     parser.add_argument("--pairs", type=int, default=20, help="pairs of whole attempts")
-    parser.add_argument("--blocks", type=int, default=60, help="pairs of seconds")
-    parser.add_argument("--new-tokens", type=int, default=16)
-    parser.add_argument("--repetitions", type=int, default=60, help="decode windows an attempt")
+    parser.add_argument("--readings", type=int, default=1000, help="readings taken and skipped")
+    parser.add_argument("--new-tokens", type=int, default=6)
+    parser.add_argument("--repetitions", type=int, default=160, help="decode windows an attempt")
     parser.add_argument("--gpu-seconds", type=float, default=20.0)
     options = parser.parse_args()
     share = eight_gpus(options.gpu_seconds)
     emit("nvml_eight_gpus_core_share", share, "1", required=REQUIRED_SHARE)
     tokens = options.new_tokens
     with Isolation() as isolation:
-        if options.blocks:
-            repetitions = 4 * options.repetitions
+        if options.readings:
+            repetitions = 20 * options.repetitions
             identity = identity_of(options.model, new_tokens=tokens, repetitions=repetitions)
-            slowdowns = by_blocks(isolation, identity, options.blocks)
-            report_slowdown("telemetry_slowdown_blocks", slowdowns)
+            found, low, high, n = by_readings(isolation, identity, options.readings)
+            report_slowdown("telemetry_slowdown_readings", found, low, high, n)
         if options.pairs:
             identity = identity_of(
                 options.model, new_tokens=tokens, repetitions=options.repetitions
             )
             slowdowns = by_attempts(isolation, identity, options.pairs)
-            report_slowdown("telemetry_slowdown_attempts", slowdowns)
+            report_slowdown("telemetry_slowdown_attempts", *interval(slowdowns), n=len(slowdowns))
 
 
 if __name__ == "__main__":
