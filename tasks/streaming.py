@@ -344,6 +344,7 @@ TASK = Task(
     check=check,
     preload=loading.PRELOAD,
     expect=expect_streaming,
+    named=("bottleneck",),
     headline=(
         "tpot_s",
         "tpot_over_bound",

@@ -65,6 +65,8 @@ class Task:
         Metrics for the final table, in order; the first decides ratios.
     columns : tuple of Column
         What its table derives from samples; ``headline`` says by their names where they stand.
+    named : tuple of str
+        Facts that are words and belong beneath each trial of its table (``bottleneck``).
     figures : tuple of Figure
         What its report draws; by default figures of the headline metrics.
     evaluate : callable or None
@@ -87,6 +89,7 @@ class Task:
     whole_node: bool = True
     headline: tuple[str, ...] = ()
     columns: tuple[Column, ...] = ()
+    named: tuple[str, ...] = ()
     figures: tuple[Figure, ...] = ()
     evaluate: Callable[[Identity], Evaluation] | None = None
     basis: Callable[[Identity], str] | None = None

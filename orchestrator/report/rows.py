@@ -84,6 +84,7 @@ class TrialRow:
     verdict: str
     attempts: int
     cells: dict[str, Cell] = field(default_factory=dict)
+    words: tuple[str, ...] = ()
 
     @property
     def failed(self) -> bool:
@@ -147,6 +148,7 @@ def build_table(
         if _is_baseline(trial, base_axes):
             baselines.setdefault(_group(trial, axes, base_axes), trial.hash)
 
+    named = [name for task in _tasks(plan) for name in task.named]
     rows = []
     for trial in plan.trials:
         attempts = reports.get(trial.hash, ())
@@ -164,6 +166,7 @@ def build_table(
                 verdict=_verdict(attempts),
                 attempts=len(attempts),
                 cells={name: Cell(name, "", reason="not measured") for name in names},
+                words=_words(named, counted[trial.hash]),
             )
         )
     rows = _ordered(rows)
@@ -200,6 +203,12 @@ def _tasks(plan: Plan) -> Iterator[Task]:
         # Recorded by somebody whose task is not installed here: it can still be looked at.
         with suppress(ConfigError, ImportError):
             yield find_task(name)
+
+
+def _words(named: Sequence[str], counted: Sequence[AttemptReport]) -> tuple[str, ...]:
+    """What the attempts that count say of the named facts, each answer once."""
+    said = (str(report.facts[name]) for name in named for report in counted if name in report.facts)
+    return tuple(dict.fromkeys(said))
 
 
 def better_when(name: str, unit: str) -> str | None:

@@ -253,8 +253,12 @@ def _name(row: TrialRow, *, grouped: bool) -> Text:
     text.append(_short(_row_label(row, grouped), _NAME_WIDTH), style="bold" if row.baseline else "")
     if row.attempts > 1:
         text.append(f" ({row.attempts})", style="dim")
-    text.append(f"\n  {short_hash(row.hash)}", style="dim")
+    text.append(f"\n  {_second_line(row)}", style="dim")
     return text
+
+
+def _second_line(row: TrialRow) -> str:
+    return " · ".join((short_hash(row.hash), *row.words))
 
 
 def _row_label(row: TrialRow, grouped: bool) -> str:
@@ -393,7 +397,13 @@ def _name_width(table: SweepTable, rows: Sequence[TrialRow]) -> int:
     labels = (min(len(_row_label(row, not single)), _NAME_WIDTH) for row in rows)
     repeats = 5 if any(row.attempts > 1 for row in rows) else 0
     groups = (len(_group_name(row)) for row in rows) if not single else iter(())
-    return max(2 + max(labels, default=0) + repeats, 14, len(table.sweep), max(groups, default=0))
+    named = (2 + len(_second_line(row)) for row in rows)
+    return max(
+        2 + max(labels, default=0) + repeats,
+        max(named, default=0),
+        len(table.sweep),
+        max(groups, default=0),
+    )
 
 
 def _wrap(text: str, width: int) -> tuple[str, ...]:

@@ -66,6 +66,23 @@ def test_the_baseline_leads_its_group_and_ratios_are_to_it(swept):
     assert table.metrics == METRICS
 
 
+def test_a_fact_that_the_task_names_stands_beneath_its_trial(make, monkeypatch):
+    from orchestrator.measure.registry import find_task
+
+    plan = make.plan()
+    reports = make.reports(plan)
+    task = find_task(plan.trials[0].identity["task"]["name"])
+    monkeypatch.setattr(
+        "orchestrator.measure.registry.find_task",
+        lambda name: replace(task, named=("bottleneck", "weather")),
+    )
+    for report in reports[plan.trials[1].hash]:
+        report.facts["bottleneck"] = "disk"
+    text = printed(final_table(plan, reports, metrics=METRICS))
+    assert f"{plan.trials[1].hash[:12]} · disk" in text
+    assert text.count(" · disk") == text.count(plan.trials[1].hash[:12] + " · disk")
+
+
 def test_a_baseline_that_is_not_first_still_leads(make):
     plan = make.plan(quants=("nf4", "fp32"), baseline={"quant": "fp32"})
     table = build_table(plan, make.reports(plan), metrics=METRICS)
