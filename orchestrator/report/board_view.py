@@ -44,7 +44,9 @@ def counts(board: Board) -> list[tuple[str, str]]:
         (board.waiting, "waiting", ""),
         (board.cached, "cached", "dim"),
     ]
-    return [(f"{number} {word}", style) for number, word, style in found if number]
+    said = [(f"{number} {word}", style) for number, word, style in found if number]
+    # Nothing can be handed out before the cluster is there; that takes seconds.
+    return said if board.submitted else [*said, ("starting the cluster", "dim")]
 
 
 def _header(board: Board, now_s: float, width: int) -> list[Text]:

@@ -229,6 +229,13 @@ def test_what_ails_the_machine_is_counted_and_said(make):
     assert "steal" not in low
 
 
+def test_a_cluster_that_is_not_there_yet_is_said(make):
+    board = Board("quant", total=8)
+    assert "8 waiting · starting the cluster" in draw(board, 3.0, width=80, height=10).plain
+    board.submit("a1")
+    assert "starting" not in draw(board, 3.0, width=80, height=10).plain
+
+
 def test_counts_that_do_not_fit_go_on_below(make):
     board = board_of(make, running=16, finished=2000, waiting=1000, bad=100)
     lines = draw(board, 30_000.0, width=40, height=18).plain.split("\n")
