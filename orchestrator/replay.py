@@ -45,9 +45,10 @@ def replay(store: Store, sweep: str) -> Replayed:
     Raises
     ------
     UsageError
-        No such sweep is recorded.
+        No such sweep is recorded, or it measured nothing.
     """
-    data = store.plan(_run(store, sweep).run_id)
+    run = _run(store, sweep)
+    data = store.plan(run.run_id)
     summaries = store.attempts(trial["hash"] for trial in data["trials"])
     attempts: dict[str, list[AttemptReport]] = {}
     trials = []
@@ -57,6 +58,12 @@ def replay(store: Store, sweep: str) -> Replayed:
             continue  # planned and never made: there is no configuration to show
         attempts[entry["hash"]] = [store.load(attempt.run_id) for attempt in finished]
         trials.append(_trial(store, entry, finished))
+    if not trials and run.has_cells:
+        raise UsageError(
+            f"{data['sweep']} only computes: its table is cells.csv of run {run.run_id}",
+            where=store.where,
+            fix="show HASH shows one of its cells",
+        )
     plan = Plan(
         sweep=data["sweep"],
         description=data["description"],

@@ -14,9 +14,11 @@ from pyarrow import csv
 
 from orchestrator import cells
 from orchestrator.cells import CSV, PARQUET
+from orchestrator.errors import UsageError
 from orchestrator.measure.registry import find_task
 from orchestrator.plan import build
 from orchestrator.pure import MOST_SHOWN, cells_view, run_pure, split
+from orchestrator.replay import replay
 
 AXES = [
     "task=estimate",
@@ -163,6 +165,10 @@ def test_one_run_with_one_table_is_recorded_and_found_again(
     assert "as recorded: all 19 figures are the same" in capsys.readouterr().out
     assert len(store.sweep_runs()) == 3
 
+    # There are no attempts to make a report of; where the table is stands in the message.
+    with pytest.raises(UsageError, match=f"cells.csv of run {larger['run_id']}"):
+        replay(store, plan.sweep)
+
     # With other formulas or figures, what is recorded does not count any more.
     changed = dataclasses.replace(find_task("estimate"), basis=lambda identity: "another")
     monkeypatch.setattr(cells, "find_task", lambda name: changed)
@@ -170,7 +176,6 @@ def test_one_run_with_one_table_is_recorded_and_found_again(
 
 
 def test_a_hash_that_nobody_knows(tmp_path: Path) -> None:
-    from orchestrator.errors import UsageError
     from orchestrator.results import show_command
 
     with pytest.raises(UsageError, match="no attempt of 0123456789ab is recorded"):
