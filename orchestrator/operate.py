@@ -81,7 +81,9 @@ def ui_command(overrides: Sequence[str], host: str, port: int) -> int:
         return 0
     port = _free_port(host, port)
     arguments, environment = ui_arguments(tracking, host, port)
-    click.echo(f"MLflow UI on http://{host}:{port} (Ctrl-C ends it)", err=True)
+    # The address says which of its two faces the UI shows: runs, not agents and prompts.
+    address = f"http://{host}:{port}/#/experiments?workflowType=machine_learning"
+    click.echo(f"MLflow UI on {address} (Ctrl-C ends it)", err=True)
     sys.stderr.flush()
     executable = shutil.which("mlflow", path=str(Path(sys.executable).parent)) or "mlflow"
     os.execve(executable, [executable, *arguments], {**os.environ, **environment})

@@ -90,7 +90,11 @@ class Backend:
         # Local paths are written out: MLflow would resolve its default against the current
         # directory of whoever made the database.
         location = None if self._artifact_root is None else self._artifact_root.as_uri()
-        return str(self._store.create_experiment(name, location, []))
+        from mlflow.entities import ExperimentTag
+
+        # What the UI opens with: the table of runs, not the pages about agents and prompts.
+        kind = ExperimentTag("mlflow.experimentKind", "custom_model_development")
+        return str(self._store.create_experiment(name, location, [kind]))
 
     def create_run(
         self, experiment_id: str, name: str, start_ms: int, tags: Mapping[str, str]

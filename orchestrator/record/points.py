@@ -14,7 +14,8 @@ from orchestrator.telemetry.history import read_histories
 from orchestrator.telemetry.series import PARQUET_ARTIFACT
 
 # What MLflow's UI shows on the tab "System metrics", apart from what the task measured.
-SERIES_PREFIX = "system/"
+SYSTEM_PREFIX = "system/"
+PHASES_PREFIX = f"{SYSTEM_PREFIX}phases/"
 
 # PROTOCOL allows 1,000 points a series. Writing one costs the driver some 50 µs of a core that may
 # be measuring something; 200 draw the same chart, and the whole series is in the Parquet file.
@@ -45,8 +46,8 @@ def metric_points(report: AttemptReport, protocol: Mapping[str, Any]) -> list[Me
     """
     at_ms = round(report.ended_at * 1000)
     points = [
-        MetricPoint(legal_key(name), value, at_ms)
-        for source in (report.metrics, report.telemetry)
+        MetricPoint(legal_key(f"{prefix}{name}"), value, at_ms)
+        for prefix, source in (("", report.metrics), (PHASES_PREFIX, report.telemetry))
         for key, metric in source.items()
         for name, value in _numbers(key, metric, protocol)
     ]
@@ -91,7 +92,7 @@ def series_points(content: bytes, started_at: float) -> list[MetricPoint]:
     points = []
     for history in read_histories(content):
         shown = (history.rate() if history.counter else history).thinned(SERIES_POINTS)
-        name = legal_key(f"{SERIES_PREFIX}{shown.source}/{shown.metric}")
+        name = legal_key(f"{SYSTEM_PREFIX}{shown.source}/{shown.metric}")
         for at_s, value in zip(shown.t_s.tolist(), shown.values.tolist(), strict=True):
             at_ms = round((started_at + at_s) * 1000)
             points.append(MetricPoint(name, value, at_ms, round(at_s * 1000)))

@@ -1,22 +1,54 @@
 """Says in sentences what a sweep found: what is best, what it costs, what failed, what to doubt.
 
-Computed from the table alone, so that terminal, HTML and Markdown say the same.
+Computed from the table alone, so that terminal, HTML and Markdown say the same. A configuration is
+called best only where it keeps the quality of the baseline within ``QUALITY_LIMIT``; the sentence
+states the limit, and names what would be faster without it.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from orchestrator.report.labels import SEPARATOR, axis_name, axis_value, label_of, metric_title
+from orchestrator.report.labels import SEPARATOR, axis_text, metric_title
 from orchestrator.report.rows import Cell, SweepTable, TrialRow, better_when
 from orchestrator.report.units import ratio, with_ci
 
-_MOST_GROUPS = 4
-_MOST_FAILURES = 3
+#: How far above the baseline's the perplexity of a configuration worth recommending may be.
+QUALITY_LIMIT = 1.05
 
-# Metrics that say what a faster or smaller configuration costs in quality, best known first.
-_QUALITY = ("kl_to_reference", "perplexity", "top1_agreement")
+_MOST_GROUPS = 4
+_MOST_NAMED = 3
+
+_QUALITY = "perplexity"
+# What a faster or smaller configuration costs in quality, best known first.
+_QUALITIES = ("perplexity", "kl_to_reference", "top1_agreement")
 _MEMORY = ("weights_bytes", "process_memory_bytes", "peak_memory_over_weights_bytes")
+
+# Verdict rules that only flag, as a reader would say them.
+_RULES = {
+    "ci_reached": "sampling ended before the interval was as narrow as the protocol asks",
+    "sample_count": "few samples",
+    "other_load": "other programs used the machine",
+    "bimodal": "samples in two heaps",
+    "power_cap": "the GPU was at its power cap",
+    "memory_before": "GPU memory was in use before",
+    "display": "the GPU drives a display",
+}
+
+_Group = tuple[tuple[str, object], ...]
+
+
+@dataclass(frozen=True)
+class _Best:
+    """What one group's trials say: the best within the limit, and the best of all."""
+
+    group: _Group
+    row: TrialRow
+    limited: bool
+    unlimited: TrialRow
+    rivals: tuple[TrialRow, ...]
 
 
 def sentences(table: SweepTable) -> list[str]:
@@ -25,7 +57,7 @@ def sentences(table: SweepTable) -> list[str]:
     measured = [row for row in table.rows if row.outcome == "ok"]
     deciding = _deciding(table, measured)
     if deciding is not None and len(measured) > 1:
-        said.extend(_best(measured, deciding))
+        said.extend(_bests(measured, deciding))
         said.extend(_smallest(table, measured, deciding))
     said.extend(_failures(table))
     said.extend(_doubts(table))
@@ -87,91 +119,191 @@ def _winner(rows: Sequence[TrialRow], name: str) -> TrialRow | None:
     return best
 
 
-def _best(measured: Sequence[TrialRow], deciding: str) -> list[str]:
-    groups: dict[tuple[tuple[str, object], ...], list[TrialRow]] = {}
-    for row in measured:
+def _groups(rows: Sequence[TrialRow]) -> dict[_Group, list[TrialRow]]:
+    groups: dict[_Group, list[TrialRow]] = {}
+    for row in rows:
         groups.setdefault(row.group, []).append(row)
-    winners = {
-        group: best
-        for group, rows in groups.items()
-        if len(rows) > 1 and (best := _winner(rows, deciding)) is not None
-    }
-    names = {_own_label(row) for row in winners.values()}
-    if len(winners) > 1 and len(names) == 1:
-        return [_best_everywhere(list(winners.values()), names.pop(), deciding)]
-    said = []
-    for group, best in list(winners.items())[:_MOST_GROUPS]:
-        place = f" at {_place(group)}" if len(groups) > 1 else ""
-        cell = best.cells[deciding]
-        figure = f"{metric_title(deciding)} {_figure(cell)}"
-        if best.baseline:
-            said.append(f"Nothing beats the baseline {_own_label(best)}{place}: {figure}.")
-        else:
-            said.append(f"{_own_label(best)} is best{place}: {figure}{_against(cell)}.")
-    if len(winners) > _MOST_GROUPS:
-        said.append(f"{len(winners) - _MOST_GROUPS} more groups are in the table.")
-    return said
+    return groups
 
 
-def _best_everywhere(winners: Sequence[TrialRow], name: str, deciding: str) -> str:
-    title = metric_title(deciding)
-    if winners[0].baseline:
-        return f"Nothing beats the baseline {name} anywhere ({title}, {len(winners)} groups)."
-    ratios = [cell.ratio for row in winners if (cell := row.cells[deciding]).ratio is not None]
+def _bests(measured: Sequence[TrialRow], deciding: str) -> list[str]:
+    groups = _groups(measured)
+    found = [b for g, rows in groups.items() if (b := _best_of(g, rows, deciding)) is not None]
+    names = {best.row.own_label for best in found}
+    if len(found) > 1 and len(names) == 1:
+        said = [_best_everywhere(found, deciding)]
+    else:
+        said = [_best_here(best, deciding, len(groups) > 1) for best in found[:_MOST_GROUPS]]
+        if len(found) > _MOST_GROUPS:
+            said.append(f"{len(found) - _MOST_GROUPS} more groups are in the table.")
+    return said + _beyond_the_limit(found, deciding)
+
+
+def _best_of(group: _Group, rows: Sequence[TrialRow], deciding: str) -> _Best | None:
+    """None where there is nothing to choose from."""
+    unlimited = _winner(rows, deciding)
+    if len(rows) < 2 or unlimited is None:
+        return None
+    within = [row for row in rows if row.baseline or _keeps_quality(row)]
+    limited = len(within) < len(rows)
+    best = _winner(within, deciding) or unlimited
+    cell = best.cells[deciding]
+    rivals = tuple(r for r in within if r is not best and _overlap(r.cells[deciding], cell))
+    return _Best(group, best, limited, unlimited, rivals)
+
+
+def _keeps_quality(row: TrialRow) -> bool:
+    """Whether the limit is met, or cannot be applied because nothing measured quality."""
+    cell = row.cells.get(_QUALITY)
+    return cell is None or cell.ratio is None or cell.ratio <= QUALITY_LIMIT
+
+
+def _overlap(one: Cell, other: Cell) -> bool:
+    """Whether the two 95 % intervals have values in common."""
+    if one.ci_low is None or one.ci_high is None or other.ci_low is None or other.ci_high is None:
+        return False
+    return one.ci_low <= other.ci_high and other.ci_low <= one.ci_high
+
+
+def _best_here(best: _Best, deciding: str, several: bool) -> str:
+    row, cell = best.row, best.row.cells[deciding]
+    place = f" at {_place(best.group)}" if several and best.group else ""
+    figure = f"{metric_title(deciding)} {_figure(cell)}"
+    rivals = _rivals(best, deciding)
+    if row.baseline:
+        return f"{_limit(best)}Nothing beats the baseline {row.own_label}{place}: {figure}{rivals}."
+    return f"{_limit(best)}{row.own_label} is best{place}: {figure}{_against(cell)}{rivals}."
+
+
+def _limit(best: _Best) -> str:
+    over = f"{100 * (QUALITY_LIMIT - 1):.0f} %"
+    return f"With perplexity at most {over} above the baseline's: " if best.limited else ""
+
+
+def _rivals(best: _Best, deciding: str) -> str:
+    if not best.rivals:
+        return ""
+    named = ", ".join(
+        f"{row.own_label} ({_figure(row.cells[deciding])})" for row in best.rivals[:_MOST_NAMED]
+    )
+    more = f" and {len(best.rivals) - _MOST_NAMED} more" if len(best.rivals) > _MOST_NAMED else ""
+    return f"; the intervals do not tell it from {named}{more}"
+
+
+def _best_everywhere(found: Sequence[_Best], deciding: str) -> str:
+    title, row = metric_title(deciding), found[0].row
+    everywhere = "both groups" if len(found) == 2 else f"all {len(found)} groups"
+    limit = _limit(next((best for best in found if best.limited), found[0]))
+    unclear = [best for best in found if best.rivals]
+    told = f"; in {len(unclear)} of them the intervals overlap another's" if unclear else ""
+    if row.baseline:
+        where = f"in any of {len(found)} groups ({title}{told})"
+        return f"{limit}Nothing beats the baseline {row.own_label} {where}."
+    cells = [best.row.cells[deciding] for best in found]
+    ratios = [cell.ratio for cell in cells if cell.ratio is not None]
     how = ""
     if ratios:
         low, high = ratio(min(ratios)), ratio(max(ratios))
-        how = f" {low} the baseline" if low == high else f" {low} to {high} the baseline"
-    return f"{name} is best in all {len(winners)} groups: {title}{how}."
+        how = f": {title} {low if low == high else f'{low} to {high}'} the baseline"
+        lows = [cell.ratio_low for cell in cells if cell.ratio_low is not None]
+        highs = [cell.ratio_high for cell in cells if cell.ratio_high is not None]
+        if lows and highs:
+            how += f" (intervals {ratio(min(lows))} to {ratio(max(highs))})"
+    return f"{limit}{row.own_label} is best in {everywhere}{how}{told}."
+
+
+def _beyond_the_limit(found: Sequence[_Best], deciding: str) -> list[str]:
+    """What is better still and gives up more quality than the limit allows."""
+    faster: dict[str, list[TrialRow]] = {}
+    for best in found:
+        if best.unlimited is not best.row:
+            faster.setdefault(best.unlimited.own_label, []).append(best.unlimited)
+    said = []
+    for name, rows in faster.items():
+        figures = _span([row.cells[deciding].ratio for row in rows])
+        quality = _span([row.cells[_QUALITY].ratio for row in rows])
+        where = "" if len(rows) == len(found) else f" in {len(rows)} of {len(found)} groups"
+        said.append(
+            f"Beyond that limit {name} is better still{where}:"
+            f" {metric_title(deciding)} {figures} the baseline, perplexity {quality}."
+        )
+    return said
+
+
+def _span(ratios: Sequence[float | None]) -> str:
+    known = [value for value in ratios if value is not None]
+    if not known:
+        return "–"
+    low, high = ratio(min(known)), ratio(max(known))
+    return low if low == high else f"{low} to {high}"
 
 
 def _smallest(table: SweepTable, measured: Sequence[TrialRow], deciding: str) -> list[str]:
-    """What takes least memory, and what that costs in speed and quality."""
+    """What takes least memory of its group, and what that costs in speed and quality."""
     memory = next((m for m in _MEMORY if m in table.metrics), None)
-    if memory is None:
+    if memory is None or memory == deciding:
         return []
-    least = _winner(measured, memory)
-    if least is None or least.baseline or least.cells[memory].ratio is None:
+    least = []
+    for rows in _groups(measured).values():
+        row = _winner(rows, memory)
+        if row is not None and not row.baseline and row.cells[memory].standing == "better":
+            least.append(row)
+    if not least or len({row.own_label for row in least}) > 1:
         return []
-    if least.cells[memory].standing != "better":
-        return []
-    cost = []
-    speed = least.cells[deciding]
-    if speed.ratio is not None and deciding != memory:
-        cost.append(f"{metric_title(deciding)} {ratio(speed.ratio)}")
-    quality = next(
-        (q for q in _QUALITY if q in table.metrics and least.cells[q].median is not None), None
-    )
-    if quality is not None:
-        cell = least.cells[quality]
-        shown = f"{metric_title(quality)} {_figure(cell)}"
-        cost.append(shown + (f" ({ratio(cell.ratio)})" if cell.ratio is not None else ""))
-    found = f"{least.label} is smallest: {metric_title(memory)} {_figure(least.cells[memory])}"
-    found += _against(least.cells[memory])
-    return [f"{found}; it comes with {' and '.join(cost)}." if cost else f"{found}."]
+    costs = [f"{metric_title(deciding)} {_span([row.cells[deciding].ratio for row in least])}"]
+    for name in [q for q in _QUALITIES if q in table.metrics][:2]:
+        cells = [row.cells[name] for row in least if row.cells[name].median is not None]
+        if cells:
+            known = any(cell.ratio is not None for cell in cells)
+            shown = _span([cell.ratio for cell in cells]) if known else _figure(cells[0])
+            costs.append(f"{metric_title(name)} {shown}")
+    cell = least[0].cells[memory]
+    alike = len({row.cells[memory].median for row in least}) == 1
+    size = _figure(cell) if alike else f"from {_figure(cell)}"
+    found = f"{least[0].own_label} is smallest: {metric_title(memory)} {size}"
+    found += f", {_span([row.cells[memory].ratio for row in least])} the baseline"
+    return [f"{found}; it comes with {_and(costs)}."]
 
 
 def _failures(table: SweepTable) -> list[str]:
     failed = [row for row in table.failures if row.outcome != "invalid"]
     if not failed:
         return []
-    some = "; ".join(
-        f"{row.label} ({row.outcome}: {row.reason})" for row in failed[:_MOST_FAILURES]
-    )
-    more = f"; and {len(failed) - _MOST_FAILURES} more" if len(failed) > _MOST_FAILURES else ""
-    return [f"{_trials(len(failed), 'have')} no result, of {len(table.rows)}: {some}{more}."]
+    causes: dict[tuple[str, str], list[TrialRow]] = {}
+    for row in failed:
+        causes.setdefault((row.outcome, _cause(row)), []).append(row)
+    parts = []
+    for (outcome, cause), rows in list(causes.items())[:_MOST_NAMED]:
+        named = ", ".join(row.label for row in rows[:_MOST_NAMED])
+        named += f" and {len(rows) - _MOST_NAMED} more" if len(rows) > _MOST_NAMED else ""
+        parts.append(f"{outcome}{f', {cause}' if cause else ''}: {named}")
+    rest = sum(len(rows) for rows in list(causes.values())[_MOST_NAMED:])
+    more = f"; and {rest} more" if rest else ""
+    head = _trials(len(failed), "have")
+    return [f"{head} no result, of {len(table.rows)}. {'; '.join(parts)}{more}."]
+
+
+def _cause(row: TrialRow) -> str:
+    """The first sentence of the reason; what follows it is how to mend it."""
+    reason = (row.reason or "").split(". ")[0].rstrip(".")
+    return "" if reason == row.outcome else reason
 
 
 def _doubts(table: SweepTable) -> list[str]:
     said = []
     invalid = [row for row in table.rows if row.outcome == "invalid"]
     if invalid:
-        some = "; ".join(f"{row.label} ({row.reason})" for row in invalid[:_MOST_FAILURES])
-        said.append(f"Not to be believed: {some}.")
-    flagged = sum(row.outcome == "ok" and row.verdict == "flagged" for row in table.rows)
+        some = "; ".join(f"{row.label} ({row.reason})" for row in invalid[:_MOST_NAMED])
+        more = f"; and {len(invalid) - _MOST_NAMED} more" if len(invalid) > _MOST_NAMED else ""
+        said.append(f"Not to be believed: {some}{more}.")
+    measured = [row for row in table.rows if row.outcome == "ok"]
+    flagged = [row for row in measured if row.verdict == "flagged"]
     if flagged:
-        said.append(f"{_trials(flagged, 'be')} flagged; show HASH tells by which rule.")
-    blind = sum(row.outcome == "ok" and row.verdict == "unverified" for row in table.rows)
+        rules = Counter(rule for row in flagged for rule in row.flags)
+        why = "; ".join(f"{_RULES.get(rule, rule)} ({n})" for rule, n in rules.most_common())
+        of = f" of {len(measured)}"
+        said.append(f"{_trials(len(flagged), 'be', of)} flagged{f': {why}' if why else ''}.")
+    blind = sum(row.verdict == "unverified" for row in measured)
     if blind:
         said.append(
             f"{_trials(blind, 'run')} without telemetry: nothing vouches for the conditions."
@@ -194,18 +326,16 @@ def _against(cell: Cell) -> str:
     return f", {ratio(cell.ratio)} the baseline ({interval}){words.get(cell.standing or '', '')}"
 
 
-def _place(group: Sequence[tuple[str, object]]) -> str:
-    return SEPARATOR.join(f"{axis_name(axis)} {axis_value(value)}" for axis, value in group)
+def _place(group: _Group) -> str:
+    return SEPARATOR.join(axis_text(axis, value) for axis, value in group)
 
 
-def _own_label(row: TrialRow) -> str:
-    """The trial's label without what its whole group shares."""
-    grouping = {axis for axis, _ in row.group}
-    own = [axis for axis in row.axes if axis not in grouping]
-    return label_of(row.axes, {}, own) if own else row.label
+def _and(parts: Sequence[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
-def _trials(number: int, verb: str) -> str:
-    """``1 trial is``, ``2 trials are``."""
+def _trials(number: int, verb: str, of: str = "") -> str:
+    """``1 trial is``, ``2 trials are``, ``2 of 8 trials are``."""
     one, many = {"be": ("is", "are"), "have": ("has", "have"), "run": ("ran", "ran")}[verb]
-    return f"{number} trial {one}" if number == 1 else f"{number} trials {many}"
+    noun = "trial" if number == 1 and not of else "trials"
+    return f"{number}{of} {noun} {one if number == 1 else many}"

@@ -16,7 +16,14 @@ from typing import Any
 from orchestrator.attempt import AttemptReport
 from orchestrator.report.answer import sentences
 from orchestrator.report.figures import Drawn
-from orchestrator.report.labels import MEANINGS, axis_name, axis_value, metric_title, short_hash
+from orchestrator.report.labels import (
+    MEANINGS,
+    axis_name,
+    axis_text,
+    axis_value,
+    metric_title,
+    short_hash,
+)
 from orchestrator.report.rows import SweepTable, TrialRow
 from orchestrator.report.style import OUTCOME_STYLE, STANDING_MARKS, VERDICT_MARKS
 from orchestrator.report.tree import flat
@@ -253,9 +260,9 @@ def _key(row: TrialRow, axes: Sequence[str]) -> str:
     parts = []
     for axis in axes:
         value = row.axes.get(axis)
-        bare = "." not in axis and isinstance(value, str)
-        bare = bare or (len(axes) == 1 and axis == next(iter(row.axes), None))
-        parts.append(axis_value(value) if bare else f"{axis_name(axis)} {axis_value(value)}")
+        # The heading of the first column names its axis.
+        bare = len(axes) == 1 and axis == next(iter(row.axes), None)
+        parts.append(axis_value(value) if bare else axis_text(axis, value))
     return " · ".join(parts)
 
 

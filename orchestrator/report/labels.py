@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 SEPARATOR = " · "
 HASH_LENGTH = 12
 _LONGEST_VALUE = 28
+# Words that tell nothing without the name of their axis.
+_VAGUE = frozenset({"none", "auto", "default", "on", "off", "true", "false", "null", "all"})
 
 # What a reader calls an axis; anything else goes by the last part of its override.
 _AXIS_NAMES = {
@@ -80,7 +82,8 @@ def short_hash(config_hash: str) -> str:
 
 def axis_name(override: str) -> str:
     """What a reader calls an axis: ``prompt`` for ``task.prompt_tokens``."""
-    return _AXIS_NAMES.get(override) or override.rsplit(".", 1)[-1].removesuffix("_tokens")
+    known = _AXIS_NAMES.get(override)
+    return known or override.rsplit(".", 1)[-1].removesuffix("_tokens").replace("_", " ")
 
 
 def axis_names(overrides: list[str]) -> dict[str, str]:
@@ -110,19 +113,32 @@ def varying_axes(plan: Plan) -> list[str]:
     return [axis for axis, values in plan.axes.items() if len(values) > 1]
 
 
+def telling_axes(plan: Plan) -> list[str]:
+    """The varying axes without those that only repeat another: axes that always go together."""
+    kept: dict[tuple[int, ...] | str, str] = {}
+    for axis in varying_axes(plan):
+        numbers: dict[str, int] = {}
+        spelled = (repr(trial.axes.get(axis)) for trial in plan.trials)
+        # Two axes whose values change at the same trials say the same: the first says it.
+        pattern = tuple(numbers.setdefault(value, len(numbers)) for value in spelled)
+        # An axis that the trials at hand do not vary cannot repeat another.
+        kept.setdefault(pattern if any(pattern) else axis, axis)
+    return list(kept.values())
+
+
 def label(trial: Trial, plan: Plan) -> str:
     """What tells this trial from the others of its plan: ``nf4 · 512→32``.
 
-    Choices of a group appear by value alone (``nf4``), plain values with their axis' name
-    (``batch 4``), prompt and output length as ``prompt→new``. A plan without axes is named after
-    its task, model and quantization.
+    Choices of a group and other words appear by value alone (``nf4``, ``async``), numbers and
+    switches with their axis' name (``batch 4``), prompt and output length as ``prompt→new``. A plan
+    without axes is named after its task, model and quantization.
     """
-    return label_of(trial.axes, trial.identity, varying_axes(plan))
+    return label_of(trial.axes, trial.identity, telling_axes(plan))
 
 
 def labels_of(plan: Plan) -> dict[str, str]:
     """Label of every trial of a plan, by config hash."""
-    axes = varying_axes(plan)
+    axes = telling_axes(plan)
     return {t.hash: label_of(t.axes, t.identity, axes) for t in plan.trials}
 
 
@@ -140,10 +156,19 @@ def label_of(axes: Mapping[str, Any], identity: Mapping[str, Any], order: list[s
             if arrow not in parts:
                 parts.append(arrow)
             continue
-        value = axes[axis]
-        bare = "." not in axis and isinstance(value, str)
-        parts.append(axis_value(value) if bare else f"{names[axis]} {axis_value(value)}")
+        parts.append(axis_text(axis, axes[axis], names[axis]))
     return SEPARATOR.join(parts)
+
+
+def axis_text(axis: str, value: object, name: str | None = None) -> str:
+    """One value on its axis: ``nf4``, ``async``, ``batch 4``, ``compile on``.
+
+    A word that says what it is goes without its axis' name; ``none`` and ``auto`` do not.
+    """
+    word = isinstance(value, str) and (
+        "." not in axis or (value.replace("-", "_").isidentifier() and value not in _VAGUE)
+    )
+    return axis_value(value) if word else f"{name or axis_name(axis)} {axis_value(value)}"
 
 
 def plain_label(identity: Mapping[str, Any]) -> str:

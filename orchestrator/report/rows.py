@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.attempt import AttemptReport, Outcome
 from orchestrator.measure.metric import Absent, Metric, Samples, Value
-from orchestrator.report.labels import labels_of, varying_axes
+from orchestrator.report.labels import label_of, labels_of, varying_axes
 from orchestrator.report.reasons import why
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ class Cell:
 
     Attributes
     ----------
+    name, unit : str
+        The metric, and its SI unit.
     median, ci_low, ci_high : float or None
         In the metric's SI unit; no interval where there is one value only. All None if absent.
     n : int
@@ -70,8 +72,30 @@ class Cell:
 class TrialRow:
     """One trial of the sweep: what it is, how it ended, what it measured.
 
-    ``outcome`` is ``ok`` if any attempt was, else the last attempt's; ``not_run`` without one.
-    ``group`` holds the values of every axis but the baseline's: rows of one group are compared.
+    Attributes
+    ----------
+    hash, label : str
+        Config hash, and what tells the trial from the others of its sweep.
+    axes : dict of str to value
+        Where on each axis it lies.
+    group : tuple of (str, value)
+        Values of every axis but the baseline's: rows of one group are compared.
+    baseline : bool
+        Whether it is what the others of its group are compared with.
+    outcome : str
+        ``ok`` if any attempt was, else the last attempt's; ``not_run`` without one.
+    reason : str or None
+        Why it is not ``ok``.
+    verdict : str
+        The best of the attempts that count.
+    attempts : int
+        How many count.
+    flags : tuple of str
+        Rules that ask for doubt about attempts that count.
+    cells : dict of str to Cell
+        By metric.
+    words : tuple of str
+        What its task names of it that is no number.
     """
 
     hash: str
@@ -83,8 +107,16 @@ class TrialRow:
     reason: str | None
     verdict: str
     attempts: int
+    flags: tuple[str, ...] = ()
     cells: dict[str, Cell] = field(default_factory=dict)
     words: tuple[str, ...] = ()
+
+    @property
+    def own_label(self) -> str:
+        """The label without what the trial's whole group shares."""
+        grouping = {axis for axis, _ in self.group}
+        own = [axis for axis in self.axes if axis not in grouping]
+        return label_of(self.axes, {}, own) if own and grouping else self.label
 
     @property
     def failed(self) -> bool:
@@ -94,7 +126,19 @@ class TrialRow:
 
 @dataclass(frozen=True)
 class SweepTable:
-    """Every trial of a sweep, baseline first within its group; ``metrics`` in headline order."""
+    """Every trial of a sweep.
+
+    Attributes
+    ----------
+    sweep, description : str
+        Its name, and what its file says of it.
+    axes : tuple of str
+        Those that vary.
+    metrics : tuple of str
+        In headline order; the first decides.
+    rows : tuple of TrialRow
+        Baseline first within its group.
+    """
 
     sweep: str
     description: str
@@ -104,6 +148,7 @@ class SweepTable:
 
     @property
     def failures(self) -> tuple[TrialRow, ...]:
+        """Rows that have an ending to explain."""
         return tuple(row for row in self.rows if row.failed)
 
     @property
@@ -139,6 +184,9 @@ def build_table(
     labels = labels_of(plan)
     axes = tuple(varying_axes(plan))
     base_axes = _baseline_axes(plan, axes)
+    foot = _ladder_foot(plan, axes, base_axes)
+    if foot is not None:
+        base_axes = {axis: _spelling(foot.axes.get(axis)) for axis in axes}
     counted = {t.hash: believable(reports.get(t.hash, ())) for t in plan.trials}
     derived = {c.name: c for c in _columns(plan) if c.over is None or c.over in axes}
     names = _present(metrics or headline(plan), counted, derived) or _everything(counted)
@@ -165,6 +213,7 @@ def build_table(
                 reason=reason,
                 verdict=_verdict(attempts),
                 attempts=len(attempts),
+                flags=_flags(attempts),
                 cells={name: Cell(name, "", reason="not measured") for name in names},
                 words=_words(named, counted[trial.hash]),
             )
@@ -381,6 +430,12 @@ def _verdict(attempts: Sequence[AttemptReport]) -> str:
     return max(states, key=order.index, default="unverified")
 
 
+def _flags(attempts: Sequence[AttemptReport]) -> tuple[str, ...]:
+    """Rules that were broken and only flag, over the attempts that count, each once."""
+    broken = (r for a in believable(attempts) for r in a.verdict.rules if r.state == "flagged")
+    return tuple(dict.fromkeys(rule.rule for rule in broken))
+
+
 def _present(
     names: Sequence[str],
     believed: Mapping[str, Sequence[AttemptReport]],
@@ -408,6 +463,20 @@ def _baseline_axes(plan: Plan, axes: Sequence[str]) -> dict[str, str]:
     if named or not axes:
         return named
     return {axes[0]: str(plan.axes[axes[0]][0])}
+
+
+def _ladder_foot(plan: Plan, axes: Sequence[str], base_axes: Mapping[str, str]) -> Trial | None:
+    """The one baseline of a sweep whose axes change together, so that its group is itself alone.
+
+    Every other trial is then held against it: none of them has a baseline of its own.
+    """
+    feet = [trial for trial in plan.trials if _is_baseline(trial, base_axes)]
+    if len(feet) != 1:
+        return None
+    group = _group(feet[0], axes, base_axes)
+    others = [trial for trial in plan.trials if trial is not feet[0]]
+    alone = all(_group(trial, axes, base_axes) != group for trial in others)
+    return feet[0] if others and alone else None
 
 
 def _is_baseline(trial: Trial, base_axes: Mapping[str, str]) -> bool:

@@ -15,8 +15,7 @@ from orchestrator.report.labels import (
     MEANINGS,
     SEPARATOR,
     axis_names,
-    axis_value,
-    label_of,
+    axis_text,
     metric_title,
     short_hash,
 )
@@ -264,18 +263,12 @@ def _second_line(row: TrialRow) -> str:
 def _row_label(row: TrialRow, grouped: bool) -> str:
     if not grouped:
         return row.label
-    grouping = {axis for axis, _ in row.group}
-    own = [axis for axis in row.axes if axis not in grouping]
-    return label_of(row.axes, {}, own) if own else row.label
+    return row.own_label
 
 
 def _group_name(row: TrialRow) -> str:
     names = axis_names([axis for axis, _ in row.group])
-    parts = []
-    for axis, value in row.group:
-        bare = "." not in axis and isinstance(value, str)
-        parts.append(axis_value(value) if bare else f"{names[axis]} {axis_value(value)}")
-    return SEPARATOR.join(parts)
+    return SEPARATOR.join(axis_text(axis, value, names[axis]) for axis, value in row.group)
 
 
 def _cell_text(row: TrialRow, column: _Column, first: bool) -> Text:

@@ -68,7 +68,7 @@ def test_an_attempt_is_a_whole_run(
     assert metrics["tpot_s.ci_low"] <= 0.12 <= metrics["tpot_s.ci_high"]
     assert "tpot_s.p95" not in metrics  # five samples have none
     assert metrics["weights_bytes"] == 123
-    assert metrics["decode.power_w"] == 250
+    assert metrics["system/phases/decode.power_w"] == 250
     assert not any("energy" in key for key in metrics)  # absent is not 0
     assert run.data.params["task.value"] == "7"
     assert run.data.params["quant.double_quant"] == "true"

@@ -8,6 +8,7 @@ import pytest
 
 from orchestrator.report.labels import (
     axis_names,
+    axis_text,
     axis_value,
     label,
     labels_of,
@@ -40,6 +41,30 @@ def test_a_plain_value_is_named_after_its_axis(make):
         axes={"task.batch_size": ("1", "4"), "task.compile": ("true", "false")},
     )
     assert label(trial, plan) == "batch 4 · compile on"
+
+
+def test_axes_that_go_together_are_said_once_and_words_go_bare(make):
+    base = make.plan(quants=("fp32",), prompts=(512,)).trials[0]
+    rungs = [(False, False, "sync", 1), (True, True, "sync", 1), (True, True, "async", 2)]
+    names = ("task.resident_head", "task.resident_norm", "task.transfer", "task.depth")
+    trials = tuple(
+        replace(base, hash=f"{i:064x}", axes=dict(zip(names, rung, strict=True)))
+        for i, rung in enumerate(rungs)
+    )
+    axes = {n: tuple(dict.fromkeys(str(t.axes[n]) for t in trials)) for n in names}
+    plan = replace(make.plan(), trials=trials, axes=axes, baseline={})
+    assert list(labels_of(plan).values()) == [
+        "resident head off · sync",
+        "resident head on · sync",
+        "resident head on · async",
+    ]
+
+
+def test_a_vague_word_keeps_its_axis():
+    assert axis_text("task.transfer", "async") == "async"
+    assert axis_text("task.autocast", "none") == "autocast none"
+    assert axis_text("quant", "none") == "none"
+    assert axis_text("model.path", "/models/x") == "model /models/x"
 
 
 def test_a_sweep_without_axes_is_named_after_what_it_measures(make):

@@ -8,14 +8,18 @@ from html.parser import HTMLParser
 
 import pytest
 
-from orchestrator.attempt import Outcome
-from orchestrator.measure import Samples
-from orchestrator.measure.figures import Bars, Breakdown, Distribution, Pareto, Scaling
+from orchestrator.attempt import Outcome, RuleResult
+from orchestrator.measure import Phase, Samples, Value
+from orchestrator.measure.figures import Bars, Breakdown, Distribution, Pareto, Ranking, Scaling
 from orchestrator.report.answer import pareto_front, sentences
 from orchestrator.report.bundle import report_files
 from orchestrator.report.figures import default_figures, draw, exponent
+from orchestrator.report.figures.strips import STRIP_POINTS, draw_strips
+from orchestrator.report.figures.throttling import stretches
 from orchestrator.report.html import common_provenance, page
 from orchestrator.report.rows import build_table
+from orchestrator.telemetry.history import read_histories
+from orchestrator.telemetry.series import SeriesSet
 
 METRICS = ("tpot_s", "ttft_s", "weights_bytes", "perplexity")
 
@@ -36,13 +40,17 @@ def table(swept):
 
 def test_the_answer_is_what_the_table_holds(table):
     best, smallest, failed = sentences(table)
-    assert re.fullmatch(r"bf16 is best in all 3 groups: TPOT 0\.79× to 0\.80× the baseline\.", best)
-    assert re.match(
-        r"nf4 · 128→32 is smallest: weights 98\.2 MiB, 0\.19× the baseline; "
-        r"it comes with TPOT 2\.\d\d× and perplexity 18\.2 \(1\.04×\)\.",
+    assert re.fullmatch(
+        r"bf16 is best in all 3 groups: TPOT 0\.79× to 0\.80× the baseline"
+        r" \(intervals 0\.7\d× to 0\.8\d×\)\.",
+        best,
+    )
+    assert re.fullmatch(
+        r"nf4 is smallest: weights 98\.2 MiB, 0\.19× the baseline; "
+        r"it comes with TPOT 2\.\d\d×( to 2\.\d\d×)? and perplexity 1\.04×\.",
         smallest,
     )
-    assert failed == "1 trial has no result, of 12: int8 · 512→32 (oom_host: killed at 8 GiB)."
+    assert failed == "1 trial has no result, of 12. oom_host, killed at 8 GiB: int8 · 512→32."
 
 
 def test_the_answer_differs_by_group_where_it_does(make, swept):
@@ -53,6 +61,65 @@ def test_the_answer_differs_by_group_where_it_does(make, swept):
     assert said[0].startswith("bf16 is best at prompt 128: TPOT 4")
     assert said[1].startswith("Nothing beats the baseline fp32 at prompt 512: TPOT 6")
     assert any(s.startswith("Not to be believed: bf16 · 512→32 (steal time") for s in said)
+
+
+def nf4_fast_and_bad(reports, plan):
+    for trial in plan.trials:
+        if trial.axes["quant"] == "nf4":
+            for report in reports[trial.hash]:
+                old = report.metrics["tpot_s"]
+                report.metrics["tpot_s"] = Samples(
+                    "tpot_s", "s", tuple(v / 6 for v in old.values), (), "ci"
+                )
+                report.metrics["perplexity"] = Value("perplexity", "1", 23.9)
+
+
+def test_what_costs_too_much_quality_is_not_called_best(make):
+    plan = make.plan()
+    reports = make.reports(plan)
+    nf4_fast_and_bad(reports, plan)
+    best, beyond, *_ = sentences(build_table(plan, reports, metrics=METRICS))
+    assert best.startswith(
+        "With perplexity at most 5 % above the baseline's: bf16 is best in both groups: TPOT 0."
+    )
+    assert re.fullmatch(
+        r"Beyond that limit nf4 is better still: TPOT 0\.4\d×( to 0\.\d\d×)? the baseline,"
+        r" perplexity 1\.3\d×\.",
+        beyond,
+    )
+
+
+def test_a_tie_is_called_a_tie(make):
+    plan = make.plan(prompts=(512,))
+    reports = {t.hash: [make.report(t, noise=0.4)] for t in plan.trials}
+    best = sentences(build_table(plan, reports, metrics=METRICS))[0]
+    assert "; the intervals do not tell it from " in best
+
+
+def test_flagged_trials_are_counted_by_rule(make):
+    plan = make.plan(prompts=(512,))
+    broken = (RuleResult("ci_reached", "flagged", "max_time", "ci"),)
+    reports = {
+        t.hash: [make.report(t, verdict="flagged", rules=broken if i else ())]
+        for i, t in enumerate(plan.trials)
+    }
+    said = sentences(build_table(plan, reports, metrics=METRICS))[-1]
+    assert said == (
+        "4 of 4 trials are flagged: sampling ended before the interval was as narrow as the"
+        " protocol asks (3)."
+    )
+
+
+def test_failures_of_one_cause_are_said_once(make):
+    plan = make.plan()
+    reason = "model needs 50.8 GiB, the device has 23.5 GiB. Take a smaller one"
+    reports = {
+        t.hash: [make.report(t, outcome=Outcome.INFEASIBLE, reason=reason)] for t in plan.trials
+    }
+    assert sentences(build_table(plan, reports, metrics=METRICS)) == [
+        "8 trials have no result, of 8. infeasible, model needs 50.8 GiB, the device has 23.5 GiB:"
+        " fp32 · 512→32, bf16 · 512→32, int8 · 512→32 and 5 more."
+    ]
 
 
 def test_nothing_is_concluded_from_nothing(make):
@@ -95,6 +162,113 @@ def test_scaling_has_a_line_each_and_its_exponent(table, swept):
     assert drawn.layout["xaxis"]["type"] == "log"
     assert draw(Scaling("ttft_s", over="quant"), table, swept[1]) is None
     assert draw(Scaling("ttft_s", over="task.batch_size"), table, swept[1]) is None
+
+
+def test_the_roofline_lies_beside_the_measured_curve(make):
+    plan = make.plan(quants=("fp32", "nf4"), prompts=(128, 512, 1024))
+    reports = make.reports(plan)
+    for trial in plan.trials:
+        name, expected_s = "predicted_ttft_s", 1e-4 * trial.axes["task.prompt_tokens"]
+        reports[trial.hash][0].metrics[name] = Value(name, "s", expected_s)
+    table = build_table(plan, reports, metrics=["ttft_s", "predicted_ttft_s"])
+    drawn = draw(Scaling("ttft_s", over="task.prompt_tokens"), table, reports)
+    measured, predicted = drawn.data[:2]
+    assert predicted["line"]["dash"] == "dash"
+    assert predicted["line"]["color"] == measured["line"]["color"]
+    assert predicted["y"] == pytest.approx([12.8, 51.2, 102.4])
+    assert "dashed: roofline by measured ceilings" in drawn.caption
+    assert "dotted" not in drawn.caption, "there is no data sheet"
+
+
+def test_a_ranking_adds_up_to_the_whole(make):
+    plan = make.plan(prompts=(512,))
+    reports = make.reports(plan)
+    for trial in plan.trials[:2]:
+        reports[trial.hash][0].facts["top_operators"] = [
+            {"name": f"aten::op{i}", "share": 0.3 / (i + 1)} for i in range(9)
+        ]
+    table = build_table(plan, reports, metrics=METRICS)
+    drawn = draw(Ranking("top_operators", "Top operators"), table, reports)
+    assert [t["name"] for t in drawn.data][:2] == ["aten::op0", "aten::op1"]
+    assert drawn.data[-1]["name"] == "all others"
+    for at in range(2):
+        assert sum(trace["x"][at] for trace in drawn.data) == pytest.approx(1.0)
+    assert draw(Ranking("nothing", "Nothing"), table, reports) is None
+
+
+def watched(origin_ns: int = 10**12, seconds: int = 20) -> SeriesSet:
+    """A GPU at its power cap from 5 s to 8 s, its host idle; a reading every 50 ms."""
+    series = SeriesSet(origin_ns)
+    capped_s = 0.0
+    for i in range(seconds * 20):
+        at = origin_ns + i * 50_000_000
+        capped_s += 0.05 if 5 <= i / 20 < 8 else 0.0
+        series.add("GPU-1", "power_w", "W", at, 600.0 if i == 77 else 300.0 + i % 3)
+        series.add("GPU-1", "sm_clock_hz", "Hz", at, 1.9e9)
+        series.add("GPU-1", "temperature_c", "°C", at, 61.0 + i % 2)
+        series.add("GPU-1", "device_memory_bytes", "bytes", at, 8e9)
+        series.add("GPU-1", "throttle_power_cap_s", "s", at, capped_s, counter=True)
+        series.add("process", "cpu_s", "s", at, 2 * i / 20, counter=True)
+        series.add("process", "rss_bytes", "bytes", at, 1e9 + i)
+        series.add("host", "cgroup_throttled_s", "s", at, 0.0, counter=True)
+    return series
+
+
+def test_strips_show_what_was_read_phases_and_throttling(make):
+    plan = make.plan()
+    report = make.report(plan.trials[0])
+    second = 10**9
+    report.phases = [
+        Phase("load", 10**12, 10**12 + 3 * second, measured=False),
+        Phase("decode", 10**12 + 3 * second, 10**12 + 20 * second),
+    ]
+    drawn = draw_strips(report, read_histories(watched().to_parquet()))
+    series = {trace["name"]: trace for trace in drawn.data}
+    assert max(series["power"]["y"]) == 600.0, "peaks survive"
+    assert len(series["power"]["y"]) <= STRIP_POINTS
+    assert set(series["cores used by the attempt"]["y"]) == {2.0}, "a counter is shown as its rate"
+    assert {"SM", "temperature", "GPU memory", "resident", "load", "decode"} <= set(series)
+    shades = [s for s in drawn.layout["shapes"] if s["y0"] == 0]
+    assert [(s["x0"], s["x1"]) for s in shades] == [(0.0, 3.0), (3.0, 20.0)]
+    marks = [s for s in drawn.layout["shapes"] if s["y0"] > 0]
+    assert [(s["x0"], s["x1"]) for s in marks] == [(pytest.approx(4.95), pytest.approx(7.95))]
+    assert drawn.caption == "power cap 3.0 s"
+
+
+def test_reasons_tell_of_throttling_where_counters_do_not():
+    series = SeriesSet(0)
+    for i, reasons in enumerate([0, 0x20, 0x20, 0, 0x8]):
+        series.add("GPU-1", "clocks_event_reasons", "1", i * 10**9, float(reasons))
+        series.add("host", "steal_s", "s", i * 10**9, 0.5 * (i == 4), counter=True)
+    found = stretches(read_histories(series.to_parquet()))
+    assert [(s.kind, s.begin_s, s.end_s) for s in found] == [
+        ("thermal slowdown", 0.0, 2.0),
+        ("CPU time stolen", 3.0, 4.0),
+        ("hardware slowdown", 3.0, 4.0),
+    ]
+
+
+def test_nothing_read_draws_no_strips(make):
+    report = make.report(make.plan().trials[0])
+    assert draw_strips(report, read_histories(SeriesSet().to_parquet())) is None
+
+
+def test_strips_of_many_attempts_leave_the_page_small(make):
+    plan = make.plan(prompts=tuple(range(1, 41)))
+    content = watched().to_parquet()
+    files = report_files(plan, make.reports(plan), telemetry=lambda attempt: content)
+    html = files["report.html"].decode()
+    shown = html.count('<details class="strip"')
+    assert 8 <= shown <= 60
+    assert f"{shown} of 160 attempts" in html
+    assert html.count(" open><summary>") == 1
+    assert len(files["report.html"]) < 6_000_000
+
+
+def test_a_damaged_series_costs_its_strip_only(make):
+    plan = make.plan()
+    files = report_files(plan, make.reports(plan), telemetry=lambda attempt: b"PAR1 not")
+    assert b'<details class="strip"' not in files["report.html"]
 
 
 def test_a_distribution_keeps_both_ends(table, swept):

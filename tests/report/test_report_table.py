@@ -294,3 +294,19 @@ def test_run_json_has_one_entry_an_ending():
             {"hash": "b" * 64, "outcome": "oom_host", "run_id": None},
         ],
     }
+
+
+def test_the_rungs_of_a_ladder_are_held_against_its_foot(make):
+    plan = make.plan(prompts=(512,))
+    axes = ("quant", "task.depth", "task.transfer")
+    rungs = [("fp32", 1, "sync"), ("bf16", 1, "async"), ("int8", 2, "async"), ("nf4", 4, "async")]
+    trials = tuple(
+        replace(trial, axes=dict(zip(axes, rung, strict=True)))
+        for trial, rung in zip(plan.trials, rungs, strict=True)
+    )
+    values = {a: tuple(dict.fromkeys(str(t.axes[a]) for t in trials)) for a in axes}
+    ladder = replace(plan, trials=trials, axes=values, baseline={"task.transfer": "sync"})
+    table = build_table(ladder, make.reports(ladder), metrics=["tpot_s"])
+    assert [row.baseline for row in table.rows] == [True, False, False, False]
+    assert all(row.cells["tpot_s"].ratio is not None for row in table.rows[1:])
+    assert {row.group for row in table.rows} == {()}

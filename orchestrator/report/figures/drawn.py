@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.attempt import AttemptReport
-from orchestrator.report.labels import axis_name, axis_value, metric_title
+from orchestrator.report.labels import SEPARATOR, axis_text, metric_title
 from orchestrator.report.rows import SweepTable, TrialRow, better_when
 from orchestrator.report.units import Scale, scale_of, with_ci
 
@@ -118,12 +118,8 @@ def better_line(metric: str, rows: Sequence[TrialRow]) -> str:
 
 def rest_of(row: TrialRow, left_out: str | None) -> str:
     """The trial's values on every axis but one; what a line or a colour of a figure stands for."""
-    parts = []
-    for axis, value in row.axes.items():
-        if axis != left_out:
-            bare = "." not in axis and isinstance(value, str)
-            parts.append(axis_value(value) if bare else f"{axis_name(axis)} {axis_value(value)}")
-    return " · ".join(parts)
+    texts = (axis_text(axis, value) for axis, value in row.axes.items() if axis != left_out)
+    return SEPARATOR.join(texts)
 
 
 def is_numeric(table: SweepTable, axis: str) -> bool:
