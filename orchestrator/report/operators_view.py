@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 MOST_CHANGES = 15
-_WIDE = 86
+_WIDE = 96
+# What the columns of figures take where all are shown.
+_FIGURES_WIDTH = 68
 
 #: state -> (mark, style)
 _MARKS = {"both": ("", ""), "appeared": ("+", "magenta"), "vanished": ("-", "cyan")}
@@ -66,7 +68,8 @@ class OperatorDiffView:
         scale = scale_of([s.self_s for c in shown for s in (c.a, c.b) if s], "s")
         wide = width >= _WIDE
         grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-        grid.add_column("  operator", max_width=36 if wide else 26, overflow="ellipsis")
+        name_width = min(max(width - _FIGURES_WIDTH, 26), 40) if wide else 26
+        grid.add_column("  operator", max_width=name_width, overflow="ellipsis")
         a, b = self.names
         headings = [f"{a} {scale.symbol}", f"{b} {scale.symbol}", "Δ", "ratio"]
         for heading in [*headings, *(["share", "calls"] if wide else [])]:
@@ -117,7 +120,12 @@ def operator_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _both(a: str, b: str) -> str:
-    return a if a == b else f"{a} → {b}"
+    """``82 → 8.3 %``: a unit that both have is said once."""
+    if a == b:
+        return a
+    if a.endswith(" %") and b.endswith(" %"):
+        a = a.removesuffix(" %")
+    return f"{a} → {b}"
 
 
 def _sum(
