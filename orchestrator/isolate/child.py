@@ -3,7 +3,7 @@
 Order matters: affinity and environment come before anything can start a thread pool or CUDA; the
 result is out before anything is torn down; ``os._exit`` saves the interpreter's second of teardown.
 Started by the fork server, either right after ``fork`` or (``isolate.start=spawn``) in a fresh
-interpreter as ``python -m orchestrator.isolate.child JOB RESULT_FD``: the same code either way.
+interpreter with the words ``JOB RESULT_FD``: the same code either way.
 """
 
 from __future__ import annotations
@@ -215,6 +215,6 @@ def classify(error: BaseException) -> Outcome:
     return Outcome.ERROR
 
 
-if __name__ == "__main__":
-    orders = read_job(sys.argv[1])
-    run_job(orders, ResultPipe(int(sys.argv[2])))
+def main(words: list[str]) -> None:
+    """Run the job that ``JOB RESULT_FD`` name."""
+    run_job(read_job(words[0]), ResultPipe(int(words[1])))

@@ -38,6 +38,16 @@ _THREADS = (
 )
 
 
+def python_module(name: str) -> list[str]:
+    """The command that calls ``main(words)`` of a module of ours with the words that follow it.
+
+    Like ``python -m`` but for the current directory, which is not imported from: it is where
+    somebody started Ray on this node, perhaps in another checkout than the one that is measured.
+    """
+    start = "import sys; sys.path[:] = filter(None, sys.path);"
+    return [sys.executable, "-c", f"{start} from {name} import main; main(sys.argv[2:])", name]
+
+
 def is_secret(name: str) -> bool:
     """Whether a variable of this name is taken to hold a secret."""
     return _SECRET.search(name) is not None

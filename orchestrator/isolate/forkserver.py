@@ -7,14 +7,15 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 
 from orchestrator.isolate import wire
+from orchestrator.isolate.environment import python_module
 from orchestrator.isolate.linux import describe_status
 
 _FAREWELL_S = 2.0
+_SERVER = "orchestrator.isolate.server"
 
 
 class ServerGone(Exception):
@@ -37,7 +38,7 @@ class ForkServer:
         self.ready: wire.Message | None = None
         self._control, theirs = wire.pair()
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the server
-        command = [sys.executable, "-m", "orchestrator.isolate.server", str(theirs.fileno())]
+        command = [*python_module(_SERVER), str(theirs.fileno())]
         try:
             self._process = subprocess.Popen(
                 [*command, str(os.getpid()), json.dumps(self.preload)],

@@ -1,7 +1,7 @@
 """The warm fork server: imports once, then forks one measured process per request.
 
-Runs as ``python -m orchestrator.isolate.server CONTROL_FD SUPERVISOR_PID PRELOAD_JSON``. It has one
-thread, runs no torch operation and never initialises CUDA, so that forking it is safe and cheap::
+Its words are ``CONTROL_FD SUPERVISOR_PID PRELOAD_JSON``. It has one thread, runs no torch operation
+and never initialises CUDA, so that forking it is safe and cheap::
 
     supervisor --- control channel --- server (subreaper) --- child (own session) --- descendants
 
@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from orchestrator.isolate import child, linux, wire
+from orchestrator.isolate.environment import python_module
 
 # The supervisor's *thread* may end while the process lives on, and the kernel signals that too.
 # So the signal asks a question, and only the answer "my parent is another now" ends the server.
@@ -139,7 +140,7 @@ class Server:
                 child.take_slot(job)
                 if message["start"] == "spawn":
                     os.set_inheritable(result, True)
-                    command = [sys.executable, "-m", "orchestrator.isolate.child"]
+                    command = python_module("orchestrator.isolate.child")
                     os.execv(sys.executable, [*command, message["job"], str(result)])
             except Exception as error:
                 outcome = child.classify(error)
@@ -249,7 +250,3 @@ def holds_cuda() -> bool:
             if os.readlink(entry.path) == "/dev/nvidia-uvm":
                 return True
     return False
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,13 @@ from orchestrator.attempt import Slot
 from orchestrator.isolate.environment import (
     attempt_environment,
     is_secret,
+    python_module,
     redact,
     secret_values,
     server_environment,
 )
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(
@@ -83,3 +87,19 @@ def test_redaction_takes_longer_values_first_and_leaves_words_and_paths() -> Non
     assert redact(b"abcdefghijkl abcdefgh short /home/someone/token", values) == (
         b"******** ******** short /home/someone/token"
     )
+
+
+def test_the_current_directory_is_not_imported_from(tmp_path: Path) -> None:
+    """A node's Ray may have been started in another checkout."""
+    for name in ("orchestrator", "tasks"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise SystemExit('the wrong code')\n")
+    done = subprocess.run(
+        [*python_module("orchestrator.isolate.child"), str(tmp_path / "no-job"), "1"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert "the wrong code" not in done.stderr
+    assert "FileNotFoundError" in done.stderr
