@@ -185,8 +185,16 @@ def gate(
             for h in side
             if h not in other and h not in paired
         )
-    reason = None if any(r.state != "skipped" for r in tested) else "no rule had data to judge"
-    return GateResult(rules.name, tuple(tested), reason)
+    return GateResult(rules.name, tuple(tested), _nothing_judged(tested))
+
+
+def _nothing_judged(rows: Sequence[GateRow]) -> str | None:
+    """Why no rule said anything, by what none of them found; None where one did."""
+    if any(row.state != "skipped" for row in rows):
+        return None
+    missing = dict.fromkeys(row.metric for row in rows if row.metric is not None)
+    found = f": no {', '.join(missing)} was measured" if missing else ""
+    return f"no rule had data to judge{found}"
 
 
 @dataclass(frozen=True)

@@ -61,13 +61,14 @@ class GateView:
         told = [row for row in self.result.rows if row.state not in ("pass", "skipped")]
         told.sort(key=lambda row: order.index(row.state))
         for row in told[:MAX_ROWS]:
-            yield self._line(row)
+            yield from self._lines(row, options.max_width)
             if row.reason:
                 yield Padding(Text(one_line(row.reason), style="dim"), (0, 0, 0, 4))
         if len(told) > MAX_ROWS:
             yield Text(f"… and {len(told) - MAX_ROWS} more (--json)", style="italic")
 
-    def _line(self, row: GateRow) -> Text:
+    def _lines(self, row: GateRow, width: int) -> list[Text]:
+        """The trial, the rule and its figures on one line where they fit, else on two."""
         from rich.text import Text
 
         mark, style = STATES[row.state]
@@ -77,8 +78,12 @@ class GateView:
         if row.metric:
             parts.append(metric_title(row.metric))
         figures = _figures(row)
-        text = Text(f"  {mark} ", style=style)
-        return text.append("  ".join([*parts, *figures]), style="default")
+        first = Text(f"  {mark} ", style=style)
+        whole = first.copy().append("  ".join([*parts, *figures]), style="default")
+        if whole.cell_len <= width:
+            return [whole]
+        rest = "  ".join([*parts[1:], *figures])
+        return [first.append(parts[0], style="default"), Text(f"    {rest}")]
 
 
 def _figures(row: GateRow) -> list[str]:

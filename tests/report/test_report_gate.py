@@ -122,6 +122,12 @@ def test_nothing_to_compare_is_no_pass() -> None:
         assert result.reason == "the baseline and the new attempts share no trial"
     nothing = gate({SHORT: [attempt()]}, {SHORT: [attempt()]}, rules(DIFFERENCE))
     assert (nothing.exit_code, nothing.reason) == (3, "no rule had data to judge")
+    limit = rules({"kind": "limit", "metric": "loud_s", "at_most": 3})
+    found = gate({SHORT: [attempt()]}, {SHORT: [attempt()]}, limit)
+    assert (found.exit_code, found.reason) == (
+        3,
+        "no rule had data to judge: no loud_s was measured",
+    )
 
 
 def test_a_baseline_without_a_valid_attempt_is_incomparable() -> None:

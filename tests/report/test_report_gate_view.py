@@ -52,6 +52,18 @@ def test_a_slowdown_is_told_with_its_ratio_and_limit(make):
     assert "fp32" not in text, "what passes is counted, not listed"
 
 
+@pytest.mark.parametrize("width", [60, 80, 100, 140])
+def test_figures_that_do_not_fit_stand_on_a_line_of_their_own(width):
+    figures = {"value": 1.106, "ci_low": 0.804, "ci_high": 1.842, "limit": 1.03}
+    row = GateRow("difference", "a" * 64, "ttft_s", "inconclusive", **figures)
+    label = {"a" * 64: "inference · smollm2_135m · bfloat16 · prompt 512"}
+    text = printed(gate_view(GateResult("default", (row,)), labels=label), width)
+    lines = [line.rstrip() for line in text.splitlines()]
+    assert lines[-1].endswith("difference  TTFT  1.11×  [0.804 – 1.842]  limit 1.03×")
+    assert (len(lines) == 2) == (width == 140)
+    assert max(map(cell_len, lines)) <= width
+
+
 def test_a_pass_is_one_line():
     rows = (GateRow("completes", "a" * 64, None, "pass"),)
     assert printed(gate_view(GateResult("default", rows))).splitlines() == [
