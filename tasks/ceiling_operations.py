@@ -151,6 +151,7 @@ class Operations:
                 yield from self._products(name, f"product.{place}.{name}", size)
             for groups in (1, 4):
                 yield from self._attention(name, groups)
+            yield from self._append(name)
 
     def training(self, name: str) -> Iterator[Point]:
         """The same and the loss, with what a step keeps, ahead and back; and AdamW."""
@@ -271,6 +272,23 @@ class Operations:
             if seconds is not None:
                 flops = 4 * past * _HEADS * _HEAD_DIM
                 yield f"attention_step.inference.{name}", flops, groups, seconds
+
+    def _append(self, name: str) -> Iterator[Point]:
+        """A cache that grows: all of it goes into new memory, one layer's after the other."""
+        import torch
+
+        for span in self.scale.spans:
+            first = self._random(name, 1, _HEADS, span, _HEAD_DIM)
+            count = min(max(1, self.scale.far_bytes // first.nbytes), _MOST_IN_TURN)
+            turn = cycle([first, *(first.clone() for _ in range(count - 1))])
+            token = self._random(name, 1, 1, _HEADS, _HEAD_DIM).transpose(1, 2)
+
+            def grow(turn: Iterator[Any] = turn, token: torch.Tensor = token) -> Any:
+                return torch.cat((next(turn), token), dim=-2)
+
+            seconds = self.timer.seconds(grow)
+            if seconds is not None:
+                yield f"append.inference.{name}", 2 * first.nbytes, 1, seconds
 
     def _trained_attention(self, name: str, groups: int) -> Iterator[Point]:
         import torch

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "bfloat16", "float16")
 LAYERS = TRAINED = ("float32", "bfloat16")
-# More rounds where the machine is busy: what disturbs may pass.
-_LEAST_ROUNDS, _MOST_ROUNDS = 3, 7
+# More rounds where the machine is busy: what disturbs may pass. No new one after a minute.
+_LEAST_ROUNDS, _MOST_ROUNDS, _MOST_S = 3, 7, 60.0
 
 # Table and two sizes of a point, and its seconds: less is better.
 Round = dict[tuple[str, float, float], float]
@@ -64,10 +64,14 @@ def run(identity: Identity, recorder: Recorder) -> None:
         ReferenceLayers(device, shape, name, timer, trained=name in TRAINED) for name in LAYERS
     ]
     rounds: list[Round] = []
+    begin_ns = recorder.clock.now_ns()
     while len(rounds) < _MOST_ROUNDS:
         with recorder.phase("round"):
             rounds.append(_round(operations, layers))
+        elapsed_s = (recorder.clock.now_ns() - begin_ns) / 1e9
         if len(rounds) >= _LEAST_ROUNDS and combine(rounds)[1] <= STEADY_SPREAD:
+            break
+        if len(rounds) > 1 and elapsed_s > _MOST_S:
             break
     best, spread = combine(rounds)
     found = _measured(best, spread, layers, _memory_bytes(device))

@@ -319,6 +319,7 @@ MEASURED = Measured(
         "passes.inference.float32": ((10.0, 1.0, 1e-6), (1e3, 1.0, 1e-5)),
         "attention.inference.float32": ((16.0, 1.0, 1e-9), (16.0, 4.0, 4e-9)),
         "attention_step.inference.float32": ((1e3, 1.0, 2e-6),),
+        "append.inference.float32": ((10.0, 1.0, 3e-6),),
         "optimizer.forward.float32": ((10.0, 1.0, 5e-6), (1e3, 1.0, 1e-5)),
     },
     ((1e3, 1e10), (1e9, 1e9)),
@@ -350,6 +351,8 @@ def test_an_operation_takes_as_long_as_it_was_measured_to() -> None:
     assert timed_s(passes) == pytest.approx(3e-5)
     assert timed_s(operation("attention", flops=1e6, rows=64, groups=2)) == pytest.approx(2e-3)
     assert timed_s(operation("attention", flops=2e3, rows=1)) == pytest.approx(4e-6)
+    grown = operation("attention", flops=0.0, bytes=40.0, launches=2)
+    assert timed_s(grown) == pytest.approx(2 * 6e-6)
     assert timed_s(operation("optimizer", flops=0.0, elements=1e4, mode="forward")) == 1e-4
     assert timed_s(replace(product, rows=10, mode=BACKWARD)) == pytest.approx(7e-6)
     # What nothing like it was measured of is bounded instead.

@@ -6,6 +6,7 @@
     passes      one pass over activations by bytes it moves, with the program around it
     attention   fused attention           by new tokens, and query heads that share a key;
                 of one token              by FLOPs, and query heads that share a key
+    append      the growth of a cache     by bytes read and written
     loss        cross-entropy             by logits
     optimizer   AdamW                     by elements of one tensor
 
@@ -112,6 +113,9 @@ class Measured:
             return self._seconds("loss", o, o.elements)
         if o.part == ATTENTION and o.flops:
             return self._attention_s(o)
+        if o.part == ATTENTION:
+            once_s = self._seconds("append", o, o.bytes / o.launches)
+            return None if once_s is None else once_s * o.launches
         if o.rows and o.elements:
             once_s = self._product_s(o)
             return None if once_s is None else once_s * o.launches
