@@ -81,9 +81,11 @@ def ui_command(overrides: Sequence[str], host: str, port: int) -> int:
         return 0
     port = _free_port(host, port)
     arguments, environment = ui_arguments(tracking, host, port)
-    # The address says which of its two faces the UI shows: runs, not agents and prompts.
-    address = f"http://{host}:{port}/#/experiments?workflowType=machine_learning"
-    click.echo(f"MLflow UI on {address} (Ctrl-C ends it)", err=True)
+    # Of its two faces the UI shows the one about agents first, and remembers what was chosen.
+    click.echo(
+        f"MLflow UI on http://{host}:{port} (choose Model training at the left; Ctrl-C ends it)",
+        err=True,
+    )
     sys.stderr.flush()
     executable = shutil.which("mlflow", path=str(Path(sys.executable).parent)) or "mlflow"
     os.execve(executable, [executable, *arguments], {**os.environ, **environment})
