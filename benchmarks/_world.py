@@ -23,6 +23,7 @@ from typing import Any
 
 import psutil
 
+from orchestrator.isolate.directory import PREFIX, sweep
 from orchestrator.schedule.aftermath import users_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,7 +39,8 @@ _RAY = {
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "5000",
     "RAY_health_check_failure_threshold": "5",
-    "RAY_DEDUP_LOGS": "0",
+    # On a busy machine a node takes its time to come up.
+    "RAY_raylet_start_wait_time_s": "120",
 }
 
 
@@ -79,9 +81,13 @@ class World:
                         found.append(process)
         return found
 
-    def attempt_directories(self) -> list[Path]:
-        """Working directories of attempts that are still there."""
-        return list(self.temporary.glob("orchestrator-attempt-*"))
+    def held_directories(self) -> list[Path]:
+        """Directories of attempts that a living process still holds.
+
+        Those of a supervisor that was killed are removed by the next one, as it is done here.
+        """
+        sweep(self.temporary, min_age_s=0.0)
+        return list(self.temporary.glob(f"{PREFIX}*"))
 
     def close(self) -> None:
         """End what is left, remove the files."""
@@ -122,14 +128,15 @@ class Nodes:
     def __init__(
         self, world: World, count: int, slots: int = 2, *, address: str | None = None
     ) -> None:
-        from ray.cluster_utils import Cluster
-
         self._world = world
         self._slots = slots
         self._made = 0
-        self._cluster = Cluster(shutdown_at_exit=False)
         self.alive: list[Any] = []
         with environment(world.environment):
+            # Here: Ray reads its settings once.
+            from ray.cluster_utils import Cluster
+
+            self._cluster = Cluster(shutdown_at_exit=False)
             self._cluster.add_node(
                 num_cpus=0,
                 include_dashboard=False,

@@ -284,7 +284,7 @@ def _judge(
         _check(not spooled, f"{len(spooled)} results still in the spool"),
         _check(len(set(executed)) == len(executed), "an attempt was executed twice"),
         _check(not orphans, f"orphans: {[process.cmdline()[:4] for process in orphans]}"),
-        _check(not world.attempt_directories(), "attempt directories are left"),
+        _check(not world.held_directories(), "directories of attempts are still held"),
     ]
     return all(results)
 

@@ -7,6 +7,7 @@ looks for at the same pace. A file whose process is gone is stale and is said to
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -58,12 +59,12 @@ class DriverFile:
         self._base = DriverState(
             driver_id, sweep, socket.gethostname(), os.getpid(), now, now, total, cached
         )
-        directory.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def publish(
         self, outcomes: Mapping[str, int], running: list[str], *, force: bool = False
     ) -> None:
-        """Write the state, unless it was written less than a second ago."""
+        """Write the state, unless it was written less than a second ago or cannot be."""
         if not force and time.monotonic() - self._last_s < MIN_INTERVAL_S:
             return
         self._last_s = time.monotonic()
@@ -74,8 +75,13 @@ class DriverFile:
             "updated_at": time.time(),
         }
         partial = self._path.with_suffix(".tmp")
-        partial.write_text(json.dumps(state))
-        os.replace(partial, self._path)
+        try:
+            partial.write_text(json.dumps(state))
+            os.replace(partial, self._path)
+        except OSError:
+            # A full disk, say: what other terminals see of a sweep must not end it.
+            with contextlib.suppress(OSError):
+                partial.unlink()
 
     def cancel_requested(self) -> bool:
         """Whether ``cancel`` asked this driver to stop."""
