@@ -228,32 +228,34 @@ def _matrix(table: SweepTable) -> str:
     first = table.axes[0]
     downs = list(dict.fromkeys(_key(row, (first,)) for row in table.rows))
     acrosses = list(dict.fromkeys(_key(row, table.axes[1:]) for row in table.rows))
+    rows = {(_key(r, (first,)), _key(r, table.axes[1:])): r for r in table.rows}
+    corner = axis_name(first)
+    if len(acrosses) >= len(rows):
+        # A ladder fills no grid: one column, a line a trial.
+        corner, acrosses, downs = "trial", ["ended"], [row.label for row in table.rows]
+        rows = {(row.label, "ended"): row for row in table.rows}
     if len(downs) > MAX_MATRIX or len(acrosses) > MAX_MATRIX:
         return ""
-    rows = {(_key(r, (first,)), _key(r, table.axes[1:])): r for r in table.rows}
     head = "".join(f"<th>{escape(across)}</th>" for across in acrosses)
-    lines = []
-    for down in downs:
-        cells = []
-        for across in acrosses:
-            row = rows.get((down, across))
-            if row is None:
-                cells.append("<td></td>")
-                continue
-            kind = (
-                "ok" if row.outcome == "ok" else _CLASS.get(OUTCOME_STYLE.get(row.outcome, ""), "")
-            )
-            title = escape(f"{row.label} {short_hash(row.hash)} {row.reason or ''}", quote=True)
-            words = row.outcome.replace("_", " ")
-            if row.outcome == "ok":
-                words = VERDICT_MARKS[row.verdict][0]
-            cells.append(f'<td class="{kind}" title="{title}">{escape(words)}</td>')
-        lines.append(f"<tr><th>{escape(down)}</th>{''.join(cells)}</tr>")
+    lines = [
+        f"<tr><th>{escape(down)}</th>{''.join(_ended(rows.get((down, a))) for a in acrosses)}</tr>"
+        for down in downs
+    ]
     return (
         '<h2>How every trial ended</h2><div class="scroll"><table class="matrix"><thead><tr>'
-        f"<th>{escape(axis_name(first))}</th>{head}</tr></thead><tbody>{''.join(lines)}</tbody>"
+        f"<th>{escape(corner)}</th>{head}</tr></thead><tbody>{''.join(lines)}</tbody>"
         "</table></div>"
     )
+
+
+def _ended(row: TrialRow | None) -> str:
+    if row is None:
+        return "<td></td>"
+    ok = row.outcome == "ok"
+    kind = "ok" if ok else _CLASS.get(OUTCOME_STYLE.get(row.outcome, ""), "")
+    title = escape(f"{row.label} {short_hash(row.hash)} {row.reason or ''}", quote=True)
+    mark = f" {VERDICT_MARKS[row.verdict][0]}" if ok else ""
+    return f'<td class="{kind}" title="{title}">{escape(row.outcome.replace("_", " "))}{mark}</td>'
 
 
 def _key(row: TrialRow, axes: Sequence[str]) -> str:

@@ -29,7 +29,7 @@
     });
     // On a telephone or a sheet of paper a legend at the side would take the figure's room.
     if (place.clientWidth < 560 && layout.showlegend && !layout.legend) {
-      layout.legend = { orientation: "h", y: -0.25, yanchor: "top", x: 0 };
+      layout.legend = { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 };
     }
     layout.width = place.clientWidth;
     layout.height = place.clientHeight;

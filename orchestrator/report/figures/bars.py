@@ -15,6 +15,7 @@ from orchestrator.report.figures.drawn import (
     plotly,
     rest_of,
     scale_for,
+    wrapped,
 )
 from orchestrator.report.labels import axis_name, axis_value, metric_title
 from orchestrator.report.rows import SweepTable, TrialRow
@@ -32,6 +33,10 @@ def draw_bars(figure: Bars, table: SweepTable, reports: Reports) -> Drawn | None
     series: dict[str, list[TrialRow]] = {}
     for row in rows:
         series.setdefault(rest_of(row, first), []).append(row)
+    # A ladder, or a sweep of which little is left: nothing would stand side by side.
+    alone = first is None or (len(series) == len(rows) > 1)
+    if alone:
+        series = {"": rows}
     for name, members in series.items():
         cells = [row.cells[figure.metric] for row in members]
         medians = [cell.median or 0.0 for cell in cells]
@@ -45,7 +50,7 @@ def draw_bars(figure: Bars, table: SweepTable, reports: Reports) -> Drawn | None
         ]
         plot.add_bar(
             name=name,
-            x=[axis_value(row.axes[first]) if first else row.label for row in members],
+            x=[_name(row, None if alone else first) for row in members],
             y=[m / scale.factor for m in medians],
             error_y={
                 "type": "data",
@@ -60,7 +65,7 @@ def draw_bars(figure: Bars, table: SweepTable, reports: Reports) -> Drawn | None
     plot.update_layout(
         barmode="group",
         yaxis_title=axis_title(figure.metric, scale),
-        xaxis_title=axis_name(first) if first else "",
+        xaxis_title=axis_name(first) if first and not alone else "",
         xaxis_type="category",
         showlegend=len(series) > 1,
     )
@@ -70,6 +75,10 @@ def draw_bars(figure: Bars, table: SweepTable, reports: Reports) -> Drawn | None
         f"Median; whiskers: 95 % interval. {better_line(figure.metric, rows)}{left_out}",
         plot,
     )
+
+
+def _name(row: TrialRow, axis: str | None) -> str:
+    return wrapped(row.label) if axis is None else axis_value(row.axes[axis])
 
 
 def draw_breakdown(figure: Breakdown, table: SweepTable, reports: Reports) -> Drawn | None:
@@ -89,7 +98,7 @@ def draw_breakdown(figure: Breakdown, table: SweepTable, reports: Reports) -> Dr
     for name in names:
         plot.add_bar(
             name=metric_title(name),
-            y=[row.label for row in rows],
+            y=[wrapped(row.label) for row in rows],
             x=[(row.cells[name].median or 0.0) / scale.factor for row in rows],
             orientation="h",
             hovertemplate=metric_title(name) + ": %{x:.4g} " + scale.symbol,
@@ -97,4 +106,5 @@ def draw_breakdown(figure: Breakdown, table: SweepTable, reports: Reports) -> Dr
     plot.update_layout(
         barmode="stack", xaxis_title=scale.symbol, yaxis_autorange="reversed", showlegend=True
     )
+    plot.update_layout(legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0})
     return drawn("Where the time goes", "Medians, stacked.", plot)

@@ -23,6 +23,8 @@ PALETTE = (
     *("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#B8A800", "#7F7F7F"),
 )
 
+_LABEL_CHARS = 34
+
 # More digits than a screen shows are bytes that the page has to carry.
 _DIGITS = 7
 
@@ -120,6 +122,18 @@ def rest_of(row: TrialRow, left_out: str | None) -> str:
     """The trial's values on every axis but one; what a line or a colour of a figure stands for."""
     texts = (axis_text(axis, value) for axis, value in row.axes.items() if axis != left_out)
     return SEPARATOR.join(texts)
+
+
+def wrapped(label: str) -> str:
+    """A trial's label on lines that an axis has room for."""
+    lines = [""]
+    for part in label.split(SEPARATOR):
+        longer = f"{lines[-1]}{SEPARATOR}{part}" if lines[-1] else part
+        if len(longer) <= _LABEL_CHARS or not lines[-1]:
+            lines[-1] = longer
+        else:
+            lines.append(part)
+    return "<br>".join(lines)
 
 
 def is_numeric(table: SweepTable, axis: str) -> bool:

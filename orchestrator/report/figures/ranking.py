@@ -6,7 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestrator.measure.figures import Ranking
-from orchestrator.report.figures.drawn import MAX_BARS, Drawn, Reports, cut, drawn, plotly
+from orchestrator.report.figures.drawn import (
+    MAX_BARS,
+    Drawn,
+    Reports,
+    cut,
+    drawn,
+    plotly,
+    wrapped,
+)
 from orchestrator.report.rows import SweepTable, believable
 
 # As many parts as there are colours that can be told apart; the others are one grey part.
@@ -21,7 +29,7 @@ def draw_ranking(figure: Ranking, table: SweepTable, reports: Reports) -> Drawn 
     for row in table.rows:
         attempts = believable(reports.get(row.hash, ())) if row.outcome == "ok" else []
         if attempts and (found := _mean_shares([a.facts.get(figure.fact) for a in attempts])):
-            shares[row.label] = found
+            shares[wrapped(row.label)] = found
     if not shares:
         return None
     labels = list(shares)[:MAX_BARS]
