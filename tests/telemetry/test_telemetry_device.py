@@ -79,11 +79,8 @@ def test_asking_for_the_device_kind_imports_nothing_heavy() -> None:
 def test_exported_names() -> None:
     assert set(telemetry.__all__) == {
         "PARQUET_ARTIFACT",
-        "REASON_BITS",
         "Device",
         "Held",
-        "Histories",
-        "History",
         "Inventory",
         "Series",
         "SeriesSet",
@@ -98,7 +95,6 @@ def test_exported_names() -> None:
         "inventory",
         "judge",
         "limit_of",
-        "read_histories",
         "resolve_visible",
     }
     assert all(hasattr(telemetry, name) for name in telemetry.__all__)
