@@ -320,7 +320,8 @@ def _measure(plan: Plan, todo: Todo, store: Store, cached: int) -> _Measured:
             if result.adopted:
                 many = "attempt was" if result.adopted == 1 else "attempts were"
                 view.message(f"{result.adopted} {many} made by another driver meanwhile")
-                _tidy(store, view.message)
+            if recording.claims.met_others:
+                _tidy(store, view.message)  # it may have died since
             status = "KILLED" if result.interrupted else "FINISHED"
             _attach_report(plan, store, recording)
         except BaseException as error:
@@ -334,6 +335,7 @@ def _measure(plan: Plan, todo: Todo, store: Store, cached: int) -> _Measured:
 
 def _attach_report(plan: Plan, store: Store, recording: Recording) -> None:
     """Give the sweep's own run its summary and its report, as far as the store has the attempts."""
+    from orchestrator.record import Redactor
     from orchestrator.replay import telemetry_of
     from orchestrator.report import build_table
     from orchestrator.report.answer import sentences
@@ -345,10 +347,12 @@ def _attach_report(plan: Plan, store: Store, recording: Recording) -> None:
     summaries = store.attempts(trial.hash for trial in plan.trials)
     reports = _reports(store, summaries)
     table = build_table(plan, reports)
+    # The attempts are redacted since they were recorded; what a person typed is not.
+    redactor = Redactor.of_environment()
     files = report_files(
-        plan,
+        dataclasses.replace(plan, description=redactor.text(plan.description)),
         reports,
-        command=shlex.join(command_line()),
+        command=shlex.join(redactor.command(command_line())),
         telemetry=telemetry_of(store, (a for found in summaries.values() for a in found)),
     )
     recording.attach(to_markdown(table, summary=sentences(table)), files)

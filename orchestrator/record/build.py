@@ -95,7 +95,7 @@ class Builder:
                 "sweep": self.sweep,
                 "driver_id": self.driver,
                 "heartbeat": f"{started_at:.0f}",
-                NOTE_TAG: description(plan, command, todo),
+                NOTE_TAG: self.redactor.text(description(plan, command, todo)),
                 **self._git_tags(self.facts),
             },
             files={
@@ -130,7 +130,7 @@ class Builder:
         tags = {
             **begin.tags,
             **(tags or {}),
-            NOTE_TAG: tag_value(f"{summary.strip()}\n\n{note}".strip()),
+            NOTE_TAG: tag_value(f"{self.redactor.text(summary).strip()}\n\n{note}".strip()),
             "heartbeat": f"{ended_at:.0f}",
             "outcomes": json.dumps(dict(sorted(outcomes.items()))),
         }

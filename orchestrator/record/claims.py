@@ -20,7 +20,6 @@ import fcntl
 import os
 import struct
 import threading
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,13 +27,12 @@ from pathlib import Path
 from orchestrator.errors import StoreError
 from orchestrator.record import spool
 from orchestrator.record.drivers import drivers_directory
-from orchestrator.record.recover import reap, sync
 from orchestrator.record.runrecord import ATTEMPT_TAG, RUNNING
 from orchestrator.record.shared_claims import SharedClaims
 from orchestrator.record.store import AttemptSummary, Store, summary_of_record
 
-# What dead drivers of this host left is looked for at most this often.
-TIDY_PERIOD_S = 1.0
+# A local disk answers, however late; a server may be away without saying so.
+PATIENCE_S, SHARED_PATIENCE_S = 120.0, 10.0
 _FILE = "claims"
 # struct flock of Linux on 64 bits: type, whence, (padding), start, length, pid.
 _FLOCK = "hhqqi4x"
@@ -105,6 +103,11 @@ class Claims:
         For a store that other hosts use too.
     say : callable
         Takes one line for the person.
+
+    Attributes
+    ----------
+    patience_s : float
+        After this long without an answer it is better to measure without a claim.
     """
 
     def __init__(
@@ -115,6 +118,7 @@ class Claims:
         shared: SharedClaims | None = None,
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
+        self.patience_s = PATIENCE_S if shared is None else SHARED_PATIENCE_S
         self._store = store
         self._own_spool = own_spool
         self._shared = shared
@@ -124,7 +128,6 @@ class Claims:
         self._holders: dict[str, set[str]] = {}  # config hash to our attempts of it
         self._hashes: dict[str, str] = {}  # the other way round
         self._company = shared is None  # reading SQLite costs less than finding out
-        self._tidied_at = float("-inf")
         self._said = False
 
     @property
@@ -219,10 +222,6 @@ class Claims:
         self._company = self._company or bool(others) or bool(self._shared and self._shared.company)
         if not self._company:
             return None
-        if others and time.monotonic() - self._tidied_at > TIDY_PERIOD_S:
-            self._tidied_at = time.monotonic()
-            if sync(self._store).in_use < len(others) + 1:
-                reap(self._store)
         found: dict[str, list[AttemptSummary]] = {}
         for summary in self._store.recorded(wanted):
             found.setdefault(summary.config_hash, []).append(summary)

@@ -76,7 +76,9 @@ class DriverFile:
         }
         partial = self._path.with_suffix(".tmp")
         try:
-            partial.write_text(json.dumps(state))
+            descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with open(descriptor, "w") as file:
+                file.write(json.dumps(state))
             os.replace(partial, self._path)
         except OSError:
             # A full disk, say: what other terminals see of a sweep must not end it.

@@ -6,8 +6,8 @@
                                           |----> another has it -------> Claimed: asked again
                                           `----> it has been measured -> MadeElsewhere
 
-Asking may take as long as a tracking server takes to answer; nothing else waits for it. A server
-that does not answer in :data:`PATIENCE_S` is not waited for: better measured twice than not at all.
+Asking may take as long as a tracking server takes to answer; nothing else waits for it. One that
+does not answer in ``claims.patience_s`` is not waited for: better measured twice than not at all.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from orchestrator.schedule.placement import Demand, Node
 from orchestrator.schedule.ports import ClaimsPort, ClusterPort, StandingPort
 from orchestrator.schedule.todo import PastAttempt
 
-PATIENCE_S = 10.0
 TEND_S = 1.0
 # So many at once: the first of a long queue shall not wait for the last.
 MOST_ASKED = 20
@@ -90,7 +89,7 @@ class ClaimingCluster:
         with self._changed:
             if not self._in_flight and self._wishes:
                 self._changed.wait_for(lambda: self._granted or self._events, timeout_s)
-            if self._asked and time.monotonic() - self._asked_at > PATIENCE_S:
+            if self._asked and time.monotonic() - self._asked_at > self._claims.patience_s:
                 self._submit_unanswered()
             events, self._events = self._events, []
             granted, self._granted = self._granted, []

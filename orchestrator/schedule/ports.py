@@ -74,6 +74,11 @@ class ClaimsPort(Protocol):
     Called from one thread. Claims are given up by the recording, once a result can be read.
     """
 
+    @property
+    def patience_s(self) -> float:
+        """How long an answer is waited for; then the attempt is made without a claim."""
+        ...
+
     def ask(self, wishes: Mapping[str, str]) -> Mapping[str, StandingPort | None]:
         """Claim the trials (config hashes) of some attempts; None for those another driver has."""
         ...

@@ -13,7 +13,6 @@ import pytest
 
 from orchestrator.attempt import Outcome
 from orchestrator.schedule import Attempt, Fate, Node, SimulatedCluster, run_sweep
-from orchestrator.schedule import claiming as module
 from orchestrator.schedule.events import Limits
 
 
@@ -30,6 +29,7 @@ class Claims:
     rule: Callable[[str], Standing | None] = lambda config_hash: Standing()
     asked: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
+    patience_s: float = 10.0
 
     def ask(self, wishes: Mapping[str, str]) -> dict[str, Standing | None]:
         self.asked.extend(wishes)
@@ -156,7 +156,6 @@ def test_claims_that_fail_do_not_stop_a_sweep(run: Callable[..., Any]) -> None:
 def test_a_store_that_does_not_answer_is_not_waited_for(
     run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "PATIENCE_S", 0.05)
     answer = threading.Event()
 
     class Slow(Claims):
@@ -164,7 +163,7 @@ def test_a_store_that_does_not_answer_is_not_waited_for(
             answer.wait(10)
             return super().ask(wishes)
 
-    claims = Slow(lambda config_hash: None)
+    claims = Slow(lambda config_hash: None, patience_s=0.05)
     try:
         done = run(claims)
     finally:
