@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,7 +110,12 @@ def expectation(
         return None
     architecture = Architecture.from_config(config)
     ideal = _phases(architecture, options, dtype, IDEAL)
-    eager = _phases(architecture, options, dtype, EAGER)
+    eager = _phases(
+        architecture,
+        options,
+        dtype,
+        replace(EAGER, fused=options.compile, causal=options.attention != "eager"),
+    )
     return Expectation(
         sizes_bytes={"weights_bytes": weights_bytes(architecture, WeightFormat("none", dtype))},
         memory_bytes=expected.memory.total_bytes,
