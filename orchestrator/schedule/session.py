@@ -17,7 +17,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,9 +36,6 @@ MIB = 1024**2
 OBJECT_STORE_BYTES = 200 * MIB
 PROBE_TIMEOUT_S = 5.0
 CLOSE_TIMEOUT_S = 10.0
-# A head that is started again in this time (with Ray's fault tolerance) is waited for. Ray itself
-# would end this process after a minute.
-HEAD_PERIOD_S, HEAD_PATIENCE_S = 2.0, 20.0
 # A path of a Unix socket has at most 107 bytes; Ray appends up to 64.
 LONGEST_DIRECTORY = 40
 
@@ -61,7 +57,6 @@ class Session:
         self._up = threading.Event()
         self._end = threading.Event()
         self._error: BaseException | None = None
-        self._headless: str | None = None
         self._keeper = threading.Thread(target=self._keep, name="ray-session", daemon=True)
         self._keeper.start()
         atexit.register(self.close)
@@ -75,17 +70,10 @@ class Session:
         return True
 
     def check(self) -> None:
-        """Raise :class:`ClusterError` if a local cluster lost a process, or a joined one its head.
+        """Raise :class:`ClusterError` if a process of a local cluster has died.
 
-        Ray would not say: calls into a dead raylet hang, and a dead head ends the driver in time,
-        without a word and with its books open.
+        Ray would not say: calls into a dead raylet hang, and a dead head ends the driver in time.
         """
-        if self._headless is not None:
-            raise ClusterError(
-                f"Ray's head at {self._headless} no longer answers",
-                where=f"cluster.address={self._settings.address or 'auto'}",
-                fix="The same command goes on where this one stopped",
-            )
         if self._settings.kind != "local":
             return
         from ray._private import worker
@@ -114,23 +102,7 @@ class Session:
                 return
             finally:
                 self._up.set()
-            if self._settings.kind != "local":
-                self._watch_head()
             self._end.wait()
-
-    def _watch_head(self) -> None:
-        """Until the end, or until the head of a joined cluster has been away for too long."""
-        import ray
-
-        address = ray.get_runtime_context().gcs_address
-        host, port = _parse(address)
-        heard_at = time.monotonic()
-        while not self._end.wait(HEAD_PERIOD_S):
-            if _answers(host, port):
-                heard_at = time.monotonic()
-            elif time.monotonic() - heard_at > HEAD_PATIENCE_S:
-                self._headless = address
-                return
 
 
 def _start_local(settings: ClusterConfig, stack: contextlib.ExitStack) -> None:
@@ -379,8 +351,9 @@ def _as_cluster_error(error: BaseException, settings: ClusterConfig) -> ClusterE
     if settings.kind == "local":
         return ClusterError(f"Ray cannot be started: {what}", fix="python -m orchestrator doctor")
     where = f"cluster.address={settings.address or 'auto'}"
-    # Something accepts connections there (or we had said so), and is no head for us.
-    if "token" in str(error).lower() or isinstance(error, ConnectionError):
+    # Something accepts connections at a given address (or we had said so) and is no head for us.
+    refused = isinstance(error, ConnectionError) and settings.address not in (None, "auto")
+    if refused or "token" in str(error).lower():
         fix = "Set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's token, if it has one"
     else:
         fix = "Start one with `ray start --head`, or use cluster=local"

@@ -171,7 +171,7 @@ def test_daemons_do_not_outlive_the_attempt(
 
 
 def test_a_flood_of_output_is_capped_with_both_ends_kept(isolation: Isolation) -> None:
-    report = attempt(isolation, "print:200000000")
+    report = attempt(isolation, "print:1000000000")
     assert report.outcome is Outcome.OK
     log = report.artifacts["log.txt"]
     assert log.startswith(b"first line of the output\n")

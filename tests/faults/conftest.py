@@ -1,0 +1,100 @@
+"""Worlds to be broken, and the look at what a fault left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+
+from benchmarks._world import MEASURED, SUPERVISOR, DriverProcess, World, measured, named
+from orchestrator.record import open_store
+
+LIMIT_S = 10.0
+SHARED_MEMORY = Path("/dev/shm")
+
+
+def until(holds: Callable[[], Any], driver: DriverProcess, timeout_s: float = 90.0) -> Any:
+    """Wait until ``holds()`` while ``driver`` runs; returns what it says."""
+    deadline = time.monotonic() + timeout_s
+    while not (found := holds()):
+        assert driver.poll() is None, f"ended with {driver.poll()}:\n{driver.tail()}"
+        assert time.monotonic() < deadline, f"not in {timeout_s:.0f} s:\n{driver.tail()}"
+        time.sleep(0.05)
+    return found
+
+
+def children(driver: DriverProcess) -> list[psutil.Process]:
+    """Every descendant of the driver."""
+    assert driver.process is not None
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(driver.process.pid).children(recursive=True)
+    return []
+
+
+def of_attempts(world: World) -> list[psutil.Process]:
+    """Supervisors, fork servers and measured processes of ``world``."""
+    found = world.processes()
+    servers = []
+    for process in found:
+        with contextlib.suppress(psutil.Error):
+            if MEASURED in process.cmdline():
+                servers.append(process)
+    return [*named(found, SUPERVISOR), *servers]
+
+
+def shared_memory_nobody_has() -> set[str]:
+    """Ray's files in shared memory that no living process has open."""
+    there = {path.name for path in SHARED_MEMORY.glob("*plasma*")}
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            target = os.readlink(link)
+            there -= {name for name in there if target.endswith(f"/{name}")}
+    return there
+
+
+def nothing_left(world: World, look: Callable[[], list[psutil.Process]] | None = None) -> None:
+    """No process of a fault's victims, no directory of an attempt, no shared memory."""
+    look = look or world.processes
+    deadline = time.monotonic() + LIMIT_S
+    while left := look():
+        assert time.monotonic() < deadline, [(p.pid, p.name()) for p in left]
+        time.sleep(0.1)
+    assert not shared_memory_nobody_has()
+
+
+def recorded(root: Path) -> tuple[Counter[str], list[Counter[str]], list[str]]:
+    """Attempts by outcome, outcomes of each trial, and statuses of runs that never ended."""
+    store = open_store({"kind": "embedded", "root": str(root)})
+    attempts = store.attempts()
+    outcomes = Counter(str(s.outcome) for group in attempts.values() for s in group)
+    each = [Counter(str(s.outcome) for s in group) for group in attempts.values()]
+    return outcomes, each, [run.run_id for run in store.running()]
+
+
+@pytest.fixture(scope="session")
+def faults() -> Any:
+    """The helpers above, for test modules (which cannot import this file)."""
+    return SimpleNamespace(
+        until=until,
+        children=children,
+        measured=measured,
+        of_attempts=of_attempts,
+        nothing_left=nothing_left,
+        recorded=recorded,
+        Driver=DriverProcess,
+    )
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    """A place of its own; what is left in it is killed at the end."""
+    with World() as made:
+        yield made

@@ -1,0 +1,180 @@
+"""The command itself killed at every stage of a sweep; the same command then makes the rest."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks._world import DriverProcess, World
+from orchestrator.record import open_store
+
+TRIALS = 12
+WORDS = [
+    "task=noop",
+    f"task.value=range({TRIALS})",
+    "task.sleep_s=0.4",
+    "device=cpu",
+    "cluster.cpus=2",
+    "telemetry.enabled=false",
+    "preflight=off",
+    "--json",
+]
+
+
+def planning(world: World, driver: DriverProcess, faults: Any) -> None:
+    time.sleep(0.3)  # imports and Hydra take longer
+    assert not (world.directory / "mlruns" / "spool.drivers").exists()
+
+
+def submitting(world: World, driver: DriverProcess, faults: Any) -> None:
+    faults.until(lambda: any(p.name() == "raylet" for p in faults.children(driver)), driver)
+
+
+def running(world: World, driver: DriverProcess, faults: Any) -> None:
+    faults.until(lambda: faults.measured(faults.children(driver)), driver)
+
+
+def recording(world: World, driver: DriverProcess, faults: Any) -> None:
+    """With results on disk that the store has not taken: its database is locked."""
+    running(world, driver, faults)
+    spool = world.directory / "mlruns" / "spool"
+    with locked(world.directory / "mlruns" / "mlflow.db"):
+        faults.until(lambda: len(list(spool.rglob("*.finish"))) >= 2, driver)
+
+
+@contextlib.contextmanager
+def locked(database: Path) -> Any:
+    """Nobody else may write to ``database`` meanwhile."""
+    with contextlib.closing(sqlite3.connect(database, timeout=30, isolation_level=None)) as held:
+        held.execute("BEGIN IMMEDIATE")
+        yield
+        held.execute("ROLLBACK")
+
+
+STAGES = (planning, submitting, running, recording)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "signals",
+    [
+        pytest.param([signal.SIGKILL] * 4, id="SIGKILL"),
+        pytest.param(
+            [signal.SIGINT, signal.SIGTERM, signal.SIGINT, signal.SIGTERM], id="SIGINT-SIGTERM"
+        ),
+    ],
+)
+def test_killed_at_every_stage(world: World, faults: Any, signals: list[signal.Signals]) -> None:
+    driver = faults.Driver(world, WORDS)
+    mlruns = world.directory / "mlruns"
+    for stage, number in zip(STAGES, signals, strict=True):
+        _until_stage(world, driver, faults, stage)
+        driver.send(number)
+        code = driver.wait(60)
+        assert code != 0, f"{stage.__name__} was over already:\n{driver.tail()}"
+        faults.nothing_left(world)
+        assert not world.held_directories()
+    driver.start()
+    assert driver.wait(120) == 0, driver.tail()
+    said = json.loads(driver.output.read_text())
+    outcomes, each, running_runs = faults.recorded(mlruns)
+    assert len(each) == TRIALS
+    assert all(trial["ok"] == 1 for trial in each), "each measured, none twice"
+    assert outcomes["ok"] == TRIALS
+    assert set(outcomes) <= {"ok", "lost", "cancelled"}, outcomes
+    assert running_runs == [], "runs of dead drivers are reaped"
+    # What was measured before each kill was kept, and only the rest was made.
+    assert said["cached"] + said["outcomes"]["ok"] == TRIALS
+    assert said["cached"] >= 2, "two results waited in the spool when the last driver died"
+    faults.nothing_left(world)
+
+
+@pytest.fixture
+def small_disk(world: World) -> Iterator[Path]:
+    """A file system of 48 MiB where results are kept."""
+    place = world.directory / "mlruns"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=48m,mode=700", "tmpfs", str(place)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("mounting a small file system takes root")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_said_in_one_line_and_loses_nothing(
+    world: World, faults: Any, small_disk: Path
+) -> None:
+    """Spool, database and artifacts are on it; when there is room again nothing is missing."""
+    driver = faults.Driver(world, WORDS)
+    driver.start()
+    running(world, driver, faults)
+    ballast = small_disk / "ballast"
+    with contextlib.suppress(OSError), open(ballast, "wb", buffering=0) as file:
+        while True:
+            file.write(b"\0" * 65_536)
+    faults.until(lambda: "no space left on the disk" in driver.tail(), driver)
+    ballast.unlink()
+    # Whether it goes on depends on what met the full disk: the store waits, the spool gives up.
+    assert driver.wait(120) in (0, 2), driver.tail()
+    assert "Traceback" not in driver.tail()
+    assert "this is a bug" not in driver.tail()
+    faults.nothing_left(world)
+    driver.start()
+    assert driver.wait(120) == 0, driver.tail()
+    outcomes, each, open_runs = faults.recorded(small_disk)
+    assert len(each) == TRIALS
+    assert all(trial["ok"] == 1 for trial in each), outcomes
+    assert open_runs == []
+    assert not list((small_disk / "spool").glob("corrupt*"))
+
+
+# Every clock of Python's in every process steps back by an hour once the file is there.
+STEP = """
+import os, time
+_time = time.time
+time.time = lambda: _time() - 3600.0 * os.path.exists({trigger!r})
+"""
+
+
+@pytest.mark.slow
+def test_a_clock_set_back_in_the_middle(world: World, faults: Any) -> None:
+    trigger = world.directory / "an hour ago"
+    site = world.directory / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(STEP.format(trigger=str(trigger)))
+    world.environment["PYTHONPATH"] = f"{site}{os.pathsep}{world.environment['PYTHONPATH']}"
+    driver = faults.Driver(world, WORDS)
+    driver.start()
+    running(world, driver, faults)
+    trigger.touch()
+    assert driver.wait(120) == 0, driver.tail()
+    outcomes, each, open_runs = faults.recorded(world.directory / "mlruns")
+    assert outcomes == {"ok": TRIALS}
+    assert len(each) == TRIALS
+    assert open_runs == []
+    store = open_store({"kind": "embedded", "root": str(world.directory / "mlruns")})
+    reports = [store.load(s.run_id) for group in store.attempts().values() for s in group]
+    assert any(report.started_at < time.time() - 3000 for report in reports), "the clock did step"
+    # How long something takes is never told by a clock that can be set.
+    assert all(0.3 < report.duration_s < 60 for report in reports)
+    driver.start()
+    assert driver.wait(60) == 0
+    assert json.loads(driver.output.read_text())["cached"] == TRIALS
+
+
+def _until_stage(
+    world: World, driver: DriverProcess, faults: Any, stage: Callable[..., None]
+) -> None:
+    driver.start()
+    stage(world, driver, faults)
