@@ -20,9 +20,8 @@ import random
 import signal
 import sys
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,15 +50,6 @@ SERVER_AWAY_S = (1.0, 8.0)
 NODE_AWAY_S = (1.0, 5.0)
 
 
-@dataclass
-class Tally:
-    """What the adversary did, by kind; a fault that found nothing to hit is not counted."""
-
-    faults: Counter[str] = field(default_factory=Counter)
-    driver_starts: int = 0
-    wall_s: float = 0.0
-
-
 class Adversary:
     """A plan of faults, fixed by its seed, and the hands that commit them.
 
@@ -85,7 +75,8 @@ class Adversary:
             "driver": self._driver_fault,
             "server": self._server_fault,
         }
-        self.tally = Tally()
+        # By kind; what found nothing to hit is not counted.
+        self.faults: Counter[str] = Counter()
         faults = [kind for kind, every in EVERY.items() for _ in range(max(1, trials // every))]
         # All strike while trials remain: the last tenth is left to see them survived.
         self._plan = sorted((self._random.uniform(0.03, 0.9) * trials, kind) for kind in faults)
@@ -106,13 +97,7 @@ class Adversary:
             if not self._commit[kind]():
                 return  # nothing to hit yet; it stays due
             self._plan.pop(0)
-            self.tally.faults[kind] += 1
-
-    def relent(self) -> None:
-        """Bring everything back now."""
-        for _, back in self._later:
-            back()
-        self._later.clear()
+            self.faults[kind] += 1
 
     def _child_fault(self) -> bool:
         return self._kill_one(measured(_ours()))
@@ -178,7 +163,7 @@ def run(seed: int, trials: int, limit_s: float) -> bool:
         before = _lines(witness)
         driver.start()
         again = driver.wait(120)
-        ok = _judge(world, server, witness, trials, orphans, adversary.tally, seed)
+        ok = _judge(world, server, witness, trials, orphans, adversary.faults, seed)
         ok &= _check(again == 0 and _lines(witness) == before, "the same command again ran trials")
         emit("chaos.wall_s", round(wall_s, 1), "s", n=trials)
         emit("chaos.driver_starts", driver.starts - 1, "1", n=trials)
@@ -224,7 +209,7 @@ def _until_finished(
         adversary.act(executed)
         if executed >= said + 50:
             said = executed
-            print(f"{executed} executed, {dict(adversary.tally.faults)}", file=sys.stderr)
+            print(f"{executed} executed, {dict(adversary.faults)}", file=sys.stderr)
         if time.monotonic() > deadline:
             raise SystemExit(f"not finished after {limit_s:.0f} s:\n{driver.tail()}")
         code = driver.poll()
@@ -243,7 +228,7 @@ def _judge(
     witness: Path,
     trials: int,
     orphans: list[psutil.Process],
-    tally: Tally,
+    faults: Counter[str],
     seed: int,
 ) -> bool:
     """Compare what was executed with what is recorded."""
@@ -262,12 +247,9 @@ def _judge(
     open_runs = [run for run in runs if run.info.status == "RUNNING"]
     duplicated = sum(count - 1 for count in measured_by_hash.values())
     lost = trials - len(measured_by_hash)
-    numbers = defaultdict(set)
-    for run in runs:
-        numbers[run.data.tags["config_hash"]].add(run.data.tags["attempt_id"])
     emit("chaos.seed", seed, "1")
     for kind in EVERY:
-        emit(f"chaos.faults.{kind}", tally.faults[kind], "1", n=trials)
+        emit(f"chaos.faults.{kind}", faults[kind], "1", n=trials)
     for outcome, count in sorted(endings.items()):
         emit(f"chaos.attempts.{outcome}", count, "1", n=len(runs))
     emit("chaos.finished_hashes", len(measured_by_hash), "1", required=f"== {trials}", n=trials)
