@@ -39,6 +39,9 @@ cat > "$MLFLOW_AUTH_CONFIG_PATH" <<CONFIG
 default_permission = EDIT
 database_uri = postgresql+psycopg2:///${AUTH_DATABASE:-mlflow_auth}
 admin_username = admin
+# Checking a password takes a third of a second of a core, and every request brings one. So a
+# changed password may be accepted for a minute longer by a worker that was not told.
+auth_cache_ttl_seconds = 60
 CONFIG
 
 export MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false

@@ -32,7 +32,7 @@ from orchestrator.record.shared_claims import SharedClaims
 from orchestrator.record.store import AttemptSummary, Store, summary_of_record
 
 # A local disk answers, however late; a server may be away without saying so.
-PATIENCE_S, SHARED_PATIENCE_S = 120.0, 10.0
+PATIENCE_S, SHARED_PATIENCE_S = 120.0, 30.0
 _FILE = "claims"
 # struct flock of Linux on 64 bits: type, whence, (padding), start, length, pid.
 _FLOCK = "hhqqi4x"

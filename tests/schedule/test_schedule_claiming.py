@@ -154,7 +154,7 @@ def test_claims_that_fail_do_not_stop_a_sweep(run: Callable[..., Any]) -> None:
 
 
 def test_a_store_that_does_not_answer_is_not_waited_for(
-    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    run: Callable[..., Any],
 ) -> None:
     answer = threading.Event()
 

@@ -1,0 +1,314 @@
+"""Sweeps over several real Ray nodes: what travels, what is compared, who gets what."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from benchmarks._world import Nodes, World
+from orchestrator.errors import ClusterError
+from orchestrator.schedule import Node
+from orchestrator.schedule.admission import refuse_differences, versions_here
+from orchestrator.schedule.homes import Homes
+
+ROOT = Path(__file__).resolve().parents[2]
+NOOP = ("task=noop", "device=cpu", "resources.cpus=1", "telemetry.enabled=false", "preflight=off")
+
+
+@pytest.fixture(scope="module")
+def nodes_world() -> Iterator[World]:
+    with World() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def nodes(nodes_world: World) -> Iterator[Nodes]:
+    """A head without slots, and two nodes with one each."""
+    made = Nodes(nodes_world, 2, slots=1)
+    yield made
+    made.close()
+
+
+def orchestrator(
+    world: World, nodes: Nodes, *words: str, cwd: Path | None = None, **environment: str
+) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "orchestrator", *words, "cluster=ray",
+         f"cluster.address={nodes.address}"],
+        cwd=cwd or world.directory,
+        env={**world.environment, **environment},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+@pytest.mark.slow
+def test_results_on_this_host_alone_are_refused_with_the_fix(
+    nodes_world: World, nodes: Nodes
+) -> None:
+    code, out, err = ended(orchestrator(nodes_world, nodes, *NOOP, "tracking.root=refused"))
+    assert code == 2
+    assert out == ""
+    last = err.splitlines()[-1]
+    assert last.startswith("error: tracking=embedded: ")
+    assert "3 nodes" in last
+    assert "tracking=server tracking.uri=" in last
+    assert "tracking.local_on_cluster=true" in last
+
+
+@pytest.mark.slow
+def test_the_code_and_conf_of_a_checkout_travel(
+    nodes_world: World, nodes: Nodes, tmp_path: Path
+) -> None:
+    """A person's checkout with a task and a group that nobody else has."""
+    checkout = tmp_path / "checkout"
+    for name in ("orchestrator", "tasks", "conf"):
+        ignore = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, checkout / name, ignore=ignore)
+    noop = checkout / "tasks" / "noop.py"
+    text = noop.read_text()
+    changed = text.replace('options["value"])', 'options["value"] + 1000)')
+    assert changed != text
+    noop.write_text(changed)
+    (checkout / "conf" / "protocol" / "mine.yaml").write_text("warmup: 3\n")
+    environment = {"PYTHONPATH": str(checkout)}
+    words = (*NOOP, "protocol=mine", "task.value=1,2,3,4", "task.sleep_s=1",
+             "tracking.local_on_cluster=true", "--json")  # fmt: skip
+    code, out, err = ended(orchestrator(nodes_world, nodes, *words, cwd=checkout, **environment))
+    assert code == 0, err
+    assert json.loads(out)["outcomes"] == {"ok": 4}
+    reports = [json.loads(p.read_text()) for p in (checkout / "mlruns").rglob("report.json")]
+    assert sorted(r["metrics"]["value"]["value"] for r in reports) == [1001, 1002, 1003, 1004]
+    assert len({r["slot"]["node_id"] for r in reports}) == 2, "both nodes were used"
+
+
+@pytest.mark.slow
+def test_a_node_that_joins_is_used_and_another_terminal_sees_and_stops_it(
+    nodes_world: World, nodes: Nodes, outside: Any
+) -> None:
+    words = (*NOOP, "task.value=range(100)", "task.sleep_s=1.5", "tracking.root=joined",
+             "tracking.local_on_cluster=true", "sweep.name=joining", "--json")  # fmt: skip
+    running = orchestrator(nodes_world, nodes, *words)
+    try:
+        before = {node.node_id for node in nodes.alive}
+        outside.until(lambda: outside.node_ids("joined") >= before)
+        nodes.add()
+        outside.until(lambda: outside.node_ids("joined") > before)
+        seen = outside.command("status", "tracking.root=joined", "--json")
+        (state,) = json.loads(seen)
+        assert (state["sweep"], state["alive"]) == ("joining", True)
+        assert len(state["running"]) <= 3
+        outside.command("cancel", "joining", "tracking.root=joined")
+    finally:
+        code, out, err = ended(running)
+    assert code == 130, err
+    assert "asked to stop from another terminal" in err
+    assert set(json.loads(out)["outcomes"]) == {"ok", "cancelled"}
+
+
+@pytest.mark.slow
+def test_another_version_on_a_node_is_named_before_anything_runs(
+    nodes_world: World, nodes: Nodes, tmp_path: Path
+) -> None:
+    """A node whose interpreter finds another transformers first, as its metadata says."""
+    metadata = tmp_path / "other" / "transformers-4.0.0.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: transformers\nVersion: 4.0.0\n"
+    )
+    nodes.add(PYTHONPATH=f"{metadata.parent}:{ROOT}")
+    try:
+        words = (*NOOP, "tracking.root=versions", "tracking.local_on_cluster=true")
+        code, _, err = ended(orchestrator(nodes_world, nodes, *words))
+    finally:
+        nodes.kill(len(nodes.alive) - 1)
+    assert code == 2
+    last = err.splitlines()[-1]
+    assert last.startswith("error: versions: ")
+    here = versions_here()["transformers"]
+    assert f"has transformers 4.0.0, this driver {here}" in last
+    assert last.count(" has ") == 1, "nothing else differs"
+    assert not list((nodes_world.directory / "versions").rglob("report.json"))
+
+
+@pytest.fixture
+def outside(nodes_world: World) -> Any:
+    """Questions about a running sweep, asked from outside."""
+
+    def until(holds: Any, timeout_s: float = 90.0) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not holds():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+    def node_ids(root: str) -> set[str]:
+        found = set()
+        for path in (nodes_world.directory / root).rglob("report.json"):
+            try:
+                found.add(json.loads(path.read_text())["slot"]["node_id"])
+            except ValueError:  # being written
+                continue
+        return found
+
+    def command(*words: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "orchestrator", *words],
+            cwd=nodes_world.directory,
+            env=nodes_world.environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return SimpleNamespace(until=until, node_ids=node_ids, command=command)
+
+
+PLACED = """
+import json, os, sys, threading
+from pathlib import Path
+from orchestrator.attempt import Resources
+from orchestrator.errors import ClusterError
+from orchestrator.plan.schema import ClusterConfig, Settings, TelemetryConfig
+from orchestrator.plan.trial import Trial
+from orchestrator.schedule import Attempt, run_sweep, start_async
+from types import SimpleNamespace
+
+address, wanted = sys.argv[1], json.loads(sys.argv[2])
+settings = Settings(cluster=ClusterConfig(kind="ray", address=address),
+                    telemetry=TelemetryConfig(enabled=False))
+plan = SimpleNamespace(sweep="placed", settings=settings, trials=())
+
+class Port:
+    def __init__(self): self.reports = []
+    def finish(self, report, trial): self.reports.append(report)
+    def __getattr__(self, name): return lambda *a, **k: None
+
+found = []
+with start_async(settings.cluster) as pending:
+    cluster = pending.ready()
+    for number, (resources, model, sleep_s) in enumerate(wanted):
+        identity = {"schema": 1, "task": {"name": "noop", "value": number, "sleep_s": sleep_s},
+                    "model": model, "quant": {}, "protocol": {},
+                    "device": {"kind": "cpu", "threads": None}, "seed": 0}
+        trial = Trial(f"{number:064x}", identity, resources=Resources(**resources), timeout_s=60)
+        port = Port()
+        try:
+            run_sweep(plan, [Attempt(trial, 1)], recording=port, view=Port(), seed=0,
+                      stop=threading.Event(), cluster=cluster)
+        except ClusterError as error:
+            found.append({"refused": str(error)})
+            continue
+        report = port.reports[-1]  # after a lost one, where Ray had not noticed a death yet
+        found.append({"outcome": report.outcome.value, "node": report.slot.node_id,
+                      "visible": report.slot.cuda_visible_devices})
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+def test_heterogeneous_nodes(nodes_world: World, nodes: Nodes) -> None:
+    """Kinds of GPU by their label, several GPUs of one node, memory, nodes without GPUs, homes."""
+    label = "ray.io/accelerator-type"
+    h100 = nodes.add(num_gpus=2, labels={label: "H100"}, memory=3 * 2**30)
+    a100 = nodes.add(num_gpus=1, labels={label: "A100"}, memory=1 * 2**30)
+    plain = {node.node_id for node in nodes.alive} - {h100.node_id, a100.node_id}
+    one = {"cpus": 1}
+    wanted = [
+        ({**one, "gpus": 1, "accelerator": "A100"}, {}, 0),
+        ({**one, "gpus": 1, "accelerator": "H100"}, {}, 0),
+        ({**one, "gpus": 2}, {}, 0),
+        ({**one, "gpus": 3}, {}, 0),
+        ({**one, "gpus": 1, "memory_bytes": 2 * 2**30}, {}, 0),
+        ({**one, "gpus": 1, "accelerator": "V100"}, {}, 0),
+        (one, {}, 0),
+        # Once its model is somewhere, a trial goes there while there is room.
+        *[(one, {"source": "packaged", "id": "x"}, 0)] * 5,
+    ]
+    try:
+        found = placed(nodes_world, nodes, wanted)
+    finally:
+        for _ in range(2):
+            nodes.kill(len(nodes.alive) - 1)
+    assert [f.get("node") for f in found[:3]] == [a100.node_id, h100.node_id, h100.node_id]
+    assert {f["outcome"] for f in found if "outcome" in f} == {"ok"}
+    assert sorted(found[2]["visible"].split(",")) == ["0", "1"]
+    assert "no node has 3 GPUs" in found[3]["refused"]
+    assert found[4]["node"] == h100.node_id
+    assert "no node has 1 V100" in found[5]["refused"]
+    assert found[6]["node"] in plain, "what needs no GPU stays off nodes that have some"
+    assert len({f["node"] for f in found[7:]}) == 1
+
+
+def placed(world: World, nodes: Nodes, wanted: list[Any]) -> list[dict[str, Any]]:
+    done = subprocess.run(
+        [sys.executable, "-c", PLACED, nodes.address, json.dumps(wanted)],
+        cwd=world.directory,
+        env=world.environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    found: list[dict[str, Any]] = json.loads(done.stdout)
+    return found
+
+
+def test_versions_are_compared_by_name() -> None:
+    here = versions_here()
+    assert {"python", "orchestrator", "ray", "torch", "transformers"} <= set(here)
+    assert not any("+" in version for version in here.values())
+    refuse_differences(here, [("host-1", dict(here))])
+    other = {**here, "torch": "2.0.0", "python": "3.9.1"}
+    with pytest.raises(ClusterError) as refused:
+        refuse_differences(here, [("host-1", dict(here)), ("host-2", other)])
+    assert f"host-2 has torch 2.0.0, this driver {here['torch']}" in str(refused.value)
+    assert "host-2 has python 3.9.1" in str(refused.value)
+    assert "host-1" not in str(refused.value)
+    assert "constraints.txt" in str(refused.value)
+
+
+def test_homes_prefer_where_the_model_is_and_take_turns() -> None:
+    homes = Homes()
+    model = {"model": {"source": "packaged", "id": "a"}}
+    other = {"model": {"source": "packaged", "id": "b"}}
+    assert homes.best(model) is None
+    homes.began(model, "n1")
+    homes.began(model, "n2")
+    homes.began({"model": {"source": "random"}}, "n3")
+    assert homes.best(model) == "n1"
+    assert homes.best(other) is None
+    assert homes.best({"model": {"source": "random"}}) is None
+    homes.began(model, "n1")
+    assert homes.best(model) == "n2"
+    homes.lost("n2")
+    assert homes.best(model) == "n1"
+
+
+def test_a_kind_of_gpu_is_the_nodes_label() -> None:
+    from orchestrator.schedule.cluster import _node
+
+    entry = {
+        "NodeID": "a", "NodeManagerHostname": "h", "NodeManagerAddress": "1.2.3.4",
+        "Resources": {"CPU": 8.0, "GPU": 2.0, "memory": 5.0, "accelerator_type:A10G": 1.0},
+        "Labels": {"ray.io/accelerator-type": "A10G"},
+    }  # fmt: skip
+    assert _node(entry) == Node("a", "h", 8, 2, 5, frozenset({"A10G"}))
+    assert _node({**entry, "Labels": {}}).accelerators == frozenset()

@@ -1,0 +1,195 @@
+"""What SECURITY.md promises, looked at from outside: ports, pickles, secrets, tampering."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import stat
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from pathlib import Path
+
+import psutil
+import pytest
+
+from orchestrator.plan import build, config_hash
+
+ROOT = Path(__file__).resolve().parents[1]
+PLANTED = "planted-4f9c1d7e2b"
+
+
+@dataclass
+class Swept:
+    """A sweep of a person with secrets and no umask, and what was seen of it from outside."""
+
+    place: Path
+    answer: dict
+    err: str
+    listening: set[str] = field(default_factory=set)
+    modes: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def files(self) -> list[Path]:
+        return [path for path in self.place.rglob("*") if path.is_file()]
+
+
+def environment(place: Path) -> dict[str, str]:
+    return {
+        **os.environ,
+        "XDG_STATE_HOME": str(place / "state"),
+        "XDG_CACHE_HOME": str(place / "cache"),
+        "SOME_SERVICE_TOKEN": PLANTED,
+        "PYTHONPATH": str(ROOT),
+    }
+
+
+def family(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return [process, *process.children(recursive=True)]
+    except psutil.Error:
+        return []
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Swept:
+    place = tmp_path_factory.mktemp("secure")
+    running = subprocess.Popen(
+        [sys.executable, "-m", "orchestrator", "task=noop", "model=random_tiny", "device=cpu",
+         "task.value=1,2", "task.sleep_s=2", "protocol=quick", "sweep.name=secure",
+         f"sweep.description=uses {PLANTED}", "--json"],
+        cwd=place,
+        env=environment(place),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        umask=0,
+    )  # fmt: skip
+    listening: set[str] = set()
+    modes: dict[str, int] = {}
+    seen = psutil.Process(running.pid)
+    while running.poll() is None:
+        for process in family(seen):
+            try:
+                for connection in process.net_connections(kind="inet"):
+                    if connection.status == psutil.CONN_LISTEN:
+                        listening.add(connection.laddr.ip)
+            except psutil.Error:
+                continue
+        for path in (place / "mlruns").rglob("*"):
+            if "spool" in str(path.relative_to(place)):
+                try:
+                    modes[str(path.relative_to(place))] = stat.S_IMODE(path.lstat().st_mode)
+                except FileNotFoundError:
+                    continue
+        time.sleep(0.1)
+    out, err = running.communicate()
+    assert running.returncode == 0, err
+    return Swept(place, json.loads(out), err, listening, modes)
+
+
+def is_loopback(host: str) -> bool:
+    address = ip_address(host)
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+
+
+@pytest.mark.slow
+def test_nothing_listens_beyond_loopback(swept: Swept) -> None:
+    assert swept.listening, "Ray listens, on loopback"
+    assert {host for host in swept.listening if not is_loopback(host)} == set()
+
+
+@pytest.mark.slow
+def test_the_spool_is_the_users_alone_whatever_the_umask(swept: Swept) -> None:
+    records = {name: mode for name, mode in swept.modes.items() if "/spool/" in name}
+    assert any(name.endswith((".begin", ".finish", ".sweep")) for name in records)
+    shared = {name: oct(mode) for name, mode in swept.modes.items() if mode & 0o077}
+    assert shared == {}
+
+
+@pytest.mark.slow
+def test_a_planted_secret_is_nowhere(swept: Swept) -> None:
+    """In the environment, the command line and the configuration; neither kept nor printed."""
+    kept = [path for path in swept.files if PLANTED.encode() in path.read_bytes()]
+    assert kept == []
+    assert PLANTED not in swept.err
+    assert PLANTED not in json.dumps(swept.answer)
+    description = any(b"uses [redacted]" in path.read_bytes() for path in swept.files)
+    assert description, "the place where it was is there"
+
+
+@pytest.mark.slow
+def test_a_tampered_configuration_is_not_reproduced(swept: Swept) -> None:
+    trial = swept.answer["trials"][0]
+    (config,) = (swept.place / "mlruns").rglob(f"{trial['run_id']}/artifacts/config.yaml")
+    whole = config.read_text()
+    assert "sleep_s: 2" in whole
+    config.write_text(whole.replace("sleep_s: 2", "sleep_s: 3"))
+    before = sorted((swept.place / "mlruns" / "artifacts").iterdir())
+    done = subprocess.run(
+        [sys.executable, "-m", "orchestrator", "reproduce", trial["hash"]],
+        cwd=swept.place,
+        env=environment(swept.place),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert "it was changed after it was recorded" in line
+    assert line.endswith("Nothing was run")
+    assert sorted((swept.place / "mlruns" / "artifacts").iterdir()) == before
+
+
+def test_code_of_a_models_repository_is_off_and_part_of_the_identity() -> None:
+    def identity(*words: str) -> dict:
+        words = ("model=hub", "model.id=a/b", "model.revision=main", "device=cpu", *words)
+        return build(words, device_kind=lambda cluster: "cpu").trials[0].identity
+
+    plain, trusting = identity(), identity("model.trust_remote_code=true")
+    assert plain["model"]["trust_remote_code"] is False
+    assert trusting["model"]["trust_remote_code"] is True
+    assert config_hash(plain) != config_hash(trusting)
+
+
+# Ray's authenticated channel: a cancelled attempt's report, left in the cluster's own store.
+ALLOWED = {("orchestrator/schedule/supervisor.py", "pickle.loads")}
+UNPICKLING = {
+    "pickle.load", "pickle.loads", "pickle.Unpickler", "cloudpickle.load", "cloudpickle.loads",
+    "torch.load", "joblib.load", "dill.load", "dill.loads", "marshal.load", "marshal.loads",
+    "shelve.open", "pandas.read_pickle", "pd.read_pickle", "yaml.load", "yaml.unsafe_load",
+    "yaml.full_load",
+}  # fmt: skip
+
+
+def test_nothing_is_unpickled_from_disk_or_network() -> None:
+    found = set()
+    for path in [*(ROOT / "orchestrator").rglob("*.py"), *(ROOT / "tasks").rglob("*.py")]:
+        name = path.relative_to(ROOT).as_posix()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            called = ast.unparse(node.func)
+            safe = any(k.arg == "weights_only" and ast.unparse(k.value) == "True"
+                       for k in node.keywords)  # fmt: skip
+            if called in UNPICKLING and not safe:
+                found.add((name, called))
+            if any(k.arg == "allow_pickle" and ast.unparse(k.value) != "False"
+                   for k in node.keywords):  # fmt: skip
+                found.add((name, f"{called}(allow_pickle)"))
+            if called.endswith("from_pretrained"):
+                assert not any(
+                    k.arg == "use_safetensors" and ast.unparse(k.value) == "False"
+                    for k in node.keywords
+                ), name
+    assert found == ALLOWED
+
+
+def test_the_ui_is_on_loopback_unless_asked_otherwise() -> None:
+    from orchestrator.cli import commands
+
+    (host,) = (p for p in commands.commands["ui"].params if p.name == "host")
+    assert is_loopback(str(host.default))
