@@ -100,6 +100,12 @@ def main() -> int:
             slow = gate({trial.hash: sides["slow"]}, base, rules, configs=configs)
             false_alarms += same.exit_code == 1
             found += slow.exit_code == 1
+            for name, wrong in (("same", same.exit_code == 1), ("slow", slow.exit_code != 1)):
+                if wrong:
+                    judged = same if name == "same" else slow
+                    for row in judged.rows:
+                        if row.state != "skipped":
+                            print(f"{name}: {row}", file=sys.stderr)
             medians = [statistics.median(map(tpot_s, sides[side])) for side in ("base", "slow")]
             slowed.append(medians[1] / medians[0] - 1)
             everything += sides["base"] + sides["same"]
