@@ -114,7 +114,7 @@ def identity_of(model: str, *, new_tokens: int, repetitions: int) -> dict[str, A
     plan = build(
         [
             *("task=inference", f"model={model}", "quant=fp32", "device=cpu"),
-            *("task.prompt_tokens=16", f"task.new_tokens={new_tokens}", "protocol=quick"),
+            *("task.prompt_tokens=4", f"task.new_tokens={new_tokens}", "protocol=quick"),
             *(f"protocol.min_repetitions={repetitions}", "protocol.max_time_s=100000"),
             *(
                 f"protocol.max_repetitions={repetitions}",
@@ -190,6 +190,7 @@ def by_readings(
         watch = Readings(len(shares))
         attempt(isolation, identity, watch)
         with_reading, without, share = watch.windows()
+        print(f"{len(with_reading)} taken, {len(without)} skipped", file=sys.stderr)
         if not with_reading or not without:
             raise SystemExit("no decode window stands alone between two readings: fewer tokens")
         taken += with_reading
@@ -229,7 +230,7 @@ def main() -> None:
     parser.add_argument("--model", default="random", help="conf/model entry to decode with")
     parser.add_argument("--pairs", type=int, default=20, help="pairs of whole attempts")
     parser.add_argument("--readings", type=int, default=1000, help="readings taken and skipped")
-    parser.add_argument("--new-tokens", type=int, default=6)
+    parser.add_argument("--new-tokens", type=int, default=3)
     parser.add_argument("--repetitions", type=int, default=160, help="decode windows an attempt")
     parser.add_argument("--gpu-seconds", type=float, default=20.0)
     options = parser.parse_args()
@@ -238,7 +239,7 @@ def main() -> None:
     tokens = options.new_tokens
     with Isolation() as isolation:
         if options.readings:
-            repetitions = 20 * options.repetitions
+            repetitions = 10 * options.repetitions
             identity = identity_of(options.model, new_tokens=tokens, repetitions=repetitions)
             found, low, high, n = by_readings(isolation, identity, options.readings)
             report_slowdown("telemetry_slowdown_readings", found, low, high, n)
