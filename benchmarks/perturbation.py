@@ -85,10 +85,10 @@ class Readings:
     def windows(self) -> tuple[list[float], list[float], float]:
         """Decode windows with a taken and with a skipped round, each over its two neighbours.
 
-        Also the mean share of a period that a window takes up: what one reading adds to one
-        window is spread over as many windows as fit between two readings.
+        Also the mean share of the time between two readings that a window takes up: what one
+        reading adds to one window is spread over as many windows as fit between two readings. The
+        sampler slows itself down where a reading costs much, so that is what it came to.
         """
-        assert self._host is not None
         spans = [
             (phase.begin_ns, phase.end_ns)
             for phase in self.phases
@@ -106,7 +106,8 @@ class Readings:
             if len(rounds[at]) == 1 and not any(rounds[at - 1]) and not any(rounds[at + 1]):
                 usual = statistics.mean((took[at - 1], took[at + 1]))
                 found[rounds[at][0]].append(took[at] / usual)
-        return found[True], found[False], statistics.mean(took) / self._host.period_s
+        between_s = (self.rounds[-1][0] - self.rounds[0][0]) / 1e9 / (len(self.rounds) - 1)
+        return found[True], found[False], statistics.mean(took) / between_s
 
 
 def identity_of(model: str, *, new_tokens: int, repetitions: int) -> dict[str, Any]:
@@ -190,7 +191,11 @@ def by_readings(
         watch = Readings(len(shares))
         attempt(isolation, identity, watch)
         with_reading, without, share = watch.windows()
-        print(f"{len(with_reading)} taken, {len(without)} skipped", file=sys.stderr)
+        print(
+            f"{len(with_reading)} taken, {len(without)} skipped, a window is {share:.2%} of the "
+            "time between two readings",
+            file=sys.stderr,
+        )
         if not with_reading or not without:
             raise SystemExit("no decode window stands alone between two readings: fewer tokens")
         taken += with_reading
@@ -229,7 +234,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="random", help="conf/model entry to decode with")
     parser.add_argument("--pairs", type=int, default=20, help="pairs of whole attempts")
-    parser.add_argument("--readings", type=int, default=1000, help="readings taken and skipped")
+    parser.add_argument("--readings", type=int, default=100, help="readings taken and skipped")
     parser.add_argument("--new-tokens", type=int, default=3)
     parser.add_argument("--repetitions", type=int, default=160, help="decode windows an attempt")
     parser.add_argument("--gpu-seconds", type=float, default=20.0)

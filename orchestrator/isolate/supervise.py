@@ -47,6 +47,7 @@ TICK_S = 0.1
 # How long a child may take to leave after its last word, and the server to bury it.
 LEAVE_S = 10.0
 BURY_S = 12.0
+DIE_S = 2.0  # for what SIGKILL was sent to; a driver may hold it a moment in the kernel
 _PIPE_BYTES = 1 << 20
 
 
@@ -320,11 +321,23 @@ class Supervision:
             self._kill_what_is_left()
 
     def _kill_what_is_left(self) -> None:
-        """The server is gone, the kernel has killed its child: find what that had started."""
+        """The server is gone, the kernel has killed its child: find what that had started.
+
+        All of it is waited for: what comes next may get the same device.
+        """
+        import psutil
+
+        left = list(linux.marked_processes(ATTEMPT_VARIABLE, self._spec.attempt_id))
+        for pid in left:
+            linux.kill_quietly(pid)
         if self._pid is not None:
             linux.kill_group_quietly(self._pid)
-        for pid in linux.marked_processes(ATTEMPT_VARIABLE, self._spec.attempt_id):
-            linux.kill_quietly(pid)
+            left.append(self._pid)
+        dying = []
+        for pid in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                dying.append(psutil.Process(pid))
+        psutil.wait_procs(dying, timeout=DIE_S)
 
     # -- report --------------------------------------------------------------------------------
 
