@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.attempt import AttemptReport, Outcome
 from orchestrator.measure.metric import Absent, Metric, Samples, Value
+from orchestrator.report.baseline import baseline_axes, group_of, is_baseline, ladder_foot, spelling
 from orchestrator.report.labels import label_of, labels_of, varying_axes
 from orchestrator.report.reasons import why
 
@@ -183,25 +184,25 @@ def build_table(
     """
     labels = labels_of(plan)
     axes = tuple(varying_axes(plan))
-    base_axes = _baseline_axes(plan, axes)
-    foot = _ladder_foot(plan, axes, base_axes)
+    base_axes = baseline_axes(plan, axes)
+    foot = ladder_foot(plan, axes, base_axes)
     if foot is not None:
-        base_axes = {axis: _spelling(foot.axes.get(axis)) for axis in axes}
+        base_axes = {axis: spelling(foot.axes.get(axis)) for axis in axes}
     counted = {t.hash: believable(reports.get(t.hash, ())) for t in plan.trials}
     derived = {c.name: c for c in _columns(plan) if c.over is None or c.over in axes}
     names = _present(metrics or headline(plan), counted, derived) or _everything(counted)
 
     baselines: dict[tuple[tuple[str, Any], ...], str] = {}
     for trial in plan.trials:
-        if _is_baseline(trial, base_axes):
-            baselines.setdefault(_group(trial, axes, base_axes), trial.hash)
+        if is_baseline(trial, base_axes):
+            baselines.setdefault(group_of(trial, axes, base_axes), trial.hash)
 
     named = [name for task in _tasks(plan) for name in task.named]
     rows = []
     for trial in plan.trials:
         attempts = reports.get(trial.hash, ())
         outcome, reason = _ending(trial, attempts)
-        group = _group(trial, axes, base_axes)
+        group = group_of(trial, axes, base_axes)
         rows.append(
             TrialRow(
                 hash=trial.hash,
@@ -455,47 +456,6 @@ def _everything(believed: Mapping[str, Sequence[AttemptReport]]) -> list[str]:
         for report in attempts:
             names.update(dict.fromkeys(report.metrics))
     return list(names)
-
-
-def _baseline_axes(plan: Plan, axes: Sequence[str]) -> dict[str, str]:
-    """Axis values that make a trial a baseline: the sweep's own, else its first axis' first."""
-    named = {axis: str(value) for axis, value in plan.baseline.items() if axis in axes}
-    if named or not axes:
-        return named
-    return {axes[0]: str(plan.axes[axes[0]][0])}
-
-
-def _ladder_foot(plan: Plan, axes: Sequence[str], base_axes: Mapping[str, str]) -> Trial | None:
-    """The one baseline of a sweep whose axes change together, so that its group is itself alone.
-
-    Every other trial is then held against it: none of them has a baseline of its own.
-    """
-    feet = [trial for trial in plan.trials if _is_baseline(trial, base_axes)]
-    if len(feet) != 1:
-        return None
-    group = _group(feet[0], axes, base_axes)
-    others = [trial for trial in plan.trials if trial is not feet[0]]
-    alone = all(_group(trial, axes, base_axes) != group for trial in others)
-    return feet[0] if others and alone else None
-
-
-def _is_baseline(trial: Trial, base_axes: Mapping[str, str]) -> bool:
-    return bool(base_axes) and all(
-        _spelling(trial.axes.get(axis)) == value for axis, value in base_axes.items()
-    )
-
-
-def _spelling(value: Any) -> str:
-    """An axis value as it is typed in an override."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return "null" if value is None else str(value)
-
-
-def _group(
-    trial: Trial, axes: Sequence[str], base_axes: Mapping[str, str]
-) -> tuple[tuple[str, Any], ...]:
-    return tuple((axis, trial.axes.get(axis)) for axis in axes if axis not in base_axes)
 
 
 def _ordered(rows: Sequence[TrialRow]) -> list[TrialRow]:
