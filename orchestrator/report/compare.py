@@ -17,11 +17,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from orchestrator.attempt import AttemptReport, Outcome
 from orchestrator.measure.metric import Absent, Samples, Value
+from orchestrator.report.rounds import rounds_of
 from orchestrator.report.rows import better_when, metric_of
 
 TOLERANCE = 0.03
@@ -322,6 +323,9 @@ def _compare_metric(
     # Imported here: numpy is not needed to draw a progress line or to print help.
     from orchestrator.measure.statistics import ratio_ci, summarise_attempts
 
+    rounds = rounds_of(chosen.a, chosen.b)
+    if rounds:
+        chosen = replace(chosen, a=tuple(a for a, _ in rounds), b=tuple(b for _, b in rounds))
     base, new = samples_of(chosen.a, metric), samples_of(chosen.b, metric)
     better = better_when(metric, unit)
     common: dict[str, Any] = {
@@ -348,6 +352,7 @@ def _compare_metric(
         confidence=2.0 * confidence - 1.0,
         tolerance=tau,
         between=between,
+        in_rounds=len(rounds) == len(base) == len(new),
         resamples=resamples,
     )
     common["ratio"] = found.ratio

@@ -16,6 +16,7 @@ from orchestrator.measure.metric import Absent, Metric, Samples, Value
 from orchestrator.report.baseline import baseline_axes, group_of, is_baseline, ladder_foot, spelling
 from orchestrator.report.labels import label_of, labels_of, varying_axes
 from orchestrator.report.reasons import why
+from orchestrator.report.rounds import rounds_of
 
 if TYPE_CHECKING:
     from orchestrator.measure import Task
@@ -302,6 +303,9 @@ def standing(
 def _cell(
     name: str, attempts: Sequence[AttemptReport], base: Sequence[AttemptReport], resamples: int
 ) -> Cell:
+    rounds = rounds_of(attempts, base)
+    if rounds:
+        attempts, base = [own for own, _ in rounds], [other for _, other in rounds]
     metrics = [m for report in attempts if (m := metric_of(report, name)) is not None]
     samples = [m.values for m in metrics if isinstance(m, Samples) and m.values]
     values = [m.value for m in metrics if isinstance(m, Value)]
@@ -330,7 +334,8 @@ def _cell(
             return cell
         exact = summary.median / before
         return replace(cell, ratio=exact, standing=standing(name, unit, exact, None, None))
-    found = ratio_ci(arrays, base_arrays, resamples=resamples)
+    in_rounds = len(rounds) == len(arrays) == len(base_arrays)
+    found = ratio_ci(arrays, base_arrays, in_rounds=in_rounds, resamples=resamples)
     if found.ratio is None:
         return cell
     cell = replace(cell, ratio=found.ratio)

@@ -183,6 +183,37 @@ def test_intervals_cover_what_they_say(attempts: int, between: float, within: fl
     assert 0.84 <= np.mean(held) <= 0.985
 
 
+@pytest.mark.parametrize(("shared", "alone"), [(0.1, 0.02), (0.0, 0.02), (0.05, 0.0)])
+def test_intervals_in_rounds_cover_and_leave_out_what_a_round_shares(
+    shared: float, alone: float
+) -> None:
+    """A/A pairs whose attempts share a disturbance by round, and have noise of their own."""
+    rng = np.random.default_rng(3)
+    k, held, widths, plain_widths = 6, [], [], []
+    for seed in range(300):
+        rounds = rng.normal(0.0, shared, k)
+        sides = [
+            [rng.lognormal(mean + rng.normal(0.0, alone), 0.01, 30) for mean in rounds]
+            for _ in range(2)
+        ]
+        options = {"confidence": 0.9, "resamples": 600, "seed": seed}
+        found = ratio_ci(*sides, in_rounds=True, **options)
+        held.append((found.ci_low or 9.0) <= 1.0 <= (found.ci_high or 0.0))
+        widths.append(_width(found))
+        plain_widths.append(_width(ratio_ci(*sides, **options)))
+    assert 0.84 <= np.mean(held) <= 0.985
+    if shared > alone:
+        assert np.median(widths) < 0.5 * np.median(plain_widths)
+    else:
+        assert np.median(widths) < 1.25 * np.median(plain_widths)
+
+
+def test_rounds_need_as_many_attempts_on_both_sides() -> None:
+    new, base = [[1.0, 1.1]] * 3, [[1.0, 1.2]] * 2
+    assert ratio_ci(new, base, in_rounds=True) == ratio_ci(new, base)
+    assert ratio_ci(new[:1], base[:1], in_rounds=True) == ratio_ci(new[:1], base[:1])
+
+
 @pytest.mark.parametrize(("between", "within"), [(0.007, 0.001), (0.007, 0.03), (0.0, 0.03)])
 def test_the_interval_of_a_trial_covers_its_centre(between: float, within: float) -> None:
     """Attempts of one trial: the central 90 % interval holds the true centre in about 90 %."""
