@@ -82,8 +82,9 @@ class ReferenceLayers:
             self._model.eval()
             for batch, tokens in PREFILLS:
                 seconds = self._timer.seconds(partial(self._run, batch, tokens), _LONGEST_S)
-                if seconds is not None:
-                    yield f"layers.prefill.{self.name}", batch, tokens, seconds
+                if seconds is None:
+                    break
+                yield f"layers.prefill.{self.name}", batch, tokens, seconds
             for batch, tokens in DECODES:
                 seconds = self._timer.seconds(self._decode(batch), _LONGEST_S)
                 if seconds is not None:
@@ -103,9 +104,13 @@ class ReferenceLayers:
                 states.backward(above[0])
 
             with torch.enable_grad():
-                ahead_s, back_s = self._timer.kept(ahead, back, 1, between=self._let_go)
-            yield f"layers.forward.{self.name}", batch, tokens, ahead_s
-            yield f"layers.backward.{self.name}", batch, tokens, back_s
+                found = self._timer.kept(
+                    ahead, back, 1, between=self._let_go, longest_s=3 * _LONGEST_S
+                )
+            if found is None:
+                break
+            yield f"layers.forward.{self.name}", batch, tokens, found[0]
+            yield f"layers.backward.{self.name}", batch, tokens, found[1]
 
     def passes(self, found: dict[tuple[str, float, float], float], bare: Measured) -> list[Point]:
         """What is left of each of these passes for one kernel, by the bytes it moves.

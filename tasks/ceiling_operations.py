@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 Point = tuple[str, float, float, float]
 
 # A point is the faster of some blocks of calls. Where one call takes too long the point is left
-# out, and so are larger ones.
+# out, and so are larger ones: processors without instructions for half precision multiply in it a
+# hundred times slower than in float32.
 _BLOCKS, _BLOCK_S, _LONGEST_S = 2, 0.003, 0.02
+_LONGEST_KEPT_S, _MOST_KEPT_S = 0.25, 0.5
 _MOST_IN_TURN, _MOST_KEPT = 256, 48
 _HEADS, _HEAD_DIM = 8, 64
 # AdamW and the loss of a large vocabulary are measured up to such sizes.
@@ -91,9 +93,12 @@ class Timer:
 
     def seconds(self, call: Callable[[], Any], longest_s: float | None = None) -> float | None:
         """Seconds of one call; None where it takes too long to be measured."""
-        call()
+        longest_s = _LONGEST_S if longest_s is None else longest_s
+        # The first call also finds memory and code: it may take longer, but not that much.
+        if self._block(call, 1) > 10 * longest_s:
+            return None
         once_s = self._block(call, 1)
-        if once_s > (_LONGEST_S if longest_s is None else longest_s):
+        if once_s > longest_s:
             return None
         count = max(1, round(_BLOCK_S / max(once_s, 1e-7)))
         return min(self._block(call, count) for _ in range(_BLOCKS))
@@ -105,25 +110,38 @@ class Timer:
         count: int,
         *,
         between: Callable[[], object] = lambda: None,
-    ) -> tuple[float, float]:
+        longest_s: float | None = None,
+    ) -> tuple[float, float] | None:
         """Seconds of one call ahead, all results kept, and of one back, its results kept too.
 
-        Whatever is kept is let go ``between`` one time and the next.
+        Whatever is kept is let go ``between`` one time and the next. Fewer than ``count`` where
+        they would take long; None where one of them does.
         """
+        ahead_s, back_s = self._chain(ahead, back, 1)
+        between()
+        once_s = ahead_s + back_s
+        if once_s > (_LONGEST_KEPT_S if longest_s is None else longest_s):
+            return None
+        count = min(count, max(1, int(_MOST_KEPT_S / once_s)))
         found = []
         for _ in range(1 + _BLOCKS):
-            self._clock.sync()
-            begin = time.perf_counter()
-            results = [ahead(index) for index in range(count)]
-            self._clock.sync()
-            middle = time.perf_counter()
-            gradients = [back(index, results.pop()) for index in reversed(range(count))]
-            self._clock.sync()
-            end = time.perf_counter()
-            del gradients
+            found.append(self._chain(ahead, back, count))
             between()
-            found.append(((middle - begin) / count, (end - middle) / count))
         return min(first for first, _ in found), min(second for _, second in found)
+
+    def _chain(
+        self, ahead: Callable[[int], Any], back: Callable[[int, Any], Any], count: int
+    ) -> tuple[float, float]:
+        self._clock.sync()
+        begin = time.perf_counter()
+        results = [ahead(index) for index in range(count)]
+        self._clock.sync()
+        middle = time.perf_counter()
+        gradients = [back(index, results.pop()) for index in reversed(range(count))]
+        self._clock.sync()
+        end = time.perf_counter()
+        del gradients
+        return (middle - begin) / count, (end - middle) / count
 
     def _block(self, call: Callable[[], Any], count: int) -> float:
         self._clock.sync()
@@ -163,7 +181,10 @@ class Operations:
                 yield from self._trained_attention(name, groups)
             yield from self._loss(name)
         for elements in _TENSORS:
-            yield f"optimizer.forward.{name}", elements, 1, self._optimizer(name, elements)
+            seconds = self._optimizer(name, elements)
+            if seconds is None:
+                break
+            yield f"optimizer.forward.{name}", elements, 1, seconds
 
     def integer_products(self) -> Iterator[Point]:
         """Products of 8-bit integers, where torch has them for this device."""
@@ -251,9 +272,11 @@ class Operations:
                     # The input's gradient is soon let go, the weight's is kept.
                     return torch.autograd.grad(y, (x, w[index]), above)[1]
 
-                ahead_s, back_s = self.timer.kept(ahead, back, count)
-                yield f"product.forward.{name}", width * width, rows, ahead_s
-                yield f"product.backward.{name}", width * width, rows, back_s
+                found = self.timer.kept(ahead, back, count)
+                if found is None:
+                    break
+                yield f"product.forward.{name}", width * width, rows, found[0]
+                yield f"product.backward.{name}", width * width, rows, found[1]
 
     def _attention(self, name: str, groups: int) -> Iterator[Point]:
         from torch.nn.functional import scaled_dot_product_attention as attend
@@ -306,10 +329,12 @@ class Operations:
                 return torch.autograd.grad(y, inputs, above)
 
             count = min(8, self._count(4 * above.nbytes))
-            ahead_s, back_s = self.timer.kept(ahead, back, count)
-            yield f"attention.forward.{name}", span, groups, ahead_s / _flops(span)
+            found = self.timer.kept(ahead, back, count)
+            if found is None:
+                break
+            yield f"attention.forward.{name}", span, groups, found[0] / _flops(span)
             # Five products where there were two.
-            yield f"attention.backward.{name}", span, groups, back_s / (2.5 * _flops(span))
+            yield f"attention.backward.{name}", span, groups, found[1] / (2.5 * _flops(span))
 
     def _loss(self, name: str) -> Iterator[Point]:
         import torch
@@ -325,12 +350,14 @@ class Operations:
             def back(index: int, loss: Any, logits: Any = logits) -> Any:
                 return torch.autograd.grad(loss, logits)
 
-            ahead_s, back_s = self.timer.kept(ahead, back, 2)
-            yield f"loss.forward.{name}", logits.numel(), 1, ahead_s
-            yield f"loss.backward.{name}", logits.numel(), 1, back_s
+            found = self.timer.kept(ahead, back, 2)
+            if found is None:
+                break
+            yield f"loss.forward.{name}", logits.numel(), 1, found[0]
+            yield f"loss.backward.{name}", logits.numel(), 1, found[1]
 
-    def _optimizer(self, name: str, elements: int) -> float:
-        """Seconds that one tensor takes."""
+    def _optimizer(self, name: str, elements: int) -> float | None:
+        """Seconds that one tensor takes; None where that is long."""
         import torch
 
         count = min(max(2, (1 << 23) // elements), _MOST_KEPT)
@@ -338,8 +365,8 @@ class Operations:
         for tensor in tensors:
             tensor.grad = torch.rand_like(tensor)
         optimizer = torch.optim.AdamW(tensors)
-        ahead_s, _ = self.timer.kept(lambda _: optimizer.step(), lambda *_: None, 1)
-        return ahead_s / count
+        found = self.timer.kept(lambda _: optimizer.step(), lambda *_: None, 1, longest_s=count)
+        return None if found is None else found[0] / count
 
     def _rows(self, width: int) -> Sequence[int]:
         return [rows for rows in self.scale.rows if rows * width * width <= self.scale.most]

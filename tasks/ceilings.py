@@ -10,9 +10,10 @@
     triad       bytes/s of a = b + s * c into new memory by amount of data
     reading     bytes/s of weights by amount of them, multiplied with one row
 
-All of it in several rounds, the best of which counts: what disturbs one round is not there in the
-next. How much better it was than the typical round (``spread``) says how quiet the machine was.
-Predictions are held against these ceilings; they are kept by hardware fingerprint.
+All of it in several rounds, and of every point their median: an attempt's figures are medians too,
+and on a machine that others share the best moment is not what an attempt meets. How much slower the
+median is than the best round (``spread``) says how quiet the machine was. Predictions are held
+against these ceilings; they are kept by hardware fingerprint.
 """
 
 from __future__ import annotations
@@ -73,8 +74,8 @@ def run(identity: Identity, recorder: Recorder) -> None:
             break
         if len(rounds) > 1 and elapsed_s > _MOST_S:
             break
-    best, spread = combine(rounds)
-    found = _measured(best, spread, layers, _memory_bytes(device))
+    typical, spread = combine(rounds)
+    found = _measured(typical, spread, layers, _memory_bytes(device))
     for name in (*DTYPES, "int8"):
         metric, peak = f"gemm_flop_per_s.{name}", found.peak(name)
         if peak is not None:
@@ -89,17 +90,17 @@ def run(identity: Identity, recorder: Recorder) -> None:
 
 
 def combine(rounds: Sequence[Round]) -> tuple[Round, float]:
-    """The best of every point, and the spread: how much better it is than the median round.
+    """The median of every point, and the spread: how much slower it is than the best round.
 
     A quarter of the points has a larger spread.
     """
-    best: Round = {}
+    typical: Round = {}
     spreads = []
     for key in {key: None for each in rounds for key in each}:
         found = [each[key] for each in rounds if key in each]
-        best[key] = min(found)
-        spreads.append(median(found) / min(found))
-    return best, quantiles(spreads, n=4)[2]
+        typical[key] = median(found)
+        spreads.append(typical[key] / min(found))
+    return typical, quantiles(spreads, n=4)[2]
 
 
 def _round(operations: Operations, layers: Sequence[ReferenceLayers]) -> Round:
@@ -123,15 +124,15 @@ def _round(operations: Operations, layers: Sequence[ReferenceLayers]) -> Round:
 
 
 def _measured(
-    best: Round, spread: float, layers: Sequence[ReferenceLayers], memory_bytes: int
+    typical: Round, spread: float, layers: Sequence[ReferenceLayers], memory_bytes: int
 ) -> Measured:
-    whole = {key: seconds for key, seconds in best.items() if key[0].startswith("layers.")}
+    whole = {key: seconds for key, seconds in typical.items() if key[0].startswith("layers.")}
     rates = {
-        kind: tuple((size, 1 / s) for (name, size, _), s in sorted(best.items()) if name == kind)
+        kind: tuple((size, 1 / s) for (name, size, _), s in sorted(typical.items()) if name == kind)
         for kind in ("triad", "reading")
     }
     tables: dict[str, list[tuple[float, float, float]]] = {}
-    for (name, x, y), seconds in sorted(best.items()):
+    for (name, x, y), seconds in sorted(typical.items()):
         if name not in rates and (name, x, y) not in whole:
             tables.setdefault(name, []).append((x, y, seconds))
     bare = Measured(

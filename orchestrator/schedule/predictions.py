@@ -170,8 +170,8 @@ def _store(key: str, spec: AttemptSpec, tree: dict[str, Any]) -> Measured:
 
     measured = Measured.from_json(tree)
     before = load_ceilings(key)
-    if before is not None:
-        measured = measured.merged(before)
+    if before is not None and not measured.is_steady and before.spread <= measured.spread:
+        return before
     store_ceilings(key, spec.identity["device"]["kind"], measured)
     return measured
 

@@ -387,17 +387,8 @@ def test_measured_ceilings_bound_what_was_not_timed_and_survive_json() -> None:
     assert ceilings.peak("int8") is None
     assert Measured.from_json(ceilings.to_json()) == ceilings
     tree = ceilings.to_json()
-    faster = {**tree["timings"], "product.backward.float32": [[100.0, 10.0, 6e-6]]}
-    other = Measured.from_json(
-        {**tree, "timings": faster, "triad": [[1e3, 2e10]], "launch_s": 2e-6, "spread": 3.0}
-    )
-    assert not other.is_steady
-    both = other.merged(ceilings)
-    assert both.is_steady
-    assert both.launch_s == 1e-6
-    assert both.triad == ((1e3, 2e10), (1e9, 1e9))
-    assert both.timings["product.backward.float32"] == ((100.0, 10.0, 6e-6),)
-    assert both.timings["product.near.float32"] == ceilings.timings["product.near.float32"]
+    assert ceilings.is_steady
+    assert not Measured.from_json({**tree, "spread": 3.0}).is_steady
     with pytest.raises(ConfigError, match="int8"):
         ceilings.flops_per_s("int8")
     with pytest.raises(ValueError, match="positive"):

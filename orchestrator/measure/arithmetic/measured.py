@@ -38,7 +38,7 @@ from orchestrator.measure.arithmetic.operations import INFERENCE, Operation
 # (size, second size, seconds), see the module; the second is 1 where there is only one.
 Timing = tuple[float, float, float]
 Points = tuple[tuple[float, float], ...]
-MEASURED_VERSION = 5
+MEASURED_VERSION = 6
 STEADY_SPREAD = 1.3
 
 # Operator classes that write about as much as they read.
@@ -66,7 +66,7 @@ class Measured:
         operation that is bounded and not timed.
     memory_bytes : int or None
     spread : float
-        How much slower the typical measurement of a point was than its best: near 1 on a machine
+        How much slower the median measurement of a point was than its best: near 1 on a machine
         that did nothing else.
     """
 
@@ -85,22 +85,6 @@ class Measured:
     def is_steady(self) -> bool:
         """Whether the machine was quiet enough for this to be called a ceiling."""
         return self.spread <= STEADY_SPREAD
-
-    def merged(self, other: Measured) -> Measured:
-        """The better of two measurements, point by point: a ceiling is what was ever reached."""
-        names = {**self.timings, **other.timings}
-        return Measured(
-            name=self.name,
-            timings={
-                name: _least(self.timings.get(name, ()), other.timings.get(name, ()))
-                for name in names
-            },
-            triad=_best(self.triad, other.triad),
-            reading=_best(self.reading, other.reading),
-            launch_s=min(self.launch_s, other.launch_s),
-            memory_bytes=self.memory_bytes,
-            spread=min(self.spread, other.spread),
-        )
 
     def timed_s(self, operation: Operation) -> float | None:
         """Seconds of one such operation by itself; None where nothing like it was measured."""
@@ -251,20 +235,6 @@ def _points(values: Sequence[Sequence[float]]) -> Points:
     if any(at <= 0 or value <= 0 for at, value in points):
         raise ValueError("a measured point is not positive")
     return points
-
-
-def _best(a: Points, b: Points) -> Points:
-    best = dict(a)
-    for at, value in b:
-        best[at] = max(value, best.get(at, 0.0))
-    return tuple(sorted(best.items()))
-
-
-def _least(a: Sequence[Timing], b: Sequence[Timing]) -> tuple[Timing, ...]:
-    least = {(x, y): seconds for x, y, seconds in a}
-    for x, y, seconds in b:
-        least[x, y] = min(seconds, least.get((x, y), math.inf))
-    return tuple((x, y, seconds) for (x, y), seconds in sorted(least.items()))
 
 
 def _along(points: Sequence[tuple[float, float]], at: float, scales: bool) -> float:
