@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -272,8 +273,15 @@ def test_every_datasheet_reads_and_says_where_from(name: str) -> None:
     assert sheet.peaks["float32"]
     assert sheet.nvml_names
     assert all(datasheet_of(nvml) is sheet for nvml in sheet.nvml_names)
-    tree = yaml.safe_load((hardware_directory() / f"{name}.yaml").read_text())
-    assert any(str(source).startswith("https://") for source in tree["sources"])
+    text = (hardware_directory() / f"{name}.yaml").read_text()
+    sources = [str(source) for source in yaml.safe_load(text)["sources"]]
+    assert any(source.startswith("https://") for source in sources)
+    figures = re.findall(r"^ *(\w+): [\d.e+]+(.*)$", text, re.MULTILINE)
+    assert {key for key, _ in figures} >= {"memory_bytes", "bandwidth_bytes_per_s", "float32"}
+    for key, comment in figures:
+        documents = re.findall(r"\[\d+\]", comment)
+        assert documents, f"{key} does not say where it is from"
+        assert all(any(source.startswith(n) for source in sources) for n in documents), key
 
 
 def test_v100_tensor_cores_are_half_precision_only() -> None:

@@ -1,7 +1,8 @@
 """Devices by the figures of their data sheets (``conf/hardware``).
 
-Every figure is dense (no structured sparsity) and has a source beside it in the file; one that its
-maker does not publish is null, and what would need it has no prediction.
+Every figure is dense (no structured sparsity) and has beside it in the file the document that says
+it, ``[n]`` of ``sources``, and the formula where it is derived; one that is not known is null, and
+what would need it has no prediction.
 """
 
 from __future__ import annotations
