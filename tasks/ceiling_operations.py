@@ -7,6 +7,7 @@ writing results into memory that is not reused costs more than computing some of
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -211,7 +212,7 @@ class Operations:
 
         count = size // 12
         b, c = torch.rand(count, device=self.device), torch.rand(count, device=self.device)
-        seconds = self.timer.seconds(lambda: torch.add(b, c, alpha=1.5))
+        seconds = self.timer.seconds(lambda: torch.add(b, c, alpha=1.5), math.inf)
         assert seconds is not None
         return seconds / (12 * count)
 
@@ -226,7 +227,7 @@ class Operations:
         count = max(1, size // first.nbytes)
         turn = cycle([first, *(first.clone() for _ in range(count - 1))])
         vector = torch.rand(1, width, device=self.device)
-        seconds = self.timer.seconds(lambda: linear(vector, next(turn)))
+        seconds = self.timer.seconds(lambda: linear(vector, next(turn)), math.inf)
         assert seconds is not None
         return float(seconds / first.nbytes)
 

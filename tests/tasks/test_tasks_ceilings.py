@@ -45,6 +45,20 @@ SMALL = Scale(
 )
 
 
+class _SlowMemory(ceiling_operations.Operations):
+    """Bandwidth is measured where nothing is quick enough for any other point."""
+
+    def triad(self, size: int) -> float:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ceiling_operations, "_LONGEST_S", 0.0)
+            return super().triad(size)
+
+    def reading(self, size: int) -> float:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ceiling_operations, "_LONGEST_S", 0.0)
+            return super().reading(size)
+
+
 def test_every_ceiling_is_measured_and_the_arithmetic_reads_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -55,6 +69,8 @@ def test_every_ceiling_is_measured_and_the_arithmetic_reads_them(
     monkeypatch.setattr(ceiling_layers, "PREFILLS", ((1, 4), (1, 16)))
     monkeypatch.setattr(ceiling_layers, "STEPS", ((2, 4), (2, 8)))
     monkeypatch.setattr(ceiling_operations, "_BLOCK_S", 0.0001)
+    # Slow memory is no reason to have no bandwidth.
+    monkeypatch.setattr(ceilings, "Operations", _SlowMemory)
     monkeypatch.setattr(ceiling_operations, "_TENSORS", (1 << 4, 1 << 10))
     monkeypatch.setattr(ceiling_operations, "_LOGITS", ((4, 16), (8, 64)))
     events: list[dict[str, Any]] = []
