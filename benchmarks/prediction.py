@@ -13,6 +13,7 @@ Run it as ``python benchmarks/prediction.py`` on a machine that does nothing els
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 import tempfile
@@ -164,7 +165,7 @@ class Drift:
         return max(reading, self._compute() / self._computing_s)
 
     def _compute(self) -> float:
-        seconds = self._timer.seconds(lambda: self._square @ self._square)
+        seconds = self._timer.seconds(lambda: self._square @ self._square, math.inf)
         assert seconds is not None
         return seconds
 
