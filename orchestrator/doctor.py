@@ -103,7 +103,7 @@ def _half_precision(cpuinfo: Path = Path("/proc/cpuinfo")) -> Iterator[Finding]:
         yield Finding(
             "warn",
             "no AVX-512: on this CPU bfloat16 and float16 prefill up to 100 times slower than fp32",
-            "quant=fp32; quant.dtype=float32 for int8 and nf4",
+            "Compare number formats on a CPU with AVX-512; quant=fp32 here",
         )
 
 
