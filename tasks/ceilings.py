@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "bfloat16", "float16")
 LAYERS = TRAINED = ("float32", "bfloat16")
-# More rounds where the machine is busy: what disturbs may pass. No new one after a minute.
+# More rounds where the machine is busy: what disturbs may pass. After a minute none but the second.
 _LEAST_ROUNDS, _MOST_ROUNDS, _MOST_S = 3, 7, 60.0
 
 # Table and two sizes of a point, and its seconds: less is better.

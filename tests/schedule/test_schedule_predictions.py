@@ -240,3 +240,19 @@ def test_what_task_ceilings_measured_is_kept() -> None:
     found.facts["hardware_fingerprint"] = "fp"
     add_predictions(found, spec(task="ceilings"), SLOT, Ceilings())  # type: ignore[arg-type]
     assert load_this() == FLAT
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "kept"), [(1.1, 3.0, 1.1), (3.0, 2.0, 2.0), (1.0, 1.2, 1.2)]
+)
+def test_of_two_measurements_the_newer_is_kept_unless_only_it_was_disturbed(
+    before: float, after: float, kept: float
+) -> None:
+    import dataclasses
+
+    for spread in (before, after):
+        measured = dataclasses.replace(FLAT, spread=spread)
+        found = AttemptReport("a", "c", Outcome.OK, facts={"ceilings": measured.to_json()})
+        found.facts["hardware_fingerprint"] = "fp"
+        add_predictions(found, spec(task="ceilings"), SLOT, Ceilings())  # type: ignore[arg-type]
+    assert load_this().spread == kept
