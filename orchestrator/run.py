@@ -340,7 +340,7 @@ def _attach_report(plan: Plan, store: Store, recording: Recording) -> None:
     from orchestrator.report import build_table
     from orchestrator.report.answer import sentences
     from orchestrator.report.bundle import report_files
-    from orchestrator.report.export import to_markdown
+    from orchestrator.report.export import to_page_markdown
 
     if len(plan.trials) > MOST_REPORTED or not recording.flush(REPORT_PATIENCE_S):
         return
@@ -355,7 +355,7 @@ def _attach_report(plan: Plan, store: Store, recording: Recording) -> None:
         command=shlex.join(redactor.command(command_line())),
         telemetry=telemetry_of(store, (a for found in summaries.values() for a in found)),
     )
-    recording.attach(to_markdown(table, summary=sentences(table)), files)
+    recording.attach(to_page_markdown(table, summary=sentences(table)), files)
 
 
 def _history_s(plan: Plan, store: Store) -> list[float]:

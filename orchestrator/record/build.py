@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from orchestrator.plan import Plan, Trial
 
 REASON_CHARS = 1_000
+MAX_COMMAND_LINE_CHARS = 100
 
 # What the MLflow UI shows as the run's description, rendered as Markdown.
 NOTE_TAG = "mlflow.note.content"
@@ -348,8 +349,19 @@ def description(plan: Plan, command: Sequence[str], todo: int | None) -> str:
         chosen = ", ".join(f"`{key}={value}`" for key, value in plan.baseline.items())
         lines += [f"Baseline: {chosen}", ""]
     if command:
-        lines += ["```", " ".join(command), "```"]
+        lines += ["```", *_folded(command), "```"]
     return tag_value("\n".join(lines).strip())
+
+
+def _folded(command: Sequence[str]) -> list[str]:
+    """A command as a shell reads it, in lines that a page need not cut off."""
+    lines: list[str] = []
+    for word in command:
+        if lines and len(lines[-1]) + 1 + len(word) <= MAX_COMMAND_LINE_CHARS:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(f"  {word}" if lines else word)
+    return [f"{line} \\" for line in lines[:-1]] + lines[-1:]
 
 
 def _ms(unix_s: float) -> int:
