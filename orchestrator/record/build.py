@@ -115,6 +115,7 @@ class Builder:
         summary: str = "",
         files: Mapping[str, bytes] | None = None,
         tags: Mapping[str, str] | None = None,
+        experiment_tags: Mapping[str, str] | None = None,
     ) -> RunRecord:
         """The parent run's end: how many attempts ended how, and what the sweep found.
 
@@ -126,6 +127,8 @@ class Builder:
             Artifacts of the sweep as a whole, made from what is recorded (and redacted) already.
         tags : mapping of str to str, optional
             Marks that it is found again by.
+        experiment_tags : mapping of str to str, optional
+            For the experiment, such as a view of its runs.
         """
         note = begin.tags.get(NOTE_TAG, "")
         tags = {
@@ -143,6 +146,7 @@ class Builder:
             end_ms=_ms(ended_at),
             tags=tags,
             files={**begin.files, **(files or {})},
+            experiment_tags=dict(experiment_tags or {}),
             metrics=tuple(
                 MetricPoint(f"attempts.{outcome}", float(count), _ms(ended_at))
                 for outcome, count in sorted(outcomes.items())

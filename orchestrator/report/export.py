@@ -19,6 +19,8 @@ from orchestrator.report.units import MISSING, ratio, scale_of
 _MOST_MARKDOWN_ROWS = 200
 # MLflow cuts off what is wider than its page, and folds a description after some three lines.
 _MOST_PAGE_METRICS = 6
+# Between a sign and its ratio: alone at a line's end it reads as part of the figure before.
+_NO_BREAK = "\u00a0"
 _STATISTICS = ("median", "ci_low", "ci_high", "n", "ratio", "ratio_low", "ratio_high")
 
 
@@ -147,7 +149,7 @@ def _markdown_table(rows: Sequence[TrialRow], names: Sequence[str]) -> str:
                 text = scales[metric].interval(cell.median, cell.ci_low, cell.ci_high)
             if cell.ratio is not None and row.outcome == "ok":
                 sign = STANDING_MARKS[cell.standing][0] if cell.standing else ""
-                text += f" ({f'{sign} {ratio(cell.ratio)}'.strip()})"
+                text += f" ({f'{sign}{_NO_BREAK}{ratio(cell.ratio)}'.strip()})"
             cells_text.append(text)
         lines.append(
             "| " + " | ".join([f"{mark} {name}", f"`{short_hash(row.hash)}`", *cells_text]) + " |"
