@@ -17,7 +17,8 @@ VIEW_ID = "results"
 VIEW_NAME = "Results"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW_ID}"
 
-MOST_PARAMS, MOST_METRICS = 6, 8
+# As many columns as stand side by side on a usual screen.
+MOST_PARAMS, MOST_METRICS = 6, 6
 _RUNS_IN_A_CHART = 100
 
 
