@@ -36,6 +36,7 @@ from orchestrator.record.embedded import EmbeddedStore
 
 ROOT = Path(__file__).resolve().parents[1]
 POLL_S = 0.25
+READ_EVERY_S = 0.02
 SAY_EVERY_S = 15.0
 SLEEP_S = 10.0
 # Of all trials: so many of each leg are start-up (interpreters, Ray, fork servers, MLflow).
@@ -84,6 +85,7 @@ class Place:
 
     def __init__(self, directory: Path, words: Sequence[str]) -> None:
         self.directory = directory
+        self.errors = directory / "errors.txt"
         store = open_store({"kind": "embedded", "root": str(directory / "mlruns")})
         assert isinstance(store, EmbeddedStore)
         self.store = store
@@ -98,15 +100,18 @@ class Place:
 
     @contextlib.contextmanager
     def started(self) -> Iterator[subprocess.Popen[str]]:
-        """The command, running; its whole session is killed at the end if it still is."""
-        with open(self.directory / "output.txt", "w") as output:
+        """The command, running; it is killed at the end if it still is.
+
+        It says a line an attempt: into a file, for a pipe that nobody empties would stop it.
+        """
+        with open(self.directory / "output.txt", "w") as output, open(self.errors, "w") as errors:
             process = subprocess.Popen(
                 self._words,
                 cwd=self.directory,
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
-                stderr=subprocess.PIPE,
+                stderr=errors,
                 text=True,
                 start_new_session=True,
             )
@@ -139,10 +144,9 @@ class Place:
                     pressed = True
                     process.send_signal(signal.SIGINT)
             leg.code = process.wait()
-            assert process.stderr is not None
-            said = process.stderr.read()
         leg.wall_s = time.monotonic() - began_s
         if leg.code not in (0, 130):
+            said = self.errors.read_text()
             raise SystemExit(f"{name} ended with {leg.code}:\n{said[-3000:]}")
         return leg
 
@@ -151,11 +155,13 @@ class Place:
         began_s = time.monotonic()
         said_s = float("nan")
         with self.started() as process:
-            assert process.stderr is not None
-            for line in process.stderr:
-                if re.search(pattern, line):
+            while said_s != said_s and process.poll() is None:
+                time.sleep(READ_EVERY_S)
+                if re.search(pattern, self.errors.read_text()):
                     said_s = time.monotonic() - began_s
             code = process.wait()
+            if said_s != said_s and re.search(pattern, self.errors.read_text()):
+                said_s = time.monotonic() - began_s
         if code != 0 or said_s != said_s:
             raise SystemExit(f"it never said {pattern!r} (exit code {code})")
         return said_s, time.monotonic() - began_s

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import psutil
 
+from orchestrator.processor import emulates_half_precision
+
 GIB = 1024**3
 
 
@@ -96,10 +98,8 @@ def _cores() -> Iterator[Finding]:
         yield Finding("warn", f"cgroup limits CPU time ({text})", "Raise the container's CPU limit")
 
 
-def _half_precision(cpuinfo: Path = Path("/proc/cpuinfo")) -> Iterator[Finding]:
-    flags = cpuinfo.read_text(errors="replace").split() if cpuinfo.exists() else []
-    # oneDNN multiplies half precision on x86 from AVX-512 on; below it torch falls back to loops.
-    if "avx2" in flags and "avx512bw" not in flags:
+def _half_precision() -> Iterator[Finding]:
+    if emulates_half_precision():
         yield Finding(
             "warn",
             "no AVX-512: on this CPU bfloat16 and float16 prefill up to 100 times slower than fp32",

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -21,12 +21,16 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import ConfigError
 from orchestrator.measure.registry import find_task
+from orchestrator.processor import emulates_half_precision
 
 if TYPE_CHECKING:
     from orchestrator.measure.arithmetic import Ceilings, Expectation
     from orchestrator.plan import ClusterConfig, Plan, Trial
 
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+_HALF_PRECISION = ("bfloat16", "float16")
+# About a second where such products are emulated; decoding one token of a small model stays below.
+_SLOW_EMULATED_FLOPS = 1e9
 
 
 @dataclass(frozen=True)
@@ -67,12 +71,15 @@ def preflight(plan: Plan, *, times: bool = False) -> Preflight:
     impossible: list[tuple[float, float]] = []
     tight: list[tuple[float, float]] = []
     doubts: dict[str, str] = {}
+    halves: list[Expectation] = []
     for trial in plan.trials:
         if _wants_gpu(trial) and plan.settings.cluster.kind == "local" and not _gpus():
             doubts[trial.hash] = "there is no GPU here"
         expectation = _expectation(trial)
         if expectation is not None:
             predicted[trial.hash] = _figures(expectation, trial, plan, times)
+            if _is_half_on_this_cpu(trial, plan.settings.cluster):
+                halves.append(expectation)
             available = memory_available(trial, plan.settings.cluster)
             floor = expectation.floor_bytes
             if available is None or trial.infeasible is not None:
@@ -94,6 +101,11 @@ def preflight(plan: Plan, *, times: bool = False) -> Preflight:
         warnings.append(f"{said}. preflight=skip leaves such trials out")
     if tight:
         warnings.append(_told(tight, "may not fit into memory", "about "))
+    if emulates_half_precision() and any(map(_multiplies_much_in_half, halves)):
+        warnings.append(
+            f"{_count(halves)} in half precision, for which this CPU has no instructions "
+            "(no AVX-512): products up to 100 times slower than with quant=fp32"
+        )
     checked = dataclasses.replace(plan, trials=tuple(trials))
     return Preflight(checked, predicted, tuple(warnings), doubts)
 
@@ -123,6 +135,20 @@ def _expectation(trial: Trial) -> Expectation | None:
         return expect(trial.identity, None)
     except (ConfigError, KeyError, TypeError):
         return None  # the arithmetic does not know this model; the run may
+
+
+def _is_half_on_this_cpu(trial: Trial, cluster: ClusterConfig) -> bool:
+    is_here = trial.identity["device"]["kind"] == "cpu" and cluster.kind == "local"
+    return is_here and trial.identity["quant"]["dtype"] in _HALF_PRECISION
+
+
+def _multiplies_much_in_half(expectation: Expectation) -> bool:
+    return any(
+        of_a_step.dtype in _HALF_PRECISION
+        and of_a_step.count * of_a_step.flops > _SLOW_EMULATED_FLOPS
+        for steps in expectation.made_steps().values()
+        for of_a_step in steps.eager
+    )
 
 
 def _figures(
@@ -182,9 +208,12 @@ def _host_bytes() -> float:
 
 def _told(found: list[tuple[float, float]], what: str, about: str) -> str:
     needed, available = max(found)
-    trials = "1 trial" if len(found) == 1 else f"{len(found)} trials"
     most = "it needs" if len(found) == 1 else "the largest needs"
-    return f"{trials} {what}: {most} {about}{_gib(needed)}, there are {_gib(available)}"
+    return f"{_count(found)} {what}: {most} {about}{_gib(needed)}, there are {_gib(available)}"
+
+
+def _count(trials: Sized) -> str:
+    return "1 trial" if len(trials) == 1 else f"{len(trials)} trials"
 
 
 def _gib(size: float) -> str:

@@ -20,6 +20,7 @@ LIMIT = "resources.memory_bytes=8000000000"
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("ORCHESTRATOR_CACHE", str(tmp_path))
+    monkeypatch.setattr("orchestrator.preflight.emulates_half_precision", lambda: False)
     _ceilings.cache_clear()
     yield
     _ceilings.cache_clear()
@@ -116,3 +117,25 @@ def test_a_gpu_that_is_not_here_is_doubted(monkeypatch: pytest.MonkeyPatch) -> N
     assert list(doubts.values()) == ["there is no GPU here"]
     (doubted,) = doubts
     assert {t.hash: t for t in plan.trials}[doubted].identity["device"]["kind"] == "cuda"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("quant=bf16", "task.prompt_tokens=512"), "1 trial in half precision"),
+        (("quant=fp32,nf4", "task.prompt_tokens=512"), "1 trial in half precision"),
+        (("quant=bf16,nf4", "task.prompt_tokens=512"), "2 trials in half precision"),
+        (("quant=fp32", "task.prompt_tokens=512"), None),
+        (("quant=bf16", "task.prompt_tokens=8"), None),  # too little work to notice
+        (("quant=bf16", "task.prompt_tokens=512", "device=cuda"), None),
+        (("quant=bf16", "task.prompt_tokens=512", "preflight=off"), None),
+    ],
+)
+def test_half_precision_that_this_cpu_emulates_is_told_before_it_runs(
+    words: tuple[str, ...], told: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.preflight.emulates_half_precision", lambda: True)
+    found = preflight(plan_of("device=cpu", "model=size/20m", *words))
+    assert len(found.warnings) == (told is not None)
+    assert all(line.startswith(str(told)) for line in found.warnings)
+    assert all(trial.infeasible is None for trial in found.plan.trials)

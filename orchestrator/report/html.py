@@ -264,7 +264,7 @@ def _key(row: TrialRow, axes: Sequence[str]) -> str:
         value = row.axes.get(axis)
         # The heading of the first column names its axis.
         bare = len(axes) == 1 and axis == next(iter(row.axes), None)
-        parts.append(axis_value(value) if bare else axis_text(axis, value))
+        parts.append(axis_value(value, axis) if bare else axis_text(axis, value))
     return " · ".join(parts)
 
 

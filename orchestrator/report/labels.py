@@ -28,6 +28,9 @@ _AXIS_NAMES = {
     "device.threads": "threads",
 }
 
+# What null means on an axis where it is a choice of its own.
+_NULL_NAMES = {"device.threads": "auto"}
+
 # Metrics whose plain name (without the unit) is not how people say it.
 _TITLES = {
     "ttft_s": "TTFT",
@@ -93,12 +96,12 @@ def axis_names(overrides: list[str]) -> dict[str, str]:
     return {o: o if seen.count(name) > 1 else name for o, name in names.items()}
 
 
-def axis_value(value: object) -> str:
-    """One value of an axis, short: booleans as on/off, None as none, long paths by their end."""
+def axis_value(value: object, axis: str | None = None) -> str:
+    """One value, short: booleans as on/off, None as none or what its axis calls it, paths' ends."""
     if isinstance(value, bool):
         return "on" if value else "off"
     if value is None:
-        return "none"
+        return _NULL_NAMES.get(axis or "", "none")
     if isinstance(value, float):
         return f"{value:g}"
     text = str(value)
@@ -168,7 +171,7 @@ def axis_text(axis: str, value: object, name: str | None = None) -> str:
     word = isinstance(value, str) and (
         "." not in axis or (value.replace("-", "_").isidentifier() and value not in _VAGUE)
     )
-    return axis_value(value) if word else f"{name or axis_name(axis)} {axis_value(value)}"
+    return axis_value(value) if word else f"{name or axis_name(axis)} {axis_value(value, axis)}"
 
 
 def plain_label(identity: Mapping[str, Any]) -> str:

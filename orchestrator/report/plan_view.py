@@ -180,7 +180,8 @@ class _Trials:
     def _by_axis(self, shown: Sequence[Trial]) -> tuple[list[str], list[list[str]]]:
         axes = varying_axes(self.plan)
         names = axis_names(axes)
-        return [names[a] for a in axes], [[axis_value(t.axes.get(a)) for a in axes] for t in shown]
+        cells = [[axis_value(trial.axes.get(axis), axis) for axis in axes] for trial in shown]
+        return [names[axis] for axis in axes], cells
 
     def _predicted(self, shown: Sequence[Trial]) -> tuple[list[str], list[list[str]]]:
         names = _predictions(self.states.values())

@@ -65,6 +65,8 @@ def test_a_vague_word_keeps_its_axis():
     assert axis_text("task.autocast", "none") == "autocast none"
     assert axis_text("quant", "none") == "none"
     assert axis_text("model.path", "/models/x") == "model /models/x"
+    assert axis_text("device.threads", None) == "threads auto"
+    assert axis_text("task.disk_bytes_per_s", None) == "disk bytes per s none"
 
 
 def test_a_sweep_without_axes_is_named_after_what_it_measures(make):

@@ -78,7 +78,7 @@ def draw_bars(figure: Bars, table: SweepTable, reports: Reports) -> Drawn | None
 
 
 def _name(row: TrialRow, axis: str | None) -> str:
-    return wrapped(row.label) if axis is None else axis_value(row.axes[axis])
+    return wrapped(row.label) if axis is None else axis_value(row.axes[axis], axis)
 
 
 def draw_breakdown(figure: Breakdown, table: SweepTable, reports: Reports) -> Drawn | None:
