@@ -19,6 +19,8 @@ VIEW_TAG = f"mlflow.sharedViewState.{VIEW_ID}"
 
 # As many columns as stand side by side on a usual screen.
 MOST_PARAMS, MOST_METRICS = 6, 6
+# As many axes as a chart of parallel coordinates has room for in a third of the page.
+_MOST_AXES = 5
 _RUNS_IN_A_CHART = 100
 
 
@@ -66,9 +68,9 @@ def results_view(
         "runsHiddenMode": "SHOW_ALL",
         "compareRunCharts": [
             {
-                **_chart("PARALLEL", "axes", "Axes and results"),
-                "selectedParams": axes,
-                "selectedMetrics": numbers,
+                **_chart("PARALLEL", "axes", "Parallel Coordinates"),
+                "selectedParams": axes[: _MOST_AXES - 2],
+                "selectedMetrics": numbers[: max(2, _MOST_AXES - len(axes))],
                 "showAllRuns": True,
             },
             *({**_chart("BAR", f"bar-{key}", key), "metricKey": key} for key in numbers),

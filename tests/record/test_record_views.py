@@ -30,7 +30,7 @@ def test_the_view_sorts_by_the_first_metric_and_draws_the_axes():
     parallel = state["compareRunCharts"][0]
     assert parallel["type"] == "PARALLEL"
     assert parallel["selectedParams"] == ["task.prompt_tokens"]
-    assert parallel["selectedMetrics"] == names[:MOST_METRICS]
+    assert parallel["selectedMetrics"] == names[:4], "more axes than a card has room for"
     assert {chart["metricSectionId"] for chart in state["compareRunCharts"]} == {
         section["uuid"] for section in state["compareRunSections"]
     }
