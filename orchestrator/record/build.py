@@ -197,6 +197,8 @@ class Builder:
                 bool(provenance.get("simulated") or report.facts.get("simulated"))
             ).lower(),
         }
+        if gpus := gpu_names(report.facts):
+            tags["gpu"] = tag_value(gpus)
         if report.reason:
             tags["reason"] = tag_value(redact.text(report.reason), REASON_CHARS)
         broken = [
@@ -273,6 +275,12 @@ class Builder:
         if not git.get("commit"):
             return {}
         return {"git_commit": str(git["commit"]), "git_dirty": str(bool(git.get("dirty"))).lower()}
+
+
+def gpu_names(facts: Mapping[str, Any]) -> str:
+    """The kinds of GPU of an attempt as the driver names them, each once; empty without one."""
+    gpus = (facts.get("hardware") or {}).get("gpus") or ()
+    return ", ".join(dict.fromkeys(str(gpu["name"]) for gpu in gpus if gpu.get("name")))
 
 
 def lost_report(
