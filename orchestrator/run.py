@@ -336,11 +336,13 @@ def _measure(plan: Plan, todo: Todo, store: Store, cached: int) -> _Measured:
 def _attach_report(plan: Plan, store: Store, recording: Recording) -> None:
     """Give the sweep's own run its summary and its report, as far as the store has the attempts."""
     from orchestrator.record import Redactor
+    from orchestrator.record.views import results_view, varying_params
     from orchestrator.replay import telemetry_of
     from orchestrator.report import build_table
     from orchestrator.report.answer import sentences
     from orchestrator.report.bundle import report_files
-    from orchestrator.report.export import to_markdown
+    from orchestrator.report.export import to_page_markdown
+    from orchestrator.report.rows import better_when
 
     if len(plan.trials) > MOST_REPORTED or not recording.flush(REPORT_PATIENCE_S):
         return
@@ -355,7 +357,15 @@ def _attach_report(plan: Plan, store: Store, recording: Recording) -> None:
         command=shlex.join(redactor.command(command_line())),
         telemetry=telemetry_of(store, (a for found in summaries.values() for a in found)),
     )
-    recording.attach(to_markdown(table, summary=sentences(table)), files)
+    first = next(iter(table.metrics), "")
+    units = [row.cells[first].unit for row in table.rows if first in row.cells]
+    view = results_view(
+        table.metrics,
+        varying_params(trial.identity for trial in plan.trials),
+        at_ms=round(time.time() * 1000),
+        ascending=better_when(first, next(filter(None, units), "")) != "higher",
+    )
+    recording.attach(to_page_markdown(table, summary=sentences(table)), files, experiment_tags=view)
 
 
 def _history_s(plan: Plan, store: Store) -> list[float]:

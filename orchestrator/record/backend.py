@@ -184,6 +184,14 @@ class Backend:
             for first in range(0, len(marks), MAX_TAGS):
                 self._store.log_batch(run_id, [], [], marks[first : first + MAX_TAGS])
 
+    def tag_experiment(self, experiment_id: str, tags: Mapping[str, str]) -> None:
+        """Set tags of an experiment."""
+        from mlflow.entities import ExperimentTag
+
+        with translated(self._where):
+            for key, value in tags.items():
+                self._store.set_experiment_tag(experiment_id, ExperimentTag(key, value))
+
     def delete_run(self, run_id: str) -> None:
         """Move a run to MLflow's bin."""
         with translated(self._where):

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from orchestrator.plan import Plan, Trial
 
 REASON_CHARS = 1_000
+MAX_COMMAND_LINE_CHARS = 100
 
 # What the MLflow UI shows as the run's description, rendered as Markdown.
 NOTE_TAG = "mlflow.note.content"
@@ -114,6 +115,7 @@ class Builder:
         summary: str = "",
         files: Mapping[str, bytes] | None = None,
         tags: Mapping[str, str] | None = None,
+        experiment_tags: Mapping[str, str] | None = None,
     ) -> RunRecord:
         """The parent run's end: how many attempts ended how, and what the sweep found.
 
@@ -125,6 +127,8 @@ class Builder:
             Artifacts of the sweep as a whole, made from what is recorded (and redacted) already.
         tags : mapping of str to str, optional
             Marks that it is found again by.
+        experiment_tags : mapping of str to str, optional
+            For the experiment, such as a view of its runs.
         """
         note = begin.tags.get(NOTE_TAG, "")
         tags = {
@@ -142,6 +146,7 @@ class Builder:
             end_ms=_ms(ended_at),
             tags=tags,
             files={**begin.files, **(files or {})},
+            experiment_tags=dict(experiment_tags or {}),
             metrics=tuple(
                 MetricPoint(f"attempts.{outcome}", float(count), _ms(ended_at))
                 for outcome, count in sorted(outcomes.items())
@@ -192,6 +197,8 @@ class Builder:
                 bool(provenance.get("simulated") or report.facts.get("simulated"))
             ).lower(),
         }
+        if gpus := gpu_names(report.facts):
+            tags["gpu"] = tag_value(gpus)
         if report.reason:
             tags["reason"] = tag_value(redact.text(report.reason), REASON_CHARS)
         broken = [
@@ -268,6 +275,12 @@ class Builder:
         if not git.get("commit"):
             return {}
         return {"git_commit": str(git["commit"]), "git_dirty": str(bool(git.get("dirty"))).lower()}
+
+
+def gpu_names(facts: Mapping[str, Any]) -> str:
+    """The kinds of GPU of an attempt as the driver names them, each once; empty without one."""
+    gpus = (facts.get("hardware") or {}).get("gpus") or ()
+    return ", ".join(dict.fromkeys(str(gpu["name"]) for gpu in gpus if gpu.get("name")))
 
 
 def lost_report(
@@ -348,8 +361,19 @@ def description(plan: Plan, command: Sequence[str], todo: int | None) -> str:
         chosen = ", ".join(f"`{key}={value}`" for key, value in plan.baseline.items())
         lines += [f"Baseline: {chosen}", ""]
     if command:
-        lines += ["```", " ".join(command), "```"]
+        lines += ["```", *_folded(command), "```"]
     return tag_value("\n".join(lines).strip())
+
+
+def _folded(command: Sequence[str]) -> list[str]:
+    """A command as a shell reads it, in lines that a page need not cut off."""
+    lines: list[str] = []
+    for word in command:
+        if lines and len(lines[-1]) + 1 + len(word) <= MAX_COMMAND_LINE_CHARS:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(f"  {word}" if lines else word)
+    return [f"{line} \\" for line in lines[:-1]] + lines[-1:]
 
 
 def _ms(unix_s: float) -> int:

@@ -138,6 +138,7 @@ class Recording:
         self._findings = ""
         self._files: dict[str, bytes] = {}
         self._tags: dict[str, str] = {}
+        self._experiment_tags: dict[str, str] = {}
         self._changed = threading.Condition()
         self._spool = Spool.create(store.spool_root, self.sweep_id)
         self.claims: Claims = open_claims(
@@ -207,15 +208,22 @@ class Recording:
         self._spooler.submit(lambda: self._builder.attempt_finish(report, trial))
 
     def attach(
-        self, summary: str, files: Mapping[str, bytes], tags: Mapping[str, str] | None = None
+        self,
+        summary: str,
+        files: Mapping[str, bytes],
+        tags: Mapping[str, str] | None = None,
+        experiment_tags: Mapping[str, str] | None = None,
     ) -> None:
         """What the sweep found, for its own run: Markdown above its description, artifacts, tags.
+
+        Tags of the experiment hold views of its runs (:mod:`orchestrator.record.views`).
 
         They are written by :meth:`close`; made of what is recorded, and so redacted already.
         """
         self._findings = summary
         self._files = dict(files)
         self._tags = dict(tags or {})
+        self._experiment_tags = dict(experiment_tags or {})
 
     def flush(self, timeout_s: float | None = None) -> bool:
         """Wait until everything handed over is in the store; False if it cannot be, or not yet."""
@@ -271,6 +279,7 @@ class Recording:
                 self._findings,
                 self._files,
                 self._tags,
+                self._experiment_tags,
             )
         )
 

@@ -55,6 +55,8 @@ class RunRecord:
         ``sweep_id`` of the parent run.
     files : dict of str to bytes
         Artifacts by relative name.
+    experiment_tags : dict of str to str
+        For the experiment, not the run; written as far as the store lets us.
     """
 
     key_tag: str
@@ -69,6 +71,7 @@ class RunRecord:
     params: dict[str, str] = field(default_factory=dict)
     metrics: tuple[MetricPoint, ...] = ()
     files: dict[str, bytes] = field(default_factory=dict)
+    experiment_tags: dict[str, str] = field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
         """A zip archive of ``record.json`` and the files."""

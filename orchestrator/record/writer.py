@@ -6,6 +6,8 @@ found by its key tag and written again, which changes nothing that is already th
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from orchestrator.errors import StoreError
 from orchestrator.record.backend import Backend, RunRow
 from orchestrator.record.runrecord import (
@@ -67,6 +69,11 @@ class Writer:
         tags = {k: v for k, v in record.tags.items() if run.tags.get(k) != v}
         tags[DIGEST_TAG] = digest
         end_ms = record.end_ms or record.start_ms
+        if record.experiment_tags:
+            # Before the end, which makes a second writing of the record leave everything alone. A
+            # convenience must not hold up results: an older server may refuse so long a value.
+            with suppress(StoreError):
+                self._backend.tag_experiment(run.experiment_id, record.experiment_tags)
         self._backend.finish(run.run_id, record.metrics, record.params, tags, record.status, end_ms)
         return run.run_id
 

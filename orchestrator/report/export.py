@@ -17,6 +17,10 @@ from orchestrator.report.style import STANDING_MARKS, VERDICT_MARKS
 from orchestrator.report.units import MISSING, ratio, scale_of
 
 _MOST_MARKDOWN_ROWS = 200
+# MLflow cuts off what is wider than its page, and folds a description after some three lines.
+_MOST_PAGE_METRICS = 6
+# Between a sign and its ratio: alone at a line's end it reads as part of the figure before.
+_NO_BREAK = "\u00a0"
 _STATISTICS = ("median", "ci_low", "ci_high", "n", "ratio", "ratio_low", "ratio_high")
 
 
@@ -75,7 +79,7 @@ def to_csv(table: SweepTable) -> str:
 
 
 def to_markdown(table: SweepTable, *, summary: Sequence[str] = ()) -> str:
-    """The table with ratios to the baseline, failures beneath; fits a run's description.
+    """The table with ratios to the baseline, failures beneath.
 
     Parameters
     ----------
@@ -85,10 +89,27 @@ def to_markdown(table: SweepTable, *, summary: Sequence[str] = ()) -> str:
     parts = [f"# {table.sweep}"]
     if table.description:
         parts.append(table.description)
-    parts.extend(summary)
-    parts.append("**" + " · ".join(f"{n} {o}" for o, n in table.outcomes.items()) + "**")
+    parts += [*summary, *_markdown_body(table, table.metrics)]
+    return "\n\n".join(parts) + "\n"
+
+
+def to_page_markdown(table: SweepTable, *, summary: Sequence[str] = ()) -> str:
+    """The same for the description of the sweep's MLflow run, whose page has a heading already.
+
+    The answer comes first, since the page shows only the first lines until it is unfolded; columns
+    that would be cut off at the page's edge are left to the report.
+    """
+    shown = table.metrics[:_MOST_PAGE_METRICS]
+    parts = [*summary, *_markdown_body(table, shown)]
+    if len(shown) < len(table.metrics):
+        parts.append("All columns, and figures: `report.html` among the artifacts.")
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_body(table: SweepTable, metrics: Sequence[str]) -> list[str]:
+    parts = ["**" + " · ".join(f"{n} {o}" for o, n in table.outcomes.items()) + "**"]
     measured = [row for row in table.rows if row.outcome in ("ok", "invalid")]
-    names = [n for n in table.metrics if any(r.cells[n].median is not None for r in measured)]
+    names = [n for n in metrics if any(r.cells[n].median is not None for r in measured)]
     if measured and names:
         parts.append(_markdown_table(measured[:_MOST_MARKDOWN_ROWS], names))
         if len(measured) > _MOST_MARKDOWN_ROWS:
@@ -101,7 +122,7 @@ def to_markdown(table: SweepTable, *, summary: Sequence[str] = ()) -> str:
             for row in table.failures[:_MOST_MARKDOWN_ROWS]
         ]
         parts.append("\n".join(lines))
-    return "\n\n".join(parts) + "\n"
+    return parts
 
 
 def _markdown_table(rows: Sequence[TrialRow], names: Sequence[str]) -> str:
@@ -128,7 +149,7 @@ def _markdown_table(rows: Sequence[TrialRow], names: Sequence[str]) -> str:
                 text = scales[metric].interval(cell.median, cell.ci_low, cell.ci_high)
             if cell.ratio is not None and row.outcome == "ok":
                 sign = STANDING_MARKS[cell.standing][0] if cell.standing else ""
-                text += f" ({f'{sign} {ratio(cell.ratio)}'.strip()})"
+                text += f" ({f'{sign}{_NO_BREAK}{ratio(cell.ratio)}'.strip()})"
             cells_text.append(text)
         lines.append(
             "| " + " | ".join([f"{mark} {name}", f"`{short_hash(row.hash)}`", *cells_text]) + " |"

@@ -38,7 +38,7 @@ VERDICT_MARKS = {
 STANDING_MARKS = {
     "better": ("▲", "green", "better"),
     "worse": ("▼", "red", "worse"),
-    "same": ("=", "dim", "within ±3 %"),
+    "same": ("=", "dim", "within ±3\u00a0%"),
     "unclear": ("~", "yellow", "inconclusive"),
 }
 

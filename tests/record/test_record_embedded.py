@@ -51,6 +51,7 @@ def test_an_attempt_is_a_whole_run(
     report = kit.report_of(
         spec,
         verdict=Verdict("flagged", (RuleResult("power_cap", "flagged", 1.0, 0.0, "capped"),)),
+        facts={"hardware": {"gpus": [{"name": "NVIDIA H100"}, {"name": "NVIDIA H100"}]}},
     )
     recording.finish(report, trial)
     summary = recording.close()
@@ -83,6 +84,7 @@ def test_an_attempt_is_a_whole_run(
         "verdict": "flagged",
         "verdict_rules": "power_cap",
         "host": "host-1",
+        "gpu": "NVIDIA H100",
         "gpu_uuids": "GPU-aaaa,GPU-bbbb",
         "task": "noop",
         "model": "smollm2_135m",
