@@ -53,7 +53,7 @@ def run(directory: Path, *words: str, code: str | None = None) -> subprocess.Com
         (["gate", "--baseline", "x", "--rules", "nope"], "no gate rules 'nope'"),
         (["report", "nothing"], "no sweep 'nothing' is recorded"),
         (["cancel", "nothing"], "no running sweep is called 'nothing'"),
-        (["tracking=server", "tracking.uri=ftp://x"], "tracking.uri"),
+        (["task=noop", "tracking=server", "tracking.uri=ftp://x"], "tracking.uri"),
     ],
 )
 def test_a_mistake_is_one_clear_line(
@@ -149,7 +149,7 @@ def test_plan_prints_json_and_touches_nothing(tmp_path: Path) -> None:
 
 def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
     done = subprocess.run(
-        f"{sys.executable} -m orchestrator plan +sweep=quant --json | head -c 1",
+        f"{sys.executable} -m orchestrator plan +sweep=quant quant=fp32 --json | head -c 1",
         shell=True,
         cwd=tmp_path,
         capture_output=True,
