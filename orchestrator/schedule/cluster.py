@@ -6,6 +6,7 @@ cluster is started, never before.
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import threading
 import time
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 START_TIMEOUT_S = 120.0
 # What is ready is here at once; only a cluster that falls apart makes us wait for it.
 GET_TIMEOUT_S = 5.0
+# It answers in milliseconds; meanwhile attempts end and are recorded, head or no head.
+HEAD_TIMEOUT_S = 1.0
 # Ray labels every node that has GPUs with their kind.
 ACCELERATOR_LABEL = "ray.io/accelerator-type"
 # A node's first process unpacks our code, and may start while a hundred others do.
@@ -52,6 +55,8 @@ class RayCluster:
         self._cancelled: set[str] = set()
         self._identities: dict[str, Mapping[str, Any]] = {}
         self._homes = Homes()
+        self._asked: concurrent.futures.Future[list[dict[str, Any]]] | None = None
+        self._seen: Sequence[Node] = ()
         self._known: set[str] = set()
         self._with_gpus: set[str] = set()
         self._task = ray.remote(
@@ -78,13 +83,22 @@ class RayCluster:
         return time.monotonic()
 
     def nodes(self) -> Sequence[Node]:
+        """The nodes alive now, or lately: a head that is slow to answer holds up nothing else."""
         self._session.check()
-        found = [_node(entry) for entry in self._ray.nodes() if entry["Alive"]]
+        if self._asked is None:
+            self._asked = self._session.ask(self._ray.nodes)
+        while not concurrent.futures.wait((self._asked,), timeout=HEAD_TIMEOUT_S).done:
+            self._session.check()
+            if self._seen:
+                return self._seen
+        asked, self._asked = self._asked, None
+        found = [_node(entry) for entry in asked.result() if entry["Alive"]]
         alive = {node.node_id for node in found}
         for node_id in self._known - alive:
             self._homes.lost(node_id)
         self._known = alive
         self._with_gpus = {node.node_id for node in found if node.gpus}
+        self._seen = found
         return found
 
     def submit(self, spec: AttemptSpec, demand: Demand, avoid: frozenset[str]) -> None:
@@ -107,14 +121,21 @@ class RayCluster:
         ):
             options["scheduling_strategy"] = self._preference(home)
         self._identities[spec.attempt_id] = spec.identity
-        generator = self._task.options(**options).remote(spec, demand.cpus, demand.memory_bytes)
+        # The first one hands our function to the head.
+        generator = self._session.call(
+            lambda: self._task.options(**options).remote(spec, demand.cpus, demand.memory_bytes)
+        )
         self._generators[generator] = spec.attempt_id
         self._by_attempt[spec.attempt_id] = generator
 
     def wait(self, timeout_s: float) -> Sequence[ClusterEvent]:
         if not self._generators:
             time.sleep(timeout_s)
+            self._session.check()
             return []
+        return self._session.call(lambda: self._wait(timeout_s))
+
+    def _wait(self, timeout_s: float) -> Sequence[ClusterEvent]:
         waitables = list(self._generators)
         ready, _ = self._ray.wait(waitables, num_returns=1, timeout=timeout_s)
         self._session.check()
@@ -129,8 +150,9 @@ class RayCluster:
             return
         self._cancelled.add(attempt_id)
         # It may have ended, or Ray itself may be gone: then there is nothing to cancel.
-        with contextlib.suppress(self._ray.exceptions.RayError, ValueError, RuntimeError):
-            self._ray.cancel(generator, force=force)
+        gone = (self._ray.exceptions.RayError, ValueError, RuntimeError, ClusterError)
+        with contextlib.suppress(*gone):
+            self._session.call(lambda: self._ray.cancel(generator, force=force))
 
     def ask_every_node(self, question: Callable[[], T]) -> dict[str, T]:
         """What ``question()`` returns in a process of each node that is alive, by node id.

@@ -1,0 +1,60 @@
+"""A thread for calls that may never return: Ray's, into a cluster that is no more."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from typing import Any, TypeVar
+
+CHECK_EVERY_S = 0.2
+
+T = TypeVar("T")
+
+
+class Hand:
+    """Makes one call after another in a thread of its own.
+
+    The thread is a daemon: one that hangs in a call is left there, and another takes over. To be
+    used by one thread.
+    """
+
+    def __init__(self) -> None:
+        self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] | None = None
+
+    def begin(self, function: Callable[[], T]) -> Future[T]:
+        """Where the answer of ``function()`` will be."""
+        if self._calls is None:
+            self._calls = queue.SimpleQueue()
+            threading.Thread(target=_work, args=(self._calls,), name="ray", daemon=True).start()
+        answer: Future[T] = Future()
+        self._calls.put((answer, function))
+        return answer
+
+    def call(self, function: Callable[[], T], check: Callable[[], None]) -> T:
+        """What ``function()`` returns; given up where ``check()`` raises meanwhile."""
+        answer = self.begin(function)
+        while not wait((answer,), timeout=CHECK_EVERY_S).done:
+            try:
+                check()
+            except BaseException:
+                self.close()
+                raise
+        return answer.result()
+
+    def close(self) -> None:
+        """End the thread, once it is back from its call."""
+        if self._calls is not None:
+            self._calls.put(None)
+            self._calls = None
+
+
+def _work(calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]) -> None:
+    while (item := calls.get()) is not None:
+        answer, function = item
+        try:
+            answer.set_result(function())
+        except BaseException as error:
+            answer.set_exception(error)
+        del answer, function, item
