@@ -177,6 +177,39 @@ def _retry(state: SweepState, flight: Flight, outcome: Outcome) -> Ticket | None
 
 def _nodes_seen(state: SweepState, event: NodesSeen) -> Iterator[Action]:
     yield LearnNodes(event.nodes)
+    if not state.stopping:
+        yield from _left_on_silent_nodes(state)
+
+
+def _left_on_silent_nodes(state: SweepState) -> Iterator[Action]:
+    """What a node took along that was cut off: no connection breaks, so Ray does not say for long.
+
+    A node that died is reported by Ray itself, well within the grace.
+    """
+    silent = {
+        node_id
+        for node_id, since in state.gone_since.items()
+        if state.now - since >= state.limits.gone_grace_s
+    }
+    if not silent:
+        return
+    started = [f for f in state.flights.values() if f.slot is not None]
+    lost = [f for f in started if f.slot is not None and f.slot.node_id in silent]
+    # Attempts may wait in its queue, too. Which ones Ray does not say: as many as could run now.
+    busy = len(started) - len(lost)
+    before = max(state.gone_since[node_id] for node_id in silent)
+    for lane in state.lanes.values():
+        waiting = (
+            f
+            for f in state.flights.values()
+            if f.started_at is None and f.ticket.demand == lane.demand and f.submitted_at <= before
+        )
+        lost.extend(islice(waiting, max(0, slots(state.nodes, lane.demand) - busy)))
+    # One of a trial at a time: the number of its next attempt counts this one.
+    for flight in {flight.ticket.trial.hash: flight for flight in lost}.values():
+        yield Cancel(flight.attempt_id, force=True)
+        reason = "its node does not answer any more"
+        yield from _vanished(state, Vanished(flight.attempt_id, Outcome.LOST, reason))
 
 
 def _stop_requested(state: SweepState, event: StopRequested) -> Iterator[Action]:

@@ -96,6 +96,7 @@ class SweepState:
         self.now = now
         self.epoch_s = epoch_s
         self.nodes: tuple[Node, ...] = ()
+        self.gone_since: dict[str, float] = {}
         self.review_at = now
         self.stopping_since: float | None = None
         self.lanes: dict[Demand, Lane] = {}
@@ -225,6 +226,8 @@ class SweepState:
         lane.ready.clear()
 
     def _learn(self, action: LearnNodes) -> None:
+        for node_id in {node.node_id for node in self.nodes} - {n.node_id for n in action.nodes}:
+            self.gone_since[node_id] = self.now
         self.nodes = action.nodes
         self.review_at = self.now + self.limits.nodes_every_s
         for lane in self.lanes.values():
