@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import ipaddress
 import os
 import random
 import shutil
+import socket
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 from types import TracebackType
 
 _CLONE_NEWNET = 0x40000000
@@ -28,6 +29,13 @@ class Unavailable(Exception):
 class Island:
     """A network namespace with one cable to this host; a context manager.
 
+    Attributes
+    ----------
+    address : str
+        Its own, at its end of the cable.
+    home : str
+        This host's, which it reaches through the cable.
+
     Raises
     ------
     Unavailable
@@ -37,10 +45,11 @@ class Island:
     def __init__(self) -> None:
         if os.geteuid() != 0 or shutil.which("ip") is None:
             raise Unavailable("network namespaces take root and iproute2")
+        self.home = _outward_address()
         self._name = f"cw{os.getpid()}"
-        third, fourth = random.randrange(256), 4 * random.randrange(64)
-        host = f"10.{random.randrange(200, 250)}.{third}.{fourth + 1}"
-        self.address = f"{host.rpartition('.')[0]}.{fourth + 2}"
+        # Of 198.18.0.0/15, which is for tests and in nobody's routes (RFC 2544).
+        first = int(ipaddress.IPv4Address("198.18.0.0")) + 4 * random.randrange(2**15)
+        host, self.address = (str(ipaddress.IPv4Address(first + i)) for i in (1, 2))
         inside = f"{self._name}n"
         try:
             _ip("netns", "add", self._name)
@@ -81,7 +90,6 @@ class Island:
         for words in (("link", "del", self._name), ("netns", "del", self._name)):
             with contextlib.suppress(subprocess.CalledProcessError):
                 _ip(*words)
-        assert not Path(f"/run/netns/{self._name}").exists()
 
     def __enter__(self) -> Island:
         return self
@@ -93,6 +101,15 @@ class Island:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _outward_address() -> str:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # nothing is sent
+        except OSError as error:
+            raise Unavailable(f"no route out of this host ({error})") from None
+        return str(probe.getsockname()[0])
 
 
 def _ip(*words: str) -> None:

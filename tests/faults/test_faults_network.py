@@ -46,7 +46,8 @@ def words(address: str) -> list[str]:
 def test_a_node_is_cut_off_and_comes_back(island: Island, world: World, faults: Any) -> None:
     # The head asks once a second, and gives a node up that has not answered five times.
     world.environment["RAY_health_check_timeout_ms"] = "1000"
-    nodes = Nodes(world, 1)
+    # Named: where another test keeps a Ray on loopback, that is what Ray would choose.
+    nodes = Nodes(world, 1, address=island.home)
     with island.inside():
         cut = nodes.add(node_ip_address=island.address)
     raylet = psutil.Process(raylet_process(cut).pid)
