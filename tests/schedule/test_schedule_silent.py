@@ -6,8 +6,17 @@ from typing import Any
 
 from orchestrator.attempt import Outcome, Slot
 from orchestrator.schedule import Node
-from orchestrator.schedule.decide import decide, submissions
-from orchestrator.schedule.events import Cancel, Event, Finish, Limits, NodesSeen, Started, Ticket
+from orchestrator.schedule.decide import decide, report_without_supervisor, submissions
+from orchestrator.schedule.events import (
+    Cancel,
+    Ended,
+    Event,
+    Finish,
+    Limits,
+    NodesSeen,
+    Started,
+    Ticket,
+)
 from orchestrator.schedule.placement import Demand
 from orchestrator.schedule.policy import retry_policy
 from orchestrator.schedule.state import SweepState
@@ -54,14 +63,34 @@ def test_what_a_silent_node_held_is_lost_after_a_grace(kit: Any) -> None:
     assert finished(handled(state, NodesSeen((THERE,)))) == {}, "once"
 
 
-def test_what_waited_in_its_queue_is_submitted_again_where_slots_are_free(kit: Any) -> None:
+def ended(state: SweepState, attempt_id: str) -> None:
+    report = report_without_supervisor(state, state.flights[attempt_id], Outcome.OK, "")
+    handled(state, Ended(attempt_id, report))
+
+
+def test_what_waited_in_its_queue_is_submitted_again_where_slots_are_idle(kit: Any) -> None:
     state = running(kit, [kit.trial(i) for i in range(9)])
-    for attempt_id in ("d-1", "d-2"):  # slots of the other node are free, and nothing starts there
-        del state.flights[attempt_id]
+    ended(state, "d-1")  # two slots of the other node are idle, and nothing starts there
+    ended(state, "d-2")
     handled(state, NodesSeen((THERE,)))
     state.now += GRACE_S
     lost = finished(handled(state, NodesSeen((THERE,))))
-    assert set(lost) == {"d-3", "d-4", "d-5", "d-6"}, "as many as there are free slots"
+    assert set(lost) == {"d-3", "d-4", "d-5", "d-6"}, "as many as there are idle slots"
+    for submit in submissions(state):
+        state.commit(submit)
+    assert set(state.flights) == {"d-7", "d-8", "d-9"}
+    state.now += GRACE_S
+    lost = finished(handled(state, NodesSeen((THERE,))))
+    assert set(lost) == {"d-7"}, "the others were submitted when it had gone"
+
+
+def test_a_slot_that_has_just_become_idle_says_nothing(kit: Any) -> None:
+    state = running(kit, [kit.trial(i) for i in range(9)])
+    handled(state, NodesSeen((THERE,)))
+    state.now += GRACE_S
+    ended(state, "d-1")  # and what comes next is on its way
+    assert set(finished(handled(state, NodesSeen((THERE,))))) == {"d-3", "d-4"}
+    assert set(finished(handled(state, NodesSeen((THERE,))))) == {"d-5"}, "idle at two looks"
 
 
 def test_attempts_of_one_trial_get_numbers_of_their_own(kit: Any) -> None:
