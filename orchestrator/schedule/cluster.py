@@ -29,8 +29,10 @@ if TYPE_CHECKING:
 START_TIMEOUT_S = 120.0
 # What is ready is here at once; only a cluster that falls apart makes us wait for it.
 GET_TIMEOUT_S = 5.0
-# It answers in milliseconds; meanwhile attempts end and are recorded, head or no head.
+# It answers in milliseconds; one that does not shall not hold up what ends meanwhile.
 HEAD_TIMEOUT_S = 1.0
+# For all that run at the end; telling one takes less than a millisecond.
+CANCEL_TIMEOUT_S = 5.0
 # Ray labels every node that has GPUs with their kind.
 ACCELERATOR_LABEL = "ray.io/accelerator-type"
 # A node's first process unpacks our code, and may start while a hundred others do.
@@ -92,7 +94,13 @@ class RayCluster:
             if self._seen:
                 return self._seen
         asked, self._asked = self._asked, None
-        found = [_node(entry) for entry in asked.result() if entry["Alive"]]
+        try:
+            entries = asked.result()
+        except Exception as error:
+            if self._seen:
+                return self._seen  # whether the head is gone for good, the session says
+            raise ClusterError(f"the head does not name its nodes: {_last_line(error)}") from error
+        found = [_node(entry) for entry in entries if entry["Alive"]]
         alive = {node.node_id for node in found}
         for node_id in self._known - alive:
             self._homes.lost(node_id)
@@ -149,10 +157,15 @@ class RayCluster:
         if generator is None:
             return
         self._cancelled.add(attempt_id)
-        # It may have ended, or Ray itself may be gone: then there is nothing to cancel.
-        gone = (self._ray.exceptions.RayError, ValueError, RuntimeError, ClusterError)
-        with contextlib.suppress(*gone):
-            self._session.call(lambda: self._ray.cancel(generator, force=force))
+        # Where the cluster is gone, whoever asks for something else will hear of it.
+        with contextlib.suppress(ClusterError):
+            self._session.call(lambda: self._cancel(generator, force=force))
+
+    def _cancel(self, *generators: Any, force: bool) -> None:
+        for generator in generators:
+            # It may have ended, or Ray itself may be gone: then there is nothing to cancel.
+            with contextlib.suppress(self._ray.exceptions.RayError, ValueError, RuntimeError):
+                self._ray.cancel(generator, force=force)
 
     def ask_every_node(self, question: Callable[[], T]) -> dict[str, T]:
         """What ``question()`` returns in a process of each node that is alive, by node id.
@@ -191,8 +204,12 @@ class RayCluster:
 
     def close(self) -> None:
         """Leave the cluster; one that was started here ends with all its processes."""
-        for attempt_id in list(self._by_attempt):
-            self.cancel(attempt_id, force=True)
+        left = list(self._generators)
+        if left:
+            # Also in a cluster without a head: its nodes measure on, and hear us. All at once, for
+            # a dead raylet of our own may keep us waiting for each.
+            told = self._session.begin(lambda: self._cancel(*left, force=True))
+            concurrent.futures.wait((told,), timeout=CANCEL_TIMEOUT_S)
         self._generators.clear()
         self._by_attempt.clear()
         self._identities.clear()

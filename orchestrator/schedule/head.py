@@ -95,7 +95,7 @@ class Watch:
     Parameters
     ----------
     head : Head
-        It has answered before; is closed with the watch.
+        Is closed with the watch.
     raylet : tuple of str and int, optional
         Where the raylet of this driver listens, on this host.
     silence_s : float
@@ -117,16 +117,13 @@ class Watch:
         self._silence_s = silence_s
         self._every_s = every_s
         self._id: bytes | None = None
-        self._answered_at = time.monotonic()
+        self._ask_s = min(ASK_TIMEOUT_S, silence_s / 2)
+        self._looked_at = time.monotonic()
+        self._silent_s = 0.0
         self._gone: str | None = None
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._look_until_closed, name="head", daemon=True)
         self._thread.start()
-
-    @property
-    def gone(self) -> bool:
-        """Whether there is no cluster any more."""
-        return self._gone is not None
 
     def check(self) -> None:
         """Raise :class:`ClusterError` if there is no cluster any more."""
@@ -149,18 +146,21 @@ class Watch:
             return "the raylet of this host died"
         import grpc
 
+        found, answered = None, True
         try:
-            found = self._head.cluster_id(min(ASK_TIMEOUT_S, self._silence_s / 2))
+            found = self._head.cluster_id(self._ask_s)
         except grpc.RpcError as error:
-            if _an_answer(error):
-                self._answered_at = time.monotonic()
-            elif time.monotonic() - self._answered_at > self._silence_s:
-                return f"the head has not answered for {self._silence_s:.0f} s"
-            return None
-        self._answered_at = time.monotonic()
-        if self._id is not None and found != self._id:
+            answered = _an_answer(error)
+        now = time.monotonic()
+        # A look takes no longer: the rest is a pause of ours (Ctrl-Z), not a silence of the head's.
+        look_s = min(now - self._looked_at, self._every_s + self._ask_s)
+        self._looked_at = now
+        self._silent_s = 0.0 if answered else self._silent_s + look_s
+        if self._silent_s > self._silence_s:
+            return f"the head has not answered for {self._silence_s:.0f} s"
+        if found is not None and found != (self._id or found):
             return "the head is that of another cluster now"
-        self._id = found
+        self._id = found or self._id
         return None
 
 

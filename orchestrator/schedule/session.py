@@ -27,8 +27,8 @@ from filelock import FileLock, Timeout
 from orchestrator.errors import ClusterError
 from orchestrator.schedule import aftermath
 from orchestrator.schedule.bare import bare_ray
+from orchestrator.schedule.call_thread import CallThread
 from orchestrator.schedule.cores import CORES_VARIABLE, allowed_cores, split, to_text
-from orchestrator.schedule.hand import Hand
 from orchestrator.schedule.head import Head, Watch, patience_s, refuse_a_wrong_token
 from orchestrator.schedule.locks import local_directory
 
@@ -65,7 +65,7 @@ class Session:
         self._up = threading.Event()
         self._end = threading.Event()
         self._error: BaseException | None = None
-        self._hand, self._askers_hand = Hand(), Hand()
+        self._calls, self._questions = CallThread(), CallThread()
         self._watch: Watch | None = None
         self._keeper = threading.Thread(target=self._keep, name=KEEPER, daemon=True)
         self._keeper.start()
@@ -98,18 +98,22 @@ class Session:
 
     def call(self, function: Callable[[], T]) -> T:
         """What ``function()`` (of Ray's) returns; :class:`ClusterError` where it never would."""
-        return self._hand.call(function, self.check)
+        return self._calls.call(function, self.check)
+
+    def begin(self, function: Callable[[], T]) -> Future[T]:
+        """Where the answer of ``function()`` (of Ray's) will be, if there is to be one."""
+        return self._calls.begin(function)
 
     def ask(self, question: Callable[[], T]) -> Future[T]:
         """Where the answer to ``question()``, which may need the head, will be."""
-        return self._askers_hand.begin(question)
+        return self._questions.begin(question)
 
     def close(self) -> None:
         """End the session and, of a local cluster, every process and file; may be called twice."""
         atexit.unregister(self.close)
         self._end.set()
-        self._hand.close()
-        self._askers_hand.close()
+        self._calls.close()
+        self._questions.close()
         self._keeper.join(CLOSE_TIMEOUT_S)
 
     def _keep(self) -> None:
@@ -119,8 +123,9 @@ class Session:
                     _start_local(self._settings, stack)
                 else:
                     _connect(self._settings, stack)
-                    self._watch = _watch()
-                    stack.callback(self._watch.close)
+                    # Without what it asks with (an older Ray), Ray ends us in its own time.
+                    with contextlib.suppress(ImportError):
+                        self._watch = stack.enter_context(contextlib.closing(_watch()))
             except BaseException as error:
                 self._error = error
                 return

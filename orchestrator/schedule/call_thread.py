@@ -6,14 +6,17 @@ import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, wait
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 CHECK_EVERY_S = 0.2
 
 T = TypeVar("T")
 
+# None ends the thread.
+_Calls: TypeAlias = "queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]"
 
-class Hand:
+
+class CallThread:
     """Makes one call after another in a thread of its own.
 
     The thread is a daemon: one that hangs in a call is left there, and another takes over. To be
@@ -21,15 +24,15 @@ class Hand:
     """
 
     def __init__(self) -> None:
-        self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] | None = None
+        self._waiting: _Calls | None = None
 
     def begin(self, function: Callable[[], T]) -> Future[T]:
         """Where the answer of ``function()`` will be."""
-        if self._calls is None:
-            self._calls = queue.SimpleQueue()
-            threading.Thread(target=_work, args=(self._calls,), name="ray", daemon=True).start()
+        if self._waiting is None:
+            self._waiting = queue.SimpleQueue()
+            threading.Thread(target=_work, args=(self._waiting,), name="ray", daemon=True).start()
         answer: Future[T] = Future()
-        self._calls.put((answer, function))
+        self._waiting.put((answer, function))
         return answer
 
     def call(self, function: Callable[[], T], check: Callable[[], None]) -> T:
@@ -45,12 +48,12 @@ class Hand:
 
     def close(self) -> None:
         """End the thread, once it is back from its call."""
-        if self._calls is not None:
-            self._calls.put(None)
-            self._calls = None
+        if self._waiting is not None:
+            self._waiting.put(None)
+            self._waiting = None
 
 
-def _work(calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]) -> None:
+def _work(calls: _Calls) -> None:
     while (item := calls.get()) is not None:
         answer, function = item
         try:
