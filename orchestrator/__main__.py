@@ -8,8 +8,9 @@ import sys
 def main() -> None:
     """Entry point of the console script; exits with the command's code."""
     from orchestrator.cli import main as run_cli
+    from orchestrator.stopping import leave
 
-    sys.exit(run_cli(sys.argv[1:]))
+    leave(run_cli(sys.argv[1:]))
 
 
 if __name__ == "__main__":

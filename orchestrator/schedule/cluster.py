@@ -6,6 +6,7 @@ cluster is started, never before.
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import threading
 import time
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
 START_TIMEOUT_S = 120.0
 # What is ready is here at once; only a cluster that falls apart makes us wait for it.
 GET_TIMEOUT_S = 5.0
+# It answers in milliseconds; one that does not shall not hold up what ends meanwhile.
+HEAD_TIMEOUT_S = 1.0
+# For all that run at the end; telling one takes less than a millisecond.
+CANCEL_TIMEOUT_S = 5.0
 # Ray labels every node that has GPUs with their kind.
 ACCELERATOR_LABEL = "ray.io/accelerator-type"
 # A node's first process unpacks our code, and may start while a hundred others do.
@@ -52,6 +57,8 @@ class RayCluster:
         self._cancelled: set[str] = set()
         self._identities: dict[str, Mapping[str, Any]] = {}
         self._homes = Homes()
+        self._asked: concurrent.futures.Future[list[dict[str, Any]]] | None = None
+        self._seen: Sequence[Node] = ()
         self._known: set[str] = set()
         self._with_gpus: set[str] = set()
         self._task = ray.remote(
@@ -78,13 +85,28 @@ class RayCluster:
         return time.monotonic()
 
     def nodes(self) -> Sequence[Node]:
+        """The nodes alive now, or lately: a head that is slow to answer holds up nothing else."""
         self._session.check()
-        found = [_node(entry) for entry in self._ray.nodes() if entry["Alive"]]
+        if self._asked is None:
+            self._asked = self._session.ask(self._ray.nodes)
+        while not concurrent.futures.wait((self._asked,), timeout=HEAD_TIMEOUT_S).done:
+            self._session.check()
+            if self._seen:
+                return self._seen
+        asked, self._asked = self._asked, None
+        try:
+            entries = asked.result()
+        except Exception as error:
+            if self._seen:
+                return self._seen  # whether the head is gone for good, the session says
+            raise ClusterError(f"the head does not name its nodes: {_last_line(error)}") from error
+        found = [_node(entry) for entry in entries if entry["Alive"]]
         alive = {node.node_id for node in found}
         for node_id in self._known - alive:
             self._homes.lost(node_id)
         self._known = alive
         self._with_gpus = {node.node_id for node in found if node.gpus}
+        self._seen = found
         return found
 
     def submit(self, spec: AttemptSpec, demand: Demand, avoid: frozenset[str]) -> None:
@@ -107,14 +129,21 @@ class RayCluster:
         ):
             options["scheduling_strategy"] = self._preference(home)
         self._identities[spec.attempt_id] = spec.identity
-        generator = self._task.options(**options).remote(spec, demand.cpus, demand.memory_bytes)
+        # The first one hands our function to the head.
+        generator = self._session.call(
+            lambda: self._task.options(**options).remote(spec, demand.cpus, demand.memory_bytes)
+        )
         self._generators[generator] = spec.attempt_id
         self._by_attempt[spec.attempt_id] = generator
 
     def wait(self, timeout_s: float) -> Sequence[ClusterEvent]:
         if not self._generators:
             time.sleep(timeout_s)
+            self._session.check()
             return []
+        return self._session.call(lambda: self._wait(timeout_s))
+
+    def _wait(self, timeout_s: float) -> Sequence[ClusterEvent]:
         waitables = list(self._generators)
         ready, _ = self._ray.wait(waitables, num_returns=1, timeout=timeout_s)
         self._session.check()
@@ -128,9 +157,15 @@ class RayCluster:
         if generator is None:
             return
         self._cancelled.add(attempt_id)
-        # It may have ended, or Ray itself may be gone: then there is nothing to cancel.
-        with contextlib.suppress(self._ray.exceptions.RayError, ValueError, RuntimeError):
-            self._ray.cancel(generator, force=force)
+        # Where the cluster is gone, whoever asks for something else will hear of it.
+        with contextlib.suppress(ClusterError):
+            self._session.call(lambda: self._cancel(generator, force=force))
+
+    def _cancel(self, *generators: Any, force: bool) -> None:
+        for generator in generators:
+            # It may have ended, or Ray itself may be gone: then there is nothing to cancel.
+            with contextlib.suppress(self._ray.exceptions.RayError, ValueError, RuntimeError):
+                self._ray.cancel(generator, force=force)
 
     def ask_every_node(self, question: Callable[[], T]) -> dict[str, T]:
         """What ``question()`` returns in a process of each node that is alive, by node id.
@@ -169,8 +204,12 @@ class RayCluster:
 
     def close(self) -> None:
         """Leave the cluster; one that was started here ends with all its processes."""
-        for attempt_id in list(self._by_attempt):
-            self.cancel(attempt_id, force=True)
+        left = list(self._generators)
+        if left:
+            # Also in a cluster without a head: its nodes measure on, and hear us. All at once, for
+            # a dead raylet of our own may keep us waiting for each.
+            told = self._session.begin(lambda: self._cancel(*left, force=True))
+            concurrent.futures.wait((told,), timeout=CANCEL_TIMEOUT_S)
         self._generators.clear()
         self._by_attempt.clear()
         self._identities.clear()

@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -48,7 +48,7 @@ from orchestrator.schedule.events import (
     Vanished,
     Waiting,
 )
-from orchestrator.schedule.placement import slots
+from orchestrator.schedule.placement import Node, slots
 from orchestrator.schedule.state import SweepState
 
 
@@ -177,6 +177,40 @@ def _retry(state: SweepState, flight: Flight, outcome: Outcome) -> Ticket | None
 
 def _nodes_seen(state: SweepState, event: NodesSeen) -> Iterator[Action]:
     yield LearnNodes(event.nodes)
+    if not state.stopping:
+        yield from _left_on_silent_nodes(state, event.nodes)
+
+
+def _left_on_silent_nodes(state: SweepState, nodes: Sequence[Node]) -> Iterator[Action]:
+    """What a node took along that was cut off: no connection breaks, so Ray does not say for long.
+
+    What a node held that died is reported by Ray itself, well within the grace.
+    """
+    silent = {
+        node_id
+        for node_id, since in state.gone_since.items()
+        if state.now - since >= state.limits.gone_grace_s
+    }
+    if not silent:
+        return
+    flights = state.flights.values()
+    lost = [f for f in flights if f.slot is not None and f.slot.node_id in silent]
+    # Attempts may wait in its queue, too; Ray does not say which. Where slots were idle at two
+    # looks, what was submitted before it went does not wait for a slot.
+    before = max(state.gone_since[node_id] for node_id in silent)
+    for lane in state.lanes.values():
+        waiting = (
+            f
+            for f in flights
+            if f.slot is None and f.ticket.demand == lane.demand and f.submitted_at <= before
+        )
+        idle = min(lane.idle_slots, state.idle_slots(lane.demand, nodes))
+        lost.extend(islice(waiting, idle))
+    # One of a trial at a time: the number of its next attempt counts this one.
+    for flight in {flight.ticket.trial.hash: flight for flight in lost}.values():
+        yield Cancel(flight.attempt_id, force=True)
+        reason = "its node does not answer any more"
+        yield from _vanished(state, Vanished(flight.attempt_id, Outcome.LOST, reason))
 
 
 def _stop_requested(state: SweepState, event: StopRequested) -> Iterator[Action]:

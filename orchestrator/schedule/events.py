@@ -302,3 +302,4 @@ class Limits:
     overdue_grace_s: float = 120.0
     forced_grace_s: float = 10.0
     claimed_wait_s: float = 1.0
+    gone_grace_s: float = 30.0

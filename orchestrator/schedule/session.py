@@ -17,16 +17,19 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from filelock import FileLock, Timeout
 
 from orchestrator.errors import ClusterError
 from orchestrator.schedule import aftermath
 from orchestrator.schedule.bare import bare_ray
+from orchestrator.schedule.call_thread import CallThread
 from orchestrator.schedule.cores import CORES_VARIABLE, allowed_cores, split, to_text
+from orchestrator.schedule.head import Head, Watch, patience_s, refuse_a_wrong_token
 from orchestrator.schedule.locks import local_directory
 
 if TYPE_CHECKING:
@@ -36,6 +39,8 @@ MIB = 1024**2
 OBJECT_STORE_BYTES = 200 * MIB
 PROBE_TIMEOUT_S = 5.0
 CLOSE_TIMEOUT_S = 10.0
+# Alive after the session's end it says that Ray does not let go (see ``stopping.leave``).
+KEEPER = "ray-session"
 # A path of a Unix socket has at most 107 bytes; Ray appends up to 64.
 LONGEST_DIRECTORY = 40
 
@@ -49,6 +54,9 @@ _SMALL_BOX = {
 }
 
 
+T = TypeVar("T")
+
+
 class Session:
     """Ray, connected to by the configuration ``settings``; starts at once, in the background."""
 
@@ -57,7 +65,9 @@ class Session:
         self._up = threading.Event()
         self._end = threading.Event()
         self._error: BaseException | None = None
-        self._keeper = threading.Thread(target=self._keep, name="ray-session", daemon=True)
+        self._calls, self._questions = CallThread(), CallThread()
+        self._watch: Watch | None = None
+        self._keeper = threading.Thread(target=self._keep, name=KEEPER, daemon=True)
         self._keeper.start()
         atexit.register(self.close)
 
@@ -70,10 +80,12 @@ class Session:
         return True
 
     def check(self) -> None:
-        """Raise :class:`ClusterError` if a process of a local cluster has died.
+        """Raise :class:`ClusterError` if the cluster is no more.
 
         Ray would not say: calls into a dead raylet hang, and a dead head ends the driver in time.
         """
+        if self._watch is not None:
+            self._watch.check()
         if self._settings.kind != "local":
             return
         from ray._private import worker
@@ -84,10 +96,24 @@ class Session:
                 fix="The same command goes on where this one stopped",
             )
 
+    def call(self, function: Callable[[], T]) -> T:
+        """What ``function()`` (of Ray's) returns; :class:`ClusterError` where it never would."""
+        return self._calls.call(function, self.check)
+
+    def begin(self, function: Callable[[], T]) -> Future[T]:
+        """Where the answer of ``function()`` (of Ray's) will be, if there is to be one."""
+        return self._calls.begin(function)
+
+    def ask(self, question: Callable[[], T]) -> Future[T]:
+        """Where the answer to ``question()``, which may need the head, will be."""
+        return self._questions.begin(question)
+
     def close(self) -> None:
         """End the session and, of a local cluster, every process and file; may be called twice."""
         atexit.unregister(self.close)
         self._end.set()
+        self._calls.close()
+        self._questions.close()
         self._keeper.join(CLOSE_TIMEOUT_S)
 
     def _keep(self) -> None:
@@ -97,6 +123,9 @@ class Session:
                     _start_local(self._settings, stack)
                 else:
                     _connect(self._settings, stack)
+                    # Without what it asks with (an older Ray), Ray ends us in its own time.
+                    with contextlib.suppress(ImportError):
+                        self._watch = stack.enter_context(contextlib.closing(_watch()))
             except BaseException as error:
                 self._error = error
                 return
@@ -149,7 +178,7 @@ def _connect(settings: ClusterConfig, stack: contextlib.ExitStack) -> None:
     if address != "auto":
         host, port = _parse(address)
         _probe(address, host, port)
-        _refuse_a_wrong_token(address, host, port)
+        refuse_a_wrong_token(address)
         # Ray takes 127.0.0.1 for "this host" and goes to its outward address. A cluster that keeps
         # to the loopback interface, as our local one does, is not there.
         if _is_loopback(host) and not _answers(ray.util.get_node_ip_address(), port):
@@ -161,6 +190,19 @@ def _connect(settings: ClusterConfig, stack: contextlib.ExitStack) -> None:
         log_to_driver=False,
         configure_logging=False,
     )
+
+
+def _watch() -> Watch:
+    """Somebody who looks after the cluster that was joined."""
+    import ray
+
+    context = ray.get_runtime_context()
+    own = context.get_node_id()
+    raylet = None
+    for node in ray.nodes():
+        if node["NodeID"] == own:
+            raylet = (node["NodeManagerAddress"], node["NodeManagerPort"])
+    return Watch(Head(context.gcs_address), raylet, silence_s=patience_s())
 
 
 def code_environment() -> dict[str, Any]:
@@ -238,36 +280,6 @@ def _probe(address: str, host: str, port: int) -> None:
             where=f"cluster.address={address}",
             fix="Start one with `ray start --head`, or use cluster=local",
         ) from None
-
-
-def _refuse_a_wrong_token(address: str, host: str, port: int) -> None:
-    """Ask the head once with our token: Ray would ask for a minute, and fill the terminal."""
-    try:
-        import grpc
-        from ray._private.authentication.http_token_authentication import (
-            get_auth_headers_if_auth_enabled,
-        )
-    except ImportError:
-        return
-    headers = get_auth_headers_if_auth_enabled({})
-    if not headers:
-        return
-    with grpc.insecure_channel(f"{host}:{port}") as channel:
-        ask = channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")
-        try:
-            ask(
-                b"",
-                timeout=PROBE_TIMEOUT_S,
-                metadata=[(name.lower(), value) for name, value in headers.items()],
-            )
-        except grpc.RpcError as error:
-            # Whatever else it may be (TLS, another version), Ray itself will say.
-            if error.code() is grpc.StatusCode.UNAUTHENTICATED:
-                raise ClusterError(
-                    "the head refuses this token",
-                    where=f"cluster.address={address}",
-                    fix="Set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's token",
-                ) from None
 
 
 @contextlib.contextmanager

@@ -51,6 +51,7 @@ class Lane:
         self.ready: deque[Ticket] = deque()
         self.window = 0
         self.in_flight = 0
+        self.idle_slots = 0
         self.unplaceable_since: float | None = None
 
     @property
@@ -96,6 +97,7 @@ class SweepState:
         self.now = now
         self.epoch_s = epoch_s
         self.nodes: tuple[Node, ...] = ()
+        self.gone_since: dict[str, float] = {}
         self.review_at = now
         self.stopping_since: float | None = None
         self.lanes: dict[Demand, Lane] = {}
@@ -134,6 +136,15 @@ class SweepState:
     def next_attempt_id(self) -> str:
         """The id the next submitted attempt will have."""
         return f"{self.driver_id}-{self._submitted + 1}"
+
+    def idle_slots(self, demand: Demand, nodes: Sequence[Node]) -> int:
+        """How many attempts with ``demand`` could run on ``nodes`` beside what does."""
+        there = {node.node_id for node in nodes}
+        running = sum(
+            flight.slot is not None and flight.slot.node_id in there
+            for flight in self.flights.values()
+        )
+        return max(0, slots(nodes, demand) - running)
 
     def due(self) -> Iterator[Ticket]:
         """Delayed tickets whose time has come, earliest first."""
@@ -225,10 +236,13 @@ class SweepState:
         lane.ready.clear()
 
     def _learn(self, action: LearnNodes) -> None:
+        for node_id in {node.node_id for node in self.nodes} - {n.node_id for n in action.nodes}:
+            self.gone_since[node_id] = self.now
         self.nodes = action.nodes
         self.review_at = self.now + self.limits.nodes_every_s
         for lane in self.lanes.values():
             number = slots(self.nodes, lane.demand)
+            lane.idle_slots = self.idle_slots(lane.demand, self.nodes)
             lane.window = (
                 math.ceil(number * self.limits.window_factor) + self.limits.window_extra
                 if number

@@ -65,7 +65,7 @@ def nothing_left(world: World, look: Callable[[], list[psutil.Process]] | None =
     look = look or world.processes
     deadline = time.monotonic() + LIMIT_S
     while left := look():
-        assert time.monotonic() < deadline, [(p.pid, p.name()) for p in left]
+        assert time.monotonic() < deadline, [(p, p.parent()) for p in left]
         time.sleep(0.1)
     assert not shared_memory_nobody_has()
 

@@ -139,6 +139,27 @@ def test_a_full_disk_is_said_in_one_line_and_loses_nothing(
     assert not list((small_disk / "spool").glob("corrupt*"))
 
 
+@pytest.mark.slow
+def test_a_database_locked_until_after_the_sweep(world: World, faults: Any) -> None:
+    """Measuring does not wait for it, and the driver does."""
+    driver = faults.Driver(world, WORDS)
+    driver.start()
+    running(world, driver, faults)
+    mlruns = world.directory / "mlruns"
+    with locked(mlruns / "mlflow.db"):
+        # Reports lie on disk; none of them is lost to the lock, none of the trials waits for it.
+        faults.until(lambda: len(list((mlruns / "spool").rglob("*.finish"))) == TRIALS, driver)
+        time.sleep(5)
+        assert driver.poll() is None, driver.tail()
+    assert driver.wait(120) == 0, driver.tail()
+    outcomes, each, open_runs = faults.recorded(mlruns)
+    assert outcomes == {"ok": TRIALS}
+    assert len(each) == TRIALS
+    assert open_runs == []
+    assert not list((mlruns / "spool").rglob("*.finish"))
+    faults.nothing_left(world)
+
+
 # Every clock of Python's in every process steps back by an hour once the file is there.
 STEP = """
 import os, time

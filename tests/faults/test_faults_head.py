@@ -1,0 +1,96 @@
+"""The head of a joined cluster lost: its process, its answers, its whole host."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+from collections.abc import Sequence
+from typing import Any
+
+import psutil
+import pytest
+
+from benchmarks._world import Nodes, World
+
+pytestmark = pytest.mark.slow
+
+# The last runs when the head goes, and would for longer than anything here waits for its end.
+SLEEPS_S = (1, 2, 45)
+PATIENCE = "RAY_gcs_rpc_server_reconnect_timeout_s"
+
+
+def words(address: str) -> list[str]:
+    return [
+        "task=noop",
+        f"task.sleep_s={','.join(map(str, SLEEPS_S))}",
+        "device=cpu",
+        "cluster=ray",
+        f"cluster.address={address}",
+        "tracking.local_on_cluster=true",
+        "telemetry.enabled=false",
+        "preflight=off",
+        "--json",
+    ]
+
+
+def at_work(world: World, faults: Any) -> list[psutil.Process]:
+    """Supervisors, and measured processes with or without one.
+
+    Not what a Ray worker keeps warm that is idle: that ends with its node.
+    """
+    found = []
+    for process in faults.of_attempts(world):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            parent = process.parent()
+            if parent is None or parent.name() != "ray::IDLE":
+                found.append(process)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("parts", "number", "said"),
+    [
+        pytest.param(["gcs_server"], signal.SIGKILL, "the head has not answered", id="process"),
+        pytest.param(["gcs_server"], signal.SIGSTOP, "the head has not answered", id="silent"),
+        # The driver is on the head's host, and has its raylet.
+        pytest.param(["raylet", "gcs_server"], signal.SIGKILL, "raylet of this host", id="host"),
+    ],
+)
+def test_a_lost_head_ends_the_sweep_with_its_books_closed(
+    world: World, faults: Any, parts: Sequence[str], number: signal.Signals, said: str
+) -> None:
+    nodes = Nodes(world, 1)
+    # Of the driver alone: the head may be silent for half of it.
+    world.environment[PATIENCE] = "12"
+    driver = faults.Driver(world, words(nodes.address))
+    driver.start()
+    faults.until(lambda: driver.tail().count(" ok ") == 2, driver)
+    faults.until(lambda: len(faults.measured(world.processes())) == 1, driver)
+    for part in parts:
+        nodes.head.all_processes[part][0].process.send_signal(number)
+    assert driver.wait(60) == 2, driver.tail()
+    last = driver.tail().splitlines()[-1]
+    assert last.startswith(f"error: cluster.address={nodes.address}: "), driver.tail()
+    assert said in last
+    assert "Traceback" not in driver.tail()
+    faults.nothing_left(world, lambda: at_work(world, faults))
+    mlruns = world.directory / "mlruns"
+    outcomes, each, open_runs = faults.recorded(mlruns)
+    assert outcomes == {"ok": 2, "lost": 1}
+    assert open_runs == [], "nothing is left for the next command to end"
+    for part in parts:
+        nodes.head.all_processes[part][0].process.send_signal(signal.SIGCONT)
+    nodes.close()
+
+    del world.environment[PATIENCE]
+    nodes = Nodes(world, 1)
+    driver = faults.Driver(world, words(nodes.address))
+    driver.start()
+    assert driver.wait(120) == 0, driver.tail()
+    assert json.loads(driver.output.read_text())["cached"] == 2
+    outcomes, each, open_runs = faults.recorded(mlruns)
+    assert len(each) == len(SLEEPS_S)
+    assert all(trial["ok"] == 1 for trial in each)
+    assert open_runs == []
+    nodes.close()
