@@ -23,7 +23,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
@@ -39,6 +39,8 @@ from benchmarks._world import (
     measured,
     named,
 )
+
+T = TypeVar("T")
 
 SLEEP_S = 0.3
 NODES = 3
@@ -258,6 +260,7 @@ def _judge(
     emit("chaos.executions", len(executed), "1", n=trials)
     emit("chaos.unaccounted", len(unaccounted), "1", required="== 0", n=len(executed))
     spooled = [p for p in (world.directory / "state").rglob("*.finish")]
+    held = _settled(world.held_directories)
     results = [
         _check(lost == 0, f"{lost} trials have no measurement"),
         _check(duplicated == 0, f"{duplicated} measurements too many"),
@@ -266,7 +269,7 @@ def _judge(
         _check(not spooled, f"{len(spooled)} results still in the spool"),
         _check(len(set(executed)) == len(executed), "an attempt was executed twice"),
         _check(not orphans, f"orphans: {[process.cmdline()[:4] for process in orphans]}"),
-        _check(not world.held_directories(), "directories of attempts are still held"),
+        _check(not held, f"directories of attempts are still held: {_contents(held)}"),
     ]
     return all(results)
 
@@ -301,7 +304,11 @@ def _orphans(world: World) -> list[psutil.Process]:
     )
 
 
-def _settled(look: Callable[[], list[psutil.Process]]) -> list[psutil.Process]:
+def _contents(directories: list[Path]) -> list[str]:
+    return [str(path) for directory in directories for path in (directory, *directory.rglob("*"))]
+
+
+def _settled(look: Callable[[], list[T]]) -> list[T]:
     """What ``look`` still sees when the limit for leaving is over."""
     deadline = time.monotonic() + ORPHAN_LIMIT_S
     while found := look():

@@ -119,14 +119,18 @@ def sweep(root: Path | None = None, *, min_age_s: float = 60.0) -> None:
 
     Younger ones than ``min_age_s`` are left alone: their maker may be just about to lock them.
     """
-    for path in Path(root or tempfile.gettempdir()).glob(f"{PREFIX}*/{LOG_NAME}"):
+    for path in Path(root or tempfile.gettempdir()).glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime < min_age_s:
                 continue
-            log = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+            try:
+                log = os.open(path / LOG_NAME, os.O_RDONLY | os.O_NOFOLLOW)
+            except FileNotFoundError:  # its maker was killed while it made or removed it
+                shutil.rmtree(path, ignore_errors=True)
+                continue
             try:
                 # Anyone of the attempt still alive holds the lock: it goes with the descriptor.
                 fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(path.parent, ignore_errors=True)
+                shutil.rmtree(path, ignore_errors=True)
             finally:
                 os.close(log)

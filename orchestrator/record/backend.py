@@ -303,16 +303,32 @@ def sqlite_backend(database: Path, artifact_root: Path) -> Backend:
     with translated(where), FileLock(database.with_suffix(".lock"), mode=0o644):
         from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-        fresh = not database.exists()
-        store = SqlAlchemyStore(where, artifact_root.as_uri())
-        if fresh:
+        if not database.exists():
+            _make_database(database, artifact_root)
             _write_ahead_log(database)
+        store = SqlAlchemyStore(where, artifact_root.as_uri())
         _commit_without_waiting(store.engine)
         from orchestrator.record.transaction import SqliteBackend, tables_are_known
 
         if tables_are_known():
             return SqliteBackend(store, where, artifact_root)
     return Backend(store, where, where, artifact_root)
+
+
+def _make_database(database: Path, artifact_root: Path) -> None:
+    """All tables, beside and then renamed: cut short (a full disk, a kill) nothing is half made.
+
+    MLflow refuses tables that it did not finish.
+    """
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    making = database.with_name(f"{database.name}.making")
+    for left in database.parent.glob(f"{making.name}*"):
+        left.unlink()
+    SqlAlchemyStore(f"sqlite:///{making}", artifact_root.as_uri()).engine.dispose()
+    with making.open("rb") as file:
+        os.fsync(file.fileno())
+    making.rename(database)
 
 
 def _write_ahead_log(database: Path) -> None:

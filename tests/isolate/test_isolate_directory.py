@@ -108,3 +108,13 @@ def test_only_directories_whose_owners_are_gone_are_swept(tmp_path: Path) -> Non
     assert alive.path.exists()
     alive.remove()
     assert not alive.path.exists()
+
+
+def test_what_was_half_removed_when_its_owner_died_is_swept(tmp_path: Path) -> None:
+    half = AttemptDirectory(tmp_path)
+    os.close(half.log)
+    (half.path / module.LOG_NAME).unlink()
+    sweep(tmp_path)
+    assert half.path.exists()
+    sweep(tmp_path, min_age_s=-1.0)
+    assert not half.path.exists()
