@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import shlex
 import sys
 import time
@@ -168,6 +169,8 @@ def execute(plan: Plan, *, as_json: bool = False, table: bool = True) -> int:
     todo = _todo(plan, store)
     cached = sum(state.state == "cached" for state in todo.states)
     if not todo.attempts:
+        # Some of it may only be in the spool of a driver that died.
+        _tidy(store, functools.partial(click.echo, err=True), runs=False)
         click.echo(_nothing_to_do(plan, todo), err=True)
         return _report(plan, store, None, cached=cached, wall_s=0.0, as_json=as_json, table=table)
     store.check_writable()
@@ -380,15 +383,19 @@ def command_line() -> list[str]:
     return ["python", "-m", "orchestrator", *sys.argv[1:]]
 
 
-def _tidy(store: Store, say: Callable[[str], None]) -> None:
-    """End runs of dead drivers and record what they spooled, so that this run sees them."""
+def _tidy(store: Store, say: Callable[[str], None], *, runs: bool = True) -> None:
+    """Record what dead drivers spooled and end their ``runs``, so that this run sees them.
+
+    Where nothing is spooled MLflow is only needed for the runs.
+    """
     from orchestrator.record import reap, sync
 
     try:
         written = sync(store, message=say).written
         if written:
             say(f"{written} attempts of an earlier run were still in the spool: recorded now")
-        reap(store)
+        if runs:
+            reap(store)
     except StoreUnavailable as error:
         say(f"{error} (results will wait in the spool)")
 

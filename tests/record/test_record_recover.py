@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,11 +15,13 @@ from typing import Any
 import pytest
 
 from orchestrator.attempt import Outcome
+from orchestrator.plan.schema import Settings, TrackingConfig
 from orchestrator.record import Recording, open_store, reap, spool, sync
 from orchestrator.record.embedded import EmbeddedStore
 from orchestrator.record.liveness import STALE_AFTER_S, driver_id, is_alive
 from orchestrator.record.runrecord import ATTEMPT_TAG
 from orchestrator.record.writer import Writer
+from orchestrator.run import execute
 
 # A driver that begins two attempts, finishes one, and then hangs in the stage it is told to.
 DRIVER = """
@@ -309,3 +312,20 @@ def test_reap_ends_a_run_that_never_beat(store: EmbeddedStore) -> None:
 def test_a_second_store_object_sees_the_same(store: EmbeddedStore, kit: SimpleNamespace) -> None:
     kit.record_one(store, kit.trial_of(1))
     assert open_store({"root": store.root}).attempts() == store.attempts()
+
+
+def test_a_sweep_with_nothing_left_records_what_is_only_in_a_spool(
+    store: EmbeddedStore, kit: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    killed_driver(store, "spooled")
+    trial = kit.trial_of(1)
+    tracking = TrackingConfig(kind="embedded", root=str(store.root))
+    plan = replace(kit.plan_of([trial]), settings=Settings(tracking=tracking))
+    assert execute(plan) == 0
+    said = capsys.readouterr().err
+    assert "attempts of an earlier run were still in the spool: recorded now" in said
+    assert "nothing left to do (1 cached)" in said
+    assert [s.outcome for s in store.recorded({trial.hash})] == ["ok"]
+    assert not list(store.spool_root.rglob("*.finish"))
+    assert execute(plan) == 0
+    assert "spool" not in capsys.readouterr().err
