@@ -240,13 +240,25 @@ def _nothing_to_do(plan: Plan, todo: Todo) -> str:
 
 
 def _reports(
-    store: Store, attempts: Mapping[str, Sequence[AttemptSummary]]
+    store: Store,
+    attempts: Mapping[str, Sequence[AttemptSummary]],
+    loaded: dict[str, AttemptReport] | None = None,
 ) -> dict[str, list[AttemptReport]]:
-    """Whole reports of every finished attempt, by config hash."""
-    return {
-        config: [store.load(attempt.run_id) for attempt in found if attempt.outcome]
-        for config, found in attempts.items()
-    }
+    """Whole reports of every finished attempt, by config hash.
+
+    ``loaded`` holds those that were read before, by run id, and then these too: a tracking server
+    takes a tenth of a second for one.
+    """
+    loaded = {} if loaded is None else loaded
+    reports: dict[str, list[AttemptReport]] = {}
+    for config, found in attempts.items():
+        reports[config] = []
+        for attempt in found:
+            if attempt.outcome:
+                if attempt.run_id not in loaded:
+                    loaded[attempt.run_id] = store.load(attempt.run_id)
+                reports[config].append(loaded[attempt.run_id])
+    return reports
 
 
 def _stdout() -> Any:
@@ -257,10 +269,14 @@ def _stdout() -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class _Measured:
-    """What one run of a sweep did: how its attempts went, and what was recorded of them."""
+    """What one run of a sweep did: how its attempts went, and what was recorded of them.
+
+    ``loaded`` are reports that were read from the store for the sweep's own run, by run id.
+    """
 
     result: SweepResult
     summary: RecordingSummary
+    loaded: dict[str, AttemptReport]
 
 
 def _measure(plan: Plan, todo: Todo, store: Store, cached: int) -> _Measured:
@@ -326,18 +342,21 @@ def _measure(plan: Plan, todo: Todo, store: Store, cached: int) -> _Measured:
             if recording.claims.met_others:
                 _tidy(store, view.message)  # it may have died since
             status = "KILLED" if result.interrupted else "FINISHED"
-            _attach_report(plan, store, recording)
+            loaded = _attach_report(plan, store, recording)
         except BaseException as error:
             reason = str(error)
             raise
         finally:
             published.close()
             summary = recording.close(status, reason)
-        return _Measured(result, summary)
+        return _Measured(result, summary, loaded)
 
 
-def _attach_report(plan: Plan, store: Store, recording: Recording) -> None:
-    """Give the sweep's own run its summary and its report, as far as the store has the attempts."""
+def _attach_report(plan: Plan, store: Store, recording: Recording) -> dict[str, AttemptReport]:
+    """Give the sweep's own run its summary and its report, as far as the store has the attempts.
+
+    Returns the reports that it read for that, by run id.
+    """
     from orchestrator.record import Redactor
     from orchestrator.record.views import results_view, varying_params
     from orchestrator.replay import telemetry_of
@@ -348,9 +367,10 @@ def _attach_report(plan: Plan, store: Store, recording: Recording) -> None:
     from orchestrator.report.rows import better_when
 
     if len(plan.trials) > MOST_REPORTED or not recording.flush(REPORT_PATIENCE_S):
-        return
+        return {}
+    loaded: dict[str, AttemptReport] = {}
     summaries = store.attempts(trial.hash for trial in plan.trials)
-    reports = _reports(store, summaries)
+    reports = _reports(store, summaries, loaded)
     table = build_table(plan, reports)
     # The attempts are redacted since they were recorded; what a person typed is not.
     redactor = Redactor.of_environment()
@@ -369,6 +389,7 @@ def _attach_report(plan: Plan, store: Store, recording: Recording) -> None:
         ascending=better_when(first, next(filter(None, units), "")) != "higher",
     )
     recording.attach(to_page_markdown(table, summary=sentences(table)), files, experiment_tags=view)
+    return loaded
 
 
 def _history_s(plan: Plan, store: Store) -> list[float]:
@@ -437,5 +458,6 @@ def _report(
             )
         )
     elif table:
-        _stdout().print(final_table(plan, _reports(store, attempts)))
+        loaded = measured.loaded if measured else {}
+        _stdout().print(final_table(plan, _reports(store, attempts, loaded)))
     return 1 if failed else 0

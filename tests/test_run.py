@@ -1,0 +1,28 @@
+"""What the command that runs a sweep asks the store for."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from orchestrator.run import _reports
+
+
+def test_a_report_is_read_from_the_store_once() -> None:
+    asked: list[str] = []
+
+    def load(run_id: str) -> str:
+        asked.append(run_id)
+        return f"report of {run_id}"
+
+    store: Any = SimpleNamespace(load=load)
+    ended, running = (
+        SimpleNamespace(run_id=run_id, outcome=outcome)
+        for run_id, outcome in (("1", "ok"), ("2", None))
+    )
+    loaded: dict[str, Any] = {}
+    attempts: Any = {"a": [ended, running]}
+    assert _reports(store, attempts, loaded) == {"a": ["report of 1"]}
+    later: Any = {"a": [ended], "b": [SimpleNamespace(run_id="3", outcome="crashed")]}
+    assert _reports(store, later, loaded) == {"a": ["report of 1"], "b": ["report of 3"]}
+    assert asked == ["1", "3"]
