@@ -146,6 +146,8 @@ def test_a_database_locked_until_after_the_sweep(world: World, faults: Any) -> N
     driver.start()
     running(world, driver, faults)
     mlruns = world.directory / "mlruns"
+    # It appears whole; who connects before that makes a file of his own.
+    faults.until((mlruns / "mlflow.db").exists, driver)
     with locked(mlruns / "mlflow.db"):
         # Reports lie on disk; none of them is lost to the lock, none of the trials waits for it.
         faults.until(lambda: len(list((mlruns / "spool").rglob("*.finish"))) == TRIALS, driver)

@@ -62,7 +62,7 @@ def test_a_lost_head_ends_the_sweep_with_its_books_closed(
 ) -> None:
     nodes = Nodes(world, 1)
     # Of the driver alone: the head may be silent for half of it.
-    world.environment[PATIENCE] = "12"
+    world.environment[PATIENCE] = "30"
     driver = faults.Driver(world, words(nodes.address))
     driver.start()
     faults.until(lambda: driver.tail().count(" ok ") == 2, driver)

@@ -183,7 +183,7 @@ def outside(nodes_world: World) -> Any:
 
 
 PLACED = """
-import json, os, sys, threading
+import json, os, sys, threading, time
 from pathlib import Path
 from orchestrator.attempt import Resources
 from orchestrator.errors import ClusterError
@@ -202,6 +202,16 @@ class Port:
     def finish(self, report, trial): self.reports.append(report)
     def __getattr__(self, name): return lambda *a, **k: None
 
+def all_slots_free():
+    # Ray gives a slot back a moment after the attempt's report is here.
+    import ray
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        free, there = ray.available_resources(), ray.cluster_resources()
+        if free.get("CPU") == there.get("CPU") and free.get("GPU") == there.get("GPU"):
+            return
+        time.sleep(0.05)
+
 found = []
 with start_async(settings.cluster) as pending:
     cluster = pending.ready()
@@ -211,6 +221,7 @@ with start_async(settings.cluster) as pending:
                     "device": {"kind": "cpu", "threads": None}, "seed": 0}
         trial = Trial(f"{number:064x}", identity, resources=Resources(**resources), timeout_s=60)
         port = Port()
+        all_slots_free()
         try:
             run_sweep(plan, [Attempt(trial, 1)], recording=port, view=Port(), seed=0,
                       stop=threading.Event(), cluster=cluster)
