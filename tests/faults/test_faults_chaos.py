@@ -14,18 +14,13 @@ TRIALS = 30
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_a_sweep_survives_an_adversary() -> None:
-    for _ in range(2):
-        done = subprocess.run(
-            [sys.executable, str(CHAOS), "--seed", "7", "--trials", str(TRIALS), "--limit", "240"],
-            capture_output=True,
-            text=True,
-            timeout=290,
-        )
-        # What docs/faults.md leaves open may strike once.
-        if done.returncode == 0:
-            break
+    done = subprocess.run(
+        [sys.executable, str(CHAOS), "--seed", "7", "--trials", str(TRIALS), "--limit", "240"],
+        capture_output=True,
+        text=True,
+        timeout=290,
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     said = {line["name"]: line["value"] for line in map(json.loads, done.stdout.splitlines())}
     for kind in ("child", "worker", "node", "driver", "server"):
