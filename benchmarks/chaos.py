@@ -9,7 +9,7 @@ have exactly one measurement, every execution must be accounted for, and nothing
 
 What the adversary does is tied to how many trials have been executed, and not to the clock: a slow
 machine sees the same faults. Executions are counted by the trials themselves, in a file that
-neither the driver nor the store can touch.
+neither the driver nor the store can touch; trials wait while a fault that is due is not committed.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from benchmarks._world import (
     measured,
     named,
 )
+from orchestrator.record.spool import write_whole
 
 T = TypeVar("T")
 
@@ -63,12 +64,19 @@ class Adversary:
     """
 
     def __init__(
-        self, seed: int, trials: int, nodes: Nodes, server: TrackingServer, driver: DriverProcess
+        self,
+        seed: int,
+        trials: int,
+        nodes: Nodes,
+        server: TrackingServer,
+        driver: DriverProcess,
+        witness: Path,
     ) -> None:
         self._random = random.Random(seed)
         self._nodes = nodes
         self._server = server
         self._driver = driver
+        self._witness = witness
         self._later: list[tuple[float, Callable[[], None]]] = []
         self._commit = {
             "child": self._child_fault,
@@ -82,6 +90,7 @@ class Adversary:
         faults = [kind for kind, every in EVERY.items() for _ in range(max(1, trials // every))]
         # All strike while trials remain: the last tenth is left to see them survived.
         self._plan = sorted((self._random.uniform(0.03, 0.9) * trials, kind) for kind in faults)
+        self._hold()
 
     @property
     def busy(self) -> bool:
@@ -100,6 +109,15 @@ class Adversary:
                 return  # nothing to hit yet; it stays due
             self._plan.pop(0)
             self.faults[kind] += 1
+            self._hold()
+
+    def _hold(self) -> None:
+        """Trials go no further than to the next fault."""
+        until = self._witness.with_name(f"{self._witness.name}.until")
+        if self._plan:
+            write_whole(until, b"%d" % self._plan[0][0], durable=False)
+        else:
+            until.unlink()
 
     def _child_fault(self) -> bool:
         return self._kill_one(measured(_ours()))
@@ -156,7 +174,7 @@ def run(seed: int, trials: int, limit_s: float) -> bool:
         stack.callback(nodes.close)
         witness = world.directory / "witness"
         driver = DriverProcess(world, _words(nodes.address, server.uri, trials, witness))
-        adversary = Adversary(seed, trials, nodes, server, driver)
+        adversary = Adversary(seed, trials, nodes, server, driver, witness)
         ready_s = time.monotonic() - began
         _until_finished(driver, adversary, witness, limit_s)
         wall_s = time.monotonic() - began - ready_s

@@ -64,6 +64,12 @@ class Sink:
     busy: list[tuple[float, float]] = field(default_factory=list)
     chains_s: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
 
+    def submit(self, spec: AttemptSpec, trial: Trial) -> None:
+        return None
+
+    def withdraw(self, attempt_id: str) -> None:
+        return None
+
     def begin(self, spec: AttemptSpec, trial: Trial, slot: Slot) -> None:
         return None
 

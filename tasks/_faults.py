@@ -14,10 +14,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from orchestrator.measure import Infeasible, Recorder
 
 _LONG_S = 3600.0
+_LOOK_S = 0.02
 _CHUNK_BYTES = 32 << 20
 _BALLOON_BYTES = 4 << 30
 
@@ -133,13 +135,19 @@ def _bad_result(argument: str, recorder: Recorder) -> None:
 
 
 def _witness(argument: str, recorder: Recorder) -> None:
-    """No fault: leave a line in the file ``argument``, which no store and no driver can forget."""
+    """No fault: leave a line in the file ``argument``, which no store and no driver can forget.
+
+    While a file of the same name with ``.until`` holds a number, wait when more lines are there.
+    """
     line = os.environ.get("ORCHESTRATOR_ATTEMPT", "") + "\n"
     descriptor = os.open(argument, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
         os.write(descriptor, line.encode())
     finally:
         os.close(descriptor)
+    with contextlib.suppress(FileNotFoundError):
+        while Path(argument).read_bytes().count(b"\n") > int(Path(f"{argument}.until").read_text()):
+            time.sleep(_LOOK_S)
 
 
 def _fork_and_return(argument: str, recorder: Recorder) -> None:

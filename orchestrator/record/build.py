@@ -153,6 +153,14 @@ class Builder:
             ),
         )
 
+    def attempt_submitted(self, spec: AttemptSpec, trial: Trial, submitted_at: float) -> RunRecord:
+        """The little that is told of an attempt whose driver died before it heard of its start."""
+        record = self._attempt(
+            spec.attempt_id, spec.number, spec.identity, trial, None, submitted_at, self.facts
+        )
+        # Every attempt passes here and hardly one is read: JSON is YAML too, and quick to write.
+        return replace(record, files={CONFIG: to_json_bytes(self.redactor.value(spec.identity))})
+
     def attempt_begin(
         self, spec: AttemptSpec, trial: Trial, slot: Slot, started_at: float
     ) -> RunRecord:

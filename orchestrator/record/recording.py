@@ -11,6 +11,7 @@ lets it, and what it cannot write stays in the spool for ``sync`` or the next dr
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 import uuid
@@ -177,6 +178,17 @@ class Recording:
         """An attempt's run id; None until the store has it."""
         return self._drainer.run_ids.get(attempt_id)
 
+    def submit(self, spec: AttemptSpec, trial: Trial) -> None:
+        """An attempt may begin any time now: should we die before we hear of it, it is known."""
+        record = self._builder.attempt_submitted(spec, trial, time.time())
+        # A disk that is full is the spooler's to report; without the note only a death costs more.
+        with contextlib.suppress(StoreError):
+            self._spool.submit(record)
+
+    def withdraw(self, attempt_id: str) -> None:
+        """An attempt that was submitted will not be made."""
+        self._spool.withdraw(attempt_id)
+
     def begin(self, spec: AttemptSpec, trial: Trial, slot: Slot) -> None:
         """An attempt runs now; returns at once.
 
@@ -288,6 +300,9 @@ class Recording:
         if self._is_idle():
             for path in self._spool.pending():
                 self._spool.remove(path)
+        # The driver lived to its end: of what it has not heard by now nothing was begun.
+        for path in self._spool.submitted():
+            self._spool.remove(path)
         self._spool.close()
         if self._spooler.unspooled:
             lost = self._spooler.unspooled

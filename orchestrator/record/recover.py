@@ -27,6 +27,7 @@ from orchestrator.record.store import Store
 from orchestrator.record.writer import Writer
 
 LOST = "the driver died before the attempt could report"
+UNHEARD = "the driver died before it heard whether the attempt had begun"
 
 
 @dataclass
@@ -81,8 +82,9 @@ def sync(store: Store, *, message: Callable[[str], None] | None = None) -> SyncS
 def _drain(
     waiting: Spool, writer: Writer, summary: SyncSummary, say: Callable[[str], None]
 ) -> None:
-    paths = waiting.pending()
+    paths = waiting.pending() + waiting.submitted()
     reported = {_key_of(path) for path in paths if path.name.endswith(".finish")}
+    begun = {_key_of(path) for path in paths if path.name.endswith(".begin")}
     now = time.time()
     sweep: RunRecord | None = None
     ended = False
@@ -98,10 +100,11 @@ def _drain(
             else:
                 ended = True
         elif record.status == RUNNING:
-            if _key_of(path) in reported:
+            heard = path.name.endswith(".begin")
+            if _key_of(path) in (reported if heard else reported | begun):
                 waiting.remove(path)
                 continue
-            record = lost_record(record, ended_at=now, reason=LOST)
+            record = lost_record(record, ended_at=now, reason=LOST if heard else UNHEARD)
             guess = True
             summary.lost += 1
         try:

@@ -6,6 +6,7 @@
       <sweep id>/                     one running driver's
         owner.lock                    locked while that driver lives
         0.sweep  1.<attempt>.begin  2.<attempt>.finish  9.sweep       records, 0600
+        1.<attempt>.submitted                       until one of the other two is there
       corrupt/                        what could not be read, with the reason beside it
 
 A record is a header line (format, SHA-256, length) and a zip archive. It appears under its name
@@ -33,6 +34,7 @@ from orchestrator.record.runrecord import RUNNING, SWEEP_TAG, RunRecord, digest_
 _MAGIC = b"orchestrator-spool"
 _FORMAT = b"1"
 _LOCK = "owner.lock"
+_SUBMITTED = ".submitted"
 CORRUPT = "corrupt"
 
 
@@ -126,16 +128,42 @@ class Spool:
         A finished attempt also survives a power cut. A beginning need not: losing one loses the
         sight of an attempt that the same power cut ended.
         """
+        path = self.directory / _file_name(record)
+        digest = self._write(path, record, durable=record.status != RUNNING)
+        if record.key_tag != SWEEP_TAG:
+            self.withdraw(record.key)
+        return Spooled(path, record, digest)
+
+    def submit(self, record: RunRecord) -> None:
+        """Note that the attempt of ``record`` may begin any time now, whether we hear of it or not.
+
+        It survives this process, is for nobody but who drains after its death, and goes with
+        :meth:`write` or :meth:`withdraw`.
+        """
+        self._write(self._submitted(record.key), record, durable=False)
+
+    def withdraw(self, key: str) -> None:
+        """The attempt ``key`` that was submitted is recorded otherwise, or will not be made."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._submitted(key))
+
+    def _write(self, path: Path, record: RunRecord, *, durable: bool) -> str:
         content = record.to_bytes()
         digest = digest_of(content)
         header = b" ".join((_MAGIC, _FORMAT, digest.encode(), b"%d" % len(content))) + b"\n"
-        path = self.directory / _file_name(record)
-        write_whole(path, header + content, durable=record.status != RUNNING)
-        return Spooled(path, record, digest)
+        write_whole(path, header + content, durable=durable)
+        return digest
+
+    def _submitted(self, key: str) -> Path:
+        return self.directory / f"1.{_safe_key(key)}{_SUBMITTED}"
 
     def pending(self) -> list[Path]:
         """Records still here, in the order in which they are to be written to the store."""
         return _records_in(self.directory)
+
+    def submitted(self) -> list[Path]:
+        """Attempts that were submitted, and nothing more is known of them."""
+        return sorted(self.directory.glob(f"1.*{_SUBMITTED}"))
 
     def remove(self, path: Path) -> None:
         """Forget a record that the store now holds."""
@@ -148,10 +176,14 @@ class Spool:
         self._lock.release()
 
 
+def _safe_key(key: str) -> str:
+    if re.fullmatch(r"[A-Za-z0-9_\-]{1,100}", key):
+        return key
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
 def _file_name(record: RunRecord) -> str:
-    key = record.key
-    if not re.fullmatch(r"[A-Za-z0-9_\-]{1,100}", key):
-        key = hashlib.sha256(key.encode()).hexdigest()
+    key = _safe_key(record.key)
     if record.key_tag == SWEEP_TAG:
         return "0.sweep" if record.status == RUNNING else "9.sweep"
     return f"1.{key}.begin" if record.status == RUNNING else f"2.{key}.finish"

@@ -333,6 +333,7 @@ class Driver:
             **self._common,
         )
         self._specs[attempt_id] = spec
+        self._recording.submit(spec, trial)
         self._cluster.submit(spec, ticket.demand, avoidable(self.state, ticket))
         self._view.submitted(spec, trial)
 
@@ -350,6 +351,7 @@ class Driver:
             self._recording.finish(action.report, trial)
             self._view.finished(action.report, trial)
         elif isinstance(action, PutOff | Adopt):
+            self._recording.withdraw(flight.attempt_id)
             self._view.withdrawn(spec, made=isinstance(action, Adopt))
         if flight.attempt_id not in self.state.flights:
             del self._specs[flight.attempt_id]

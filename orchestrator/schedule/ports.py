@@ -25,7 +25,15 @@ if TYPE_CHECKING:
 
 
 class RecordingPort(Protocol):
-    """Keeps what happened; both calls return at once (the recording queues and spools)."""
+    """Keeps what happened; all calls return at once (the recording queues and spools)."""
+
+    def submit(self, spec: AttemptSpec, trial: Trial) -> None:
+        """An attempt may begin from now on; kept for the case that this driver dies."""
+        ...
+
+    def withdraw(self, attempt_id: str) -> None:
+        """An attempt that was submitted will not be made."""
+        ...
 
     def begin(self, spec: AttemptSpec, trial: Trial, slot: Slot) -> None:
         """An attempt has its slot and starts."""

@@ -24,7 +24,7 @@ def test_a_sweep_survives_an_adversary() -> None:
     assert done.returncode == 0, done.stderr[-4000:]
     said = {line["name"]: line["value"] for line in map(json.loads, done.stdout.splitlines())}
     for kind in ("child", "worker", "node", "driver", "server"):
-        assert said[f"chaos.faults.{kind}"] >= 1, "the adversary struck"
+        assert said[f"chaos.faults.{kind}"] >= 1, f"the adversary hit no {kind}"
     assert said["chaos.finished_hashes"] == said["chaos.attempts.ok"] == TRIALS
     assert said["chaos.executions"] >= TRIALS
     for nothing in ("lost", "duplicated", "unaccounted", "orphans"):

@@ -40,9 +40,12 @@ if stage == "spooled":
     # MLflow never answers: everything stays in the spool.
     type(store).backend = lambda self: threading.Event().wait()
 recording = Recording(store, kit.plan_of(trials))
-for trial in trials:
-    recording.begin(kit.spec_of(trial), trial, kit.SLOT)
-if stage == "begun":
+specs = [kit.spec_of(trial) for trial in trials]
+for spec, trial in zip(specs, trials):
+    recording.submit(spec, trial)
+for spec, trial in list(zip(specs, trials))[: 0 if stage == "submitted" else 2]:
+    recording.begin(spec, trial, kit.SLOT)
+if stage in ("submitted", "begun"):
     assert recording.flush(120)
 else:
     spec = next(iter(recording._begun.values())).spec
@@ -83,7 +86,7 @@ def killed_driver(store: EmbeddedStore, stage: str) -> str:
     return driver
 
 
-@pytest.mark.parametrize("stage", ["begun", "spooled", "recorded", "half"])
+@pytest.mark.parametrize("stage", ["submitted", "begun", "spooled", "recorded", "half"])
 def test_a_killed_driver_is_put_in_order(
     store: EmbeddedStore, kit: SimpleNamespace, stage: str
 ) -> None:
@@ -96,13 +99,13 @@ def test_a_killed_driver_is_put_in_order(
     before = reap(store)
     summary = sync(store)
     assert summary.messages == []
-    first = None if stage == "begun" else "ok"
+    first = None if stage in ("submitted", "begun") else "ok"
     expected = {trials[0].hash: first or "lost", trials[1].hash: "lost"}
     found = {key: [s.outcome for s in group] for key, group in store.attempts().items()}
     assert found == {key: [outcome] for key, outcome in expected.items()}
     statuses = {key: group[0].status for key, group in store.attempts().items()}
     assert statuses[trials[1].hash] == "KILLED"
-    assert statuses[trials[0].hash] == ("KILLED" if stage == "begun" else "FINISHED")
+    assert statuses[trials[0].hash] == ("FINISHED" if first else "KILLED")
     if stage == "spooled":
         assert before.attempts == 0
     assert store.running() == []

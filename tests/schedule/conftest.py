@@ -23,10 +23,18 @@ from orchestrator.schedule import Attempt, SweepResult, run_sweep
 class Recorded:
     """A RecordingPort that keeps everything, with the intervals in which slots were held."""
 
+    submitted: set[str] = field(default_factory=set)
     begun: list[str] = field(default_factory=list)
     reports: list[AttemptReport] = field(default_factory=list)
 
+    def submit(self, spec: AttemptSpec, trial: Trial) -> None:
+        self.submitted.add(spec.attempt_id)
+
+    def withdraw(self, attempt_id: str) -> None:
+        self.submitted.remove(attempt_id)
+
     def begin(self, spec: AttemptSpec, trial: Trial, slot: Slot) -> None:
+        assert spec.attempt_id in self.submitted
         self.begun.append(spec.attempt_id)
 
     def finish(self, report: AttemptReport, trial: Trial) -> None:
