@@ -292,10 +292,16 @@ Action = (
 
 @dataclass(frozen=True)
 class Limits:
-    """The driver's own numbers, in seconds but for ``window_factor``."""
+    """The driver's own numbers, in seconds but for ``window_factor`` and ``window_extra``.
+
+    What is handed to the cluster waits there for a slot, and a retry waits behind it: as much as
+    slots take in ``window_cover_s``, ``window_extra`` more, at most ``window_factor`` times the
+    slots in all, and that many until something has ended.
+    """
 
     window_factor: float = 1.5
     window_extra: int = 1
+    window_cover_s: float = 5.0
     nodes_every_s: float = 5.0
     node_wait_s: float = 300.0
     stop_grace_s: float = 2.0

@@ -52,12 +52,25 @@ class Lane:
         self.window = 0
         self.in_flight = 0
         self.idle_slots = 0
+        self.landed = 0
         self.unplaceable_since: float | None = None
+        self._landed_before = 0
 
     @property
     def room(self) -> int:
         """How many more attempts may be submitted now."""
         return max(0, self.window - self.in_flight)
+
+    def open_window(self, slots: int, limits: Limits, since_start_s: float, since_s: float) -> None:
+        """Set how much may be in flight, by what has landed since the start and the last look."""
+        most = math.ceil(slots * limits.window_factor)
+        wanted = most
+        if self.landed and since_s > 0:
+            # What begins together ends together: at no time less than on average.
+            now, average = self.landed - self._landed_before, self.landed / since_start_s
+            wanted = slots + math.ceil(max(now / since_s, average) * limits.window_cover_s)
+        self._landed_before = self.landed
+        self.window = min(wanted, most) + limits.window_extra if slots else 0
 
 
 class SweepState:
@@ -111,6 +124,7 @@ class SweepState:
         self.unmade = 0
         self.adopted = 0
         self._submitted = 0
+        self._began_at = self._looked_at = now
         self._sequence = itertools.count()
         for ticket in tickets:
             self._lane(ticket.demand).ready.append(ticket)
@@ -239,15 +253,13 @@ class SweepState:
         for node_id in {node.node_id for node in self.nodes} - {n.node_id for n in action.nodes}:
             self.gone_since[node_id] = self.now
         self.nodes = action.nodes
+        elapsed_s = self.now - self._looked_at
+        self._looked_at = self.now
         self.review_at = self.now + self.limits.nodes_every_s
         for lane in self.lanes.values():
             number = slots(self.nodes, lane.demand)
             lane.idle_slots = self.idle_slots(lane.demand, self.nodes)
-            lane.window = (
-                math.ceil(number * self.limits.window_factor) + self.limits.window_extra
-                if number
-                else 0
-            )
+            lane.open_window(number, self.limits, self.now - self._began_at, elapsed_s)
             if number:
                 lane.unplaceable_since = None
             elif lane.unplaceable_since is None:
@@ -260,7 +272,9 @@ class SweepState:
 
     def _land(self, attempt_id: str) -> Flight:
         flight = self.flights.pop(attempt_id)
-        self._lane(flight.ticket.demand).in_flight -= 1
+        lane = self._lane(flight.ticket.demand)
+        lane.in_flight -= 1
+        lane.landed += 1
         return flight
 
     def _lane(self, demand: Demand) -> Lane:

@@ -130,6 +130,23 @@ def test_window_is_bounded(kit: Any) -> None:
     assert cluster.most_queued <= 13
 
 
+def test_a_retry_does_not_queue_behind_what_has_time(kit: Any) -> None:
+    generator = random.Random(0)
+    unlucky = kit.trial(77).hash
+    made: Counter[str] = Counter()
+
+    def fate(spec: AttemptSpec, node: Node) -> Fate:
+        made[spec.config_hash] += 1
+        if spec.config_hash == unlucky and made[unlucky] == 1:
+            return Fate(200.0, Outcome.CRASHED)
+        return Fate(generator.uniform(100.0, 300.0))
+
+    run = kit.sweep([kit.trial(i) for i in range(400)], SimulatedCluster(nodes(16), fate))
+    first, second = (r for r in run.recorded.reports if r.config_hash == unlucky)
+    # 32 slots: one is free every 6 s, and 16 attempts wait for them before anything has ended.
+    assert second.started_at - first.ended_at < 30
+
+
 def test_slots_never_wait_for_the_driver(kit: Any) -> None:
     generator = random.Random(0)
     cluster = SimulatedCluster(nodes(4), lambda s, n: Fate(generator.lognormvariate(2, 0.5)))
