@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from benchmarks._world import MEASURED, SUPERVISOR, DriverProcess, World, measured, named
+from benchmarks._world import MEASURED, SUPERVISOR, DriverProcess, Nodes, World, measured, named
 from orchestrator.record import open_store
 
 LIMIT_S = 10.0
@@ -29,6 +29,21 @@ def until(holds: Callable[[], Any], driver: DriverProcess, timeout_s: float = 90
         assert time.monotonic() < deadline, f"not in {timeout_s:.0f} s:\n{driver.tail()}"
         time.sleep(0.05)
     return found
+
+
+def on_cluster(nodes: Nodes, *words: str) -> list[str]:
+    """The words of a sweep of empty trials that joins ``nodes`` and records on this host."""
+    return [
+        "task=noop",
+        *words,
+        "device=cpu",
+        "cluster=ray",
+        f"cluster.address={nodes.address}",
+        "tracking.local_on_cluster=true",
+        "telemetry.enabled=false",
+        "preflight=off",
+        "--json",
+    ]
 
 
 def children(driver: DriverProcess) -> list[psutil.Process]:
@@ -84,6 +99,7 @@ def faults() -> Any:
     """The helpers above, for test modules (which cannot import this file)."""
     return SimpleNamespace(
         until=until,
+        on_cluster=on_cluster,
         children=children,
         measured=measured,
         of_attempts=of_attempts,

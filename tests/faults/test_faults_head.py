@@ -17,21 +17,8 @@ pytestmark = pytest.mark.slow
 
 # The last runs when the head goes, and would for longer than anything here waits for its end.
 SLEEPS_S = (1, 2, 45)
+SLEEPS = f"task.sleep_s={','.join(map(str, SLEEPS_S))}"
 PATIENCE = "RAY_gcs_rpc_server_reconnect_timeout_s"
-
-
-def words(address: str) -> list[str]:
-    return [
-        "task=noop",
-        f"task.sleep_s={','.join(map(str, SLEEPS_S))}",
-        "device=cpu",
-        "cluster=ray",
-        f"cluster.address={address}",
-        "tracking.local_on_cluster=true",
-        "telemetry.enabled=false",
-        "preflight=off",
-        "--json",
-    ]
 
 
 def at_work(world: World, faults: Any) -> list[psutil.Process]:
@@ -63,7 +50,7 @@ def test_a_lost_head_ends_the_sweep_with_its_books_closed(
     nodes = Nodes(world, 1)
     # Of the driver alone: the head may be silent for half of it.
     world.environment[PATIENCE] = "30"
-    driver = faults.Driver(world, words(nodes.address))
+    driver = faults.Driver(world, faults.on_cluster(nodes, SLEEPS))
     driver.start()
     faults.until(lambda: driver.tail().count(" ok ") == 2, driver)
     faults.until(lambda: len(faults.measured(world.processes())) == 1, driver)
@@ -85,7 +72,7 @@ def test_a_lost_head_ends_the_sweep_with_its_books_closed(
 
     del world.environment[PATIENCE]
     nodes = Nodes(world, 1)
-    driver = faults.Driver(world, words(nodes.address))
+    driver = faults.Driver(world, faults.on_cluster(nodes, SLEEPS))
     driver.start()
     assert driver.wait(120) == 0, driver.tail()
     assert json.loads(driver.output.read_text())["cached"] == 2

@@ -15,6 +15,8 @@ from benchmarks._world import Nodes, World, raylet_process
 pytestmark = pytest.mark.slow
 
 TRIALS = 5
+# Longer than it takes to give a node up: it still measures when it comes back.
+WORDS = (f"task.value=range({TRIALS})", "task.sleep_s=60")
 
 
 @pytest.fixture
@@ -27,22 +29,6 @@ def island() -> Iterator[Island]:
         yield made
 
 
-def words(address: str) -> list[str]:
-    return [
-        "task=noop",
-        f"task.value=range({TRIALS})",
-        # Longer than it takes to give a node up: it still measures when it comes back.
-        "task.sleep_s=60",
-        "device=cpu",
-        "cluster=ray",
-        f"cluster.address={address}",
-        "tracking.local_on_cluster=true",
-        "telemetry.enabled=false",
-        "preflight=off",
-        "--json",
-    ]
-
-
 def test_a_node_is_cut_off_and_comes_back(island: Island, world: World, faults: Any) -> None:
     # The head asks once a second, and gives a node up that has not answered five times.
     world.environment["RAY_health_check_timeout_ms"] = "1000"
@@ -51,7 +37,7 @@ def test_a_node_is_cut_off_and_comes_back(island: Island, world: World, faults: 
     with island.inside():
         cut = nodes.add(node_ip_address=island.address)
     raylet = psutil.Process(raylet_process(cut).pid)
-    driver = faults.Driver(world, words(nodes.address))
+    driver = faults.Driver(world, faults.on_cluster(nodes, *WORDS))
     driver.start()
     faults.until(lambda: len(faults.measured(world.processes())) == 4, driver)
     hit = faults.measured(raylet.children(recursive=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
@@ -17,6 +18,8 @@ from orchestrator.attempt import AttemptReport, AttemptSpec, Resources, Slot
 from orchestrator.plan.schema import ClusterConfig, Settings, TelemetryConfig
 from orchestrator.plan.trial import Trial
 from orchestrator.schedule import Attempt, SweepResult, run_sweep
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass
@@ -147,6 +150,22 @@ def kit() -> Any:
     return SimpleNamespace(
         Recorded=Recorded, Seen=Seen, trial=make_trial, plan=make_plan, sweep=sweep
     )
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A person's checkout with a task (its values are 1000 more) and a group that is theirs."""
+    made = tmp_path / "checkout"
+    ignore = shutil.ignore_patterns("__pycache__")
+    for name in ("orchestrator", "tasks", "conf"):
+        shutil.copytree(ROOT / name, made / name, ignore=ignore)
+    noop = made / "tasks" / "noop.py"
+    text = noop.read_text()
+    changed = text.replace('options["value"])', 'options["value"] + 1000)')
+    assert changed != text
+    noop.write_text(changed)
+    (made / "conf" / "protocol" / "mine.yaml").write_text("warmup: 3\n")
+    return made
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -18,7 +17,6 @@ from orchestrator.record import open_store
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).resolve().parents[2]
 RAY = (sys.executable, "-m", "ray.scripts.scripts")
 LONGEST_S = 120
 
@@ -60,22 +58,6 @@ def dashboard(world: World) -> str:
     found = re.search(r"RAY_API_SERVER_ADDRESS='(http://\S+)'", said)
     assert found, said
     return found[1]
-
-
-@pytest.fixture
-def checkout(tmp_path: Path) -> Path:
-    """A person's checkout with a task and a group that nobody else has."""
-    made = tmp_path / "checkout"
-    ignore = shutil.ignore_patterns("__pycache__")
-    for name in ("orchestrator", "tasks", "conf"):
-        shutil.copytree(ROOT / name, made / name, ignore=ignore)
-    noop = made / "tasks" / "noop.py"
-    text = noop.read_text()
-    changed = text.replace('options["value"])', 'options["value"] + 1000)')
-    assert changed != text
-    noop.write_text(changed)
-    (made / "conf" / "protocol" / "mine.yaml").write_text("warmup: 3\n")
-    return made
 
 
 def submitted(

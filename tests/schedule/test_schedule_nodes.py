@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 import time
@@ -74,19 +73,8 @@ def test_results_on_this_host_alone_are_refused_with_the_fix(
 
 @pytest.mark.slow
 def test_the_code_and_conf_of_a_checkout_travel(
-    nodes_world: World, nodes: Nodes, tmp_path: Path
+    nodes_world: World, nodes: Nodes, checkout: Path
 ) -> None:
-    """A person's checkout with a task and a group that nobody else has."""
-    checkout = tmp_path / "checkout"
-    for name in ("orchestrator", "tasks", "conf"):
-        ignore = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / name, checkout / name, ignore=ignore)
-    noop = checkout / "tasks" / "noop.py"
-    text = noop.read_text()
-    changed = text.replace('options["value"])', 'options["value"] + 1000)')
-    assert changed != text
-    noop.write_text(changed)
-    (checkout / "conf" / "protocol" / "mine.yaml").write_text("warmup: 3\n")
     environment = {"PYTHONPATH": str(checkout)}
     words = (*NOOP, "protocol=mine", "task.value=1,2,3,4", "task.sleep_s=1",
              "tracking.local_on_cluster=true", "--json")  # fmt: skip
