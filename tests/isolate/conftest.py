@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from orchestrator.attempt import AttemptReport, AttemptSpec, Slot
 from orchestrator.isolate import Isolation
+from orchestrator.isolate.directory import PREFIX
 
 CORE = min(os.sched_getaffinity(0))
 SLOT = Slot(node_id="node", host="host", cpus=(CORE,))
@@ -93,6 +95,11 @@ def running_with(word: str) -> list[int]:
     return found
 
 
+def directories() -> set[str]:
+    """The directories of attempts that are there."""
+    return {p.name for p in Path(tempfile.gettempdir()).glob(f"{PREFIX}*")}
+
+
 class Helpers:
     """What the tests share: a fixture, because test modules cannot import each other."""
 
@@ -104,11 +111,19 @@ class Helpers:
     gone = staticmethod(gone)
     wait_until = staticmethod(wait_until)
     running_with = staticmethod(running_with)
+    directories = staticmethod(directories)
 
 
 @pytest.fixture(scope="session")
 def h() -> type[Helpers]:
     return Helpers
+
+
+@pytest.fixture
+def own_temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attempts of others on this machine are none of these tests' business."""
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
-import tempfile
 import textwrap
 import threading
 import time
@@ -14,25 +12,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from orchestrator.attempt import AttemptReport, Outcome, Slot
 from orchestrator.isolate import Isolation, Progress, WatchResult
-from orchestrator.isolate.directory import PREFIX, sweep
 from orchestrator.measure.metric import Phase, Samples, Value
 
 Probe = Callable[..., AttemptReport]
 
 
-@pytest.fixture(autouse=True)
-def own_temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Attempts of others on this machine are none of these tests' business."""
-    (tmp_path / "temporary").mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
-
-
-def directories() -> set[str]:
-    return {p.name for p in Path(tempfile.gettempdir()).glob(f"{PREFIX}*")}
+pytestmark = pytest.mark.usefixtures("own_temporary")
 
 
 def test_an_attempt_tells_what_happens_and_reports_once(isolation: Isolation, h: Any) -> None:
@@ -244,7 +234,7 @@ def test_cancel_from_another_thread(isolation: Isolation, h: Any) -> None:
     assert item.metrics["value"].value == 7
     assert time.monotonic() - began_s < 5
     assert h.running_with("90210") == []
-    assert directories() == set()
+    assert h.directories() == set()
     assert h.last(isolation, h.noop()).outcome is Outcome.OK
 
 
@@ -266,7 +256,7 @@ def test_ctrl_c_passes_through_and_leaves_nothing(isolation: Isolation, h: Any) 
     assert h.gone(watch.pid)
     assert h.running_with("90211") == []
     assert watch.calls == ["start", "attach", "finish"]
-    assert directories() == set()
+    assert h.directories() == set()
     assert h.last(isolation, h.noop()).outcome is Outcome.OK
 
 
@@ -320,7 +310,7 @@ def test_a_server_killed_during_an_attempt_loses_only_that_one(
             (server,) = [
                 pid
                 for pid in h.running_with("orchestrator.isolate.server")
-                if parent_of(pid) == os.getpid()
+                if psutil.Process(pid).ppid() == os.getpid()
             ]
             os.kill(server, signal.SIGKILL)
     assert item.outcome is Outcome.LOST
@@ -384,69 +374,6 @@ def test_an_unknown_task_is_an_error_not_an_exception(isolation: Isolation, h: A
     assert report.reason.startswith("task: unknown task 'nothing'. Known: ")
 
 
-SUPERVISOR = """
-import sys
-from orchestrator.attempt import AttemptSpec, Slot
-from orchestrator.isolate import Isolation
-
-class Watch:
-    def start(self, slot): pass
-    def attach(self, pid): print(pid, flush=True)
-    def finish(self, phases): raise AssertionError("not reached")
-
-task = {"name": "noop", "value": 1, "sleep_s": 0, "fault": sys.argv[1]}
-identity = {"task": task, "device": {"kind": "cpu", "threads": None}, "seed": 0}
-spec, slot = AttemptSpec("a", "0" * 64, identity), Slot("n", "h", ())
-for item in Isolation(preload=()).run(spec, slot, Watch()):
-    print(item.kind, flush=True)
-"""
-
-
-class Supervisor:
-    """A supervisor in a process of its own, in the middle of an attempt that hangs."""
-
-    def __init__(self, fault: str) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", SUPERVISOR, fault],
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "TMPDIR": tempfile.gettempdir()},
-            cwd=Path(__file__).parents[2],
-        )
-        assert self._process.stdout is not None
-        self.child = int(self._process.stdout.readline())
-        assert self._process.stdout.readline() == "started\n"
-        assert self._process.stdout.readline() == "phase\n"
-        self.server = parent_of(self.child)
-        self.pid = self._process.pid
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.communicate()
-
-
-@pytest.mark.parametrize("fault", ["hang_gil", "daemon_then_hang:90213"])
-def test_nothing_outlives_a_killed_supervisor(h: Any, fault: str) -> None:
-    supervisor = Supervisor(fault)
-    if "90213" in fault:
-        assert h.wait_until(lambda: len(h.running_with("sleep\x0090213")) == 2)
-    supervisor.kill()
-    assert h.wait_until(lambda: h.gone(supervisor.server) and h.gone(supervisor.child))
-    assert h.running_with("sleep\x0090213") == []
-    assert h.wait_until(lambda: directories() == set())
-
-
-def test_the_child_dies_with_the_server_where_nobody_else_can_kill_it(h: Any) -> None:
-    supervisor = Supervisor("hang_gil")
-    os.kill(supervisor.pid, signal.SIGSTOP)
-    os.kill(supervisor.server, signal.SIGKILL)
-    assert h.wait_until(lambda: h.gone(supervisor.child))
-    supervisor.kill()
-    (left,) = directories()
-    sweep(min_age_s=-1.0)
-    assert left not in directories(), "the next supervisor removes what a killed one left"
-
-
 # -- telemetry ---------------------------------------------------------------------------------
 
 
@@ -495,7 +422,3 @@ def test_a_broken_watch_spoils_nothing(isolation: Isolation, h: Any, broken: str
     assert report.outcome is Outcome.OK
     assert report.facts["telemetry_error"] == "OSError: the sensor fell off"
     assert watch.calls == ["start", "attach", "finish"]
-
-
-def parent_of(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
