@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 # Outcomes after which a sweep has what it was asked for; anything else makes the exit code 1.
 GOOD = {"ok"}
-# Above this a report is made on request only (`report SWEEP`): reading all attempts takes a while.
+# Above this a report and a table are made on request only (`report SWEEP`): reading all attempts
+# takes a while, and nobody reads thousands of lines.
 MOST_REPORTED = 2_000
 # A store that is away gets its results later; the report can be made again then.
 REPORT_PATIENCE_S = 30.0
@@ -41,11 +42,12 @@ REPORT_PATIENCE_S = 30.0
 def run_command(argv: Sequence[str]) -> int:
     """``[run] OVERRIDES``: 0 all ok, 1 some attempt failed, 130 interrupted."""
     from orchestrator.plan import hydra_flags
-    from orchestrator.preflight import preflight
 
     code = hydra_flags(argv)
     if code is not None:
         return code
+    from orchestrator.preflight import preflight
+
     plan, as_json = _plan(argv)
     checked = preflight(plan)
     for line in checked.warnings:
@@ -457,6 +459,9 @@ def _report(
                 wall_s=wall_s,
             )
         )
+    elif table and len(plan.trials) > MOST_REPORTED:
+        many = f"{len(plan.trials):,} trials are too many for a table"
+        click.echo(f"{many}: python -m orchestrator report {plan.sweep}", err=True)
     elif table:
         loaded = measured.loaded if measured else {}
         _stdout().print(final_table(plan, _reports(store, attempts, loaded)))

@@ -318,7 +318,10 @@ def test_a_second_store_object_sees_the_same(store: EmbeddedStore, kit: SimpleNa
 
 
 def test_a_sweep_with_nothing_left_records_what_is_only_in_a_spool(
-    store: EmbeddedStore, kit: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+    store: EmbeddedStore,
+    kit: SimpleNamespace,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     killed_driver(store, "spooled")
     trial = kit.trial_of(1)
@@ -331,4 +334,12 @@ def test_a_sweep_with_nothing_left_records_what_is_only_in_a_spool(
     assert [s.outcome for s in store.recorded({trial.hash})] == ["ok"]
     assert not list(store.spool_root.rglob("*.finish"))
     assert execute(plan) == 0
-    assert "spool" not in capsys.readouterr().err
+    again = capsys.readouterr()
+    assert "spool" not in again.err
+    assert "noop" in again.out
+    # A table of thousands is nothing to print.
+    monkeypatch.setattr("orchestrator.run.MOST_REPORTED", 0)
+    assert execute(plan) == 0
+    short = capsys.readouterr()
+    assert short.out == ""
+    assert f"too many for a table: python -m orchestrator report {plan.sweep}" in short.err
