@@ -50,13 +50,15 @@ def replay(store: Store, sweep: str) -> Replayed:
     run = _run(store, sweep)
     data = store.plan(run.run_id)
     summaries = store.attempts(trial["hash"] for trial in data["trials"])
+    ended = {c: [a for a in found if a.outcome] for c, found in summaries.items()}
+    loaded = store.load_all([attempt.run_id for found in ended.values() for attempt in found])
     attempts: dict[str, list[AttemptReport]] = {}
     trials = []
     for entry in data["trials"]:
-        finished = [a for a in summaries.get(entry["hash"], ()) if a.outcome]
+        finished = ended.get(entry["hash"])
         if not finished:
             continue  # planned and never made: there is no configuration to show
-        attempts[entry["hash"]] = [store.load(attempt.run_id) for attempt in finished]
+        attempts[entry["hash"]] = [loaded[attempt.run_id] for attempt in finished]
         trials.append(_trial(store, entry, finished))
     if not trials and run.has_cells:
         raise UsageError(

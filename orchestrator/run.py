@@ -252,15 +252,10 @@ def _reports(
     takes a tenth of a second for one.
     """
     loaded = {} if loaded is None else loaded
-    reports: dict[str, list[AttemptReport]] = {}
-    for config, found in attempts.items():
-        reports[config] = []
-        for attempt in found:
-            if attempt.outcome:
-                if attempt.run_id not in loaded:
-                    loaded[attempt.run_id] = store.load(attempt.run_id)
-                reports[config].append(loaded[attempt.run_id])
-    return reports
+    ended = {c: [a.run_id for a in found if a.outcome] for c, found in attempts.items()}
+    missing = [run_id for runs in ended.values() for run_id in runs if run_id not in loaded]
+    loaded |= store.load_all(missing)
+    return {config: [loaded[run_id] for run_id in runs] for config, runs in ended.items()}
 
 
 def _stdout() -> Any:

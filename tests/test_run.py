@@ -11,11 +11,11 @@ from orchestrator.run import _reports
 def test_a_report_is_read_from_the_store_once() -> None:
     asked: list[str] = []
 
-    def load(run_id: str) -> str:
-        asked.append(run_id)
-        return f"report of {run_id}"
+    def load_all(run_ids: list[str]) -> dict[str, str]:
+        asked.extend(run_ids)
+        return {run_id: f"report of {run_id}" for run_id in run_ids}
 
-    store: Any = SimpleNamespace(load=load)
+    store: Any = SimpleNamespace(load_all=load_all)
     ended, running = (
         SimpleNamespace(run_id=run_id, outcome=outcome)
         for run_id, outcome in (("1", "ok"), ("2", None))

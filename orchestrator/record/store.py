@@ -6,7 +6,7 @@ import json
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -268,6 +268,10 @@ class Store(ABC):
             raise StoreError(
                 f"the report of attempt {run_id} cannot be read: {error}", where=self.where
             ) from error
+
+    def load_all(self, run_ids: Collection[str]) -> dict[str, AttemptReport]:
+        """The reports of several attempts by run id; raises as :meth:`load`."""
+        return {run_id: self.load(run_id) for run_id in run_ids}
 
     def identity(self, run_id: str) -> dict[str, Any]:
         """The configuration an attempt was made with, from its ``config.yaml``; not verified.
