@@ -2,14 +2,15 @@
 
 ::
 
-    prepare, load, warmup              unprofiled
-    profile                            warm-up under the profiler, then one pass for the table;
-                                       where that has many decode steps, a shorter one for the
+    prepare, load                      unprofiled
+    profile                            warm-up under the profiler, then one pass for the table
+    trace                              where that has many decode steps, a shorter one for the
                                        trace, shapes and FLOPs, which cost most
+    plain                              the shorter pass again, without the profiler
 
 A pass under the profiler is slower than one without: none of its times is published as a latency,
-only shares, and ``profiler_overhead`` says how much slower it was. ``operators.json`` holds the
-whole table, ``trace.json.gz`` opens in Perfetto.
+only shares, and ``profiler_overhead`` says how much slower it was, decode steps being alike.
+``operators.json`` holds the whole table, ``trace.json.gz`` opens in Perfetto.
 
 ======================  ===========================================================================
 ``busy_fraction``       union of kernel intervals over wall time; on a CPU of operator intervals
@@ -25,12 +26,14 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from functools import partial
+from statistics import mean
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.measure import ConfigError, Identity, InputError, Mismatch, Recorder, Task, timed
+from orchestrator.measure import ConfigError, Identity, InputError, Mismatch, Recorder, Task
 from orchestrator.measure.figures import Bars, Breakdown, Ranking
 from tasks import loading, tokens
-from tasks.generation import GreedyGenerator
+from tasks.generation import GreedyGenerator, SequenceTiming
 from tasks.profiling.attribution import Operator, Profile, attribute
 from tasks.profiling.capture import capture, mark_phase
 from tasks.profiling.roofline import Ceiling, measure_ceiling
@@ -170,44 +173,54 @@ def _profile(
             yield
             clock.sync()  # the device's work belongs inside the window
 
-    seconds: list[float] = []
-
-    def work() -> None:
-        with timed(clock) as span:
-            generator.sequence(prompt, decode_steps + 1, phase)
-        seconds.append(span.seconds)
-
     trace_steps = min(decode_steps, _TRACE_STEPS)
+    timings: list[SequenceTiming] = []
 
-    def short_work() -> None:
-        generator.sequence(prompt, trace_steps + 1, phase)
+    def generate(steps: int) -> None:
+        timing, _ = generator.sequence(prompt, steps + 1, phase)
+        timings.append(timing)
 
-    with recorder.phase("warmup", measured=False):
-        short_work()
-        work()
-    plain_s = seconds[-1]
+    work, short_work = partial(generate, decode_steps), partial(generate, trace_steps)
+
     cuda = identity["device"]["kind"] == "cuda"
     dtype = getattr(torch, identity["quant"]["dtype"])
     ceiling = measure_ceiling(model.device, dtype)
     one_pass = trace_steps == decode_steps
     trace = recorder.artifact("trace.json.gz")
-    passes: dict[str, Any] = {"warm_work": short_work, "cuda": cuda, "stacks": options.stacks}
+    passes: dict[str, Any] = {"cuda": cuda, "stacks": options.stacks}
     full: dict[str, Any] = {"shapes": options.shapes, "memory": options.memory, "trace": trace}
     plain: dict[str, Any] = {"shapes": False, "memory": False, "trace": None}
     with recorder.phase("profile"):
-        events = capture(work, **passes, **(full if one_pass else plain), warmup=options.warmup)
+        events = capture(
+            work,
+            **passes,
+            **(full if one_pass else plain),
+            warm_work=short_work,
+            warmup=options.warmup,
+        )
+    profiled = timings[-1]
     detail_events = events
     if not one_pass:
         with recorder.phase("trace", measured=False):
-            detail_events = capture(short_work, **passes, **full, warmup=1)
+            # The model is warm, and the profiler wants a step of warm-up.
+            detail_events = capture(short_work, **passes, **full, warm_work=lambda: None, warmup=1)
+    with recorder.phase("plain", measured=False):
+        short_work()
     try:
         profile = attribute(events, device=cuda)
         detail = profile if one_pass else attribute(detail_events, device=cuda)
     except ValueError as error:
         raise Mismatch(f"the profile cannot be used: {error}", where="task=profile") from error
     recorder.fact("trace_decode_steps", trace_steps)
-    recorder.value("profiler_overhead", "1", seconds[-1] / plain_s)
+    recorder.value("profiler_overhead", "1", _overhead(profiled, timings[-1]))
     _record(profile, detail, trace_steps, ceiling, cuda=cuda, recorder=recorder)
+
+
+def _overhead(profiled: SequenceTiming, plain: SequenceTiming) -> float:
+    """How many times longer ``profiled`` took than ``plain`` would, had it as many decode steps."""
+    steps = len(profiled.intervals_s)
+    plain_s = plain.ttft_s + steps * mean(plain.intervals_s)
+    return (profiled.ttft_s + sum(profiled.intervals_s)) / plain_s
 
 
 def _record(
