@@ -35,7 +35,7 @@ from orchestrator.measure.figures import Bars, Breakdown, Ranking
 from tasks import loading, tokens
 from tasks.generation import GreedyGenerator, SequenceTiming
 from tasks.profiling.attribution import Operator, Profile, attribute
-from tasks.profiling.capture import capture, mark_phase
+from tasks.profiling.capture import capture, mark_phase, no_collection
 from tasks.profiling.roofline import Ceiling, measure_ceiling
 
 if TYPE_CHECKING:
@@ -207,8 +207,9 @@ def _profile(
     with recorder.phase("plain", measured=False):
         short_work()
     try:
-        profile = attribute(events, device=cuda)
-        detail = profile if one_pass else attribute(detail_events, device=cuda)
+        with no_collection():
+            profile = attribute(events, device=cuda)
+            detail = profile if one_pass else attribute(detail_events, device=cuda)
     except ValueError as error:
         raise Mismatch(f"the profile cannot be used: {error}", where="task=profile") from error
     recorder.fact("trace_decode_steps", trace_steps)

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from math import prod
+from typing import Any
 
 from tasks.profiling.events import Event, Kind, Shapes
 from tasks.profiling.flops import flops_of
@@ -228,17 +229,17 @@ def self_times(operators: Sequence[Event]) -> list[int]:
     return own
 
 
-def union_ns(intervals: Iterable[tuple[int, int]]) -> int:
-    """Length of what the intervals (start, end) cover together; overlaps count once."""
-    covered = 0
-    reached: int | None = None
-    for start, end in sorted(intervals):
-        if reached is None or start > reached:
-            reached = start
-        if end > reached:
-            covered += end - reached
-            reached = end
-    return covered
+def union_ns(starts: Any, ends: Any) -> int:
+    """Length of what intervals, arrays of their edges (n,), cover together; overlaps count once."""
+    import numpy as np
+
+    if not len(starts):
+        return 0
+    order = np.argsort(starts, kind="stable")
+    starts, reached = starts[order], np.maximum.accumulate(ends[order])
+    # What each adds: from where the earlier ones have reached, or its own start if later.
+    begins = np.maximum(starts[1:], reached[:-1])
+    return int(reached[0] - starts[0] + np.maximum(reached[1:] - begins, 0).sum())
 
 
 @lru_cache(maxsize=4096)
@@ -290,16 +291,18 @@ class _Windows:
 
     def covered_ns(self, name: str, events: Sequence[Event]) -> int:
         """How much of the phase ``name`` at least one of the events covers."""
-        windows = [phase for phase in self._phases if phase.name == name]
-        inside: list[tuple[int, int]] = []
-        for window in windows:
-            first, last = window.start_ns, window.end_ns
-            inside += [
-                (max(event.start_ns, first), min(event.end_ns, last))
-                for event in events
-                if event.start_ns < last and event.end_ns > first
-            ]
-        return union_ns(inside)
+        import numpy as np
+
+        starts = np.fromiter((event.start_ns for event in events), np.int64, len(events))
+        ends = np.fromiter((event.end_ns for event in events), np.int64, len(events))
+        covered = 0
+        for window in self._phases:
+            if window.name == name:
+                first, last = window.start_ns, window.end_ns
+                inside = (starts < last) & (ends > first)
+                clipped = np.maximum(starts[inside], first), np.minimum(ends[inside], last)
+                covered += union_ns(*clipped)
+        return covered
 
 
 def _add(entry: Operator, phase: str, self_ns: int) -> None:

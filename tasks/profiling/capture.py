@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gc
+import gzip
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +18,7 @@ from tasks.profiling.events import Event, Kind
 PHASE_PREFIX = "phase:"
 _KERNELS = ("kernel", "concurrent_kernel", "gpu_memset")
 _COPIES = ("gpu_memcpy",)
+_BLOCK_BYTES = 1 << 20
 
 
 @contextmanager
@@ -65,16 +69,21 @@ def capture(
             profiler.step()
     if trace is not None:
         partial = trace.with_name(f"partial-{trace.name}")
-        profiler.export_chrome_trace(str(partial))
+        with tempfile.TemporaryDirectory() as directory:
+            # torch's own compression takes seven times as long, for a tenth less.
+            written = Path(directory, "trace.json")
+            profiler.export_chrome_trace(str(written))
+            with written.open("rb") as plain, gzip.open(partial, "wb", compresslevel=6) as packed:
+                shutil.copyfileobj(plain, packed, _BLOCK_BYTES)
         os.replace(partial, trace)
     # The profiler's own table is built in Python, 50 us an event, and counts marked ranges twice.
     results = profiler.profiler.kineto_results
-    with _no_collection():
+    with no_collection():
         return list(_events(results.events(), shapes=shapes))
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
+def no_collection() -> Iterator[None]:
     """A million events in a list are no garbage, but each collection would go through them all."""
     enabled = gc.isenabled()
     gc.disable()

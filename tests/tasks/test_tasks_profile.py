@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -134,17 +135,21 @@ def call_trees(draw: st.DrawFn, start: int = 0, end: int = 1000) -> list[Event]:
     return events
 
 
+def covered_ns(intervals: Sequence[Sequence[int]]) -> int:
+    return union_ns(*np.array(intervals, np.int64).reshape(-1, 2).T)
+
+
 @given(call_trees())
 def test_self_times_add_up_to_what_is_covered(events: list[Event]) -> None:
     own = self_times(events)
     assert all(ns >= 0 for ns in own)
-    assert sum(own) == union_ns((e.start_ns, e.end_ns) for e in events)
+    assert sum(own) == covered_ns([(e.start_ns, e.end_ns) for e in events])
 
 
 @given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)).map(sorted), max_size=12))
 def test_union_counts_each_moment_once(intervals: list[list[int]]) -> None:
     covered = {moment for start, end in intervals for moment in range(start, end)}
-    assert union_ns((start, end) for start, end in intervals) == len(covered)
+    assert covered_ns(intervals) == len(covered)
 
 
 def test_bound_is_a_matter_of_intensity_and_unknown_stays_unknown() -> None:
