@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 MAX_ROWS = 60
 MAX_FAILURES = 12
 _NAME_WIDTH = 30
+_AS_ABOVE = "…"
 _NARROW = 80
 _MOST_STACKED = 16
 _GAP = 2
@@ -229,27 +230,25 @@ def _grid(table: SweepTable, rows: Sequence[TrialRow], columns: Sequence[_Column
         )
     group: object = None
     single = len({row.group for row in rows}) == 1
-    for row in rows:
+    for row, lines in zip(rows, _row_labels(rows), strict=True):
         if row.group != group and not single:
             if group is not None:
                 grid.add_row("")
             grid.add_row(Text(_group_name(row), style="bold"))
         group = row.group
-        grid.add_row(
-            _name(row, grouped=not single), *(_cell_text(row, c, c is columns[0]) for c in columns)
-        )
+        grid.add_row(_name(row, lines), *(_cell_text(row, c, c is columns[0]) for c in columns))
     return grid
 
 
-def _name(row: TrialRow, *, grouped: bool) -> Text:
-    """``✓ nf4`` over its hash; in a group, only the axes that the group does not say."""
+def _name(row: TrialRow, lines: Sequence[str]) -> Text:
+    """``✓ nf4`` over its hash."""
     from rich.text import Text
 
     failed = row.outcome not in ("ok", "invalid")
     mark, style, _ = ("✗", "red", "") if failed else VERDICT_MARKS[row.verdict]
     text = Text()
     text.append(f"{mark} ", style=style)
-    text.append(_short(_row_label(row, grouped), _NAME_WIDTH), style="bold" if row.baseline else "")
+    text.append("\n  ".join(lines), style="bold" if row.baseline else "")
     if row.attempts > 1:
         text.append(f" ({row.attempts})", style="dim")
     text.append(f"\n  {_second_line(row)}", style="dim")
@@ -260,10 +259,32 @@ def _second_line(row: TrialRow) -> str:
     return " · ".join((short_hash(row.hash), *row.words))
 
 
-def _row_label(row: TrialRow, grouped: bool) -> str:
-    if not grouped:
-        return row.label
-    return row.own_label
+def _row_labels(rows: Sequence[TrialRow]) -> list[tuple[str, ...]]:
+    """What each row is called, in lines; in a group, only by the axes that the group does not say.
+
+    Where names are too long for their column, a row says what sets it apart from the one above.
+    """
+    grouped = len({row.group for row in rows}) > 1
+    labels = [row.own_label if grouped else row.label for row in rows]
+    if max(map(len, labels), default=0) > _NAME_WIDTH:
+        whole = [label.split(SEPARATOR) for label in labels]
+        for i in range(1, len(rows)):
+            if rows[i].group == rows[i - 1].group:
+                labels[i] = _unlike(whole[i], whole[i - 1])
+    return [_wrap_label(label) for label in labels]
+
+
+def _wrap_label(label: str) -> tuple[str, ...]:
+    held = "\N{NO-BREAK SPACE}"  # a dot stays with what it follows
+    lines = _wrap(label.replace(SEPARATOR, held + SEPARATOR.lstrip()), _NAME_WIDTH)
+    return tuple(line.replace(held, " ") for line in lines)
+
+
+def _unlike(parts: Sequence[str], above: Sequence[str]) -> str:
+    own = [part for part, other in zip(parts, above, strict=False) if part != other]
+    if len(parts) != len(above) or not own or len(own) == len(parts):
+        return SEPARATOR.join(parts)
+    return f"{_AS_ABOVE} {SEPARATOR.join(own)}"
 
 
 def _group_name(row: TrialRow) -> str:
@@ -315,6 +336,8 @@ def _notes(
     said = [f"{m} {meaning}" for key, (m, _, meaning) in STANDING_MARKS.items() if key in standings]
     if said:
         legend.append(f"against the baseline: {', '.join(said)}")
+    if any(lines[0].startswith(_AS_ABOVE) for lines in _row_labels(rows)):
+        legend.append(f"{_AS_ABOVE} otherwise as above")
     if any(row.attempts > 1 for row in rows):
         legend.append("(n) attempts")
     measured = [row for row in rows if row.outcome in ("ok", "invalid")]
@@ -387,7 +410,7 @@ def _any_interval(rows: Sequence[TrialRow]) -> bool:
 
 def _name_width(table: SweepTable, rows: Sequence[TrialRow]) -> int:
     single = len({row.group for row in rows}) == 1
-    labels = (min(len(_row_label(row, not single)), _NAME_WIDTH) for row in rows)
+    labels = (len(line) for lines in _row_labels(rows) for line in lines)
     repeats = 5 if any(row.attempts > 1 for row in rows) else 0
     groups = (len(_group_name(row)) for row in rows) if not single else iter(())
     named = (2 + len(_second_line(row)) for row in rows)
@@ -403,7 +426,3 @@ def _wrap(text: str, width: int) -> tuple[str, ...]:
     import textwrap
 
     return tuple(textwrap.wrap(text, width, break_long_words=False)) or ("",)
-
-
-def _short(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 1] + "…"

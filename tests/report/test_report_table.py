@@ -310,3 +310,27 @@ def test_the_rungs_of_a_ladder_are_held_against_its_foot(make):
     assert [row.baseline for row in table.rows] == [True, False, False, False]
     assert all(row.cells["tpot_s"].ratio is not None for row in table.rows[1:])
     assert {row.group for row in table.rows} == {()}
+
+
+def test_names_too_long_for_their_column_say_what_changed(make):
+    plan = make.plan(prompts=(512,))
+    axes = ("quant", "task.resident", "task.buffer", "task.transfer", "task.depth")
+    rungs = [
+        ("bf16", "nothing_at_all", "tensor", "sync", 1),
+        ("bf16", "embedding_and_head", "tensor", "sync", 2),
+        ("bf16", "embedding_and_head", "single", "async", 2),
+        ("nf4", "embedding_and_head", "single", "async", 4),
+    ]
+    trials = tuple(
+        replace(trial, axes=dict(zip(axes, rung, strict=True)))
+        for trial, rung in zip(plan.trials, rungs, strict=True)
+    )
+    values = {a: tuple(dict.fromkeys(str(t.axes[a]) for t in trials)) for a in axes}
+    ladder = replace(plan, trials=trials, axes=values, baseline={"task.resident": "nothing_at_all"})
+    said = printed(final_table(ladder, make.reports(ladder), metrics=["tpot_s"]))
+    assert re.search(r"^✓ bf16 · nothing_at_all · .*\n  tensor · depth 1 ", said, re.M)
+    names = re.findall(r"^✓ (….*?)  +\d", said, re.M)
+    assert names == ["… embedding_and_head · depth 2", "… single", "… nf4 · depth 4"]
+    assert "… otherwise as above" in " ".join(said.split())
+    short = printed(final_table(plan, make.reports(plan), metrics=["tpot_s"]))
+    assert "otherwise as above" not in short
