@@ -385,8 +385,9 @@ def _failures(table: SweepTable, width: int) -> Iterable[Any]:
             yield Padding(Text(row.reason or ""), (0, 0, 0, 2))
     else:
         grid = Table.grid(padding=(0, _GAP, 0, 0))
-        for most in (None, width // 3, None):
-            grid.add_column(no_wrap=True, max_width=most)
+        grid.add_column(no_wrap=True)
+        grid.add_column(max_width=width // 3, overflow="fold")
+        grid.add_column(no_wrap=True)
         grid.add_column(ratio=1)
         for row in shown:
             grid.add_row(
