@@ -48,6 +48,9 @@ _TOLD = 10
 _SHAPES_TOLD = 5
 # A decode step of 30 layers is 6,000 events: with more steps a trace is too large for any viewer.
 _TRACE_STEPS = 8
+# A GPU's warm-up is the pass itself: kernels are chosen and memory is had by size. A CPU's touches
+# the weights and starts the profiler, which takes no whole prompt.
+_WARM_TOKENS = 64
 
 
 @dataclass
@@ -64,7 +67,7 @@ class ProfileConfig:
     attention : str
         As in ``task=inference``.
     warmup : int
-        Passes under the profiler before the one that is kept.
+        Passes under the profiler before the one that is kept; on a CPU of a short prompt.
     shapes, memory, stacks : bool
         What the profiler records beside times; stacks make it much slower.
     """
@@ -176,11 +179,12 @@ def _profile(
     trace_steps = min(decode_steps, _TRACE_STEPS)
     timings: list[SequenceTiming] = []
 
-    def generate(steps: int) -> None:
+    def generate(prompt: Any, steps: int) -> None:
         timing, _ = generator.sequence(prompt, steps + 1, phase)
         timings.append(timing)
 
-    work, short_work = partial(generate, decode_steps), partial(generate, trace_steps)
+    work = partial(generate, prompt, decode_steps)
+    short_work = partial(generate, prompt, trace_steps)
 
     cuda = identity["device"]["kind"] == "cuda"
     dtype = getattr(torch, identity["quant"]["dtype"])
@@ -195,7 +199,7 @@ def _profile(
             work,
             **passes,
             **(full if one_pass else plain),
-            warm_work=short_work,
+            warm_work=short_work if cuda else partial(generate, prompt[:, :_WARM_TOKENS], 2),
             warmup=options.warmup,
         )
     profiled = timings[-1]
