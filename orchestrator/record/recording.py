@@ -300,7 +300,7 @@ class Recording:
         if self._is_idle():
             for path in self._spool.pending():
                 self._spool.remove(path)
-        # The driver lived to its end: of what it has not heard by now nothing was begun.
+        # A driver that lived to its end has withdrawn them, or forgotten them as never heard of.
         for path in self._spool.submitted():
             self._spool.remove(path)
         self._spool.close()
