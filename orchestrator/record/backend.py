@@ -350,14 +350,19 @@ def _commit_without_waiting(engine: Any) -> None:
     # commits at the log's end, never the database, and they are then made again.
     from sqlalchemy import event
 
-    @event.listens_for(engine, "connect")
-    def relax(connection: Any, _: Any) -> None:
-        connection.execute("PRAGMA synchronous=NORMAL")
-        # As MLflow sets them for its own sessions.
-        connection.execute("PRAGMA foreign_keys=ON")
-        connection.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
-
+    # MLflow keeps one engine for each database and process: another thread may be connecting with
+    # it just now, and SQLAlchemy's listeners must not change under it.
+    if event.contains(engine, "connect", _relax):
+        return
+    event.listen(engine, "connect", _relax)
     engine.dispose()
+
+
+def _relax(connection: Any, _: Any) -> None:
+    connection.execute("PRAGMA synchronous=NORMAL")
+    # As MLflow sets them for its own sessions.
+    connection.execute("PRAGMA foreign_keys=ON")
+    connection.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
 
 
 def server_backend(uri: str, where: str) -> Backend:

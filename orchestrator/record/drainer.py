@@ -7,6 +7,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,9 +15,12 @@ from tenacity import (
     RetryCallState,
     Retrying,
     retry_if_exception,
+    retry_if_not_exception_type,
     sleep_using_event,
+    stop_after_attempt,
     stop_when_event_set,
     wait_exponential_jitter,
+    wait_fixed,
 )
 
 from orchestrator.errors import StoreError
@@ -31,6 +35,8 @@ from orchestrator.record.writer import Writer
 # Records written to the store before the disk is waited for and the spool forgets them.
 SETTLE_EVERY = 64
 FIRST_RETRY_S, LONGEST_RETRY_S = 0.25, 15.0
+# Of an error nobody foresaw: a race in a library is gone at the next try, a bad record is not.
+UNFORESEEN_TRIES = 3
 
 T = TypeVar("T")
 
@@ -161,8 +167,9 @@ class Drainer:
         if item is None:
             return True
         record, digest = item.record, item.digest
+        apply = partial(writer.apply, record, digest)
         try:
-            run_id = self._persist(lambda: writer.apply(record, digest))
+            run_id = self._persist(lambda: _tried(apply, UNFORESEEN_TRIES))
         except Rejected as error:
             self._say(set_aside(path, str(error)))
             return True
@@ -233,3 +240,14 @@ class Drainer:
         if result is not None:
             self.away_since = self._said = None
         return result
+
+
+def _tried(call: Callable[[], T], tries: int) -> T:
+    """``call``, up to ``tries`` times while it raises what is no ``StoreError``."""
+    retrying = Retrying(
+        retry=retry_if_not_exception_type(StoreError),
+        stop=stop_after_attempt(tries),
+        wait=wait_fixed(FIRST_RETRY_S),
+        reraise=True,
+    )
+    return retrying(call)

@@ -58,19 +58,16 @@ class EmbeddedStore(Store):
     """
 
     def __init__(self, root: Path) -> None:
+        super().__init__()
         self.root = Path(os.path.abspath(root.expanduser()))
         self.database = self.root / DATABASE
         self.artifact_root = self.root / ARTIFACTS
         self.spool_root = self.root / SPOOL
         self.uri = self.where = f"sqlite:///{self.database}"
-        self._backend: Backend | None = None
 
-    def backend(self) -> Backend:
-        """See :class:`Store`."""
-        if self._backend is None:
-            self.check_writable()
-            self._backend = sqlite_backend(self.database, self.artifact_root)
-        return self._backend
+    def _open_backend(self) -> Backend:
+        self.check_writable()
+        return sqlite_backend(self.database, self.artifact_root)
 
     def check_writable(self) -> None:
         """See :class:`Store`."""

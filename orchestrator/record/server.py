@@ -43,6 +43,7 @@ class ServerStore(Store):
     is_shared = True
 
     def __init__(self, uri: str, *, state: Path | None = None) -> None:
+        super().__init__()
         parts = urlsplit(uri)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             shown = f"{uri!r} is no address of a server" if uri else "a server needs an address"
@@ -57,13 +58,9 @@ class ServerStore(Store):
         name = re.sub(r"[^A-Za-z0-9.\-]", "_", f"{parts.hostname}{port}")
         key = f"{name}-{hashlib.sha256(self.where.encode()).hexdigest()[:8]}"
         self.spool_root = (state or state_directory()) / "spool" / key
-        self._backend: Backend | None = None
 
-    def backend(self) -> Backend:
-        """See :class:`Store`."""
-        if self._backend is None:
-            self._backend = server_backend(self.uri, self.where)
-        return self._backend
+    def _open_backend(self) -> Backend:
+        return server_backend(self.uri, self.where)
 
     def check_writable(self) -> None:
         """See :class:`Store`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -146,9 +147,20 @@ class Store(ABC):
     spool_root: Path
     is_shared = False
 
-    @abstractmethod
+    def __init__(self) -> None:
+        self._backend: Backend | None = None
+        self._opening = threading.Lock()
+
     def backend(self) -> Backend:
         """The store for writing; imports MLflow, may create the database."""
+        # Asked for at once by the thread that records and by whoever looks after dead drivers.
+        with self._opening:
+            if self._backend is None:
+                self._backend = self._open_backend()
+            return self._backend
+
+    @abstractmethod
+    def _open_backend(self) -> Backend: ...
 
     @abstractmethod
     def check_writable(self) -> None:

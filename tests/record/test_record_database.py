@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -55,6 +56,31 @@ def test_an_unexpected_schema_falls_back_to_mlflow(
     assert store.load(run_id).config_hash == trial.hash
     assert [run.sweep for run in store.sweep_runs("quant")] == ["quant"]
     assert store.running() == []
+
+
+def test_threads_that_ask_at_once_share_one_backend(tmp_path: Path) -> None:
+    store = EmbeddedStore(tmp_path / "mlruns")
+    with ThreadPoolExecutor(4) as pool:
+        backends = set(pool.map(lambda _: store.backend(), range(4)))
+    assert len(backends) == 1
+
+
+def test_a_second_store_of_a_root_leaves_the_engine_in_use_alone(tmp_path: Path) -> None:
+    # MLflow shares one engine in a process; SQLAlchemy fails where a listener is added while
+    # another thread connects.
+    def listeners(store: EmbeddedStore) -> int:
+        return len(store.backend()._store.engine.pool.dispatch.connect)
+
+    first, second = EmbeddedStore(tmp_path / "mlruns"), EmbeddedStore(tmp_path / "mlruns")
+    before = listeners(first)
+    assert listeners(second) == before
+    with sqlite3.connect(first.database) as plain:
+        assert plain.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    connection = first.backend()._store.engine.raw_connection()
+    try:
+        assert connection.cursor().execute("PRAGMA synchronous").fetchone() == (1,)
+    finally:
+        connection.close()
 
 
 def test_two_drivers_create_the_database_at_once(tmp_path: Path) -> None:

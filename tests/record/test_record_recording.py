@@ -120,6 +120,26 @@ def test_a_disk_that_stays_full_is_said_and_hangs_nobody(
     assert [run.status for run in store.sweep_runs()] == ["KILLED"]
 
 
+def test_an_error_nobody_foresaw_is_met_by_another_try(
+    store: EmbeddedStore, kit: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = store.backend()
+    finish, raised = backend.finish, []
+
+    def once(*given: Any) -> None:
+        if not raised:
+            raised.append(RuntimeError("deque mutated during iteration"))
+            raise raised[0]
+        finish(*given)
+
+    monkeypatch.setattr(backend, "finish", once)
+    trial = kit.trial_of(1)
+    kit.record_one(store, trial)
+    assert raised
+    assert not (store.spool_root / "corrupt").exists()
+    assert [s.outcome for s in store.attempts()[trial.hash]] == ["ok"]
+
+
 def test_a_bug_in_recording_hangs_nobody(
     store: EmbeddedStore, kit: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
