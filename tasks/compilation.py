@@ -5,10 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from orchestrator.measure import Recorder
+from orchestrator.measure import Infeasible, Recorder
 
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+# What is compiled as one graph: the whole model, or one of its layers for all of them.
+SCOPES = ("model", "layer")
 _MOST_ROUNDS = 8
 
 
@@ -20,6 +26,10 @@ class CompileWatch:
     model : callable
     directory : Path
         Of this attempt alone: the compiler starts without a cache, ``compile_s`` is cold.
+    scope : str
+        ``model``, or ``layer``: each decoder layer of a ``PreTrainedModel`` is compiled by itself,
+        and as they are of one shape the first one's graph serves them all (PyTorch's documentation
+        calls it regional compilation). What lies outside the layers runs eagerly.
 
     Attributes
     ----------
@@ -27,7 +37,9 @@ class CompileWatch:
         The compiled model.
     """
 
-    def __init__(self, model: Callable[..., Any], directory: Path) -> None:
+    def __init__(
+        self, model: Callable[..., Any], directory: Path, *, scope: str = "model"
+    ) -> None:
         import torch
 
         # A cache that an earlier process filled would make compile_s ten times shorter.
@@ -36,7 +48,12 @@ class CompileWatch:
         torch._dynamo.utils.counters.clear()
         torch._dynamo.utils.compilation_time_metrics.clear()
         torch._dynamo.utils.clear_compilation_metrics()
-        self.forward: Callable[..., Any] = torch.compile(model)
+        self.forward: Callable[..., Any] = model
+        if scope == "model":
+            self.forward = torch.compile(model)
+        else:
+            for layer in decoder_layers(model):
+                layer.compile()
         self._settled: tuple[int, int] | None = None
 
     def settle(self, work: Callable[[], object]) -> None:
@@ -67,6 +84,25 @@ class CompileWatch:
         from torch._dynamo.utils import counters
 
         return counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())
+
+
+def decoder_layers(model: PreTrainedModel) -> list[torch.nn.Module]:
+    """The layers that ``model`` repeats: of the class that transformers never splits over devices.
+
+    Raises
+    ------
+    Infeasible
+        The model names no such class, or has no module of it.
+    """
+    names = set(model._no_split_modules or ())
+    layers = [module for module in model.modules() if type(module).__name__ in names]
+    if not layers:
+        raise Infeasible(
+            f"{type(model).__name__} does not say which of its modules are layers",
+            where="task.compile_scope",
+            fix="Compile it whole: task.compile_scope=model",
+        )
+    return layers
 
 
 def _recompiles() -> int:

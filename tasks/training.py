@@ -33,7 +33,7 @@ from orchestrator.measure import (
 )
 from orchestrator.measure.figures import Bars, Breakdown, Scaling
 from tasks import loading, tokens
-from tasks.compilation import CompileWatch
+from tasks.compilation import SCOPES, CompileWatch
 from tasks.phase_memory import PhaseMemory
 from tasks.training_expected import (
     Expected,
@@ -68,6 +68,9 @@ class TrainingConfig:
         ``none`` or ``bfloat16``: what products are computed in, over float32 parameters.
     compile : bool
         Run the model through ``torch.compile``.
+    compile_scope : str
+        ``layer``: one graph, made once, for every decoder layer, and eager outside of them;
+        ``model``: all of it as one graph, which takes some three times as long to make.
     checkpointing : bool
         Keep only the input of each layer and compute the rest again in the backward pass.
     optimizer : bool
@@ -83,6 +86,7 @@ class TrainingConfig:
     attention: str = "sdpa"
     autocast: str = "none"
     compile: bool = False
+    compile_scope: str = "layer"
     checkpointing: bool = False
     optimizer: bool = True
     memory_snapshot: bool = False
@@ -110,6 +114,12 @@ def check(identity: Identity) -> str | None:
             f"unknown autocast {options['autocast']!r}",
             where="task.autocast",
             fix=f"Known: {', '.join(AUTOCASTS)}",
+        )
+    if options["compile_scope"] not in SCOPES:
+        raise ConfigError(
+            f"unknown scope {options['compile_scope']!r}",
+            where="task.compile_scope",
+            fix=f"Known: {', '.join(SCOPES)}",
         )
     return (
         loading.check_model(identity)
@@ -201,7 +211,11 @@ def _measure(
 ) -> None:
     import torch
 
-    compiling = CompileWatch(model, recorder.directory) if options.compile else None
+    compiling = (
+        CompileWatch(model, recorder.directory, scope=options.compile_scope)
+        if options.compile
+        else None
+    )
     ids = tokens.prompt(prepared, identity["seed"], options.batch_size, options.context_tokens)
     optimizer = (
         torch.optim.AdamW(model.parameters(), lr=_LEARNING_RATE) if options.optimizer else None

@@ -38,7 +38,15 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("recorded")
     root = str(Path(__file__).parents[1])
     done = subprocess.run(
-        [sys.executable, "-m", "orchestrator", "task=noop", "task.value=1,2", "device=cpu"],
+        [
+            sys.executable,
+            "-m",
+            "orchestrator",
+            "task=noop",
+            "task.value=1,2",
+            "device=cpu",
+            "verdict=off",
+        ],
         cwd=place,
         env={**os.environ, "PYTHONPATH": root},
         capture_output=True,

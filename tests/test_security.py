@@ -59,7 +59,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Swept:
     place = tmp_path_factory.mktemp("secure")
     running = subprocess.Popen(
         [sys.executable, "-m", "orchestrator", "task=noop", "model=random_tiny", "device=cpu",
-         "task.value=1,2", "task.sleep_s=2", "protocol=quick", "sweep.name=secure",
+         "task.value=1,2", "task.sleep_s=2", "protocol=quick", "verdict=off", "sweep.name=secure",
          f"sweep.description=uses {PLANTED}", "--json"],
         cwd=place,
         env=environment(place),

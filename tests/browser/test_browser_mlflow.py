@@ -44,7 +44,7 @@ SWEEP = (
     "task.token_sleep_s=0.1",
     "protocol.max_time_s=3",
     "device=cpu",
-    # Where other programs take the cores, an attempt that is judged invalid would be made again.
+    # What other programs do to the cores meanwhile is marked, and refuses nothing.
     "verdict=off",
 )
 PATIENCE_S = 240

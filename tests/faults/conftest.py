@@ -6,7 +6,7 @@ import contextlib
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,6 +29,20 @@ def until(holds: Callable[[], Any], driver: DriverProcess, timeout_s: float = 90
         assert time.monotonic() < deadline, f"not in {timeout_s:.0f} s:\n{driver.tail()}"
         time.sleep(0.05)
     return found
+
+
+def held(world: World, count: int, *, hold: Collection[int]) -> str:
+    """The word that makes ``count`` trials, of which those in ``hold`` last until ``let_go``."""
+    files = [world.directory / f"witness-{index}" for index in range(count)]
+    for index in hold:
+        Path(f"{files[index]}.until").write_text("0")
+    return f"task.fault={','.join(f'witness:{file}' for file in files)}"
+
+
+def let_go(world: World) -> None:
+    """Let every trial end that :func:`held` holds."""
+    for file in world.directory.glob("witness-*.until"):
+        file.unlink()
 
 
 def on_cluster(nodes: Nodes, *words: str) -> list[str]:
@@ -99,6 +113,8 @@ def faults() -> Any:
     """The helpers above, for test modules (which cannot import this file)."""
     return SimpleNamespace(
         until=until,
+        held=held,
+        let_go=let_go,
         on_cluster=on_cluster,
         children=children,
         measured=measured,

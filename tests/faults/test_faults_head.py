@@ -15,9 +15,7 @@ from benchmarks._world import Nodes, World
 
 pytestmark = pytest.mark.slow
 
-# The last runs when the head goes, and would for longer than anything here waits for its end.
-SLEEPS_S = (1, 2, 45)
-SLEEPS = f"task.sleep_s={','.join(map(str, SLEEPS_S))}"
+TRIALS = 3
 PATIENCE = "RAY_gcs_rpc_server_reconnect_timeout_s"
 
 
@@ -47,10 +45,12 @@ def at_work(world: World, faults: Any) -> list[psutil.Process]:
 def test_a_lost_head_ends_the_sweep_with_its_books_closed(
     world: World, faults: Any, parts: Sequence[str], number: signal.Signals, said: str
 ) -> None:
+    # The last runs when the head goes, and until it is let go.
+    words = faults.held(world, TRIALS, hold=[TRIALS - 1])
     nodes = Nodes(world, 1)
     # Of the driver alone: the head may be silent for half of it.
     world.environment[PATIENCE] = "30"
-    driver = faults.Driver(world, faults.on_cluster(nodes, SLEEPS))
+    driver = faults.Driver(world, faults.on_cluster(nodes, words))
     driver.start()
     faults.until(lambda: driver.tail().count(" ok ") == 2, driver)
     faults.until(lambda: len(faults.measured(world.processes())) == 1, driver)
@@ -70,14 +70,15 @@ def test_a_lost_head_ends_the_sweep_with_its_books_closed(
         nodes.head.all_processes[part][0].process.send_signal(signal.SIGCONT)
     nodes.close()
 
+    faults.let_go(world)
     del world.environment[PATIENCE]
     nodes = Nodes(world, 1)
-    driver = faults.Driver(world, faults.on_cluster(nodes, SLEEPS))
+    driver = faults.Driver(world, faults.on_cluster(nodes, words))
     driver.start()
     assert driver.wait(120) == 0, driver.tail()
     assert json.loads(driver.output.read_text())["cached"] == 2
     outcomes, each, open_runs = faults.recorded(mlruns)
-    assert len(each) == len(SLEEPS_S)
+    assert len(each) == TRIALS
     assert all(trial["ok"] == 1 for trial in each)
     assert open_runs == []
     nodes.close()

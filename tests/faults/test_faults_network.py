@@ -15,8 +15,6 @@ from benchmarks._world import Nodes, World, raylet_process
 pytestmark = pytest.mark.slow
 
 TRIALS = 5
-# Longer than it takes to give a node up: it still measures when it comes back.
-WORDS = (f"task.value=range({TRIALS})", "task.sleep_s=60")
 
 
 @pytest.fixture
@@ -32,12 +30,14 @@ def island() -> Iterator[Island]:
 def test_a_node_is_cut_off_and_comes_back(island: Island, world: World, faults: Any) -> None:
     # The head asks once a second, and gives a node up that has not answered five times.
     world.environment["RAY_health_check_timeout_ms"] = "1000"
+    # Until long after the node is given up: it still measures when it comes back.
+    words = faults.held(world, TRIALS, hold=range(TRIALS))
     # Named: where another test keeps a Ray on loopback, that is what Ray would choose.
     nodes = Nodes(world, 1, address=island.home)
     with island.inside():
         cut = nodes.add(node_ip_address=island.address)
     raylet = psutil.Process(raylet_process(cut).pid)
-    driver = faults.Driver(world, faults.on_cluster(nodes, *WORDS))
+    driver = faults.Driver(world, faults.on_cluster(nodes, words))
     driver.start()
     faults.until(lambda: len(faults.measured(world.processes())) == 4, driver)
     hit = faults.measured(raylet.children(recursive=True))
@@ -50,6 +50,7 @@ def test_a_node_is_cut_off_and_comes_back(island: Island, world: World, faults: 
     # It learns that it was given up, and ends with all that it has.
     raylet_process(cut).wait(60)
     faults.nothing_left(world, lambda: [p for p in hit if p.is_running()])
+    faults.let_go(world)
     # Whatever keeps Ray up on that host starts it again.
     with island.inside():
         nodes.add(node_ip_address=island.address)

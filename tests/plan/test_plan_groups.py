@@ -139,6 +139,15 @@ def test_defaults_of_files_and_dataclasses_agree() -> None:
     assert settings.timeout_s == AttemptSpec("a", "h", {}).timeout_s
 
 
+def test_a_verdict_turned_off_refuses_nothing_and_still_looks() -> None:
+    rules = settings_of(["verdict=off"]).verdict.rules
+    default = settings_of([]).verdict.rules
+    assert {name: rule["limit"] for name, rule in rules.items()} == {
+        name: rule["limit"] for name, rule in default.items()
+    }
+    assert {rule["state"] for rule in rules.values()} == {"flagged"}
+
+
 def test_settings_of_a_command_line(write: Any) -> None:
     own = write("tracking/team.yaml", "kind: server\nuri: http://tracking:5000\n")
     settings = settings_of(["tracking=team", "repeats=4"], config_dirs=[own])

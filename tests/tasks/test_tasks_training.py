@@ -331,6 +331,7 @@ def test_float16_is_infeasible_and_a_compiler_is_needed(
         ({"accumulation": 3}, "task.accumulation"),
         ({"autocast": "int8"}, "task.autocast"),
         ({"attention": "fast"}, "task.attention"),
+        ({"compile_scope": "block"}, "task.compile_scope"),
     ],
 )
 def test_what_has_no_sense_is_a_configuration_error(
@@ -359,8 +360,21 @@ def test_sizes_that_no_model_can_have_are_named_before_anything_starts(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_one_graph_serves_all_layers(identity: Identity, run: Run, checkpointing: bool) -> None:
+    compiled, eager = (
+        run(training(identity, compile=compiled, checkpointing=checkpointing))
+        for compiled in (True, False)
+    )
+    assert compiled.value("compile_graphs") == 1
+    assert compiled.value("compile_recompiles") == 0
+    assert compiled.fact("compiled_while_measured") is False
+    assert compiled.value("first_loss") == pytest.approx(eager.value("first_loss"), rel=1e-4)
+
+
+@pytest.mark.slow
 def test_compile_is_counted_apart_from_the_step(identity: Identity, run: Run) -> None:
-    asked = training(identity, compile=True)
+    asked = training(identity, compile=True, compile_scope="model")
     asked["model"]["architecture"]["num_hidden_layers"] = 1
     events = run(asked)
     assert events.value("compile_graphs") >= 1
