@@ -5,15 +5,16 @@
     plan --Task.expect--> memory --against the device--> warn: a line; skip: the trial is infeasible
                      `--> times at this machine's ceilings, for `plan`
 
-Only what is certain makes a trial infeasible (weights, cache, gradients, moments); where the rest
-of the estimate makes it too much, a person is told and it runs.
+Only what is certain makes a trial infeasible (weights, cache, gradients, moments; a training step
+in numbers that the CPU has no instructions for); where the rest of the estimate makes it too much,
+a person is told and it runs.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sized
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -28,9 +29,18 @@ if TYPE_CHECKING:
     from orchestrator.plan import ClusterConfig, Plan, Trial
 
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
-_HALF_PRECISION = ("bfloat16", "float16")
+_HALF_PRECISION = frozenset(("bfloat16", "float16"))
 # About a second where such products are emulated; decoding one token of a small model stays below.
 _SLOW_EMULATED_FLOPS = 1e9
+# What only a training step has. Emulated it is out of the question for more than a look: with two
+# cores of an AMD EPYC (AVX2) and torch 2.13 a step of 20 million parameters took 28 times as long
+# as in float32, one of 129 million 54 times: the product that gives the input's gradient runs at
+# 1 GFLOP/s, those of a forward pass at 15.
+_TRAINED = "backward_s"
+_OUT_OF_REACH = (
+    "this CPU has no instructions for half precision (no AVX-512), in which a step takes some 50 "
+    "times as long as in float32. preflight=warn measures it all the same"
+)
 
 
 @dataclass(frozen=True)
@@ -71,15 +81,14 @@ def preflight(plan: Plan, *, times: bool = False) -> Preflight:
     impossible: list[tuple[float, float]] = []
     tight: list[tuple[float, float]] = []
     doubts: dict[str, str] = {}
-    halves: list[Expectation] = []
+    halves, emulates = 0, emulates_half_precision()
     for trial in plan.trials:
         if _wants_gpu(trial) and plan.settings.cluster.kind == "local" and not _gpus():
             doubts[trial.hash] = "there is no GPU here"
         expectation = _expectation(trial)
         if expectation is not None:
             predicted[trial.hash] = _figures(expectation, trial, plan, times)
-            if _is_half_on_this_cpu(trial, plan.settings.cluster):
-                halves.append(expectation)
+            emulated = emulates and _is_much_in_half(trial, expectation, plan.settings.cluster)
             available = memory_available(trial, plan.settings.cluster)
             floor = expectation.floor_bytes
             if available is None or trial.infeasible is not None:
@@ -91,9 +100,12 @@ def preflight(plan: Plan, *, times: bool = False) -> Preflight:
                     trial = dataclasses.replace(trial, infeasible=reason)
                 else:
                     doubts[trial.hash] = reason
+            elif emulated and mode == "skip" and _TRAINED in expectation.made_steps():
+                trial = dataclasses.replace(trial, infeasible=_OUT_OF_REACH)
             elif (needed := expectation.memory_bytes) > available:
                 tight.append((needed, available))
                 doubts[trial.hash] = f"needs about {_gib(needed)}, there are {_gib(available)}"
+            halves += emulated and trial.infeasible is None
         trials.append(trial)
     warnings = []
     if impossible and mode == "warn":
@@ -101,7 +113,7 @@ def preflight(plan: Plan, *, times: bool = False) -> Preflight:
         warnings.append(f"{said}. preflight=skip leaves such trials out")
     if tight:
         warnings.append(_told(tight, "may not fit into memory", "about "))
-    if emulates_half_precision() and any(map(_multiplies_much_in_half, halves)):
+    if halves:
         warnings.append(
             f"{_count(halves)} in half precision, for which this CPU has no instructions "
             "(no AVX-512): products up to 100 times slower than with quant=fp32"
@@ -137,12 +149,13 @@ def _expectation(trial: Trial) -> Expectation | None:
         return None  # the arithmetic does not know this model; the run may
 
 
-def _is_half_on_this_cpu(trial: Trial, cluster: ClusterConfig) -> bool:
-    is_here = trial.identity["device"]["kind"] == "cpu" and cluster.kind == "local"
-    return is_here and trial.identity["quant"]["dtype"] in _HALF_PRECISION
-
-
-def _multiplies_much_in_half(expectation: Expectation) -> bool:
+def _is_much_in_half(trial: Trial, expectation: Expectation, cluster: ClusterConfig) -> bool:
+    """Whether this host's CPU will multiply so much in half precision that it is noticed."""
+    identity = trial.identity
+    if identity["device"]["kind"] != "cpu" or cluster.kind != "local":
+        return False
+    if not {identity["quant"]["dtype"], identity["task"].get("autocast")} & _HALF_PRECISION:
+        return False
     return any(
         of_a_step.dtype in _HALF_PRECISION
         and of_a_step.count * of_a_step.flops > _SLOW_EMULATED_FLOPS
@@ -209,11 +222,11 @@ def _host_bytes() -> float:
 def _told(found: list[tuple[float, float]], what: str, about: str) -> str:
     needed, available = max(found)
     most = "it needs" if len(found) == 1 else "the largest needs"
-    return f"{_count(found)} {what}: {most} {about}{_gib(needed)}, there are {_gib(available)}"
+    return f"{_count(len(found))} {what}: {most} {about}{_gib(needed)}, there are {_gib(available)}"
 
 
-def _count(trials: Sized) -> str:
-    return "1 trial" if len(trials) == 1 else f"{len(trials)} trials"
+def _count(trials: int) -> str:
+    return "1 trial" if trials == 1 else f"{trials} trials"
 
 
 def _gib(size: float) -> str:

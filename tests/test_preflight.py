@@ -139,3 +139,19 @@ def test_half_precision_that_this_cpu_emulates_is_told_before_it_runs(
     assert len(found.warnings) == (told is not None)
     assert all(line.startswith(str(told)) for line in found.warnings)
     assert all(trial.infeasible is None for trial in found.plan.trials)
+
+
+@pytest.mark.parametrize("words", [("quant=bf16",), ("quant=fp32", "task.autocast=bfloat16")])
+@pytest.mark.parametrize("emulates", [True, False])
+def test_training_in_numbers_that_this_cpu_emulates_is_left_out_where_asked_for(
+    words: tuple[str, ...], emulates: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.preflight.emulates_half_precision", lambda: emulates)
+    asked = ("task=training", "device=cpu", "model=size/20m", *words)
+    warned, skipped = (preflight(plan_of(*asked, f"preflight={m}")) for m in ("warn", "skip"))
+    assert warned.plan.trials[0].infeasible is None
+    assert len(warned.warnings) == emulates
+    assert ("no instructions" in str(skipped.plan.trials[0].infeasible)) is emulates
+    assert not skipped.warnings
+    plain = preflight(plan_of(*asked[:3], "quant=fp32", "preflight=skip"))
+    assert plain.plan.trials[0].infeasible is None

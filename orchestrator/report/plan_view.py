@@ -223,22 +223,27 @@ def _reasons(plan: Plan, states: Mapping[str, KnownState]) -> Sequence[Renderabl
     from rich.text import Text
 
     labels = labels_of(plan)
-    told = [t for t in plan.trials if states[t.hash].reason]
+    told: dict[tuple[str, str], list[Trial]] = {}
+    for trial in plan.trials:
+        state = states[trial.hash]
+        if state.reason:
+            told.setdefault((state.state, state.reason), []).append(trial)
     if not told:
         return []
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(no_wrap=True)
     grid.add_column(no_wrap=True)
     grid.add_column(ratio=1)
-    for trial in told[:MAX_REASONS]:
-        state = states[trial.hash]
-        doubtful = state.state == "new"
-        style = "yellow" if doubtful else _STATE_STYLE.get(state.state, "")
-        said = "new !" if doubtful else state.state
-        label = labels[trial.hash]
-        name = label if len(label) <= _LONGEST_LABEL else short_hash(trial.hash)
-        grid.add_row(Text(said, style=style), name, state.reason or "")
+    for (state_name, reason), trials in list(told.items())[:MAX_REASONS]:
+        doubtful = state_name == "new"
+        style = "yellow" if doubtful else _STATE_STYLE.get(state_name, "")
+        said = "new !" if doubtful else state_name
+        label = labels[trials[0].hash]
+        name = label if len(label) <= _LONGEST_LABEL else short_hash(trials[0].hash)
+        if len(trials) > 1:
+            name = f"{len(trials)} trials"
+        grid.add_row(Text(said, style=style), name, reason)
     parts: list[RenderableType] = [Text(""), grid]
     if len(told) > MAX_REASONS:
-        parts.append(Text(f"… and {len(told) - MAX_REASONS} more", style="italic"))
+        parts.append(Text(f"… and {len(told) - MAX_REASONS} more reasons", style="italic"))
     return parts

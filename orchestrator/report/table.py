@@ -7,7 +7,7 @@ baseline that shares its other axes. Columns that do not fit go below, never squ
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -376,29 +376,39 @@ def _failures(table: SweepTable, width: int) -> Iterable[Any]:
         f"{len(failures)} of {len(table.rows)} trials without a result to rely on: {said}",
         style="bold",
     )
-    shown = failures[:MAX_FAILURES]
+    shown = list(_with_reasons(failures))[:MAX_FAILURES]
     if width < _NARROW:
-        for row in shown:
+        for row, reason in shown:
             yield Text.assemble(
                 _outcome(row), "  ", row.label, (f"  {short_hash(row.hash)}", "dim")
             )
-            yield Padding(Text(row.reason or ""), (0, 0, 0, 2))
+            yield Padding(Text(reason), (0, 0, 0, 2))
     else:
         grid = Table.grid(padding=(0, _GAP, 0, 0))
         grid.add_column(no_wrap=True)
         grid.add_column(max_width=width // 3, overflow="fold")
         grid.add_column(no_wrap=True)
         grid.add_column(ratio=1)
-        for row in shown:
+        for row, reason in shown:
             grid.add_row(
                 Text(*_outcome(row)),
                 row.label,
                 Text(short_hash(row.hash), style="dim"),
-                Text(row.reason or "", overflow="fold"),
+                Text(reason, overflow="fold"),
             )
         yield grid
     if len(failures) > MAX_FAILURES:
         yield Text(f"… and {len(failures) - MAX_FAILURES} more", style="italic")
+
+
+def _with_reasons(failures: Sequence[TrialRow]) -> Iterator[tuple[TrialRow, str]]:
+    """Those that ended alike after one another, a reason of many lines told once."""
+    alike: dict[tuple[str, str], list[TrialRow]] = {}
+    for row in failures:
+        alike.setdefault((row.outcome, row.reason or ""), []).append(row)
+    for (_, reason), rows in alike.items():
+        for index, row in enumerate(rows):
+            yield row, reason if index == 0 or not reason else "as above"
 
 
 def _outcome(row: TrialRow) -> tuple[str, str]:
