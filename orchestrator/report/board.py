@@ -198,7 +198,10 @@ def plain_line(
             rules = [r.rule for r in report.verdict.rules if r.state == "flagged"]
             parts.append(f"(flagged: {', '.join(rules)})")
     else:
-        parts.append(why(report))
+        said, before = why(report), list(board.problems)[-2:-1]
+        # Many trials of a sweep may be known not to be feasible, all for one reason.
+        told = report.outcome is Outcome.INFEASIBLE and said in (p.reason for p in before)
+        parts.append("as above" if told else said)
     head = f"[{board.finished:>{width}}/{board.todo}] {report.outcome.value:<3}"
     return "  ".join([head, *(part for part in parts if part)])
 

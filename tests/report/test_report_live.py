@@ -94,6 +94,17 @@ def test_a_line_says_the_metric_that_decides_and_the_rules_that_doubt_it(make, m
     assert line.endswith("ms  (flagged: low_samples)")
 
 
+def test_what_cannot_be_done_for_one_reason_says_so_once(make):
+    out = io.StringIO()
+    plan = make.plan()
+    cannot, large = (Outcome.INFEASIBLE, "no instructions"), (Outcome.INFEASIBLE, "too large")
+    with LiveView(Console(file=out), total=8, labels=labels_of(plan)) as view:
+        play(view, make, plan, {0: cannot, 1: cannot, 2: large, 3: large, 5: large})
+    ends = [line.split("  ")[-1] for line in out.getvalue().splitlines()[1:9]]
+    assert ends[:4] == ["no instructions", "as above", "too large", "as above"]
+    assert ends[5] == "as above"
+
+
 def test_forced_colour_does_not_redraw_a_pipe(make):
     out = io.StringIO()
     plan = make.plan()

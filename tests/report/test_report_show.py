@@ -182,6 +182,19 @@ def test_a_plan_says_what_is_not_expected_to_fit(make):
     assert marked[1:] == ["new !  bf16 · 512→32  needs at least 24.1 GiB"]
 
 
+def test_a_reason_of_several_trials_is_told_once(make):
+    plan = make.plan()
+    states = {
+        trial.hash: TrialState("infeasible", "too large" if at % 2 else "no instructions")
+        for at, trial in enumerate(plan.trials[:7])
+    }
+    lines = [line.rstrip() for line in printed(plan_view(plan, states)).splitlines()]
+    assert lines[-2:] == [
+        "infeasible  4 trials  no instructions",
+        "infeasible  3 trials  too large",
+    ]
+
+
 def test_axes_that_do_not_fit_become_one_name(make):
     axes = [f"task.option_number_{n}" for n in range(6)]
     trials = [

@@ -222,6 +222,13 @@ def test_nothing_measured_is_said_not_drawn(make):
     }
     text = printed(final_table(plan, reports, metrics=METRICS))
     assert "8 of 8 trials without a result to rely on: 8 crashed" in text
+    assert text.count("SIGSEGV") == 1
+    assert text.count("as above") == 7
+    of = dict(zip(reports, ("SIGSEGV", "no memory", None, "SIGSEGV") * 2, strict=True))
+    for config_hash, reason in of.items():
+        reports[config_hash][0].reason = reason
+    text = printed(final_table(plan, reports, metrics=METRICS))
+    assert [text.count(said) for said in ("SIGSEGV", "no memory", "as above")] == [1, 1, 5]
 
 
 def test_a_trial_that_cannot_be_done_is_a_row_with_its_reason(make):
