@@ -6,6 +6,7 @@ import ctypes
 import functools
 import os
 import tempfile
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -322,8 +323,10 @@ def _make_database(database: Path, artifact_root: Path) -> None:
     """
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    making = database.with_name(f"{database.name}.making")
-    for left in database.parent.glob(f"{making.name}*"):
+    # Of a name of its own each time: MLflow keeps an engine for each, and the one of an earlier try
+    # in this process would still hold the file that it left half made.
+    making = database.with_name(f"{database.name}.making-{uuid.uuid4().hex[:8]}")
+    for left in database.parent.glob(f"{database.name}.making*"):
         left.unlink()
     SqlAlchemyStore(f"sqlite:///{making}", artifact_root.as_uri()).engine.dispose()
     with making.open("rb") as file:

@@ -129,6 +129,7 @@ def test_a_full_disk_is_said_in_one_line_and_loses_nothing(
     assert driver.wait(120) in (0, 2), driver.tail()
     assert "Traceback" not in driver.tail()
     assert "this is a bug" not in driver.tail()
+    assert "is damaged" not in driver.tail(), "a database half made is made anew"
     faults.nothing_left(world)
     driver.start()
     assert driver.wait(120) == 0, driver.tail()

@@ -16,6 +16,7 @@ import pytest
 from orchestrator.attempt import Outcome
 from orchestrator.errors import ConfigError, StoreError
 from orchestrator.record import Recording, open_store, ui_arguments
+from orchestrator.record.backend import sqlite_backend
 from orchestrator.record.embedded import EmbeddedStore
 
 
@@ -81,6 +82,54 @@ def test_a_second_store_of_a_root_leaves_the_engine_in_use_alone(tmp_path: Path)
         assert connection.cursor().execute("PRAGMA synchronous").fetchone() == (1,)
     finally:
         connection.close()
+
+
+def test_a_database_whose_making_was_cut_short_is_made_anew(tmp_path: Path) -> None:
+    database, artifacts = tmp_path / "mlflow.db", tmp_path / "artifacts"
+    code = (
+        "import sys; from pathlib import Path; from orchestrator.record.backend import "
+        "sqlite_backend; sqlite_backend(*map(Path, sys.argv[1:]))"
+    )
+    maker = subprocess.Popen([sys.executable, "-c", code, str(database), str(artifacts)])
+    while not any(path.stat().st_size for path in tmp_path.glob("mlflow.db.making-*")):
+        assert maker.poll() is None, "it made a store, and this test did not see how"
+        time.sleep(0.001)
+    maker.kill()
+    maker.wait()
+    assert not database.exists()
+    backend = sqlite_backend(database, artifacts)
+    assert backend.experiment("quant") in backend.experiment_ids()
+    assert not list(tmp_path.glob("mlflow.db.making*"))
+
+
+def test_a_database_that_did_not_fit_is_made_anew_by_the_same_process(tmp_path: Path) -> None:
+    # MLflow keeps its engine for an address: one that held the half-made file called it damaged.
+    code = """if True:
+        import resource, sys
+        from pathlib import Path
+        from orchestrator.errors import StoreError
+        from orchestrator.record.backend import sqlite_backend
+        import mlflow.store.tracking.sqlalchemy_store  # whose caches on disk may be larger
+        database, artifacts = map(Path, sys.argv[1:])
+        _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, most))
+        try:
+            sqlite_backend(database, artifacts)
+        except StoreError as error:
+            print(error)
+        assert not database.exists()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+        print(sqlite_backend(database, artifacts).experiment("quant"))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "mlflow.db"), str(tmp_path / "artifacts")],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    refused, experiment = done.stdout.splitlines()
+    assert "mlflow.db: " in refused
+    assert experiment.isdigit()
 
 
 def test_two_drivers_create_the_database_at_once(tmp_path: Path) -> None:

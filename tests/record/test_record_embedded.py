@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +19,6 @@ import yaml
 from orchestrator.attempt import Outcome, RuleResult, Verdict
 from orchestrator.errors import StoreError, UsageError
 from orchestrator.record import Recording, open_store, reap, sync
-from orchestrator.record.backend import sqlite_backend
 from orchestrator.record.embedded import EmbeddedStore
 from orchestrator.record.params import flatten
 
@@ -334,22 +332,3 @@ def test_a_deleted_experiment_is_not_revived(store: EmbeddedStore, kit: SimpleNa
     assert store.attempts() == {}
     second = kit.record_one(open_store({"root": store.root}), kit.trial_of(1))
     assert mlflow.get_experiment(mlflow.get_run(second).info.experiment_id).name == "quant (2)"
-
-
-def test_a_database_whose_making_was_cut_short_is_made_anew(tmp_path: Path) -> None:
-    database, artifacts = tmp_path / "mlflow.db", tmp_path / "artifacts"
-    making = tmp_path / "mlflow.db.making"
-    code = (
-        "import sys; from pathlib import Path; from orchestrator.record.backend import "
-        "sqlite_backend; sqlite_backend(*map(Path, sys.argv[1:]))"
-    )
-    maker = subprocess.Popen([sys.executable, "-c", code, str(database), str(artifacts)])
-    while not (making.exists() and making.stat().st_size):
-        assert maker.poll() is None, "it made a store, and this test did not see how"
-        time.sleep(0.001)
-    maker.kill()
-    maker.wait()
-    assert not database.exists()
-    backend = sqlite_backend(database, artifacts)
-    assert backend.experiment("quant") in backend.experiment_ids()
-    assert not making.exists()
