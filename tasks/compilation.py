@@ -37,9 +37,7 @@ class CompileWatch:
         The compiled model.
     """
 
-    def __init__(
-        self, model: Callable[..., Any], directory: Path, *, scope: str = "model"
-    ) -> None:
+    def __init__(self, model: Callable[..., Any], directory: Path, *, scope: str = "model") -> None:
         import torch
 
         # A cache that an earlier process filled would make compile_s ten times shorter.
