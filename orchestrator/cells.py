@@ -78,6 +78,11 @@ class RecordedCell:
         return f"{self.run.run_id}/{self.config_hash}"
 
     @property
+    def host(self) -> str:
+        """Unknown, and never None: it was computed."""
+        return ""
+
+    @property
     def started_at(self) -> float:
         """When its sweep's run began."""
         return self.run.started_at

@@ -39,6 +39,11 @@ class PastAttempt(Protocol):
         ...
 
     @property
+    def host(self) -> str | None:
+        """Where it ran; None where it was refused before it could."""
+        ...
+
+    @property
     def attempt_id(self) -> str:
         """Whose it is: unique to the driver up to the last hyphen."""
         ...
@@ -144,6 +149,11 @@ def _one(
         # Recorded once without a process; a person sees why in the table and in the store.
         record = [] if counts[Outcome.INFEASIBLE] else [Attempt(trial, number)]
         return TrialState(trial, "infeasible", trial.infeasible), record
+    # What was refused before it ran, and is not any more, was never tried: there is a compiler now,
+    # or preflight does not skip it.
+    counts[Outcome.INFEASIBLE] = sum(
+        attempt.outcome == Outcome.INFEASIBLE.value and attempt.host is not None for attempt in past
+    )
     if force:
         reason = "force=true" if past else None
         return TrialState(trial, "new", reason), _numbered(trial, number, repeats, expected_s)

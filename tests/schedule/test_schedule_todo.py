@@ -22,7 +22,9 @@ def past(*outcomes: str | None) -> dict[str, list[Any]]:
 
 def _past(outcome: object, number: int) -> SimpleNamespace:
     """Attempt number n took n seconds."""
-    return SimpleNamespace(outcome=outcome, number=number, started_at=0.0, ended_at=float(number))
+    return SimpleNamespace(
+        outcome=outcome, number=number, started_at=0.0, ended_at=float(number), host="node-1"
+    )
 
 
 def look(*outcomes: str | None, **asked: Any) -> tuple[str, str | None, list[int]]:
@@ -99,6 +101,16 @@ def test_infeasible_is_recorded_once() -> None:
     assert todo.states[0].reason == "no GPU here"
     again = compute_todo([trial], {trial.hash: [_past("infeasible", 1)]}, force=True)
     assert again.attempts == ()
+
+
+def test_what_was_refused_before_it_ran_runs_once_it_is_not() -> None:
+    refused = _past("infeasible", 1)
+    refused.host = None
+    todo = compute_todo([TRIAL], {TRIAL.hash: [refused]})
+    assert [s.state for s in todo.states] == ["new"]
+    assert [(a.number, a.tries) for a in todo.attempts] == [(2, ())]
+    found = compute_todo([TRIAL], {TRIAL.hash: [refused, _past("infeasible", 2)]})
+    assert [s.state for s in found.states] == ["infeasible"]
 
 
 def test_outcomes_may_be_the_enumeration() -> None:
