@@ -36,7 +36,7 @@ def show_command(prefix: str, overrides: Sequence[str], as_json: bool) -> int:
     finished = [a for a in store.attempts([config_hash])[config_hash] if a.outcome]
     if not finished:
         raise UsageError(f"{prefix} has no finished attempt yet", where=store.where)
-    attempts = [(a.run_id, store.load(a.run_id)) for a in finished]
+    attempts = list(store.load_all([a.run_id for a in finished]).items())
     config = store.identity(finished[-1].run_id)
     if as_json:
         emit_json(show_json(config_hash, config, attempts))

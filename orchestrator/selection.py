@@ -87,8 +87,10 @@ def load(store: Store, word: str, summaries: Iterable[AttemptSummary]) -> Select
     attempts: dict[str, list[AttemptReport]] = {}
     configs: dict[str, dict[str, Any]] = {}
     run_ids: dict[str, str] = {}
+    summaries = list(summaries)
+    reports = store.load_all([summary.run_id for summary in summaries])
     for summary in summaries:
-        report = store.load(summary.run_id)
+        report = reports[summary.run_id]
         attempts.setdefault(summary.config_hash, []).append(report)
         run_ids[report.attempt_id] = summary.run_id
         if summary.config_hash not in configs:
@@ -180,7 +182,8 @@ def noise_of(store: Store, fingerprints: set[str]) -> float | None:
     for summaries in by_trial.values():
         if len(summaries) < 3:
             continue
-        reports = [store.load(summary.run_id) for summary in summaries]
+        loaded = store.load_all([summary.run_id for summary in summaries])
+        reports = list(loaded.values())
         for metric in ("tpot_s", "ttft_s"):
             series = samples_of(reports, metric)
             noise = noise_between(series) if len(series) >= 3 else None

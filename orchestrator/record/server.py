@@ -107,7 +107,6 @@ class ServerStore(Store):
 
     def load_all(self, run_ids: Collection[str]) -> dict[str, AttemptReport]:
         """See :class:`Store`; several at a time, for each is two answers of the server's."""
-        self.backend()  # made once, and not by each
         with ThreadPoolExecutor(READERS) as readers:
             return dict(zip(run_ids, readers.map(self.load, run_ids), strict=True))
 
