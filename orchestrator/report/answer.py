@@ -274,13 +274,17 @@ def _failures(table: SweepTable) -> list[str]:
         causes.setdefault((row.outcome, _cause(row)), []).append(row)
     parts = []
     for (outcome, cause), rows in list(causes.items())[:_MOST_NAMED]:
-        named = ", ".join(row.label for row in rows[:_MOST_NAMED])
-        named += f" and {len(rows) - _MOST_NAMED} more" if len(rows) > _MOST_NAMED else ""
-        parts.append(f"{outcome}{f', {cause}' if cause else ''}: {named}")
+        ended = f"{outcome}, {cause}" if cause else outcome
+        if len(rows) > _MOST_NAMED:
+            parts.append(f"{len(rows)} {ended}")  # the list below names them
+        else:
+            parts.append(f"{_and([row.label for row in rows])} ({ended})")
     rest = sum(len(rows) for rows in list(causes.values())[_MOST_NAMED:])
     more = f"; and {rest} more" if rest else ""
-    head = _trials(len(failed), "have")
-    return [f"{head} no result, of {len(table.rows)}. {'; '.join(parts)}{more}."]
+    have = "has" if len(failed) == 1 else "have"
+    return [
+        f"{len(failed)} of {len(table.rows)} trials {have} no result: {'; '.join(parts)}{more}."
+    ]
 
 
 def _cause(row: TrialRow) -> str:

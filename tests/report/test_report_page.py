@@ -50,7 +50,7 @@ def test_the_answer_is_what_the_table_holds(table):
         r"it comes with TPOT 2\.\d\d×( to 2\.\d\d×)? and perplexity 1\.04×\.",
         smallest,
     )
-    assert failed == "1 trial has no result, of 12. oom_host, killed at 8 GiB: int8 · 512→32."
+    assert failed == "1 of 12 trials has no result: int8 · 512→32 (oom_host, killed at 8 GiB)."
 
 
 def test_the_answer_differs_by_group_where_it_does(make, swept):
@@ -117,8 +117,7 @@ def test_failures_of_one_cause_are_said_once(make):
         t.hash: [make.report(t, outcome=Outcome.INFEASIBLE, reason=reason)] for t in plan.trials
     }
     assert sentences(build_table(plan, reports, metrics=METRICS)) == [
-        "8 trials have no result, of 8. infeasible, model needs 50.8 GiB, the device has 23.5 GiB:"
-        " fp32 · 512→32, bf16 · 512→32, int8 · 512→32 and 5 more."
+        "8 of 8 trials have no result: 8 infeasible, model needs 50.8 GiB, the device has 23.5 GiB."
     ]
 
 
