@@ -47,7 +47,7 @@ def _bounded(value: str) -> str:
 def legal_key(key: str) -> str:
     """``key`` with what MLflow refuses in a name replaced; distinct keys stay distinct."""
     legal = re.sub(r"[^\w.\- :/]", "_", key)
-    if posixpath.normpath(legal) != legal or legal.startswith(("/", "..")):
+    if posixpath.normpath(legal) != legal or legal == "." or legal.startswith(("/", "..")):
         legal = legal.replace("/", "_").strip(".") or "_"
     if legal != key or len(legal) > MAX_KEY_CHARS:
         digest = hashlib.sha256(key.encode()).hexdigest()[:8]

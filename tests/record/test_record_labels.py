@@ -6,7 +6,7 @@ import hashlib
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.errors import StoreError
@@ -71,6 +71,7 @@ def test_a_value_mlflow_would_cut_is_hashed() -> None:
 
 @settings(deadline=None, max_examples=60)
 @given(st.text(max_size=400), st.text(max_size=400))
+@example(".", "_")
 def test_legal_keys_are_legal_and_distinct(one: str, other: str) -> None:
     from mlflow.utils.validation import _validate_param_name
 
