@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from orchestrator.measure.arithmetic.expectation import Expectation
 
 AUTOCASTS = ("none", "bfloat16")
+# What trials meant that were recorded before they could say it: reproduced, they mean it still.
+_BEFORE = {"compile_scope": "model"}
 _LEARNING_RATE = 1e-4
 
 
@@ -94,7 +96,7 @@ class TrainingConfig:
 
 def check(identity: Identity) -> str | None:
     """None, or one line why this cannot be done; :class:`ConfigError` for what has no sense."""
-    options, quant = identity["task"], identity["quant"]
+    options, quant = _BEFORE | identity["task"], identity["quant"]
     loading.check_positive(options, "batch_size", "context_tokens", "accumulation")
     if options["context_tokens"] < 2:
         raise ConfigError(
@@ -158,7 +160,8 @@ def expect(identity: Identity, config: Mapping[str, Any] | None) -> Expectation 
 
 def _options(identity: Identity) -> TrainingConfig:
     known = {field.name for field in fields(TrainingConfig)}
-    return TrainingConfig(**{k: v for k, v in identity["task"].items() if k in known})
+    asked = _BEFORE | identity["task"]
+    return TrainingConfig(**{k: v for k, v in asked.items() if k in known})
 
 
 def run(identity: Identity, recorder: Recorder) -> None:

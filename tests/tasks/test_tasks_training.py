@@ -359,6 +359,18 @@ def test_sizes_that_no_model_can_have_are_named_before_anything_starts(
         check(asked)
 
 
+def test_a_trial_from_before_there_were_scopes_is_compiled_as_it_was_then(
+    identity: Identity,
+) -> None:
+    from tasks.training import _options
+
+    assert _options(training(identity, compile=True)).compile_scope == "layer"
+    before = training(identity, compile=True)
+    del before["task"]["compile_scope"]
+    assert check(before) is None
+    assert _options(before).compile_scope == "model"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_one_graph_serves_all_layers(identity: Identity, run: Run, checkpointing: bool) -> None:
