@@ -23,7 +23,8 @@ SWEEP = (
     "task.new_tokens=6",
     "task.quality_tokens=64",
     "protocol.max_time_s=3",
-    # What other programs do to the cores meanwhile is marked, and refuses nothing.
+    # What other programs do to the cores meanwhile is marked, and refuses nothing: rules that
+    # refuse have tests of their own.
     "verdict=off",
 )
 
