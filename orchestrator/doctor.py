@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from orchestrator.processor import emulates_half_precision
+from orchestrator.measure.processor import emulates_half_precision
 
 GIB = 1024**3
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import ConfigError
 from orchestrator.measure.registry import find_task
-from orchestrator.processor import emulates_half_precision
+from orchestrator.measure.processor import emulates_half_precision
 
 if TYPE_CHECKING:
     from orchestrator.measure.arithmetic import Ceilings, Expectation
@@ -39,7 +39,8 @@ _SLOW_EMULATED_FLOPS = 1e9
 _TRAINED = "backward_s"
 _OUT_OF_REACH = (
     "this CPU has no instructions for half precision (no AVX-512), in which a step takes some 50 "
-    "times as long as in float32. preflight=warn measures it all the same"
+    "times as long as in float32. task.products=float32 multiplies in that, preflight=warn "
+    "measures it all the same"
 )
 
 
@@ -81,14 +82,15 @@ def preflight(plan: Plan, *, times: bool = False) -> Preflight:
     impossible: list[tuple[float, float]] = []
     tight: list[tuple[float, float]] = []
     doubts: dict[str, str] = {}
-    halves, emulates = 0, emulates_half_precision()
+    halves, widened, emulates = 0, 0, emulates_half_precision()
     for trial in plan.trials:
         if _wants_gpu(trial) and plan.settings.cluster.kind == "local" and not _gpus():
             doubts[trial.hash] = "there is no GPU here"
         expectation = _expectation(trial)
         if expectation is not None:
             predicted[trial.hash] = _figures(expectation, trial, plan, times)
-            emulated = emulates and _is_much_in_half(trial, expectation, plan.settings.cluster)
+            in_half = emulates and _is_in_half(trial, plan.settings.cluster)
+            emulated = in_half and _multiplies_much_in_half(expectation)
             available = memory_available(trial, plan.settings.cluster)
             floor = expectation.floor_bytes
             if available is None or trial.infeasible is not None:
@@ -105,7 +107,9 @@ def preflight(plan: Plan, *, times: bool = False) -> Preflight:
             elif (needed := expectation.memory_bytes) > available:
                 tight.append((needed, available))
                 doubts[trial.hash] = f"needs about {_gib(needed)}, there are {_gib(available)}"
-            halves += emulated and trial.infeasible is None
+            if trial.infeasible is None:
+                halves += emulated
+                widened += in_half and trial.identity["task"].get("products", "native") != "native"
         trials.append(trial)
     warnings = []
     if impossible and mode == "warn":
@@ -117,6 +121,11 @@ def preflight(plan: Plan, *, times: bool = False) -> Preflight:
         warnings.append(
             f"{_count(halves)} in half precision, for which this CPU has no instructions "
             "(no AVX-512): products up to 100 times slower than with quant=fp32"
+        )
+    if widened:
+        warnings.append(
+            f"{_count(widened)} in half precision, for which this CPU has no instructions (no "
+            "AVX-512): multiplied in float32 (task.products)"
         )
     checked = dataclasses.replace(plan, trials=tuple(trials))
     return Preflight(checked, predicted, tuple(warnings), doubts)
@@ -149,13 +158,16 @@ def _expectation(trial: Trial) -> Expectation | None:
         return None  # the arithmetic does not know this model; the run may
 
 
-def _is_much_in_half(trial: Trial, expectation: Expectation, cluster: ClusterConfig) -> bool:
-    """Whether this host's CPU will multiply so much in half precision that it is noticed."""
+def _is_in_half(trial: Trial, cluster: ClusterConfig) -> bool:
+    """Whether this host's CPU will compute in half precision."""
     identity = trial.identity
     if identity["device"]["kind"] != "cpu" or cluster.kind != "local":
         return False
-    if not {identity["quant"]["dtype"], identity["task"].get("autocast")} & _HALF_PRECISION:
-        return False
+    return bool({identity["quant"]["dtype"], identity["task"].get("autocast")} & _HALF_PRECISION)
+
+
+def _multiplies_much_in_half(expectation: Expectation) -> bool:
+    """Whether it will be noticed where such products are emulated."""
     return any(
         of_a_step.dtype in _HALF_PRECISION
         and of_a_step.count * of_a_step.flops > _SLOW_EMULATED_FLOPS

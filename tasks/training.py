@@ -10,12 +10,14 @@
     memory_snapshot                   where asked for; a pass of its own
 
 The precision is that of ``quant`` (``fp32``, or ``bf16`` for pure bfloat16: weights, gradients and
-moments) and ``task.autocast`` (``bfloat16`` over ``quant=fp32``). All steps see the same batch.
+moments) and ``task.autocast`` (``bfloat16`` over ``quant=fp32``); ``task.products`` says how a CPU
+multiplies in it. All steps see the same batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +36,7 @@ from orchestrator.measure import (
 from orchestrator.measure.figures import Bars, Breakdown, Scaling
 from tasks import loading, tokens
 from tasks.compilation import SCOPES, CompileWatch
+from tasks.half_products import PRODUCTS, products_in, through_float32
 from tasks.phase_memory import PhaseMemory
 from tasks.training_expected import (
     Expected,
@@ -48,9 +51,9 @@ if TYPE_CHECKING:
 
     from orchestrator.measure.arithmetic.expectation import Expectation
 
-AUTOCASTS = ("none", "bfloat16")
+_CHOICES = {"autocast": ("none", "bfloat16"), "products": PRODUCTS, "compile_scope": SCOPES}
 # What trials meant that were recorded before they could say it: reproduced, they mean it still.
-_BEFORE = {"compile_scope": "model"}
+_BEFORE = {"compile_scope": "model", "products": "native"}
 _LEARNING_RATE = 1e-4
 
 
@@ -68,6 +71,10 @@ class TrainingConfig:
         ``sdpa``, ``eager``, ``flash_attention_2`` or ``flex_attention``.
     autocast : str
         ``none`` or ``bfloat16``: what products are computed in, over float32 parameters.
+    products : str
+        Of numbers in half precision, on a CPU: ``native``, as torch does it, in loops where the CPU
+        has no instructions for them; ``float32``: converted, multiplied there and rounded once;
+        ``auto``: ``float32`` where it would be loops.
     compile : bool
         Run the model through ``torch.compile``.
     compile_scope : str
@@ -87,6 +94,7 @@ class TrainingConfig:
     accumulation: int = 1
     attention: str = "sdpa"
     autocast: str = "none"
+    products: str = "native"
     compile: bool = False
     compile_scope: str = "layer"
     checkpointing: bool = False
@@ -111,21 +119,15 @@ def check(identity: Identity) -> str | None:
             where="task.accumulation",
             fix="It must divide task.batch_size",
         )
-    if options["autocast"] not in AUTOCASTS:
-        raise ConfigError(
-            f"unknown autocast {options['autocast']!r}",
-            where="task.autocast",
-            fix=f"Known: {', '.join(AUTOCASTS)}",
-        )
-    if options["compile_scope"] not in SCOPES:
-        raise ConfigError(
-            f"unknown scope {options['compile_scope']!r}",
-            where="task.compile_scope",
-            fix=f"Known: {', '.join(SCOPES)}",
-        )
+    for name, known in _CHOICES.items():
+        if options[name] not in known:
+            raise ConfigError(
+                f"unknown {options[name]!r}", where=f"task.{name}", fix=f"Known: {', '.join(known)}"
+            )
     return (
         loading.check_model(identity)
         or _check_precision(quant["scheme"], quant["dtype"], options["autocast"])
+        or _check_products(identity["device"]["kind"], options["products"])
         or loading.check_attention(identity, options["attention"])
         or loading.check_compile(identity, options["compile"])
         or loading.check_length(identity["model"], options["context_tokens"], "context_tokens")
@@ -143,6 +145,12 @@ def _check_precision(scheme: str, dtype: str, autocast: str) -> str | None:
     return None
 
 
+def _check_products(device_kind: str, asked: str) -> str | None:
+    if asked == "float32" and device_kind != "cpu":
+        return "a GPU multiplies in half precision itself: task.products=float32 is for the CPU"
+    return None
+
+
 def _check_snapshot(device_kind: str, asked: bool) -> str | None:
     if asked and device_kind != "cuda":
         return "a memory snapshot is of CUDA's allocator: the CPU has none"
@@ -155,7 +163,13 @@ def expect(identity: Identity, config: Mapping[str, Any] | None) -> Expectation 
         config = identity["model"]["architecture"]
     if config is None or check(identity) is not None:
         return None
-    return expectation(config, _options(identity), identity["quant"]["dtype"])
+    options, dtype = _options(identity), identity["quant"]["dtype"]
+    return expectation(config, options, dtype, _products(options, identity))
+
+
+def _products(options: TrainingConfig, identity: Identity) -> str:
+    dtype = identity["quant"]["dtype"] if options.autocast == "none" else options.autocast
+    return products_in(options.products, dtype, identity["device"]["kind"])
 
 
 def _options(identity: Identity) -> TrainingConfig:
@@ -183,8 +197,14 @@ def run(identity: Identity, recorder: Recorder) -> None:
     model = loading.load(prepared, identity, recorder, attention=options.attention)
     _make_trainable(model, options, recorder)
     memory = PhaseMemory(tracker(identity["device"]["kind"]))
+    products = _products(options, identity)
     try:
-        _measure(model, prepared, options, expected, memory, identity, recorder)
+        with through_float32() if products == "float32" else nullcontext() as converted:
+            _measure(model, prepared, options, expected, memory, identity, recorder)
+        went = "float32" if converted and converted.products else "native"
+        recorder.engaged("products", products, went)
+        if went != "native":
+            recorder.fact("products", f"products in {went}")
     finally:
         memory.record(recorder)
         _record_allocator(identity["device"]["kind"], memory, recorder)
@@ -356,6 +376,7 @@ TASK = Task(
         "compile_s",
         "weights_bytes",
     ),
+    named=("products",),
     figures=(
         Bars("step_s"),
         Breakdown(("forward_s", "backward_s", "optimizer_s")),

@@ -156,9 +156,10 @@ def _row(row: TrialRow, names: Sequence[str], scales: Mapping[str, Scale]) -> st
     mark, style, meaning = VERDICT_MARKS[row.verdict]
     attempts = f" ({row.attempts})" if row.attempts > 1 else ""
     title = escape(f"{row.verdict}: {meaning}", quote=True)
+    second_line = " · ".join((f"<code>{short_hash(row.hash)}</code>", *map(escape, row.words)))
     cells = [
         f'<td><span class="{_CLASS.get(style, "")}" title="{title}">{mark}</span> '
-        f"{escape(row.label)}{attempts}<small><code>{short_hash(row.hash)}</code></small></td>"
+        f"{escape(row.label)}{attempts}<small>{second_line}</small></td>"
     ]
     for name in names:
         cell = row.cells[name]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator import doctor
-from orchestrator.processor import emulates_half_precision
+from orchestrator.measure.processor import emulates_half_precision
 
 
 @pytest.mark.parametrize(
