@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import ConfigError
-from orchestrator.measure.registry import find_task
 from orchestrator.measure.processor import emulates_half_precision
+from orchestrator.measure.registry import find_task
 
 if TYPE_CHECKING:
     from orchestrator.measure.arithmetic import Ceilings, Expectation

@@ -180,7 +180,7 @@ def _measure(
     clock = recorder.clock
     compiling = None
     if options.implementation == COMPILED:
-        compiling = CompileWatch(attend, recorder.directory)
+        compiling = CompileWatch(attend, recorder)
         attend = compiling.forward
         with recorder.phase("compile", measured=False):
             compiling.settle(lambda: attend(*inputs).backward(gradient))

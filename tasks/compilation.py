@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.measure import Infeasible, Recorder
+from tasks.compiler_setup import set_up_compiler
 
 if TYPE_CHECKING:
     import torch
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
 
 # What is compiled as one graph: the whole model, or one of its layers for all of them.
 SCOPES = ("model", "layer")
-_MOST_ROUNDS = 8
+MOST_ROUNDS = 8
 
 
 class CompileWatch:
@@ -24,8 +23,9 @@ class CompileWatch:
     Parameters
     ----------
     model : callable
-    directory : Path
-        Of this attempt alone: the compiler starts without a cache, ``compile_s`` is cold.
+    recorder : Recorder
+        Of this attempt, whose directory is the compiler's: no graph is there yet, ``compile_s`` is
+        cold. What the compiler needs for any graph was made before, in a phase of its own.
     scope : str
         ``model``, or ``layer``: each decoder layer of a ``PreTrainedModel`` is compiled by itself,
         and as they are of one shape the first one's graph serves them all (PyTorch's documentation
@@ -37,11 +37,14 @@ class CompileWatch:
         The compiled model.
     """
 
-    def __init__(self, model: Callable[..., Any], directory: Path, *, scope: str = "model") -> None:
+    def __init__(
+        self, model: Callable[..., Any], recorder: Recorder, *, scope: str = "model"
+    ) -> None:
+        with recorder.phase("compiler", measured=False):
+            # A cache that an earlier process filled would make compile_s ten times shorter.
+            set_up_compiler(recorder.directory / "compiled")
         import torch
 
-        # A cache that an earlier process filled would make compile_s ten times shorter.
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(directory / "compiled")
         torch._dynamo.reset()
         torch._dynamo.utils.counters.clear()
         torch._dynamo.utils.compilation_time_metrics.clear()
@@ -54,14 +57,22 @@ class CompileWatch:
                 layer.compile()
         self._settled: tuple[int, int] | None = None
 
-    def settle(self, work: Callable[[], object]) -> None:
-        """Repeat ``work`` until it compiles nothing new: the cache grows, and shapes with it."""
-        for _ in range(_MOST_ROUNDS):
+    def settle(self, work: Callable[[], object], *, most: int = MOST_ROUNDS) -> None:
+        """Repeat ``work`` until it compiles nothing new: the cache grows, and shapes with it.
+
+        Where the same work is warmed up next, one round will do (``most``), and
+        :meth:`is_settled` tells after the warm-up whether it compiled nothing.
+        """
+        for _ in range(most):
             before = self._counts()
             work()
             if self._counts() == before:
                 break
         self._settled = self._counts()
+
+    def is_settled(self) -> bool:
+        """Whether nothing was compiled since."""
+        return self._counts() == self._settled
 
     def record(self, recorder: Recorder) -> None:
         """Record ``compile_s`` and counts; raises ``Mismatch`` if nothing was compiled."""
@@ -72,7 +83,7 @@ class CompileWatch:
         recorder.value("compile_graphs", "1", graphs)
         recorder.value("compile_graph_breaks", "1", breaks)
         recorder.value("compile_recompiles", "1", _recompiles())
-        recorder.fact("compiled_while_measured", (graphs, breaks) != self._settled)
+        recorder.fact("compiled_while_measured", not self.is_settled())
         recorder.engaged(
             "compile", "at least 1 graph", f"{graphs} graphs, {breaks} breaks", ok=graphs > 0
         )

@@ -114,7 +114,7 @@ def _measure(
 ) -> None:
     from transformers import DynamicCache
 
-    compiling = CompileWatch(model, recorder.directory) if options.compile else None
+    compiling = CompileWatch(model, recorder) if options.compile else None
     accepts = inspect.signature(model.forward).parameters
     generator = GreedyGenerator(
         compiling.forward if compiling else model,

@@ -3,7 +3,8 @@
 ::
 
     prepare, load                     load_s
-    compile                           where asked for: until no step compiles any more
+    compiler, compile                 where asked for: until no step compiles any more, of which the
+                                      warm-up may be the proof
     warmup ...                        the protocol's, stored beside the samples; protocol.warmup=0
                                       shows what it is for: the very first step is then a sample
     forward, backward, optimizer ...  samples, until the protocol's stopping rule
@@ -35,7 +36,7 @@ from orchestrator.measure import (
 )
 from orchestrator.measure.figures import Bars, Breakdown, Scaling
 from tasks import loading, tokens
-from tasks.compilation import SCOPES, CompileWatch
+from tasks.compilation import MOST_ROUNDS, SCOPES, CompileWatch
 from tasks.half_products import PRODUCTS, products_in, through_float32
 from tasks.phase_memory import PhaseMemory
 from tasks.training_expected import (
@@ -235,9 +236,7 @@ def _measure(
     import torch
 
     compiling = (
-        CompileWatch(model, recorder.directory, scope=options.compile_scope)
-        if options.compile
-        else None
+        CompileWatch(model, recorder, scope=options.compile_scope) if options.compile else None
     )
     ids = tokens.prompt(prepared, identity["seed"], options.batch_size, options.context_tokens)
     optimizer = (
@@ -253,7 +252,7 @@ def _measure(
     )
     if compiling:
         with recorder.phase("compile", measured=False):
-            compiling.settle(step.run)
+            compiling.settle(step.run, most=1 if identity["protocol"]["warmup"] else MOST_ROUNDS)
     metrics = _StepMetrics(options, expected, identity)
     phase = memory.phases(recorder)
     for repetition in repeat(recorder, identity["protocol"], watch="step_s"):
@@ -261,6 +260,9 @@ def _measure(
             with recorder.phase("warmup", measured=False):
                 timing = step.run()
         else:
+            if compiling and repetition.index == 0 and not compiling.is_settled():
+                with recorder.phase("compile", measured=False):
+                    compiling.settle(step.run)
             timing = step.run(phase)
         metrics.add(repetition, timing)
     metrics.record_absent(recorder)
