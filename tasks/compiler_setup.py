@@ -17,6 +17,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from orchestrator.measure import InputError
@@ -40,15 +41,24 @@ def set_up_compiler(directory: Path) -> None:
         return
     try:
         kept = publish(cache_root() / "compilers" / _key(), _make)
-    except (InputError, subprocess.CalledProcessError):
-        return
+    except (InputError, RuntimeError, subprocess.CalledProcessError):
+        return  # torch's own error says more, should there be no way at all
     shutil.copytree(kept / "isa", directory, dirs_exist_ok=True)
     headers = Path(codecache._HEADER_DIR)
     headers.mkdir(parents=True, exist_ok=True)
     for file in (kept / "headers").iterdir():
-        link = headers / file.name
-        if not link.exists():
-            link.symlink_to(file)
+        _place(file, headers / file.name)
+
+
+def _place(file: Path, name: Path) -> None:
+    """Have ``file`` under another name too, there at once and whole."""
+    try:
+        os.link(file, name)
+    except FileExistsError:
+        return
+    except OSError:  # another file system
+        with tempfile.TemporaryDirectory(dir=name.parent) as beside:
+            os.replace(shutil.copy2(file, beside), name)
 
 
 def _key() -> str:

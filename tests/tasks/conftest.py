@@ -133,6 +133,19 @@ def run(tmp_path: Path) -> Callable[[dict[str, Any]], Events]:
     return run
 
 
+@pytest.fixture(scope="session")
+def compilers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the C++ compiler needs, made by the first test that compiles."""
+    return tmp_path_factory.mktemp("compilers")
+
+
+@pytest.fixture
+def shared_compiler(cache: Path, compilers: Path) -> None:
+    """Leave the compiler's own set-up to whoever compiled first."""
+    cache.mkdir(mode=0o700)
+    (cache / "compilers").symlink_to(compilers)
+
+
 @pytest.fixture(autouse=True)
 def cache(
     tmp_path_factory: pytest.TempPathFactory,

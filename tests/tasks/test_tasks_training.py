@@ -332,6 +332,7 @@ def test_float16_is_infeasible_and_a_compiler_is_needed(
         ({"autocast": "int8"}, "task.autocast"),
         ({"attention": "fast"}, "task.attention"),
         ({"compile_scope": "block"}, "task.compile_scope"),
+        ({"products": "bfloat16"}, "task.products"),
     ],
 )
 def test_what_has_no_sense_is_a_configuration_error(
@@ -359,18 +360,30 @@ def test_sizes_that_no_model_can_have_are_named_before_anything_starts(
         check(asked)
 
 
-def test_a_trial_from_before_there_were_scopes_is_compiled_as_it_was_then(
-    identity: Identity,
+@pytest.mark.parametrize(
+    ("option", "now", "then"), [("compile_scope", "layer", "model"), ("products", "auto", "native")]
+)
+def test_a_trial_from_before_there_was_an_option_is_run_as_it_was_then(
+    identity: Identity, option: str, now: str, then: str
 ) -> None:
     from tasks.training import _options
 
-    assert _options(training(identity, compile=True)).compile_scope == "layer"
-    before = training(identity, compile=True)
-    del before["task"]["compile_scope"]
-    assert check(before) is None
-    assert _options(before).compile_scope == "model"
+    asked = training(identity, compile=True, **{option: now})
+    assert getattr(_options(asked), option) == now
+    del asked["task"][option]
+    assert check(asked) is None
+    assert getattr(_options(asked), option) == then
 
 
+def test_products_in_float32_are_for_the_cpu(identity: Identity) -> None:
+    asked = training(identity, "bf16", products="float32")
+    asked["device"]["kind"] = "cuda"
+    assert "is for the CPU" in str(check(asked))
+    asked["task"]["products"] = "auto"
+    assert "is for the CPU" not in str(check(asked))
+
+
+@pytest.mark.usefixtures("shared_compiler")
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_one_graph_serves_all_layers(identity: Identity, run: Run, checkpointing: bool) -> None:
@@ -384,6 +397,7 @@ def test_one_graph_serves_all_layers(identity: Identity, run: Run, checkpointing
     assert compiled.value("first_loss") == pytest.approx(eager.value("first_loss"), rel=1e-4)
 
 
+@pytest.mark.usefixtures("shared_compiler")
 @pytest.mark.slow
 def test_compile_is_counted_apart_from_the_step(identity: Identity, run: Run) -> None:
     asked = training(identity, compile=True, compile_scope="model")
