@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.measure import Infeasible
 from orchestrator.measure.processor import emulates_half_precision
 
 if TYPE_CHECKING:
@@ -59,11 +60,23 @@ class Converted:
 
 @contextmanager
 def through_float32() -> Iterator[Converted]:
-    """In this process, until it is left: eager, compiled, under autocast, ahead and back."""
+    """In this process, until it is left: eager, compiled, under autocast, ahead and back.
+
+    Raises
+    ------
+    Infeasible
+        Torch is too old to let its own products be called from what stands in for them.
+    """
     import warnings
 
     import torch
 
+    if not hasattr(torch.library, "get_kernel"):
+        raise Infeasible(
+            f"torch {torch.__version__} cannot multiply half precision in float32",
+            where="task.products",
+            fix="Install torch 2.9 or newer, or say native",
+        )
     converted = Converted()
     with torch.library._scoped_library("aten", "IMPL") as library, warnings.catch_warnings():
         # It is meant to override what torch registered.
@@ -105,7 +118,7 @@ def _widening(
         wide = {name: widened(value) for name, value in named.items()}
         found = plain.call_boxed(keyset, *map(widened, values), **wide)
         if out is not None:
-            return out.copy_(found)
+            return out.resize_(found.shape).copy_(found)
         if isinstance(found, torch.Tensor):
             return found.to(dtype)
         return tuple(

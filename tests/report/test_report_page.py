@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -356,6 +357,13 @@ def test_a_large_sweep_stays_a_page(make):
     html = page(table, drawn)
     assert len(html.encode()) < 6_000_000
     assert "The first 500 of 3000" in html
+
+
+def test_what_the_task_names_of_a_trial_stands_beneath_it(table):
+    first, *rest = table.rows
+    html = page(replace(table, rows=(replace(first, words=("disk & <b>",)), *rest)), ())
+    assert f"<code>{first.hash[:12]}</code> · disk &amp; &lt;b&gt;</small>" in html
+    assert html.count("disk &amp;") == 1
 
 
 def test_a_sweep_without_results_still_has_a_page(make):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention as attend
 
+from orchestrator.measure import Infeasible
 from orchestrator.measure.registry import find_task
 from tasks.half_products import products_in, through_float32
 
@@ -97,6 +98,20 @@ def test_torch_multiplies_as_before_once_it_is_over() -> None:
         raise RuntimeError("over")
     assert a @ a is not None
     assert not converted.products
+
+
+def test_an_empty_result_is_given_its_shape_as_torch_does() -> None:
+    a = _random(4, 4, dtype=torch.bfloat16)
+    out = torch.empty(0, dtype=torch.bfloat16)
+    with through_float32():
+        assert torch.mm(a, a, out=out) is out
+    assert torch.equal(out, _through(torch.mm, a, a))
+
+
+def test_a_torch_that_cannot_is_said_to_be_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.library, "get_kernel")
+    with pytest.raises(Infeasible, match="task.products"), through_float32():
+        pass
 
 
 def test_wrong_shapes_are_still_torchs_own_error() -> None:
