@@ -6,8 +6,8 @@
         isa/                          programs that try out vector instructions
         headers/                      torch's headers, precompiled
 
-torch keeps both in a temporary directory, which is a new one in each attempt: a third of the time
-that a small model took to compile went into making them again.
+torch keeps both in a temporary directory, which is a new one in each attempt: nearly half of the
+time that a decoder's layer took to compile (11 of 24 s on two cores) went into making them again.
 """
 
 from __future__ import annotations

@@ -78,20 +78,18 @@ def through_float32() -> Iterator[Converted]:
             fix="Install torch 2.9 or newer, or say native",
         )
     converted = Converted()
-    with torch.library._scoped_library("aten", "IMPL") as library, warnings.catch_warnings():
-        # It is meant to override what torch registered.
-        warnings.filterwarnings("ignore", message=".*overrid", category=UserWarning)
-        for name, narrow in _NARROW_RESULTS.items():
-            packet = getattr(torch.ops.aten, name)
-            plain = torch.library.get_kernel(packet.default, "CPU")
-            library.impl(
-                packet.default, _widening(plain, plain, narrow, converted), "CPU", with_keyset=True
-            )
-            if "out" in packet.overloads():
-                into = torch.library.get_kernel(packet.out, "CPU")
-                library.impl(
-                    packet.out, _widening(into, plain, narrow, converted), "CPU", with_keyset=True
-                )
+    with torch.library._scoped_library("aten", "IMPL") as library:
+        with warnings.catch_warnings():
+            # It is meant to override what torch registered.
+            warnings.filterwarnings("ignore", message=".*overrid", category=UserWarning)
+            for name, narrow in _NARROW_RESULTS.items():
+                packet = getattr(torch.ops.aten, name)
+                plain = torch.library.get_kernel(packet.default, "CPU")
+                for overload in {"default", "out"}.intersection(packet.overloads()):
+                    operator = getattr(packet, overload)
+                    kernel = torch.library.get_kernel(operator, "CPU")
+                    stand_in = _widening(kernel, plain, narrow, converted)
+                    library.impl(operator, stand_in, "CPU", with_keyset=True)
         yield converted
 
 

@@ -38,8 +38,9 @@ if TYPE_CHECKING:
 REASON_CHARS = 1_000
 MAX_COMMAND_LINE_CHARS = 100
 
-# What the MLflow UI shows as the run's description, rendered as Markdown.
+# What the MLflow UI shows as the run's description, rendered as Markdown, and as its creator.
 NOTE_TAG = "mlflow.note.content"
+USER_TAG = "mlflow.user"
 
 _STATUS = {
     Outcome.OK: "FINISHED",
@@ -97,7 +98,7 @@ class Builder:
                 "driver_id": self.driver,
                 "heartbeat": f"{started_at:.0f}",
                 NOTE_TAG: self.redactor.text(description(plan, command, todo)),
-                **self._git_tags(self.facts),
+                **self._origin_tags(self.facts),
             },
             files={
                 PLAN: to_json_bytes(self.redactor.value(data)),
@@ -249,7 +250,7 @@ class Builder:
             "task": str((identity.get("task") or {}).get("name", "")),
             "model": model_label(identity),
             "quant": quant_label(identity),
-            **self._git_tags(provenance),
+            **self._origin_tags(provenance),
         }
         if slot is not None:
             tags["host"] = slot.host
@@ -278,11 +279,13 @@ class Builder:
     def _config(self, identity: Mapping[str, Any]) -> bytes:
         return config_yaml(self.redactor.value(identity))
 
-    def _git_tags(self, provenance: Mapping[str, Any]) -> dict[str, str]:
+    def _origin_tags(self, provenance: Mapping[str, Any]) -> dict[str, str]:
+        tags = {USER_TAG: self.facts["user"]} if self.facts.get("user") else {}
         git = provenance.get("git") or {}
-        if not git.get("commit"):
-            return {}
-        return {"git_commit": str(git["commit"]), "git_dirty": str(bool(git.get("dirty"))).lower()}
+        if git.get("commit"):
+            tags["git_commit"] = str(git["commit"])
+            tags["git_dirty"] = str(bool(git.get("dirty"))).lower()
+        return tags
 
 
 def gpu_names(facts: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ or says why they are not.
 from __future__ import annotations
 
 import copy
+import getpass
 import os
 import platform
 import socket
@@ -55,6 +56,7 @@ def provenance(
     facts["memory_available_bytes"] = int(psutil.virtual_memory().available)
     facts["cgroup"] = cgroup_limits()
     facts["command"] = redactor.command(list(sys.argv if command is None else command))
+    facts["user"] = user_name()
     facts["directory"] = redactor.text(str(Path.cwd()))
     facts["git"] = git_state(directory) if directory else code_git_state()
     facts["environment"] = _relevant_environment(redactor)
@@ -101,6 +103,14 @@ def package_versions() -> dict[str, str]:
             # The first on the path is the one that gets imported.
             found.setdefault(str(name).lower().replace("_", "-"), str(distribution.version))
     return dict(sorted(found.items()))
+
+
+def user_name() -> str | None:
+    """Who runs this; None for a user id without a name, as containers have them."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return None
 
 
 def os_name() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import io
 import json
 import os
@@ -94,6 +95,7 @@ def test_an_attempt_is_a_whole_run(
         "driver_id": recording.driver_id,
     }.items() <= tags.items()
     assert len(tags["git_commit"]) == 40
+    assert tags["mlflow.user"] == getpass.getuser()
     assert tags["git_dirty"] in ("true", "false")
 
     assert store.artifact_names(run_id) == [

@@ -53,6 +53,13 @@ def test_planted_secrets_are_not_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert facts["devices"][0]["driver"] == "570.1"
 
 
+def test_a_user_id_without_a_name_is_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 4_000_000_000)
+    assert provenance()["user"] is None
+
+
 def test_git_states(tmp_path: Path) -> None:
     def git(*words: str) -> None:
         identity = ("-c", "user.name=t", "-c", "user.email=t@t")
