@@ -24,6 +24,7 @@ from orchestrator.report.labels import (
     metric_title,
     short_hash,
 )
+from orchestrator.report.reasons import reasons_once
 from orchestrator.report.rows import SweepTable, TrialRow
 from orchestrator.report.style import OUTCOME_STYLE, STANDING_MARKS, VERDICT_MARKS
 from orchestrator.report.tree import flat
@@ -277,8 +278,8 @@ def _failures(table: SweepTable) -> str:
         f'<tr><td class="{_CLASS.get(OUTCOME_STYLE.get(row.outcome, ""), "")}">'
         f'{escape(row.outcome)}</td><td class="words">{escape(row.label)}<small><code>'
         f'{short_hash(row.hash)}</code></small></td><td class="words">'
-        f"{escape(row.reason or 'no reason given')}</td></tr>"
-        for row in failures[:MAX_FAILURES]
+        f"{escape(reason or 'no reason given')}</td></tr>"
+        for row, reason in list(reasons_once(failures))[:MAX_FAILURES]
     ]
     cut = f" The first {MAX_FAILURES}." if len(failures) > MAX_FAILURES else ""
     return (

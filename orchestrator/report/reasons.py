@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from orchestrator.attempt import AttemptReport
+
+if TYPE_CHECKING:
+    from orchestrator.report.rows import TrialRow
 
 # Control sequences of a captured log must not reach the person's terminal.
 _CONTROL = re.compile(
@@ -26,3 +31,13 @@ def why(report: AttemptReport) -> str:
         rule = broken[0]
         return one_line(rule.reason or f"{rule.rule}: {rule.value}, limit {rule.limit}")
     return "no reason given"
+
+
+def reasons_once(failures: Sequence[TrialRow]) -> Iterator[tuple[TrialRow, str]]:
+    """Those that ended alike after one another, a reason of many lines told once."""
+    alike: dict[tuple[str, str | None], list[TrialRow]] = {}
+    for row in failures:
+        alike.setdefault((row.outcome, row.reason), []).append(row)
+    for (_, reason), rows in alike.items():
+        for index, row in enumerate(rows):
+            yield row, "as above" if reason and index else reason or ""

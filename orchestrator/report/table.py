@@ -7,7 +7,7 @@ baseline that shares its other axes. Columns that do not fit go below, never squ
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,6 +19,7 @@ from orchestrator.report.labels import (
     metric_title,
     short_hash,
 )
+from orchestrator.report.reasons import reasons_once
 from orchestrator.report.rows import Cell, SweepTable, TrialRow, build_table
 from orchestrator.report.style import OUTCOME_STYLE, STANDING_MARKS, VERDICT_MARKS
 from orchestrator.report.units import MISSING, Scale, ratio, scale_of
@@ -376,7 +377,7 @@ def _failures(table: SweepTable, width: int) -> Iterable[Any]:
         f"{len(failures)} of {len(table.rows)} trials without a result to rely on: {said}",
         style="bold",
     )
-    shown = list(_with_reasons(failures))[:MAX_FAILURES]
+    shown = list(reasons_once(failures))[:MAX_FAILURES]
     if width < _NARROW:
         for row, reason in shown:
             yield Text.assemble(
@@ -399,16 +400,6 @@ def _failures(table: SweepTable, width: int) -> Iterable[Any]:
         yield grid
     if len(failures) > MAX_FAILURES:
         yield Text(f"… and {len(failures) - MAX_FAILURES} more", style="italic")
-
-
-def _with_reasons(failures: Sequence[TrialRow]) -> Iterator[tuple[TrialRow, str]]:
-    """Those that ended alike after one another, a reason of many lines told once."""
-    alike: dict[tuple[str, str], list[TrialRow]] = {}
-    for row in failures:
-        alike.setdefault((row.outcome, row.reason or ""), []).append(row)
-    for (_, reason), rows in alike.items():
-        for index, row in enumerate(rows):
-            yield row, reason if index == 0 or not reason else "as above"
 
 
 def _outcome(row: TrialRow) -> tuple[str, str]:

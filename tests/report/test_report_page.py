@@ -366,6 +366,16 @@ def test_what_the_task_names_of_a_trial_stands_beneath_it(table):
     assert html.count("disk &amp;") == 1
 
 
+def test_a_reason_that_trials_share_is_told_once(make):
+    plan = make.plan(prompts=(512,))
+    reports = make.reports(plan)
+    for trial in plan.trials[1:3]:
+        reports[trial.hash] = [make.report(trial, outcome=Outcome.INFEASIBLE, reason="no room")]
+    html = page(build_table(plan, reports, metrics=METRICS), ())
+    told = html[html.index("Without a result to rely on") :]
+    assert told.count("no room") == told.count("as above") == 1
+
+
 def test_a_sweep_without_results_still_has_a_page(make):
     plan = make.plan()
     html = report_files(plan, {})["report.html"].decode()
