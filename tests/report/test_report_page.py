@@ -289,6 +289,19 @@ def test_a_breakdown_stacks_what_there_is(table, swept):
     assert draw(Breakdown(("nowhere_s",)), table, swept[1]) is None
 
 
+def test_a_breakdown_of_many_trials_leaves_each_label_its_lines(make):
+    heights = []
+    for prompts in ((512,), tuple(range(512, 520))):
+        plan = make.plan(prompts=prompts)
+        reports = make.reports(plan)
+        table = build_table(plan, reports, metrics=METRICS)
+        figure = draw(Breakdown(("ttft_s", "tpot_s")), table, reports)
+        lines = sum(name.count("<br>") + 1 for name in figure.data[0]["y"])
+        heights.append(figure.height_px)
+    assert heights[0] is None  # the page's usual height has room for a few
+    assert heights[1] >= 16 * lines
+
+
 def test_pareto_needs_every_metric(table, swept):
     assert draw(Pareto("weights_bytes", "tpot_s", "perplexity"), table, swept[1]) is not None
     assert draw(Pareto("weights_bytes", "energy_j"), table, swept[1]) is None

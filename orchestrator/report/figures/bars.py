@@ -20,6 +20,9 @@ from orchestrator.report.figures.drawn import (
 from orchestrator.report.labels import axis_name, axis_value, metric_title
 from orchestrator.report.rows import SweepTable, TrialRow
 
+# A line of a label, what stands above and below the bars, and a figure's height in page.css.
+_LINE_PX, _AROUND_PX, _USUAL_PX = 16, 140, 368
+
 
 def draw_bars(figure: Bars, table: SweepTable, reports: Reports) -> Drawn | None:
     """A group of bars for each value of the sweep's first axis, with whiskers."""
@@ -107,4 +110,11 @@ def draw_breakdown(figure: Breakdown, table: SweepTable, reports: Reports) -> Dr
         barmode="stack", xaxis_title=scale.symbol, yaxis_autorange="reversed", showlegend=True
     )
     plot.update_layout(legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0})
-    return drawn("Where the time goes", "Medians, stacked.", plot)
+    lines = sum(wrapped(row.label).count("<br>") + 1 for row in rows)
+    height_px = _AROUND_PX + _LINE_PX * lines
+    return drawn(
+        "Where the time goes",
+        "Medians, stacked.",
+        plot,
+        height_px=height_px if height_px > _USUAL_PX else None,
+    )
