@@ -1,9 +1,9 @@
 """Products of half-precision numbers on a CPU without instructions for them, by way of float32.
 
-torch multiplies bfloat16 and float16 on such a CPU in loops, at a hundredth of float32's rate. With
-both factors converted, multiplied in float32 and rounded once, the result is what processors with
-such instructions give, which accumulate in float32 too, at nearly float32's own rate; what is
-converted is held for one product.
+torch multiplies bfloat16 and float16 on such a CPU in loops, at a hundredth of float32's rate. Here
+both factors are converted, multiplied in float32 and the result rounded once, at nearly float32's
+own rate; what is converted is held for one product. Fused attention is computed in float32 whole:
+its probabilities are not rounded between its two products.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def through_float32() -> Iterator[Converted]:
         raise Infeasible(
             f"torch {torch.__version__} cannot multiply half precision in float32",
             where="task.products",
-            fix="Install torch 2.9 or newer, or say native",
+            fix="Install a newer one, or say native",
         )
     converted = Converted()
     with torch.library._scoped_library("aten", "IMPL") as library:

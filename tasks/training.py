@@ -168,9 +168,14 @@ def expect(identity: Identity, config: Mapping[str, Any] | None) -> Expectation 
     return expectation(config, options, dtype, _products(options, identity))
 
 
+def _computed_in(options: TrainingConfig, identity: Identity) -> str:
+    return str(identity["quant"]["dtype"]) if options.autocast == "none" else options.autocast
+
+
 def _products(options: TrainingConfig, identity: Identity) -> str:
-    dtype = identity["quant"]["dtype"] if options.autocast == "none" else options.autocast
-    return products_in(options.products, dtype, identity["device"]["kind"])
+    return products_in(
+        options.products, _computed_in(options, identity), identity["device"]["kind"]
+    )
 
 
 def _options(identity: Identity) -> TrainingConfig:
@@ -279,8 +284,9 @@ class _StepMetrics:
     def __init__(self, options: TrainingConfig, expected: Expected, identity: Identity) -> None:
         self._tokens = options.batch_size * options.context_tokens
         self._flops = expected.flops
-        dtype = identity["quant"]["dtype"] if options.autocast == "none" else options.autocast
-        self._peak, self._reason = peak_flops_per_s(identity["device"]["kind"], dtype)
+        self._peak, self._reason = peak_flops_per_s(
+            identity["device"]["kind"], _computed_in(options, identity)
+        )
         if self._flops is None:
             self._reason = expected.absent_reason or "the FLOPs of this model are not known"
         self._optimizer = options.optimizer
