@@ -99,7 +99,6 @@ def test_a_person_sees_a_slice_of_a_large_table() -> None:
     assert text.count("known/llama_7b") == 2
 
 
-@pytest.mark.slow
 def test_one_run_with_one_table_is_recorded_and_found_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

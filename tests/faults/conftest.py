@@ -14,8 +14,8 @@ from typing import Any
 import psutil
 import pytest
 
-from benchmarks._world import MEASURED, SUPERVISOR, DriverProcess, Nodes, World, measured, named
 from orchestrator.record import open_store
+from testing.world import MEASURED, SUPERVISOR, DriverProcess, Nodes, World, measured, named
 
 LIMIT_S = 10.0
 SHARED_MEMORY = Path("/dev/shm")

@@ -7,13 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 CHAOS = Path(__file__).resolve().parents[2] / "benchmarks" / "chaos.py"
 TRIALS = 30
 
 
-@pytest.mark.slow
 def test_a_sweep_survives_an_adversary() -> None:
     done = subprocess.run(
         [sys.executable, str(CHAOS), "--seed", "7", "--trials", str(TRIALS), "--limit", "240"],

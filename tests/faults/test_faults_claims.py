@@ -13,11 +13,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from benchmarks._world import World
-
-pytestmark = pytest.mark.slow
+from testing.world import World
 
 TRIALS = 40
 WORDS = (

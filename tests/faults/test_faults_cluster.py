@@ -15,9 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from benchmarks._world import DriverProcess, Nodes, World, raylet_process
-
-pytestmark = pytest.mark.slow
+from testing.world import DriverProcess, Nodes, World, raylet_process
 
 TRIALS = 8
 

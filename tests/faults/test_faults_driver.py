@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks._world import DriverProcess, World
 from orchestrator.record import open_store
+from testing.world import DriverProcess, World
 
 TRIALS = 12
 WORDS = [
@@ -64,7 +64,6 @@ def locked(database: Path) -> Any:
 STAGES = (planning, submitting, running, recording)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "signals",
     [
@@ -111,7 +110,6 @@ def small_disk(world: World) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(place)], check=True)
 
 
-@pytest.mark.slow
 def test_a_full_disk_is_said_in_one_line_and_loses_nothing(
     world: World, faults: Any, small_disk: Path
 ) -> None:
@@ -140,7 +138,6 @@ def test_a_full_disk_is_said_in_one_line_and_loses_nothing(
     assert not list((small_disk / "spool").glob("corrupt*"))
 
 
-@pytest.mark.slow
 def test_a_database_locked_until_after_the_sweep(world: World, faults: Any) -> None:
     """Measuring does not wait for it, and the driver does."""
     driver = faults.Driver(world, WORDS)
@@ -171,7 +168,6 @@ time.time = lambda: _time() - 3600.0 * os.path.exists({trigger!r})
 """
 
 
-@pytest.mark.slow
 def test_a_clock_set_back_in_the_middle(world: World, faults: Any) -> None:
     trigger = world.directory / "an hour ago"
     site = world.directory / "site"

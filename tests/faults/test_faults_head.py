@@ -11,9 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from benchmarks._world import Nodes, World
-
-pytestmark = pytest.mark.slow
+from testing.world import Nodes, World
 
 TRIALS = 3
 PATIENCE = "RAY_gcs_rpc_server_reconnect_timeout_s"

@@ -9,10 +9,8 @@ from typing import Any
 import psutil
 import pytest
 
-from benchmarks._network import Island, Unavailable
-from benchmarks._world import Nodes, World, raylet_process
-
-pytestmark = pytest.mark.slow
+from testing.network import Island, Unavailable
+from testing.world import Nodes, World, raylet_process
 
 TRIALS = 5
 
