@@ -17,7 +17,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ import psutil
 
 from orchestrator.isolate.directory import PREFIX, sweep
 from orchestrator.schedule.aftermath import users_of
+from testing.commands import environment
 
 ROOT = Path(__file__).resolve().parents[1]
 MARK = "ORCHESTRATOR_WORLD"
@@ -101,19 +102,6 @@ class World:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-@contextlib.contextmanager
-def environment(values: Mapping[str, str]) -> Iterator[None]:
-    """This process's environment is ``values`` meanwhile: Ray's processes inherit it."""
-    before = dict(os.environ)
-    os.environ.clear()
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 class Nodes:

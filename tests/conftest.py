@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 import uuid
@@ -14,6 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from testing.commands import orchestrator
+from testing.near import near
 
 # A job started in the background ignores Ctrl-C, and what it starts would too: tests press it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -59,24 +61,9 @@ def _own_places() -> Iterator[None]:
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with one recorded sweep, ``adhoc``, of two trials; only to be read."""
     place = tmp_path_factory.mktemp("recorded")
-    root = str(Path(__file__).parents[1])
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "orchestrator",
-            "task=noop",
-            "task.value=1,2",
-            "device=cpu",
-            "verdict=off",
-        ],
-        cwd=place,
-        env={**os.environ, "PYTHONPATH": root},
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert done.returncode == 0, done.stderr
+    with near():
+        done = orchestrator(place, "task=noop", "task.value=1,2", "device=cpu", "verdict=off")
+    assert done.code == 0, done.err
     return place
 
 
