@@ -70,5 +70,5 @@ class NearCluster:
 @contextlib.contextmanager
 def near() -> Iterator[None]:
     """Sweeps that this process runs meanwhile take a :class:`NearCluster` for Ray."""
-    with mock.patch("orchestrator.schedule.start_async", lambda settings: NearCluster()):
+    with mock.patch("orchestrator.schedule.start_async", side_effect=lambda _: NearCluster()):
         yield
