@@ -32,7 +32,7 @@ def orchestrator(directory: Path, *words: str, **variables: str) -> Answer:
 
     For what needs no signal: one would reach the tests.
     """
-    from orchestrator.cli import main
+    from orchestrator.commands.parser import main
 
     out, err = io.StringIO(), io.StringIO()
     here, typed = Path.cwd(), sys.argv

@@ -15,10 +15,11 @@ from collections.abc import Iterator, Sequence
 from unittest import mock
 
 from orchestrator.attempt import AttemptSpec
-from orchestrator.schedule import Demand, Node, supervisor
-from orchestrator.schedule.cores import pin_process
+from orchestrator.schedule import Demand, Node
 from orchestrator.schedule.events import ClusterEvent
-from orchestrator.schedule.supervisor import Cancellation, Grant, attempt_events
+from orchestrator.schedule.supervise import supervisor
+from orchestrator.schedule.supervise.cores import pin_process
+from orchestrator.schedule.supervise.supervisor import Cancellation, Grant, attempt_events
 
 
 class NearCluster:

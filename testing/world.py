@@ -23,13 +23,13 @@ from typing import Any
 import psutil
 
 from orchestrator.isolate.directory import PREFIX, sweep
-from orchestrator.schedule.aftermath import users_of
+from orchestrator.schedule.cluster.ray.aftermath import users_of
 from testing.commands import environment
 from testing.waiting import PATIENCE_S, until
 
 ROOT = Path(__file__).resolve().parents[1]
 MARK = "ORCHESTRATOR_WORLD"
-MEASURED = "orchestrator.isolate.server"
+MEASURED = "orchestrator.isolate.forkserver_main"
 SUPERVISOR = "ray::attempt"
 
 # A dead node is noticed in seconds and not in Ray's half minute; a slow one is left alone.
