@@ -1,7 +1,7 @@
 """What users and scripts see, held fixed: hashes of every sweep, shapes of JSON, exit codes, tags.
 
-A change that is meant is written anew with ``ORCHESTRATOR_UPDATE_GOLDENS=1 pytest tests/golden``; the
-difference of the files is what the CHANGELOG must name.
+A change that is meant is written anew with ``ORCHESTRATOR_UPDATE_GOLDENS=1 pytest tests/golden``;
+the difference of the files is what the CHANGELOG must name.
 """
 
 from __future__ import annotations
