@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.cli import main
+from orchestrator.commands.parser import main
 
 HERE = Path(__file__).parent
 CONF = Path(__file__).parents[2] / "conf"
