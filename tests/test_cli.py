@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.commands.doctor import examine
+from orchestrator.commands.findings import examine
 from orchestrator.commands.parser import commands, main
 
 HEAVY = ("torch", "transformers", "ray", "mlflow", "pandas", "plotly", "pyarrow", "numpy")

