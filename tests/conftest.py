@@ -16,6 +16,7 @@ import pytest
 
 from testing.commands import orchestrator
 from testing.near import near
+from testing.person import PLANTED, SWEEP, Swept, sweep
 
 # A job started in the background ignores Ctrl-C, and what it starts would too: tests press it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -65,6 +66,23 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
         done = orchestrator(place, "task=noop", "task.value=1,2", "device=cpu", "verdict=off")
     assert done.code == 0, done.err
     return place
+
+
+@pytest.fixture(scope="session")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Swept:
+    """The main job, once: two formats of the packaged model through Ray, secrets lying about.
+
+    What uses it is of the group ``swept``.
+    """
+    words = (
+        *SWEEP,
+        f"sweep.description=uses {PLANTED}",
+        "--json",
+    )
+    secrets = {"SOME_SERVICE_TOKEN": PLANTED, "HF_TOKEN": f"hf_{PLANTED}"}
+    done = sweep(tmp_path_factory.mktemp("person"), words, **secrets)
+    assert done.code == 0, done.err
+    return done
 
 
 class Tmux:

@@ -102,11 +102,9 @@ def test_a_stop_ends_attempts_with_what_they_have(kit: Any, ray_cluster: Any) ->
     stop = threading.Event()
     seen = kit.Seen()
     seen.phase = lambda spec, name: stop.set()
-    began = time.monotonic()
     run = kit.sweep(
-        [kit.trial(i, sleep_s=60.0) for i in range(6)], ray_cluster, seen=seen, stop=stop
+        [kit.trial(i, sleep_s=3600.0) for i in range(6)], ray_cluster, seen=seen, stop=stop
     )
-    assert time.monotonic() - began < 30
     assert run.result.interrupted
     assert set(run.recorded.outcomes) == {"cancelled"}
     assert run.result.unmade + len(run.recorded.reports) == 6
