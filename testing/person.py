@@ -89,15 +89,18 @@ def sweep(place: Path, words: Sequence[str], **variables: str) -> Swept:
     )
     swept = Swept(place, -1, "", "")
     family = psutil.Process(running.pid)
-    while running.poll() is None:
-        swept.listening |= _listening(family)
-        for path in (place / "mlruns").rglob("*"):
-            name = str(path.relative_to(place))
-            if "spool" in name:
-                with contextlib.suppress(FileNotFoundError):
-                    swept.modes[name] = stat.S_IMODE(path.lstat().st_mode)
-        time.sleep(LOOK_S)
-    swept.out, swept.err = running.communicate()
+    try:
+        while running.poll() is None:
+            swept.listening |= _listening(family)
+            for path in (place / "mlruns").rglob("*"):
+                name = str(path.relative_to(place))
+                if "spool" in name:
+                    with contextlib.suppress(FileNotFoundError):
+                        swept.modes[name] = stat.S_IMODE(path.lstat().st_mode)
+            time.sleep(LOOK_S)
+    finally:
+        running.kill()
+        swept.out, swept.err = running.communicate()
     swept.code = running.returncode
     return swept
 

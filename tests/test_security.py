@@ -75,7 +75,7 @@ def test_code_of_a_models_repository_is_off_and_part_of_the_identity() -> None:
 
 
 # Ray's authenticated channel: a cancelled attempt's report, left in the cluster's own store.
-ALLOWED = {("orchestrator/schedule/supervise/supervisor.py", "pickle.loads")}
+ALLOWED = {("orchestrator/schedule/cluster/ray/worker.py", "pickle.loads")}
 UNPICKLING = {
     "pickle.load", "pickle.loads", "pickle.Unpickler", "cloudpickle.load", "cloudpickle.loads",
     "torch.load", "joblib.load", "dill.load", "dill.loads", "marshal.load", "marshal.loads",
