@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.measure.distribution import is_bimodal, median_absolute_deviation, tukey_outliers
@@ -17,7 +17,6 @@ from orchestrator.measure.statistics import summarise, summarise_attempts
 SERIES = st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=60)
 
 
-@settings(deadline=None)
 @given(SERIES)
 def test_a_summary_is_in_order(values: list[float]) -> None:
     summary = summarise(values, resamples=300)
