@@ -118,7 +118,7 @@ def test_verdicts_exclude_each_other_and_mirror(
         assert low + width <= 1 + tau
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(0, 10_000))
 def test_swapping_the_sides_swaps_the_verdict(seed: int) -> None:
     a, b = side(seed=seed), side(1.12, seed=seed + 1)
