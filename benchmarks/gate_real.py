@@ -31,9 +31,9 @@ from orchestrator.attempt import AttemptReport, AttemptSpec, Outcome, Slot
 from orchestrator.isolate import Isolation
 from orchestrator.measure.statistics import noise_between
 from orchestrator.plan import Trial, build, conf_directory
-from orchestrator.report.compare import samples_of
 from orchestrator.report.gate import GateResult, gate
 from orchestrator.report.gate_rules import RuleSet, load_rules
+from orchestrator.report.measured import samples_of
 from tasks import loading
 
 SLOWDOWN = 0.15

@@ -56,7 +56,7 @@ def compare_command(
 ) -> int:
     """B over A, metric by metric; always 0: ``gate`` is what judges."""
     from orchestrator.plan.messages import nearest
-    from orchestrator.report.compare import compare, tolerance
+    from orchestrator.report.compare import compare
     from orchestrator.report.compare_view import comparison_view
     from orchestrator.report.operators_view import OperatorDiffView
     from orchestrator.selection import noise_of, select
@@ -75,8 +75,7 @@ def compare_command(
     comparison = compare(
         base.attempts,
         new.attempts,
-        tau=tolerance(noise),
-        between=noise,
+        noise=noise,
         allow_different=allow_different,
         metrics=list(metrics) or None,
     )
@@ -94,9 +93,9 @@ def compare_command(
 
 def _operator_diffs(store: Store, base: Selection, new: Selection) -> list[OperatorDiff]:
     """Of every pair of trials whose newest ``ok`` attempts both left a table of operators."""
-    from orchestrator.report.compare import pair
+    from orchestrator.report.measured import believable
     from orchestrator.report.operators import OPERATORS_FILE, diff_operators, read_operators
-    from orchestrator.report.rows import believable
+    from orchestrator.report.pairing import pair
 
     def table(side: Selection, config_hash: str) -> dict[str, Any] | None:
         counted = believable(side.attempts[config_hash])
@@ -198,15 +197,22 @@ def report_command(sweep: str, overrides: Sequence[str], output: Path, as_json: 
     from orchestrator.report import build_table
     from orchestrator.report.bundle import report_files
     from orchestrator.report.export import to_json
+    from orchestrator.selection import fingerprints_of, noise_of
 
-    found = replay(_store(overrides), sweep)
+    store = _store(overrides)
+    found = replay(store, sweep)
+    noise = noise_of(store, fingerprints_of(found.attempts))
     if as_json:
-        emit_json(to_json(build_table(found.plan, found.attempts)))
+        emit_json(to_json(build_table(found.plan, found.attempts, noise=noise)))
         return 0
     with _writing(output, "--output"):
         output.mkdir(parents=True, exist_ok=True)
     files = report_files(
-        found.plan, found.attempts, command=found.command, telemetry=found.telemetry
+        found.plan,
+        found.attempts,
+        command=found.command,
+        telemetry=found.telemetry,
+        noise=noise,
     )
     for name, content in files.items():
         with _writing(output / name, "--output"):

@@ -102,6 +102,7 @@ def reproduce_command(prefix: str, argv: Sequence[str], as_json: bool) -> int:
     from orchestrator.record import open_store
     from orchestrator.report.compare import compare
     from orchestrator.report.compare_view import comparison_view
+    from orchestrator.selection import fingerprints_of, noise_of
 
     settings = dataclasses.replace(settings_of(argv), force=True)
     store = open_store(settings.tracking)
@@ -120,7 +121,8 @@ def reproduce_command(prefix: str, argv: Sequence[str], as_json: bool) -> int:
         for config, reports in _reports(store, store.attempts([wanted])).items()
     }
     if code == 0 and before.get(wanted) and not as_json:
-        _stdout().print(comparison_view(compare(before, after)))
+        noise = noise_of(store, fingerprints_of(before))
+        _stdout().print(comparison_view(compare(before, after, noise=noise)))
     return code
 
 
@@ -361,14 +363,15 @@ def _attach_report(plan: Plan, store: Store, recording: Recording) -> dict[str, 
     from orchestrator.report.answer import sentences
     from orchestrator.report.bundle import report_files
     from orchestrator.report.export import to_page_markdown
-    from orchestrator.report.rows import better_when
+    from orchestrator.selection import fingerprints_of, noise_of
 
     if len(plan.trials) > MOST_REPORTED or not recording.flush(REPORT_PATIENCE_S):
         return {}
     loaded: dict[str, AttemptReport] = {}
     summaries = store.attempts(trial.hash for trial in plan.trials)
     reports = _reports(store, summaries, loaded)
-    table = build_table(plan, reports)
+    noise = noise_of(store, fingerprints_of(reports))
+    table = build_table(plan, reports, noise=noise)
     # The attempts are redacted since they were recorded; what a person typed is not.
     redactor = Redactor.of_environment()
     files = report_files(
@@ -376,14 +379,14 @@ def _attach_report(plan: Plan, store: Store, recording: Recording) -> dict[str, 
         reports,
         command=shlex.join(redactor.command(command_line())),
         telemetry=telemetry_of(store, (a for found in summaries.values() for a in found)),
+        noise=noise,
     )
-    first = next(iter(table.metrics), "")
-    units = [row.cells[first].unit for row in table.rows if first in row.cells]
+    first = next(iter(table.specs.values()), None)
     view = results_view(
         table.metrics,
         varying_params(trial.identity for trial in plan.trials),
         at_ms=round(time.time() * 1000),
-        ascending=better_when(first, next(filter(None, units), "")) != "higher",
+        ascending=first is None or first.better != "higher",
     )
     recording.attach(to_page_markdown(table, summary=sentences(table)), files, experiment_tags=view)
     return loaded
@@ -430,6 +433,7 @@ def _report(
 ) -> int:
     """Print what a sweep found, cached trials too; 0 if every trial has a measurement."""
     from orchestrator.report import final_table, run_json
+    from orchestrator.selection import fingerprints_of, noise_of
 
     attempts = store.attempts(trial.hash for trial in plan.trials)
     ended = measured.result.attempts if measured else ()
@@ -459,5 +463,7 @@ def _report(
         click.echo(f"{many}: python -m orchestrator report {plan.sweep}", err=True)
     elif table:
         loaded = measured.loaded if measured else {}
-        _stdout().print(final_table(plan, _reports(store, attempts, loaded)))
+        reports = _reports(store, attempts, loaded)
+        noise = noise_of(store, fingerprints_of(reports))
+        _stdout().print(final_table(plan, reports, noise=noise))
     return 1 if failed else 0

@@ -45,12 +45,7 @@ class Selection:
     @property
     def fingerprints(self) -> set[str]:
         """Hardware these attempts ran on."""
-        found = {
-            report.facts.get("hardware_fingerprint")
-            for reports in self.attempts.values()
-            for report in reports
-        }
-        return {str(fingerprint) for fingerprint in found if fingerprint}
+        return fingerprints_of(self.attempts)
 
     @property
     def metric_names(self) -> set[str]:
@@ -61,6 +56,13 @@ class Selection:
             for report in reports
             for name in (*report.metrics, *report.telemetry)
         }
+
+
+def fingerprints_of(attempts: Mapping[str, Sequence[AttemptReport]]) -> set[str]:
+    """Hardware that attempts ran on."""
+    reports = (report for found in attempts.values() for report in found)
+    found = (report.facts.get("hardware_fingerprint") for report in reports)
+    return {str(fingerprint) for fingerprint in found if fingerprint}
 
 
 def attempt_ids(selection: Selection) -> set[str]:
@@ -162,7 +164,7 @@ def _known(store: Store) -> str:
 
 
 def noise_of(store: Store, fingerprints: set[str]) -> float | None:
-    """A/A noise remembered for this hardware: the largest of the trials of ``+sweep=aa``.
+    """A/A noise recorded for this hardware: the largest of the trials of ``+sweep=aa``.
 
     Returns
     -------
@@ -171,7 +173,7 @@ def noise_of(store: Store, fingerprints: set[str]) -> float | None:
         A/A sweep with three attempts of a trial was recorded on exactly this hardware.
     """
     from orchestrator.measure.statistics import noise_between
-    from orchestrator.report.compare import samples_of
+    from orchestrator.report.measured import samples_of
 
     found: list[float] = []
     by_trial: Mapping[str, list[AttemptSummary]] = _grouped(

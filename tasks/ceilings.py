@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from statistics import median, quantiles
 from typing import TYPE_CHECKING
 
-from orchestrator.measure import Identity, Infeasible, Recorder, Task
+from orchestrator.measure import Identity, Infeasible, MetricSpec, Recorder, Task
 from orchestrator.measure.arithmetic.measured import STEADY_SPREAD, Measured
 from tasks import ceiling_layers, loading
 from tasks.ceiling_layers import ReferenceLayers
@@ -168,6 +168,13 @@ TASK = Task(
     config=CeilingsConfig,
     run=run,
     preload=loading.PRELOAD,
+    metrics=(
+        *(
+            MetricSpec(f"gemm_flop_per_s.{name}", "flop/s", "higher", title=f"matmul {name}")
+            for name in (*DTYPES, "int8")
+        ),
+        MetricSpec("spread", "1", "lower", meaning="how much slower the median was than the best"),
+    ),
     headline=(
         "gemm_flop_per_s.float32",
         "gemm_flop_per_s.bfloat16",

@@ -30,7 +30,15 @@ from functools import partial
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.measure import ConfigError, Identity, InputError, Mismatch, Recorder, Task
+from orchestrator.measure import (
+    ConfigError,
+    Identity,
+    InputError,
+    MetricSpec,
+    Mismatch,
+    Recorder,
+    Task,
+)
 from orchestrator.measure.figures import Bars, Breakdown, Ranking
 from tasks import loading, tokens
 from tasks.generation import GreedyGenerator, SequenceTiming
@@ -342,6 +350,15 @@ TASK = Task(
     run=run,
     check=check,
     preload=loading.PRELOAD,
+    metrics=(
+        MetricSpec("operator_calls", "1", exact=True),
+        MetricSpec(
+            "profiler_overhead",
+            "1",
+            "lower",
+            meaning="decode under the profiler over decode without",
+        ),
+    ),
     headline=(
         "busy_fraction",
         "top_operator_share",

@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 
 from orchestrator.attempt import AttemptReport, Outcome, Slot
 from orchestrator.report.eta import remaining_s
-from orchestrator.report.labels import metric_title
+from orchestrator.report.measured import metric_of
 from orchestrator.report.reasons import one_line, why
-from orchestrator.report.rows import metric_of
 from orchestrator.report.units import duration, quantity
 
 # Broken rules that tell of the machine and not of the measurement: while a sweep runs, a person can
@@ -210,14 +209,15 @@ def _first_metric(report: AttemptReport, headline: Sequence[str]) -> str:
     from statistics import median
 
     from orchestrator.measure.metric import Absent, Samples
+    from orchestrator.measure.vocabulary import spec_for
 
     for name in headline:
         metric = metric_of(report, name)
         if metric is None or isinstance(metric, Absent):
             continue
-        if isinstance(metric, Samples):
-            if not metric.values:
-                continue
-            return f"{metric_title(name)} {quantity(median(metric.values), metric.unit)}"
-        return f"{metric_title(name)} {quantity(metric.value, metric.unit)}"
+        if isinstance(metric, Samples) and not metric.values:
+            continue
+        spec = spec_for(name, metric.unit, report.specs)
+        value = median(metric.values) if isinstance(metric, Samples) else metric.value
+        return f"{spec.title} {quantity(value, spec.unit)}"
     return ""

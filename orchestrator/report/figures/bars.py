@@ -17,7 +17,7 @@ from orchestrator.report.figures.drawn import (
     scale_for,
     wrapped,
 )
-from orchestrator.report.labels import axis_name, axis_value, metric_title
+from orchestrator.report.labels import axis_name, axis_value
 from orchestrator.report.rows import SweepTable, TrialRow
 
 # A line of a label, what stands above and below the bars, and a figure's height in page.css.
@@ -67,14 +67,14 @@ def draw_bars(figure: Bars, table: SweepTable, reports: Reports) -> Drawn | None
         )
     plot.update_layout(
         barmode="group",
-        yaxis_title=axis_title(figure.metric, scale),
+        yaxis_title=axis_title(table.title(figure.metric), scale),
         xaxis_title=axis_name(first) if first and not alone else "",
         xaxis_type="category",
         showlegend=len(series) > 1,
     )
     left_out = cut(len(having(table, figure.metric)), MAX_BARS)
     return drawn(
-        f"{metric_title(figure.metric)} by trial",
+        f"{table.title(figure.metric)} by trial",
         f"Median; whiskers: 95 % interval. {better_line(figure.metric, rows)}{left_out}",
         plot,
     )
@@ -100,11 +100,11 @@ def draw_breakdown(figure: Breakdown, table: SweepTable, reports: Reports) -> Dr
     plot = go.Figure()
     for name in names:
         plot.add_bar(
-            name=metric_title(name),
+            name=table.title(name),
             y=[wrapped(row.label) for row in rows],
             x=[(row.cells[name].median or 0.0) / scale.factor for row in rows],
             orientation="h",
-            hovertemplate=metric_title(name) + ": %{x:.4g} " + scale.symbol,
+            hovertemplate=table.title(name) + ": %{x:.4g} " + scale.symbol,
         )
     plot.update_layout(
         barmode="stack", xaxis_title=scale.symbol, yaxis_autorange="reversed", showlegend=True

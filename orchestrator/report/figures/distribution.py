@@ -13,8 +13,8 @@ from orchestrator.report.figures.drawn import (
     drawn,
     plotly,
 )
-from orchestrator.report.labels import metric_title
-from orchestrator.report.rows import SweepTable, believable, metric_of
+from orchestrator.report.measured import believable, metric_of
+from orchestrator.report.rows import SweepTable
 from orchestrator.report.units import scale_of
 
 ECDF_POINTS = 200
@@ -55,13 +55,13 @@ def draw_distribution(figure: Distribution, table: SweepTable, reports: Reports)
             hovertemplate="%{y:.1%} within %{x:.4g} " + scale.symbol,
         )
     plot.update_layout(
-        xaxis_title=axis_title(figure.metric, scale),
+        xaxis_title=axis_title(table.title(figure.metric), scale),
         yaxis_title="share of samples",
         yaxis_tickformat=".0%",
         showlegend=True,
     )
     return drawn(
-        f"{metric_title(figure.metric)}: every sample",
+        f"{table.title(figure.metric)}: every sample",
         "Share of samples at or under a value; steep is steady, a step is two modes."
         + cut(len(lines), MAX_LINES),
         plot,

@@ -17,7 +17,6 @@ from orchestrator.report.figures.drawn import (
     told,
     values_of,
 )
-from orchestrator.report.labels import metric_title
 from orchestrator.report.rows import SweepTable, TrialRow
 
 
@@ -71,15 +70,15 @@ def draw_pareto(figure: Pareto, table: SweepTable, reports: Reports) -> Drawn | 
     pad = 0.16 * (max(xs) - min(xs) or abs(max(xs)) or 1.0)
     plot.update_layout(
         xaxis_range=[min(xs) - pad, max(xs) + pad],
-        xaxis_title=axis_title(figure.x, scales[figure.x]),
-        yaxis_title=axis_title(figure.y, scales[figure.y]),
+        xaxis_title=axis_title(table.title(figure.x), scales[figure.x]),
+        yaxis_title=axis_title(table.title(figure.y), scales[figure.y]),
         showlegend=False,
     )
     if figure.colour is not None:
-        title = axis_title(figure.colour, scales[figure.colour])
+        title = axis_title(table.title(figure.colour), scales[figure.colour])
         bar = {"title": {"text": title, "side": "right"}, "thickness": 14}
         plot.update_layout(coloraxis={"colorscale": "Viridis", "colorbar": bar})
-    said = " × ".join(metric_title(name) for name in names)
+    said = " × ".join(table.title(name) for name in names)
     return drawn(
         said,
         "Diamonds: trials that no other"

@@ -15,7 +15,8 @@ from orchestrator.report.figures.drawn import (
     plotly,
     wrapped,
 )
-from orchestrator.report.rows import SweepTable, believable
+from orchestrator.report.measured import believable
+from orchestrator.report.rows import SweepTable
 
 # As many parts as there are colours that can be told apart; the others are one grey part.
 MAX_PARTS = 7

@@ -1,0 +1,1 @@
+"""What numbers mean: pure functions over samples."""
