@@ -83,6 +83,7 @@ class Comparison:
             "rows": [row.to_json() for row in self.rows],
             "tau": self.tau,
             "confidence": CONFIDENCE,
+            "ci_confidence": 2.0 * CONFIDENCE - 1.0,
             "only_a": list(self.only_a),
             "only_b": list(self.only_b),
         }

@@ -100,7 +100,7 @@ class ComparisonView:
             text.append(" · " if index else "")
             text.append(words, style=style)
         text.append("nothing to compare" if not said else "")
-        terms = f"\ntolerance ±{100 * found.tau:.3g} %, intervals of {100 * CONFIDENCE:.0f} %"
+        terms = f"\ntolerance ±{100 * found.tau:.3g} %, intervals of {200 * CONFIDENCE - 100:.0f} %"
         text.append(terms, style="dim")
         return text
 

@@ -30,7 +30,8 @@ Side: TypeAlias = Sequence[tuple[float, ...]]
 
 TOLERANCE = 0.03
 NOISE_FACTOR = 2.0
-#: Of the central interval.
+#: Of each end of the interval, which makes it the central 90 % one: a finding is a statement about
+#: one end, or one about either (two one-sided tests, Schuirmann 1987).
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
 
@@ -46,7 +47,7 @@ class Judged:
     tau : float
         Relative change that counts as one.
     ratio, ci_low, ci_high : float or None
-        New over base and its central 95 % interval; ``reason`` says why one is missing. Of exact
+        New over base and its interval; ``reason`` says why one is missing. Of exact
         values both ends are the ratio itself.
     p_worse : float or None
         Of "worse by no more than ``tau``"; small where new is worse by more.
@@ -156,7 +157,7 @@ def _sampled(
     found = ratio_ci(
         new,
         base,
-        confidence=CONFIDENCE,
+        confidence=2.0 * CONFIDENCE - 1.0,
         tolerance=tau,
         between=noise,
         in_rounds=in_rounds,

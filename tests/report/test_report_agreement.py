@@ -1,4 +1,4 @@
-"""One set of attempts, five views: table, page, answer, compare and gate say the same of a ratio."""
+"""One set of attempts, five views: table, page, answer, compare and gate agree on every ratio."""
 
 from __future__ import annotations
 

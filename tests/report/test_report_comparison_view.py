@@ -41,7 +41,7 @@ def test_the_regression_is_the_first_thing_said(compared):
     text = printed(comparison_view(comparison, labels=labels_of(plan), names=("old", "new")))
     lines = [line.rstrip() for line in text.splitlines()]
     assert lines[0].startswith("new against old: 1 worse · ")
-    assert "tolerance ±3 %, intervals of 95 %" in lines[1]
+    assert "tolerance ±3 %, intervals of 90 %" in lines[1]
     assert lines[3] == f"bf16  {plan.trials[1].hash[:12]}"
     assert lines[4].split() == ["old", "new", "ratio", "interval"]
     row = next(line for line in lines if line.startswith("  TPOT"))

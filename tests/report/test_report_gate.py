@@ -170,7 +170,7 @@ def test_noise_of_the_hardware_widens_the_tolerance() -> None:
 
 def test_holm_corrects_for_the_number_of_tests() -> None:
     """A borderline regression among many even metrics may be chance, and is not called one."""
-    borderline = ({SHORT: side(0.0522, 1)}, {SHORT: side(0.05, 2)})
+    borderline = ({SHORT: side(0.0517, 1)}, {SHORT: side(0.05, 2)})
     alone = gate(*borderline, rules(DIFFERENCE))
     assert alone.exit_code == 1
     names = [f"m{i}_s" for i in range(200)]
