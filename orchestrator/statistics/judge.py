@@ -11,7 +11,7 @@
     no samples that may be set against each other        incomparable
 
 The band is symmetric about 1 for ratios, so swapping the sides mirrors the finding. How the
-interval is made: :mod:`orchestrator.measure.bootstrap`.
+interval is made: :mod:`orchestrator.statistics.bootstrap`.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def _sampled(
     in_rounds: bool,
 ) -> Judged:
     # Imported here: numpy is not needed to draw a progress line or to print help.
-    from orchestrator.measure.bootstrap import ratio_ci
+    from orchestrator.statistics.bootstrap import ratio_ci
 
     found = ratio_ci(
         new,

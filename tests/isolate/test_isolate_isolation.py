@@ -19,7 +19,7 @@ import pytest
 from orchestrator.attempt import AttemptReport, Outcome, Slot, Verdict
 from orchestrator.isolate import Isolation, Progress, WatchResult
 from orchestrator.measure.metric import MetricSpec, Phase, Samples, Value
-from orchestrator.report.compare import compare
+from orchestrator.report.analyse.compare import compare
 
 Probe = Callable[..., AttemptReport]
 
@@ -338,7 +338,7 @@ def test_a_server_killed_during_an_attempt_loses_only_that_one(
             assert h.wait_until(lambda: len(h.running_with("90212")) == 2)
             (server,) = [
                 pid
-                for pid in h.running_with("orchestrator.isolate.server")
+                for pid in h.running_with("orchestrator.isolate.forkserver_main")
                 if psutil.Process(pid).ppid() == os.getpid()
             ]
             os.kill(server, signal.SIGKILL)

@@ -9,18 +9,18 @@ from html import unescape
 import pytest
 from rich.console import Console
 
-from orchestrator.report.answer import sentences
-from orchestrator.report.compare import compare
-from orchestrator.report.compare_view import comparison_view
-from orchestrator.report.export import to_json, to_markdown
-from orchestrator.report.gate import gate
-from orchestrator.report.gate_rules import rules_from
-from orchestrator.report.gate_view import STATES
-from orchestrator.report.html import page
-from orchestrator.report.rows import build_table
-from orchestrator.report.style import STANDING_MARKS
-from orchestrator.report.table import TableView
-from orchestrator.report.units import ratio
+from orchestrator.report.analyse.compare import compare
+from orchestrator.report.analyse.gate import gate
+from orchestrator.report.analyse.gate_rules import rules_from
+from orchestrator.report.analyse.rows import build_table
+from orchestrator.report.show.answer import sentences
+from orchestrator.report.show.compare_view import comparison_view
+from orchestrator.report.show.export import to_json, to_markdown
+from orchestrator.report.show.gate_view import STATES
+from orchestrator.report.show.html import page
+from orchestrator.report.show.style import STANDING_MARKS
+from orchestrator.report.show.table import TableView
+from orchestrator.report.show.units import ratio
 
 METRICS = ("tpot_s", "ttft_s", "decode_tokens_per_s", "load_s", "weights_bytes", "perplexity")
 MARK = "|".join(re.escape(mark) for mark, _, _ in STANDING_MARKS.values())

@@ -11,8 +11,8 @@ import pytest
 
 from orchestrator.attempt import AttemptReport, Outcome, Verdict
 from orchestrator.measure import Absent, Metric, Samples, Value
-from orchestrator.report.compare import Comparison, compare
-from orchestrator.report.pairing import choose, pair
+from orchestrator.report.analyse.compare import Comparison, compare
+from orchestrator.report.show.pairing import choose, pair
 
 HASH = "a" * 64
 OTHER = "b" * 64

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from orchestrator.report.labels import (
+from orchestrator.report.analyse.labels import (
     axis_names,
     axis_text,
     axis_value,

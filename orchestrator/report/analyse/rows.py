@@ -1,0 +1,350 @@
+"""What a sweep's attempts add up to: one row per trial, pooled metrics, ratios to the baseline.
+
+Pure values, no terminal: the table, the exports and the HTML report are renderings of a
+:class:`SweepTable`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.attempt import AttemptReport, Outcome
+from orchestrator.measure.metric import MetricSpec
+from orchestrator.report.analyse.baseline import (
+    baseline_axes,
+    group_of,
+    is_baseline,
+    ladder_foot,
+    spelling,
+)
+from orchestrator.report.analyse.compare import against
+from orchestrator.report.analyse.labels import label_of, labels_of, varying_axes
+from orchestrator.report.analyse.reasons import why
+from orchestrator.report.show.cell import Cell, column_cell, pool
+from orchestrator.report.show.measured import believable, precision_of, spec_of
+from orchestrator.report.show.pairing import choose
+from orchestrator.statistics.judge import Judged, incomparable, tolerance
+
+if TYPE_CHECKING:
+    from orchestrator.measure import Task
+    from orchestrator.measure.columns import Column
+    from orchestrator.plan import Plan, Trial
+
+# Bootstrap work for one table, in resampled values: 3,000 trials must not take minutes to print.
+_RESAMPLING_BUDGET = 60_000_000
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    """One trial of the sweep: what it is, how it ended, what it measured.
+
+    Attributes
+    ----------
+    hash, label : str
+        Config hash, and what tells the trial from the others of its sweep.
+    axes : dict of str to value
+        Where on each axis it lies.
+    group : tuple of (str, value)
+        Values of every axis but the baseline's: rows of one group are compared.
+    baseline : bool
+        Whether it is what the others of its group are compared with.
+    outcome : str
+        ``ok`` if any attempt was, else the last attempt's; ``not_run`` without one.
+    reason : str or None
+        Why it is not ``ok``.
+    verdict : str
+        The best of the attempts that count.
+    attempts : int
+        How many count.
+    flags : tuple of str
+        Rules that ask for doubt about attempts that count.
+    cells : dict of str to Cell
+        By metric.
+    precision : str or None
+        ``few samples`` or ``wide interval`` where sampling did not reach what the protocol asks.
+    words : tuple of str
+        What its task names of it that is no number, and its precision.
+    """
+
+    hash: str
+    label: str
+    axes: dict[str, Any]
+    group: tuple[tuple[str, Any], ...]
+    baseline: bool
+    outcome: str
+    reason: str | None
+    verdict: str
+    attempts: int
+    flags: tuple[str, ...] = ()
+    cells: dict[str, Cell] = field(default_factory=dict)
+    precision: str | None = None
+    words: tuple[str, ...] = ()
+
+    @property
+    def own_label(self) -> str:
+        """The label without what the trial's whole group shares."""
+        grouping = {axis for axis, _ in self.group}
+        own = [axis for axis in self.axes if axis not in grouping]
+        return label_of(self.axes, {}, own) if own and grouping else self.label
+
+    @property
+    def failed(self) -> bool:
+        """Whether there is an ending to explain (a trial that never ran has none)."""
+        return self.outcome not in ("ok", "not_run")
+
+
+@dataclass(frozen=True)
+class SweepTable:
+    """Every trial of a sweep.
+
+    Attributes
+    ----------
+    sweep, description : str
+        Its name, and what its file says of it.
+    axes : tuple of str
+        Those that vary.
+    metrics : tuple of str
+        In headline order; the first decides.
+    rows : tuple of TrialRow
+        Baseline first within its group.
+    specs : dict of str to MetricSpec
+        What each metric is.
+    noise : float or None
+        Relative A/A noise of this hardware.
+    attempts : dict of str to sequence of AttemptReport
+        All attempts known, by config hash.
+    """
+
+    sweep: str
+    description: str
+    axes: tuple[str, ...]
+    metrics: tuple[str, ...]
+    rows: tuple[TrialRow, ...]
+    specs: dict[str, MetricSpec] = field(default_factory=dict)
+    noise: float | None = None
+    attempts: Mapping[str, Sequence[AttemptReport]] = field(default_factory=dict, repr=False)
+
+    @property
+    def tau(self) -> float:
+        """Relative change that counts as one."""
+        return tolerance(self.noise)
+
+    def title(self, metric: str) -> str:
+        """What people call a metric of this table: ``TTFT``."""
+        known = self.specs.get(metric)
+        reports = (report for found in self.attempts.values() for report in found)
+        return (known or spec_of(reports, metric)).title
+
+    def judged(self, metric: str, row: TrialRow, base: TrialRow) -> Judged:
+        """What the ratio of ``row`` to ``base`` means."""
+        a, b = (self.attempts.get(side.hash, ()) for side in (base, row))
+        names = (f"the baseline {base.label}" if base.baseline else base.label, row.label)
+        if base.failed:
+            return incomparable(f"{names[0]} is {base.outcome}: {base.reason}", self.noise)
+        hashes = (base.hash, row.hash)
+        chosen = choose(a, b, names=names)
+        return against(chosen, self.specs[metric], hashes, noise=self.noise, names=names).judged
+
+    @property
+    def missing_ratios(self) -> dict[str, list[TrialRow]]:
+        """Rows with a result that no metric could be set against the baseline for, by reason."""
+        found: dict[str, list[TrialRow]] = {}
+        for row in self.rows:
+            judged = [c.judged for c in row.cells.values() if c.median is not None and c.judged]
+            if row.outcome == "ok" and judged and all(j.ratio is None for j in judged):
+                found.setdefault(judged[0].reason or "", []).append(row)
+        return found
+
+    @property
+    def failures(self) -> tuple[TrialRow, ...]:
+        """Rows that have an ending to explain."""
+        return tuple(row for row in self.rows if row.failed)
+
+    @property
+    def outcomes(self) -> dict[str, int]:
+        """Trials by outcome, most frequent first."""
+        counts: dict[str, int] = {}
+        for row in self.rows:
+            counts[row.outcome] = counts.get(row.outcome, 0) + 1
+        return dict(sorted(counts.items(), key=lambda item: -item[1]))
+
+
+def build_table(
+    plan: Plan,
+    reports: Mapping[str, Sequence[AttemptReport]],
+    *,
+    metrics: Sequence[str] | None = None,
+    limit: int | None = None,
+    noise: float | None = None,
+) -> SweepTable:
+    """Pool the attempts of every trial and set it against the baseline of its group.
+
+    Parameters
+    ----------
+    plan : Plan
+        What the sweep is; its ``baseline`` names the axis values that others are compared with.
+    reports : mapping of str to sequence of AttemptReport
+        All attempts known, by config hash; trials may be missing.
+    metrics : sequence of str, optional
+        Which metrics to show; by default the headline metrics of the plan's tasks, or everything
+        measured where no task names any.
+    limit : int, optional
+        Compute metrics for so many measured trials only (intervals cost time); the rest has none.
+    noise : float, optional
+        Relative A/A noise recorded for this hardware.
+    """
+    labels = labels_of(plan)
+    axes = tuple(varying_axes(plan))
+    base_axes = baseline_axes(plan, axes)
+    foot = ladder_foot(plan, axes, base_axes)
+    if foot is not None:
+        base_axes = {axis: spelling(foot.axes.get(axis)) for axis in axes}
+    counted = {t.hash: believable(reports.get(t.hash, ())) for t in plan.trials}
+    columns = {c.name: c for c in _columns(plan) if c.over is None or c.over in axes}
+    names = _present(metrics or headline(plan), counted, columns) or _everything(counted)
+
+    baselines: dict[tuple[tuple[str, Any], ...], str] = {}
+    for trial in plan.trials:
+        if is_baseline(trial, base_axes):
+            baselines.setdefault(group_of(trial, axes, base_axes), trial.hash)
+
+    named = [name for task in _tasks(plan) for name in task.named]
+    measured = [report for found in counted.values() for report in found]
+    specs = {
+        name: columns[name].spec(spec_of(measured, columns[name].metric))
+        if name in columns
+        else spec_of(measured, name)
+        for name in names
+    }
+    rows = []
+    for trial in plan.trials:
+        attempts = reports.get(trial.hash, ())
+        outcome, reason = _ending(trial, attempts)
+        group = group_of(trial, axes, base_axes)
+        precision = precision_of(counted[trial.hash])
+        rows.append(
+            TrialRow(
+                hash=trial.hash,
+                label=labels[trial.hash],
+                axes={axis: trial.axes.get(axis) for axis in axes},
+                group=group,
+                baseline=baselines.get(group) == trial.hash,
+                outcome=outcome,
+                reason=reason,
+                verdict=_verdict(attempts),
+                attempts=len(attempts),
+                flags=_flags(attempts),
+                cells={name: Cell(specs[name], reason="not measured") for name in names},
+                precision=precision,
+                words=(*_words(named, counted[trial.hash]), *([precision] if precision else [])),
+            )
+        )
+    rows = _ordered(rows)
+    table = SweepTable(
+        plan.sweep, plan.description, axes, tuple(names), tuple(rows), specs, noise, reports
+    )
+    by_hash = {row.hash: row for row in rows}
+    shown = [at for at, row in enumerate(rows) if row.outcome != "not_run"][:limit]
+    resamples = _resamples(len(shown) * max(len(names), 1))
+    for at in shown:
+        row = rows[at]
+        base = None if row.baseline else by_hash.get(baselines.get(row.group, ""))
+        cells = {}
+        for name in names:
+            if name in columns:
+                cells[name] = column_cell(columns[name], row, rows, counted, specs[name], base)
+                continue
+            cell = pool(counted[row.hash], specs[name], resamples=resamples)
+            if base is not None and cell.median is not None:
+                cell = replace(cell, judged=table.judged(name, row, base))
+            cells[name] = cell
+        rows[at] = replace(row, cells=cells)
+    return replace(table, rows=tuple(rows))
+
+
+def headline(plan: Plan) -> list[str]:
+    """Headline metrics of the plan's tasks in order, without repeats."""
+    return list(dict.fromkeys(name for task in _tasks(plan) for name in task.headline))
+
+
+def _columns(plan: Plan) -> list[Column]:
+    return [column for task in _tasks(plan) for column in task.columns]
+
+
+def _tasks(plan: Plan) -> Iterator[Task]:
+    from orchestrator.errors import ConfigError
+    from orchestrator.measure.registry import find_task
+
+    for name in dict.fromkeys(t.identity["task"]["name"] for t in plan.trials):
+        # Recorded by somebody whose task is not installed here: it can still be looked at.
+        with suppress(ConfigError, ImportError):
+            yield find_task(name)
+
+
+def _words(named: Sequence[str], counted: Sequence[AttemptReport]) -> tuple[str, ...]:
+    """What the attempts that count say of the named facts, each answer once."""
+    said = (str(report.facts[name]) for name in named for report in counted if name in report.facts)
+    return tuple(dict.fromkeys(said))
+
+
+def _resamples(cells: int) -> int:
+    # Thousands of rows get coarser intervals on screen; `show` and `compare` always use 10,000.
+    return int(min(10_000, max(500, _RESAMPLING_BUDGET // (cells * 20 or 1))))
+
+
+def _ending(trial: Trial, attempts: Sequence[AttemptReport]) -> tuple[str, str | None]:
+    if any(a.outcome is Outcome.OK for a in attempts):
+        return "ok", None
+    if attempts:
+        last = max(attempts, key=lambda a: (a.started_at, a.number))
+        return last.outcome.value, why(last)
+    if trial.infeasible is not None:
+        return "infeasible", trial.infeasible
+    return "not_run", None
+
+
+def _verdict(attempts: Sequence[AttemptReport]) -> str:
+    """The most doubtful verdict among the attempts that count."""
+    order = ("valid", "flagged", "unverified", "invalid")
+    states = [a.verdict.state for a in believable(attempts)]
+    return max(states, key=order.index, default="unverified")
+
+
+def _flags(attempts: Sequence[AttemptReport]) -> tuple[str, ...]:
+    """Rules that were broken and only flag, over the attempts that count, each once."""
+    broken = (r for a in believable(attempts) for r in a.verdict.rules if r.state == "flagged")
+    return tuple(dict.fromkeys(rule.rule for rule in broken))
+
+
+def _present(
+    names: Sequence[str],
+    believed: Mapping[str, Sequence[AttemptReport]],
+    derived: Mapping[str, Column],
+) -> list[str]:
+    """Those of ``names`` that at least one attempt measured or said it could not."""
+    seen: set[str] = set()
+    for attempts in believed.values():
+        for report in attempts:
+            seen.update(report.metrics, report.telemetry)
+    return [n for n in names if n in seen or (n in derived and derived[n].metric in seen)]
+
+
+def _everything(believed: Mapping[str, Sequence[AttemptReport]]) -> list[str]:
+    names: dict[str, None] = {}
+    for attempts in believed.values():
+        for report in attempts:
+            names.update(dict.fromkeys(report.metrics))
+    return list(names)
+
+
+def _ordered(rows: Sequence[TrialRow]) -> list[TrialRow]:
+    """Groups in order of first appearance, each led by its baseline."""
+    groups: dict[tuple[tuple[str, Any], ...], list[TrialRow]] = {}
+    for row in rows:
+        groups.setdefault(row.group, []).append(row)
+    return [
+        row for members in groups.values() for row in sorted(members, key=lambda r: not r.baseline)
+    ]
