@@ -33,7 +33,7 @@ from orchestrator.isolate import Isolation
 from orchestrator.plan import Trial, build, conf_directory
 from orchestrator.report.analyse.gate import GateResult, gate
 from orchestrator.report.analyse.gate_rules import RuleSet, load_rules
-from orchestrator.report.show.measured import samples_of
+from orchestrator.report.analyse.measured import samples_of
 from orchestrator.statistics.summary import noise_between
 
 SLOWDOWN = 0.15

@@ -172,7 +172,7 @@ def noise_of(store: Store, fingerprints: set[str]) -> float | None:
         Relative standard deviation between attempts of ``tpot_s`` (or ``ttft_s``); None where no
         A/A sweep with three attempts of a trial was recorded on exactly this hardware.
     """
-    from orchestrator.report.show.measured import samples_of
+    from orchestrator.report.analyse.measured import samples_of
     from orchestrator.statistics.summary import noise_between
 
     found: list[float] = []
@@ -192,6 +192,13 @@ def noise_of(store: Store, fingerprints: set[str]) -> float | None:
             if noise is not None:
                 found.append(noise)
     return max(found, default=None)
+
+
+def noise_of_attempts(
+    store: Store, attempts: Mapping[str, Sequence[AttemptReport]]
+) -> float | None:
+    """:func:`noise_of` the hardware that attempts ran on."""
+    return noise_of(store, fingerprints_of(attempts))
 
 
 def _grouped(summaries: Iterable[AttemptSummary]) -> dict[str, list[AttemptSummary]]:

@@ -1,1 +1,1 @@
-"""What numbers mean: pure functions over samples."""
+"""Statistics of samples: bootstrap, distributions, summaries. Pure, seeded, numpy only."""

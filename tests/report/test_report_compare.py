@@ -12,7 +12,7 @@ import pytest
 from orchestrator.attempt import AttemptReport, Outcome, Verdict
 from orchestrator.measure import Absent, Metric, Samples, Value
 from orchestrator.report.analyse.compare import Comparison, compare
-from orchestrator.report.show.pairing import choose, pair
+from orchestrator.report.analyse.pairing import choose, pair
 
 HASH = "a" * 64
 OTHER = "b" * 64

@@ -11,9 +11,9 @@ from typing import Any
 
 from orchestrator.attempt import AttemptReport
 from orchestrator.measure.metric import MetricSpec
+from orchestrator.report.analyse.measured import absence, metric_of, samples_of, spec_of
+from orchestrator.report.analyse.pairing import Attempts, Chosen, choose, pair
 from orchestrator.report.analyse.rounds import rounds_of
-from orchestrator.report.show.measured import absence, metric_of, samples_of, spec_of
-from orchestrator.report.show.pairing import Attempts, Chosen, choose, pair
 from orchestrator.statistics.judge import CONFIDENCE, Judged, incomparable, judge, tolerance
 
 

@@ -29,9 +29,9 @@ from orchestrator.report.analyse.gate_rules import (
     RuleSet,
 )
 from orchestrator.report.analyse.labels import short_hash
+from orchestrator.report.analyse.measured import absence, metric_of, samples_of, spec_of, valid
+from orchestrator.report.analyse.pairing import Attempts, Chosen, choose, pair
 from orchestrator.report.analyse.scope import all_but, applies, value_at
-from orchestrator.report.show.measured import absence, metric_of, samples_of, spec_of, valid
-from orchestrator.report.show.pairing import Attempts, Chosen, choose, pair
 from orchestrator.statistics.judge import CONFIDENCE
 from orchestrator.statistics.summary import Summary, holm, summarise_attempts
 

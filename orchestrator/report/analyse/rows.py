@@ -20,12 +20,12 @@ from orchestrator.report.analyse.baseline import (
     ladder_foot,
     spelling,
 )
+from orchestrator.report.analyse.cell import Cell, column_cell, pool
 from orchestrator.report.analyse.compare import against
 from orchestrator.report.analyse.labels import label_of, labels_of, varying_axes
+from orchestrator.report.analyse.measured import believable, precision_of, spec_of
+from orchestrator.report.analyse.pairing import choose
 from orchestrator.report.analyse.reasons import why
-from orchestrator.report.show.cell import Cell, column_cell, pool
-from orchestrator.report.show.measured import believable, precision_of, spec_of
-from orchestrator.report.show.pairing import choose
 from orchestrator.statistics.judge import Judged, incomparable, tolerance
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from orchestrator.measure.metric import MetricSpec
+from orchestrator.report.analyse.cell import Cell
 from orchestrator.report.analyse.labels import SEPARATOR, axis_text
+from orchestrator.report.analyse.measured import PRECISION
 from orchestrator.report.analyse.rows import SweepTable, TrialRow
-from orchestrator.report.show.cell import Cell
-from orchestrator.report.show.measured import PRECISION
 from orchestrator.report.show.style import STANDING_MARKS
 from orchestrator.report.show.units import ratio, with_ci
 

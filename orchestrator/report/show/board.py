@@ -1,7 +1,8 @@
 """What is known about a running sweep: counts, who runs where, the last problems. Pure state.
 
-The scheduler's events go in through :class:`~orchestrator.report.show.live.LiveView`; its thread draws
-what is here. Costs are per event, never per trial of the sweep: 3,000 trials are a few counters.
+The scheduler's events go in through :class:`~orchestrator.report.show.live.LiveView`; its thread
+draws what is here. Costs are per event, never per trial of the sweep: 3,000 trials are a few
+counters.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from dataclasses import dataclass, field
 
 from orchestrator.attempt import AttemptReport, Outcome, Slot
 from orchestrator.report.analyse.eta import remaining_s
+from orchestrator.report.analyse.measured import metric_of
 from orchestrator.report.analyse.reasons import one_line, why
-from orchestrator.report.show.measured import metric_of
 from orchestrator.report.show.units import duration, quantity
 
 # Broken rules that tell of the machine and not of the measurement: while a sweep runs, a person can

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from orchestrator.report.analyse.labels import SEPARATOR, axis_names, axis_text, short_hash
+from orchestrator.report.analyse.measured import PRECISION
 from orchestrator.report.analyse.reasons import one_line, reasons_once
 from orchestrator.report.analyse.rows import Cell, SweepTable, TrialRow, build_table
-from orchestrator.report.show.measured import PRECISION
 from orchestrator.report.show.style import (
     OUTCOME_STYLE,
     STANDING_MARKS,

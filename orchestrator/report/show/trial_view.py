@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.attempt import AttemptReport
 from orchestrator.measure.metric import Absent, Metric, Samples, Value
+from orchestrator.report.analyse.cell import Cell, pool
 from orchestrator.report.analyse.labels import plain_label, short_hash
+from orchestrator.report.analyse.measured import believable, metric_of, precision_of, spec_of
 from orchestrator.report.analyse.reasons import one_line, why
 from orchestrator.report.show.board import device_of
-from orchestrator.report.show.cell import Cell, pool
-from orchestrator.report.show.measured import believable, metric_of, precision_of, spec_of
 from orchestrator.report.show.style import OUTCOME_STYLE, VERDICT_MARKS
 from orchestrator.report.show.tree import flat
 from orchestrator.report.show.units import MISSING, duration, quantity, scale_of, with_ci

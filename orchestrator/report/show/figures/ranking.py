@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestrator.measure.figures import Ranking
+from orchestrator.report.analyse.measured import believable
 from orchestrator.report.analyse.rows import SweepTable
 from orchestrator.report.show.figures.drawn import (
     MAX_BARS,
@@ -16,7 +17,6 @@ from orchestrator.report.show.figures.drawn import (
     plotly,
     wrapped,
 )
-from orchestrator.report.show.measured import believable
 
 # As many parts as there are colours that can be told apart; the others are one grey part.
 MAX_PARTS = 7

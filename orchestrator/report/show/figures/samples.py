@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from orchestrator.measure.figures import Distribution
 from orchestrator.measure.metric import Samples
+from orchestrator.report.analyse.measured import believable, metric_of
 from orchestrator.report.analyse.rows import SweepTable
 from orchestrator.report.show.figures.drawn import (
     MAX_LINES,
@@ -14,7 +15,6 @@ from orchestrator.report.show.figures.drawn import (
     drawn,
     plotly,
 )
-from orchestrator.report.show.measured import believable, metric_of
 from orchestrator.report.show.units import scale_of
 
 ECDF_POINTS = 200

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.attempt import AttemptReport, Outcome
-from orchestrator.report.show.measured import valid
+from orchestrator.report.analyse.measured import valid
 
 Attempts = Mapping[str, Sequence[AttemptReport]]
 

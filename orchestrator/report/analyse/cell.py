@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.attempt import AttemptReport
 from orchestrator.measure.metric import MetricSpec, Samples
-from orchestrator.report.show.measured import absence, metric_of, samples_of, valid
+from orchestrator.report.analyse.measured import absence, metric_of, samples_of, valid
 from orchestrator.statistics.judge import Finding, Judged, tolerance
 
 if TYPE_CHECKING:
