@@ -13,6 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# What is drawn does not decide whether a run is green, and no example has a time limit: other
+# examples are looked for with --hypothesis-profile=searching, as `make test-all` does.
+settings.register_profile("steady", deadline=None, derandomize=True)
+settings.register_profile("searching", deadline=None, max_examples=300)
+settings.load_profile("steady")
 
 from testing.commands import orchestrator
 from testing.near import near
