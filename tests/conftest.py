@@ -15,14 +15,14 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from testing.commands import orchestrator
+from testing.near import near
+
 # What is drawn does not decide whether a run is green, and no example has a time limit: other
 # examples are looked for with --hypothesis-profile=searching, as `make test-all` does.
 settings.register_profile("steady", deadline=None, derandomize=True)
 settings.register_profile("searching", deadline=None, max_examples=300)
 settings.load_profile("steady")
-
-from testing.commands import orchestrator
-from testing.near import near
 
 # A job started in the background ignores Ctrl-C, and what it starts would too: tests press it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
