@@ -73,6 +73,7 @@ passes = first=0; last=0; \
 test: $(DEV) postgresql chromium ## Run the tests: minutes
 	@$(call passes,and not long)
 
+test-all: ARGS += --hypothesis-profile=searching
 test-all: $(DEV) postgresql chromium ## Run every test: long faults, chaos, network namespaces, each sweep
 	@$(call passes,)
 
