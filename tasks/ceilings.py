@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from statistics import median, quantiles
 from typing import TYPE_CHECKING
 
+from orchestrator.host.memory import physical_bytes
 from orchestrator.measure import Identity, Infeasible, Recorder, Task
 from orchestrator.measure.arithmetic.measured import STEADY_SPREAD, Measured
 from tasks import ceiling_layers, loading
@@ -158,9 +159,7 @@ def _memory_bytes(device: torch.device) -> int:
         import torch
 
         return int(torch.cuda.get_device_properties(device).total_memory)
-    import os
-
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return physical_bytes()
 
 
 TASK = Task(
