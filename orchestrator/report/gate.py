@@ -124,7 +124,7 @@ class GateResult:
         """JUnit XML: a test case a row; a regression is a failure, incomparable an error."""
         from orchestrator.report.junit import junit_xml
 
-        return junit_xml(self)
+        return junit_xml(self.to_json())
 
 
 def gate(
