@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import doctor
+from orchestrator.commands import findings as doctor
 from orchestrator.host import cpu
 
 Write = Callable[[dict[str, str]], Path]

@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 from orchestrator.attempt import Slot
-from orchestrator.isolate.environment import (
+from orchestrator.isolate.variables import (
     attempt_environment,
     python_module,
     redact,
