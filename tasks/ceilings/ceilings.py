@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.engines import transformers as loading
 from orchestrator.host.memory import physical_bytes
-from orchestrator.measure import Identity, Infeasible, Recorder, Task
+from orchestrator.measure import Identity, Infeasible, MetricSpec, Recorder, Task
 from orchestrator.model.measured_device import STEADY_SPREAD, Measured
 from orchestrator.tasks.ceilings import layers as ceiling_layers
 from orchestrator.tasks.ceilings.layers import ReferenceLayers
@@ -168,6 +168,13 @@ TASK = Task(
     config=CeilingsConfig,
     run=run,
     preload=loading.PRELOAD,
+    metrics=(
+        *(
+            MetricSpec(f"gemm_flop_per_s.{name}", "flop/s", "higher", title=f"matmul {name}")
+            for name in (*DTYPES, "int8")
+        ),
+        MetricSpec("spread", "1", "lower", meaning="how much slower the median was than the best"),
+    ),
     headline=(
         "gemm_flop_per_s.float32",
         "gemm_flop_per_s.bfloat16",

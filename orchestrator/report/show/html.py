@@ -14,19 +14,23 @@ from importlib.resources import files
 from typing import Any
 
 from orchestrator.attempt import AttemptReport
+from orchestrator.report.analyse.cell import Cell
 from orchestrator.report.analyse.labels import (
-    MEANINGS,
     axis_name,
     axis_text,
     axis_value,
-    metric_title,
     short_hash,
 )
 from orchestrator.report.analyse.reasons import reasons_once
-from orchestrator.report.analyse.rows import Cell, SweepTable, TrialRow
+from orchestrator.report.analyse.rows import SweepTable, TrialRow
 from orchestrator.report.show.answer import sentences
 from orchestrator.report.show.figures import Drawn
-from orchestrator.report.show.style import OUTCOME_STYLE, STANDING_MARKS, VERDICT_MARKS
+from orchestrator.report.show.style import (
+    OUTCOME_STYLE,
+    VERDICT_MARKS,
+    standing_mark,
+    standings_legend,
+)
 from orchestrator.report.show.tree import flat
 from orchestrator.report.show.units import MISSING, Scale, ratio, scale_of
 
@@ -73,14 +77,14 @@ def page(
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("orchestrator.report", "assets"),
+        loader=PackageLoader("orchestrator.report.show", "assets"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters.update(short=short_hash, flat=flat)
-    assets = files("orchestrator.report") / "assets"
+    assets = files("orchestrator.report.show") / "assets"
     css, js = ((assets / name).read_text("utf-8") for name in ("page.css", "page.js"))
     measured = [row for row in table.rows if row.outcome in ("ok", "invalid")]
     return environment.get_template("page.html").render(
@@ -92,7 +96,7 @@ def page(
         outcome_styles=OUTCOME_STYLE,
         verdicts=VERDICT_MARKS,
         answer=sentences(table),
-        signs=", ".join(f"{mark} {meaning}" for mark, _, meaning in STANDING_MARKS.values()),
+        signs=standings_legend(table.tau),
         measured=measured,
         columns=list(_headings(table, measured)),
         beneath=_beneath,
@@ -154,17 +158,18 @@ def _headings(table: SweepTable, rows: Sequence[TrialRow]) -> Iterator[Heading]:
     for name in table.metrics:
         cells = [row.cells[name] for row in rows if row.cells[name].median is not None]
         if cells:
-            meaning = f"{name}: {MEANINGS[name]}" if name in MEANINGS else name
+            spec = table.specs[name]
             scale = scale_of([cell.median for cell in cells], cells[0].unit)
-            yield Heading(name, metric_title(name), meaning, scale)
+            meaning = f"{name}: {spec.meaning}" if spec.meaning else name
+            yield Heading(name, spec.title, meaning, scale)
 
 
 def _beneath(cell: Cell) -> tuple[str, str, str] | None:
     """Class, sign and text of the ratio to the baseline."""
-    if cell.ratio is None:
+    if cell.judged is None or cell.ratio is None:
         return None
-    sign = STANDING_MARKS[cell.standing][0] if cell.standing else ""
-    return cell.standing or "", sign, ratio(cell.ratio)
+    sign = standing_mark(cell.judged, cell.spec.better)
+    return cell.judged.finding if sign else "", sign, ratio(cell.ratio)
 
 
 def _matrix(table: SweepTable) -> Matrix | None:
