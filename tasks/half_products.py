@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.host.cpu import emulates_half_precision
 from orchestrator.measure import Infeasible
-from orchestrator.measure.processor import emulates_half_precision
 
 if TYPE_CHECKING:
     import torch

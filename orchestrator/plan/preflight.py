@@ -13,22 +13,20 @@ a person is told and it runs.
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import ConfigError
-from orchestrator.measure.processor import emulates_half_precision
+from orchestrator.host.cpu import emulates_half_precision
+from orchestrator.host.memory import usable_bytes
 from orchestrator.measure.registry import find_task
 
 if TYPE_CHECKING:
     from orchestrator.model import Ceilings, Expectation
     from orchestrator.plan import ClusterConfig, Plan, Trial
 
-_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 _HALF_PRECISION = frozenset(("bfloat16", "float16"))
 # About a second where such products are emulated; decoding one token of a small model stays below.
 _SLOW_EMULATED_FLOPS = 1e9
@@ -137,7 +135,7 @@ def memory_available(trial: Trial, cluster: ClusterConfig) -> float | None:
     if trial.identity["device"]["kind"] == "cpu":
         if cluster.kind != "local":
             return asked
-        return min(filter(None, (asked, _host_bytes())))
+        return min(filter(None, (asked, float(usable_bytes()))))
     if cluster.kind != "local":
         return None
     smallest = _gpu_bytes()
@@ -220,15 +218,6 @@ def _gpus() -> tuple[Any, ...]:
 
 def _gpu_bytes() -> float | None:
     return min((float(gpu.memory_bytes) for gpu in _gpus()), default=None)
-
-
-@lru_cache(maxsize=1)
-def _host_bytes() -> float:
-    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        return min(host, int(_CGROUP_LIMIT.read_text()))
-    except (OSError, ValueError):  # no cgroup v2, or no limit: "max"
-        return host
 
 
 def _told(found: list[tuple[float, float]], what: str, about: str) -> str:
