@@ -55,7 +55,7 @@ def compare_command(
     as_json: bool,
 ) -> int:
     """B over A, metric by metric; always 0: ``gate`` is what judges."""
-    from orchestrator.plan.messages import nearest
+    from orchestrator.errors import nearest
     from orchestrator.report.compare import compare, tolerance
     from orchestrator.report.compare_view import comparison_view
     from orchestrator.report.operators_view import OperatorDiffView

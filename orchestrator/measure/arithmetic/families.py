@@ -5,11 +5,10 @@ Each is checked against transformers' own model built without memory (``tests/me
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, nearest
 from orchestrator.measure.arithmetic.architecture import CUSTOM, LINEAR, Architecture, Matrix
 from orchestrator.measure.arithmetic.decoder import (
     Block,
@@ -49,11 +48,10 @@ def read(config: Mapping[str, Any], *, strict: bool = True) -> Architecture:
         )
     reader = READERS.get(model_type)
     if reader is None:
-        near = difflib.get_close_matches(model_type, READERS, n=3, cutoff=0.4)
         raise ConfigError(
             f"the arithmetic of {model_type!r} is not known",
             where=f"{WHERE}.model_type",
-            fix=f"Nearest: {', '.join(near)}" if near else f"Known: {', '.join(sorted(READERS))}",
+            fix=nearest(model_type, READERS),
         )
     architecture = reader(Fields(config, model_type))
     if strict:
