@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from orchestrator.measure import ConfigError, Infeasible
 from orchestrator.measure.arithmetic import (
@@ -18,6 +18,7 @@ from orchestrator.measure.arithmetic import (
     StepFlops,
     TrainingMemory,
     WeightFormat,
+    read_architecture,
     step_flops,
     step_operations,
     training_memory,
@@ -25,9 +26,7 @@ from orchestrator.measure.arithmetic import (
 )
 from orchestrator.measure.arithmetic.expectation import Expectation, Steps, Work
 from orchestrator.measure.arithmetic.hardware import datasheet_of
-
-if TYPE_CHECKING:
-    from tasks.training import TrainingConfig
+from tasks.training_options import TrainingConfig
 
 _GIB = 1 << 30
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
@@ -56,7 +55,7 @@ class Expected:
         self.memory: TrainingMemory | None = None
         self.absent_reason: str | None = None
         try:
-            architecture = Architecture.from_config(config)
+            architecture = read_architecture(config)
         except ConfigError as error:
             self.absent_reason = str(error)
             return
@@ -108,7 +107,7 @@ def expectation(
     expected = Expected(config, options, dtype)
     if expected.memory is None:
         return None
-    architecture = Architecture.from_config(config)
+    architecture = read_architecture(config)
     ideal = _phases(architecture, options, dtype, IDEAL)
     eager = _phases(
         architecture,

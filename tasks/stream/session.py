@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from orchestrator.measure import Identity, Recorder
 from tasks import loading
@@ -12,15 +12,13 @@ from tasks.stream.bandwidth import DiskProbe
 from tasks.stream.budget import Budget
 from tasks.stream.layout import Unit, largest_bytes
 from tasks.stream.ledger import Ledger
+from tasks.stream.options import StreamingConfig
 from tasks.stream.packed import ABSMAX, NESTED_ABSMAX, Unpacker
 from tasks.stream.prefetch import AsyncPipeline, HeldPipeline, Pipeline, SyncPipeline
 from tasks.stream.reader import Reader, Throttle
 from tasks.stream.runner import StreamedModel, build_empty, units_of
 from tasks.stream.slots import Loader
 from tasks.stream.store import open_store
-
-if TYPE_CHECKING:
-    from tasks.streaming import StreamingConfig
 
 # The page cache is dropped page by page: each read may leave one at either end, and the kernel's
 # readahead a little beyond.

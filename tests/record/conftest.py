@@ -26,8 +26,8 @@ from orchestrator.measure.metric import Absent, Samples, Value
 from orchestrator.plan import Plan, Trial, config_hash
 from orchestrator.plan.schema import Settings
 from orchestrator.record import Recording, open_store
-from orchestrator.record.backend import sqlite_backend
 from orchestrator.record.boundary import SERVER_ENVIRONMENT
+from orchestrator.record.database import sqlite_backend
 from orchestrator.record.embedded import EmbeddedStore
 
 SLOT = Slot("node-1", "host-1", (0, 1), ("GPU-aaaa", "GPU-bbbb"))

@@ -10,7 +10,7 @@ import yaml
 
 from orchestrator.errors import ConfigError
 from orchestrator.measure import Absent, Value
-from orchestrator.measure.arithmetic import Architecture
+from orchestrator.measure.arithmetic import read_architecture
 from orchestrator.measure.registry import find_task
 from tasks.estimate import EstimateConfig, check, evaluate
 from tasks.loading.configuration import PACKAGED, known_config
@@ -151,7 +151,7 @@ def test_the_packaged_model_is_as_its_file_says() -> None:
     assert read("attention.head_count") == PACKAGED["num_attention_heads"]
     assert read("attention.head_count_kv") == PACKAGED["num_key_value_heads"]
     assert read("context_length") == PACKAGED["max_position_embeddings"]
-    Architecture.from_config(PACKAGED)
+    read_architecture(PACKAGED)
 
 
 def test_one_estimate_can_be_an_attempt(tmp_path: Path) -> None:

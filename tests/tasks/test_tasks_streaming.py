@@ -75,8 +75,8 @@ def test_logits_are_equal_bit_by_bit_in_every_known_architecture(
 
     from tasks import loading
     from tasks.loading import architecture
+    from tasks.stream.options import StreamingConfig
     from tasks.stream.session import Session
-    from tasks.streaming import StreamingConfig
 
     shape = {
         "model_type": model_type,

@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.errors import ConfigError
 from orchestrator.measure import FakeClock, Infeasible
-from orchestrator.measure.arithmetic import Architecture, step_flops
+from orchestrator.measure.arithmetic import read_architecture, step_flops
 from orchestrator.measure.registry import find_task
 from tasks.training_expected import Expected, device_memory_bytes
 from tasks.training_step import TrainingStep
@@ -204,7 +204,7 @@ def test_flops_agree_with_those_torch_counts(
         loss = model(input_ids=ids, attention_mask=mask, labels=ids, use_cache=False).loss
         forward = counter.get_total_flops()
         loss.backward()
-    known = Architecture.from_config(config.to_dict())
+    known = read_architecture(config.to_dict())
     # torch counts the whole square of attention that eager code computes before it masks.
     square = step_flops(known, 4, tokens, causal=False)
     assert square.forward == pytest.approx(forward, rel=0.02)

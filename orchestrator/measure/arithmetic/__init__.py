@@ -18,7 +18,7 @@ from orchestrator.measure.arithmetic.expectation import (
     Work,
     predicted_metrics,
 )
-from orchestrator.measure.arithmetic.families import known_model_types
+from orchestrator.measure.arithmetic.families import known_model_types, read_architecture
 from orchestrator.measure.arithmetic.fit import (
     Context,
     Memory,
@@ -92,6 +92,7 @@ __all__ = [
     "parameter_count",
     "predicted_metrics",
     "prefill",
+    "read_architecture",
     "step_flops",
     "step_operations",
     "training_memory",

@@ -39,8 +39,24 @@ from orchestrator.measure.arithmetic.mixtures import (
 Reader = Callable[[Fields], Architecture]
 
 
-def read(config: Mapping[str, Any], *, strict: bool = True) -> Architecture:
-    """See :meth:`Architecture.from_config`."""
+def read_architecture(config: Mapping[str, Any], *, strict: bool = True) -> Architecture:
+    """Read a Hugging Face configuration (``config.json`` or ``config.to_dict()``).
+
+    Parameters
+    ----------
+    config : mapping
+        With ``model_type`` and the sizes; what a configuration file may leave out (a bias, tied
+        embeddings) has the default that transformers gives it.
+    strict : bool
+        Refuse a sliding window larger than the context, which bounds nothing and is mostly a
+        mistake. Some published configurations have one.
+
+    Raises
+    ------
+    ConfigError
+        Naming the field that is missing, not positive or does not fit another one, or the
+        model type where it is not known.
+    """
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or not model_type:
         raise ConfigError(
