@@ -9,8 +9,8 @@ from typing import Any
 from orchestrator.errors import ConfigError, StoreError
 from orchestrator.record.boundary import SERVER_ENVIRONMENT
 from orchestrator.record.embedded import EmbeddedStore
-from orchestrator.record.server import ServerStore
 from orchestrator.record.store import Store
+from orchestrator.record.tracking_server import ServerStore
 
 
 def open_store(tracking: Any) -> Store:

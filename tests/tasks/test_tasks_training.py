@@ -9,10 +9,10 @@ import pytest
 
 from orchestrator.errors import ConfigError
 from orchestrator.measure import FakeClock, Infeasible
-from orchestrator.measure.arithmetic import read_architecture, step_flops
 from orchestrator.measure.registry import find_task
-from tasks.training_expected import Expected, device_memory_bytes
-from tasks.training_step import TrainingStep
+from orchestrator.model import read_architecture, step_flops
+from orchestrator.tasks.training.step import TrainingStep
+from orchestrator.tasks.training.training_expected import Expected, device_memory_bytes
 
 Identity = Callable[..., dict[str, Any]]
 Run = Callable[[dict[str, Any]], Any]
@@ -182,7 +182,7 @@ def test_flops_agree_with_those_torch_counts(
     from torch.utils.flop_counter import FlopCounterMode
     from transformers import AutoModelForCausalLM
 
-    from tasks.loading import architecture
+    from orchestrator.engines.transformers import random_weights as architecture
 
     config = architecture.configuration(
         {
