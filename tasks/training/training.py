@@ -28,6 +28,7 @@ from orchestrator.measure import (
     CudaMemory,
     Identity,
     InputError,
+    MetricSpec,
     Recorder,
     Repetition,
     Task,
@@ -37,6 +38,7 @@ from orchestrator.measure import (
 )
 from orchestrator.measure.figures import Bars, Breakdown, Scaling
 from orchestrator.measure.phase_memory import PhaseMemory
+from orchestrator.tasks.training.options import TrainingConfig
 from orchestrator.tasks.training.step import StepTiming, TrainingStep
 from orchestrator.tasks.training.training_expected import (
     Expected,
@@ -44,7 +46,6 @@ from orchestrator.tasks.training.training_expected import (
     expectation,
     peak_flops_per_s,
 )
-from orchestrator.tasks.training_options import TrainingConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -302,6 +303,12 @@ TASK = Task(
     check=check,
     expect=expect,
     preload=loading.PRELOAD,
+    metrics=(
+        MetricSpec("train_tokens_per_s", "tokens/s", "higher", title="training"),
+        MetricSpec("model_flop_per_s", "flop/s", "higher", title="model FLOPs"),
+        MetricSpec("mfu.measured_peak", "1", "higher", title="MFU measured peak"),
+        MetricSpec("hfu.measured_peak", "1", "higher", title="HFU measured peak"),
+    ),
     headline=(
         "step_s",
         "forward_s",

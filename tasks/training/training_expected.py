@@ -26,7 +26,7 @@ from orchestrator.model import (
 )
 from orchestrator.model.datasheet import datasheet_of
 from orchestrator.model.expectation import Expectation, Steps, Work
-from orchestrator.tasks.training_options import TrainingConfig
+from orchestrator.tasks.training.options import TrainingConfig
 
 _GIB = 1 << 30
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
