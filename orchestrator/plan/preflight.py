@@ -37,8 +37,7 @@ _SLOW_EMULATED_FLOPS = 1e9
 _TRAINED = "backward_s"
 _OUT_OF_REACH = (
     "this CPU has no instructions for half precision (no AVX-512), in which a step takes some 50 "
-    "times as long as in float32. task.products=float32 multiplies in that, preflight=warn "
-    "measures it all the same"
+    "times as long as in float32: take quant=fp32, or preflight=warn to measure it all the same"
 )
 
 
@@ -80,15 +79,18 @@ def preflight(plan: Plan, *, times: bool = False) -> Preflight:
     impossible: list[tuple[float, float]] = []
     tight: list[tuple[float, float]] = []
     doubts: dict[str, str] = {}
-    halves, widened, emulates = 0, 0, emulates_half_precision()
+    halves, emulates = 0, emulates_half_precision()
     for trial in plan.trials:
         if _wants_gpu(trial) and plan.settings.cluster.kind == "local" and not _gpus():
             doubts[trial.hash] = "there is no GPU here"
         expectation = _expectation(trial)
         if expectation is not None:
             predicted[trial.hash] = _figures(expectation, trial, plan, times)
-            in_half = emulates and _is_in_half(trial, plan.settings.cluster)
-            emulated = in_half and _multiplies_much_in_half(expectation)
+            emulated = (
+                emulates
+                and _is_in_half(trial, plan.settings.cluster)
+                and _multiplies_much_in_half(expectation)
+            )
             available = memory_available(trial, plan.settings.cluster)
             floor = expectation.floor_bytes
             if available is None or trial.infeasible is not None:
@@ -107,7 +109,6 @@ def preflight(plan: Plan, *, times: bool = False) -> Preflight:
                 doubts[trial.hash] = f"needs about {_gib(needed)}, there are {_gib(available)}"
             if trial.infeasible is None:
                 halves += emulated
-                widened += in_half and trial.identity["task"].get("products", "native") != "native"
         trials.append(trial)
     warnings = []
     if impossible and mode == "warn":
@@ -119,11 +120,6 @@ def preflight(plan: Plan, *, times: bool = False) -> Preflight:
         warnings.append(
             f"{_count(halves)} in half precision, for which this CPU has no instructions "
             "(no AVX-512): products up to 100 times slower than with quant=fp32"
-        )
-    if widened:
-        warnings.append(
-            f"{_count(widened)} in half precision, for which this CPU has no instructions (no "
-            "AVX-512): multiplied in float32 (task.products)"
         )
     checked = dataclasses.replace(plan, trials=tuple(trials))
     return Preflight(checked, predicted, tuple(warnings), doubts)
