@@ -2,10 +2,10 @@
 
 ::
 
-    {"name": str, "state": "ok|failed|skipped", "seconds": float, "facts": {...}, "reason": str|null}
+    {"name": str, "state": "ok|failed|skipped", "seconds": float, "facts": {…}, "reason": str|null}
 
-Exit code 1 where a check failed, else 0, also on a machine without a GPU. ``--device cpu`` rehearses
-what a CPU can do.
+Exit code 1 where a check failed, else 0, also on a machine without a GPU. ``--device cpu`` is a
+rehearsal of what a CPU can do.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from orchestrator.telemetry import inventory, resolve_visible
+from orchestrator.telemetry import Device, inventory, resolve_visible
 from testing.gpu.bench import Bench, Facts, Failure, Skip
 from testing.gpu.checks import CHECKS
 
@@ -36,7 +36,7 @@ def main(words: list[str]) -> int:
     asked = parser.parse_args(words)
     if unknown := sorted(set(asked.names) - known.keys()):
         parser.error(f"no check is called {', '.join(unknown)}")
-    devices = ()
+    devices: tuple[Device, ...] = ()
     if asked.device == "cuda":
         here = inventory()
         devices = resolve_visible(os.environ.get("CUDA_VISIBLE_DEVICES"), here.devices)

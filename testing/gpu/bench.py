@@ -1,4 +1,4 @@
-"""Runs attempts for the checks: isolated, watched and bounded as the product runs them, without Ray."""
+"""Runs attempts for the checks as the product runs them, isolated and watched, but without Ray."""
 
 from __future__ import annotations
 

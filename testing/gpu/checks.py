@@ -16,6 +16,7 @@ from collections.abc import Callable
 from contextlib import closing
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from orchestrator.attempt import AttemptReport, Outcome
 from orchestrator.telemetry import judge, resolve_visible
@@ -193,7 +194,7 @@ def profile_kernels(bench: Bench) -> Facts:
 
 def streaming(bench: Bench) -> Facts:
     """``task=streaming`` gives the tokens of the resident model, by every way to the device."""
-    lengths = {"prompt_tokens": 8, "new_tokens": 5}
+    lengths: Facts = {"prompt_tokens": 8, "new_tokens": 5}
     resident = bench.measure(bench.identity(**lengths)).facts["output_digests"]
     pinned = {"pinned": True} if bench.cuda else {}
     ways: dict[str, Facts] = {
@@ -219,7 +220,7 @@ def streaming(bench: Bench) -> Facts:
 
 def streaming_nf4(bench: Bench) -> Facts:
     """Four bits are unpacked after the transfer, with bitsandbytes."""
-    options = {"depth": 2, "workers": 2, "pinned": bench.cuda}
+    options: Facts = {"depth": 2, "workers": 2, "pinned": bench.cuda}
     report = bench.measure(
         bench.identity("nf4", task="streaming", prompt_tokens=8, new_tokens=5, **options)
     )
@@ -243,7 +244,7 @@ def training_compiled(bench: Bench) -> Facts:
     return _training(bench, "bf16", compile=True)
 
 
-def _training(bench: Bench, quant: str, **options: object) -> Facts:
+def _training(bench: Bench, quant: str, **options: Any) -> Facts:
     asked = bench.identity(quant, task="training", batch_size=2, context_tokens=128, **options)
     report = bench.measure(asked)
     _proven(report, "autocast", "optimizer", "device")
@@ -273,7 +274,7 @@ def out_of_memory(bench: Bench) -> Facts:
     limit = None if bench.cuda else 1 << 30
     # The embedding's output alone, (rows, 4096, hidden) in float32, is twice what there is.
     rows = 2 * (limit or bench.devices[0].memory_bytes) // (4096 * hidden * 4) + 1
-    lengths = {"batch_size": rows, "prompt_tokens": 4096, "model": {"architecture": wide}}
+    lengths: Facts = {"batch_size": rows, "prompt_tokens": 4096, "model": {"architecture": wide}}
     full = bench.attempt(bench.identity(new_tokens=2, **lengths), memory_limit_bytes=limit)
     expected = Outcome.OOM_DEVICE if bench.cuda else Outcome.OOM_HOST
     require(full.outcome is expected, f"{full.outcome.value}: {full.reason}")
@@ -282,7 +283,7 @@ def out_of_memory(bench: Bench) -> Facts:
         profiled = bench.attempt(asked)
         require(profiled.outcome is expected, f"{profiled.outcome.value}: {profiled.reason}")
         require("oom" in _actions(profiled), "the allocator's history has no out-of-memory")
-        budget = {"budget_bytes": 30_000_000, "depth": 4}
+        budget: Facts = {"budget_bytes": 30_000_000, "depth": 4}
         streamed = bench.attempt(bench.identity(task="streaming", **budget))
         require(streamed.outcome is expected, f"{streamed.outcome.value}: {streamed.reason}")
     bench.measure(bench.identity(prompt_tokens=8, new_tokens=2))

@@ -148,7 +148,6 @@ def ranges(identity: Identity, recorder: Recorder) -> None:
 
 
 PROBES = {
-    function.__name__: function
-    for function in (visible, clock, allocator, logits, busy, ranges)
+    function.__name__: function for function in (visible, clock, allocator, logits, busy, ranges)
 }
 TASK = Task(name="gpu_probe", config=ProbeConfig, run=run)
