@@ -83,7 +83,8 @@ def logits(identity: Identity, recorder: Recorder, prompt_tokens: int) -> None:
     """The same model in float32 on the CPU and on the GPU."""
     import torch
 
-    from tasks import loading, tokens
+    from orchestrator.engines import transformers as loading
+    from orchestrator.engines.transformers import tokens
 
     prepared = loading.prepare(identity, recorder)
     prompt = tokens.prompt(prepared, identity["seed"], 1, prompt_tokens)
