@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.attempt import AttemptReport, Outcome, Verdict
-from orchestrator.errors import StoreError, TaskError
+from orchestrator.errors import StoreError, UsageError
 from orchestrator.measure.metric import Absent, Metric, Value
 from orchestrator.measure.registry import find_task
 from orchestrator.measure.task import Evaluation, Task
@@ -100,22 +100,6 @@ class FoundCell:
     config: Mapping[str, Any]
     report: AttemptReport
     run_id: str
-
-
-def compute(trial: Trial) -> Result:
-    """Evaluate one trial of a pure task; what goes wrong is its outcome, never raised."""
-    if trial.infeasible is not None:
-        return Result("infeasible", trial.infeasible, Evaluation({}), basis_of(trial))
-    task = _task(trial)
-    assert task.evaluate is not None
-    try:
-        found = task.evaluate(trial.identity)
-    except TaskError as error:
-        return Result(error.outcome, str(error), Evaluation({}))
-    except Exception as error:  # one cell that breaks must not take the others along
-        return Result("error", f"{type(error).__name__}: {error}", Evaluation({}))
-    outcome = "ok" if found.infeasible is None else "infeasible"
-    return Result(outcome, found.infeasible, found, basis_of(trial))
 
 
 def basis_of(trial: Trial) -> str:
@@ -249,6 +233,23 @@ def find(store: Store, prefix: str) -> dict[str, list[FoundCell]]:
             cells = found.setdefault(row["hash"], [])
             cells.append(FoundCell(json.loads(row[_CONFIG]), report, run.run_id))
     return found
+
+
+def cell_of(store: Store, prefix: str) -> FoundCell | None:
+    """The newest recorded cell whose hash begins with ``prefix``; None where no cell has it.
+
+    Raises
+    ------
+    UsageError
+        ``prefix`` is too short for a hash, or begins several.
+    """
+    if store.find(prefix):  # which also says what is no hash
+        return None
+    found = find(store, prefix)
+    if len(found) > 1:
+        names = ", ".join(config[: max(len(prefix) + 4, 16)] for config in sorted(found)[:10])
+        raise UsageError(f"{prefix} begins {len(found)} hashes", fix=f"Say which: {names}")
+    return next((several[-1] for several in found.values()), None)
 
 
 def _task(trial: Trial) -> Task:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from filelock import FileLock, Timeout
 
+import orchestrator
 from orchestrator.errors import ClusterError
 from orchestrator.schedule.cluster.ray import aftermath
 from orchestrator.schedule.cluster.ray.bare import bare_ray
@@ -210,10 +211,8 @@ def code_environment() -> dict[str, Any]:
 
     Modules and not a working directory: that one belongs to whoever submitted the job.
     """
-    import orchestrator.tasks
-
-    package = Path(__file__).resolve().parents[1]
-    modules = [package, Path(tasks.__file__).resolve().parent]
+    package = Path(orchestrator.__file__).resolve().parent
+    modules = [package]
     beside = package.parent / "conf"
     if beside.is_dir():
         modules.append(beside)
@@ -352,7 +351,7 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 
 
 def _root() -> Path:
-    return Path(__file__).resolve().parents[2]
+    return Path(orchestrator.__file__).resolve().parents[1]
 
 
 def _as_cluster_error(error: BaseException, settings: ClusterConfig) -> ClusterError:
