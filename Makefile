@@ -66,6 +66,11 @@ chromium:
 test: $(DEV) postgresql chromium ## Run the tests
 	@$(BIN)/python -m pytest $(ARGS)
 
+# Needs no .venv: the machine's own python with torch, transformers, numpy and nvidia-ml-py.
+.PHONY: test-gpu
+test-gpu: ## Check this machine's NVIDIA GPU; PYTHON=.venv/bin/python adds bitsandbytes and a whole sweep
+	@$(PYTHON) -m testing.gpu $(ARGS)
+
 lint: $(DEV) ## ruff and mypy
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
