@@ -177,6 +177,7 @@ class Measuring:
 
     def report(self, measured: Measured, *, wall_s: float, as_json: bool, table: bool) -> int:
         """Print what the sweep found, cached trials too; returns the exit code."""
+        from orchestrator.record.selection import noise_of_attempts
         from orchestrator.report import final_table, run_json
 
         plan, store = self.plan, self._store
@@ -207,7 +208,8 @@ class Measuring:
             many = f"{len(plan.trials):,} trials are too many for a table"
             say(f"{many}: python -m orchestrator report {plan.sweep}")
         elif table:
-            emit(final_table(plan, reports_of(store, attempts, measured.loaded)))
+            reports = reports_of(store, attempts, measured.loaded)
+            emit(final_table(plan, reports, noise=noise_of_attempts(store, reports)))
         return 1 if failed else 0
 
     def _attach_report(self, recording: Recording) -> dict[str, AttemptReport]:
@@ -217,9 +219,9 @@ class Measuring:
         """
         from orchestrator.record import Redactor
         from orchestrator.record.replay import telemetry_of
+        from orchestrator.record.selection import noise_of_attempts
         from orchestrator.record.views import results_view, varying_params
         from orchestrator.report import build_table
-        from orchestrator.report.analyse.rows import better_when
         from orchestrator.report.show.answer import sentences
         from orchestrator.report.show.bundle import report_files
         from orchestrator.report.show.export import to_page_markdown
@@ -230,7 +232,8 @@ class Measuring:
         loaded: dict[str, AttemptReport] = {}
         summaries = store.attempts(trial.hash for trial in plan.trials)
         reports = reports_of(store, summaries, loaded)
-        table = build_table(plan, reports)
+        noise = noise_of_attempts(store, reports)
+        table = build_table(plan, reports, noise=noise)
         # The attempts are redacted since they were recorded; what a person typed is not.
         redactor = Redactor.of_environment()
         files = report_files(
@@ -238,14 +241,14 @@ class Measuring:
             reports,
             command=shlex.join(redactor.command(self._command)),
             telemetry=telemetry_of(store, (a for found in summaries.values() for a in found)),
+            noise=noise,
         )
-        first = next(iter(table.metrics), "")
-        units = [row.cells[first].unit for row in table.rows if first in row.cells]
+        first = next(iter(table.specs.values()), None)
         view = results_view(
             table.metrics,
             varying_params(trial.identity for trial in plan.trials),
             at_ms=round(time.time() * 1000),
-            ascending=better_when(first, next(filter(None, units), "")) != "higher",
+            ascending=first is None or first.better != "higher",
         )
         summary = to_page_markdown(table, summary=sentences(table))
         recording.attach(summary, files, experiment_tags=view)

@@ -12,10 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks._world import TrackingServer, World
 from orchestrator.record import open_store
-
-pytestmark = pytest.mark.slow
+from testing.world import TrackingServer, World
 
 RAY = (sys.executable, "-m", "ray.scripts.scripts")
 LONGEST_S = 120

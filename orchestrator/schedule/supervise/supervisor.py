@@ -201,10 +201,12 @@ def _run(
 
 def judged(report: AttemptReport, rules: Mapping[str, Any]) -> AttemptReport:
     """``report`` with its verdict; a measurement that telemetry refuses becomes ``invalid``."""
+    from orchestrator.measure.vocabulary import protocol_specs
     from orchestrator.telemetry import derived, judge
 
     try:
         report.telemetry.update(derived(report))
+        report.specs = {**protocol_specs((*report.metrics, *report.telemetry)), **report.specs}
         verdict = judge(report, rules)
     except Exception as error:  # a broken rule must not cost the measurement
         reason = f"{type(error).__name__}: {error}"
