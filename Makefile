@@ -82,6 +82,11 @@ sweeps: $(RUNTIME) ## Run every documented sweep whole: hours
 		name=$$(basename $$file .yaml); echo "== $$name"; $(BIN)/python -m orchestrator +sweep=$$name $(ARGS); \
 	done
 
+# Needs no .venv: the machine's own python with torch, transformers, numpy and nvidia-ml-py.
+.PHONY: test-gpu
+test-gpu: ## Check this machine's NVIDIA GPU; PYTHON=.venv/bin/python adds bitsandbytes and a whole sweep
+	@$(PYTHON) -m testing.gpu $(ARGS)
+
 lint: $(DEV) ## ruff and mypy
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .

@@ -159,6 +159,7 @@ class CuttingClock:
     def __init__(self, clock: Clock, ledger: Ledger) -> None:
         self._clock = clock
         self._ledger = ledger
+        self.nvtx = clock.nvtx
         self.now_ns = clock.now_ns
         self.sync = clock.sync
         self.seconds_between = clock.seconds_between
