@@ -35,7 +35,7 @@ $(RUNTIME): pyproject.toml constraints.txt
 	@echo "compiling what a sweep imports (3/3)"
 	@export PYTHONDONTWRITEBYTECODE=; \
 		$(BIN)/python -c 'import ray.dashboard.agent, ray.dashboard.dashboard, mlflow.server, plotly.graph_objects' & \
-		$(BIN)/python -c 'import importlib, tasks.loading; [*map(importlib.import_module, tasks.loading.PRELOAD)]'; \
+		$(BIN)/python -c 'import importlib; from orchestrator.engines.transformers import PRELOAD; [*map(importlib.import_module, PRELOAD)]'; \
 		wait $$!
 	@touch $@
 
