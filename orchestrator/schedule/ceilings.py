@@ -6,8 +6,8 @@
     missing --a plan of task=ceilings--> run --> kept by hardware, for every prediction from now on
 
 An attempt of its own, recorded in the experiment ``ceilings``. Stopping it loses no result: the
-predictions are absent, and the next sweep tries again. A sweep that took less time than its ceilings
-would is not made to wait for them.
+predictions are absent, and the next sweep tries again. A sweep that took less time than its
+ceilings would is not made to wait for them.
 """
 
 from __future__ import annotations
