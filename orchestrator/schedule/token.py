@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
+from typing import Any
 
 from orchestrator.errors import ClusterError
 from orchestrator.schedule.head import Head
@@ -58,19 +59,21 @@ def show_token(address: str, stack: contextlib.ExitStack) -> None:
 
 def read_variables_again() -> None:
     """Let Ray see what the environment says of tokens now: it reads that once a process."""
-    with contextlib.suppress(ImportError):
-        from ray._raylet import AuthenticationTokenLoader, Config
+    from ray import _raylet
 
-        AuthenticationTokenLoader.instance().reset_cache()
-        Config.initialize("")
+    raylet: Any = _raylet  # its stub lacks both
+    with contextlib.suppress(AttributeError):  # a Ray that knows no tokens
+        raylet.AuthenticationTokenLoader.instance().reset_cache()
+        raylet.Config.initialize("")
 
 
 def _has_token() -> bool:
-    from ray._raylet import AuthenticationTokenLoader
+    from ray import _raylet
     from ray.exceptions import AuthenticationError
 
+    raylet: Any = _raylet
     try:
-        return bool(AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True))
+        return bool(raylet.AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True))
     except AuthenticationError:
         return False  # RAY_AUTH_TOKEN_PATH names no file, or an empty one
 
