@@ -24,11 +24,11 @@ from typing import Any
 import psutil
 
 from orchestrator.isolate.directory import PREFIX, sweep
-from orchestrator.schedule.aftermath import users_of
+from orchestrator.schedule.cluster.ray.aftermath import users_of
 
 ROOT = Path(__file__).resolve().parents[1]
 MARK = "ORCHESTRATOR_WORLD"
-MEASURED = "orchestrator.isolate.server"
+MEASURED = "orchestrator.isolate.forkserver_main"
 SUPERVISOR = "ray::attempt"
 
 # A dead node is noticed in seconds and not in Ray's half minute; a slow one is left alone.

@@ -26,11 +26,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks._machine import emit
 from benchmarks.plain_loop import decode_rate
 from orchestrator.attempt import AttemptReport, AttemptSpec, Outcome, Slot
+from orchestrator.engines import transformers as loading
+from orchestrator.engines.transformers import tokens
+from orchestrator.engines.transformers.generation import GreedyGenerator
 from orchestrator.isolate import Isolation
 from orchestrator.measure import HostClock, Recorder, Samples, derive
-from tasks import loading, tokens
-from tasks.generation import GreedyGenerator
-from tasks.inference import InferenceConfig
+from orchestrator.tasks.inference import InferenceConfig
 
 ALLOWED = 0.05
 TINY = {
@@ -178,7 +179,7 @@ def main() -> None:
 def _model(temporary: Path, options: argparse.Namespace) -> tuple[dict[str, Any], Path]:
     """The identity's model and a directory for the plain loop, of the same weights."""
     if options.tiny:
-        from tasks.loading import architecture
+        from orchestrator.engines.transformers import random_weights as architecture
 
         directory = temporary / "model"
         config = architecture.configuration(TINY)

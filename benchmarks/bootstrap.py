@@ -17,8 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 from benchmarks._machine import emit
-from orchestrator.measure.distribution import is_bimodal
-from orchestrator.measure.statistics import median_ci, ratio_ci, summarise
+from orchestrator.statistics.distribution import is_bimodal
+from orchestrator.statistics.summary import median_ci, ratio_ci, summarise
 
 # Attempts, noise between and within them, samples an attempt.
 REGIMES = (

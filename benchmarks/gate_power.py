@@ -35,8 +35,8 @@ from benchmarks._machine import emit
 from orchestrator.attempt import AttemptReport, Outcome, Verdict
 from orchestrator.measure.metric import Samples
 from orchestrator.measure.stopping import Progress, StoppingProtocol
-from orchestrator.report.gate import gate
-from orchestrator.report.gate_rules import RuleSet, load_rules
+from orchestrator.report.analyse.gate import gate
+from orchestrator.report.analyse.gate_rules import RuleSet, load_rules
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 WITHIN = 0.03

@@ -28,13 +28,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks._machine import emit
 from orchestrator.attempt import AttemptReport, AttemptSpec, Outcome, Slot
+from orchestrator.engines import transformers as loading
 from orchestrator.isolate import Isolation
-from orchestrator.measure.statistics import noise_between
 from orchestrator.plan import Trial, build, conf_directory
-from orchestrator.report.compare import samples_of
-from orchestrator.report.gate import GateResult, gate
-from orchestrator.report.gate_rules import RuleSet, load_rules
-from tasks import loading
+from orchestrator.report.analyse.compare import samples_of
+from orchestrator.report.analyse.gate import GateResult, gate
+from orchestrator.report.analyse.gate_rules import RuleSet, load_rules
+from orchestrator.statistics.summary import noise_between
 
 SLOWDOWN = 0.15
 CALIBRATION = 10

@@ -146,7 +146,7 @@ def median_itl_s(report: AttemptReport) -> float:
 
 def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
     """Median and its 95 % bootstrap interval."""
-    from orchestrator.measure.statistics import summarise
+    from orchestrator.statistics.summary import summarise
 
     found = summarise(values, resamples=RESAMPLES, seed=seed)
     assert found.median is not None

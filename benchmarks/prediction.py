@@ -92,7 +92,7 @@ def measure(words: list[str], protocol: str, isolation: Any) -> Any:
     """The report of one attempt, with its predictions."""
     from orchestrator.attempt import AttemptReport, AttemptSpec, Slot
     from orchestrator.plan import build
-    from orchestrator.schedule.predictions import add_predictions
+    from orchestrator.schedule.supervise.predictions import add_predictions
 
     plan = build([*words, "device=cpu", f"protocol={protocol}"], device_kind=lambda _: "cpu")
     trial = plan.trials[0]
@@ -125,7 +125,7 @@ def measure_steadily(
 
 def measure_ceilings(isolation: Any) -> bool:
     """Measure the ceilings until the machine was quiet for once; False if it never was."""
-    from orchestrator.measure.arithmetic.ceilings import load_this
+    from orchestrator.model.known_ceilings import load_this
 
     for attempt in range(CEILING_TRIES):
         if attempt:
@@ -148,8 +148,8 @@ class Drift:
         import torch
 
         from orchestrator.measure import HostClock
-        from orchestrator.measure.arithmetic.ceilings import load_this
-        from tasks.ceiling_operations import CPU, Operations, Timer
+        from orchestrator.model.known_ceilings import load_this
+        from orchestrator.tasks.ceilings.timed_operations import CPU, Operations, Timer
 
         torch.set_num_threads(len(os.sched_getaffinity(0)))
         self._timer = Timer(HostClock())
@@ -173,7 +173,7 @@ class Drift:
 def main() -> int:
     """Print one line a configuration and metric, then the mean absolute errors."""
     from orchestrator.isolate import Isolation
-    from orchestrator.measure.arithmetic.ceilings import load_this
+    from orchestrator.model.known_ceilings import load_this
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--smoke", action="store_true")

@@ -107,12 +107,13 @@ def measure_accelerate(arguments: argparse.Namespace) -> dict[str, Any]:
     from safetensors import safe_open
     from transformers import DynamicCache
 
+    from orchestrator.engines import transformers as loading
+    from orchestrator.engines.transformers import tokens
     from orchestrator.measure import HostMemory, Recorder
     from orchestrator.measure.clock import clock_for
-    from tasks import loading, tokens
-    from tasks.stream.reader import Reader, Throttle
-    from tasks.stream.runner import build_empty
-    from tasks.stream.store import open_store
+    from orchestrator.tasks.streaming.reader import Reader, Throttle
+    from orchestrator.tasks.streaming.runner import build_empty
+    from orchestrator.tasks.streaming.unit_files import open_store
 
     identity = identity_of(arguments)
     with tempfile.TemporaryDirectory() as directory:

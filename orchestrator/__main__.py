@@ -7,8 +7,8 @@ import sys
 
 def main() -> None:
     """Entry point of the console script; exits with the command's code."""
-    from orchestrator.cli import main as run_cli
-    from orchestrator.stopping import leave
+    from orchestrator.commands.interrupt import leave
+    from orchestrator.commands.parser import main as run_cli
 
     leave(run_cli(sys.argv[1:]))
 

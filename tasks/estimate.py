@@ -14,6 +14,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.engines.transformers.configuration import known_config
+from orchestrator.engines.transformers.feasible import check_positive
 from orchestrator.measure import (
     Absent,
     ConfigError,
@@ -25,11 +27,9 @@ from orchestrator.measure import (
     Task,
     Value,
 )
-from tasks.loading.configuration import known_config
-from tasks.loading.feasible import check_positive
 
 if TYPE_CHECKING:
-    from orchestrator.measure.arithmetic import (
+    from orchestrator.model import (
         Architecture,
         CacheFormat,
         Datasheet,
@@ -129,7 +129,7 @@ def evaluate(identity: Identity) -> Evaluation:
     A configuration that does not fit into the device is infeasible: its sizes are told, its times
     are absent.
     """
-    from orchestrator.measure.arithmetic import (
+    from orchestrator.model import (
         Execution,
         active_parameter_count,
         longest_context,
@@ -203,7 +203,7 @@ def _figures(hardware: str) -> str:
 @lru_cache(maxsize=1)
 def _formulas() -> str:
     """A digest of the code that computes: a table made by another version is not this one's."""
-    from orchestrator.measure import arithmetic
+    from orchestrator import model as arithmetic
 
     directory = Path(arithmetic.__file__).parent
     digest = hashlib.sha256(Path(__file__).read_bytes())
@@ -240,7 +240,7 @@ def _times(
     job: _Job, execution: Execution, device: Datasheet | Measured, facts: dict[str, str]
 ) -> dict[str, float | str]:
     """Times of a prefill and of the decode after it; says in ``facts`` what bounds either."""
-    from orchestrator.measure.arithmetic import decode, estimate, flops, moved_bytes, prefill
+    from orchestrator.model import decode, estimate, flops, moved_bytes, prefill
 
     common = (job.weights, job.cache, execution)
     first = prefill(job.architecture, job.batch, job.prompt, *common)
@@ -283,7 +283,7 @@ def _crossing_of(
     hardware: str,
 ) -> float | str | None:
     """The same for every batch size of a sweep."""
-    from orchestrator.measure.arithmetic import compute_bound_batch
+    from orchestrator.model import compute_bound_batch
 
     try:
         return compute_bound_batch(
@@ -304,13 +304,13 @@ def _architecture(model: Mapping[str, Any]) -> Architecture:
 
 @lru_cache(maxsize=1024)
 def _read(config: str) -> Architecture:
-    from orchestrator.measure.arithmetic import Architecture
+    from orchestrator.model import Architecture
 
     return Architecture.from_config(json.loads(config))
 
 
 def _formats(identity: Identity) -> tuple[WeightFormat, CacheFormat]:
-    from orchestrator.measure.arithmetic import CacheFormat, WeightFormat
+    from orchestrator.model import CacheFormat, WeightFormat
 
     quant, options = identity["quant"], identity["task"]
     weights = WeightFormat.from_quant(quant)
@@ -327,8 +327,8 @@ def _formats(identity: Identity) -> tuple[WeightFormat, CacheFormat]:
 
 @lru_cache(maxsize=64)
 def _device(name: str) -> Datasheet | Measured:
-    from orchestrator.measure.arithmetic import load_datasheet
-    from orchestrator.measure.arithmetic.ceilings import load_this
+    from orchestrator.model import load_datasheet
+    from orchestrator.model.known_ceilings import load_this
 
     return load_this() if name == THIS else load_datasheet(name)
 

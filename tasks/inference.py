@@ -18,6 +18,11 @@ import inspect
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
+from orchestrator.engines import transformers as loading
+from orchestrator.engines.transformers import tokens
+from orchestrator.engines.transformers.compilation import CompileWatch
+from orchestrator.engines.transformers.expected import expect_inference
+from orchestrator.engines.transformers.generation import GreedyGenerator, SequenceTiming
 from orchestrator.measure import (
     Identity,
     Recorder,
@@ -28,11 +33,8 @@ from orchestrator.measure import (
     repeat,
     tracker,
 )
-from tasks import loading, quality, tokens
-from tasks.compilation import CompileWatch
-from tasks.expected import expect_inference
-from tasks.generation import GreedyGenerator, SequenceTiming
-from tasks.phase_memory import PhaseMemory
+from orchestrator.measure.phase_memory import PhaseMemory
+from orchestrator.tasks import quality
 
 if TYPE_CHECKING:
     import torch

@@ -23,6 +23,23 @@ from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from orchestrator.engines import transformers as loading
+from orchestrator.engines.digest import digest_files, digest_text
+from orchestrator.engines.llamacpp import formats, quality
+from orchestrator.engines.llamacpp.expected import GGUF_TYPE, expect_llamacpp
+from orchestrator.engines.llamacpp.options import context_room, gpu_layers, needed_tokens
+from orchestrator.engines.llamacpp.reference import is_reference, reference_for
+from orchestrator.engines.llamacpp.server import (
+    CACHE_TYPES,
+    FLASH_ATTENTION,
+    INSTALL,
+    Completion,
+    LlamaServer,
+)
+from orchestrator.engines.llamacpp.server import Setting as ServerSetting
+from orchestrator.engines.residency import resident_fraction
+from orchestrator.engines.source import find_problem, model_path, packaged_file
+from orchestrator.engines.transformers import tokens
 from orchestrator.measure import (
     ConfigError,
     HostMemory,
@@ -38,17 +55,7 @@ from orchestrator.measure import (
 )
 from orchestrator.measure.columns import Column
 from orchestrator.measure.figures import Bars, Distribution, Pareto
-from tasks import loading, tokens
-from tasks.llama import formats, quality
-from tasks.llama.expected import GGUF_TYPE, expect_llamacpp
-from tasks.llama.options import context_room, gpu_layers, needed_tokens
-from tasks.llama.reference import is_reference, reference_for
-from tasks.llama.server import CACHE_TYPES, FLASH_ATTENTION, INSTALL, Completion, LlamaServer
-from tasks.llama.server import Setting as ServerSetting
-from tasks.loading.digest import digest_files, digest_text
-from tasks.loading.residency import resident_fraction
-from tasks.loading.source import find_problem, model_path, packaged_file
-from tasks.phase_memory import PhaseMemory
+from orchestrator.measure.phase_memory import PhaseMemory
 
 OWN_TIMING_TOLERANCE = 0.03
 _CHARACTERS_A_TOKEN = 64

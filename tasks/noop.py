@@ -13,7 +13,7 @@ class NoopConfig:
     """Options of ``task=noop``.
 
     ``value`` makes distinct trials, ``sleep_s`` makes them last, ``fault`` (a name of
-    ``tasks._faults``, ``signal:SIGKILL``) makes them end badly after ``value`` is recorded.
+    ``orchestrator.tasks._faults``, ``signal:SIGKILL``) makes them end badly after ``value`` is recorded.
     """
 
     name: str = "noop"
@@ -30,7 +30,7 @@ def run(identity: Identity, recorder: Recorder) -> None:
         if options["sleep_s"]:
             time.sleep(options["sleep_s"])
         if options.get("fault"):
-            from tasks._faults import fail
+            from orchestrator.tasks._faults import fail
 
             fail(options["fault"], recorder)
 

@@ -16,9 +16,9 @@ import math
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
+from orchestrator.engines import transformers as loading
 from orchestrator.measure import Identity, Infeasible, Recorder, Task
 from orchestrator.measure.figures import Bars
-from tasks import loading
 
 if TYPE_CHECKING:
     import torch

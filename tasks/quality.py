@@ -18,9 +18,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.engines import transformers as loading
+from orchestrator.engines.transformers import tokens
+from orchestrator.engines.transformers.reference import Reference, Window, reference_for
 from orchestrator.measure import Identity, Recorder, Task
-from tasks import loading, tokens
-from tasks.reference import Reference, Window, reference_for
 
 if TYPE_CHECKING:
     import torch

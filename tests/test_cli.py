@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cli import commands, main
-from orchestrator.doctor import examine
+from orchestrator.commands.findings import examine
+from orchestrator.commands.parser import commands, main
 
 HEAVY = ("torch", "transformers", "ray", "mlflow", "pandas", "plotly", "pyarrow", "numpy")
 
@@ -92,7 +92,7 @@ def test_a_mistake_about_what_is_recorded_is_one_clear_line(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from orchestrator.completion.candidates import candidates
+    from orchestrator.commands.completion.candidates import candidates
 
     monkeypatch.chdir(recorded)
     a, b = candidates("orchestrator show ", commands)
@@ -118,7 +118,7 @@ def test_nothing_heavy_is_imported_that_a_command_does_not_need(
 ) -> None:
     code = (
         "import sys\n"
-        "from orchestrator.cli import main\n"
+        "from orchestrator.commands.parser import main\n"
         f"code = main({words!r})\n"
         f"print('HEAVY', [name for name in {HEAVY!r} if name in sys.modules], code)\n"
     )
@@ -129,8 +129,8 @@ def test_nothing_heavy_is_imported_that_a_command_does_not_need(
 def test_show_wakes_no_library_of_the_measured(recorded: Path) -> None:
     code = (
         "import sys\n"
-        "from orchestrator.cli import commands, main\n"
-        "from orchestrator.completion.candidates import candidates\n"
+        "from orchestrator.commands.parser import commands, main\n"
+        "from orchestrator.commands.completion.candidates import candidates\n"
         "code = main(['show', candidates('orchestrator show ', commands)[0]])\n"
         "heavy = ('torch', 'transformers', 'ray', 'mlflow', 'pandas', 'plotly')\n"
         "print('HEAVY', [name for name in heavy if name in sys.modules], code)\n"

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cli import commands, main
-from orchestrator.completion import SHELLS, script
-from orchestrator.completion.candidates import candidates
+from orchestrator.commands.completion import SHELLS, script
+from orchestrator.commands.completion.candidates import candidates
+from orchestrator.commands.parser import commands, main
 
 ROOT = Path(__file__).parents[1]
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from orchestrator.measure.arithmetic import Measured
-from orchestrator.measure.arithmetic.ceilings import load_this, store_ceilings
+from orchestrator.model import Measured
+from orchestrator.model.known_ceilings import load_this, store_ceilings
 from orchestrator.plan import build, plan_json
-from orchestrator.preflight import _ceilings, memory_available, preflight
+from orchestrator.plan.preflight import _ceilings, memory_available, preflight
 
 WORDS = ["device=cpu", "quant=bf16", "model=size/20m,known/llama_2_70b", "task.prompt_tokens=64"]
 LIMIT = "resources.memory_bytes=8000000000"
@@ -20,7 +20,7 @@ LIMIT = "resources.memory_bytes=8000000000"
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("ORCHESTRATOR_CACHE", str(tmp_path))
-    monkeypatch.setattr("orchestrator.preflight.emulates_half_precision", lambda: False)
+    monkeypatch.setattr("orchestrator.plan.preflight.emulates_half_precision", lambda: False)
     _ceilings.cache_clear()
     yield
     _ceilings.cache_clear()
@@ -112,7 +112,7 @@ def test_memory_of_other_machines_is_not_guessed() -> None:
 
 def test_a_gpu_that_is_not_here_is_doubted(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = plan_of("device=cuda,cpu", "task=noop")
-    monkeypatch.setattr("orchestrator.preflight._gpus", tuple)
+    monkeypatch.setattr("orchestrator.plan.preflight._gpus", tuple)
     doubts = preflight(plan).doubts
     assert list(doubts.values()) == ["there is no GPU here"]
     (doubted,) = doubts
@@ -134,7 +134,7 @@ def test_a_gpu_that_is_not_here_is_doubted(monkeypatch: pytest.MonkeyPatch) -> N
 def test_half_precision_that_this_cpu_emulates_is_told_before_it_runs(
     words: tuple[str, ...], told: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.preflight.emulates_half_precision", lambda: True)
+    monkeypatch.setattr("orchestrator.plan.preflight.emulates_half_precision", lambda: True)
     found = preflight(plan_of("device=cpu", "model=size/20m", *words))
     assert len(found.warnings) == (told is not None)
     assert all(line.startswith(str(told)) for line in found.warnings)
@@ -146,7 +146,7 @@ def test_half_precision_that_this_cpu_emulates_is_told_before_it_runs(
 def test_training_in_numbers_that_this_cpu_emulates_is_left_out_where_asked_for(
     words: tuple[str, ...], emulates: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.preflight.emulates_half_precision", lambda: emulates)
+    monkeypatch.setattr("orchestrator.plan.preflight.emulates_half_precision", lambda: emulates)
     asked = ("task=training", "device=cpu", "model=size/20m", *words)
     warned, skipped = (preflight(plan_of(*asked, f"preflight={m}")) for m in ("warn", "skip"))
     assert warned.plan.trials[0].infeasible is None
@@ -162,7 +162,7 @@ def test_training_in_numbers_that_this_cpu_emulates_is_left_out_where_asked_for(
 def test_training_that_multiplies_in_float32_is_not_left_out_but_told(
     products: str, emulates: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("orchestrator.preflight", "tasks.half_products"):
+    for module in ("orchestrator.plan.preflight", "orchestrator.tasks.half_products"):
         monkeypatch.setattr(f"{module}.emulates_half_precision", lambda: emulates)
     asked = ("task=training", "device=cpu", "model=size/20m", "preflight=skip", "quant=fp32,bf16")
     found = preflight(plan_of(*asked, f"task.products={products}"))

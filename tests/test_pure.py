@@ -12,13 +12,13 @@ import pyarrow.parquet as parquet
 import pytest
 from pyarrow import csv
 
-from orchestrator import cells
-from orchestrator.cells import CSV, PARQUET
 from orchestrator.errors import UsageError
 from orchestrator.measure.registry import find_task
 from orchestrator.plan import build
-from orchestrator.pure import MOST_SHOWN, cells_view, run_pure, split
-from orchestrator.replay import replay
+from orchestrator.record import cells
+from orchestrator.record.cells import CSV, PARQUET
+from orchestrator.record.replay import replay
+from orchestrator.schedule.evaluate import MOST_SHOWN, cells_view, run_pure, split
 
 AXES = [
     "task=estimate",
@@ -105,9 +105,9 @@ def test_one_run_with_one_table_is_recorded_and_found_again(
 ) -> None:
     from mlflow import MlflowClient
 
+    from orchestrator.commands.results import show_command
+    from orchestrator.commands.run import plan_command, reproduce_command
     from orchestrator.record import open_store
-    from orchestrator.results import show_command
-    from orchestrator.run import plan_command, reproduce_command
 
     root = f"tracking.root={tmp_path}"
     plan = plan_of(*AXES, root)
@@ -176,7 +176,7 @@ def test_one_run_with_one_table_is_recorded_and_found_again(
 
 
 def test_a_hash_that_nobody_knows(tmp_path: Path) -> None:
-    from orchestrator.results import show_command
+    from orchestrator.commands.results import show_command
 
     with pytest.raises(UsageError, match="no attempt of 0123456789ab is recorded"):
         show_command("0123456789ab", [f"tracking.root={tmp_path}"], False)

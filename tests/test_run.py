@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from orchestrator.run import _reports
+from orchestrator.commands.run import _reports
 
 
 def test_a_report_is_read_from_the_store_once() -> None:

@@ -156,7 +156,7 @@ def test_code_of_a_models_repository_is_off_and_part_of_the_identity() -> None:
 
 
 # Ray's authenticated channel: a cancelled attempt's report, left in the cluster's own store.
-ALLOWED = {("orchestrator/schedule/supervisor.py", "pickle.loads")}
+ALLOWED = {("orchestrator/schedule/supervise/supervisor.py", "pickle.loads")}
 UNPICKLING = {
     "pickle.load", "pickle.loads", "pickle.Unpickler", "cloudpickle.load", "cloudpickle.loads",
     "torch.load", "joblib.load", "dill.load", "dill.loads", "marshal.load", "marshal.loads",
@@ -189,7 +189,7 @@ def test_nothing_is_unpickled_from_disk_or_network() -> None:
 
 
 def test_the_ui_is_on_loopback_unless_asked_otherwise() -> None:
-    from orchestrator.cli import commands
+    from orchestrator.commands.parser import commands
 
     (host,) = (p for p in commands.commands["ui"].params if p.name == "host")
     assert is_loopback(str(host.default))

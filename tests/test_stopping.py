@@ -9,8 +9,8 @@ import sys
 import threading
 from pathlib import Path
 
+from orchestrator.commands.interrupt import Published, stop_on_signals
 from orchestrator.record.drivers import DriverFile, read_drivers, request_cancel
-from orchestrator.stopping import Published, stop_on_signals
 
 
 class View:
@@ -36,7 +36,7 @@ def test_the_first_signal_sets_the_event_and_says_so() -> None:
 def test_the_second_signal_is_out_at_once() -> None:
     code = """
 import os, signal, time
-from orchestrator.stopping import stop_on_signals
+from orchestrator.commands.interrupt import stop_on_signals
 with stop_on_signals(lambda: print("emergency", flush=True), lambda text: None):
     os.kill(os.getpid(), signal.SIGINT)
     os.kill(os.getpid(), signal.SIGINT)

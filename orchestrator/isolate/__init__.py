@@ -2,6 +2,6 @@
 
 from orchestrator.isolate.isolation import Isolation
 from orchestrator.isolate.ledger import Progress
-from orchestrator.isolate.watch import Watch, WatchResult
+from orchestrator.isolate.observer import Watch, WatchResult
 
 __all__ = ["Isolation", "Progress", "Watch", "WatchResult"]

@@ -11,11 +11,11 @@ import tempfile
 from collections.abc import Mapping, Sequence
 
 from orchestrator.isolate import wire
-from orchestrator.isolate.environment import python_module
 from orchestrator.isolate.linux import describe_status
+from orchestrator.isolate.variables import python_module
 
 _FAREWELL_S = 2.0
-_SERVER = "orchestrator.isolate.server"
+_SERVER = "orchestrator.isolate.forkserver_main"
 
 
 class ServerGone(Exception):

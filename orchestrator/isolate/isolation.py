@@ -10,11 +10,11 @@ from orchestrator.attempt import AttemptReport, AttemptSpec, Slot
 from orchestrator.errors import OrchestratorError
 from orchestrator.isolate.cancel import Cancel
 from orchestrator.isolate.directory import sweep
-from orchestrator.isolate.environment import secret_values, server_environment
 from orchestrator.isolate.forkserver import ForkServer
 from orchestrator.isolate.ledger import Progress
+from orchestrator.isolate.observer import Watch
 from orchestrator.isolate.supervise import Supervision
-from orchestrator.isolate.watch import Watch
+from orchestrator.isolate.variables import secret_values, server_environment
 from orchestrator.measure.registry import find_task
 
 

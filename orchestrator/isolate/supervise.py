@@ -32,15 +32,15 @@ from orchestrator.isolate.ending import (
     judge_fork_failure,
     log_tail,
 )
-from orchestrator.isolate.environment import (
+from orchestrator.isolate.forkserver import ForkServer, ServerGone
+from orchestrator.isolate.ledger import Ledger, Progress
+from orchestrator.isolate.memory_watch import MemoryWatch
+from orchestrator.isolate.observer import ForgivingWatch, Watch
+from orchestrator.isolate.variables import (
     ATTEMPT_VARIABLE,
     attempt_environment,
     redact,
 )
-from orchestrator.isolate.forkserver import ForkServer, ServerGone
-from orchestrator.isolate.ledger import Ledger, Progress
-from orchestrator.isolate.memory import MemoryWatch
-from orchestrator.isolate.watch import ForgivingWatch, Watch
 from orchestrator.measure.metric import Absent, Metric, Value
 
 TICK_S = 0.1

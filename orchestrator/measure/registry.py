@@ -13,17 +13,17 @@ ENTRY_POINT_GROUP = "orchestrator.tasks"
 
 # name -> module holding ``TASK``. A fixed table, not a scan: a name must never run unknown code.
 BUILT_IN = {
-    "inference": "tasks.inference",
-    "quality": "tasks.quality",
-    "ceilings": "tasks.ceilings",
-    "estimate": "tasks.estimate",
-    "noop": "tasks.noop",
-    "streaming": "tasks.streaming",
-    "profile": "tasks.profile",
-    "llamacpp": "tasks.llamacpp",
-    "training": "tasks.training",
-    "attention": "tasks.attention",
-    "numerics": "tasks.numerics",
+    "inference": "orchestrator.tasks.inference",
+    "quality": "orchestrator.tasks.quality",
+    "ceilings": "orchestrator.tasks.ceilings.ceilings",
+    "estimate": "orchestrator.tasks.estimate",
+    "noop": "orchestrator.tasks.noop",
+    "streaming": "orchestrator.tasks.streaming.streaming",
+    "profile": "orchestrator.tasks.profile.profile",
+    "llamacpp": "orchestrator.tasks.llamacpp",
+    "training": "orchestrator.tasks.training.training",
+    "attention": "orchestrator.tasks.attention.attention",
+    "numerics": "orchestrator.tasks.numerics",
 }
 
 

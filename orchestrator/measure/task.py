@@ -12,7 +12,7 @@ from orchestrator.measure.metric import Metric
 from orchestrator.measure.recorder import Recorder
 
 if TYPE_CHECKING:
-    from orchestrator.measure.arithmetic.expectation import Expectation
+    from orchestrator.model.expectation import Expectation
 
 Identity = Mapping[str, Any]
 

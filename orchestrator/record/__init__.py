@@ -3,12 +3,12 @@
 Importing this package does not: MLflow is woken by the first write, or the first read of a server.
 """
 
-from orchestrator.record.labels import trial_label
 from orchestrator.record.liveness import driver_id
 from orchestrator.record.provenance import node_provenance, provenance
 from orchestrator.record.recording import Recording, RecordingSummary
 from orchestrator.record.recover import ReapSummary, SyncSummary, reap, sync
 from orchestrator.record.redact import Redactor
+from orchestrator.record.run_names import trial_label
 from orchestrator.record.store import AttemptSummary, Store, SweepRun, open_store, ui_arguments
 
 __all__ = [

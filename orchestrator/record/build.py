@@ -20,10 +20,10 @@ from orchestrator.record.artifacts import (
     samples_parquet,
     to_json_bytes,
 )
-from orchestrator.record.labels import model_label, quant_label, trial_label
 from orchestrator.record.params import flatten, tag_value
 from orchestrator.record.points import metric_points
 from orchestrator.record.redact import Redactor
+from orchestrator.record.run_names import model_label, quant_label, trial_label
 from orchestrator.record.runrecord import (
     ATTEMPT_TAG,
     RUNNING,

@@ -66,7 +66,7 @@ def _numbers(key: str, metric: Metric, protocol: Mapping[str, Any]) -> Iterator[
         return
     if not isinstance(metric, Samples) or not metric.values:
         return
-    from orchestrator.measure.statistics import summarise
+    from orchestrator.statistics.summary import summarise
 
     summary = summarise(
         metric.values,

@@ -432,7 +432,7 @@ def open_store(tracking: Any) -> Store:
 
         return EmbeddedStore(Path(str(setting("root") or "mlruns")))
     if kind == "server":
-        from orchestrator.record.server import ServerStore
+        from orchestrator.record.tracking_server import ServerStore
 
         return ServerStore(str(setting("uri") or ""))
     raise ConfigError(

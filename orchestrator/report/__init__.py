@@ -1,9 +1,9 @@
 """What a person sees: the live view, tables, exports, plots, comparisons. Imports nothing heavy."""
 
-from orchestrator.report.labels import label, labels_of, metric_title, short_hash
-from orchestrator.report.live import LiveView
-from orchestrator.report.rows import SweepTable, build_table
-from orchestrator.report.table import final_table, run_json, where_to_look
+from orchestrator.report.analyse.labels import label, labels_of, metric_title, short_hash
+from orchestrator.report.analyse.rows import SweepTable, build_table
+from orchestrator.report.show.live import LiveView
+from orchestrator.report.show.table import final_table, run_json, where_to_look
 
 __all__ = [
     "LiveView",

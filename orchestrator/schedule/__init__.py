@@ -1,18 +1,18 @@
 """The driver: what is left to do, where it runs, what is tried again. Only here is ray imported."""
 
-from orchestrator.schedule.cluster import (
+from orchestrator.schedule.cluster.ray.cluster import (
     PendingCluster,
     RayCluster,
     cluster_device_kind,
     emergency_stop,
     start_async,
 )
+from orchestrator.schedule.cluster.simulated import Fate, SimulatedCluster
 from orchestrator.schedule.driver import SweepResult, run_sweep
 from orchestrator.schedule.order import interleave
 from orchestrator.schedule.placement import Demand, Node
 from orchestrator.schedule.policy import Retry, retry_policy
 from orchestrator.schedule.ports import ClusterPort, RecordingPort, ViewPort
-from orchestrator.schedule.simulated import Fate, SimulatedCluster
 from orchestrator.schedule.todo import Attempt, Todo, TrialState, compute_todo
 
 __all__ = [

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.attempt import AttemptReport, AttemptSpec, Outcome, Resources
 from orchestrator.errors import ClusterError
-from orchestrator.schedule.admission import admit
 from orchestrator.schedule.claiming import ClaimingCluster
-from orchestrator.schedule.cluster import PendingCluster, start_async
+from orchestrator.schedule.cluster.ray.admission import admit
+from orchestrator.schedule.cluster.ray.cluster import PendingCluster, start_async
 from orchestrator.schedule.decide import avoidable, decide, submissions
 from orchestrator.schedule.events import (
     Action,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import ClusterError
-from orchestrator.schedule.head import Head
+from orchestrator.schedule.cluster.ray.head import Head
 from orchestrator.schedule.variables import variables
 
 MODE = "RAY_AUTH_MODE"

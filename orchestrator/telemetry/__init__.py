@@ -9,7 +9,7 @@ from orchestrator.telemetry.device import (
     inventory,
     resolve_visible,
 )
-from orchestrator.telemetry.hardware import hardware_fingerprint, hardware_of
+from orchestrator.telemetry.fingerprint import hardware_fingerprint, hardware_of
 from orchestrator.telemetry.series import PARQUET_ARTIFACT, Series, SeriesSet
 from orchestrator.telemetry.vacancy import Held, Vacancy
 from orchestrator.telemetry.verdict import judge, limit_of

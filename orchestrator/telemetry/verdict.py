@@ -229,7 +229,7 @@ def _bimodal(report: AttemptReport) -> Seen:
     ]
     if not watched:
         return None
-    from orchestrator.measure.statistics import summarise
+    from orchestrator.statistics.summary import summarise
 
     return float(sum(bool(summarise(m.values, resamples=100).bimodal) for m in watched))
 

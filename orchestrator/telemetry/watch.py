@@ -22,8 +22,8 @@ from orchestrator.measure.metric import Metric, Phase
 from orchestrator.telemetry.aggregate import HostSampling, host_figures
 from orchestrator.telemetry.aggregate_gpu import GpuSampling, gpu_figures
 from orchestrator.telemetry.device import Device
+from orchestrator.telemetry.fingerprint import hardware_of
 from orchestrator.telemetry.gpu import GpuSampler
-from orchestrator.telemetry.hardware import hardware_of
 from orchestrator.telemetry.host import SLOW_EVERY, HostSampler
 from orchestrator.telemetry.pacer import Pacer
 from orchestrator.telemetry.series import PARQUET_ARTIFACT, SeriesSet

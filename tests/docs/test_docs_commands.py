@@ -156,8 +156,8 @@ def test_command(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from orchestrator.cli import commands as known
-    from orchestrator.cli import main
+    from orchestrator.commands.parser import commands as known
+    from orchestrator.commands.parser import main
     from orchestrator.plan import build, hydra_flags, parse_run_args
 
     if command.line.startswith("make "):

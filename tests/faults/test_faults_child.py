@@ -48,7 +48,10 @@ def relatives() -> set[int]:
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError, ValueError):
             words = (entry / "cmdline").read_bytes().split(b"\0")
-            if b"orchestrator.isolate.server" in words and str(os.getpid()).encode() in words:
+            if (
+                b"orchestrator.isolate.forkserver_main" in words
+                and str(os.getpid()).encode() in words
+            ):
                 found.add(int(entry.name))
     return found
 

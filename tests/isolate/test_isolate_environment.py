@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.attempt import Slot
-from orchestrator.isolate.environment import (
+from orchestrator.isolate.variables import (
     attempt_environment,
     is_secret,
     python_module,

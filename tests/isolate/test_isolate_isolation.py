@@ -309,7 +309,7 @@ def test_a_server_killed_during_an_attempt_loses_only_that_one(
             assert h.wait_until(lambda: len(h.running_with("90212")) == 2)
             (server,) = [
                 pid
-                for pid in h.running_with("orchestrator.isolate.server")
+                for pid in h.running_with("orchestrator.isolate.forkserver_main")
                 if psutil.Process(pid).ppid() == os.getpid()
             ]
             os.kill(server, signal.SIGKILL)

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.isolate import linux, memory
-from orchestrator.isolate.memory import MemoryWatch
+from orchestrator.isolate import linux
+from orchestrator.isolate import memory_watch as memory
+from orchestrator.isolate.memory_watch import MemoryWatch
 
 
 class Machine:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from orchestrator.measure.arithmetic import (
+from orchestrator.model import (
     Architecture,
     CacheFormat,
     Execution,

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.errors import ConfigError
-from orchestrator.measure.arithmetic import (
+from orchestrator.model import (
     EAGER,
     Architecture,
     CacheFormat,
@@ -37,13 +37,13 @@ from orchestrator.measure.arithmetic import (
     utilisation,
     weights_bytes,
 )
-from orchestrator.measure.arithmetic.hardware import (
+from orchestrator.model.datasheet import (
     datasheet_of,
     hardware_directory,
     known_hardware,
     load_datasheet,
 )
-from orchestrator.measure.arithmetic.operations import (
+from orchestrator.model.operations import (
     BACKWARD,
     Operation,
     attended_pairs,

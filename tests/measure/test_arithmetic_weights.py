@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.measure.arithmetic import Architecture, WeightFormat, weights_bytes
-from orchestrator.measure.arithmetic.weights import GGUF_BLOCKS, quantized_share
+from orchestrator.model import Architecture, WeightFormat, weights_bytes
+from orchestrator.model.weights import GGUF_BLOCKS, quantized_share
 
 torch = pytest.importorskip("torch")
 
@@ -49,9 +49,9 @@ def quant(scheme: str, dtype: str, double_quant: bool) -> dict[str, Any]:
 @pytest.mark.parametrize("name", sorted(MODELS))
 @pytest.mark.parametrize(("scheme", "dtype", "double"), FORMATS)
 def test_equals_the_loaded_model(name: str, scheme: str, dtype: str, double: bool) -> None:
-    from tasks.loading import footprint, load_unmeasured
-    from tasks.loading.architecture import configuration
-    from tasks.loading.model import Prepared
+    from orchestrator.engines.transformers import footprint, load_unmeasured
+    from orchestrator.engines.transformers.load import Prepared
+    from orchestrator.engines.transformers.random_weights import configuration
 
     config = configuration({**SIZES, **MODELS[name], "model_type": name.split("-")[0]})
     asked = quant(scheme, dtype, double)
@@ -80,7 +80,7 @@ def _repacks() -> bool:
 def test_gpt2_is_quantized_although_it_has_no_linear_module(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GPT2Config
 
-    from tasks.loading import footprint
+    from orchestrator.engines.transformers import footprint
 
     config = GPT2Config(
         vocab_size=96,

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.measure.bootstrap import (
+from orchestrator.statistics.bootstrap import (
     bootstrap_medians,
     centre_draws,
     holm,

@@ -11,8 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.measure.distribution import is_bimodal, median_absolute_deviation, tukey_outliers
-from orchestrator.measure.statistics import summarise, summarise_attempts
+from orchestrator.statistics.distribution import (
+    is_bimodal,
+    median_absolute_deviation,
+    tukey_outliers,
+)
+from orchestrator.statistics.summary import summarise, summarise_attempts
 
 SERIES = st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=60)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from orchestrator.attempt import AttemptReport, AttemptSpec, Outcome, Slot
 from orchestrator.schedule.events import Waiting
-from orchestrator.schedule.freed import FreedMemory
+from orchestrator.schedule.supervise.gpu_memory import FreedMemory
 from orchestrator.telemetry import Held, Vacancy
 
 GIB = 2**30

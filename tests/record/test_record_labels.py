@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from orchestrator.errors import StoreError
 from orchestrator.record.artifacts import config_yaml, safe_name
-from orchestrator.record.labels import model_label, quant_label, trial_label
 from orchestrator.record.params import MAX_PARAM_CHARS, flatten, legal_key, tag_value
+from orchestrator.record.run_names import model_label, quant_label, trial_label
 
 
 @pytest.mark.parametrize(

@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 
 from orchestrator.attempt import Outcome
+from orchestrator.commands.run import execute
 from orchestrator.plan.schema import Settings, TrackingConfig
 from orchestrator.record import Recording, open_store, reap, spool, sync
 from orchestrator.record.embedded import EmbeddedStore
 from orchestrator.record.liveness import STALE_AFTER_S, driver_id, is_alive
 from orchestrator.record.runrecord import ATTEMPT_TAG
 from orchestrator.record.writer import Writer
-from orchestrator.run import execute
 
 # A driver that begins two attempts, finishes one, and then hangs in the stage it is told to.
 DRIVER = """
@@ -338,7 +338,7 @@ def test_a_sweep_with_nothing_left_records_what_is_only_in_a_spool(
     assert "spool" not in again.err
     assert "noop" in again.out
     # A table of thousands is nothing to print.
-    monkeypatch.setattr("orchestrator.run.MOST_REPORTED", 0)
+    monkeypatch.setattr("orchestrator.commands.run.MOST_REPORTED", 0)
     assert execute(plan) == 0
     short = capsys.readouterr()
     assert short.out == ""

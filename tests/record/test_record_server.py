@@ -11,7 +11,7 @@ import pytest
 
 from orchestrator.errors import StoreUnavailable
 from orchestrator.record import Recording, reap, sync
-from orchestrator.record.server import ServerStore
+from orchestrator.record.tracking_server import ServerStore
 
 pytestmark = pytest.mark.slow
 
@@ -24,7 +24,7 @@ def server_store(server: Any, tmp_path: Path) -> ServerStore:
 def test_the_whole_way(
     server_store: ServerStore, kit: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.record.server.FEW_HASHES", 3)
+    monkeypatch.setattr("orchestrator.record.tracking_server.FEW_HASHES", 3)
     store = server_store
     trials = [kit.trial_of(value) for value in range(100, 105)]
     with Recording(store, kit.plan_of(trials, "whole")) as recording:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from orchestrator.attempt import AttemptReport, Outcome, Verdict
 from orchestrator.measure import Absent, Metric, Samples, Value
-from orchestrator.report.compare import (
+from orchestrator.report.analyse.compare import (
     Comparison,
     choose,
     compare,

@@ -11,9 +11,9 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from orchestrator.measure import Samples
-from orchestrator.report.compare import Comparison, compare
-from orchestrator.report.compare_view import comparison_view, scale_line
-from orchestrator.report.labels import labels_of
+from orchestrator.report.analyse.compare import Comparison, compare
+from orchestrator.report.analyse.labels import labels_of
+from orchestrator.report.show.compare_view import comparison_view, scale_line
 
 
 def printed(view, width=100):

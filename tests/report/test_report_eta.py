@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from orchestrator.report.eta import remaining_s
+from orchestrator.report.analyse.eta import remaining_s
 
 
 def test_nothing_is_said_before_anything_is_known():

@@ -15,9 +15,9 @@ import yaml
 from orchestrator.attempt import AttemptReport, Outcome, Verdict
 from orchestrator.errors import ConfigError
 from orchestrator.measure import Metric, Samples, Value
-from orchestrator.report.conditions import Condition, all_but, value_at
-from orchestrator.report.gate import GateResult, GateRow, gate
-from orchestrator.report.gate_rules import Difference, LongOverShort, load_rules, rules_from
+from orchestrator.report.analyse.gate import GateResult, GateRow, gate
+from orchestrator.report.analyse.gate_rules import Difference, LongOverShort, load_rules, rules_from
+from orchestrator.report.analyse.scope import Condition, all_but, value_at
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "gate"
 SHORT, LONG, EXTRA = "a" * 64, "b" * 64, "c" * 64

@@ -9,10 +9,10 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from orchestrator.measure import Samples
-from orchestrator.report.gate import GateResult, GateRow, gate
-from orchestrator.report.gate_rules import rules_from
-from orchestrator.report.gate_view import gate_view
-from orchestrator.report.labels import labels_of
+from orchestrator.report.analyse.gate import GateResult, GateRow, gate
+from orchestrator.report.analyse.gate_rules import rules_from
+from orchestrator.report.analyse.labels import labels_of
+from orchestrator.report.show.gate_view import gate_view
 
 
 def printed(view, width=100):

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.report.labels import (
+from orchestrator.report.analyse.labels import (
     axis_names,
     axis_text,
     axis_value,

@@ -12,10 +12,10 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from orchestrator.attempt import AttemptSpec, Outcome, RuleResult, Slot
-from orchestrator.report.board import Board, core_ranges, device_of
-from orchestrator.report.board_view import draw
-from orchestrator.report.labels import labels_of
-from orchestrator.report.live import LiveView
+from orchestrator.report.analyse.labels import labels_of
+from orchestrator.report.show.board import Board, core_ranges, device_of
+from orchestrator.report.show.board_view import draw
+from orchestrator.report.show.live import LiveView
 
 
 class Terminal(io.StringIO):
@@ -83,7 +83,9 @@ def test_off_a_terminal_every_attempt_is_one_plain_line(make):
 
 
 def test_a_line_says_the_metric_that_decides_and_the_rules_that_doubt_it(make, monkeypatch):
-    monkeypatch.setattr("orchestrator.report.live._headline", lambda task: ("absent_s", "tpot_s"))
+    monkeypatch.setattr(
+        "orchestrator.report.show.live._headline", lambda task: ("absent_s", "tpot_s")
+    )
     out = io.StringIO()
     plan = make.plan(quants=("fp32",), prompts=(512, 1024))
     rules = (RuleResult("low_samples", "flagged", 8.0, 20.0),)
@@ -163,7 +165,7 @@ def test_a_broken_pipe_does_not_reach_the_sweep(make):
 
 
 def test_a_long_silence_is_broken_by_a_heartbeat(make, monkeypatch):
-    monkeypatch.setattr("orchestrator.report.live.HEARTBEAT_S", 0.01)
+    monkeypatch.setattr("orchestrator.report.show.live.HEARTBEAT_S", 0.01)
     out = io.StringIO()
     plan = make.plan()
     with LiveView(Console(file=out, width=80), total=8, labels=labels_of(plan)) as view:

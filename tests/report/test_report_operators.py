@@ -10,10 +10,10 @@ import pytest
 from rich.console import Console
 
 from orchestrator.attempt import AttemptReport, Outcome
-from orchestrator.report.operators import diff_operators, read_operators
-from orchestrator.report.operators_view import OperatorDiffView, operator_table
-from orchestrator.results import _operator_diffs
-from orchestrator.selection import Selection
+from orchestrator.commands.results import _operator_diffs
+from orchestrator.record.selection import Selection
+from orchestrator.report.analyse.operators import diff_operators, read_operators
+from orchestrator.report.show.operators_view import OperatorDiffView, operator_table
 
 A, B = "a" * 64, "b" * 64
 

@@ -10,9 +10,9 @@ import pytest
 
 from orchestrator.attempt import AttemptReport, Outcome, Verdict
 from orchestrator.measure import Samples
-from orchestrator.report.compare import compare
-from orchestrator.report.rounds import LEAST_ROUNDS, rounds_of
-from orchestrator.report.rows import _cell
+from orchestrator.report.analyse.compare import compare
+from orchestrator.report.analyse.rounds import LEAST_ROUNDS, rounds_of
+from orchestrator.report.analyse.rows import _cell
 
 HASH = "a" * 64
 K = 6

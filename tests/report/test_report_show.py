@@ -13,9 +13,9 @@ from rich.console import Console
 from orchestrator.attempt import Outcome, Resources, RuleResult
 from orchestrator.measure import Absent, Engaged, Samples, Value
 from orchestrator.plan import TrialState
-from orchestrator.report.plan_view import plan_view, resources_text
-from orchestrator.report.show import ShowView, metric_summary, show_json
-from orchestrator.report.tree import flat
+from orchestrator.report.show.plan_view import plan_view, resources_text
+from orchestrator.report.show.tree import flat
+from orchestrator.report.show.trial_view import ShowView, metric_summary, show_json
 
 
 def printed(view, width=100):

@@ -14,9 +14,9 @@ from rich.console import Console
 
 from orchestrator.attempt import Outcome
 from orchestrator.measure import Samples
-from orchestrator.report.export import to_csv, to_json_text, to_markdown
-from orchestrator.report.rows import build_table, headline, standing
-from orchestrator.report.table import final_table, run_json
+from orchestrator.report.analyse.rows import build_table, headline, standing
+from orchestrator.report.show.export import to_csv, to_json_text, to_markdown
+from orchestrator.report.show.table import final_table, run_json
 from orchestrator.schedule.state import EndedAttempt
 
 METRICS = (

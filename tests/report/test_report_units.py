@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.report.units import (
+from orchestrator.report.show.units import (
     duration,
     quantity,
     ratio,

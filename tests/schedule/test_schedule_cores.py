@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.errors import ClusterError
-from orchestrator.schedule.cores import (
+from orchestrator.schedule.supervise.cores import (
     CoreSplit,
     allowed_cores,
     from_text,
@@ -23,7 +23,7 @@ from orchestrator.schedule.cores import (
     supervisor_cores,
     to_text,
 )
-from orchestrator.schedule.locks import DIRECTORY_VARIABLE, Request, local_directory
+from orchestrator.schedule.supervise.locks import DIRECTORY_VARIABLE, Request, local_directory
 
 NOWHERE = Path("/nonexistent")
 

@@ -15,10 +15,10 @@ import pytest
 from ray import exceptions
 
 from orchestrator.errors import ClusterError
-from orchestrator.schedule.call_thread import CallThread
-from orchestrator.schedule.cluster import RayCluster
-from orchestrator.schedule.head import METHOD, RAYS_VARIABLE, Head, Watch, patience_s
-from orchestrator.schedule.session import Session
+from orchestrator.schedule.cluster.ray.call_thread import CallThread
+from orchestrator.schedule.cluster.ray.cluster import RayCluster
+from orchestrator.schedule.cluster.ray.connection import Session
+from orchestrator.schedule.cluster.ray.head import METHOD, RAYS_VARIABLE, Head, Watch, patience_s
 
 
 class FakeHead:
@@ -76,7 +76,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    monkeypatch.setattr("orchestrator.schedule.head.time", made)
+    monkeypatch.setattr("orchestrator.schedule.cluster.ray.head.time", made)
     return made
 
 
@@ -202,7 +202,7 @@ def test_a_call_that_hangs_is_left_behind() -> None:
 def test_a_head_that_is_slow_to_name_its_nodes_holds_up_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("orchestrator.schedule.cluster.HEAD_TIMEOUT_S", 0.01)
+    monkeypatch.setattr("orchestrator.schedule.cluster.ray.cluster.HEAD_TIMEOUT_S", 0.01)
     answers: list[futures.Future[Any]] = []
 
     def ask(question: Callable[[], Any]) -> futures.Future[Any]:

@@ -16,8 +16,8 @@ import pytest
 from benchmarks._world import Nodes, World
 from orchestrator.errors import ClusterError
 from orchestrator.schedule import Node
-from orchestrator.schedule.admission import refuse_differences, versions_here
-from orchestrator.schedule.homes import Homes
+from orchestrator.schedule.cluster.ray.admission import refuse_differences, versions_here
+from orchestrator.schedule.cluster.ray.affinity import Homes
 
 ROOT = Path(__file__).resolve().parents[2]
 NOOP = ("task=noop", "device=cpu", "resources.cpus=1", "telemetry.enabled=false", "preflight=off")
@@ -302,7 +302,7 @@ def test_homes_prefer_where_the_model_is_and_take_turns() -> None:
 
 
 def test_a_kind_of_gpu_is_the_nodes_label() -> None:
-    from orchestrator.schedule.cluster import _node
+    from orchestrator.schedule.cluster.ray.cluster import _node
 
     entry = {
         "NodeID": "a", "NodeManagerHostname": "h", "NodeManagerAddress": "1.2.3.4",

@@ -12,14 +12,14 @@ import pytest
 
 from orchestrator.attempt import AttemptReport, AttemptSpec, Outcome, Slot
 from orchestrator.measure import Absent, Samples, Value
-from orchestrator.measure.arithmetic import Architecture, Measured, step_flops
-from orchestrator.measure.arithmetic.ceilings import (
+from orchestrator.model import Architecture, Measured, step_flops
+from orchestrator.model.known_ceilings import (
     RETRY_AFTER_S,
     ceilings_directory,
     load_ceilings,
     load_this,
 )
-from orchestrator.schedule.predictions import add_predictions, ceilings_key
+from orchestrator.schedule.supervise.predictions import add_predictions, ceilings_key
 
 CONFIG = {
     "model_type": "llama",

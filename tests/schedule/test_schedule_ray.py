@@ -20,7 +20,7 @@ from orchestrator.attempt import AttemptSpec, Outcome, Resources, Slot
 from orchestrator.errors import ClusterError
 from orchestrator.plan.schema import ClusterConfig, TelemetryConfig
 from orchestrator.schedule import start_async
-from orchestrator.schedule.cluster import translate
+from orchestrator.schedule.cluster.ray.cluster import translate
 
 ROOT = Path(__file__).resolve().parents[2]
 TWO_CORES = len(os.sched_getaffinity(0)) >= 2

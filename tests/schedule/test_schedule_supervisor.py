@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from orchestrator.attempt import AttemptReport, AttemptSpec, Outcome, RuleResult, Verdict
-from orchestrator.schedule import supervisor
-from orchestrator.schedule.cores import CoreSplit, pin_process
 from orchestrator.schedule.events import Ended, PhaseBegan, Started, Vanished, Waiting
-from orchestrator.schedule.locks import DIRECTORY_VARIABLE, Request
-from orchestrator.schedule.supervisor import Cancellation, Grant, attempt_events, judged
+from orchestrator.schedule.supervise import supervisor
+from orchestrator.schedule.supervise.cores import CoreSplit, pin_process
+from orchestrator.schedule.supervise.locks import DIRECTORY_VARIABLE, Request
+from orchestrator.schedule.supervise.supervisor import Cancellation, Grant, attempt_events, judged
 
 CPUS = len(os.sched_getaffinity(0))  # before a supervisor moves this process
 

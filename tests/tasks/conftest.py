@@ -166,7 +166,7 @@ def cache(
 @pytest.fixture
 def saved_model(tmp_path: Path) -> Path:
     """The tiny model in a directory, as ``save_pretrained`` leaves it."""
-    from tasks.loading import architecture
+    from orchestrator.engines.transformers import random_weights as architecture
 
     directory = tmp_path / "model"
     config = architecture.configuration(TINY)

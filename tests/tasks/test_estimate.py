@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import yaml
 
+from orchestrator.engines.source import packaged_file
+from orchestrator.engines.transformers.configuration import PACKAGED, known_config
 from orchestrator.errors import ConfigError
 from orchestrator.measure import Absent, Value
-from orchestrator.measure.arithmetic import Architecture
 from orchestrator.measure.registry import find_task
-from tasks.estimate import EstimateConfig, check, evaluate
-from tasks.loading.configuration import PACKAGED, known_config
-from tasks.loading.source import packaged_file
+from orchestrator.model import Architecture
+from orchestrator.tasks.estimate import EstimateConfig, check, evaluate
 
 KNOWN = Path(__file__).resolve().parents[2] / "conf" / "model" / "known"
 

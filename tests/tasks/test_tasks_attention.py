@@ -11,8 +11,8 @@ import pytest
 from orchestrator.errors import ConfigError
 from orchestrator.measure import Infeasible, Mismatch
 from orchestrator.measure.registry import find_task
-from orchestrator.report.figures import exponent
-from tasks import attention_kernels as kernels
+from orchestrator.report.show.figures import exponent
+from orchestrator.tasks.attention import kernels
 
 Identity = Callable[..., dict[str, Any]]
 Run = Callable[[dict[str, Any]], Any]
@@ -84,7 +84,7 @@ def test_another_kernel_than_the_one_asked_for_is_a_mismatch(
     identity: Identity, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = kernels.sdpa("sdpa_math", causal=True)
-    monkeypatch.setattr("tasks.attention.sdpa", lambda name, causal: other)
+    monkeypatch.setattr("orchestrator.tasks.attention.attention.sdpa", lambda name, causal: other)
     with pytest.raises(Mismatch, match="asked for attention sdpa_flash, got sdpa_math"):
         run(attention(identity, implementation="sdpa_flash"))
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.engines.cache import cache_root, publish
+from orchestrator.engines.digest import digest_files
 from orchestrator.measure import InputError
-from tasks.loading.cache import cache_root, publish
-from tasks.loading.digest import digest_files
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -69,7 +69,7 @@ def test_a_builder_killed_half_way_blocks_nobody(cache: Path, tmp_path: Path) ->
     program = f"""
 import time
 from pathlib import Path
-from tasks.loading.cache import publish
+from orchestrator.engines.cache import publish
 def build(path):
     path.write_text("half")
     Path({str(tmp_path / "begun")!r}).touch()

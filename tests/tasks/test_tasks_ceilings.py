@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from orchestrator.measure import HostClock, Recorder
-from orchestrator.measure.arithmetic import (
+from orchestrator.model import (
     EAGER,
     Architecture,
     CacheFormat,
@@ -18,8 +18,10 @@ from orchestrator.measure.arithmetic import (
     prefill,
     step_operations,
 )
-from tasks import ceiling_layers, ceiling_operations, ceilings
-from tasks.ceiling_operations import Scale
+from orchestrator.tasks.ceilings import ceilings
+from orchestrator.tasks.ceilings import layers as ceiling_layers
+from orchestrator.tasks.ceilings import timed_operations as ceiling_operations
+from orchestrator.tasks.ceilings.timed_operations import Scale
 
 LLAMA = {
     "model_type": "llama",

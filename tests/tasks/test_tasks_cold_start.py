@@ -72,7 +72,7 @@ def test_nothing_is_asked_of_llama_cpp_before_the_first_call(
     server_warmup: bool,
 ) -> None:
     pytest.importorskip("xllamacpp")
-    from tasks.llama.server import LlamaServer
+    from orchestrator.engines.llamacpp.server import LlamaServer
 
     asked_at: list[int] = []
     complete = LlamaServer.complete

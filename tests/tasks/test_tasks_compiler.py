@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.engines.transformers import check_compile, compiler_setup
 from orchestrator.measure import InputError
-from tasks import compiler_setup
-from tasks.loading import check_compile
 
 pytestmark = pytest.mark.skipif(
     check_compile({"device": {"kind": "cpu"}}, True) is not None, reason="no C++ compiler here"
@@ -20,7 +19,7 @@ pytestmark = pytest.mark.skipif(
 ATTEMPT = """
 import sys
 from pathlib import Path
-from tasks.compiler_setup import set_up_compiler
+from orchestrator.engines.transformers.compiler_setup import set_up_compiler
 set_up_compiler(Path(sys.argv[1]))
 import torch
 print(torch.compile(torch.cos)(torch.zeros(8)).sum().item())

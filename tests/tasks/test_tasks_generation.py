@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from orchestrator.engines.transformers.generation import GreedyGenerator
 from orchestrator.measure import FakeClock
-from tasks.generation import GreedyGenerator
 
 PREFILL_S = 0.5
 STEP_S = 0.02

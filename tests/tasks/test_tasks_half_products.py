@@ -11,7 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention as attend
 
 from orchestrator.measure import Infeasible
 from orchestrator.measure.registry import find_task
-from tasks.half_products import products_in, through_float32
+from orchestrator.tasks.half_products import products_in, through_float32
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -124,7 +124,9 @@ def test_wrong_shapes_are_still_torchs_own_error() -> None:
 def test_auto_converts_only_where_the_cpu_would_do_it_in_loops(
     emulates: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tasks.half_products.emulates_half_precision", lambda: emulates)
+    monkeypatch.setattr(
+        "orchestrator.tasks.half_products.emulates_half_precision", lambda: emulates
+    )
     there = "float32" if emulates else "native"
     assert products_in("auto", "bfloat16", "cpu") == there
     assert products_in("auto", "float16", "cpu") == there

@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.engines.llamacpp import formats, quality, requantize
+from orchestrator.engines.llamacpp.options import context_room, gpu_layers, needed_tokens
+from orchestrator.engines.llamacpp.server import read_completion
 from orchestrator.errors import ConfigError
 from orchestrator.measure import InputError, Mismatch
 from orchestrator.measure.registry import find_task
-from tasks.llama import formats, quality, requantize
-from tasks.llama.options import context_room, gpu_layers, needed_tokens
-from tasks.llama.server import read_completion
-from tasks.llamacpp import OWN_TIMING_TOLERANCE, random_prompt
+from orchestrator.tasks.llamacpp import OWN_TIMING_TOLERANCE, random_prompt
 
 Identity = Callable[..., dict[str, Any]]
 Run = Callable[[dict[str, Any]], Any]
@@ -194,7 +194,7 @@ def test_expected_weights_are_those_of_the_file_that_is_made(
 
 
 def test_a_token_takes_at_least_as_long_as_reading_the_weights(identity: Identity) -> None:
-    from orchestrator.measure.arithmetic.measured import Measured
+    from orchestrator.model.measured_device import Measured
 
     bytes_per_s, launch_s = 1e9, 1.0
     fast = ((1e6, 1.0, 1e-9), (1e6, 512.0, 1e-9))

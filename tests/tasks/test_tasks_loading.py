@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 import torch
 
+from orchestrator.engines import transformers as loading
+from orchestrator.engines.transformers import random_weights as architecture
+from orchestrator.engines.transformers.engaged import check_weights, expected_kind
+from orchestrator.engines.transformers.quantization import quantize_linears, refuse_unpackable
 from orchestrator.measure import Infeasible, InputError, Mismatch, Recorder
-from tasks import loading
-from tasks.loading import architecture
-from tasks.loading.engaged import check_weights, expected_kind
-from tasks.loading.quantization import quantize_linears, refuse_unpackable
 
 ROOT = Path(__file__).resolve().parents[2]
 Identity = Callable[..., dict[str, Any]]
@@ -102,7 +102,7 @@ def test_other_attention_or_threads_are_an_error(identity: Identity, recorder: A
     asked = identity()
     prepared = loading.prepare(asked, recorder[0])
     model = loading.load_unmeasured(prepared, asked["quant"], asked["device"], 0, attention="eager")
-    from tasks.loading.engaged import check_setting
+    from orchestrator.engines.transformers.engaged import check_setting
 
     with pytest.raises(Mismatch, match="attention sdpa, got eager"):
         check_setting(model, "sdpa", asked["device"], 1, recorder[0])
@@ -324,7 +324,7 @@ def hub_address(saved_model: Path) -> Iterator[str]:
 
 def _fetch(names: list[str], tmp_path: Path, **environment: str) -> list[str]:
     program = f"""
-from tasks.loading.hub import fetch
+from orchestrator.engines.transformers.hub import fetch
 from orchestrator.measure import InputError
 for name in {names!r}:
     try:

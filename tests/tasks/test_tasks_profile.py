@@ -17,11 +17,17 @@ from hypothesis import strategies as st
 from orchestrator.errors import ConfigError
 from orchestrator.measure import HostClock, InputError, Recorder
 from orchestrator.measure.registry import find_task
-from tasks.profiling.attribution import Operator, attribute, input_bytes, self_times, union_ns
-from tasks.profiling.capture import _events
-from tasks.profiling.events import Event, Kind
-from tasks.profiling.flops import flops_of
-from tasks.profiling.roofline import Ceiling
+from orchestrator.tasks.profile.attribution import (
+    Operator,
+    attribute,
+    input_bytes,
+    self_times,
+    union_ns,
+)
+from orchestrator.tasks.profile.bounds import Ceiling
+from orchestrator.tasks.profile.capture import _events
+from orchestrator.tasks.profile.flops import flops_of
+from orchestrator.tasks.profile.profiler_events import Event, Kind
 
 Identity = Callable[..., dict[str, Any]]
 check = find_task("profile").check

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from orchestrator.engines import transformers as loading
+from orchestrator.engines.transformers import tokens
+from orchestrator.engines.transformers.reference import reference_for
 from orchestrator.measure import InputError
-from tasks import loading, quality, tokens
-from tasks.reference import reference_for
+from orchestrator.tasks import quality
 
 Identity = Callable[..., dict[str, Any]]
 Run = Callable[[dict[str, Any]], Any]

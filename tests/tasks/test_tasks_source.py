@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.measure import InputError
-from tasks.loading.inspection import inspect_gguf, inspect_safetensors
-from tasks.loading.residency import resident_fraction
-from tasks.loading.source import (
+from orchestrator.engines.inspection import inspect_gguf, inspect_safetensors
+from orchestrator.engines.residency import resident_fraction
+from orchestrator.engines.source import (
     context_of,
     context_tokens,
     directory_problem,
@@ -20,6 +19,7 @@ from tasks.loading.source import (
     packaged_file,
     weight_files,
 )
+from orchestrator.measure import InputError
 
 
 def test_packaged_weights_are_found_without_importing_their_package() -> None:

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator.measure.arithmetic import Expectation, Limits, load_datasheet, predicted_metrics
 from orchestrator.measure.metric import Absent, Metric, Samples, Value
-from tasks.stream.expected import expect_streaming
+from orchestrator.model import Expectation, Limits, load_datasheet, predicted_metrics
+from orchestrator.tasks.streaming.streaming_expected import expect_streaming
 
 Identity = Callable[..., dict[str, Any]]
 RATE = 1e6

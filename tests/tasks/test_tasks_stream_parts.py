@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 
 from orchestrator.measure import FakeClock, InputError
 from orchestrator.measure.registry import find_task
-from tasks.stream import account, pages
-from tasks.stream.layout import (
+from orchestrator.tasks.streaming import account, pages
+from orchestrator.tasks.streaming.buffers import Loader
+from orchestrator.tasks.streaming.intervals import Ledger
+from orchestrator.tasks.streaming.layout import (
     ALIGNMENT_BYTES,
     PAGE_BYTES,
     TensorPlace,
@@ -24,10 +26,8 @@ from tasks.stream.layout import (
     lay_out,
     places_in,
 )
-from tasks.stream.ledger import Ledger
-from tasks.stream.prefetch import AsyncPipeline
-from tasks.stream.reader import Reader, Throttle
-from tasks.stream.slots import Loader
+from orchestrator.tasks.streaming.prefetch import AsyncPipeline
+from orchestrator.tasks.streaming.reader import Reader, Throttle
 
 check = find_task("streaming").check
 
@@ -232,7 +232,7 @@ def test_direct_reads_that_are_refused_go_through_the_page_cache_and_say_why() -
 
 @pytest.mark.parametrize("direct", [False, True])
 def test_what_was_read_is_not_left_in_the_page_cache(tmp_path: Path, direct: bool) -> None:
-    from tasks.loading.residency import resident_fraction
+    from orchestrator.engines.residency import resident_fraction
 
     file = tmp_path / "f"
     file.write_bytes(bytes(1 << 20))

@@ -12,16 +12,16 @@ import pytest
 from orchestrator.errors import ConfigError
 from orchestrator.measure import InputError, OutOfMemory
 from orchestrator.measure.registry import find_task
-from tasks.stream.expected import expect_streaming
-from tasks.stream.layout import (
+from orchestrator.tasks.streaming.layout import (
     PAGE_BYTES,
     places_in,
 )
-from tasks.stream.packed import Packer, Unpacker
-from tasks.stream.runner import ARCHITECTURES
-from tasks.stream.store import EXIT_NO_SPACE
-from tasks.stream.write import main as write_main
-from tasks.stream.write import write
+from orchestrator.tasks.streaming.packed import Packer, Unpacker
+from orchestrator.tasks.streaming.runner import ARCHITECTURES
+from orchestrator.tasks.streaming.streaming_expected import expect_streaming
+from orchestrator.tasks.streaming.unit_files import EXIT_NO_SPACE
+from orchestrator.tasks.streaming.write_units import main as write_main
+from orchestrator.tasks.streaming.write_units import write
 
 Identity = Callable[..., dict[str, Any]]
 Run = Callable[[dict[str, Any]], Any]
@@ -73,10 +73,10 @@ def test_logits_are_equal_bit_by_bit_in_every_known_architecture(
     import torch
     from transformers import DynamicCache
 
-    from tasks import loading
-    from tasks.loading import architecture
-    from tasks.stream.session import Session
-    from tasks.streaming import StreamingConfig
+    from orchestrator.engines import transformers as loading
+    from orchestrator.engines.transformers import random_weights as architecture
+    from orchestrator.tasks.streaming.session import Session
+    from orchestrator.tasks.streaming.streaming import StreamingConfig
 
     shape = {
         "model_type": model_type,
@@ -302,7 +302,7 @@ def test_a_disk_that_fills_while_writing_leaves_nothing(
 ) -> None:
     import errno
 
-    from tasks.stream import store
+    from orchestrator.tasks.streaming import unit_files as store
 
     def full(request: dict[str, Any], directory: Path) -> None:
         directory.mkdir()

@@ -9,10 +9,10 @@ import pytest
 
 from orchestrator.errors import ConfigError
 from orchestrator.measure import FakeClock, Infeasible
-from orchestrator.measure.arithmetic import Architecture, step_flops
 from orchestrator.measure.registry import find_task
-from tasks.training_expected import Expected, device_memory_bytes
-from tasks.training_step import TrainingStep
+from orchestrator.model import Architecture, step_flops
+from orchestrator.tasks.training.step import TrainingStep
+from orchestrator.tasks.training.training_expected import Expected, device_memory_bytes
 
 Identity = Callable[..., dict[str, Any]]
 Run = Callable[[dict[str, Any]], Any]
@@ -182,7 +182,7 @@ def test_flops_agree_with_those_torch_counts(
     from torch.utils.flop_counter import FlopCounterMode
     from transformers import AutoModelForCausalLM
 
-    from tasks.loading import architecture
+    from orchestrator.engines.transformers import random_weights as architecture
 
     config = architecture.configuration(
         {
@@ -366,7 +366,7 @@ def test_sizes_that_no_model_can_have_are_named_before_anything_starts(
 def test_a_trial_from_before_there_was_an_option_is_run_as_it_was_then(
     identity: Identity, option: str, now: str, then: str
 ) -> None:
-    from tasks.training import _options
+    from orchestrator.tasks.training.training import _options
 
     asked = training(identity, compile=True, **{option: now})
     assert getattr(_options(asked), option) == now

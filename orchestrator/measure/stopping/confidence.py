@@ -59,7 +59,7 @@ class WithinConfidence:
         return all(self._narrow(progress.values[:look]) for look in looks)
 
     def _narrow(self, values: Sequence[float]) -> bool:
-        from orchestrator.measure.bootstrap import median_ci
+        from orchestrator.statistics.bootstrap import median_ci
 
         tail = (1.0 - self.confidence) / max(1, self.looks) / 2.0
         median, low, high = median_ci(

@@ -1,0 +1,318 @@
+"""The commands: a first bare word is one, anything else is a Hydra override and means ``run``.
+
+Only what a command needs is imported, inside it: ``--help`` must not wait for Ray or torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import json
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from orchestrator.errors import Interrupted, OrchestratorError, UsageError
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+
+def _complete(kind: str) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem]]:
+    """What a shell may offer for a word; imported when a shell asks."""
+
+    def found(
+        context: click.Context, parameter: click.Parameter, word: str
+    ) -> list[CompletionItem]:
+        from orchestrator.commands.completion import candidates
+
+        offered: list[CompletionItem] = getattr(candidates, kind)(context, parameter, word)
+        return offered
+
+    return found
+
+
+HYDRA_WORDS = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
+OVERRIDES = click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
+STORE_OVERRIDES = click.argument(
+    "overrides",
+    nargs=-1,
+    metavar="[tracking=… tracking.root=…]",
+    shell_complete=_complete("tracking"),
+)
+HASH = click.argument("config_hash", metavar="HASH", shell_complete=_complete("hashes"))
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print data as JSON on stdout.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def commands() -> None:
+    """Measure language models: sweeps over a cluster, every number with its conditions."""
+
+
+def emit_json(data: Any) -> None:
+    """Data goes to stdout, alone."""
+    click.echo(json.dumps(data, indent=2, sort_keys=False, allow_nan=False))
+
+
+@commands.command(context_settings=HYDRA_WORDS)
+@OVERRIDES
+def run(overrides: tuple[str, ...]) -> int:
+    """Plan, skip what is done, run the rest, record, report (the default command)."""
+    from orchestrator.commands.run import run_command
+
+    return run_command(list(overrides))
+
+
+@commands.command(context_settings=HYDRA_WORDS)
+@OVERRIDES
+def plan(overrides: tuple[str, ...]) -> int:
+    """Show what would run: hash, axes, cached or new, resources. Runs nothing."""
+    from orchestrator.commands.run import plan_command
+
+    return plan_command(list(overrides))
+
+
+@commands.command()
+@HASH
+@STORE_OVERRIDES
+@AS_JSON
+def show(config_hash: str, overrides: tuple[str, ...], as_json: bool) -> int:
+    """Show one trial: configuration, attempts, metrics, verdict, provenance, artifacts."""
+    from orchestrator.commands.results import show_command
+
+    return show_command(config_hash, list(overrides), as_json)
+
+
+@commands.command()
+@HASH
+@click.argument(
+    "overrides", nargs=-1, type=click.UNPROCESSED, shell_complete=_complete("overrides")
+)
+@AS_JSON
+def reproduce(config_hash: str, overrides: tuple[str, ...], as_json: bool) -> int:
+    """Run exactly that configuration once more, then compare with what was there."""
+    from orchestrator.commands.run import reproduce_command
+
+    return reproduce_command(config_hash, list(overrides), as_json)
+
+
+@commands.command()
+@click.argument("a", shell_complete=_complete("selections"))
+@click.argument("b", shell_complete=_complete("selections"))
+@STORE_OVERRIDES
+@click.option("--metric", "metrics", multiple=True, help="Only these metrics (repeatable).")
+@click.option("--allow-different", is_flag=True, help="Compare across hardware or weights.")
+@AS_JSON
+def compare(
+    a: str,
+    b: str,
+    overrides: tuple[str, ...],
+    metrics: tuple[str, ...],
+    allow_different: bool,
+    as_json: bool,
+) -> int:
+    """Compare two sweeps, hashes or hardware fingerprints: B over A, with CIs and a verdict."""
+    from orchestrator.commands.results import compare_command
+
+    return compare_command(a, b, list(overrides), list(metrics), allow_different, as_json)
+
+
+@commands.command()
+@click.argument(
+    "words",
+    nargs=-1,
+    metavar="[NEW] [tracking=… tracking.root=…]",
+    shell_complete=_complete("selections"),
+)
+@click.option(
+    "--baseline",
+    required=True,
+    help="A sweep, a hash, or a sweep's MLflow run id.",
+    shell_complete=_complete("selections"),
+)
+@click.option(
+    "--rules",
+    default="default",
+    show_default=True,
+    help="conf/gate/NAME.yaml or a path.",
+    shell_complete=_complete("rules"),
+)
+@click.option("--junit", type=click.Path(dir_okay=False, path_type=Path), help="Write JUnit XML.")
+@click.option("--allow-different", is_flag=True, help="Compare across hardware or weights.")
+@AS_JSON
+def gate(
+    words: tuple[str, ...],
+    baseline: str,
+    rules: str,
+    junit: Path | None,
+    allow_different: bool,
+    as_json: bool,
+) -> int:
+    """Hold NEW (by default the newest run) to the rules: exit 0 pass, 1 regression,
+    2 inconclusive, 3 incomparable."""
+    from orchestrator.commands.results import gate_command
+
+    overrides = [word for word in words if "=" in word]
+    names = [word for word in words if "=" not in word]
+    if len(names) > 1:
+        raise UsageError(f"one NEW at most, not {len(names)}", where="gate")
+    new = names[0] if names else None
+    return gate_command(new, baseline, rules, overrides, junit, allow_different, as_json)
+
+
+@commands.command()
+@click.argument("sweep", shell_complete=_complete("sweeps"))
+@STORE_OVERRIDES
+@click.option("--output", type=click.Path(file_okay=False, path_type=Path), default=Path("."))
+@AS_JSON
+def report(sweep: str, overrides: tuple[str, ...], output: Path, as_json: bool) -> int:
+    """Make tables and plots again from what is recorded: HTML, Markdown, CSV, JSON."""
+    from orchestrator.commands.results import report_command
+
+    return report_command(sweep, list(overrides), output, as_json)
+
+
+@commands.command()
+@STORE_OVERRIDES
+@AS_JSON
+def status(overrides: tuple[str, ...], as_json: bool) -> int:
+    """Show the sweeps that are running now."""
+    from orchestrator.commands.operate import status_command
+
+    return status_command(list(overrides), as_json)
+
+
+@commands.command()
+@click.argument("sweep", shell_complete=_complete("running"))
+@STORE_OVERRIDES
+def cancel(sweep: str, overrides: tuple[str, ...]) -> int:
+    """Stop a running sweep cleanly; what it has measured stays."""
+    from orchestrator.commands.operate import cancel_command
+
+    return cancel_command(sweep, list(overrides))
+
+
+@commands.command()
+@STORE_OVERRIDES
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", default=5000, show_default=True, type=click.IntRange(0, 65535))
+def ui(overrides: tuple[str, ...], host: str, port: int) -> int:
+    """Open the MLflow UI on the right store."""
+    from orchestrator.commands.operate import ui_command
+
+    return ui_command(list(overrides), host, port)
+
+
+@commands.command()
+@STORE_OVERRIDES
+def sync(overrides: tuple[str, ...]) -> int:
+    """Record what was spooled while the tracking store was away."""
+    from orchestrator.commands.operate import sync_command
+
+    return sync_command(list(overrides))
+
+
+@commands.command()
+@STORE_OVERRIDES
+@click.option(
+    "--simulate",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Play an NVML scenario instead of looking at real GPUs.",
+)
+@AS_JSON
+def doctor(overrides: tuple[str, ...], simulate: Path | None, as_json: bool) -> int:
+    """Say what this machine or cluster can do and what is misconfigured, with the fix."""
+    from orchestrator.commands.operate import doctor_command
+
+    return doctor_command(list(overrides), simulate, as_json)
+
+
+@commands.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.option("--install", is_flag=True, help="Put it where the shell reads it.")
+@click.option("--line", hidden=True, help="Print what may follow this line, a word a line.")
+def completion(shell: str, install: bool, line: str | None) -> int:
+    """Complete commands, overrides, sweeps and hashes in a shell: print its script."""
+    if line is not None:
+        from orchestrator.commands.completion.candidates import candidates
+
+        click.echo("\n".join(candidates(line, commands)))
+        return 0
+    from orchestrator.commands.completion import install as put
+    from orchestrator.commands.completion import script
+
+    if not install:
+        click.echo(script(shell), nl=False)
+        return 0
+    for path in put(shell):
+        click.echo(path)
+    click.echo(f"a new {shell} completes; the one you are in does not yet", err=True)
+    return 0
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one command line; returns its exit code: 0, 1, 2 or 130 (``gate`` has its own)."""
+    words = list(argv)
+    verbose = any(word in ("-v", "--verbose") for word in words)
+    words = [word for word in words if word not in ("-v", "--verbose")]
+    try:
+        if not words or words[0] not in commands.commands:
+            _refuse_unknown_command(words)
+            words.insert(0, "run")
+        code = commands.main(words, prog_name="python -m orchestrator", standalone_mode=False)
+        return int(code or 0)
+    except Interrupted as error:
+        return _fail(str(error), error.exit_code, verbose, word="interrupted")
+    except OrchestratorError as error:
+        return _fail(str(error), error.exit_code, verbose)
+    except click.ClickException as error:
+        return _fail(_in_our_form(error), EXIT_USAGE, verbose)
+    except (KeyboardInterrupt, click.Abort):
+        return _fail("nothing was lost", EXIT_INTERRUPTED, verbose, word="interrupted")
+    except BrokenPipeError:
+        # `plan --json | head`: nobody is left to tell; the interpreter must not complain at exit.
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        return _fail(f"{type(error).__name__}: {error} (this is a bug; -v shows where)", 1, verbose)
+
+
+def _refuse_unknown_command(words: Sequence[str]) -> None:
+    """A bare first word that no command has is a slip of the finger, not a Hydra override."""
+    if not words or not re.fullmatch(r"[a-z][a-z_-]*", words[0]):
+        return
+    near = difflib.get_close_matches(words[0], commands.commands, n=1)
+    hint = f"Did you mean {near[0]}? " if near else ""
+    raise UsageError(
+        f"no command {words[0]!r}", fix=f"{hint}Known: {', '.join(sorted(commands.commands))}"
+    )
+
+
+def _in_our_form(error: click.ClickException) -> str:
+    """click's message as one of ours: where, what, what to do."""
+    what = error.format_message().rstrip(".")
+    context = getattr(error, "ctx", None)
+    where = context.info_name if context is not None and context.parent is not None else None
+    known = f"`python -m orchestrator {where or ''} --help` shows what there is"
+    return str(UsageError(what[:1].lower() + what[1:], where=where, fix=" ".join(known.split())))
+
+
+def _fail(message: str, code: int, verbose: bool, word: str = "error") -> int:
+    if verbose:
+        traceback.print_exc()
+    click.echo(f"{word}: {' '.join(message.split())}", err=True)
+    return code
+
+
+__all__ = ["UsageError", "commands", "emit_json", "main"]

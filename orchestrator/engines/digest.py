@@ -1,0 +1,57 @@
+"""What weights a number belongs to: a digest of their content, cheap to ask for again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from orchestrator.engines.cache import cache_root, publish
+
+_CHUNK_BYTES = 1 << 22
+
+
+def digest_text(text: str) -> str:
+    """SHA-256 of a text's UTF-8 form, 64 hex digits."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def digest_json(value: Mapping[str, Any]) -> str:
+    """SHA-256 of plain JSON with sorted keys."""
+    return digest_text(json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False))
+
+
+def digest_files(files: Iterable[Path]) -> str:
+    """SHA-256 over the names and contents of ``files``, whatever order they are given in.
+
+    A file's own digest is remembered under its path, size and modification time, so a model is
+    read through once, not once an attempt.
+    """
+    ordered = sorted(files, key=lambda file: file.name)
+    # hashlib lets other threads run while it reads a large block.
+    with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
+        digests = list(pool.map(_digest_file, ordered))
+    lines = [f"{file.name} {digest}" for file, digest in zip(ordered, digests, strict=True)]
+    return digest_text("\n".join(lines))
+
+
+def _digest_file(file: Path) -> str:
+    path = file.resolve()
+    seen = path.stat()
+    key = digest_json(
+        {"path": str(path), "size": seen.st_size, "mtime_ns": seen.st_mtime_ns, "ino": seen.st_ino}
+    )
+
+    def compute(target: Path) -> None:
+        digest = hashlib.sha256()
+        with path.open("rb") as stream:
+            while block := stream.read(_CHUNK_BYTES):
+                digest.update(block)
+        target.write_text(json.dumps({"path": str(path), "sha256": digest.hexdigest()}))
+
+    entry = publish(cache_root() / "digests" / f"{key}.json", compute)
+    return str(json.loads(entry.read_text())["sha256"])

@@ -1,0 +1,141 @@
+"""What arithmetic expects of llama.cpp on one model: bytes of the file's types, time at the bound.
+
+Unlike transformers it grows its cache in place and fuses what it can, and its kernels cost no
+launch from Python: the ideal operations are what it is held against. Formats below sixteen bits
+multiply blocks of eight-bit integers, so their bound is the device's products in int8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.engines.llamacpp import formats, requantize
+from orchestrator.engines.llamacpp.options import context_room, gpu_layers
+from orchestrator.engines.transformers.configuration import known_config
+from orchestrator.measure import Identity
+
+if TYPE_CHECKING:
+    from orchestrator.model import Architecture, Expectation
+    from orchestrator.model.operations import Operation
+
+# What the packaged file's matrices are in; of any other file the measured process tells it.
+_PACKAGED_TYPE = "Q4_1"
+_COMPUTED_IN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_PACKED_PRODUCT = "int8"
+GGUF_TYPE = "gguf_type"
+
+
+def expect_llamacpp(identity: Identity, config: Mapping[str, Any] | None) -> Expectation | None:
+    """Sizes, time to the first token and time per token of ``task=llamacpp``.
+
+    Parameters
+    ----------
+    config : mapping or None
+        As the measured process read it from the file, with the type of most of its matrices under
+        ``gguf_type``; None: as far as it can be had without reading the file.
+
+    Returns
+    -------
+    Expectation or None
+        None where the configuration or the type is not at hand. No times where layers are split
+        between CPU and GPU.
+
+    Raises
+    ------
+    ConfigError
+        If the arithmetic does not know the model or the type.
+    """
+    from orchestrator.model import (
+        Architecture,
+        CacheFormat,
+        Expectation,
+        Steps,
+        WeightFormat,
+        decode,
+        kv_bytes,
+        memory,
+        prefill,
+    )
+
+    options = identity["task"]
+    found = dict(config) if config is not None else dict(known_config(identity["model"]) or {})
+    kind = found.pop(GGUF_TYPE, None)
+    if options["format"] != formats.SOURCE:
+        kind = options["format"]
+    elif kind is None and identity["model"]["source"] == "packaged":
+        kind = _PACKAGED_TYPE
+    if not found or kind is None:
+        return None
+    architecture = Architecture.from_config(found, strict=False)
+    weights = WeightFormat(kind, dtype=_COMPUTED_IN.get(kind, "float32"))
+    prompt, new = options["prompt_tokens"], options["new_tokens"]
+    # The cache is made for the whole context at once.
+    room = context_room(options)
+    keys, values = (CacheFormat(options[f"cache_type_{side}"].upper()) for side in ("k", "v"))
+    # Keys and values are alike in number, so each of the two formats holds half of the cache.
+    held = sum(kv_bytes(architecture, room, cache=side) for side in (keys, values)) // 2
+    whole = memory(
+        architecture,
+        batch=1,
+        prompt_tokens=min(prompt, options["micro_batch"]),
+        tokens=room,
+        weights=weights,
+        cache=keys,
+    )
+    weights_bytes = whole.weights_bytes
+    if options["format"] != formats.SOURCE:
+        weights_bytes += _finer_tables_bytes(architecture, kind)
+    layers = architecture.layer_count + 1
+    on_gpu = gpu_layers(options["gpu_layers"], layers)
+    split = 0 < on_gpu < layers
+
+    def steps() -> dict[str, Steps]:
+        if split:
+            return {}
+        first = _as_run(prefill(architecture, 1, prompt, weights, keys))
+        made = {"ttft_s": Steps(first, first)}
+        if new > 1:
+            step = _as_run(decode(architecture, 1, prompt + (new - 2) // 2, weights, keys))
+            made["tpot_s"] = Steps(step, step)
+        return made
+
+    return Expectation(
+        {
+            "weights_bytes": weights_bytes,
+            "kv_bytes": held,
+            "activation_bytes": whole.activation_bytes,
+        },
+        weights_bytes + held + whole.activation_bytes,
+        steps,
+        floor_bytes=weights_bytes + held,
+    )
+
+
+def _finer_tables_bytes(architecture: Architecture, kind: str) -> int:
+    """What a file made here has more than one of llama.cpp's quantizer: Q8_0 tables."""
+    from orchestrator.model import WeightFormat
+    from orchestrator.model.weights import embedding_bytes, head_bytes
+
+    def tables(table_kind: str) -> int:
+        weights = WeightFormat(table_kind)
+        head = 0 if architecture.tied else head_bytes(architecture, weights)
+        return embedding_bytes(architecture, weights) + head
+
+    finer = requantize.table_format(kind)
+    return 0 if finer == kind else tables(finer) - tables(kind)
+
+
+def _as_run(operations: tuple[Operation, ...]) -> tuple[Operation, ...]:
+    """Bounded by peaks and bandwidth: what was timed under torch says nothing of its kernels."""
+    return tuple(
+        replace(
+            operation,
+            launches=0,
+            dtype=_PACKED_PRODUCT if operation.packed else operation.dtype,
+            packed=False,
+            groups=0.0,
+        )
+        for operation in operations
+    )

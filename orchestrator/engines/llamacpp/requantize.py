@@ -1,0 +1,77 @@
+"""Writes a GGUF file in another format: ``python -m orchestrator.engines.llamacpp.requantize GGUF OUT FORMAT``.
+
+Every matrix is dequantized to float32 and quantized again; vectors stay float32. Embeddings and the
+output head are Q8_0 in formats below eight bits, as quantizers of GGUF files keep them finer.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+from pathlib import Path
+from typing import Any
+
+NO_SPACE = 28
+_FINER = ("token_embd.weight", "output.weight")
+_FINER_FORMAT = "Q8_0"
+_EIGHT_BITS_OR_MORE = ("BF16", "Q8_0")
+# Q8_0, Q5_1, Q4_x and MXFP4 pack blocks of 32 along a row.
+_BLOCK = 32
+_FILE_TYPES = {"BF16": 32, "Q8_0": 7, "Q5_1": 9, "Q4_0": 2, "Q4_1": 3, "MXFP4": 38}
+
+
+def main(source: Path, target: Path, name: str) -> None:
+    """Write ``source`` to ``target`` with its matrices in ``name``."""
+    import gguf
+    import numpy as np
+    from gguf import quants
+
+    reader = gguf.GGUFReader(source)
+    architecture = reader.fields["general.architecture"].contents()
+    writer = gguf.GGUFWriter(target, str(architecture))
+    _copy_metadata(reader, writer, name)
+    for tensor in reader.tensors:
+        values = quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
+        kind = gguf.GGMLQuantizationType[_format_of(tensor.name, tensor.shape.tolist(), name)]
+        if kind is gguf.GGMLQuantizationType.F32:
+            writer.add_tensor(tensor.name, values)
+        else:
+            writer.add_tensor(tensor.name, quants.quantize(values, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _format_of(name: str, shape: list[int], wanted: str) -> str:
+    """GGUF gives a shape with the length of a row first."""
+    if len(shape) < 2 or shape[0] % _BLOCK:
+        return "F32"
+    return table_format(wanted) if name in _FINER else wanted
+
+
+def table_format(wanted: str) -> str:
+    """What embeddings and the output head are written in, in a file of the format ``wanted``."""
+    return wanted if wanted in _EIGHT_BITS_OR_MORE else _FINER_FORMAT
+
+
+def _copy_metadata(reader: Any, writer: Any, name: str) -> None:
+    import gguf
+
+    for field in reader.fields.values():
+        # The writer has these from its own arguments, and what is in the file is no more so.
+        if field.name.startswith("GGUF.") or field.name == "general.architecture":
+            continue
+        value = _FILE_TYPES[name] if field.name == "general.file_type" else field.contents()
+        kind = field.types[0]
+        inner = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
+        writer.add_key_value(field.name, value, kind, sub_type=inner)
+
+
+if __name__ == "__main__":
+    try:
+        main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            sys.exit(NO_SPACE)
+        raise

@@ -1,0 +1,38 @@
+"""How tasks get a model: found, checked, fetched, loaded, and proven to be what was asked for."""
+
+from orchestrator.engines.transformers.feasible import (
+    check_attention,
+    check_compile,
+    check_length,
+    check_model,
+    check_not_negative,
+    check_positive,
+)
+from orchestrator.engines.transformers.footprint import Footprint, footprint
+from orchestrator.engines.transformers.load import (
+    PRELOAD,
+    Prepared,
+    load,
+    load_unmeasured,
+    prepare,
+    release_free_memory,
+    thread_count,
+)
+
+__all__ = [
+    "PRELOAD",
+    "Footprint",
+    "Prepared",
+    "check_attention",
+    "check_compile",
+    "check_length",
+    "check_model",
+    "check_not_negative",
+    "check_positive",
+    "footprint",
+    "load",
+    "load_unmeasured",
+    "prepare",
+    "release_free_memory",
+    "thread_count",
+]

@@ -1,0 +1,68 @@
+"""Has a GGUF file turned into safetensors and a tokenizer, once, in a process of its own.
+
+A measured process that had just dequantised a model would start with warm kernels, a fragmented
+heap and a higher peak than the next one, which finds the conversion in the cache; so it happens
+elsewhere (``dequantise.py``).
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from orchestrator.engines.cache import cache_root, publish
+from orchestrator.engines.inspection import inspect_gguf
+from orchestrator.measure import InputError
+
+# Part of the cache key: raise it when the same file would convert to something else.
+CONVERSION_VERSION = 1
+
+
+def converted(gguf: Path, digest: str) -> Path:
+    """Directory with ``gguf`` dequantised to float32 safetensors, made on first use.
+
+    Parameters
+    ----------
+    gguf : Path
+        The file.
+    digest : str
+        Digest of its content, 64 hex digits: the cache key.
+
+    Raises
+    ------
+    InputError
+        If the file is damaged or of an architecture that transformers cannot read.
+    """
+    final = cache_root() / "converted" / f"{digest[:32]}-v{CONVERSION_VERSION}"
+
+    def build(directory: Path) -> None:
+        inspect_gguf(gguf)
+        root = str(Path(__file__).resolve().parents[2])
+        search_path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "orchestrator.engines.transformers.dequantise",
+                str(gguf),
+                str(directory),
+            ],
+            env={**os.environ, "PYTHONPATH": search_path, "CUDA_VISIBLE_DEVICES": ""},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
+        if done.returncode != 0:
+            sys.stderr.write(done.stdout)
+            last = (done.stdout.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+            raise InputError(
+                f"transformers cannot convert this GGUF file: {last[:300]}",
+                where=str(gguf),
+                fix="Use a GGUF of an architecture it supports, or model=path with safetensors",
+            )
+
+    return publish(final, build)

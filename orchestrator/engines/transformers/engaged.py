@@ -1,0 +1,116 @@
+"""Proof that a loaded model is what was asked for: weights, attention, device, threads.
+
+A number under a label ``nf4`` that was measured on float32 weights is worse than no number. Every
+check writes what was asked and what was found, and raises ``Mismatch`` where they differ.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.engines.transformers.quantization import FOUR_BIT
+from orchestrator.measure import Recorder
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# Of the parameters outside embeddings, this share at least must be quantized for the label to be
+# true: mixture-of-experts models hold most weights in fused tensors that bitsandbytes leaves alone.
+_LEAST_QUANTIZED = 0.5
+
+
+def linear_kind(module: nn.Module) -> str:
+    """What a linear layer's weights are: ``float32``, ``int8``, ``nf4``, ``nf4+double`` ..."""
+    weight: Any = module.weight
+    kind = type(module).__name__
+    dtype = str(weight.dtype).removeprefix("torch.")
+    if kind == "Linear":
+        return dtype
+    if kind == "Linear8bitLt":
+        return "int8" if dtype == "int8" else f"Linear8bitLt[{dtype}]"
+    if kind == "Linear4bit":
+        state = getattr(weight, "quant_state", None)
+        if state is None or dtype != "uint8":
+            return f"Linear4bit[{dtype}]"
+        return f"{state.quant_type}{'+double' if state.nested else ''}"
+    return f"{kind}[{dtype}]"
+
+
+def expected_kind(quant: Mapping[str, Any]) -> str:
+    """What :func:`linear_kind` must say of every linear layer under ``identity["quant"]``."""
+    scheme = str(quant["scheme"])
+    if scheme == "none":
+        return str(quant["dtype"])
+    if scheme in FOUR_BIT and quant["double_quant"]:
+        return f"{scheme}+double"
+    return scheme
+
+
+def check_weights(model: nn.Module, quant: Mapping[str, Any], recorder: Recorder) -> None:
+    """Every linear layer but the output head is of the scheme and dtype asked for.
+
+    To be called before the first call of the model, while double quantization can still be seen.
+
+    Raises
+    ------
+    Mismatch
+        If any layer is of another kind, or too little of the model is quantized.
+    """
+    import torch
+
+    asked = expected_kind(quant)
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    linears = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head]
+    kinds = Counter(linear_kind(module) for module in linears)
+    if not kinds:  # GPT-2's kind of layer: no nn.Linear at all
+        kinds = Counter(
+            str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.dim() > 1
+        )
+    got = ", ".join(f"{kind} x {count}" for kind, count in sorted(kinds.items()))
+    recorder.engaged("weights", asked, got, ok=set(kinds) == {asked})
+    if quant["scheme"] != "none":
+        _check_share(model, asked, recorder)
+        compute = {str(m.compute_dtype) for m in linears if hasattr(m, "compute_dtype")}
+        if compute:
+            got = ", ".join(sorted(c.removeprefix("torch.") for c in compute))
+            recorder.engaged("compute dtype", quant["dtype"], got)
+
+
+def check_setting(
+    model: nn.Module, attention: str, device: Mapping[str, Any], threads: int, recorder: Recorder
+) -> None:
+    """Attention implementation, device and intra-op threads are as asked.
+
+    Raises
+    ------
+    Mismatch
+        If one is not.
+    """
+    import torch
+
+    config: Any = model.config
+    recorder.engaged("attention", attention, config._attn_implementation)
+    devices = {tensor.device.type for tensor in (*model.parameters(), *model.buffers())}
+    recorder.engaged("device", device["kind"], ", ".join(sorted(devices)))
+    recorder.engaged("threads", threads, torch.get_num_threads())
+
+
+def _check_share(model: nn.Module, asked: str, recorder: Recorder) -> None:
+    from orchestrator.engines.transformers.footprint import footprint
+
+    size = footprint(model)
+    embeddings = {
+        id(module.weight): int(module.weight.numel())
+        for module in (model.get_input_embeddings(), model.get_output_embeddings())
+        if module is not None
+    }
+    body = size.parameters - sum(embeddings.values())
+    share = size.quantized_parameters / body if body else 0.0
+    recorder.engaged(
+        "quantized share",
+        f"{asked} for most parameters outside the embeddings",
+        f"{share:.3f}",
+        ok=share >= _LEAST_QUANTIZED,
+    )

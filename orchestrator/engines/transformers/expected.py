@@ -1,0 +1,118 @@
+"""What arithmetic expects of an inference and of a training step, for predictions and preflight."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.engines.transformers.configuration import known_config
+from orchestrator.measure import Identity
+
+if TYPE_CHECKING:
+    from orchestrator.model import Architecture, Expectation, WeightFormat
+
+
+def expect_inference(identity: Identity, config: Mapping[str, Any] | None) -> Expectation | None:
+    """Sizes, time to the first token and time per token of ``task=inference``.
+
+    Parameters
+    ----------
+    config : mapping or None
+        The model's Hugging Face configuration; None: as far as it can be had without loading.
+
+    Returns
+    -------
+    Expectation or None
+        None where the configuration is not at hand.
+
+    Raises
+    ------
+    ConfigError
+        If the arithmetic does not know the model, or a field is missing.
+    """
+    # Here and not above: planning imports every task, and mostly asks it for nothing of this.
+    from orchestrator.model import (
+        CacheFormat,
+        Execution,
+        Expectation,
+        Steps,
+        decode,
+        kv_bytes,
+        memory,
+        prefill,
+    )
+
+    found = config if config is not None else known_config(identity["model"])
+    if found is None:
+        return None
+    architecture = _architecture(json.dumps(found, sort_keys=True))
+    options = identity["task"]
+    batch, prompt, new = options["batch_size"], options["prompt_tokens"], options["new_tokens"]
+    weights = _weights(identity)
+    cache = CacheFormat(weights.dtype)
+    held = memory(
+        architecture,
+        batch=batch,
+        prompt_tokens=prompt,
+        # The last token is never fed back, so it is never cached.
+        tokens=prompt + new - 1,
+        weights=weights,
+        cache=cache,
+    )
+    sizes = {
+        "weights_bytes": held.weights_bytes,
+        "kv_bytes": kv_bytes(architecture, prompt + new - 1, batch=batch, cache=cache),
+        "activation_bytes": held.activation_bytes,
+    }
+
+    def steps() -> dict[str, Steps]:
+        eager = Execution(
+            fused=bool(options.get("compile")),
+            causal=options.get("attention") != "eager",
+            absorbed=False,
+        )
+        common = (weights, cache)
+        found = {
+            "ttft_s": Steps(
+                prefill(architecture, batch, prompt, *common),
+                prefill(architecture, batch, prompt, *common, eager),
+            )
+        }
+        if new > 1:
+            middle = prompt + (new - 2) // 2
+            found["tpot_s"] = Steps(
+                decode(architecture, batch, middle, *common),
+                decode(architecture, batch, middle, *common, eager),
+            )
+        return found
+
+    floor = held.weights_bytes + held.kv_bytes
+    return Expectation(sizes, held.total_bytes, steps, floor_bytes=floor)
+
+
+@lru_cache(maxsize=256)
+def _architecture(config: str) -> Architecture:
+    from orchestrator.model import Architecture
+
+    return Architecture.from_config(json.loads(config), strict=False)
+
+
+def _weights(identity: Identity) -> WeightFormat:
+    from orchestrator.model import WeightFormat
+
+    on_cpu = identity["device"]["kind"] == "cpu"
+    return WeightFormat.from_quant(identity["quant"], packed_for_cpu=on_cpu and _repacks())
+
+
+@lru_cache(maxsize=1)
+def _repacks(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether bitsandbytes repacks four-bit weights on this CPU: where it has AVX512-BF16."""
+    try:
+        text = cpuinfo.read_text(errors="replace")
+    except OSError:
+        return False
+    flags = next((line for line in text.splitlines() if line.startswith("flags")), "")
+    return "avx512_bf16" in flags.split()

@@ -1,0 +1,136 @@
+"""What can be refused before anything is loaded, while a sweep is being planned.
+
+Nothing here imports torch or transformers: it is asked for every trial of a plan.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+from orchestrator.engines.source import context_tokens, find_problem
+from orchestrator.engines.transformers.quantization import DTYPES, QUANTIZED, SCHEMES
+from orchestrator.measure import ConfigError, Identity
+
+ATTENTIONS = ("sdpa", "eager", "flash_attention_2", "flex_attention")
+
+
+def check_model(identity: Identity) -> str | None:
+    """None, or one line why this model cannot be had at this quantization on this device.
+
+    Raises
+    ------
+    ConfigError
+        If the model does not exist or a value cannot be meant: no other trial would fare better.
+    """
+    if problem := find_problem(identity["model"]):
+        raise problem.as_config_error()
+    if identity["model"]["source"] == "random":
+        _check_sizes(json.dumps(identity["model"]["architecture"], sort_keys=True))
+    quant = identity["quant"]
+    if quant["scheme"] not in SCHEMES:
+        raise ConfigError(
+            f"unknown scheme {quant['scheme']!r}",
+            where="quant.scheme",
+            fix=f"Known: {', '.join(SCHEMES)}",
+        )
+    if quant["dtype"] not in DTYPES:
+        raise ConfigError(
+            f"unknown dtype {quant['dtype']!r}",
+            where="quant.dtype",
+            fix=f"Known: {', '.join(DTYPES)}",
+        )
+    if quant["scheme"] in QUANTIZED and not _installed("bitsandbytes"):
+        return f"{quant['scheme']} needs bitsandbytes: pip install bitsandbytes"
+    return None
+
+
+@lru_cache(maxsize=256)
+def _check_sizes(architecture: str) -> None:
+    """Refuse sizes that no model can have, before anything starts.
+
+    What else the arithmetic does not know may be right all the same: transformers decides.
+    """
+    from orchestrator.model import Architecture
+    from orchestrator.model.fields import ImpossibleSize
+
+    try:
+        Architecture.from_config(json.loads(architecture), strict=False)
+    except ImpossibleSize:
+        raise
+    except ConfigError:
+        return
+
+
+def check_attention(identity: Identity, attention: str) -> str | None:
+    """None, or one line why this attention implementation cannot be used.
+
+    Raises
+    ------
+    ConfigError
+        If there is none of that name.
+    """
+    if attention not in ATTENTIONS:
+        raise ConfigError(
+            f"unknown attention {attention!r}",
+            where="task.attention",
+            fix=f"Known: {', '.join(ATTENTIONS)}",
+        )
+    if attention != "flash_attention_2":
+        return None
+    if identity["device"]["kind"] != "cuda":
+        return "flash_attention_2 needs a CUDA device"
+    if identity["quant"]["dtype"] == "float32":
+        return "flash_attention_2 needs bfloat16 or float16, not float32"
+    if not _installed("flash_attn"):
+        return "flash_attention_2 needs flash-attn: pip install flash-attn"
+    return None
+
+
+def check_compile(identity: Identity, compile_asked: bool) -> str | None:
+    """None, or one line why the model cannot be compiled here."""
+    if compile_asked and identity["device"]["kind"] == "cpu" and _compiler() is None:
+        return "compile on the CPU needs a C++ compiler (g++ or clang++, or CXX)"
+    return None
+
+
+def check_length(model: Mapping[str, Any], tokens: int, named: str) -> str | None:
+    """None, or one line saying that ``tokens`` are more than the model's context, where known."""
+    limit = context_tokens(model)
+    if limit is not None and tokens > limit:
+        return f"{named} = {tokens} tokens, more than the model's context of {limit}"
+    return None
+
+
+def check_positive(options: Mapping[str, Any], *names: str) -> None:
+    """Raise :class:`ConfigError` for the first of the options ``names`` that is below 1."""
+    for name in names:
+        if options[name] < 1:
+            raise ConfigError(
+                f"{options[name]} is not positive", where=f"task.{name}", fix="Give at least 1"
+            )
+
+
+def check_not_negative(options: Mapping[str, Any], *names: str) -> None:
+    """Raise :class:`ConfigError` for the first of the options ``names`` that is below 0."""
+    for name in names:
+        if options[name] < 0:
+            raise ConfigError(
+                f"{options[name]} is negative", where=f"task.{name}", fix="Give 0 or more"
+            )
+
+
+@lru_cache(maxsize=16)
+def _installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def _compiler() -> str | None:
+    named = (os.environ.get("CXX") or "").split()
+    candidates = (*named[:1], "g++", "clang++", "c++")
+    return next((found for name in candidates if (found := shutil.which(name))), None)

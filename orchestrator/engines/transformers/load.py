@@ -1,0 +1,332 @@
+"""From ``identity`` to a model ready on its device, timed and proven to be what was asked for.
+
+::
+
+    prepare   threads, imports, download or conversion, digests      not part of load_s
+    load      read, quantize, move to the device                     load_s
+              engaged check
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.engines.digest import digest_files
+from orchestrator.engines.inspection import inspect_safetensors
+from orchestrator.engines.residency import resident_fraction
+from orchestrator.engines.source import (
+    context_of,
+    directory_problem,
+    find_problem,
+    model_path,
+    packaged_file,
+    weight_files,
+)
+from orchestrator.engines.transformers import hub
+from orchestrator.engines.transformers import random_weights as architecture
+from orchestrator.engines.transformers.convert import converted
+from orchestrator.engines.transformers.engaged import check_setting, check_weights
+from orchestrator.engines.transformers.quantization import (
+    import_bitsandbytes,
+    quantize_linears,
+    refuse_unpackable,
+    transformers_config,
+)
+from orchestrator.measure import Identity, Infeasible, InputError, Recorder, timed
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel
+
+# Imported by the fork server, so that no attempt pays for them. Never bitsandbytes.
+PRELOAD = (
+    "torch",
+    "transformers",
+    "transformers.modeling_utils",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.llama.modeling_llama",
+)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model found, checked and fetched, but not loaded.
+
+    Attributes
+    ----------
+    directory : Path or None
+        Where ``config.json`` and the safetensors are; None for random weights.
+    weights_digest : str
+        SHA-256 over the content of the source's files (of the GGUF, not of its conversion).
+    """
+
+    config: PretrainedConfig
+    directory: Path | None
+    files: tuple[Path, ...]
+    weights_digest: str
+
+    @property
+    def context_tokens(self) -> int | None:
+        """Longest sequence the configuration allows; None where it is silent."""
+        return context_of(self.config.to_dict())
+
+    def require_context(
+        self, tokens: int, named: str, *, where: str = "task", fix: str = "Shorten it"
+    ) -> None:
+        """Raise :class:`InputError` where ``tokens`` are more than the model's context.
+
+        Planning asks the same of models whose configuration is at hand then; of others it is known
+        only now.
+        """
+        limit = self.context_tokens
+        if limit is not None and tokens > limit:
+            raise InputError(
+                f"{named} = {tokens}, more than the model's context of {limit}",
+                where=where,
+                fix=fix,
+            )
+
+
+def prepare(identity: Identity, recorder: Recorder) -> Prepared:
+    """Do all that comes before loading: threads, imports, download, conversion, digest.
+
+    Raises
+    ------
+    InputError
+        If the model cannot be had or its files are damaged.
+    Infeasible
+        If the device or bitsandbytes is missing here.
+    """
+    import torch
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+    from transformers.utils.logging import disable_progress_bar
+
+    model = identity["model"]
+    with recorder.phase("prepare", measured=False):
+        disable_progress_bar()
+        if identity["device"]["kind"] == "cuda" and not torch.cuda.is_available():
+            raise Infeasible("torch sees no CUDA device here", where="device=cuda")
+        torch.set_num_threads(thread_count(identity["device"]))
+        if identity["quant"]["scheme"] != "none":
+            import_bitsandbytes()
+        if problem := find_problem(model):
+            raise problem.as_input_error()
+        prepared = _prepare(identity)
+        # The model's own code is imported on first use: that is not loading weights.
+        if type(prepared.config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+            MODEL_FOR_CAUSAL_LM_MAPPING[type(prepared.config)]
+    recorder.fact("weights_digest", prepared.weights_digest)
+    recorder.fact("model_type", prepared.config.model_type)
+    # As plain data: a supervisor without transformers predicts from it.
+    recorder.fact("model_config", json.loads(prepared.config.to_json_string(use_diff=False)))
+    return prepared
+
+
+def load(
+    prepared: Prepared, identity: Identity, recorder: Recorder, *, attention: str = "sdpa"
+) -> PreTrainedModel:
+    """Load what was prepared, record ``load_s``, and prove that it is what was asked for.
+
+    Parameters
+    ----------
+    attention : str
+        ``sdpa``, ``eager``, ``flash_attention_2`` or ``flex_attention``.
+
+    Raises
+    ------
+    InputError
+        If the weights do not belong to the configuration.
+    Mismatch
+        If what was loaded is not what was asked for.
+    """
+    resident = resident_fraction(prepared.files) if prepared.files else None
+    recorder.fact(
+        "page_cache",
+        {
+            "controlled": False,
+            "resident_fraction_before_load": resident,
+            "bytes": sum(file.stat().st_size for file in prepared.files),
+        },
+    )
+    with recorder.phase("load", measured=False), timed(recorder.clock) as span:
+        model = load_unmeasured(
+            prepared,
+            identity["quant"],
+            identity["device"],
+            identity["seed"],
+            attention=attention,
+            trust_remote_code=identity["model"]["trust_remote_code"],
+        )
+    recorder.value("load_s", "s", span.seconds)
+    release_free_memory()
+    check_weights(model, identity["quant"], recorder)
+    threads = thread_count(identity["device"])
+    check_setting(model, attention, identity["device"], threads, recorder)
+    return model
+
+
+def load_unmeasured(
+    prepared: Prepared,
+    quant: Mapping[str, Any],
+    device: Mapping[str, Any],
+    seed: int,
+    *,
+    attention: str = "sdpa",
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """A model in evaluation mode, its weights in memory on the device, nothing recorded."""
+    target = _target_device(device)
+    if prepared.directory is None:
+        model = architecture.build(prepared.config, seed, quant["dtype"], attention)
+        if quant["scheme"] != "none":
+            quantize_linears(model, quant, target)
+        model = model.to(target)
+    else:
+        model = _read(prepared.directory, quant, target, attention, trust_remote_code)
+        if target.type == "cpu":
+            _bring_into_memory(model, prepared.files)
+    refuse_unpackable(model, quant)
+    model.requires_grad_(False)
+    return model.eval()
+
+
+def thread_count(device: Mapping[str, Any]) -> int:
+    """Intra-op threads: as configured, else as many as the cores this process may run on."""
+    return int(device["threads"] or len(os.sched_getaffinity(0)))
+
+
+def release_free_memory() -> None:
+    """Give freed heap back to the system, so that what is held is what is used."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
+    if trim is not None:
+        trim(0)
+
+
+def _prepare(identity: Identity) -> Prepared:
+    model = identity["model"]
+    source = model["source"]
+    if source == "random":
+        config = architecture.configuration(model["architecture"])
+        digest = architecture.digest(model["architecture"], identity["seed"])
+        return Prepared(config, None, (), digest)
+    if source in ("packaged", "gguf"):
+        gguf = packaged_file() if source == "packaged" else model_path(model)
+        assert gguf is not None  # find_problem has looked
+        digest = digest_files([gguf])
+        directory = converted(gguf, digest)
+        files = weight_files(directory)
+    else:
+        trusted = bool(model["trust_remote_code"])
+        directory = (
+            model_path(model)
+            if source == "path"
+            else hub.fetch(model["id"], model["revision"], code=trusted)
+        )
+        if problem := directory_problem(directory):
+            raise problem.as_input_error()
+        files = weight_files(directory)
+        for file in files:
+            inspect_safetensors(file)
+        digest = digest_files(files)
+    config = _configuration(directory, bool(model["trust_remote_code"]))
+    return Prepared(config, directory, tuple(files), digest)
+
+
+def _configuration(directory: Path, trust_remote_code: bool) -> PretrainedConfig:
+    from transformers import AutoConfig
+
+    try:
+        json.loads((directory / "config.json").read_text())
+        return AutoConfig.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+    except Exception as error:  # its validators raise types of their own
+        line = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"this configuration cannot be used: {line}", where=str(directory / "config.json")
+        ) from error
+
+
+def _read(
+    directory: Path,
+    quant: Mapping[str, Any],
+    target: torch.device,
+    attention: str,
+    trust_remote_code: bool,
+) -> PreTrainedModel:
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    quantization = transformers_config(quant)
+    device_map: Any = None
+    if target.type == "cuda":
+        device_map = {"": target.index} if torch.cuda.device_count() == 1 else "auto"
+    elif quantization is not None:
+        device_map = {"": "cpu"}
+    try:
+        model, notes = AutoModelForCausalLM.from_pretrained(
+            directory,
+            dtype=getattr(torch, quant["dtype"]),
+            attn_implementation=attention,
+            quantization_config=quantization,
+            device_map=device_map,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # named below, instead of in a table and a riddle
+        )
+    except ImportError as error:
+        raise Infeasible(_line(error), where=str(directory)) from error
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise InputError(
+            f"the model cannot be loaded: {_line(error)}", where=str(directory)
+        ) from error
+    missing = sorted(notes.get("missing_keys") or ())
+    mismatched = sorted(str(entry[0]) for entry in notes.get("mismatched_keys") or ())
+    # transformers fills both with random numbers and goes on.
+    for names, what in ((missing, "lack"), (mismatched, "have another shape in")):
+        if names:
+            raise InputError(
+                f"the weights {what} {len(names)} tensors, for example {names[0]}",
+                where=str(directory),
+                fix="The files must belong to config.json",
+            )
+    return model
+
+
+def _bring_into_memory(model: PreTrainedModel, files: tuple[Path, ...]) -> None:
+    """Copy weights that are still a mapping of their file into memory of this process.
+
+    Without it the first call would read the disk, and the load would seem to take no time.
+    """
+    names = {str(file.resolve()) for file in files}
+    mapped: list[tuple[int, int]] = []
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        fields = line.split(maxsplit=5)
+        if len(fields) == 6 and fields[5] in names:
+            begin, _, end = fields[0].partition("-")
+            mapped.append((int(begin, 16), int(end, 16)))
+    for parameter in model.parameters():
+        address = parameter.data_ptr()
+        if any(begin <= address < end for begin, end in mapped):
+            parameter.data = parameter.data.clone()
+
+
+def _target_device(device: Mapping[str, Any]) -> torch.device:
+    import torch
+
+    return torch.device("cuda", 0) if device["kind"] == "cuda" else torch.device("cpu")
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

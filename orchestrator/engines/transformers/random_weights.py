@@ -1,0 +1,81 @@
+"""Models with random weights: the speed of an architecture without its download."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.engines.digest import digest_json
+from orchestrator.measure import InputError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+# Part of the weights digest: raise it when the same seed would give other weights.
+RANDOM_VERSION = 1
+
+
+def configuration(architecture: Mapping[str, Any]) -> PretrainedConfig:
+    """The transformers configuration of a dict with ``model_type``.
+
+    Raises
+    ------
+    InputError
+        If transformers knows no such model type (the nearest ones are named) or refuses a value.
+    """
+    from transformers import AutoConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    values = dict(architecture)
+    model_type = str(values.pop("model_type"))
+    if model_type not in CONFIG_MAPPING_NAMES:
+        near = difflib.get_close_matches(model_type, CONFIG_MAPPING_NAMES, n=3, cutoff=0.5)
+        raise InputError(
+            f"unknown model_type {model_type!r}",
+            where="model.architecture",
+            fix=f"Nearest: {', '.join(near)}" if near else "See the model types of transformers",
+        )
+    try:
+        return AutoConfig.for_model(model_type, **values)
+    except Exception as error:  # its validators raise types of their own
+        line = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"{model_type} refuses this configuration: {line}", where="model.architecture"
+        ) from error
+
+
+def build(config: PretrainedConfig, seed: int, dtype: str, attention: str) -> PreTrainedModel:
+    """A causal language model with seeded weights on the CPU.
+
+    Weights are drawn in float32 and rounded to ``dtype`` afterwards, so that one seed means the
+    same weights at every precision. Only parameters are rounded: rotary frequencies stay float32,
+    as they do in a model that was loaded.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            model = AutoModelForCausalLM.from_config(
+                config, dtype=torch.float32, attn_implementation=attention
+            )
+        except (ValueError, TypeError, ZeroDivisionError, IndexError, AssertionError) as error:
+            line = " ".join(str(error).split())[:300]
+            raise InputError(
+                f"{config.model_type} cannot be built as a language model: {line}",
+                where="model.architecture",
+            ) from error
+    target = getattr(torch, dtype)
+    keep = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and not keep.intersection(name.split(".")):
+            parameter.data = parameter.data.to(target)
+    model.config.dtype = target
+    return model
+
+
+def digest(architecture: Mapping[str, Any], seed: int) -> str:
+    """Stands for the weights of :func:`build`, which are never written to a file."""
+    return digest_json({"random": RANDOM_VERSION, "architecture": dict(architecture), "seed": seed})

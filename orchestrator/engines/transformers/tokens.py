@@ -1,0 +1,177 @@
+"""The token ids that tasks feed to a model: seeded random prompts, and text for quality."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.engines.digest import digest_text
+from orchestrator.engines.transformers import Prepared
+from orchestrator.measure import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
+# Text read for each token wanted: no language comes near so many characters a token.
+_CHARACTERS_A_TOKEN = 64
+
+
+def prompt(prepared: Prepared, seed: int, batch_size: int, length: int) -> torch.Tensor:
+    """Seeded random token ids, never special ones: (batch_size, length), int64, on the CPU.
+
+    An end-of-text or padding id inside a prompt would be treated unlike text by some models.
+    """
+    import torch
+
+    allowed = torch.tensor(_ordinary_ids(prepared))
+    generator = torch.Generator().manual_seed(seed)
+    picks = torch.randint(len(allowed), (batch_size, length), generator=generator)
+    return allowed[picks]
+
+
+def has_tokenizer(prepared: Prepared) -> bool:
+    """Whether the model came with a tokenizer; random weights have none."""
+    directory = prepared.directory
+    return directory is not None and any((directory / name).is_file() for name in _TOKENIZER_FILES)
+
+
+def text_ids(prepared: Prepared, name: str, count: int, *, trust_remote_code: bool) -> list[int]:
+    """The first ``count`` token ids of a text, without special tokens.
+
+    Parameters
+    ----------
+    name : str
+        As :func:`read_text` takes it.
+
+    Raises
+    ------
+    InputError
+        If the text or the tokenizer cannot be used, or the text is too short.
+    """
+    from transformers import AutoTokenizer
+
+    text = read_text(name, count * _CHARACTERS_A_TOKEN)
+    if not has_tokenizer(prepared):
+        raise InputError(
+            "this model has no tokenizer to read a text with",
+            where="task.text",
+            fix="Use task.text=random",
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            prepared.directory, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    except Exception as error:  # tokenizers raise types of their own
+        line = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"the tokenizer cannot be used: {line}", where=str(prepared.directory)
+        ) from error
+    if len(ids) < count:
+        raise InputError(
+            f"the text has {len(ids)} tokens, {count} are needed",
+            where=f"task.text={name}",
+            fix="Give a longer text or fewer quality tokens",
+        )
+    return [int(i) for i in ids[:count]]
+
+
+def read_text(name: str, characters: int) -> str:
+    """The beginning of a text.
+
+    Parameters
+    ----------
+    name : str
+        ``pydoc_topics`` (Python's own language reference, on every machine; it changes from one
+        Python version to the next, so its digest belongs to the result), a ``.txt`` or
+        ``.parquet`` file (its ``text`` column), or ``hub:OWNER/NAME/FILE`` for a file of a dataset
+        on the Hugging Face hub.
+    characters : int
+        Most characters to return.
+
+    Raises
+    ------
+    InputError
+        If there is no such text.
+    """
+    if name == "pydoc_topics":
+        from pydoc_data.topics import topics
+
+        return "\n\n".join(topics[key] for key in sorted(topics))[:characters]
+    file = _dataset_file(name) if name.startswith("hub:") else Path(name).expanduser()
+    if not file.is_file():
+        raise InputError(
+            "no such text",
+            where=f"task.text={name}",
+            fix="Use pydoc_topics, random, a .txt or .parquet file, or hub:OWNER/NAME/FILE",
+        )
+    try:
+        if file.suffix == ".parquet":
+            return _parquet_text(file, characters)
+        with file.open(encoding="utf-8") as stream:
+            return stream.read(characters)
+    except (OSError, ValueError, KeyError) as error:
+        line = " ".join(str(error).split())[:200]
+        raise InputError(f"this text cannot be read: {line}", where=str(file)) from error
+
+
+def ids_digest(ids: list[int]) -> str:
+    """SHA-256 of a sequence of token ids."""
+    return digest_text(",".join(map(str, ids)))
+
+
+def _ordinary_ids(prepared: Prepared) -> list[int]:
+    config: Any = prepared.config.get_text_config(decoder=True)
+    special: set[int] = set()
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id"):
+        value = getattr(config, key, None)
+        special.update(value if isinstance(value, list) else [value] if value is not None else [])
+    size = int(config.vocab_size)
+    file = prepared.directory / "tokenizer.json" if prepared.directory else None
+    if file is not None and file.is_file():
+        tokenizer = json.loads(file.read_text(encoding="utf-8"))
+        added = tokenizer.get("added_tokens") or []
+        special.update(token["id"] for token in added if token.get("special"))
+        known = (tokenizer.get("model") or {}).get("vocab")
+        if known:  # the embedding may be padded past the last real token
+            size = min(size, len(known) + len(added))
+    ordinary = [token for token in range(size) if token not in special]
+    if not ordinary:
+        raise InputError("the vocabulary has no ordinary tokens", where="model")
+    return ordinary
+
+
+def _parquet_text(file: Path, characters: int) -> str:
+    import pyarrow.parquet
+
+    rows: list[str] = []
+    length = 0
+    parquet = pyarrow.parquet.ParquetFile(file)
+    if "text" not in parquet.schema_arrow.names:
+        raise ValueError("it has no column 'text'")
+    for batch in parquet.iter_batches(columns=["text"]):
+        for row in batch.column(0).to_pylist():
+            rows.append(row or "")
+            length += len(rows[-1]) + 1
+            if length >= characters:
+                return "\n".join(rows)[:characters]
+    return "\n".join(rows)
+
+
+def _dataset_file(name: str) -> Path:
+    from huggingface_hub import errors, hf_hub_download
+
+    parts = name.removeprefix("hub:").split("/", 2)
+    if len(parts) != 3:
+        raise InputError("not a file of a dataset", where=name, fix="Write hub:OWNER/NAME/FILE")
+    try:
+        return Path(hf_hub_download("/".join(parts[:2]), parts[2], repo_type="dataset"))
+    except (errors.EntryNotFoundError, errors.HfHubHTTPError, OSError, ValueError) as error:
+        line = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"the dataset cannot be fetched: {line}",
+            where=name,
+            fix="Check its name, go online, or use a local file",
+        ) from error

@@ -1,0 +1,328 @@
+"""A training step: FLOPs of forward, backward and optimizer, MFU, memory.
+
+Model FLOPs are what the mathematics needs: backward costs twice the forward pass, once for the
+gradients of the activations and once for those of the weights. What is computed again to save
+memory counts as hardware FLOPs only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from orchestrator.model.architecture import (
+    ATTENTION,
+    EMBEDDING,
+    FEED_FORWARD,
+    LOSS,
+    OPTIMIZER,
+    Architecture,
+    Layer,
+)
+from orchestrator.model.kv_cache import CacheFormat
+from orchestrator.model.operations import (
+    BACKWARD,
+    FORWARD,
+    IDEAL,
+    Execution,
+    Operation,
+    flops,
+    forward,
+    inner_width,
+)
+from orchestrator.model.parameters import parameter_count
+from orchestrator.model.weights import DTYPE_BYTES, WeightFormat
+
+_FLOAT32 = 4
+# Numbers that AdamW reads or writes for a parameter: weight, gradient and both moments in, all but
+# the gradient out.
+_ADAMW_PASSES = 7
+# Fused attention computes its scores again on the way back: five products where there were two.
+_RECOMPUTED_ATTENTION = 2.5
+
+
+@dataclass(frozen=True)
+class StepFlops:
+    """FLOPs of one training step.
+
+    Attributes
+    ----------
+    forward, backward : float
+        Model FLOPs; they add up to ``model``.
+    hardware : float
+        With what checkpointing and fused attention compute again.
+    """
+
+    forward: float
+    backward: float
+    hardware: float
+
+    @property
+    def model(self) -> float:
+        """What MFU is about."""
+        return self.forward + self.backward
+
+
+@lru_cache(maxsize=1024)
+def step_flops(
+    architecture: Architecture,
+    batch: int,
+    tokens: int,
+    *,
+    causal: bool = True,
+    checkpointing: bool = False,
+    fused_attention: bool = True,
+) -> StepFlops:
+    """FLOPs of forward and backward over ``batch`` sequences of ``tokens``, all logits.
+
+    Parameters
+    ----------
+    causal : bool
+        Count the half of attention that the mask leaves; False for the square that is executed by
+        code that masks afterwards, and that ``torch.utils.flop_counter`` counts.
+    checkpointing : bool
+        Every layer is computed once more in the backward pass, but for a last product whose result
+        nothing needs: torch stops recomputing there.
+    """
+    step = _forward(architecture, batch, tokens, WeightFormat(), Execution(causal=causal))
+    once = flops(step)
+    attention = sum(o.count * o.flops for o in step if o.part == ATTENTION)
+    again = flops(_recomputed(architecture, step)) if checkpointing else 0.0
+    if fused_attention:
+        again += (_RECOMPUTED_ATTENTION - 2.0) * attention
+    return StepFlops(once, 2.0 * once, 3.0 * once + again)
+
+
+def utilisation(step_flops_each: float, step_s: float, peak_flops_per_s: float) -> float:
+    """Share of the peak: MFU of model FLOPs, HFU of hardware FLOPs."""
+    return step_flops_each / (step_s * peak_flops_per_s)
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """Memory of a training step at its highest, which is the end of the forward pass.
+
+    Attributes
+    ----------
+    weights_bytes, gradients_bytes, optimizer_bytes : int
+    activations_bytes : int
+        Kept for the backward pass.
+    logits_bytes : int
+        Logits and what the loss keeps of them, all in float32.
+    """
+
+    weights_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
+    activations_bytes: int
+    logits_bytes: int
+
+    @property
+    def states_bytes(self) -> int:
+        """Weights, gradients and moments: exact, and there between the steps too."""
+        return self.weights_bytes + self.gradients_bytes + self.optimizer_bytes
+
+    @property
+    def total_bytes(self) -> int:
+        """All of it."""
+        return self.states_bytes + self.activations_bytes + self.logits_bytes
+
+
+def training_memory(
+    architecture: Architecture,
+    batch: int,
+    tokens: int,
+    *,
+    parameter_dtype: str = "float32",
+    compute_dtype: str | None = None,
+    optimizer: bool = True,
+    checkpointing: bool = False,
+    fused_attention: bool = True,
+) -> TrainingMemory:
+    """Memory of one step of eager transformers code with AdamW.
+
+    Parameters
+    ----------
+    parameter_dtype : str
+        Of weights, gradients and moments.
+    compute_dtype : str, optional
+        Of activations under autocast, which keeps a copy of the weights in it; None: the same.
+    fused_attention : bool
+        Scores are not kept; otherwise every layer keeps its square of them twice.
+    """
+    width = DTYPE_BYTES[parameter_dtype]
+    active = DTYPE_BYTES[compute_dtype or parameter_dtype]
+    parameters = parameter_count(architecture)
+    states = parameters * width
+    copies = parameters * active if compute_dtype not in (None, parameter_dtype) else 0
+    kept = [
+        (_kept_bytes_per_token(architecture, layer, active, width), layer, count)
+        for layer, count in architecture.layers
+    ]
+    rows = batch * tokens
+    if checkpointing:
+        inputs = architecture.layer_count * rows * architecture.hidden * active
+        activations = inputs + rows * max(each for each, _, _ in kept)
+    else:
+        activations = rows * sum(each * count for each, _, count in kept)
+    if not fused_attention:
+        # Softmax keeps its result in float32 and again as computed with.
+        squares = [layer.attention.heads * count for _, layer, count in kept]
+        if checkpointing:
+            squares = [max(layer.attention.heads for _, layer, _ in kept)]
+        activations += sum(squares) * batch * tokens * tokens * (_FLOAT32 + active)
+    logits = rows * architecture.vocabulary * (active + 2 * _FLOAT32)
+    return TrainingMemory(
+        weights_bytes=states + copies,
+        gradients_bytes=states,
+        optimizer_bytes=2 * states if optimizer else 0,
+        activations_bytes=activations,
+        logits_bytes=logits,
+    )
+
+
+@dataclass(frozen=True)
+class StepOperations:
+    """Operations of a training step by phase."""
+
+    forward: tuple[Operation, ...]
+    backward: tuple[Operation, ...]
+    optimizer: tuple[Operation, ...]
+
+
+def step_operations(
+    architecture: Architecture,
+    batch: int,
+    tokens: int,
+    *,
+    parameter_dtype: str = "float32",
+    compute_dtype: str | None = None,
+    execution: Execution = IDEAL,
+    checkpointing: bool = False,
+) -> StepOperations:
+    """Operations of one step: the forward pass and its loss, twice as much back, AdamW."""
+    dtype = compute_dtype or parameter_dtype
+    weights = WeightFormat("none", dtype)
+    ahead = _forward(architecture, batch, tokens, weights, execution)
+    logits = float(batch * tokens * architecture.vocabulary)
+    # Widened, reduced, subtracted, exponentiated, gathered; then once more for its gradient.
+    loss = Operation(
+        LOSS,
+        0.0,
+        6.0 * logits * _FLOAT32,
+        launches=6,
+        dtype=dtype,
+        working_bytes=4.0 * logits,
+        elements=logits,
+        mode=FORWARD,
+    )
+    ahead = (*ahead, loss)
+    back = tuple(_backward(operation) for operation in ahead if operation.part != EMBEDDING)
+    back = (_embedding_gradient(architecture, parameter_dtype), *back)
+    if checkpointing:
+        back = (*back, *_recomputed(architecture, ahead))
+    return StepOperations(ahead, back, _optimizer(architecture, parameter_dtype))
+
+
+def _recomputed(architecture: Architecture, ahead: tuple[Operation, ...]) -> tuple[Operation, ...]:
+    """What checkpointing runs once more of a forward pass: its layers."""
+    kept: list[Operation] = []
+    # In the order of `forward`: what is outside the layers, then a layer kind after the other.
+    position = 1 + len(architecture.outer)
+    for layer, _ in architecture.layers:
+        of_layer = list(ahead[position : position + len(layer.matrices) + 2])
+        position += len(of_layer)
+        last = layer.matrices[-1]
+        if last.part == FEED_FORWARD and last.outputs > 1 and not layer.needs_output:
+            del of_layer[len(layer.matrices) - 1]
+        kept += of_layer
+    return tuple(kept)
+
+
+def _embedding_gradient(architecture: Architecture, dtype: str) -> Operation:
+    """As large as the table, and all but a few rows of it zeros."""
+    table = float(architecture.vocabulary * architecture.embedding * DTYPE_BYTES[dtype])
+    return Operation(EMBEDDING, 0.0, table, dtype=dtype, working_bytes=table, mode=BACKWARD)
+
+
+def _optimizer(architecture: Architecture, dtype: str) -> tuple[Operation, ...]:
+    """AdamW's update, one tensor after the other."""
+    tensors: dict[float, int] = {}
+
+    def add(elements: float, count: int = 1) -> None:
+        if elements:
+            tensors[elements] = tensors.get(elements, 0) + count
+
+    add(architecture.vocabulary * architecture.embedding)
+    add(architecture.positions * architecture.hidden)
+    if not architecture.tied:
+        add(architecture.head.elements)
+    add(architecture.head.biases)
+    matrices = [(matrix, 1) for matrix in architecture.outer]
+    for layer, count in architecture.layers:
+        matrices += [(matrix, count) for matrix in layer.matrices]
+    for matrix, count in matrices:
+        add(matrix.elements, count)
+        add(matrix.biases, count)
+    for layer, count in architecture.layers:
+        # Mostly two norms; whatever it is, small.
+        add(layer.vectors / max(layer.norms, 1), count * max(layer.norms, 1))
+    add(architecture.vectors)
+    width = DTYPE_BYTES[dtype]
+    return tuple(
+        Operation(
+            OPTIMIZER,
+            0.0,
+            _ADAMW_PASSES * width * elements,
+            count=count,
+            dtype=dtype,
+            working_bytes=_ADAMW_PASSES * width * elements,
+            elements=elements,
+            mode=FORWARD,
+        )
+        for elements, count in tensors.items()
+    )
+
+
+def _backward(operation: Operation) -> Operation:
+    """Twice the products and twice the traffic: gradients of what went in, and of the weights."""
+    factor = _RECOMPUTED_ATTENTION if operation.part == ATTENTION else 2.0
+    return replace(
+        operation,
+        flops=factor * operation.flops,
+        bytes=factor * operation.bytes,
+        # Of a product both are timed as one.
+        launches=operation.launches if operation.flops else 2 * operation.launches,
+        mode=BACKWARD,
+    )
+
+
+def _forward(
+    architecture: Architecture,
+    batch: int,
+    tokens: int,
+    weights: WeightFormat,
+    execution: Execution,
+) -> tuple[Operation, ...]:
+    cache = CacheFormat(weights.dtype)
+    # Nothing is cached, so nothing is gained from working on compressed keys and values.
+    execution = replace(execution, absorbed=False, cached=False)
+    made = forward(architecture, batch, tokens, 0, batch * tokens, weights, cache, execution)
+    return tuple(replace(operation, mode=FORWARD) for operation in made)
+
+
+def _kept_bytes_per_token(architecture: Architecture, layer: Layer, active: int, width: int) -> int:
+    """What one layer keeps of one token for the backward pass of eager code.
+
+    Each norm keeps its input widened to float32 and its result before the weight; products keep
+    their input; attention keeps queries, keys, values and its output; a gate keeps what goes into
+    the activation, what comes out, and the other factor.
+    """
+    a = layer.attention
+    hidden = architecture.hidden
+    norms = layer.norms * hidden * (_FLOAT32 + active)
+    inputs = 2 * hidden * active
+    kv_heads = a.heads if a.latent is not None else a.kv_heads
+    heads = (a.heads * (a.key_dim + a.value_dim) + kv_heads * (a.key_dim + a.value_dim)) * active
+    feed_forward = (2 + 2 * layer.gated) * inner_width(layer) * active
+    return norms + inputs + heads + feed_forward + a.heads * _FLOAT32

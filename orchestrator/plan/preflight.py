@@ -1,0 +1,245 @@
+"""Before anything runs: what each trial is predicted to need, and whether the device has it.
+
+::
+
+    plan --Task.expect--> memory --against the device--> warn: a line; skip: the trial is infeasible
+                     `--> times at this machine's ceilings, for `plan`
+
+Only what is certain makes a trial infeasible (weights, cache, gradients, moments; a training step
+in numbers that the CPU has no instructions for); where the rest of the estimate makes it too much,
+a person is told and it runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.errors import ConfigError
+from orchestrator.measure.processor import emulates_half_precision
+from orchestrator.measure.registry import find_task
+
+if TYPE_CHECKING:
+    from orchestrator.model import Ceilings, Expectation
+    from orchestrator.plan import ClusterConfig, Plan, Trial
+
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+_HALF_PRECISION = frozenset(("bfloat16", "float16"))
+# About a second where such products are emulated; decoding one token of a small model stays below.
+_SLOW_EMULATED_FLOPS = 1e9
+# What only a training step has. Emulated it is out of the question for more than a look: with two
+# cores of an AMD EPYC (AVX2) and torch 2.13 a step of 20 million parameters took 28 times as long
+# as in float32, one of 129 million 54 times: the product that gives the input's gradient runs at
+# 1 GFLOP/s, those of a forward pass at 15.
+_TRAINED = "backward_s"
+_OUT_OF_REACH = (
+    "this CPU has no instructions for half precision (no AVX-512), in which a step takes some 50 "
+    "times as long as in float32. task.products=float32 multiplies in that, preflight=warn "
+    "measures it all the same"
+)
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """A plan after its preflight.
+
+    Attributes
+    ----------
+    plan : Plan
+        With ``preflight=skip`` what cannot fit is infeasible in it.
+    predicted : mapping of config hash to mapping
+        ``memory_bytes``, the sizes it is made of and times in seconds; None where one is not known.
+    warnings : tuple of str
+        One line each.
+    doubts : mapping of config hash to str
+        Of trials that will run although they are predicted not to fit: why not.
+    """
+
+    plan: Plan
+    predicted: Mapping[str, dict[str, float | None]] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    doubts: Mapping[str, str] = field(default_factory=dict)
+
+
+def preflight(plan: Plan, *, times: bool = False) -> Preflight:
+    """Predict every trial of ``plan`` that arithmetic knows, as ``preflight=warn|skip|off`` says.
+
+    Parameters
+    ----------
+    times : bool
+        Also predict times: against the ceilings measured here, else against the data sheet.
+    """
+    mode = plan.settings.preflight
+    if mode == "off":
+        return Preflight(plan)
+    predicted: dict[str, dict[str, float | None]] = {}
+    trials: list[Trial] = []
+    impossible: list[tuple[float, float]] = []
+    tight: list[tuple[float, float]] = []
+    doubts: dict[str, str] = {}
+    halves, widened, emulates = 0, 0, emulates_half_precision()
+    for trial in plan.trials:
+        if _wants_gpu(trial) and plan.settings.cluster.kind == "local" and not _gpus():
+            doubts[trial.hash] = "there is no GPU here"
+        expectation = _expectation(trial)
+        if expectation is not None:
+            predicted[trial.hash] = _figures(expectation, trial, plan, times)
+            in_half = emulates and _is_in_half(trial, plan.settings.cluster)
+            emulated = in_half and _multiplies_much_in_half(expectation)
+            available = memory_available(trial, plan.settings.cluster)
+            floor = expectation.floor_bytes
+            if available is None or trial.infeasible is not None:
+                pass
+            elif floor is not None and floor > available:
+                impossible.append((floor, available))
+                reason = f"needs at least {_gib(floor)} of memory, there are {_gib(available)}"
+                if mode == "skip":
+                    trial = dataclasses.replace(trial, infeasible=reason)
+                else:
+                    doubts[trial.hash] = reason
+            elif emulated and mode == "skip" and _TRAINED in expectation.made_steps():
+                trial = dataclasses.replace(trial, infeasible=_OUT_OF_REACH)
+            elif (needed := expectation.memory_bytes) > available:
+                tight.append((needed, available))
+                doubts[trial.hash] = f"needs about {_gib(needed)}, there are {_gib(available)}"
+            if trial.infeasible is None:
+                halves += emulated
+                widened += in_half and trial.identity["task"].get("products", "native") != "native"
+        trials.append(trial)
+    warnings = []
+    if impossible and mode == "warn":
+        said = _told(impossible, "cannot fit into memory by prediction", "at least ")
+        warnings.append(f"{said}. preflight=skip leaves such trials out")
+    if tight:
+        warnings.append(_told(tight, "may not fit into memory", "about "))
+    if halves:
+        warnings.append(
+            f"{_count(halves)} in half precision, for which this CPU has no instructions "
+            "(no AVX-512): products up to 100 times slower than with quant=fp32"
+        )
+    if widened:
+        warnings.append(
+            f"{_count(widened)} in half precision, for which this CPU has no instructions (no "
+            "AVX-512): multiplied in float32 (task.products)"
+        )
+    checked = dataclasses.replace(plan, trials=tuple(trials))
+    return Preflight(checked, predicted, tuple(warnings), doubts)
+
+
+def memory_available(trial: Trial, cluster: ClusterConfig) -> float | None:
+    """Bytes that the trial may use; None where nobody here can tell (another cluster's nodes)."""
+    asked = trial.resources.memory_bytes
+    if trial.identity["device"]["kind"] == "cpu":
+        if cluster.kind != "local":
+            return asked
+        return min(filter(None, (asked, _host_bytes())))
+    if cluster.kind != "local":
+        return None
+    smallest = _gpu_bytes()
+    return None if smallest is None else smallest * max(trial.resources.gpus, 1)
+
+
+def _wants_gpu(trial: Trial) -> bool:
+    return bool(trial.identity["device"]["kind"] == "cuda")
+
+
+def _expectation(trial: Trial) -> Expectation | None:
+    expect = find_task(trial.identity["task"]["name"]).expect
+    if expect is None:
+        return None
+    try:
+        return expect(trial.identity, None)
+    except (ConfigError, KeyError, TypeError):
+        return None  # the arithmetic does not know this model; the run may
+
+
+def _is_in_half(trial: Trial, cluster: ClusterConfig) -> bool:
+    """Whether this host's CPU will compute in half precision."""
+    identity = trial.identity
+    if identity["device"]["kind"] != "cpu" or cluster.kind != "local":
+        return False
+    return bool({identity["quant"]["dtype"], identity["task"].get("autocast")} & _HALF_PRECISION)
+
+
+def _multiplies_much_in_half(expectation: Expectation) -> bool:
+    """Whether it will be noticed where such products are emulated."""
+    return any(
+        of_a_step.dtype in _HALF_PRECISION
+        and of_a_step.count * of_a_step.flops > _SLOW_EMULATED_FLOPS
+        for steps in expectation.made_steps().values()
+        for of_a_step in steps.eager
+    )
+
+
+def _figures(
+    expectation: Expectation, trial: Trial, plan: Plan, times: bool
+) -> dict[str, float | None]:
+    found: dict[str, float | None] = {"memory_bytes": expectation.memory_bytes}
+    found.update(expectation.sizes_bytes)
+    if not times:
+        return found
+    ceilings, measured = _ceilings(trial.identity["device"]["kind"], plan.settings.cluster.kind)
+    if ceilings is None:
+        return {**found, **dict.fromkeys(expectation.made_steps())}
+    for name, time in expectation.times_s(ceilings, measured=measured).items():
+        found[name] = None if isinstance(time, str) else time.time_s
+    return found
+
+
+@lru_cache(maxsize=8)
+def _ceilings(kind: str, cluster: str) -> tuple[Ceilings | None, bool]:
+    """What this machine was measured to reach, else its data sheet; None for other machines."""
+    from orchestrator.model import datasheet_of
+    from orchestrator.model.known_ceilings import load_this
+
+    if cluster != "local":
+        return None, False
+    try:
+        found = load_this((kind,))
+    except ConfigError:
+        found = None
+    if found is not None and found.is_steady:
+        return found, True
+    if kind != "cuda":
+        return None, False
+    gpus = _gpus()
+    return (datasheet_of(gpus[0].name) if gpus else None), False
+
+
+@lru_cache(maxsize=1)
+def _gpus() -> tuple[Any, ...]:
+    from orchestrator.telemetry import devices
+
+    return tuple(devices())
+
+
+def _gpu_bytes() -> float | None:
+    return min((float(gpu.memory_bytes) for gpu in _gpus()), default=None)
+
+
+@lru_cache(maxsize=1)
+def _host_bytes() -> float:
+    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(host, int(_CGROUP_LIMIT.read_text()))
+    except (OSError, ValueError):  # no cgroup v2, or no limit: "max"
+        return host
+
+
+def _told(found: list[tuple[float, float]], what: str, about: str) -> str:
+    needed, available = max(found)
+    most = "it needs" if len(found) == 1 else "the largest needs"
+    return f"{_count(len(found))} {what}: {most} {about}{_gib(needed)}, there are {_gib(available)}"
+
+
+def _count(trials: int) -> str:
+    return "1 trial" if trials == 1 else f"{trials} trials"
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.1f} GiB"

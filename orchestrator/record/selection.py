@@ -1,0 +1,199 @@
+"""Which recorded attempts a word on the command line means.
+
+::
+
+    quant            the sweep: of every trial, its newest measurements
+    quant@-2         the sweep's last run but one; quant@-1 its last
+    <run id>         one run of a sweep: its MLflow run id, or its first 8 characters
+    <config hash>    one trial, 12 or more hex characters
+    hw:<fingerprint> everything measured on that hardware
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from orchestrator.attempt import AttemptReport
+from orchestrator.errors import UsageError
+from orchestrator.record import AttemptSummary, Store, SweepRun
+
+HARDWARE_PREFIX = "hw:"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Attempts that were asked for by one word.
+
+    Attributes
+    ----------
+    attempts : dict of str to list of AttemptReport
+        By config hash, oldest first; only finished ones.
+    configs : dict of str to identity
+        The configuration of each of these trials.
+    run_ids : dict of str to str
+        MLflow run by attempt id.
+    """
+
+    word: str
+    attempts: dict[str, list[AttemptReport]]
+    configs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    run_ids: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def fingerprints(self) -> set[str]:
+        """Hardware these attempts ran on."""
+        found = {
+            report.facts.get("hardware_fingerprint")
+            for reports in self.attempts.values()
+            for report in reports
+        }
+        return {str(fingerprint) for fingerprint in found if fingerprint}
+
+    @property
+    def metric_names(self) -> set[str]:
+        """Of everything these attempts measured, telemetry included."""
+        return {
+            name
+            for reports in self.attempts.values()
+            for report in reports
+            for name in (*report.metrics, *report.telemetry)
+        }
+
+
+def attempt_ids(selection: Selection) -> set[str]:
+    """Which attempts were selected."""
+    return {r.attempt_id for reports in selection.attempts.values() for r in reports}
+
+
+def select(store: Store, word: str) -> Selection:
+    """The attempts that ``word`` means.
+
+    Raises
+    ------
+    UsageError
+        It means nothing that is recorded; the message says what there is.
+    """
+    summaries = [s for s in _summaries(store, word) if s.outcome]
+    if not summaries:
+        raise UsageError(f"nothing finished is recorded for {word!r}", where=store.where)
+    return load(store, word, summaries)
+
+
+def load(store: Store, word: str, summaries: Iterable[AttemptSummary]) -> Selection:
+    """Read the whole reports of ``summaries``."""
+    attempts: dict[str, list[AttemptReport]] = {}
+    configs: dict[str, dict[str, Any]] = {}
+    run_ids: dict[str, str] = {}
+    summaries = list(summaries)
+    reports = store.load_all([summary.run_id for summary in summaries])
+    for summary in summaries:
+        report = reports[summary.run_id]
+        attempts.setdefault(summary.config_hash, []).append(report)
+        run_ids[report.attempt_id] = summary.run_id
+        if summary.config_hash not in configs:
+            configs[summary.config_hash] = store.identity(summary.run_id)
+    return Selection(word, attempts, configs, run_ids)
+
+
+def runs_with_attempts(store: Store, sweep: str) -> list[SweepRun]:
+    """Runs of a sweep that measured something (not all cached), newest first."""
+    parents = {s.parent_run_id for s in store.sweep_attempts(sweep) if s.outcome}
+    return [run for run in store.sweep_runs(sweep) if run.run_id in parents]
+
+
+def _summaries(store: Store, word: str) -> Sequence[AttemptSummary]:
+    if word.startswith(HARDWARE_PREFIX):
+        return _of_hardware(store, word.removeprefix(HARDWARE_PREFIX))
+    name, at, position = word.rpartition("@")
+    if at:
+        return _of_run(store, _nth_run(store, name, position))
+    sweep = store.sweep_attempts(word)
+    if sweep:
+        return sweep
+    runs = [r for r in store.sweep_runs() if len(word) >= 8 and r.run_id.startswith(word)]
+    if len(runs) == 1:
+        return _of_run(store, runs[0])
+    if re.fullmatch(r"[0-9a-f]{12,64}", word):
+        return store.attempts([store.resolve(word)]).get(store.resolve(word), [])
+    raise UsageError(
+        f"{word!r} is no sweep, run or config hash", where=store.where, fix=_known(store)
+    )
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _nth_run(store: Store, sweep: str, position: str) -> SweepRun:
+    runs = runs_with_attempts(store, sweep)
+    if not runs:
+        raise UsageError(f"no sweep {sweep!r} is recorded", where=store.where, fix=_known(store))
+    if not re.fullmatch(r"-?[1-9]\d*", position):
+        raise UsageError(f"{position!r} is no position", fix=f"{sweep}@-1 is the sweep's last run")
+    # @-1 is the last run, @1 the first.
+    index = int(position)
+    if abs(index) > len(runs):
+        raise UsageError(f"sweep {sweep!r} has {_counted(len(runs), 'run')}, not {abs(index)}")
+    return runs[-index - 1] if index < 0 else runs[len(runs) - index]
+
+
+def _of_run(store: Store, run: SweepRun) -> list[AttemptSummary]:
+    return [s for s in store.sweep_attempts(run.sweep) if s.parent_run_id == run.run_id]
+
+
+def _of_hardware(store: Store, fingerprint: str) -> list[AttemptSummary]:
+    found = [s for group in store.attempts().values() for s in group]
+    known = sorted({s.hardware_fingerprint for s in found if s.hardware_fingerprint})
+    matching = [f for f in known if f.startswith(fingerprint)]
+    if len(matching) != 1:
+        raise UsageError(
+            f"{len(matching)} hardware fingerprints begin with {fingerprint!r}",
+            fix=f"Known: {', '.join(known) or 'none'}",
+        )
+    return [s for s in found if s.hardware_fingerprint == matching[0]]
+
+
+def _known(store: Store) -> str:
+    names = sorted({run.sweep for run in store.sweep_runs()})
+    return f"Known sweeps: {', '.join(names)}" if names else "Nothing is recorded yet"
+
+
+def noise_of(store: Store, fingerprints: set[str]) -> float | None:
+    """A/A noise remembered for this hardware: the largest of the trials of ``+sweep=aa``.
+
+    Returns
+    -------
+    float or None
+        Relative standard deviation between attempts of ``tpot_s`` (or ``ttft_s``); None where no
+        A/A sweep with three attempts of a trial was recorded on exactly this hardware.
+    """
+    from orchestrator.report.analyse.compare import samples_of
+    from orchestrator.statistics.summary import noise_between
+
+    found: list[float] = []
+    by_trial: Mapping[str, list[AttemptSummary]] = _grouped(
+        s
+        for s in store.sweep_attempts("aa")
+        if s.outcome == "ok" and s.hardware_fingerprint in fingerprints
+    )
+    for summaries in by_trial.values():
+        if len(summaries) < 3:
+            continue
+        loaded = store.load_all([summary.run_id for summary in summaries])
+        reports = list(loaded.values())
+        for metric in ("tpot_s", "ttft_s"):
+            series = samples_of(reports, metric)
+            noise = noise_between(series) if len(series) >= 3 else None
+            if noise is not None:
+                found.append(noise)
+    return max(found, default=None)
+
+
+def _grouped(summaries: Iterable[AttemptSummary]) -> dict[str, list[AttemptSummary]]:
+    grouped: dict[str, list[AttemptSummary]] = {}
+    for summary in summaries:
+        grouped.setdefault(summary.config_hash, []).append(summary)
+    return grouped

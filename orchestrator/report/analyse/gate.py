@@ -1,0 +1,392 @@
+"""Decides whether new measurements may pass: rules as data in, an exit code and its reasons out.
+
+::
+
+    exit code   0 pass   1 regression   2 inconclusive   3 incomparable
+
+The worst row decides, in the order 1, 3, 2, 0. Tests of the statistical rules are corrected for
+their number by Holm's method: the chance that any of them is wrong stays 1 - confidence.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from orchestrator.attempt import AttemptReport, Outcome
+from orchestrator.report.analyse.compare import (
+    Attempts,
+    Chosen,
+    absence,
+    choose,
+    compare,
+    pair,
+    samples_of,
+    tolerance,
+)
+from orchestrator.report.analyse.gate_rules import (
+    Change,
+    Completes,
+    Difference,
+    Limit,
+    LongOverShort,
+    Rule,
+    RuleSet,
+)
+from orchestrator.report.analyse.labels import short_hash
+from orchestrator.report.analyse.scope import all_but, applies, value_at
+from orchestrator.statistics.summary import Summary, holm, summarise_attempts
+
+EXIT_CODES = {"pass": 0, "regression": 1, "inconclusive": 2, "incomparable": 3}
+_SIDES = ("the baseline", "new")
+_WORST_FIRST = ("regression", "incomparable", "inconclusive", "pass")
+
+Configs = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class GateRow:
+    """One rule applied to one trial and metric.
+
+    Attributes
+    ----------
+    state : str
+        ``pass``, ``regression``, ``inconclusive``, ``incomparable``, or ``skipped`` where the rule
+        has nothing to say and does not count.
+    value, limit : float or None
+        What was seen (a ratio for ``difference`` and ``change``) and what it was held to.
+    p_value : float or None
+        Of a statistical rule, adjusted by Holm's method.
+    """
+
+    rule: str
+    hash: str
+    metric: str | None
+    state: str
+    value: float | None = None
+    limit: float | None = None
+    ci_low: float | None = None
+    ci_high: float | None = None
+    p_value: float | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """What the gate says, and why.
+
+    Attributes
+    ----------
+    rules : str
+        Name of the rule set.
+    rows : tuple of GateRow
+        A rule applied to a metric of a trial each.
+    reason : str or None
+        Why nothing could be judged.
+    """
+
+    rules: str
+    rows: tuple[GateRow, ...]
+    reason: str | None = None
+
+    @property
+    def state(self) -> str:
+        """``pass``, ``regression``, ``inconclusive`` or ``incomparable``."""
+        states = {row.state for row in self.rows} - {"skipped"}
+        if not states:
+            # A gate that compared nothing has shown nothing.
+            return "incomparable"
+        return next(state for state in _WORST_FIRST if state in states)
+
+    @property
+    def exit_code(self) -> int:
+        """0 pass, 1 regression, 2 inconclusive, 3 incomparable."""
+        return EXIT_CODES[self.state]
+
+    def counts(self) -> dict[str, int]:
+        """Rows by state."""
+        return dict(Counter(row.state for row in self.rows))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON form."""
+        return {
+            "rules": self.rules,
+            "state": self.state,
+            "exit_code": self.exit_code,
+            "reason": self.reason,
+            "counts": self.counts(),
+            "rows": [asdict(row) for row in self.rows],
+        }
+
+    def to_junit_xml(self) -> str:
+        """JUnit XML: a test case a row; a regression is a failure, incomparable an error."""
+        from orchestrator.report.show.junit import junit_xml
+
+        return junit_xml(self)
+
+
+def gate(
+    new: Attempts,
+    base: Attempts,
+    rules: RuleSet,
+    *,
+    configs: Configs | None = None,
+    noise: float | None = None,
+    allow_different: bool = False,
+) -> GateResult:
+    """Hold new attempts to the rules, against a baseline's.
+
+    Parameters
+    ----------
+    new, base : mapping of config hash to attempts
+    rules : RuleSet
+    configs : mapping of config hash to identity, optional
+        What rules with ``when`` or ``by`` look at; without it those are inconclusive.
+    noise : float, optional
+        Relative A/A noise recorded for this hardware.
+    allow_different : bool
+        Compare across hardware and weights.
+    """
+    pairs = pair(base, new)
+    if not pairs:
+        return GateResult(rules.name, (), "the baseline and the new attempts share no trial")
+    trials = [
+        _Pair(
+            hash_new,
+            new[hash_new],
+            base[hash_base],
+            choose(base[hash_base], new[hash_new], allow_different=allow_different, names=_SIDES),
+            None if configs is None else configs.get(hash_new),
+        )
+        for hash_base, hash_new in pairs
+    ]
+    rows: list[GateRow] = []
+    for rule in rules.rules:
+        if isinstance(rule, LongOverShort):
+            rows.extend(_long_over_short(rule, trials))
+            continue
+        for trial in trials:
+            about = applies(rule.when, trial.config)
+            if about is None:
+                names = _metrics_of(rule)
+                known = f"configuration of {short_hash(trial.hash)} unknown"
+                rows.extend(
+                    GateRow(rule.kind, trial.hash, n, "inconclusive", reason=known) for n in names
+                )
+            elif about:
+                rows.extend(_apply(rule, trial, rules, noise, allow_different))
+    tested = _corrected(rows, 1.0 - rules.confidence)
+    for side, other, state in ((new, base, "no baseline"), (base, new, "not measured again")):
+        paired = {p for both in pairs for p in both}
+        tested.extend(
+            GateRow("paired", h, None, "skipped", reason=state)
+            for h in side
+            if h not in other and h not in paired
+        )
+    return GateResult(rules.name, tuple(tested), _nothing_judged(tested))
+
+
+def _nothing_judged(rows: Sequence[GateRow]) -> str | None:
+    """Why no rule said anything, by what none of them found; None where one did."""
+    if any(row.state != "skipped" for row in rows):
+        return None
+    missing = dict.fromkeys(row.metric for row in rows if row.metric is not None)
+    found = f": no {', '.join(missing)} was measured" if missing else ""
+    return f"no rule had data to judge{found}"
+
+
+@dataclass(frozen=True)
+class _Pair:
+    hash: str
+    new: Sequence[AttemptReport]
+    base: Sequence[AttemptReport]
+    chosen: Chosen
+    config: Mapping[str, Any] | None
+
+
+def _apply(
+    rule: Completes | Difference | Change | Limit,
+    trial: _Pair,
+    rules: RuleSet,
+    noise: float | None,
+    allow_different: bool,
+) -> Iterator[GateRow]:
+    if isinstance(rule, Completes):
+        yield _completes(trial)
+    elif isinstance(rule, Difference):
+        yield from _difference(rule, trial, rules, noise, allow_different)
+    elif isinstance(rule, Change):
+        yield _change(rule, trial)
+    else:
+        yield _limit(rule, trial)
+
+
+def _completes(trial: _Pair) -> GateRow:
+    row = GateRow("completes", trial.hash, None, "pass")
+    if not any(report.outcome is Outcome.OK for report in trial.base):
+        return replace(row, state="incomparable", reason="the baseline has no attempt that is ok")
+    if any(report.outcome is Outcome.OK for report in trial.new):
+        return row
+    ended = Counter(report.outcome for report in trial.new)
+    last = max(trial.new, key=lambda r: (r.started_at, r.number), default=None)
+    # Lost and cancelled attempts, and invalid ones, say nothing about the code under test.
+    blameless = {Outcome.LOST, Outcome.CANCELLED, Outcome.INVALID}
+    state = "incomparable" if set(ended) <= blameless else "regression"
+    why = last.reason if last is not None and last.reason else "no reason given"
+    counted = ", ".join(f"{n} {outcome.value}" for outcome, n in ended.items()) or "no attempt"
+    return replace(row, state=state, reason=f"no attempt is ok ({counted}): {why}")
+
+
+def _difference(
+    rule: Difference, trial: _Pair, rules: RuleSet, noise: float | None, allow_different: bool
+) -> Iterator[GateRow]:
+    least = rules.tolerance if rule.tolerance is None else rule.tolerance
+    tau = tolerance(noise, least=least, factor=rules.noise_factor)
+    found = compare(
+        {trial.hash: trial.base},
+        {trial.hash: trial.new},
+        tau=tau,
+        confidence=rules.confidence,
+        resamples=rules.resamples,
+        allow_different=allow_different,
+        metrics=rule.metrics,
+        between=noise,
+        names=_SIDES,
+    )
+    for row in found.rows:
+        state = row.verdict if row.verdict in EXIT_CODES else "pass"
+        limit = 1.0 + tau if row.better != "higher" else 1.0 - tau
+        yield GateRow(
+            rule.kind,
+            trial.hash,
+            row.metric,
+            state,
+            row.ratio,
+            limit,
+            row.ci_low,
+            row.ci_high,
+            row.p_worse,
+            row.reason or row.note,
+        )
+
+
+def _change(rule: Change, trial: _Pair) -> GateRow:
+    limit = 1.0 + rule.max_increase if rule.max_increase is not None else None
+    floor = 1.0 - rule.max_decrease if rule.max_decrease is not None else None
+    row = GateRow(
+        "change", trial.hash, rule.metric, "pass", limit=floor if limit is None else limit
+    )
+    if trial.chosen.reason is not None:
+        return _nothing_to_compare(row, trial)
+    base, new = samples_of(trial.chosen.a, rule.metric), samples_of(trial.chosen.b, rule.metric)
+    if not base and not new:
+        return replace(row, state="skipped", reason="not measured")
+    for name, side, reports in zip(
+        _SIDES, (base, new), (trial.chosen.a, trial.chosen.b), strict=True
+    ):
+        if not side:
+            reason = f"{name}: {absence(reports, rule.metric)}"
+            return replace(row, state="incomparable", reason=reason)
+    before, after = _statistic(base, rule.statistic), _statistic(new, rule.statistic)
+    if isinstance(before, str) or isinstance(after, str):
+        return replace(
+            row, state="inconclusive", reason=next(x for x in (before, after) if isinstance(x, str))
+        )
+    if before <= 0.0:
+        return replace(row, state="incomparable", reason="the baseline is not positive")
+    ratio = after / before
+    if limit is not None and ratio > limit:
+        return replace(row, state="regression", value=ratio, reason=f"up {ratio - 1.0:.1%}")
+    if floor is not None and ratio < floor:
+        return replace(
+            row, state="regression", value=ratio, limit=floor, reason=f"down {1.0 - ratio:.1%}"
+        )
+    return replace(row, value=ratio)
+
+
+def _limit(rule: Limit, trial: _Pair) -> GateRow:
+    row = GateRow("limit", trial.hash, rule.metric, "pass", limit=rule.at_most or rule.at_least)
+    seen = _new_statistic(trial, rule.metric, rule.statistic)
+    if seen is None:
+        return replace(row, state="skipped", reason="not measured")
+    if isinstance(seen, str):
+        return replace(row, state="inconclusive", reason=seen)
+    if rule.at_most is not None and seen > rule.at_most:
+        return replace(row, state="regression", value=seen, limit=rule.at_most, reason="over")
+    if rule.at_least is not None and seen < rule.at_least:
+        return replace(row, state="regression", value=seen, limit=rule.at_least, reason="under")
+    return replace(row, value=seen)
+
+
+def _long_over_short(rule: LongOverShort, trials: Sequence[_Pair]) -> Iterator[GateRow]:
+    """The longest over the shortest output among trials that differ in ``by`` alone."""
+    groups: dict[str, list[tuple[float, _Pair]]] = {}
+    for trial in trials:
+        if trial.config is None:
+            continue
+        value = value_at(trial.config, rule.by)
+        if applies(rule.when, trial.config) and isinstance(value, (int, float)):
+            groups.setdefault(all_but(trial.config, rule.by), []).append((value, trial))
+    for members in groups.values():
+        members.sort(key=lambda member: member[0])
+        short = next((trial for v, trial in members if rule.short.holds(v)), None)
+        long = next((trial for v, trial in reversed(members) if rule.long.holds(v)), None)
+        if short is None or long is None:
+            continue
+        row = GateRow(rule.kind, long.hash, rule.metric, "pass", limit=rule.at_most)
+        figures = [_new_statistic(t, rule.metric, rule.statistic) for t in (long, short)]
+        reasons = [f for f in figures if isinstance(f, str)]
+        numbers = [f for f in figures if isinstance(f, float)]
+        if reasons:
+            yield replace(row, state="inconclusive", reason=reasons[0])
+        elif len(numbers) < 2:
+            yield replace(row, state="skipped", reason="not measured")
+        elif numbers[1] <= 0.0:
+            yield replace(row, state="incomparable", reason="the short output's is not positive")
+        else:
+            ratio = numbers[0] / numbers[1]
+            state = "regression" if ratio > rule.at_most else "pass"
+            yield replace(row, state=state, value=ratio, reason=f"against {short_hash(short.hash)}")
+
+
+def _corrected(rows: Sequence[GateRow], error: float) -> list[GateRow]:
+    """Rows with Holm-adjusted p-values; one that no longer holds becomes inconclusive."""
+    tested = [i for i, row in enumerate(rows) if row.p_value is not None]
+    adjusted = holm([rows[i].p_value or 0.0 for i in tested])
+    out = list(rows)
+    for index, p_value in zip(tested, adjusted, strict=True):
+        row = replace(out[index], p_value=p_value)
+        if row.state == "regression" and p_value > error:
+            reason = f"p = {p_value:.3f} after Holm's correction over {len(tested)} tests"
+            row = replace(row, state="inconclusive", reason=reason)
+        out[index] = row
+    return out
+
+
+def _nothing_to_compare(row: GateRow, trial: _Pair) -> GateRow:
+    return replace(row, state="incomparable", reason=trial.chosen.reason)
+
+
+def _new_statistic(trial: _Pair, metric: str, statistic: str) -> float | str | None:
+    """The new attempts' figure, or why there is none; None where it was never measured."""
+    good = [r for r in trial.new if r.outcome is Outcome.OK and r.verdict.state != "invalid"]
+    samples = samples_of(good, metric)
+    if not samples:
+        return None
+    return _statistic(samples, statistic)
+
+
+def _statistic(samples: Sequence[Sequence[float]], name: str) -> float | str:
+    summary: Summary = summarise_attempts(samples, resamples=1)
+    value: float | None = getattr(summary, name)
+    if value is not None:
+        return value
+    return summary.reason or f"{name} cannot be told from {summary.n} samples"
+
+
+def _metrics_of(rule: Rule) -> tuple[str | None, ...]:
+    if isinstance(rule, Completes):
+        return (None,)
+    return rule.metrics if isinstance(rule, Difference) else (rule.metric,)

@@ -1,0 +1,1 @@
+"""What a person sees: live view, tables, pages, figures."""

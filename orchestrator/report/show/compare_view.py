@@ -1,0 +1,279 @@
+"""Draws a comparison: one line a metric, its interval on a scale around 1, and the verdict."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from orchestrator.report.analyse.compare import ComparedMetric, Comparison
+from orchestrator.report.analyse.labels import metric_title, short_hash
+from orchestrator.report.analyse.reasons import one_line
+from orchestrator.report.show.units import quantity, ratio
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+    from rich.text import Text
+
+MAX_METRICS = 120
+
+#: verdict -> (mark, style), worst first.
+VERDICTS = {
+    "regression": ("▼", "red"),
+    "inconclusive": ("~", "yellow"),
+    "incomparable": ("?", "magenta"),
+    "improvement": ("▲", "green"),
+    "equivalent": ("=", "dim"),
+}
+
+_INDENT = 2
+_GAP = 2
+_HEADING = 12
+_SCALE_WIDTH = 15
+# The scale ends at the widest change shown, but tells 1 % from nothing on a calm day.
+_LEAST_REACH = math.log(1.10)
+_MOST_REACH = math.log(4.0)
+
+
+def comparison_view(
+    comparison: Comparison,
+    *,
+    labels: Mapping[str, str] | None = None,
+    names: tuple[str, str] = ("A", "B"),
+) -> ComparisonView:
+    """A comparison as a rich renderable.
+
+    Parameters
+    ----------
+    labels : mapping of str to str, optional
+        Label by config hash.
+    names : tuple of str
+        What the two sides are called, base first.
+    """
+    return ComparisonView(comparison, dict(labels or {}), names)
+
+
+@dataclass(frozen=True)
+class ComparisonView:
+    """A :class:`Comparison` that rich can print at any width."""
+
+    comparison: Comparison
+    labels: dict[str, str] = field(default_factory=dict)
+    names: tuple[str, str] = ("A", "B")
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.text import Text
+
+        found = self.comparison
+        yield self._heading()
+        pairs = _pairs(found.rows)
+        reach = _reach(found.rows)
+        shown = 0
+        for (hash_a, hash_b), rows in pairs.items():
+            if shown and shown + len(rows) > MAX_METRICS:
+                break
+            shown += len(rows)
+            yield Text("")
+            yield self._pair_heading(hash_a, hash_b)
+            yield from _metrics(rows, options.max_width, reach, self.names)
+            for reason in dict.fromkeys(_whys(rows)):
+                yield Text(f"  {reason}", style="dim")
+        if shown < len(found.rows):
+            left = len(found.rows) - shown
+            yield Text(f"\n… and {left} metrics of other trials (--json)", style="italic")
+        for note in dict.fromkeys(one_line(row.note) for row in found.rows if row.note):
+            yield Text(f"note: {note}", style="dim")
+        for side, hashes in zip(self.names, (found.only_a, found.only_b), strict=True):
+            if hashes:
+                some = ", ".join(self._named(h) for h in hashes[:5])
+                more = f" and {len(hashes) - 5} more" if len(hashes) > 5 else ""
+                yield Text(f"only in {side}: {some}{more}", style="dim")
+
+    def _heading(self) -> Text:
+        from rich.text import Text
+
+        found = self.comparison
+        base, new = self.names
+        text = Text.assemble((f"{new} against {base}", "bold"), ": ")
+        counts = {v: sum(row.verdict == v for row in found.rows) for v in VERDICTS}
+        said = [(f"{n} {v}", VERDICTS[v][1]) for v, n in counts.items() if n]
+        for index, (words, style) in enumerate(said):
+            text.append(" · " if index else "")
+            text.append(words, style=style)
+        text.append("nothing to compare" if not said else "")
+        terms = (
+            f"\ntolerance ±{100 * found.tau:.3g} %, intervals of {100 * found.ci_confidence:.0f} %"
+        )
+        text.append(terms, style="dim")
+        return text
+
+    def _pair_heading(self, hash_a: str, hash_b: str) -> Text:
+        from rich.text import Text
+
+        text = Text(self._named(hash_b), style="bold")
+        if hash_a != hash_b:
+            text.append(f"  against {self._named(hash_a)}", style="not bold")
+        return text
+
+    def _named(self, config_hash: str) -> str:
+        label = self.labels.get(config_hash)
+        short = short_hash(config_hash)
+        return f"{label}  {short}" if label else short
+
+
+def scale_line(low: float | None, mid: float | None, high: float | None, reach: float) -> str:
+    """An interval on a logarithmic scale with 1 in its middle: ``    │  ├─●─┤   ``.
+
+    ``reach`` is the logarithm at either end; what lies beyond is drawn as an arrow.
+    """
+    if low is None or mid is None or high is None or low <= 0:
+        return ""
+    middle = _SCALE_WIDTH // 2
+
+    def place(value: float) -> int:
+        return middle + round(middle * math.log(value) / reach)
+
+    cells = [" "] * _SCALE_WIDTH
+    cells[middle] = "│"
+    first, centre, last = place(low), place(mid), place(high)
+    for at in range(max(first, 0), min(last, _SCALE_WIDTH - 1) + 1):
+        cells[at] = "─"
+    for at, sign in ((first, "├"), (last, "┤"), (centre, "●")):
+        if 0 <= at < _SCALE_WIDTH:
+            cells[at] = sign
+    if first < 0:
+        cells[0] = "◀"
+    if last >= _SCALE_WIDTH:
+        cells[-1] = "▶"
+    return "".join(cells)
+
+
+def _pairs(rows: Sequence[ComparedMetric]) -> dict[tuple[str, str], list[ComparedMetric]]:
+    """Rows by pair of trials; pairs with the worst verdict first, otherwise in their order."""
+    pairs: dict[tuple[str, str], list[ComparedMetric]] = {}
+    for row in rows:
+        pairs.setdefault((row.hash_a, row.hash_b), []).append(row)
+    order = list(VERDICTS)
+    return dict(
+        sorted(pairs.items(), key=lambda item: min(order.index(r.verdict) for r in item[1]))
+    )
+
+
+def _reach(rows: Sequence[ComparedMetric]) -> float:
+    ends = [v for row in rows for v in (row.ci_low, row.ci_high) if v is not None and v > 0]
+    widest = max((abs(math.log(v)) for v in ends), default=0.0)
+    return min(max(1.05 * widest, _LEAST_REACH), _MOST_REACH)
+
+
+def _metrics(
+    rows: Sequence[ComparedMetric], width: int, reach: float, names: tuple[str, str]
+) -> Sequence[RenderableType]:
+    from rich.padding import Padding
+    from rich.table import Table
+
+    # What cannot be compared has no figures to line up; its reason is said beneath.
+    compared = [row for row in rows if row.verdict != "incomparable"]
+    if not compared:
+        return []
+    columns = _columns(compared, reach, names)
+    left_out = next((out for out in _LEFT_OUT if _width(columns, out) <= width), _LEFT_OUT[-1])
+    shown = [column for column in columns if column.part not in left_out]
+    grid = Table(
+        box=None,
+        padding=(0, _GAP, 0, 0),
+        pad_edge=False,
+        header_style="dim",
+        show_header=any(column.heading for column in shown if column.part != "ratio"),
+    )
+    for column in shown:
+        # A name may be cut where nothing else gives way; a figure or a verdict never.
+        least = None if column.part == "metric" else column.width
+        grid.add_column(column.heading, justify=column.justify, no_wrap=True, min_width=least)
+    for cells in zip(*(column.cells for column in shown), strict=True):
+        grid.add_row(*cells)
+    return [Padding(grid, (0, 0, 0, _INDENT))]
+
+
+@dataclass(frozen=True)
+class _Column:
+    """One column of a pair's metrics; ``part`` is what may be left out together."""
+
+    part: str
+    heading: str
+    cells: tuple[Text, ...]
+    justify: Literal["left", "right"] = "left"
+
+    @property
+    def width(self) -> int:
+        return max(len(self.heading), *(cell.cell_len for cell in self.cells))
+
+
+# What gives way on a narrow terminal, least missed first.
+_LEFT_OUT: tuple[frozenset[str], ...] = (
+    frozenset(),
+    frozenset({"scale"}),
+    frozenset({"scale", "medians"}),
+    frozenset({"scale", "medians", "interval"}),
+)
+
+
+def _columns(rows: Sequence[ComparedMetric], reach: float, names: tuple[str, str]) -> list[_Column]:
+    from rich.text import Text
+
+    def cells(text: Callable[[ComparedMetric], str], style: str = "") -> tuple[Text, ...]:
+        return tuple(Text(text(row), style=style) for row in rows)
+
+    verdicts = tuple(
+        Text(f"{VERDICTS[row.verdict][0]} {row.verdict}", style=VERDICTS[row.verdict][1])
+        for row in rows
+    )
+    scales = tuple(
+        Text(scale_line(row.ci_low, row.ratio, row.ci_high, reach), style=VERDICTS[row.verdict][1])
+        for row in rows
+    )
+    return [
+        _Column("metric", "", cells(lambda r: metric_title(r.metric))),
+        _Column(
+            "medians", _heading(names[0]), cells(lambda r: quantity(r.median_a, r.unit)), "right"
+        ),
+        _Column(
+            "medians", _heading(names[1]), cells(lambda r: quantity(r.median_b, r.unit)), "right"
+        ),
+        _Column("ratio", "ratio", cells(lambda r: ratio(r.ratio)), "right"),
+        _Column("interval", "interval", cells(_interval, "dim")),
+        _Column("scale", "", scales),
+        _Column("verdict", "", verdicts),
+    ]
+
+
+def _heading(name: str) -> str:
+    """The end of a long name: that is where two of a kind differ."""
+    return name if len(name) <= _HEADING else "…" + name[1 - _HEADING :]
+
+
+def _width(columns: Sequence[_Column], left_out: frozenset[str]) -> int:
+    shown = [column.width for column in columns if column.part not in left_out]
+    return _INDENT + sum(shown) + _GAP * len(shown)
+
+
+def _interval(row: ComparedMetric) -> str:
+    if row.ci_low is None or row.ci_high is None:
+        return ""
+    return "exact" if row.ci_low == row.ci_high else f"{row.ci_low:.3f} – {row.ci_high:.3f}"
+
+
+def _whys(rows: Sequence[ComparedMetric]) -> list[str]:
+    """Reasons; one that several metrics share is said once."""
+    by_reason: dict[str, list[ComparedMetric]] = {}
+    for row in rows:
+        if row.reason:
+            by_reason.setdefault(one_line(row.reason), []).append(row)
+    lines = []
+    for reason, concerned in by_reason.items():
+        if len(concerned) == len(rows):
+            whose = "incomparable: " if concerned[0].verdict == "incomparable" else ""
+        else:
+            whose = ", ".join(metric_title(row.metric) for row in concerned) + ": "
+        lines.append(f"{whose}{reason}")
+    return lines

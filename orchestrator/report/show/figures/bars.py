@@ -1,0 +1,120 @@
+"""One metric of every trial, or several stacked: bars with their intervals."""
+
+from __future__ import annotations
+
+from orchestrator.measure.figures import Bars, Breakdown
+from orchestrator.report.analyse.labels import axis_name, axis_value, metric_title
+from orchestrator.report.analyse.rows import SweepTable, TrialRow
+from orchestrator.report.show.figures.drawn import (
+    MAX_BARS,
+    Drawn,
+    Reports,
+    axis_title,
+    better_line,
+    cut,
+    drawn,
+    having,
+    plotly,
+    rest_of,
+    scale_for,
+    wrapped,
+)
+
+# A line of a label, what stands above and below the bars, and a figure's height in page.css.
+_LINE_PX, _AROUND_PX, _USUAL_PX = 16, 140, 368
+
+
+def draw_bars(figure: Bars, table: SweepTable, reports: Reports) -> Drawn | None:
+    """A group of bars for each value of the sweep's first axis, with whiskers."""
+    rows = having(table, figure.metric)[:MAX_BARS]
+    if not rows:
+        return None
+    go = plotly()
+    scale = scale_for(rows, figure.metric)
+    first = table.axes[0] if table.axes else None
+    plot = go.Figure()
+    series: dict[str, list[TrialRow]] = {}
+    for row in rows:
+        series.setdefault(rest_of(row, first), []).append(row)
+    # A ladder, or a sweep of which little is left: nothing would stand side by side.
+    alone = first is None or (len(series) == len(rows) > 1)
+    if alone:
+        series = {"": rows}
+    for name, members in series.items():
+        cells = [row.cells[figure.metric] for row in members]
+        medians = [cell.median or 0.0 for cell in cells]
+        highs = [
+            cell.ci_high if cell.ci_high is not None else m
+            for cell, m in zip(cells, medians, strict=True)
+        ]
+        lows = [
+            cell.ci_low if cell.ci_low is not None else m
+            for cell, m in zip(cells, medians, strict=True)
+        ]
+        plot.add_bar(
+            name=name,
+            x=[_name(row, None if alone else first) for row in members],
+            y=[m / scale.factor for m in medians],
+            error_y={
+                "type": "data",
+                "array": [(h - m) / scale.factor for h, m in zip(highs, medians, strict=True)],
+                "arrayminus": [
+                    (m - low) / scale.factor for low, m in zip(lows, medians, strict=True)
+                ],
+            },
+            customdata=[[row.label, row.hash[:12]] for row in members],
+            hovertemplate="%{customdata[0]}<br>%{y:.4g} " + scale.symbol + "<br>%{customdata[1]}",
+        )
+    plot.update_layout(
+        barmode="group",
+        yaxis_title=axis_title(figure.metric, scale),
+        xaxis_title=axis_name(first) if first and not alone else "",
+        xaxis_type="category",
+        showlegend=len(series) > 1,
+    )
+    left_out = cut(len(having(table, figure.metric)), MAX_BARS)
+    return drawn(
+        f"{metric_title(figure.metric)} by trial",
+        f"Median; whiskers: 95 % interval. {better_line(figure.metric, rows)}{left_out}",
+        plot,
+    )
+
+
+def _name(row: TrialRow, axis: str | None) -> str:
+    return wrapped(row.label) if axis is None else axis_value(row.axes[axis], axis)
+
+
+def draw_breakdown(figure: Breakdown, table: SweepTable, reports: Reports) -> Drawn | None:
+    """One stacked bar a trial."""
+    rows = [
+        row
+        for row in table.rows
+        if row.outcome == "ok"
+        and any(m in row.cells and row.cells[m].median is not None for m in figure.metrics)
+    ][:MAX_BARS]
+    names = [m for m in figure.metrics if any(m in row.cells for row in rows)]
+    if not rows or not names:
+        return None
+    go = plotly()
+    scale = scale_for(rows, names[0])
+    plot = go.Figure()
+    for name in names:
+        plot.add_bar(
+            name=metric_title(name),
+            y=[wrapped(row.label) for row in rows],
+            x=[(row.cells[name].median or 0.0) / scale.factor for row in rows],
+            orientation="h",
+            hovertemplate=metric_title(name) + ": %{x:.4g} " + scale.symbol,
+        )
+    plot.update_layout(
+        barmode="stack", xaxis_title=scale.symbol, yaxis_autorange="reversed", showlegend=True
+    )
+    plot.update_layout(legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0})
+    lines = sum(wrapped(row.label).count("<br>") + 1 for row in rows)
+    height_px = _AROUND_PX + _LINE_PX * lines
+    return drawn(
+        "Where the time goes",
+        "Medians, stacked.",
+        plot,
+        height_px=height_px if height_px > _USUAL_PX else None,
+    )

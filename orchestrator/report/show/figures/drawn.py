@@ -1,0 +1,154 @@
+"""A figure ready for the page, and what every kind of figure is made with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.attempt import AttemptReport
+from orchestrator.report.analyse.labels import SEPARATOR, axis_text, metric_title
+from orchestrator.report.analyse.rows import SweepTable, TrialRow, better_when
+from orchestrator.report.show.units import Scale, scale_of, with_ci
+
+Reports = Mapping[str, Sequence[AttemptReport]]
+
+# A page must open on a laptop: beyond these a figure says what it left out.
+MAX_LINES = 24
+MAX_BARS = 60
+
+# Okabe and Ito's colours: told apart by every kind of colour vision, on white and on black.
+PALETTE = (
+    *("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#B8A800", "#7F7F7F"),
+)
+
+_LABEL_CHARS = 34
+
+# More digits than a screen shows are bytes that the page has to carry.
+_DIGITS = 7
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure ready for the page: its title, a caption, and plotly's data and layout.
+
+    ``height_px`` is None where the page's usual height suits.
+    """
+
+    title: str
+    caption: str
+    data: list[dict[str, Any]]
+    layout: dict[str, Any]
+    height_px: int | None = None
+
+    def to_json(self) -> str:
+        """Data and layout for a script element: nothing in it can end the element."""
+        text = json.dumps(
+            {"data": self.data, "layout": self.layout},
+            allow_nan=False,
+            default=_plain,
+            separators=(",", ":"),
+        )
+        return text.replace("<", "\\u003c")
+
+
+def plotly() -> Any:
+    """plotly's figure classes, imported when the first figure is drawn."""
+    import plotly.graph_objects as go
+
+    return go
+
+
+def drawn(title: str, caption: str, plot: Any, *, height_px: int | None = None) -> Drawn:
+    """A plotly figure as data for the page."""
+    # plotly's own template is 7 kB of styling a figure that the page's theme would override.
+    plot.update_layout(template="none")
+    tree = plot.to_plotly_json()
+    layout = {key: value for key, value in tree["layout"].items() if key != "template"}
+    layout.setdefault("colorway", list(PALETTE))
+    return Drawn(title, caption.strip(), _rounded(tree["data"]), layout, height_px)
+
+
+def _rounded(node: Any) -> Any:
+    if isinstance(node, float):
+        return float(f"{node:.{_DIGITS}g}")
+    if isinstance(node, dict):
+        return {key: _rounded(value) for key, value in node.items()}
+    if isinstance(node, (list, tuple)):
+        return [_rounded(value) for value in node]
+    return node
+
+
+def having(table: SweepTable, metric: str) -> list[TrialRow]:
+    """Trials that are ok and have a value of the metric."""
+    return [
+        row
+        for row in table.rows
+        if row.outcome == "ok" and metric in row.cells and row.cells[metric].median is not None
+    ]
+
+
+def values_of(rows: Sequence[TrialRow], metric: str, scale: Scale) -> list[float]:
+    """The rows' medians in units of ``scale``."""
+    return [(row.cells[metric].median or 0.0) / scale.factor for row in rows]
+
+
+def told(row: TrialRow, metric: str) -> str:
+    """One value in words: ``TTFT 61.2 ±0.8 ms``."""
+    cell = row.cells[metric]
+    assert cell.median is not None
+    return f"{metric_title(metric)} {with_ci(cell.median, cell.ci_low, cell.ci_high, cell.unit)}"
+
+
+def scale_for(rows: Sequence[TrialRow], metric: str) -> Scale:
+    """The scale that suits the rows' medians."""
+    cells = [row.cells[metric] for row in rows if row.cells[metric].median is not None]
+    return scale_of([cell.median for cell in cells], cells[0].unit if cells else "")
+
+
+def axis_title(metric: str, scale: Scale) -> str:
+    """``TTFT (ms)``."""
+    return metric_title(metric) + (f" ({scale.symbol})" if scale.symbol else "")
+
+
+def better_line(metric: str, rows: Sequence[TrialRow]) -> str:
+    """``Lower is better.``, or nothing where a metric has no good direction."""
+    direction = better_when(metric, rows[0].cells[metric].unit)
+    return f"{direction.capitalize()} is better. " if direction else ""
+
+
+def rest_of(row: TrialRow, left_out: str | None) -> str:
+    """The trial's values on every axis but one; what a line or a colour of a figure stands for."""
+    texts = (axis_text(axis, value) for axis, value in row.axes.items() if axis != left_out)
+    return SEPARATOR.join(texts)
+
+
+def wrapped(label: str) -> str:
+    """A trial's label on lines that an axis has room for."""
+    lines = [""]
+    for part in label.split(SEPARATOR):
+        longer = f"{lines[-1]}{SEPARATOR}{part}" if lines[-1] else part
+        if len(longer) <= _LABEL_CHARS or not lines[-1]:
+            lines[-1] = longer
+        else:
+            lines.append(part)
+    return "<br>".join(lines)
+
+
+def is_numeric(table: SweepTable, axis: str) -> bool:
+    """Whether the sweep varies this axis over numbers."""
+    values = {row.axes.get(axis) for row in table.rows}
+    return len(values) > 1 and all(
+        isinstance(v, (int, float)) and not isinstance(v, bool) for v in values
+    )
+
+
+def cut(found: int, most: int) -> str:
+    """What to add to a caption where not all is shown."""
+    return f" The first {most} of {found}." if found > most else ""
+
+
+def _plain(value: Any) -> Any:
+    """numpy values that plotly put into a figure."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)

@@ -1,0 +1,151 @@
+"""One metric along a numeric axis: measured, fitted, and what the roofline allows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from orchestrator.measure.figures import Scaling
+from orchestrator.report.analyse.labels import axis_name, metric_title
+from orchestrator.report.analyse.rows import Cell, SweepTable, TrialRow
+from orchestrator.report.show.figures.drawn import (
+    MAX_LINES,
+    PALETTE,
+    Drawn,
+    Reports,
+    axis_title,
+    cut,
+    drawn,
+    having,
+    is_numeric,
+    plotly,
+    rest_of,
+    scale_for,
+)
+from orchestrator.report.show.units import Scale
+
+# What follows a predicted metric's name -> how its line is drawn, and against which ceilings.
+_ROOFLINES = {"": ("dash", "measured ceilings"), ".datasheet": ("dot", "data sheet")}
+
+
+def predicted_names(metric: str) -> tuple[str, ...]:
+    """The metrics that say what arithmetic expects ``metric`` to be."""
+    return tuple(f"predicted_{metric}{suffix}" for suffix in _ROOFLINES)
+
+
+def exponent(xs: Sequence[float], ys: Sequence[float]) -> float | None:
+    """Slope of the least-squares line through log x, log y; None below three positive points."""
+    points = [(math.log(x), math.log(y)) for x, y in zip(xs, ys, strict=True) if x > 0 and y > 0]
+    if len(points) < 3 or len({x for x, _ in points}) < 3:
+        return None
+    mean_x = sum(x for x, _ in points) / len(points)
+    mean_y = sum(y for _, y in points) / len(points)
+    over = sum((x - mean_x) * (y - mean_y) for x, y in points)
+    slope = over / sum((x - mean_x) ** 2 for x, _ in points)
+    return 0.0 if abs(slope) < 0.005 else slope
+
+
+def draw_scaling(figure: Scaling, table: SweepTable, reports: Reports) -> Drawn | None:
+    """A line for each combination of the other axes; its prediction dashed beside it."""
+    if figure.over not in table.axes or not is_numeric(table, figure.over):
+        return None
+    rows = having(table, figure.metric)
+    series: dict[str, list[TrialRow]] = {}
+    for row in rows:
+        series.setdefault(rest_of(row, figure.over), []).append(row)
+    if not any(len(members) > 1 for members in series.values()):
+        return None
+    scale = scale_for(rows, figure.metric)
+    plot = plotly().Figure()
+    said: set[str] = set()
+    for at, (name, members) in enumerate(list(series.items())[:MAX_LINES]):
+        members = sorted(members, key=lambda row: row.axes[figure.over])
+        colour = PALETTE[at % len(PALETTE)]
+        _add_measured(plot, figure, members, name or metric_title(figure.metric), scale, colour)
+        for suffix, (dash, ceilings) in _ROOFLINES.items():
+            expected = f"predicted_{figure.metric}{suffix}"
+            if _add_predicted(plot, figure.over, members, expected, name, scale, colour, dash):
+                said.add(f"{'dashed' if dash == 'dash' else 'dotted'}: roofline by {ceilings}")
+    values = [float(row.axes[figure.over]) for row in rows]
+    wide = min(values) > 0 and max(values) / min(values) >= 8
+    plot.update_layout(
+        xaxis_title=axis_name(figure.over),
+        yaxis_title=axis_title(figure.metric, scale),
+        xaxis_type="log" if wide else "linear",
+        yaxis_type="log" if wide or said else "linear",
+        yaxis_rangemode="normal" if wide or said else "tozero",
+        showlegend=True,
+    )
+    if not wide and len(set(values)) <= 8:
+        plot.update_layout(xaxis_tickvals=sorted(set(values)))
+    beside = f" Beside it, {' and '.join(sorted(said))}." if said else ""
+    return drawn(
+        f"{metric_title(figure.metric)} over {axis_name(figure.over)}",
+        "Median with its 95 % interval; ∝ x^k: least-squares exponent from three points on."
+        + beside
+        + cut(len(series), MAX_LINES),
+        plot,
+    )
+
+
+def _add_measured(
+    plot: Any, figure: Scaling, members: Sequence[TrialRow], name: str, scale: Scale, colour: str
+) -> None:
+    xs = [float(row.axes[figure.over]) for row in members]
+    cells = [row.cells[figure.metric] for row in members]
+    ys = [cell.median or 0.0 for cell in cells]
+    fitted = exponent(xs, ys)
+    plot.add_scatter(
+        name=name + (f"  ∝ x^{fitted:.2f}" if fitted is not None else ""),
+        legendgroup=name,
+        x=xs,
+        y=[y / scale.factor for y in ys],
+        mode="lines+markers",
+        line={"color": colour},
+        error_y={
+            "type": "data",
+            "array": [(_end(c.ci_high, y) - y) / scale.factor for c, y in _pairs(cells, ys)],
+            "arrayminus": [(y - _end(c.ci_low, y)) / scale.factor for c, y in _pairs(cells, ys)],
+        },
+        hovertemplate="%{x}: %{y:.4g} " + scale.symbol,
+    )
+
+
+def _add_predicted(
+    plot: Any,
+    over: str,
+    members: Sequence[TrialRow],
+    metric: str,
+    name: str,
+    scale: Scale,
+    colour: str,
+    dash: str,
+) -> bool:
+    """Draw what arithmetic expects, where it says anything; one legend entry serves both lines."""
+    found = [
+        (float(row.axes[over]), cell.median)
+        for row in members
+        if (cell := row.cells.get(metric)) is not None and cell.median is not None
+    ]
+    if len(found) < 2:
+        return False
+    plot.add_scatter(
+        name=f"{name} predicted".strip(),
+        legendgroup=name,
+        showlegend=False,
+        x=[x for x, _ in found],
+        y=[y / scale.factor for _, y in found],
+        mode="lines",
+        line={"color": colour, "dash": dash, "width": 1.5},
+        hovertemplate="predicted at %{x}: %{y:.4g} " + scale.symbol,
+    )
+    return True
+
+
+def _end(end: float | None, median: float) -> float:
+    return median if end is None else end
+
+
+def _pairs(cells: Sequence[Cell], ys: Sequence[float]) -> list[tuple[Cell, float]]:
+    return list(zip(cells, ys, strict=True))

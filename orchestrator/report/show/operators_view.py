@@ -1,0 +1,143 @@
+"""Draws operators: the difference of two profiles, and the top of one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.report.analyse.labels import short_hash
+from orchestrator.report.analyse.operators import OperatorChange, OperatorDiff, OperatorSide
+from orchestrator.report.show.units import MISSING, percent, quantity, ratio, scale_of
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
+    from rich.table import Table
+
+MOST_CHANGES = 15
+_WIDE = 96
+# What the columns of figures take where all are shown.
+_FIGURES_WIDTH = 68
+
+#: state -> (mark, style)
+_MARKS = {"both": ("", ""), "appeared": ("+", "magenta"), "vanished": ("-", "cyan")}
+
+
+@dataclass(frozen=True)
+class OperatorDiffView:
+    """An :class:`OperatorDiff` that rich can print at any width.
+
+    Attributes
+    ----------
+    labels : mapping of str to str
+        Label by config hash.
+    names : tuple of str
+        What the two sides are called, base first.
+    """
+
+    diff: OperatorDiff
+    labels: Mapping[str, str] = field(default_factory=dict)
+    names: tuple[str, str] = ("A", "B")
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.text import Text
+
+        found = self.diff
+        yield Text("")
+        whose = (
+            f" ({found.self_time_of} self time under the profiler)" if found.self_time_of else ""
+        )
+        yield Text.assemble(("operators", "bold"), whose)
+        for name, config_hash in zip(self.names, (found.hash_a, found.hash_b), strict=True):
+            label = self.labels.get(config_hash, "")
+            yield Text(f"  {name}: {label}  {short_hash(config_hash)}", style="dim")
+        if found.reason is not None:
+            yield Text(f"  incomparable: {found.reason}", style="magenta")
+            return
+        yield self._table(options.max_width)
+        marks = {_MARKS[c.state][0]: c.state for c in found.changes[:MOST_CHANGES]}
+        said = [f"{mark} {state}" for mark, state in marks.items() if mark]
+        said.append("one pass each, no interval: a hint where to look, not a verdict")
+        yield Text(f"  {' · '.join(said)}", style="dim")
+
+    def _table(self, width: int) -> Table:
+        from rich.table import Table
+
+        found = self.diff
+        shown, rest = found.changes[:MOST_CHANGES], found.changes[MOST_CHANGES:]
+        scale = scale_of([s.self_s for c in shown for s in (c.a, c.b) if s], "s")
+        wide = width >= _WIDE
+        grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+        name_width = min(max(width - _FIGURES_WIDTH, 26), 40) if wide else 26
+        grid.add_column("  operator", max_width=name_width, overflow="ellipsis")
+        a, b = self.names
+        headings = [f"{a} {scale.symbol}", f"{b} {scale.symbol}", "Δ", "ratio"]
+        for heading in [*headings, *(["share", "calls"] if wide else [])]:
+            grid.add_column(heading, justify="right")
+        for column in grid.columns:
+            column.no_wrap = True
+
+        def row(
+            name: str, a: OperatorSide | None, b: OperatorSide | None, mark: str, style: str
+        ) -> None:
+            before, after = a.self_s if a else None, b.self_s if b else None
+            delta = (after or 0.0) - (before or 0.0)
+            times = after / before if before and after is not None else None
+            cells = [f"{mark or ' '} {name}", scale.number(before), scale.number(after)]
+            cells += [f"{'+' if delta > 0 else ''}{scale.number(delta)}", ratio(times)]
+            if wide:
+                cells.append(_both(*(percent(s.share) if s else MISSING for s in (a, b))))
+                cells.append(_both(*(str(s.calls) if s else MISSING for s in (a, b))))
+            grid.add_row(*cells, style=style)
+
+        for change in shown:
+            row(change.name, change.a, change.b, *_MARKS[change.state])
+        if rest:
+            row(f"{len(rest)} others (--json)", *_sum(rest), "", "dim")
+        row("all", *_sum(found.changes), "", "bold")
+        return grid
+
+
+def operator_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The top operators of one profile, as its fact ``top_operators`` holds them."""
+    from rich.table import Table
+
+    grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    grid.add_column("operator", max_width=40, overflow="ellipsis", no_wrap=True)
+    phases = list(dict.fromkeys(name for row in rows for name in row.get("phases", {})))
+    for heading in ("self", "share", *phases, "calls", "bound"):
+        grid.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        grid.add_row(
+            str(row["name"]),
+            quantity(row.get("self_s"), "s"),
+            percent(row["share"]),
+            *(percent(row.get("phases", {}).get(name, 0.0)) for name in phases),
+            str(row["calls"]),
+            row.get("bound") or MISSING,
+        )
+    return grid
+
+
+def _both(a: str, b: str) -> str:
+    """``82 → 8.3 %``: a unit that both have is said once."""
+    if a == b:
+        return a
+    if a.endswith(" %") and b.endswith(" %"):
+        a = a.removesuffix(" %")
+    return f"{a} → {b}"
+
+
+def _sum(
+    changes: Sequence[OperatorChange],
+) -> tuple[OperatorSide | None, OperatorSide | None]:
+    sides = [[s for s in side if s] for side in zip(*((c.a, c.b) for c in changes), strict=True)]
+    a, b = (
+        OperatorSide(
+            sum(s.self_s for s in side), sum(s.share for s in side), sum(s.calls for s in side)
+        )
+        if side
+        else None
+        for side in sides
+    )
+    return a, b

@@ -1,0 +1,249 @@
+"""What a sweep would run, before anything does: axes, counts, every trial and its state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from orchestrator.attempt import Resources
+from orchestrator.report.analyse.labels import (
+    axis_names,
+    axis_value,
+    labels_of,
+    metric_title,
+    plain_label,
+    short_hash,
+    varying_axes,
+)
+from orchestrator.report.show.units import quantity, unit_of
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+    from rich.text import Text
+
+    from orchestrator.plan import Plan, Trial
+
+MAX_TRIALS = 40
+MAX_REASONS = 12
+_MOST_VALUES = 12
+_LONGEST_LABEL = 30
+WHOLE_NODE = "whole node"
+_STATE_STYLE = {"new": "cyan", "cached": "green", "failed": "red", "infeasible": "magenta"}
+
+
+class KnownState(Protocol):
+    """Where a trial stands before a run: ``new``, ``cached``, ``failed`` or ``infeasible``.
+
+    One that also has ``predicted`` (names that end in their unit, ``memory_bytes``, to values)
+    gets columns for it.
+    """
+
+    @property
+    def state(self) -> str: ...
+
+    @property
+    def reason(self) -> str | None: ...
+
+
+def plan_view(
+    plan: Plan, states: Mapping[str, KnownState], *, max_trials: int = MAX_TRIALS
+) -> RenderableType:
+    """A plan as a rich renderable; a trial that ``states`` lacks is new (or infeasible)."""
+    from rich.console import Group
+    from rich.text import Text
+
+    found = {trial.hash: _state(trial, states) for trial in plan.trials}
+    parts: list[RenderableType] = [Text.assemble((plan.sweep, "bold"), f"  {plan.description}")]
+    parts.append(_counts(plan, found))
+    if plan.trials:
+        parts += [Text(""), _axes(plan), Text(""), _Trials(plan, found, max_trials)]
+    left = len(plan.trials) - max_trials
+    if left > 0:
+        parts.append(Text(f"… and {left} more trials: --json has them all", style="italic"))
+    parts += _reasons(plan, found)
+    return Group(*parts)
+
+
+def resources_text(resources: Resources) -> str:
+    """``1 GPU · 4 cores · 8 GiB``; every core of a node is ``a whole node``."""
+    gpus = f"{resources.gpus} GPU{'s' if resources.gpus != 1 else ''}" if resources.gpus else ""
+    cores = f"{resources.cpus} core{'s' if resources.cpus != 1 else ''}"
+    parts = [
+        gpus + (f" ({resources.accelerator})" if resources.accelerator else ""),
+        # With a GPU the cores are whatever its node has to spare.
+        cores if resources.cpus is not None else "" if resources.gpus else WHOLE_NODE,
+        quantity(resources.memory_bytes, "bytes") if resources.memory_bytes else "",
+    ]
+    return " · ".join(part for part in parts if part)
+
+
+@dataclass(frozen=True)
+class _State:
+    state: str
+    reason: str | None = None
+
+
+def _state(trial: Trial, states: Mapping[str, KnownState]) -> KnownState:
+    if trial.hash in states:
+        return states[trial.hash]
+    return _State("new" if trial.infeasible is None else "infeasible", trial.infeasible)
+
+
+def _counts(plan: Plan, states: Mapping[str, KnownState]) -> Text:
+    from rich.text import Text
+
+    total = len(plan.trials)
+    text = Text(f"{total} trial{'s' if total != 1 else ''}")
+    separator = ": "
+    for state, style in _STATE_STYLE.items():
+        number = sum(found.state == state for found in states.values())
+        if number:
+            text.append(separator).append(f"{number} {state}", style=style)
+            separator = " · "
+    repeats = plan.settings.repeats
+    if repeats > 1:
+        text.append(f", {repeats} attempts each")
+    if plan.duplicates:
+        text.append(f" ({plan.duplicates} that hash alike left out)", style="dim")
+    if takes := _alike(plan):
+        article = "a " if takes == WHOLE_NODE else ""
+        text.append(f"\neach takes {article}{takes}", style="dim")
+    return text
+
+
+def _alike(plan: Plan) -> str | None:
+    """What every trial takes, where all take the same."""
+    found = {resources_text(trial.resources) for trial in plan.trials}
+    return found.pop() if len(found) == 1 else None
+
+
+def _axes(plan: Plan) -> RenderableType:
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(no_wrap=True, style="cyan")
+    grid.add_column()
+    for axis, values in plan.axes.items():
+        shown = [axis_value(value) for value in values[:_MOST_VALUES]]
+        more = f", … {len(values)} values" if len(values) > _MOST_VALUES else ""
+        grid.add_row(axis, ", ".join(shown) + more)
+    if plan.baseline:
+        said = ", ".join(f"{axis}={value}" for axis, value in plan.baseline.items())
+        grid.add_row(Text("baseline", style="dim"), Text(said, style="dim"))
+    if not plan.axes:
+        grid.add_row("no axes", plain_label(plan.trials[0].identity))
+    return grid
+
+
+@dataclass(frozen=True)
+class _Trials:
+    """The table of trials: a column an axis, or where those do not fit one name a trial."""
+
+    plan: Plan
+    states: Mapping[str, KnownState]
+    most: int
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.table import Table
+        from rich.text import Text
+
+        shown = self.plan.trials[: self.most]
+        headings, rows = self._by_axis(shown)
+        right = [_is_number(column) for column in zip(*rows, strict=True)]
+        right = right[: len(headings)]
+        more_headings, more = self._predicted(shown)
+        if _alike(self.plan) is None:
+            more_headings.append("takes")
+            for row, trial in zip(more, shown, strict=True):
+                row.append(resources_text(trial.resources))
+        fixed = [["hash", "state", *more_headings]]
+        fixed += [
+            [short_hash(t.hash), self._state(t)[0], *m] for t, m in zip(shown, more, strict=True)
+        ]
+        if not headings or _width(fixed) + _width([headings, *rows]) > options.max_width:
+            labels = labels_of(self.plan)
+            headings, rows, right = ["trial"], [[labels[t.hash]] for t in shown], [False]
+        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+        table.add_column("hash", no_wrap=True)
+        table.add_column("state", no_wrap=True)
+        for heading, is_right in zip(headings, right, strict=True):
+            table.add_column(heading, justify="right" if is_right else "left", overflow="fold")
+        for heading in more_headings:
+            is_right = heading != "takes"
+            table.add_column(heading, justify="right" if is_right else "left", no_wrap=True)
+        for trial, row, rest in zip(shown, rows, more, strict=True):
+            table.add_row(short_hash(trial.hash), Text(*self._state(trial)), *row, *rest)
+        yield table
+
+    def _by_axis(self, shown: Sequence[Trial]) -> tuple[list[str], list[list[str]]]:
+        axes = varying_axes(self.plan)
+        names = axis_names(axes)
+        cells = [[axis_value(trial.axes.get(axis), axis) for axis in axes] for trial in shown]
+        return [names[axis] for axis in axes], cells
+
+    def _predicted(self, shown: Sequence[Trial]) -> tuple[list[str], list[list[str]]]:
+        names = _predictions(self.states.values())
+        expected = [getattr(self.states[t.hash], "predicted", None) or {} for t in shown]
+        rows = [[quantity(found.get(n), unit_of(n)) for n in names] for found in expected]
+        return [f"predicted\n{metric_title(name)}" for name in names], rows
+
+    def _state(self, trial: Trial) -> tuple[str, str]:
+        known = self.states[trial.hash]
+        if known.state == "new" and known.reason:
+            return "new !", "yellow"  # it will run, and is not expected to succeed
+        return known.state, _STATE_STYLE.get(known.state, "")
+
+
+def _is_number(texts: Sequence[str]) -> bool:
+    return all(text.replace(".", "", 1).isdigit() for text in texts)
+
+
+def _width(rows: Sequence[Sequence[str]]) -> int:
+    """Columns that a table of these cells takes."""
+    widths = [
+        max(len(part) for cell in column for part in cell.split("\n"))
+        for column in zip(*rows, strict=True)
+    ]
+    return sum(width + 2 for width in widths)
+
+
+def _predictions(states: Iterable[KnownState]) -> list[str]:
+    """Predicted quantities to be shown, in the order first met: memory in all, and known times."""
+    names: dict[str, None] = {}
+    for state in states:
+        found = getattr(state, "predicted", None) or {}
+        names.update(dict.fromkeys(name for name, value in found.items() if value is not None))
+    return [name for name in names if name == "memory_bytes" or name.endswith("_s")]
+
+
+def _reasons(plan: Plan, states: Mapping[str, KnownState]) -> Sequence[RenderableType]:
+    from rich.table import Table
+    from rich.text import Text
+
+    labels = labels_of(plan)
+    told: dict[tuple[str, str], list[Trial]] = {}
+    for trial in plan.trials:
+        state = states[trial.hash]
+        if state.reason:
+            told.setdefault((state.state, state.reason), []).append(trial)
+    if not told:
+        return []
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(no_wrap=True)
+    grid.add_column(no_wrap=True)
+    grid.add_column(ratio=1)
+    for (state_name, reason), trials in list(told.items())[:MAX_REASONS]:
+        doubtful = state_name == "new"
+        style = "yellow" if doubtful else _STATE_STYLE.get(state_name, "")
+        said = "new !" if doubtful else state_name
+        label = labels[trials[0].hash]
+        name = label if len(label) <= _LONGEST_LABEL else short_hash(trials[0].hash)
+        if len(trials) > 1:
+            name = f"{len(trials)} trials"
+        grid.add_row(Text(said, style=style), name, reason)
+    parts: list[RenderableType] = [Text(""), grid]
+    if len(told) > MAX_REASONS:
+        parts.append(Text(f"… and {len(told) - MAX_REASONS} more reasons", style="italic"))
+    return parts

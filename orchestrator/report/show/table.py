@@ -1,0 +1,430 @@
+"""The final table of a sweep on the terminal, and ``run --json``.
+
+Two lines a trial: its name and values with their intervals, then its hash and the ratios to the
+baseline that shares its other axes. Columns that do not fit go below, never squeezed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from orchestrator.report.analyse.labels import (
+    MEANINGS,
+    SEPARATOR,
+    axis_names,
+    axis_text,
+    metric_title,
+    short_hash,
+)
+from orchestrator.report.analyse.reasons import reasons_once
+from orchestrator.report.analyse.rows import Cell, SweepTable, TrialRow, build_table
+from orchestrator.report.show.style import OUTCOME_STYLE, STANDING_MARKS, VERDICT_MARKS
+from orchestrator.report.show.units import MISSING, Scale, ratio, scale_of
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+    from rich.table import Table
+    from rich.text import Text
+
+    from orchestrator.attempt import AttemptReport
+    from orchestrator.plan import Plan
+
+MAX_ROWS = 60
+MAX_FAILURES = 12
+_NAME_WIDTH = 30
+_AS_ABOVE = "…"
+_NARROW = 80
+_MOST_STACKED = 16
+_GAP = 2
+
+
+def final_table(
+    plan: Plan,
+    reports: Mapping[str, Sequence[AttemptReport]],
+    *,
+    metrics: Sequence[str] | None = None,
+    max_rows: int = MAX_ROWS,
+    footer: Sequence[str] | None = None,
+) -> TableView:
+    """What a sweep found, as a rich renderable: table, failures, legend and where to look next.
+
+    Parameters
+    ----------
+    plan : Plan
+        The sweep.
+    reports : mapping of str to sequence of AttemptReport
+        All attempts known by config hash, cached ones too.
+    metrics : sequence of str, optional
+        Metrics to show instead of the headline of the plan's tasks.
+    max_rows : int
+        Trials shown before the rest is only counted.
+    footer : sequence of str
+        Lines beneath; by default where to look next.
+    """
+    table = build_table(plan, reports, metrics=metrics, limit=max_rows)
+    return TableView(table, max_rows, where_to_look(table) if footer is None else tuple(footer))
+
+
+def where_to_look(table: SweepTable, *, run_url: str | None = None) -> tuple[str, ...]:
+    """Lines for the foot of a table: the sweep in MLflow, one trial in full, the same again."""
+    best = next((row for row in table.rows if row.outcome == "ok"), None)
+    lines = [f"in MLflow    {run_url or 'python -m orchestrator ui'}"]
+    if best is not None:
+        lines.append(f"one trial    python -m orchestrator show {short_hash(best.hash)}")
+        lines.append(f"run it again python -m orchestrator reproduce {short_hash(best.hash)}")
+    return tuple(lines)
+
+
+@dataclass(frozen=True)
+class TableView:
+    """A :class:`SweepTable` that rich can print at any width."""
+
+    table: SweepTable
+    max_rows: int = MAX_ROWS
+    footer: tuple[str, ...] = ()
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.text import Text
+
+        shown = [row for row in self.table.rows if row.outcome != "not_run"]
+        unseen = len(self.table.rows) - len(shown)
+        if shown and self.table.metrics:
+            yield from self._measured(shown[: self.max_rows], options.max_width)
+        if len(shown) > self.max_rows:
+            yield Text(
+                f"… and {len(shown) - self.max_rows} more of {len(shown)} trials; the report's"
+                " table.csv has them all",
+                style="italic",
+            )
+        if unseen:
+            yield Text(f"{unseen} of {len(self.table.rows)} trials have not run", style="italic")
+        yield from _failures(self.table, options.max_width)
+        if self.footer:
+            yield Text("")
+            for line in self.footer:
+                yield Text(line, overflow="fold")
+
+    def _measured(self, rows: Sequence[TrialRow], width: int) -> Iterable[RenderableType]:
+        from rich.text import Text
+
+        columns = [c for c in (_column(n, rows) for n in self.table.metrics) if c is not None]
+        blocks = _blocks(columns, width - _name_width(self.table, rows))
+        # A short table goes on below with the columns that did not fit; a long one would be read
+        # twice, so its last columns are only named.
+        drawn = blocks if len(rows) <= _MOST_STACKED else blocks[:1]
+        for index, block in enumerate(drawn):
+            if index:
+                yield Text("")
+            yield _grid(self.table, rows, block)
+        unfit = [column for block in blocks[len(drawn) :] for column in block]
+        yield from _notes(self.table, rows, [c for block in drawn for c in block], unfit)
+
+
+@dataclass(frozen=True)
+class _Column:
+    name: str
+    scale: Scale
+    heading: tuple[str, ...]
+    width: int
+
+
+class Ended(Protocol):
+    """What is asked of an attempt of this run (``schedule.EndedAttempt`` has it)."""
+
+    @property
+    def config_hash(self) -> str: ...
+
+    @property
+    def attempt_id(self) -> str: ...
+
+    @property
+    def outcome(self) -> str: ...
+
+    @property
+    def retried(self) -> bool: ...
+
+
+def run_json(
+    attempts: Iterable[Ended],
+    *,
+    sweep: str,
+    run_id: str,
+    run_ids: Mapping[str, str],
+    cached: int,
+    wall_s: float,
+) -> dict[str, Any]:
+    """What ``run --json`` prints; an attempt that was tried again is not an ending and left out.
+
+    Parameters
+    ----------
+    attempts : iterable
+        The attempts of this run, in the order they ended.
+    run_id : str
+        The sweep's MLflow run.
+    run_ids : mapping of str to str
+        MLflow run by attempt id; an attempt that is still in the spool has none.
+    """
+    trials = [
+        {
+            "hash": ended.config_hash,
+            "outcome": str(ended.outcome),
+            "run_id": run_ids.get(ended.attempt_id),
+        }
+        for ended in attempts
+        if not ended.retried
+    ]
+    return {
+        "sweep": sweep,
+        "run_id": run_id,
+        "outcomes": dict(Counter(trial["outcome"] for trial in trials)),
+        "cached": cached,
+        "wall_s": wall_s,
+        "trials": trials,
+    }
+
+
+def _column(name: str, rows: Sequence[TrialRow]) -> _Column | None:
+    """How a metric is drawn, or None where no trial has it."""
+    cells = [row.cells[name] for row in rows if row.cells[name].median is not None]
+    if not cells:
+        return None
+    scale = scale_of([cell.median for cell in cells], cells[0].unit)
+    texts = [_value(cell, scale) for cell in cells] + [_ratio(cell)[0] for cell in cells]
+    body = max(map(len, texts))
+    heading = _wrap(metric_title(name), max(body, 9))
+    return _Column(name, scale, heading, max(body, *map(len, (*heading, scale.symbol))))
+
+
+def _blocks(columns: Sequence[_Column], width: int) -> list[list[_Column]]:
+    """Columns in headline order, cut where the width ends; at least one a block."""
+    blocks: list[list[_Column]] = [[]]
+    used = 0
+    for column in columns:
+        if blocks[-1] and used + _GAP + column.width > width:
+            blocks.append([])
+            used = 0
+        blocks[-1].append(column)
+        used += _GAP + column.width
+    return [block for block in blocks if block]
+
+
+def _grid(table: SweepTable, rows: Sequence[TrialRow], columns: Sequence[_Column]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table(
+        box=None, show_header=True, header_style="bold", padding=(0, _GAP, 0, 0), pad_edge=False
+    )
+    depth = max(len(c.heading) for c in columns)
+    name_heading = [""] * (depth - 1) + [table.sweep]
+    grid.add_column(Text("\n".join(name_heading)), no_wrap=True)
+    for column in columns:
+        heading = [""] * (depth - len(column.heading)) + list(column.heading)
+        grid.add_column(
+            Text("\n".join([*heading, column.scale.symbol])),
+            justify="right",
+            no_wrap=True,
+            min_width=column.width,
+        )
+    group: object = None
+    single = len({row.group for row in rows}) == 1
+    for row, lines in zip(rows, _row_labels(rows), strict=True):
+        if row.group != group and not single:
+            if group is not None:
+                grid.add_row("")
+            grid.add_row(Text(_group_name(row), style="bold"))
+        group = row.group
+        grid.add_row(_name(row, lines), *(_cell_text(row, c, c is columns[0]) for c in columns))
+    return grid
+
+
+def _name(row: TrialRow, lines: Sequence[str]) -> Text:
+    """``✓ nf4`` over its hash."""
+    from rich.text import Text
+
+    failed = row.outcome not in ("ok", "invalid")
+    mark, style, _ = ("✗", "red", "") if failed else VERDICT_MARKS[row.verdict]
+    text = Text()
+    text.append(f"{mark} ", style=style)
+    text.append("\n  ".join(lines), style="bold" if row.baseline else "")
+    if row.attempts > 1:
+        text.append(f" ({row.attempts})", style="dim")
+    text.append(f"\n  {_second_line(row)}", style="dim")
+    return text
+
+
+def _second_line(row: TrialRow) -> str:
+    return " · ".join((short_hash(row.hash), *row.words))
+
+
+def _row_labels(rows: Sequence[TrialRow]) -> list[tuple[str, ...]]:
+    """What each row is called, in lines; in a group, only by the axes that the group does not say.
+
+    Where names are too long for their column, a row says what sets it apart from the one above.
+    """
+    grouped = len({row.group for row in rows}) > 1
+    labels = [row.own_label if grouped else row.label for row in rows]
+    if max(map(len, labels), default=0) > _NAME_WIDTH:
+        whole = [label.split(SEPARATOR) for label in labels]
+        for i in range(1, len(rows)):
+            if rows[i].group == rows[i - 1].group:
+                labels[i] = _unlike(whole[i], whole[i - 1])
+    return [_wrap_label(label) for label in labels]
+
+
+def _wrap_label(label: str) -> tuple[str, ...]:
+    held = "\N{NO-BREAK SPACE}"  # a dot stays with what it follows
+    lines = _wrap(label.replace(SEPARATOR, held + SEPARATOR.lstrip()), _NAME_WIDTH)
+    return tuple(line.replace(held, " ") for line in lines)
+
+
+def _unlike(parts: Sequence[str], above: Sequence[str]) -> str:
+    own = [part for part, other in zip(parts, above, strict=False) if part != other]
+    if len(parts) != len(above) or not own or len(own) == len(parts):
+        return SEPARATOR.join(parts)
+    return f"{_AS_ABOVE} {SEPARATOR.join(own)}"
+
+
+def _group_name(row: TrialRow) -> str:
+    names = axis_names([axis for axis, _ in row.group])
+    return SEPARATOR.join(axis_text(axis, value, names[axis]) for axis, value in row.group)
+
+
+def _cell_text(row: TrialRow, column: _Column, first: bool) -> Text:
+    from rich.text import Text
+
+    cell = row.cells[column.name]
+    if cell.median is None:
+        if row.failed and first:
+            return Text(*_outcome(row))
+        return Text("" if row.failed else MISSING, style="dim")
+    text = Text(_value(cell, column.scale), style="dim strike" if row.outcome == "invalid" else "")
+    if row.baseline:
+        return text.append("\nbaseline", style="dim") if first else text
+    if cell.ratio is not None and row.outcome == "ok":
+        line, style = _ratio(cell)
+        text.append(f"\n{line}", style=style)
+    return text
+
+
+def _value(cell: Cell, scale: Scale) -> str:
+    if cell.median is None:
+        return MISSING
+    return scale.interval(cell.median, cell.ci_low, cell.ci_high)
+
+
+def _ratio(cell: Cell) -> tuple[str, str]:
+    if cell.ratio is None:
+        return "", ""
+    mark, style, _ = STANDING_MARKS.get(cell.standing or "", ("", "", ""))
+    return f"{mark} {ratio(cell.ratio)}".strip(), style
+
+
+def _notes(
+    table: SweepTable,
+    rows: Sequence[TrialRow],
+    columns: Sequence[_Column],
+    unfit: Sequence[_Column],
+) -> Iterable[Text]:
+    from rich.text import Text
+
+    yield Text("")
+    legend = ["median ± half of its 95 % interval"] if _any_interval(rows) else []
+    standings = {c.standing for row in rows for c in row.cells.values() if c.standing}
+    said = [f"{m} {meaning}" for key, (m, _, meaning) in STANDING_MARKS.items() if key in standings]
+    if said:
+        legend.append(f"against the baseline: {', '.join(said)}")
+    if any(lines[0].startswith(_AS_ABOVE) for lines in _row_labels(rows)):
+        legend.append(f"{_AS_ABOVE} otherwise as above")
+    if any(row.attempts > 1 for row in rows):
+        legend.append("(n) attempts")
+    measured = [row for row in rows if row.outcome in ("ok", "invalid")]
+    verdicts = [v for v in VERDICT_MARKS if any(row.verdict == v for row in measured)]
+    marks = [f"{VERDICT_MARKS[v][0]} {v}: {VERDICT_MARKS[v][2]}" for v in verdicts]
+    meanings = [
+        f"{metric_title(c.name)}: {MEANINGS[c.name]}" for c in columns if c.name in MEANINGS
+    ]
+    for line in (legend, marks, meanings):
+        if line:
+            yield Text(" · ".join(line), style="dim")
+    had = {column.name for column in (*columns, *unfit)}
+    absent: dict[str, list[str]] = {}
+    for name in table.metrics:
+        if name not in had:
+            reason = next((c.reason for row in rows if (c := row.cells[name]).reason), None)
+            absent.setdefault(reason or "not measured", []).append(metric_title(name))
+    for reason, names in absent.items():
+        yield Text(f"no {', '.join(names)}: {reason}", style="dim")
+    if unfit:
+        left = ", ".join(metric_title(column.name) for column in unfit)
+        yield Text(f"not shown for lack of width: {left}", style="dim")
+
+
+def _failures(table: SweepTable, width: int) -> Iterable[Any]:
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+    failures = table.failures
+    if not failures:
+        return
+    said = ", ".join(f"{n} {o}" for o, n in table.outcomes.items() if o not in ("ok", "not_run"))
+    yield Text("")
+    yield Text(
+        f"{len(failures)} of {len(table.rows)} trials without a result to rely on: {said}",
+        style="bold",
+    )
+    shown = list(reasons_once(failures))[:MAX_FAILURES]
+    if width < _NARROW:
+        for row, reason in shown:
+            yield Text.assemble(
+                _outcome(row), "  ", row.label, (f"  {short_hash(row.hash)}", "dim")
+            )
+            yield Padding(Text(reason), (0, 0, 0, 2))
+    else:
+        grid = Table.grid(padding=(0, _GAP, 0, 0))
+        grid.add_column(no_wrap=True)
+        grid.add_column(max_width=width // 3, overflow="fold")
+        grid.add_column(no_wrap=True)
+        grid.add_column(ratio=1)
+        for row, reason in shown:
+            grid.add_row(
+                Text(*_outcome(row)),
+                row.label,
+                Text(short_hash(row.hash), style="dim"),
+                Text(reason, overflow="fold"),
+            )
+        yield grid
+    if len(failures) > MAX_FAILURES:
+        yield Text(f"… and {len(failures) - MAX_FAILURES} more", style="italic")
+
+
+def _outcome(row: TrialRow) -> tuple[str, str]:
+    return row.outcome, OUTCOME_STYLE.get(row.outcome, "")
+
+
+def _any_interval(rows: Sequence[TrialRow]) -> bool:
+    return any(c.ci_low is not None for row in rows for c in row.cells.values())
+
+
+def _name_width(table: SweepTable, rows: Sequence[TrialRow]) -> int:
+    single = len({row.group for row in rows}) == 1
+    labels = (len(line) for lines in _row_labels(rows) for line in lines)
+    repeats = 5 if any(row.attempts > 1 for row in rows) else 0
+    groups = (len(_group_name(row)) for row in rows) if not single else iter(())
+    named = (2 + len(_second_line(row)) for row in rows)
+    return max(
+        2 + max(labels, default=0) + repeats,
+        max(named, default=0),
+        len(table.sweep),
+        max(groups, default=0),
+    )
+
+
+def _wrap(text: str, width: int) -> tuple[str, ...]:
+    import textwrap
+
+    return tuple(textwrap.wrap(text, width, break_long_words=False)) or ("",)

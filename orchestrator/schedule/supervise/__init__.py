@@ -1,0 +1,1 @@
+"""What runs in a worker: takes the slot, follows the attempt, judges and reports."""

@@ -1,0 +1,335 @@
+"""What runs in a Ray worker: takes the slot, runs the attempt in a process of its own, reports.
+
+::
+
+    Ray places it ── own cores and GPUs ── started ── isolation ── judge ── report
+                        (locks of the host)              └ telemetry watches
+
+One worker process supervises many attempts one after another and keeps its fork server warm between
+them. It imports neither torch nor a task's libraries.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import socket
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.attempt import (
+    AttemptReport,
+    AttemptSpec,
+    Outcome,
+    RuleResult,
+    Slot,
+    Verdict,
+)
+from orchestrator.schedule.events import (
+    ClusterEvent,
+    Ended,
+    PhaseBegan,
+    Started,
+    Vanished,
+    Waiting,
+)
+from orchestrator.schedule.supervise.cores import (
+    CORES_VARIABLE,
+    CoreSplit,
+    allowed_cores,
+    from_text,
+    pin_process,
+    split,
+    supervisor_cores,
+)
+from orchestrator.schedule.supervise.gpu_memory import FreedMemory
+from orchestrator.schedule.supervise.locks import Request, local_directory
+from orchestrator.schedule.supervise.predictions import add_predictions
+
+if TYPE_CHECKING:
+    from orchestrator.isolate import Isolation
+    from orchestrator.telemetry import Device
+
+# A phase is shown to a person: more often than this is only load on a measured machine.
+PHASE_PERIOD_S = 1.0
+# Waiting for cores of another sweep: look this often, say so after a while, give up in the end.
+POLL_S = 0.05
+SILENCE_S = 2.0
+PATIENCE_EXTRA_S = 60.0
+KEY_VALUE_NAMESPACE = b"orchestrator"
+
+
+@dataclass(frozen=True)
+class Grant:
+    """What Ray gave to this task on this node."""
+
+    node_id: str
+    cpus: int
+    node_cpus: int
+    gpu_ids: tuple[str, ...] = ()
+    memory_bytes: int | None = None
+
+
+class Cancellation:
+    """Turns Ray's cancel (an interrupt of the main thread) into a flag and a call.
+
+    An exception in the middle of the supervision would lose what the attempt has measured so far.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._isolation: Isolation | None = None
+
+    def __enter__(self) -> Cancellation:
+        self._previous = signal.signal(signal.SIGINT, self._interrupted)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._previous)
+
+    def passes_to(self, isolation: Isolation) -> None:
+        """From now on a cancel ends the attempt that ``isolation`` runs."""
+        self._isolation = isolation
+        if self.asked:
+            isolation.cancel()
+
+    def _interrupted(self, *_: object) -> None:
+        self.asked = True
+        if self._isolation is not None:
+            self._isolation.cancel()
+
+
+def supervise(spec: AttemptSpec, cpus: int, memory_bytes: int | None) -> Iterator[ClusterEvent]:
+    """The Ray task: yields events, the last one with the report.
+
+    A cancelled attempt's report cannot be yielded (Ray refuses values of a cancelled task): it is
+    left in the cluster's key-value store under the attempt's id.
+    """
+    with Cancellation() as cancellation:
+        for event in attempt_events(spec, _grant(cpus, memory_bytes), cancellation):
+            if not cancellation.asked:
+                yield event
+            elif isinstance(event, Ended):
+                leave_report(event)
+
+
+def attempt_events(
+    spec: AttemptSpec, grant: Grant, cancellation: Cancellation
+) -> Iterator[ClusterEvent]:
+    """Everything about one attempt but Ray."""
+    whole = core_split(grant.node_cpus)
+    gpu_uuids, visible = _gpus(grant.gpu_ids)
+    locks = local_directory() / "locks"
+    gpus = Request(locks, [_lock_name(name) for name in gpu_uuids], len(gpu_uuids), queue=False)
+    # A container's quota may leave fewer cores than Ray was told of.
+    count = min(grant.cpus, len(whole.measured))
+    cores = Request(locks, [f"core-{core}" for core in whole.measured], count)
+    try:
+        # Always GPUs first: two that need both never wait for each other.
+        for request in (gpus, cores):
+            if not (yield from _await(request, spec, cancellation)):
+                return
+        slot = Slot(
+            node_id=grant.node_id,
+            host=socket.gethostname(),
+            cpus=tuple(sorted(int(name.removeprefix("core-")) for name in cores.held)),
+            gpu_uuids=gpu_uuids,
+            cuda_visible_devices=visible,
+            memory_bytes=grant.memory_bytes,
+        )
+        pin_process(supervisor_cores(whole, slot.cpus) or whole.measured)
+        memory = FreedMemory(spec, slot)
+        yield from memory.wait(cancellation)
+        if memory.held and cancellation.asked:
+            return
+        if memory.refuses:
+            report = _with_surroundings(memory.report(), slot)
+        else:
+            yield Started(spec.attempt_id, slot)
+            report = yield from _run(spec, slot, cancellation)
+    finally:
+        cores.release()
+        gpus.release()
+    # Only now: the driver may count on the slot's being free the moment it has the report.
+    yield Ended(spec.attempt_id, report)
+
+
+def _await(
+    request: Request, spec: AttemptSpec, cancellation: Cancellation
+) -> Generator[ClusterEvent, None, bool]:
+    """Wait until ``request`` is granted; False where the attempt ended instead."""
+    began = time.monotonic()
+    # Whoever holds it is measuring, and ends at the latest with a timeout like ours.
+    patience_s = spec.timeout_s + spec.start_timeout_s + PATIENCE_EXTRA_S
+    said = False
+    while not request.granted():
+        waited_s = time.monotonic() - began
+        if cancellation.asked:
+            return False
+        if waited_s > patience_s:
+            reason = f"another sweep held the cores or GPUs of {socket.gethostname()} all the time"
+            yield Vanished(spec.attempt_id, Outcome.LOST, reason)
+            return False
+        if waited_s > SILENCE_S and not said:
+            said = True
+            text = f"waiting for cores or GPUs of {socket.gethostname()}: another sweep has them"
+            yield Waiting(spec.attempt_id, text)
+        time.sleep(POLL_S)
+    return True
+
+
+def _with_surroundings(report: AttemptReport, slot: Slot) -> AttemptReport:
+    """``report`` with what it ran on, also where telemetry has not said it (off, or failed)."""
+    from orchestrator.telemetry import hardware_of
+
+    report.provenance = {**_node_provenance(), **report.provenance}
+    if "hardware_fingerprint" not in report.facts:
+        report.facts |= hardware_of(slot, _devices() if slot.gpus else ())
+    return report
+
+
+def _run(
+    spec: AttemptSpec, slot: Slot, cancellation: Cancellation
+) -> Generator[ClusterEvent, None, AttemptReport]:
+    from orchestrator.isolate import Progress
+
+    isolation = _warm_isolation()
+    items = isolation.run(spec, slot, _telemetry(spec))
+    cancellation.passes_to(isolation)
+    shown_at = -PHASE_PERIOD_S
+    report: AttemptReport | None = None
+    for item in items:
+        if not isinstance(item, Progress):
+            report = item
+        elif item.kind == "phase" and time.monotonic() - shown_at >= PHASE_PERIOD_S:
+            shown_at = time.monotonic()
+            yield PhaseBegan(spec.attempt_id, item.name)
+    assert report is not None, "an isolation always reports"
+    _with_surroundings(report, slot)
+    if not cancellation.asked:
+        add_predictions(report, spec, slot, isolation)
+    return judged(report, spec.verdict)
+
+
+def judged(report: AttemptReport, rules: Mapping[str, Any]) -> AttemptReport:
+    """``report`` with its verdict; a measurement that telemetry refuses becomes ``invalid``."""
+    from orchestrator.telemetry import derived, judge
+
+    try:
+        report.telemetry.update(derived(report))
+        verdict = judge(report, rules)
+    except Exception as error:  # a broken rule must not cost the measurement
+        reason = f"{type(error).__name__}: {error}"
+        verdict = Verdict("unverified", (RuleResult("judge", "unknown", None, None, reason),))
+    report.verdict = verdict
+    if report.outcome is Outcome.OK and verdict.state == "invalid":
+        report.outcome = Outcome.INVALID
+        report.reason = "; ".join(
+            rule.reason or rule.rule for rule in verdict.rules if rule.state == "invalid"
+        )
+    return report
+
+
+@cache
+def core_split(node_cpus: int) -> CoreSplit:
+    """This host's cores; looked up once, before this process is moved off most of them."""
+    named = os.environ.get(CORES_VARIABLE)
+    if named is None:
+        return split(allowed_cores(), node_cpus)
+    measured = from_text(named)
+    return CoreSplit(measured, tuple(sorted(os.sched_getaffinity(0) - set(measured))))
+
+
+def leave_report(event: Ended) -> None:
+    """Put a cancelled attempt's report where the driver will look for it."""
+    from ray.experimental.internal_kv import _internal_kv_put
+
+    _internal_kv_put(
+        event.attempt_id.encode(), pickle.dumps(event.report), namespace=KEY_VALUE_NAMESPACE
+    )
+
+
+def fetch_report(attempt_id: str) -> AttemptReport | None:
+    """The report that a cancelled attempt left behind, once."""
+    from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get
+
+    key = attempt_id.encode()
+    found = _internal_kv_get(key, namespace=KEY_VALUE_NAMESPACE)
+    if found is None:
+        return None
+    _internal_kv_del(key, namespace=KEY_VALUE_NAMESPACE)
+    report: AttemptReport = pickle.loads(found)
+    return report
+
+
+@cache
+def _warm_isolation() -> Isolation:
+    from orchestrator.isolate import Isolation
+
+    return Isolation()
+
+
+@cache
+def _node_provenance() -> dict[str, Any]:
+    from orchestrator.record.provenance import node_provenance
+
+    return node_provenance()
+
+
+def _telemetry(spec: AttemptSpec) -> Any:
+    if not spec.telemetry.get("enabled", True):
+        return None
+    from orchestrator.telemetry import Telemetry
+
+    return Telemetry(spec.telemetry)
+
+
+def _grant(cpus: int, memory_bytes: int | None) -> Grant:
+    import ray
+
+    context = ray.get_runtime_context()
+    node_id = context.get_node_id()
+    gpu_ids = tuple(map(str, context.get_accelerator_ids().get("GPU", ())))
+    return Grant(node_id, cpus, _node_cpus(node_id), gpu_ids, memory_bytes)
+
+
+@cache
+def _node_cpus(node_id: str) -> int:
+    import ray
+
+    for node in ray.nodes():
+        if node["NodeID"] == node_id:
+            return int(node["Resources"].get("CPU", 1))
+    return 1
+
+
+def _gpus(gpu_ids: Sequence[str]) -> tuple[tuple[str, ...], str]:
+    """UUIDs of the GPUs that Ray gave, and the ``CUDA_VISIBLE_DEVICES`` that means just those.
+
+    With UUIDs in it CUDA's order of devices does not matter. Without NVML Ray's own ids have to do.
+    """
+    if not gpu_ids:
+        return (), ""
+    from orchestrator.telemetry import resolve_visible
+
+    found = resolve_visible(",".join(gpu_ids), _devices())
+    if len(found) != len(gpu_ids):
+        return (), ",".join(gpu_ids)
+    uuids = tuple(device.uuid for device in found)
+    return uuids, ",".join(uuids)
+
+
+@cache
+def _devices() -> tuple[Device, ...]:
+    from orchestrator.telemetry import devices
+
+    return tuple(devices())
+
+
+def _lock_name(uuid: str) -> str:
+    # The UUID of a MIG slice may have slashes.
+    return uuid.replace("/", "_")

@@ -1,0 +1,1 @@
+"""Statistics of samples: bootstrap, distributions, summaries. Pure, seeded, numpy only."""

@@ -1,0 +1,260 @@
+"""Scaled dot-product attention by itself: forward and backward, time and memory.
+
+::
+
+    prepare                   inputs from the seed
+    engaged                   which kernel runs; a pass of its own
+    compile                   where asked for
+    warmup ...                the protocol's
+    forward, backward ...     samples, until the protocol's stopping rule
+    kept                      bytes alive before the backward pass; a pass of its own
+
+No model is loaded; the dtype is that of ``quant`` (``fp32``, ``bf16``, ``fp16``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.engines import transformers as loading
+from orchestrator.engines.transformers.compilation import CompileWatch
+from orchestrator.engines.transformers.generation import no_phase
+from orchestrator.measure import (
+    ConfigError,
+    Identity,
+    Infeasible,
+    Recorder,
+    Task,
+    repeat,
+    timed,
+    tracker,
+)
+from orchestrator.measure.figures import Bars, Scaling
+from orchestrator.measure.phase_memory import PhaseMemory
+from orchestrator.tasks.attention.kernels import (
+    COMPILED,
+    IMPLEMENTATIONS,
+    NAIVE,
+    SDPA,
+    Attend,
+    kept_bytes,
+    naive,
+    ran,
+    refuse_unavailable,
+    sdpa,
+)
+from orchestrator.tasks.training.training_expected import device_memory_bytes
+
+if TYPE_CHECKING:
+    import torch
+
+_GIB = 1 << 30
+_DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+# Squares of scores that exist at once: two in the forward pass, three in the backward pass.
+_SQUARES = 3
+
+
+@dataclass
+class AttentionConfig:
+    """Options of ``task=attention``.
+
+    Attributes
+    ----------
+    implementation : str
+        ``naive``, ``sdpa_math``, ``sdpa_flash``, ``sdpa_efficient``, ``sdpa_cudnn``, or
+        ``compiled``: the naive one through ``torch.compile``.
+    batch_size, heads, tokens, head_dim : int
+        Shape of queries, keys and values.
+    causal : bool
+        A token attends to itself and those before it.
+    """
+
+    name: str = "attention"
+    implementation: str = "sdpa_flash"
+    batch_size: int = 8
+    heads: int = 1
+    tokens: int = 1024
+    head_dim: int = 64
+    causal: bool = True
+
+    @property
+    def forward_flops(self) -> float:
+        """Two products; under a causal mask only the pairs that it leaves."""
+        pairs = self.tokens * (self.tokens + 1) / 2 if self.causal else float(self.tokens) ** 2
+        return 4.0 * self.batch_size * self.heads * self.head_dim * pairs
+
+    def square_bytes(self, dtype: str) -> int:
+        """All scores."""
+        return self.batch_size * self.heads * self.tokens**2 * _DTYPE_BYTES[dtype]
+
+
+def check(identity: Identity) -> str | None:
+    """None, or one line why this cannot be done; :class:`ConfigError` for what has no sense."""
+    options, quant = identity["task"], identity["quant"]
+    kind, implementation = identity["device"]["kind"], options["implementation"]
+    loading.check_positive(options, "batch_size", "heads", "tokens", "head_dim")
+    if implementation not in IMPLEMENTATIONS:
+        raise ConfigError(
+            f"unknown implementation {implementation!r}",
+            where="task.implementation",
+            fix=f"Known: {', '.join(IMPLEMENTATIONS)}",
+        )
+    if quant["scheme"] != "none":
+        return f"attention has no weights to be {quant['scheme']}: quant=fp32, bf16 or fp16"
+    if implementation in ("sdpa_efficient", "sdpa_cudnn") and kind != "cuda":
+        return f"{implementation} has a kernel for CUDA devices only"
+    halves = kind == "cuda" and implementation in ("sdpa_flash", "sdpa_cudnn")
+    if halves and quant["dtype"] == "float32":
+        return f"{implementation} on CUDA needs bfloat16 or float16, not float32"
+    return loading.check_compile(identity, implementation == COMPILED)
+
+
+def run(identity: Identity, recorder: Recorder) -> None:
+    """Measure one trial; see the module for its phases."""
+    import torch
+
+    known = {field.name for field in fields(AttentionConfig)}
+    options = AttentionConfig(**{k: v for k, v in identity["task"].items() if k in known})
+    kind, dtype = identity["device"]["kind"], identity["quant"]["dtype"]
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise Infeasible("torch sees no CUDA device here", where="device=cuda")
+    torch.set_num_threads(loading.thread_count(identity["device"]))
+    _expect(options, kind, dtype, recorder)
+    with recorder.phase("prepare", measured=False):
+        device = torch.device("cuda", 0) if kind == "cuda" else torch.device("cpu")
+        inputs, gradient = _inputs(options, dtype, identity["seed"], device)
+        if options.implementation in SDPA:
+            attend = sdpa(options.implementation, causal=options.causal)
+            refuse_unavailable(options.implementation, attend, [t.detach() for t in inputs])
+        else:
+            attend = naive(options.tokens, causal=options.causal, device=device)
+    memory = PhaseMemory(tracker(kind))
+    try:
+        _measure(attend, inputs, gradient, options, memory, identity, recorder)
+    finally:
+        memory.record(recorder)
+
+
+def _expect(options: AttentionConfig, kind: str, dtype: str, recorder: Recorder) -> None:
+    """Write down what the scores need, and refuse what can never fit."""
+    if options.implementation not in (NAIVE, "sdpa_math", COMPILED):
+        return
+    needed = _SQUARES * options.square_bytes(dtype)
+    recorder.value("predicted_memory_bytes", "bytes", needed)
+    available = device_memory_bytes(kind)
+    # One square alone: what a compiler may fuse away is no reason to refuse.
+    if available is not None and options.square_bytes(dtype) > available:
+        raise Infeasible(
+            f"the scores alone need {options.square_bytes(dtype) / _GIB:.1f} GiB, "
+            f"the device has {available / _GIB:.1f} GiB",
+            where="task.tokens",
+            fix="Take fewer tokens, or sdpa_flash, which keeps no scores",
+        )
+
+
+def _inputs(
+    options: AttentionConfig, dtype: str, seed: int, device: torch.device
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Queries, keys and values that want a gradient, and the gradient of the output."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    shape = (options.batch_size, options.heads, options.tokens, options.head_dim)
+    drawn = [
+        torch.randn(shape, generator=generator).to(device, getattr(torch, dtype)) for _ in range(4)
+    ]
+    return [tensor.requires_grad_(True) for tensor in drawn[:3]], drawn[3]
+
+
+def _measure(
+    attend: Attend,
+    inputs: list[torch.Tensor],
+    gradient: torch.Tensor,
+    options: AttentionConfig,
+    memory: PhaseMemory,
+    identity: Identity,
+    recorder: Recorder,
+) -> None:
+    _prove(attend, inputs, options, identity, recorder)
+    clock = recorder.clock
+    compiling = None
+    if options.implementation == COMPILED:
+        compiling = CompileWatch(attend, recorder)
+        attend = compiling.forward
+        with recorder.phase("compile", measured=False):
+            compiling.settle(lambda: attend(*inputs).backward(gradient))
+        for tensor in inputs:
+            tensor.grad = None
+    phases = memory.phases(recorder)
+
+    def one(phase: Any) -> tuple[float, float]:
+        with phase("forward"), timed(clock) as ahead:
+            output = attend(*inputs)
+        with phase("backward"), timed(clock) as back:
+            output.backward(gradient)
+        for tensor in inputs:
+            tensor.grad = None
+        return ahead.seconds, back.seconds
+
+    for repetition in repeat(recorder, identity["protocol"], watch="attention_s"):
+        if repetition.warmup:
+            with recorder.phase("warmup", measured=False):
+                forward_s, backward_s = one(no_phase)
+        else:
+            forward_s, backward_s = one(phases)
+        repetition.add("forward_s", "s", forward_s)
+        repetition.add("backward_s", "s", backward_s)
+        repetition.add("attention_s", "s", forward_s + backward_s)
+        repetition.add("forward_flop_per_s", "flop/s", options.forward_flops / forward_s)
+    recorder.fact("forward_flops", options.forward_flops)
+    if compiling:
+        compiling.record(recorder)
+    # Last: its hooks make compiled code compile again.
+    with recorder.phase("kept", measured=False):
+        kept = kept_bytes(attend, inputs)
+    recorder.value("memory_before_backward_bytes", "bytes", kept)
+
+
+def _prove(
+    attend: Attend,
+    inputs: list[torch.Tensor],
+    options: AttentionConfig,
+    identity: Identity,
+    recorder: Recorder,
+) -> None:
+    import torch
+
+    with recorder.phase("engaged", measured=False):
+        dtypes = {str(t.dtype).removeprefix("torch.") for t in inputs}
+        recorder.engaged("dtype", identity["quant"]["dtype"], ", ".join(sorted(dtypes)))
+        recorder.engaged("device", identity["device"]["kind"], inputs[0].device.type)
+        threads = loading.thread_count(identity["device"])
+        recorder.engaged("threads", threads, torch.get_num_threads())
+        if options.implementation in SDPA:
+            got = ran(attend, [tensor.detach() for tensor in inputs])
+            recorder.engaged("attention", options.implementation, got)
+
+
+TASK = Task(
+    name="attention",
+    config=AttentionConfig,
+    run=run,
+    check=check,
+    preload=("torch",),
+    headline=(
+        "attention_s",
+        "forward_s",
+        "backward_s",
+        "memory_before_backward_bytes",
+        "peak_memory_over_weights_bytes",
+        "forward_flop_per_s",
+        "compile_s",
+    ),
+    figures=(
+        Bars("attention_s"),
+        Scaling("forward_s", over="task.tokens"),
+        Scaling("backward_s", over="task.tokens"),
+        Scaling("memory_before_backward_bytes", over="task.tokens"),
+    ),
+)

@@ -1,0 +1,366 @@
+"""A decoder larger than its memory, run layer by layer from disk with a key-value cache.
+
+::
+
+    prepare, store       download or conversion; the files to stream from       not part of load_s
+    load                 resident parts read, slots allocated, prefetch begins  load_s
+    first_call           first_call_s: one prefill
+    warmup, prefill, decode ...    as in task=inference; each decode step's time by category
+    (between sequences)            the disk alone, for the bound
+    calibrate, bandwidth           afterwards: computing alone, the bus alone
+
+Tokens are those of the resident model. See ``tasks/stream/``.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.engines import transformers as loading
+from orchestrator.engines.transformers import tokens
+from orchestrator.engines.transformers.generation import GreedyGenerator, SequenceTiming
+from orchestrator.measure import (
+    ConfigError,
+    Identity,
+    InputError,
+    Recorder,
+    Repetition,
+    Task,
+    derive,
+    first_call,
+    repeat,
+    timed,
+)
+from orchestrator.measure.figures import Bars, Breakdown
+from orchestrator.tasks.streaming import account, bandwidth
+from orchestrator.tasks.streaming.intervals import CATEGORIES, UNATTRIBUTED, CuttingClock
+from orchestrator.tasks.streaming.runner import ARCHITECTURES
+from orchestrator.tasks.streaming.session import Session
+from orchestrator.tasks.streaming.streaming_expected import expect_streaming
+
+if TYPE_CHECKING:
+    import torch
+
+CHOICES = {
+    "transfer": ("sync", "async"),
+    "buffer": ("tensor", "single"),
+    "page_cache": ("warm", "dropped"),
+}
+# Of wall time: how far the booked categories may be from what the clock says.
+_TOLERANCE = 0.02
+_CALIBRATION_STEPS = 5
+
+
+@dataclass
+class StreamingConfig:
+    """Options of ``task=streaming``. The weights' format is ``quant``: none, nf4 or fp4.
+
+    Attributes
+    ----------
+    batch_size, prompt_tokens, new_tokens : int
+        As in ``task=inference``; ``new_tokens - 1`` decode steps read the whole model each.
+    attention : str
+        ``sdpa``, ``eager``, ``flash_attention_2`` or ``flex_attention``.
+    transfer : str
+        ``sync``: read when needed. ``async``: read ahead in the background.
+    depth, workers : int
+        Units read ahead, and threads that read them; for ``async``.
+    pinned : bool
+        Page-locked host memory; CUDA only.
+    buffer : str
+        ``tensor``: new memory for every tensor. ``single``: one buffer a slot, used again.
+    resident_embedding, resident_norm, resident_head : bool
+        Stay in memory instead of being read each step.
+    page_cache : str
+        ``warm``: files in the page cache beforehand. ``dropped``: every read comes from the disk.
+    direct : bool
+        Read past the page cache, which costs the processor next to nothing; where the file system
+        refuses, the attempt's ``reads`` says so.
+    budget_bytes : int or None
+        Most memory over what the process held before; more is ``oom_host`` or ``oom_device``.
+    disk_bytes_per_s : float or None
+        Slow the disk down to this.
+    """
+
+    name: str = "streaming"
+    batch_size: int = 1
+    prompt_tokens: int = 32
+    new_tokens: int = 9
+    attention: str = "sdpa"
+    transfer: str = "async"
+    depth: int = 1
+    workers: int = 1
+    pinned: bool = False
+    buffer: str = "single"
+    resident_embedding: bool = True
+    resident_norm: bool = True
+    resident_head: bool = True
+    page_cache: str = "dropped"
+    direct: bool = True
+    budget_bytes: int | None = None
+    disk_bytes_per_s: float | None = None
+
+
+def check(identity: Identity) -> str | None:
+    """None, or one line why this cannot be done; :class:`ConfigError` for what has no sense."""
+    options = identity["task"]
+    loading.check_positive(options, "batch_size", "prompt_tokens", "depth", "workers")
+    for name in ("budget_bytes", "disk_bytes_per_s"):
+        if options[name] is not None:
+            loading.check_positive(options, name)
+    if options["new_tokens"] < 2:
+        raise ConfigError(
+            f"{options['new_tokens']} new tokens have no decode step",
+            where="task.new_tokens",
+            fix="Give at least 2",
+        )
+    for name, known in CHOICES.items():
+        if options[name] not in known:
+            raise ConfigError(
+                f"unknown {name} {options[name]!r}",
+                where=f"task.{name}",
+                fix=f"Known: {', '.join(known)}",
+            )
+    model = identity["model"]
+    kind = (model.get("architecture") or {}).get("model_type")
+    if model["source"] == "random" and kind and kind not in ARCHITECTURES:
+        raise ConfigError(
+            f"streaming does not know the architecture {kind!r}",
+            where="model.architecture",
+            fix=f"Known: {', '.join(ARCHITECTURES)}",
+        )
+    if identity["quant"]["scheme"] == "int8":
+        return "streaming has no int8: none, nf4 or fp4"
+    if options["pinned"] and identity["device"]["kind"] != "cuda":
+        return "pinned memory needs a CUDA device"
+    if options["direct"] and options["page_cache"] == "warm":
+        return "direct reads leave a warm page cache aside: task.direct=false"
+    if options["transfer"] == "async" and options["workers"] > options["depth"]:
+        return f"{options['workers']} workers need a depth of at least as much"
+    length = options["prompt_tokens"] + options["new_tokens"]
+    return (
+        loading.check_model(identity)
+        or loading.check_attention(identity, options["attention"])
+        or loading.check_length(model, length, "prompt_tokens + new_tokens")
+    )
+
+
+def run(identity: Identity, recorder: Recorder) -> None:
+    """Measure one trial; see the module for its phases."""
+    import torch
+
+    known = {field.name for field in fields(StreamingConfig)}
+    options = StreamingConfig(**{k: v for k, v in identity["task"].items() if k in known})
+    prepared = loading.prepare(identity, recorder)
+    length = options.prompt_tokens + options.new_tokens
+    if prepared.context_tokens is not None and length > prepared.context_tokens:
+        raise InputError(
+            f"prompt_tokens + new_tokens = {length}, more than the model's context of "
+            f"{prepared.context_tokens}",
+            where="task",
+            fix="Shorten task.prompt_tokens or task.new_tokens",
+        )
+    with torch.inference_mode():
+        session = Session(prepared, identity, options, recorder)
+        try:
+            _measure(session, prepared, options, identity, recorder)
+        finally:
+            session.close()
+
+
+def _measure(
+    session: Session,
+    prepared: loading.Prepared,
+    options: StreamingConfig,
+    identity: Identity,
+    recorder: Recorder,
+) -> None:
+    with recorder.phase("load", measured=False), timed(recorder.clock) as span:
+        session.load()
+    recorder.value("load_s", "s", span.seconds)
+    session.prove(recorder)
+    recorder.value("weights_bytes", "bytes", session.weights_bytes)
+    for stage, nbytes in session.stage_bytes().items():
+        recorder.value(f"{stage}_bytes", "bytes", nbytes)
+
+    ledger = session.ledger
+    generator = _generator(session, CuttingClock(recorder.clock, ledger))
+    prompt = tokens.prompt(
+        prepared, identity["seed"], options.batch_size, options.prompt_tokens
+    ).to(session.device)
+    with recorder.phase("first_call", measured=False), first_call(recorder):
+        generator.prefill(prompt)
+    session.budget.check()
+
+    outputs: set[str] = set()
+    tpots_s: list[float] = []
+    breakdown: list[dict[str, Any]] = []  # of each repetition
+    for repetition in repeat(recorder, identity["protocol"], watch="tpot_s"):
+        session.settle_page_cache()
+        ledger.reset()
+        outer = recorder.phase("warmup", measured=False) if repetition.warmup else nullcontext()
+        with outer:
+            timing, ids = generator.sequence(
+                prompt, options.new_tokens, _silent if repetition.warmup else recorder.phase
+            )
+        session.budget.check()
+        session.check_page_cache(recorder)
+        steps = ledger.steps()
+        _add(repetition, timing, steps, session, options)
+        outputs.add(_digest(ids))
+        if not repetition.warmup:
+            tpots_s.append(repetition_tpot_s(timing))
+            breakdown.append(
+                {"steps": ledger.step_units(), "background": ledger.background_units()}
+            )
+            _assert_adds_up(recorder, timing, steps, final=False)
+            session.pipeline.settle()
+            session.disk.round()
+    _assert_adds_up(recorder, timing, steps, final=True)
+    recorder.fact("output_digests", sorted(outputs))
+    recorder.artifact("streaming.json").write_text(json.dumps(breakdown))
+    if session.budget.peak_bytes is None:
+        recorder.absent("peak_memory_bytes", "bytes", session.budget.absent_reason)
+    else:
+        recorder.value("peak_memory_bytes", "bytes", session.budget.peak_bytes)
+    recorder.fact("bottleneck", account.bottleneck(session.busy_s()))
+    _bound(session, prompt, statistics.median(tpots_s), options, recorder)
+
+
+def repetition_tpot_s(timing: SequenceTiming) -> float:
+    """Mean decode step of a sequence that has at least one, seconds."""
+    tpot_s = derive.tpot_s(timing.intervals_s)
+    assert tpot_s is not None  # new_tokens >= 2
+    return tpot_s
+
+
+def _generator(session: Session, clock: CuttingClock) -> GreedyGenerator:
+    from transformers import DynamicCache
+
+    return GreedyGenerator(
+        session.streamed,
+        clock,
+        lambda: DynamicCache(config=session.config),
+        prefill_options={"logits_to_keep": 1},
+    )
+
+
+def _digest(ids: list[torch.Tensor]) -> str:
+    import torch
+
+    return tokens.ids_digest(torch.cat(ids, dim=-1).flatten().tolist())[:16]
+
+
+@contextmanager
+def _silent(name: str) -> Iterator[None]:
+    yield
+
+
+def _add(
+    repetition: Repetition,
+    timing: SequenceTiming,
+    steps: list[dict[str, float]],
+    session: Session,
+    options: StreamingConfig,
+) -> None:
+    count = len(steps)
+    tpot_s = repetition_tpot_s(timing)
+    repetition.add("ttft_s", "s", timing.ttft_s)
+    repetition.extend("itl_s", "s", timing.intervals_s)
+    repetition.add("tpot_s", "s", tpot_s)
+    repetition.add("decode_tokens_per_s", "tokens/s", options.batch_size / tpot_s)
+    repetition.add("e2e_s", "s", derive.e2e_s(timing.ttft_s, timing.intervals_s))
+    for category in (*CATEGORIES, UNATTRIBUTED):
+        if category in ("pin", "h2d") and session.device.type != "cuda":
+            continue  # no such stage: absent, not zero
+        mean_s = sum(step[category] for step in steps) / count
+        repetition.add(f"step_{category}_s", "s", mean_s)
+    busy_s = session.busy_s()
+    for stage, seconds in busy_s.items():
+        repetition.add(f"{stage}_busy_s", "s", seconds / count)
+    wall_s = sum(timing.intervals_s)
+    repetition.add("disk_bytes_per_s", "bytes/s", session.step_bytes * count / wall_s)
+    if (efficiency := account.overlap_efficiency(busy_s, wall_s)) is not None:
+        repetition.add("overlap_efficiency", "1", efficiency)
+
+
+def _assert_adds_up(
+    recorder: Recorder, timing: SequenceTiming, steps: list[dict[str, float]], *, final: bool
+) -> None:
+    """Booked intervals and the gaps between them are the wall that the generator's clock saw."""
+    wall_s = sum(timing.intervals_s)
+    booked_s = sum(sum(step.values()) for step in steps)
+    off = abs(booked_s - wall_s) / wall_s
+    if final or off > _TOLERANCE:
+        recorder.engaged(
+            "foreground categories",
+            f"wall time within {_TOLERANCE:.0%}",
+            f"off by {off:.3%}",
+            ok=off <= _TOLERANCE,
+        )
+
+
+def _bound(
+    session: Session,
+    prompt: torch.Tensor,
+    tpot_s: float,
+    options: StreamingConfig,
+    recorder: Recorder,
+) -> None:
+    """Compute alone and each path alone; what a step could take at best, and took."""
+    ledger = session.ledger
+    with recorder.phase("calibrate", measured=False):
+        session.hold_weights()
+        ledger.reset()
+        generator = _generator(session, CuttingClock(recorder.clock, ledger))
+        generator.sequence(prompt, _CALIBRATION_STEPS + 1)
+        steps = ledger.steps()
+    compute_s = statistics.median(s["create"] + s["forward"] + s["free"] for s in steps)
+    recorder.value("compute_bound_s", "s", compute_s)
+    bandwidth_of = {"disk": session.disk.bytes_per_s}
+    if session.device.type == "cuda":
+        with recorder.phase("bandwidth", measured=False):
+            largest = max(unit.buffer_bytes for unit in session.ring)
+            bandwidth_of["h2d"] = bandwidth.h2d_bytes_per_s(
+                largest, session.device, pinned=options.pinned
+            )
+    for stage, rate in bandwidth_of.items():
+        recorder.value(f"{stage}_bandwidth_bytes_per_s", "bytes/s", rate)
+        recorder.value(f"{stage}_achieved_share", "1", session.step_bytes / tpot_s / rate)
+    bytes_of = dict.fromkeys(bandwidth_of, float(session.step_bytes))
+    bound_s = account.bound_s(bytes_of, bandwidth_of, compute_s)
+    recorder.value("bound_s", "s", bound_s)
+    recorder.value("tpot_over_bound", "1", tpot_s / bound_s)
+
+
+TASK = Task(
+    name="streaming",
+    config=StreamingConfig,
+    run=run,
+    check=check,
+    preload=loading.PRELOAD,
+    expect=expect_streaming,
+    named=("bottleneck",),
+    headline=(
+        "tpot_s",
+        "tpot_over_bound",
+        "overlap_efficiency",
+        "step_wait_s",
+        "step_forward_s",
+        "disk_busy_s",
+        "compute_busy_s",
+        "disk_bytes_per_s",
+        "disk_bandwidth_bytes_per_s",
+        "peak_memory_bytes",
+    ),
+    figures=(
+        Bars("tpot_s"),
+        Bars("tpot_over_bound"),
+        Breakdown(tuple(f"step_{category}_s" for category in (*CATEGORIES, UNATTRIBUTED))),
+    ),
+)

@@ -1,0 +1,107 @@
+"""The files a model is streamed from: its own where they suit, else a copy made once in the cache.
+
+A checkpoint is read as it is where its weights have the dtype asked for. Otherwise (another dtype,
+4-bit, random weights) a process of its own writes one safetensors file a unit: whoever had just
+converted a model would be measured with warm kernels and a fragmented heap.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.engines.cache import cache_root, publish
+from orchestrator.engines.digest import digest_json
+from orchestrator.engines.transformers import Prepared
+from orchestrator.measure import Identity, InputError
+from orchestrator.tasks.streaming.layout import TensorPlace, places_in
+
+# Part of the cache key: raise it when the same model would be written otherwise.
+STORE_VERSION = 2
+
+EXIT_NO_SPACE = 28
+
+
+@dataclass(frozen=True)
+class Store:
+    """Where the tensors of a model are read from.
+
+    Attributes
+    ----------
+    directory : Path or None
+        The copy in the cache; None where the checkpoint itself is read.
+    """
+
+    places: dict[str, TensorPlace]
+    directory: Path | None
+
+
+def open_store(prepared: Prepared, identity: Identity) -> Store:
+    """The store of a prepared model, made on first use.
+
+    Raises
+    ------
+    InputError
+        If the weights cannot be read or the disk is full.
+    """
+    quant = identity["quant"]
+    if prepared.directory is not None and quant["scheme"] == "none":
+        places = places_in(prepared.files)
+        if {place.dtype for place in places.values()} == {quant["dtype"]}:
+            return Store(places, None)
+    key = digest_json(
+        {
+            "version": STORE_VERSION,
+            "weights": prepared.weights_digest,
+            "quant": dict(quant),
+        }
+    )
+    request = {
+        "architecture": identity["model"]["architecture"],
+        "seed": identity["seed"],
+        "quant": dict(quant),
+        "directory": None if prepared.directory is None else str(prepared.directory),
+        "files": [str(file) for file in prepared.files],
+    }
+    directory = publish(cache_root() / "streamed" / key[:32], lambda path: _write(request, path))
+    return Store(places_in(sorted(directory.glob("unit-*.safetensors"))), directory)
+
+
+def _write(request: dict[str, Any], directory: Path) -> None:
+    directory.mkdir(mode=0o700)
+    order = directory / "request.json"
+    order.write_text(json.dumps(request))
+    root = str(Path(__file__).resolve().parents[2])
+    search_path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "orchestrator.tasks.streaming.write_units",
+            str(order),
+            str(directory),
+        ],
+        env={**os.environ, "PYTHONPATH": search_path, "CUDA_VISIBLE_DEVICES": ""},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    if done.returncode == EXIT_NO_SPACE:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory))
+    if done.returncode != 0:
+        sys.stderr.write(done.stdout)
+        last = (done.stdout.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        raise InputError(
+            f"the weights cannot be written layer by layer: {last[:300]}",
+            where=str(request["directory"] or "model.architecture"),
+            fix="Check that its files belong together",
+        )
+    order.unlink()

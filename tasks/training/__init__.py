@@ -1,0 +1,1 @@
+"""A training step, each of its phases timed by itself."""

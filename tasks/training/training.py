@@ -1,0 +1,395 @@
+"""Training steps of a decoder: forward, backward and AdamW, each timed by itself.
+
+::
+
+    prepare, load                     load_s
+    compiler, compile                 where asked for: until no step compiles any more, of which the
+                                      warm-up may be the proof
+    warmup ...                        the protocol's, stored beside the samples; protocol.warmup=0
+                                      shows what it is for: the very first step is then a sample
+    forward, backward, optimizer ...  samples, until the protocol's stopping rule
+    memory_snapshot                   where asked for; a pass of its own
+
+The precision is that of ``quant`` (``fp32``, or ``bf16`` for pure bfloat16: weights, gradients and
+moments) and ``task.autocast`` (``bfloat16`` over ``quant=fp32``); ``task.products`` says how a CPU
+multiplies in it. All steps see the same batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.engines import transformers as loading
+from orchestrator.engines.transformers import tokens
+from orchestrator.engines.transformers.compilation import MOST_ROUNDS, SCOPES, CompileWatch
+from orchestrator.measure import (
+    ConfigError,
+    CudaMemory,
+    Identity,
+    InputError,
+    Recorder,
+    Repetition,
+    Task,
+    derive,
+    repeat,
+    tracker,
+)
+from orchestrator.measure.figures import Bars, Breakdown, Scaling
+from orchestrator.measure.phase_memory import PhaseMemory
+from orchestrator.tasks.half_products import PRODUCTS, products_in, through_float32
+from orchestrator.tasks.training.step import StepTiming, TrainingStep
+from orchestrator.tasks.training.training_expected import (
+    Expected,
+    device_memory_bytes,
+    expectation,
+    peak_flops_per_s,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from orchestrator.model.expectation import Expectation
+
+_CHOICES = {"autocast": ("none", "bfloat16"), "products": PRODUCTS, "compile_scope": SCOPES}
+# What trials meant that were recorded before they could say it: reproduced, they mean it still.
+_BEFORE = {"compile_scope": "model", "products": "native"}
+_LEARNING_RATE = 1e-4
+
+
+@dataclass
+class TrainingConfig:
+    """Options of ``task=training``.
+
+    Attributes
+    ----------
+    batch_size, context_tokens : int
+        Sequences of one step, and tokens in each: random ids.
+    accumulation : int
+        Micro-batches that a step's sequences are split into.
+    attention : str
+        ``sdpa``, ``eager``, ``flash_attention_2`` or ``flex_attention``.
+    autocast : str
+        ``none`` or ``bfloat16``: what products are computed in, over float32 parameters.
+    products : str
+        Of numbers in half precision, on a CPU: ``native``, as torch does it, in loops where the CPU
+        has no instructions for them; ``float32``: converted, multiplied there and rounded once;
+        ``auto``: ``float32`` where it would be loops.
+    compile : bool
+        Run the model through ``torch.compile``.
+    compile_scope : str
+        ``layer``: one graph, made once, for every decoder layer, and eager outside of them;
+        ``model``: all of it as one graph, which takes some three times as long to make.
+    checkpointing : bool
+        Keep only the input of each layer and compute the rest again in the backward pass.
+    optimizer : bool
+        AdamW after each backward pass; without it gradients are let go.
+    memory_snapshot : bool
+        Afterwards record every allocation of one more step (CUDA) as ``memory_snapshot.pickle``.
+    """
+
+    name: str = "training"
+    batch_size: int = 4
+    context_tokens: int = 256
+    accumulation: int = 1
+    attention: str = "sdpa"
+    autocast: str = "none"
+    products: str = "native"
+    compile: bool = False
+    compile_scope: str = "layer"
+    checkpointing: bool = False
+    optimizer: bool = True
+    memory_snapshot: bool = False
+
+
+def check(identity: Identity) -> str | None:
+    """None, or one line why this cannot be done; :class:`ConfigError` for what has no sense."""
+    options, quant = _BEFORE | identity["task"], identity["quant"]
+    loading.check_positive(options, "batch_size", "context_tokens", "accumulation")
+    if options["context_tokens"] < 2:
+        raise ConfigError(
+            "one token has no next one to predict",
+            where="task.context_tokens",
+            fix="Give at least 2",
+        )
+    if options["batch_size"] % options["accumulation"]:
+        raise ConfigError(
+            f"a batch of {options['batch_size']} cannot be split into "
+            f"{options['accumulation']} equal micro-batches",
+            where="task.accumulation",
+            fix="It must divide task.batch_size",
+        )
+    for name, known in _CHOICES.items():
+        if options[name] not in known:
+            raise ConfigError(
+                f"unknown {options[name]!r}", where=f"task.{name}", fix=f"Known: {', '.join(known)}"
+            )
+    return (
+        loading.check_model(identity)
+        or _check_precision(quant["scheme"], quant["dtype"], options["autocast"])
+        or _check_products(identity["device"]["kind"], options["products"])
+        or loading.check_attention(identity, options["attention"])
+        or loading.check_compile(identity, options["compile"])
+        or loading.check_length(identity["model"], options["context_tokens"], "context_tokens")
+        or _check_snapshot(identity["device"]["kind"], options["memory_snapshot"])
+    )
+
+
+def _check_precision(scheme: str, dtype: str, autocast: str) -> str | None:
+    if scheme != "none":
+        return f"{scheme} weights have no gradients: train with quant=fp32 or quant=bf16"
+    if dtype == "float16":
+        return "float16 gradients underflow without loss scaling: train with fp32 or bf16"
+    if autocast != "none" and dtype != "float32":
+        return f"autocast to {autocast} needs float32 parameters: quant=fp32"
+    return None
+
+
+def _check_products(device_kind: str, asked: str) -> str | None:
+    if asked == "float32" and device_kind != "cpu":
+        return "a GPU multiplies in half precision itself: task.products=float32 is for the CPU"
+    return None
+
+
+def _check_snapshot(device_kind: str, asked: bool) -> str | None:
+    if asked and device_kind != "cuda":
+        return "a memory snapshot is of CUDA's allocator: the CPU has none"
+    return None
+
+
+def expect(identity: Identity, config: Mapping[str, Any] | None) -> Expectation | None:
+    """What arithmetic says of the trial; None without the model's configuration."""
+    if config is None and identity["model"]["source"] == "random":
+        config = identity["model"]["architecture"]
+    if config is None or check(identity) is not None:
+        return None
+    options, dtype = _options(identity), identity["quant"]["dtype"]
+    return expectation(config, options, dtype, _products(options, identity))
+
+
+def _computed_in(options: TrainingConfig, identity: Identity) -> str:
+    return str(identity["quant"]["dtype"]) if options.autocast == "none" else options.autocast
+
+
+def _products(options: TrainingConfig, identity: Identity) -> str:
+    return products_in(
+        options.products, _computed_in(options, identity), identity["device"]["kind"]
+    )
+
+
+def _options(identity: Identity) -> TrainingConfig:
+    known = {field.name for field in fields(TrainingConfig)}
+    asked = _BEFORE | identity["task"]
+    return TrainingConfig(**{k: v for k, v in asked.items() if k in known})
+
+
+def run(identity: Identity, recorder: Recorder) -> None:
+    """Measure one trial; see the module for its phases."""
+    options = _options(identity)
+    prepared = loading.prepare(identity, recorder)
+    limit = prepared.context_tokens
+    if limit is not None and options.context_tokens > limit:
+        raise InputError(
+            f"context_tokens = {options.context_tokens}, more than the model's context of {limit}",
+            where="task.context_tokens",
+            fix="Shorten it",
+        )
+    expected = Expected(prepared.config.to_dict(), options, identity["quant"]["dtype"])
+    # Written down before anything can run out of memory: what was asked for stands in the row.
+    if expected.memory is not None:
+        recorder.value("predicted_memory_bytes", "bytes", expected.memory.total_bytes)
+    expected.refuse_impossible(device_memory_bytes(identity["device"]["kind"]))
+    model = loading.load(prepared, identity, recorder, attention=options.attention)
+    _make_trainable(model, options, recorder)
+    memory = PhaseMemory(tracker(identity["device"]["kind"]))
+    products = _products(options, identity)
+    try:
+        with through_float32() if products == "float32" else nullcontext() as converted:
+            _measure(model, prepared, options, expected, memory, identity, recorder)
+        went = "float32" if converted and converted.products else "native"
+        recorder.engaged("products", products, went)
+        if went != "native":
+            recorder.fact("products", f"products in {went}")
+    finally:
+        memory.record(recorder)
+        _record_allocator(identity["device"]["kind"], memory, recorder)
+
+
+def _make_trainable(model: PreTrainedModel, options: TrainingConfig, recorder: Recorder) -> None:
+    model.requires_grad_(True)
+    model.train()
+    if options.checkpointing:
+        # Not reentrant: the kind that torch recommends and that can be compiled.
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    engaged = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    recorder.engaged("checkpointing", options.checkpointing, engaged)
+    size = loading.footprint(model)
+    recorder.value("weights_bytes", "bytes", size.weights_bytes)
+    recorder.fact("parameters", size.parameters)
+
+
+def _measure(
+    model: PreTrainedModel,
+    prepared: loading.Prepared,
+    options: TrainingConfig,
+    expected: Expected,
+    memory: PhaseMemory,
+    identity: Identity,
+    recorder: Recorder,
+) -> None:
+    import torch
+
+    compiling = (
+        CompileWatch(model, recorder, scope=options.compile_scope) if options.compile else None
+    )
+    ids = tokens.prompt(prepared, identity["seed"], options.batch_size, options.context_tokens)
+    optimizer = (
+        torch.optim.AdamW(model.parameters(), lr=_LEARNING_RATE) if options.optimizer else None
+    )
+    step = TrainingStep(
+        model,
+        compiling.forward if compiling else model,
+        ids.to(model.device).chunk(options.accumulation),
+        recorder.clock,
+        optimizer=optimizer,
+        autocast=None if options.autocast == "none" else getattr(torch, options.autocast),
+    )
+    if compiling:
+        with recorder.phase("compile", measured=False):
+            compiling.settle(step.run, most=1 if identity["protocol"]["warmup"] else MOST_ROUNDS)
+    metrics = _StepMetrics(options, expected, identity)
+    phase = memory.phases(recorder)
+    for repetition in repeat(recorder, identity["protocol"], watch="step_s"):
+        if repetition.warmup:
+            with recorder.phase("warmup", measured=False):
+                timing = step.run()
+        else:
+            if compiling and repetition.index == 0 and not compiling.is_settled():
+                with recorder.phase("compile", measured=False):
+                    compiling.settle(step.run)
+            timing = step.run(phase)
+        metrics.add(repetition, timing)
+    metrics.record_absent(recorder)
+    _prove(step, optimizer, options, recorder)
+    if compiling:
+        compiling.record(recorder)
+    if options.memory_snapshot:
+        _snapshot(step, recorder)
+
+
+class _StepMetrics:
+    """From a step's times to its samples."""
+
+    def __init__(self, options: TrainingConfig, expected: Expected, identity: Identity) -> None:
+        self._tokens = options.batch_size * options.context_tokens
+        self._flops = expected.flops
+        self._peak, self._reason = peak_flops_per_s(
+            identity["device"]["kind"], _computed_in(options, identity)
+        )
+        if self._flops is None:
+            self._reason = expected.absent_reason or "the FLOPs of this model are not known"
+        self._optimizer = options.optimizer
+
+    def add(self, repetition: Repetition, timing: StepTiming) -> None:
+        """Add the samples of one step."""
+        repetition.add("forward_s", "s", timing.forward_s)
+        repetition.add("backward_s", "s", timing.backward_s)
+        if timing.optimizer_s is not None:
+            repetition.add("optimizer_s", "s", timing.optimizer_s)
+        repetition.add("step_s", "s", timing.step_s)
+        rate = derive.step_tokens_per_s(self._tokens, timing.step_s)
+        if rate is not None:
+            repetition.add("train_tokens_per_s", "tokens/s", rate)
+        if self._flops is None:
+            return
+        repetition.add("model_flop_per_s", "flop/s", self._flops.model / timing.step_s)
+        for name, flops in (("mfu", self._flops.model), ("hfu", self._flops.hardware)):
+            share = derive.mfu(flops, timing.step_s, self._peak)
+            if share is not None:
+                repetition.add(name, "1", share)
+
+    def record_absent(self, recorder: Recorder) -> None:
+        """Say why what was never added is not there."""
+        if not self._optimizer:
+            recorder.absent("optimizer_s", "s", "the optimizer is off")
+        if self._flops is None:
+            recorder.absent("model_flop_per_s", "flop/s", self._reason)
+        else:
+            recorder.fact("model_flops", self._flops.model)
+            recorder.fact("hardware_flops", self._flops.hardware)
+        if self._flops is None or self._peak is None:
+            for name in ("mfu", "hfu"):
+                recorder.absent(name, "1", self._reason)
+
+
+def _prove(step: TrainingStep, optimizer: Any, options: TrainingConfig, recorder: Recorder) -> None:
+    """That autocast and the optimizer did what was asked for, and that the model learnt."""
+    recorder.engaged("autocast", options.autocast, step.seen["autocast"])
+    recorder.fact("training_dtypes", step.seen)
+    states = 0 if optimizer is None else len(optimizer.state)
+    recorder.engaged("optimizer", options.optimizer, states > 0)
+    if step.first is not None:
+        recorder.value("first_call_s", "s", step.first.step_s)
+    recorder.value("first_loss", "1", float(step.losses[0]))
+    recorder.value("last_loss", "1", float(step.losses[-1]))
+
+
+def _record_allocator(device_kind: str, memory: PhaseMemory, recorder: Recorder) -> None:
+    """The caching allocator's own figures; the CPU has no such allocator."""
+    names = (("allocated_memory_bytes", "bytes"), ("reserved_memory_bytes", "bytes"))
+    if device_kind != "cuda":
+        for name, unit in (*names, ("allocator_retries", "1")):
+            recorder.absent(name, unit, "the CPU has no caching allocator")
+        return
+    import torch
+
+    if memory.highest_bytes is not None:
+        recorder.value("allocated_memory_bytes", "bytes", memory.highest_bytes)
+    recorder.value("reserved_memory_bytes", "bytes", CudaMemory().reserved_bytes())
+    retries = sum(
+        torch.cuda.memory_stats(device).get("num_alloc_retries", 0)
+        for device in range(torch.cuda.device_count())
+    )
+    recorder.value("allocator_retries", "1", retries)
+
+
+def _snapshot(step: TrainingStep, recorder: Recorder) -> None:
+    import torch
+
+    with recorder.phase("memory_snapshot", measured=False):
+        torch.cuda.memory._record_memory_history()
+        step.run()
+        torch.cuda.memory._dump_snapshot(str(recorder.artifact("memory_snapshot.pickle")))
+        torch.cuda.memory._record_memory_history(enabled=None)
+
+
+TASK = Task(
+    name="training",
+    config=TrainingConfig,
+    run=run,
+    check=check,
+    expect=expect,
+    preload=loading.PRELOAD,
+    headline=(
+        "step_s",
+        "forward_s",
+        "backward_s",
+        "optimizer_s",
+        "train_tokens_per_s",
+        "mfu",
+        "mfu.measured_peak",
+        "model_flop_per_s",
+        "peak_memory_over_weights_bytes",
+        "compile_s",
+        "weights_bytes",
+    ),
+    named=("products",),
+    figures=(
+        Bars("step_s"),
+        Breakdown(("forward_s", "backward_s", "optimizer_s")),
+        Scaling("step_s", over="task.context_tokens"),
+        Scaling("peak_memory_over_weights_bytes", over="task.context_tokens"),
+    ),
+)
