@@ -30,7 +30,8 @@ import psutil
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks._machine import emit
-from benchmarks._world import (
+from orchestrator.record.spool import write_whole
+from testing.world import (
     SUPERVISOR,
     DriverProcess,
     Nodes,
@@ -39,7 +40,6 @@ from benchmarks._world import (
     measured,
     named,
 )
-from orchestrator.record.spool import write_whole
 
 T = TypeVar("T")
 

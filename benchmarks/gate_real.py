@@ -31,9 +31,9 @@ from orchestrator.attempt import AttemptReport, AttemptSpec, Outcome, Slot
 from orchestrator.engines import transformers as loading
 from orchestrator.isolate import Isolation
 from orchestrator.plan import Trial, build, conf_directory
-from orchestrator.report.analyse.compare import samples_of
 from orchestrator.report.analyse.gate import GateResult, gate
 from orchestrator.report.analyse.gate_rules import RuleSet, load_rules
+from orchestrator.report.analyse.measured import samples_of
 from orchestrator.statistics.summary import noise_between
 
 SLOWDOWN = 0.15

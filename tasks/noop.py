@@ -12,8 +12,8 @@ from orchestrator.measure import Identity, Recorder, Task
 class NoopConfig:
     """Options of ``task=noop``.
 
-    ``value`` makes distinct trials, ``sleep_s`` makes them last, ``fault`` (a name of
-    ``orchestrator.tasks._faults``, ``signal:SIGKILL``) makes them end badly after ``value`` is recorded.
+    ``value`` makes distinct trials, ``sleep_s`` makes them last, ``fault`` (a name of ``_faults``,
+    ``signal:SIGKILL``) makes them end badly after ``value`` is recorded.
     """
 
     name: str = "noop"

@@ -13,8 +13,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-pytestmark = pytest.mark.slow
-
 # Two formats and short texts: what is proven here is the way of the data, not a figure.
 SWEEP = (
     "+sweep=quant",

@@ -12,13 +12,18 @@ import pyarrow.parquet as parquet
 import pytest
 from pyarrow import csv
 
+from orchestrator.commands.computing import Computing
+from orchestrator.commands.measuring import Measuring
+from orchestrator.commands.run import carry_out, executors
 from orchestrator.errors import UsageError
 from orchestrator.measure.registry import find_task
 from orchestrator.plan import build
-from orchestrator.record import cells
+from orchestrator.record import cells, open_store
 from orchestrator.record.cells import CSV, PARQUET
 from orchestrator.record.replay import replay
-from orchestrator.schedule.evaluate import MOST_SHOWN, cells_view, run_pure, split
+from orchestrator.report.show.cells_view import MOST_SHOWN, cells_view
+from orchestrator.schedule import evaluate
+from orchestrator.schedule.evaluate import compute
 
 AXES = [
     "task=estimate",
@@ -36,22 +41,23 @@ def plan_of(*words: str) -> Any:
 
 def computed(plan: Any) -> Any:
     return cells.table(
-        plan.trials, plan.axes, {trial.hash: cells.compute(trial) for trial in plan.trials}
+        plan.trials, plan.axes, {trial.hash: compute(trial) for trial in plan.trials}
     )
 
 
-def test_a_plan_is_split_by_what_its_tasks_are() -> None:
-    pure, rest = split(plan_of(*AXES))
-    assert pure is not None
-    assert rest is None
-    assert split(plan_of("task=noop"))[0] is None
-    pure, rest = split(plan_of("task=noop,estimate", "model=known/llama_7b", "device=cpu"))
-    assert pure is not None
-    assert rest is not None
-    assert [t.identity["task"]["name"] for t in (*pure.trials, *rest.trials)] == [
-        "estimate",
-        "noop",
-    ]
+def test_a_plan_is_split_by_what_its_tasks_are(tmp_path: Path) -> None:
+    def kinds(*words: str) -> list[tuple[type, list[str]]]:
+        plan = plan_of(*words, f"tracking.root={tmp_path}")
+        store = open_store(plan.settings.tracking)
+        return [
+            (type(executor), [s.trial.identity["task"]["name"] for s in executor.todo().states])
+            for executor in executors(plan, store)
+        ]
+
+    assert kinds(*AXES) == [(Computing, ["estimate"] * 8)]
+    assert kinds("task=noop") == [(Measuring, ["noop"])]
+    both = kinds("task=noop,estimate", "model=known/llama_7b", "device=cpu")
+    assert both == [(Computing, ["estimate"]), (Measuring, ["noop"])]
 
 
 def test_every_cell_is_a_row_with_its_hash_and_axes() -> None:
@@ -81,7 +87,7 @@ def test_a_cell_that_breaks_takes_no_other_along(monkeypatch: pytest.MonkeyPatch
         return task.evaluate(identity)
 
     changed = dataclasses.replace(task, evaluate=broken)
-    monkeypatch.setattr(cells, "find_task", lambda name: changed)
+    monkeypatch.setattr(evaluate, "find_task", lambda name: changed)
     found = computed(plan_of(*AXES[:-1]))
     assert found.column("outcome").to_pylist() == ["ok", "error", "infeasible", "error"]
     assert "ZeroDivisionError" in found.column("reason").to_pylist()[1]
@@ -99,22 +105,21 @@ def test_a_person_sees_a_slice_of_a_large_table() -> None:
     assert text.count("known/llama_7b") == 2
 
 
-@pytest.mark.slow
 def test_one_run_with_one_table_is_recorded_and_found_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mlflow import MlflowClient
 
-    from orchestrator.commands.results import show_command
-    from orchestrator.commands.run import plan_command, reproduce_command
-    from orchestrator.record import open_store
+    from orchestrator.commands.plan import plan_command
+    from orchestrator.commands.reproduce import reproduce_command
+    from orchestrator.commands.show import show_command
 
     root = f"tracking.root={tmp_path}"
     plan = plan_of(*AXES, root)
     store = open_store(plan.settings.tracking)
 
     def run(plan: Any) -> dict[str, Any]:
-        assert run_pure(plan, store, command=["test"], as_json=True, table=True) == 0
+        assert carry_out(plan, as_json=True) == 0
         told: dict[str, Any] = json.loads(capsys.readouterr().out)
         return told
 
@@ -159,6 +164,9 @@ def test_one_run_with_one_table_is_recorded_and_found_again(
     assert shown["config"] == one.identity
     assert shown["attempts"][0]["metrics"]["tpot_s"]["value"] == told["cells"][0]["tpot_s"]
     assert shown["attempts"][0]["outcome"] == "ok"
+    (found,) = cells.find(store, one.hash).popitem()[1]
+    assert found.report.specs["longest_context_tokens"].better == "higher"
+    assert found.report.specs["tpot_s"].title == "TPOT"
     assert show_command(plan.trials[1].hash, [root], False) == 0
     assert "model's context of 2048" in " ".join(capsys.readouterr().out.split())
     assert reproduce_command(one.hash[:12], [root], False) == 0
@@ -176,7 +184,7 @@ def test_one_run_with_one_table_is_recorded_and_found_again(
 
 
 def test_a_hash_that_nobody_knows(tmp_path: Path) -> None:
-    from orchestrator.commands.results import show_command
+    from orchestrator.commands.show import show_command
 
     with pytest.raises(UsageError, match="no attempt of 0123456789ab is recorded"):
         show_command("0123456789ab", [f"tracking.root={tmp_path}"], False)

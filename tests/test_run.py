@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from orchestrator.commands.run import _reports
+from orchestrator.record.reports import reports_of
 
 
 def test_a_report_is_read_from_the_store_once() -> None:
@@ -22,7 +22,7 @@ def test_a_report_is_read_from_the_store_once() -> None:
     )
     loaded: dict[str, Any] = {}
     attempts: Any = {"a": [ended, running]}
-    assert _reports(store, attempts, loaded) == {"a": ["report of 1"]}
+    assert reports_of(store, attempts, loaded) == {"a": ["report of 1"]}
     later: Any = {"a": [ended], "b": [SimpleNamespace(run_id="3", outcome="crashed")]}
-    assert _reports(store, later, loaded) == {"a": ["report of 1"], "b": ["report of 3"]}
+    assert reports_of(store, later, loaded) == {"a": ["report of 1"], "b": ["report of 3"]}
     assert asked == ["1", "3"]

@@ -96,13 +96,11 @@ def is_loopback(host: str) -> bool:
     return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
-@pytest.mark.slow
 def test_nothing_listens_beyond_loopback(swept: Swept) -> None:
     assert swept.listening, "Ray listens, on loopback"
     assert {host for host in swept.listening if not is_loopback(host)} == set()
 
 
-@pytest.mark.slow
 def test_the_spool_is_the_users_alone_whatever_the_umask(swept: Swept) -> None:
     records = {name: mode for name, mode in swept.modes.items() if "/spool/" in name}
     assert any(name.endswith((".begin", ".finish", ".sweep")) for name in records)
@@ -110,7 +108,6 @@ def test_the_spool_is_the_users_alone_whatever_the_umask(swept: Swept) -> None:
     assert shared == {}
 
 
-@pytest.mark.slow
 def test_a_planted_secret_is_nowhere(swept: Swept) -> None:
     """In the environment, the command line and the configuration; neither kept nor printed."""
     kept = [path for path in swept.files if PLANTED.encode() in path.read_bytes()]
@@ -121,7 +118,6 @@ def test_a_planted_secret_is_nowhere(swept: Swept) -> None:
     assert description, "the place where it was is there"
 
 
-@pytest.mark.slow
 def test_a_tampered_configuration_is_not_reproduced(swept: Swept) -> None:
     trial = swept.answer["trials"][0]
     (config,) = (swept.place / "mlruns").rglob(f"{trial['run_id']}/artifacts/config.yaml")

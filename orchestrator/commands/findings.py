@@ -56,7 +56,7 @@ def _packages() -> Iterator[Finding]:
 
 
 def _pinned_differently() -> Iterator[tuple[str, str]]:
-    constraints = Path(__file__).resolve().parent.parent / "constraints.txt"
+    constraints = Path(__file__).resolve().parents[2] / "constraints.txt"
     if not constraints.exists():
         return
     wanted = {"torch", "transformers", "bitsandbytes", "ray", "mlflow"}

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
-from orchestrator.commands.parser import EXIT_INTERRUPTED
+from orchestrator.errors import Interrupted
 
 if TYPE_CHECKING:
     from orchestrator.attempt import AttemptReport, AttemptSpec, Slot
@@ -40,7 +40,7 @@ def stop_on_signals(
         if stop.is_set():
             emergency()
             # The interpreter's own teardown would wait for threads that wait for a store.
-            os._exit(EXIT_INTERRUPTED)
+            os._exit(Interrupted.exit_code)
         stop.set()
         say("stopping: what runs is ended and recorded; press Ctrl-C again to be out at once")
 

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import json
 import os
 import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -22,9 +21,6 @@ from orchestrator.errors import Interrupted, OrchestratorError, UsageError
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
-
-EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130
 
 
 def _complete(kind: str) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem]]:
@@ -58,11 +54,6 @@ def commands() -> None:
     """Measure language models: sweeps over a cluster, every number with its conditions."""
 
 
-def emit_json(data: Any) -> None:
-    """Data goes to stdout, alone."""
-    click.echo(json.dumps(data, indent=2, sort_keys=False, allow_nan=False))
-
-
 @commands.command(context_settings=HYDRA_WORDS)
 @OVERRIDES
 def run(overrides: tuple[str, ...]) -> int:
@@ -76,7 +67,7 @@ def run(overrides: tuple[str, ...]) -> int:
 @OVERRIDES
 def plan(overrides: tuple[str, ...]) -> int:
     """Show what would run: hash, axes, cached or new, resources. Runs nothing."""
-    from orchestrator.commands.run import plan_command
+    from orchestrator.commands.plan import plan_command
 
     return plan_command(list(overrides))
 
@@ -87,7 +78,7 @@ def plan(overrides: tuple[str, ...]) -> int:
 @AS_JSON
 def show(config_hash: str, overrides: tuple[str, ...], as_json: bool) -> int:
     """Show one trial: configuration, attempts, metrics, verdict, provenance, artifacts."""
-    from orchestrator.commands.results import show_command
+    from orchestrator.commands.show import show_command
 
     return show_command(config_hash, list(overrides), as_json)
 
@@ -100,7 +91,7 @@ def show(config_hash: str, overrides: tuple[str, ...], as_json: bool) -> int:
 @AS_JSON
 def reproduce(config_hash: str, overrides: tuple[str, ...], as_json: bool) -> int:
     """Run exactly that configuration once more, then compare with what was there."""
-    from orchestrator.commands.run import reproduce_command
+    from orchestrator.commands.reproduce import reproduce_command
 
     return reproduce_command(config_hash, list(overrides), as_json)
 
@@ -121,7 +112,7 @@ def compare(
     as_json: bool,
 ) -> int:
     """Compare two sweeps, hashes or hardware fingerprints: B over A, with CIs and a verdict."""
-    from orchestrator.commands.results import compare_command
+    from orchestrator.commands.compare import compare_command
 
     return compare_command(a, b, list(overrides), list(metrics), allow_different, as_json)
 
@@ -159,7 +150,7 @@ def gate(
 ) -> int:
     """Hold NEW (by default the newest run) to the rules: exit 0 pass, 1 regression,
     2 inconclusive, 3 incomparable."""
-    from orchestrator.commands.results import gate_command
+    from orchestrator.commands.gate import gate_command
 
     overrides = [word for word in words if "=" in word]
     names = [word for word in words if "=" not in word]
@@ -176,7 +167,7 @@ def gate(
 @AS_JSON
 def report(sweep: str, overrides: tuple[str, ...], output: Path, as_json: bool) -> int:
     """Make tables and plots again from what is recorded: HTML, Markdown, CSV, JSON."""
-    from orchestrator.commands.results import report_command
+    from orchestrator.commands.report import report_command
 
     return report_command(sweep, list(overrides), output, as_json)
 
@@ -186,7 +177,7 @@ def report(sweep: str, overrides: tuple[str, ...], output: Path, as_json: bool) 
 @AS_JSON
 def status(overrides: tuple[str, ...], as_json: bool) -> int:
     """Show the sweeps that are running now."""
-    from orchestrator.commands.operate import status_command
+    from orchestrator.commands.status import status_command
 
     return status_command(list(overrides), as_json)
 
@@ -196,7 +187,7 @@ def status(overrides: tuple[str, ...], as_json: bool) -> int:
 @STORE_OVERRIDES
 def cancel(sweep: str, overrides: tuple[str, ...]) -> int:
     """Stop a running sweep cleanly; what it has measured stays."""
-    from orchestrator.commands.operate import cancel_command
+    from orchestrator.commands.status import cancel_command
 
     return cancel_command(sweep, list(overrides))
 
@@ -207,7 +198,7 @@ def cancel(sweep: str, overrides: tuple[str, ...]) -> int:
 @click.option("--port", default=5000, show_default=True, type=click.IntRange(0, 65535))
 def ui(overrides: tuple[str, ...], host: str, port: int) -> int:
     """Open the MLflow UI on the right store."""
-    from orchestrator.commands.operate import ui_command
+    from orchestrator.commands.ui import ui_command
 
     return ui_command(list(overrides), host, port)
 
@@ -216,7 +207,7 @@ def ui(overrides: tuple[str, ...], host: str, port: int) -> int:
 @STORE_OVERRIDES
 def sync(overrides: tuple[str, ...]) -> int:
     """Record what was spooled while the tracking store was away."""
-    from orchestrator.commands.operate import sync_command
+    from orchestrator.commands.sync import sync_command
 
     return sync_command(list(overrides))
 
@@ -232,7 +223,7 @@ def sync(overrides: tuple[str, ...]) -> int:
 @AS_JSON
 def doctor(overrides: tuple[str, ...], simulate: Path | None, as_json: bool) -> int:
     """Say what this machine or cluster can do and what is misconfigured, with the fix."""
-    from orchestrator.commands.operate import doctor_command
+    from orchestrator.commands.doctor import doctor_command
 
     return doctor_command(list(overrides), simulate, as_json)
 
@@ -276,9 +267,9 @@ def main(argv: Sequence[str]) -> int:
     except OrchestratorError as error:
         return _fail(str(error), error.exit_code, verbose)
     except click.ClickException as error:
-        return _fail(_in_our_form(error), EXIT_USAGE, verbose)
+        return _fail(_in_our_form(error), UsageError.exit_code, verbose)
     except (KeyboardInterrupt, click.Abort):
-        return _fail("nothing was lost", EXIT_INTERRUPTED, verbose, word="interrupted")
+        return _fail("nothing was lost", Interrupted.exit_code, verbose, word="interrupted")
     except BrokenPipeError:
         # `plan --json | head`: nobody is left to tell; the interpreter must not complain at exit.
         with contextlib.suppress(OSError):
@@ -313,6 +304,3 @@ def _fail(message: str, code: int, verbose: bool, word: str = "error") -> int:
         traceback.print_exc()
     click.echo(f"{word}: {' '.join(message.split())}", err=True)
     return code
-
-
-__all__ = ["UsageError", "commands", "emit_json", "main"]

@@ -368,6 +368,7 @@ class Supervision:
             duration_s=duration_s,
             phases=list(ledger.phases),
             metrics=self._metrics(),
+            specs=ledger.specs,
             engaged=list(ledger.engaged),
             facts={**ledger.facts, "isolate": self._facts},
             slot=self._slot,

@@ -12,6 +12,7 @@ Events::
     {"e": "value", "name", "unit", "value"}     {"e": "absent", "name", "unit", "reason"}
     {"e": "engaged", "what", "asked", "got", "ok"}
     {"e": "fact", "key", "value"}               {"e": "artifact", "name"}
+    {"e": "specs", "specs": [{"name", "unit", "better", "exact", "title", "meaning"}]}
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import Mismatch
 from orchestrator.measure.clock import Clock
+from orchestrator.measure.metric import MetricSpec
 
 Event = dict[str, Any]
 
@@ -46,6 +49,11 @@ class Recorder:
         self.clock = clock
         self.directory = directory
         self._indices: dict[str, int] = {}
+
+    def declare(self, specs: Sequence[MetricSpec]) -> None:
+        """Say what the metrics of these names are; those of ``Task.metrics`` are declared."""
+        if specs:
+            self._emit({"e": "specs", "specs": [asdict(spec) for spec in specs]})
 
     @contextmanager
     def phase(self, name: str, *, measured: bool = True) -> Iterator[int]:

@@ -118,8 +118,8 @@ class WeightFormat:
 def weights_bytes(architecture: Architecture, weights: WeightFormat) -> int:
     """Bytes of all parameters and buffers, shared ones once.
 
-    Equals ``orchestrator.engines.transformers.footprint`` of the loaded model; for a GGUF type the tensors of a file
-    that llama.cpp's quantizer writes with its defaults.
+    Equals ``engines.transformers.footprint`` of the loaded model; for a GGUF type the tensors of
+    a file that llama.cpp's quantizer writes with its defaults.
     """
     if weights.is_gguf:
         return _gguf_bytes(architecture, weights.scheme)

@@ -45,12 +45,7 @@ class Selection:
     @property
     def fingerprints(self) -> set[str]:
         """Hardware these attempts ran on."""
-        found = {
-            report.facts.get("hardware_fingerprint")
-            for reports in self.attempts.values()
-            for report in reports
-        }
-        return {str(fingerprint) for fingerprint in found if fingerprint}
+        return fingerprints_of(self.attempts)
 
     @property
     def metric_names(self) -> set[str]:
@@ -61,6 +56,13 @@ class Selection:
             for report in reports
             for name in (*report.metrics, *report.telemetry)
         }
+
+
+def fingerprints_of(attempts: Mapping[str, Sequence[AttemptReport]]) -> set[str]:
+    """Hardware that attempts ran on."""
+    reports = (report for found in attempts.values() for report in found)
+    found = (report.facts.get("hardware_fingerprint") for report in reports)
+    return {str(fingerprint) for fingerprint in found if fingerprint}
 
 
 def attempt_ids(selection: Selection) -> set[str]:
@@ -162,7 +164,7 @@ def _known(store: Store) -> str:
 
 
 def noise_of(store: Store, fingerprints: set[str]) -> float | None:
-    """A/A noise remembered for this hardware: the largest of the trials of ``+sweep=aa``.
+    """A/A noise recorded for this hardware: the largest of the trials of ``+sweep=aa``.
 
     Returns
     -------
@@ -170,7 +172,7 @@ def noise_of(store: Store, fingerprints: set[str]) -> float | None:
         Relative standard deviation between attempts of ``tpot_s`` (or ``ttft_s``); None where no
         A/A sweep with three attempts of a trial was recorded on exactly this hardware.
     """
-    from orchestrator.report.analyse.compare import samples_of
+    from orchestrator.report.analyse.measured import samples_of
     from orchestrator.statistics.summary import noise_between
 
     found: list[float] = []
@@ -190,6 +192,13 @@ def noise_of(store: Store, fingerprints: set[str]) -> float | None:
             if noise is not None:
                 found.append(noise)
     return max(found, default=None)
+
+
+def noise_of_attempts(
+    store: Store, attempts: Mapping[str, Sequence[AttemptReport]]
+) -> float | None:
+    """:func:`noise_of` the hardware that attempts ran on."""
+    return noise_of(store, fingerprints_of(attempts))
 
 
 def _grouped(summaries: Iterable[AttemptSummary]) -> dict[str, list[AttemptSummary]]:

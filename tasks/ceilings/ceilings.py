@@ -24,7 +24,7 @@ from statistics import median, quantiles
 from typing import TYPE_CHECKING
 
 from orchestrator.engines import transformers as loading
-from orchestrator.measure import Identity, Infeasible, Recorder, Task
+from orchestrator.measure import Identity, Infeasible, MetricSpec, Recorder, Task
 from orchestrator.model.measured_device import STEADY_SPREAD, Measured
 from orchestrator.tasks.ceilings import layers as ceiling_layers
 from orchestrator.tasks.ceilings.layers import ReferenceLayers
@@ -169,6 +169,13 @@ TASK = Task(
     config=CeilingsConfig,
     run=run,
     preload=loading.PRELOAD,
+    metrics=(
+        *(
+            MetricSpec(f"gemm_flop_per_s.{name}", "flop/s", "higher", title=f"matmul {name}")
+            for name in (*DTYPES, "int8")
+        ),
+        MetricSpec("spread", "1", "lower", meaning="how much slower the median was than the best"),
+    ),
     headline=(
         "gemm_flop_per_s.float32",
         "gemm_flop_per_s.bfloat16",

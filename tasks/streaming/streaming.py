@@ -28,6 +28,7 @@ from orchestrator.measure import (
     ConfigError,
     Identity,
     InputError,
+    MetricSpec,
     Recorder,
     Repetition,
     Task,
@@ -344,6 +345,13 @@ TASK = Task(
     run=run,
     check=check,
     preload=loading.PRELOAD,
+    metrics=(
+        MetricSpec(
+            "tpot_over_bound", "1", "lower", meaning="TPOT over the best this machine allows"
+        ),
+        MetricSpec("overlap_efficiency", "1", "higher"),
+        *(MetricSpec(f"{stage}_achieved_share", "1", "higher") for stage in ("disk", "h2d")),
+    ),
     expect=expect_streaming,
     named=("bottleneck",),
     headline=(

@@ -28,7 +28,7 @@ _SCALE_CODE_BYTES = 256 * 4 + 4
 
 
 def expect_streaming(identity: Identity, config: Mapping[str, Any] | None) -> Expectation | None:
-    """Sizes and times of ``task=streaming``; as :func:`orchestrator.engines.transformers.expected.expect_inference`.
+    """Sizes and times of ``task=streaming``; as for inference.
 
     ``disk_bytes`` are read by each forward; ``peak_memory_bytes`` are what stays resident, the
     slots, the cache and a prefill's activations.

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import orchestrator
 from orchestrator.engines.cache import cache_root, publish
 from orchestrator.engines.digest import digest_json
 from orchestrator.engines.transformers import Prepared
@@ -77,7 +78,7 @@ def _write(request: dict[str, Any], directory: Path) -> None:
     directory.mkdir(mode=0o700)
     order = directory / "request.json"
     order.write_text(json.dumps(request))
-    root = str(Path(__file__).resolve().parents[2])
+    root = str(Path(orchestrator.__file__).resolve().parents[1])
     search_path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
         [

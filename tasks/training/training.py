@@ -30,6 +30,7 @@ from orchestrator.measure import (
     CudaMemory,
     Identity,
     InputError,
+    MetricSpec,
     Recorder,
     Repetition,
     Task,
@@ -372,6 +373,12 @@ TASK = Task(
     check=check,
     expect=expect,
     preload=loading.PRELOAD,
+    metrics=(
+        MetricSpec("train_tokens_per_s", "tokens/s", "higher", title="training"),
+        MetricSpec("model_flop_per_s", "flop/s", "higher", title="model FLOPs"),
+        MetricSpec("mfu.measured_peak", "1", "higher", title="MFU measured peak"),
+        MetricSpec("hfu.measured_peak", "1", "higher", title="HFU measured peak"),
+    ),
     headline=(
         "step_s",
         "forward_s",

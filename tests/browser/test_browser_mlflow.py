@@ -24,7 +24,7 @@ import pytest
 
 from orchestrator.record import open_store
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 

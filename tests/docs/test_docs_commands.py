@@ -26,6 +26,9 @@ from pathlib import Path
 
 import pytest
 
+from testing.commands import orchestrator
+from testing.near import near
+
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # Executed by a test of its own, from outside the repository.
@@ -70,28 +73,6 @@ def commands(documents: Sequence[Path]) -> list[Command]:
     return list(dict.fromkeys(found))
 
 
-def environment(place: Path) -> dict[str, str]:
-    """Locks of its own: documentation need not wait for another sweep's cores."""
-    return {**os.environ, "COLUMNS": "100", "ORCHESTRATOR_LOCAL_DIR": str(place / "local")}
-
-
-def orchestrator(directory: Path, *words: str, path: str = "") -> subprocess.CompletedProcess[str]:
-    """``python -m orchestrator`` as a reader runs it."""
-    inherited = os.environ.get("PYTHONPATH")
-    return subprocess.run(
-        [sys.executable, "-m", "orchestrator", *words],
-        cwd=directory,
-        env={
-            **environment(directory),
-            "PYTHONPATH": os.pathsep.join(p for p in (path, str(ROOT), inherited) if p),
-        },
-        capture_output=True,
-        text=True,
-        timeout=120,
-        stdin=subprocess.DEVNULL,
-    )
-
-
 @pytest.fixture(scope="session")
 def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A reader's directory: the files the documents give, two models, a store with two runs."""
@@ -103,10 +84,11 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_text(block["text"], encoding="utf-8")
     model(place)
-    for more in ((), ("force=true",)):
-        words = ("task=noop", "task.value=1,2,3", "device=cpu", "verdict=off")
-        done = orchestrator(place, *words, *more)
-        assert done.returncode == 0, done.stderr
+    with near():
+        for more in ((), ("force=true",)):
+            words = ("task=noop", "task.value=1,2,3", "device=cpu", "verdict=off")
+            done = orchestrator(place, *words, *more)
+            assert done.code == 0, done.err
     return place
 
 
@@ -248,7 +230,14 @@ def test_third_party_task(tmp_path: Path) -> None:
     words = shlex.split(command.line)[3:]
     # Seconds instead of a minute on a busy machine: fewer repetitions, no cool-down.
     quick = ("protocol.max_time_s=0.1", "verdict=off", "--json")
-    done = orchestrator(tmp_path, *words, *quick, path=str(tmp_path))
+    done = subprocess.run(
+        [sys.executable, "-m", "orchestrator", *words, *quick],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(tmp_path), str(ROOT)))},
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["outcomes"] == {"ok": 4}
 

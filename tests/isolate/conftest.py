@@ -22,7 +22,7 @@ SLOT = Slot(node_id="node", host="host", cpus=(CORE,))
 PROBE = """
 import gc, os, random, sys, tempfile
 from dataclasses import dataclass
-from orchestrator.measure import Task
+from orchestrator.measure import MetricSpec, Task
 
 @dataclass
 class ProbeConfig:
@@ -32,7 +32,8 @@ class ProbeConfig:
 def run(identity, recorder):
     exec(identity["task"]["source"], {"recorder": recorder, "identity": identity, **globals()})
 
-TASK = Task(name="isolate_probe", config=ProbeConfig, run=run)
+METRICS = (MetricSpec("loudness", "dB", "higher", title="how loud"),)
+TASK = Task(name="isolate_probe", config=ProbeConfig, run=run, metrics=METRICS)
 """
 
 

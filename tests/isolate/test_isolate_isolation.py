@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -15,9 +16,10 @@ from typing import Any
 import psutil
 import pytest
 
-from orchestrator.attempt import AttemptReport, Outcome, Slot
+from orchestrator.attempt import AttemptReport, Outcome, Slot, Verdict
 from orchestrator.isolate import Isolation, Progress, WatchResult
-from orchestrator.measure.metric import Phase, Samples, Value
+from orchestrator.measure.metric import MetricSpec, Phase, Samples, Value
+from orchestrator.report.analyse.compare import compare
 
 Probe = Callable[..., AttemptReport]
 
@@ -117,6 +119,33 @@ def test_samples_and_artifacts_come_back(probe: Probe) -> None:
     assert (series.warmup, series.stop_reason) == ((9.0,), "max_repetitions")
     assert report.artifacts == {"sub/trace.json": b"{}", "log.txt": b"to the log\n"}
     assert set(report.facts["isolate"]["artifacts_missing"]) == {"never.bin"}
+
+
+def test_what_a_task_says_of_its_metrics_comes_with_its_report(probe: Probe) -> None:
+    report = probe(
+        "recorder.value('loudness', 'dB', 3.0)\n"
+        "recorder.declare([MetricSpec('seen', '1', 'lower', exact=True)])\n"
+        "recorder.value('seen', '1', 3.0)\n"
+    )
+    assert AttemptReport.from_json(json.loads(json.dumps(report.to_json()))).specs == {
+        "loudness": MetricSpec("loudness", "dB", "higher", title="how loud"),
+        "seen": MetricSpec("seen", "1", "lower", exact=True),
+    }
+
+
+def test_that_more_is_better_is_for_a_third_partys_task_to_say(probe: Probe) -> None:
+    quiet, loud = (
+        [probe(f"recorder.value('loudness', 'dB', {level + at / 100})") for at in range(3)]
+        for level in (10, 20)
+    )
+    for report in (*quiet, *loud):
+        report.verdict = Verdict("valid")
+    (row,) = compare({"a": quiet}, {"b": loud}, metrics=["loudness"]).rows
+    assert (row.judged.finding, row.spec.title) == ("improvement", "how loud")
+    for report in (*quiet, *loud):
+        report.specs.clear()
+    (row,) = compare({"a": quiet}, {"b": loud}, metrics=["loudness"]).rows
+    assert row.judged.finding == "inconclusive", "undeclared, dB has no good direction"
 
 
 def test_a_tasks_own_memory_figure_is_kept(probe: Probe) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.errors import ConfigError
@@ -106,7 +106,6 @@ def test_distinct_experts_lies_between_one_token_and_all(count: int, data: Any) 
     assert distinct_experts(count, active, 1) == pytest.approx(active)
 
 
-@settings(deadline=None)
 @given(
     st.sampled_from(["llama_2_7b", "mistral_7b", "gemma_2_9b", "gpt_oss_20b", "deepseek_v3"]),
     st.integers(1, 8),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.commands import findings as doctor
+from orchestrator.commands import doctor
 from orchestrator.measure.processor import emulates_half_precision
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
+from orchestrator.commands.doctor import _rehearsed
 from orchestrator.commands.findings import _gpus
-from orchestrator.commands.operate import _rehearsed
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "verdict" / "default.yaml"
 # The machine that tests run on is busy with tests: its own state is no subject here.

@@ -11,13 +11,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
-
 from orchestrator.attempt import AttemptReport
 from orchestrator.record import open_store
 from orchestrator.telemetry.simulate import environment, scenario_of
-
-pytestmark = pytest.mark.slow
 
 # A busy machine loses cores to its neighbours: its own state is no subject here, the GPUs' is.
 HOST_RULES = ("steal", "cgroup_throttling", "swap")

@@ -25,8 +25,6 @@ from typing import Any
 import psutil
 import pytest
 
-pytestmark = pytest.mark.slow
-
 ROOT = Path(__file__).resolve().parents[2]
 TRIALS = 8
 USER = "measurer"

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from orchestrator.attempt import Outcome
-from orchestrator.commands.run import execute
+from orchestrator.commands.run import carry_out
 from orchestrator.plan.schema import Settings, TrackingConfig
 from orchestrator.record import Recording, open_store, reap, spool, sync
 from orchestrator.record.embedded import EmbeddedStore
@@ -327,19 +327,19 @@ def test_a_sweep_with_nothing_left_records_what_is_only_in_a_spool(
     trial = kit.trial_of(1)
     tracking = TrackingConfig(kind="embedded", root=str(store.root))
     plan = replace(kit.plan_of([trial]), settings=Settings(tracking=tracking))
-    assert execute(plan) == 0
+    assert carry_out(plan) == 0
     said = capsys.readouterr().err
     assert "attempts of an earlier run were still in the spool: recorded now" in said
     assert "nothing left to do (1 cached)" in said
     assert [s.outcome for s in store.recorded({trial.hash})] == ["ok"]
     assert not list(store.spool_root.rglob("*.finish"))
-    assert execute(plan) == 0
+    assert carry_out(plan) == 0
     again = capsys.readouterr()
     assert "spool" not in again.err
     assert "noop" in again.out
     # A table of thousands is nothing to print.
-    monkeypatch.setattr("orchestrator.commands.run.MOST_REPORTED", 0)
-    assert execute(plan) == 0
+    monkeypatch.setattr("orchestrator.commands.measuring.MOST_REPORTED", 0)
+    assert carry_out(plan) == 0
     short = capsys.readouterr()
     assert short.out == ""
     assert f"too many for a table: python -m orchestrator report {plan.sweep}" in short.err

@@ -13,8 +13,6 @@ from orchestrator.errors import StoreUnavailable
 from orchestrator.record import Recording, reap, sync
 from orchestrator.record.tracking_server import ServerStore
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture
 def server_store(server: Any, tmp_path: Path) -> ServerStore:

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from orchestrator.attempt import AttemptReport, Outcome
-from orchestrator.commands.results import _operator_diffs
+from orchestrator.commands.compare import _operator_diffs
 from orchestrator.record.selection import Selection
 from orchestrator.report.analyse.operators import diff_operators, read_operators
 from orchestrator.report.show.operators_view import OperatorDiffView, operator_table

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from benchmarks._world import Nodes, World
 from orchestrator.errors import ClusterError
 from orchestrator.schedule import Node
 from orchestrator.schedule.cluster.ray.admission import refuse_differences, versions_here
 from orchestrator.schedule.cluster.ray.affinity import Homes
+from testing.world import Nodes, World
 
 ROOT = Path(__file__).resolve().parents[2]
 NOOP = ("task=noop", "device=cpu", "resources.cpus=1", "telemetry.enabled=false", "preflight=off")
@@ -57,7 +57,6 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
-@pytest.mark.slow
 def test_results_on_this_host_alone_are_refused_with_the_fix(
     nodes_world: World, nodes: Nodes
 ) -> None:
@@ -71,7 +70,6 @@ def test_results_on_this_host_alone_are_refused_with_the_fix(
     assert "tracking.local_on_cluster=true" in last
 
 
-@pytest.mark.slow
 def test_the_code_and_conf_of_a_checkout_travel(
     nodes_world: World, nodes: Nodes, checkout: Path
 ) -> None:
@@ -86,7 +84,6 @@ def test_the_code_and_conf_of_a_checkout_travel(
     assert len({r["slot"]["node_id"] for r in reports}) == 2, "both nodes were used"
 
 
-@pytest.mark.slow
 def test_a_node_that_joins_is_used_and_another_terminal_sees_and_stops_it(
     nodes_world: World, nodes: Nodes, outside: Any
 ) -> None:
@@ -110,7 +107,6 @@ def test_a_node_that_joins_is_used_and_another_terminal_sees_and_stops_it(
     assert set(json.loads(out)["outcomes"]) == {"ok", "cancelled"}
 
 
-@pytest.mark.slow
 def test_another_version_on_a_node_is_named_before_anything_runs(
     nodes_world: World, nodes: Nodes, tmp_path: Path
 ) -> None:
@@ -222,7 +218,6 @@ print(json.dumps(found))
 """
 
 
-@pytest.mark.slow
 def test_heterogeneous_nodes(nodes_world: World, nodes: Nodes) -> None:
     """Kinds of GPU by their label, several GPUs of one node, memory, nodes without GPUs, homes."""
     label = "ray.io/accelerator-type"

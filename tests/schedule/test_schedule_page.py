@@ -19,11 +19,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks._world import TrackingServer, World
 from orchestrator.record import open_store
-from orchestrator.schedule.token import FIX
-
-pytestmark = pytest.mark.slow
+from orchestrator.schedule.cluster.ray.token import FIX
+from testing.world import TrackingServer, World
 
 ROOT = Path(__file__).resolve().parents[2]
 LONGEST_S = 120
@@ -127,8 +125,16 @@ def test_the_sweep_uses_both_nodes(cluster: Cluster) -> None:
     [
         ({"RAY_AUTH_TOKEN": "b" * 32}, "the head rejects the token in RAY_AUTH_TOKEN. "),
         ({"HOME": "/nowhere"}, "the head requires a token; none in /nowhere/.ray/auth_token. "),
-        ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": "/nowhere"}, "none in RAY_AUTH_TOKEN_"),
-        ({"RAY_AUTH_MODE": "disabled"}, "a token, and RAY_AUTH_MODE=disabled uses none. Type"),
+        pytest.param(
+            {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": "/nowhere"},
+            "none in RAY_AUTH_TOKEN_PATH=/nowhere. ",
+            marks=pytest.mark.long,
+        ),
+        pytest.param(
+            {"RAY_AUTH_MODE": "disabled"},
+            "the head requires a token, and RAY_AUTH_MODE=disabled uses none. Type",
+            marks=pytest.mark.long,
+        ),
     ],
     ids=["wrong", "none", "no file", "disabled"],
 )

@@ -384,7 +384,7 @@ def test_products_in_float32_are_for_the_cpu(identity: Identity) -> None:
 
 
 @pytest.mark.usefixtures("shared_compiler")
-@pytest.mark.slow
+@pytest.mark.xdist_group("compiler")
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_one_graph_serves_all_layers(identity: Identity, run: Run, checkpointing: bool) -> None:
     compiled, eager = (
@@ -398,7 +398,7 @@ def test_one_graph_serves_all_layers(identity: Identity, run: Run, checkpointing
 
 
 @pytest.mark.usefixtures("shared_compiler")
-@pytest.mark.slow
+@pytest.mark.xdist_group("compiler")
 def test_compile_is_counted_apart_from_the_step(identity: Identity, run: Run) -> None:
     asked = training(identity, compile=True, compile_scope="model")
     asked["model"]["architecture"]["num_hidden_layers"] = 1

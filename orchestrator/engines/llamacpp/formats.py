@@ -41,7 +41,7 @@ def in_format(source: Path, digest: str, name: str) -> Path:
     final = cache_root() / "formats" / f"{digest[:32]}-{name}-v{_VERSION}.gguf"
 
     def build(target: Path) -> None:
-        root = str(Path(__file__).resolve().parents[2])
+        root = str(Path(__file__).resolve().parents[3])
         search_path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         done = subprocess.run(
             [

@@ -1,4 +1,4 @@
-"""Writes a GGUF file in another format: ``python -m orchestrator.engines.llamacpp.requantize GGUF OUT FORMAT``.
+"""Writes a GGUF file in another format: ``python -m ….requantize GGUF OUT FORMAT``.
 
 Every matrix is dequantized to float32 and quantized again; vectors stay float32. Embeddings and the
 output head are Q8_0 in formats below eight bits, as quantizers of GGUF files keep them finer.

@@ -39,7 +39,7 @@ def converted(gguf: Path, digest: str) -> Path:
 
     def build(directory: Path) -> None:
         inspect_gguf(gguf)
-        root = str(Path(__file__).resolve().parents[2])
+        root = str(Path(__file__).resolve().parents[3])
         search_path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         done = subprocess.run(
             [

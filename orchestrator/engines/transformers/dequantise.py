@@ -1,4 +1,4 @@
-"""Writes a GGUF file as float32 safetensors: ``python -m orchestrator.engines.transformers.dequantise GGUF OUT``."""
+"""Writes a GGUF file as float32 safetensors: ``python -m ….dequantise GGUF OUT``."""
 
 from __future__ import annotations
 

@@ -15,18 +15,21 @@ from typing import Any
 
 from orchestrator.attempt import AttemptReport
 from orchestrator.report.analyse.labels import (
-    MEANINGS,
     axis_name,
     axis_text,
     axis_value,
-    metric_title,
     short_hash,
 )
 from orchestrator.report.analyse.reasons import reasons_once
 from orchestrator.report.analyse.rows import SweepTable, TrialRow
 from orchestrator.report.show.answer import sentences
 from orchestrator.report.show.figures import Drawn
-from orchestrator.report.show.style import OUTCOME_STYLE, STANDING_MARKS, VERDICT_MARKS
+from orchestrator.report.show.style import (
+    OUTCOME_STYLE,
+    VERDICT_MARKS,
+    standing_mark,
+    standings_legend,
+)
 from orchestrator.report.show.tree import flat
 from orchestrator.report.show.units import MISSING, Scale, ratio, scale_of
 
@@ -136,14 +139,16 @@ def _table(table: SweepTable) -> str:
     for name in names:
         cells = [row.cells[name] for row in rows if row.cells[name].median is not None]
         scales[name] = scale_of([cell.median for cell in cells], cells[0].unit)
-        meaning = escape(f"{name}: {MEANINGS[name]}" if name in MEANINGS else name, quote=True)
+        spec = table.specs[name]
+        meaning = escape(f"{name}: {spec.meaning}" if spec.meaning else name, quote=True)
         unit = f"<small>{escape(scales[name].symbol)}</small>"
-        heads.append(f'<th data-sort="" title="{meaning}">{escape(metric_title(name))}{unit}</th>')
+        heads.append(f'<th data-sort="" title="{meaning}">{escape(spec.title)}{unit}</th>')
     lines = [_row(row, names, scales) for row in rows[:MAX_ROWS]]
     cut = (
         f" The first {MAX_ROWS} of {len(rows)}; table.csv has all." if len(rows) > MAX_ROWS else ""
     )
-    signs = ", ".join(f"{mark} {meaning}" for mark, _, meaning in STANDING_MARKS.values())
+    signs = standings_legend(table.tau)
+    cut += "".join(f" No ratios: {escape(reason)}." for reason in table.missing_ratios)
     return (
         "<h2>Measured</h2>"
         f'<p class="soft">Median ± half of its 95 % interval; beneath, the ratio to the baseline of'
@@ -169,9 +174,10 @@ def _row(row: TrialRow, names: Sequence[str], scales: Mapping[str, Scale]) -> st
             cells.append(f'<td title="{reason}">{MISSING}</td>')
             continue
         beneath = ""
-        if cell.ratio is not None and row.outcome == "ok":
-            sign = STANDING_MARKS[cell.standing][0] if cell.standing else ""
-            beneath = f'<small class="{cell.standing or ""}">{sign} {ratio(cell.ratio)}</small>'
+        if cell.judged and cell.ratio is not None and row.outcome == "ok":
+            sign = standing_mark(cell.judged, cell.spec.better)
+            kind = cell.judged.finding if sign else ""
+            beneath = f'<small class="{kind}">{sign} {ratio(cell.ratio)}</small>'
         text = scales[name].interval(cell.median, cell.ci_low, cell.ci_high)
         cells.append(f'<td data-value="{cell.median!r}">{escape(text)}{beneath}</td>')
     kind = "baseline" if row.baseline else row.outcome

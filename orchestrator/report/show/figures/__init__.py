@@ -1,7 +1,7 @@
 """Draws a sweep's figures with plotly: one function a kind, each a few traces and no styling.
 
-Fonts and the dark theme are the page's (:mod:`orchestrator.report.show.html`); plotly is imported when
-the first figure is drawn.
+Fonts and the dark theme are the page's (:mod:`orchestrator.report.show.html`); plotly is imported
+when the first figure is drawn.
 """
 
 from __future__ import annotations

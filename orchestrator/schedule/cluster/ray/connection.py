@@ -25,15 +25,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from filelock import FileLock, Timeout
 
+import orchestrator
 from orchestrator.errors import ClusterError
 from orchestrator.schedule.cluster.ray import aftermath
 from orchestrator.schedule.cluster.ray.bare import bare_ray
 from orchestrator.schedule.cluster.ray.call_thread import CallThread
 from orchestrator.schedule.cluster.ray.head import Head, Watch, patience_s
+from orchestrator.schedule.cluster.ray.token import MODE, TOKEN, read_variables_again, show_token
+from orchestrator.schedule.cluster.ray.variables import variables
 from orchestrator.schedule.supervise.cores import CORES_VARIABLE, allowed_cores, split, to_text
 from orchestrator.schedule.supervise.locks import local_directory
-from orchestrator.schedule.token import MODE, TOKEN, read_variables_again, show_token
-from orchestrator.schedule.variables import variables
 
 if TYPE_CHECKING:
     from orchestrator.plan.schema import ClusterConfig
@@ -232,10 +233,8 @@ def code_environment() -> dict[str, Any]:
 
     Modules and not a working directory: that one belongs to whoever submitted the job.
     """
-    import orchestrator.tasks
-
-    package = Path(__file__).resolve().parents[1]
-    modules = [package, Path(tasks.__file__).resolve().parent]
+    package = Path(orchestrator.__file__).resolve().parent
+    modules = [package]
     beside = package.parent / "conf"
     if beside.is_dir():
         modules.append(beside)
@@ -357,7 +356,7 @@ def remove_stale(parent: Path) -> None:
 
 
 def _root() -> Path:
-    return Path(__file__).resolve().parents[2]
+    return Path(orchestrator.__file__).resolve().parents[1]
 
 
 def _as_cluster_error(error: BaseException, settings: ClusterConfig) -> ClusterError:

@@ -14,7 +14,7 @@ from typing import Any
 
 from orchestrator.errors import ClusterError
 from orchestrator.schedule.cluster.ray.head import Head
-from orchestrator.schedule.variables import variables
+from orchestrator.schedule.cluster.ray.variables import variables
 
 MODE = "RAY_AUTH_MODE"
 TOKEN = "RAY_AUTH_TOKEN"

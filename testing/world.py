@@ -14,10 +14,9 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,8 @@ import psutil
 
 from orchestrator.isolate.directory import PREFIX, sweep
 from orchestrator.schedule.cluster.ray.aftermath import users_of
+from testing.commands import environment
+from testing.waiting import PATIENCE_S, until
 
 ROOT = Path(__file__).resolve().parents[1]
 MARK = "ORCHESTRATOR_WORLD"
@@ -101,19 +102,6 @@ class World:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-@contextlib.contextmanager
-def environment(values: Mapping[str, str]) -> Iterator[None]:
-    """This process's environment is ``values`` meanwhile: Ray's processes inherit it."""
-    before = dict(os.environ)
-    os.environ.clear()
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 class Nodes:
@@ -208,14 +196,10 @@ class TrackingServer:
         """Whether it is meant to be there."""
         return self._process is not None
 
-    def start(self, timeout_s: float = 120.0) -> None:
+    def start(self) -> None:
         """Start it and wait until it answers."""
         self.begin()
-        deadline = time.monotonic() + timeout_s
-        while not self.answers():
-            if time.monotonic() > deadline:
-                raise SystemExit("the tracking server does not come up")
-            time.sleep(0.2)
+        until(self.answers, said=lambda: "the tracking server does not come up")
 
     def begin(self) -> None:
         """Start it without waiting."""
@@ -256,13 +240,19 @@ class TrackingServer:
 
 
 class DriverProcess:
-    """``python -m orchestrator ...``, started again and again with the same words."""
+    """``python -m orchestrator ...``, started again and again with the same words.
 
-    def __init__(self, world: World, words: Sequence[str]) -> None:
+    Parameters
+    ----------
+    name : str
+        Of the files that have what it says: ``NAME.log`` and, of stdout, ``NAME.out``.
+    """
+
+    def __init__(self, world: World, words: Sequence[str], name: str = "driver") -> None:
         self._world = world
         self._words = [sys.executable, "-m", "orchestrator", *words]
-        self.log = world.directory / "driver.log"
-        self.output = world.directory / "driver.out"
+        self.log = world.directory / f"{name}.log"
+        self.output = world.directory / f"{name}.out"
         self.starts = 0
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -291,8 +281,8 @@ class DriverProcess:
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(number)
 
-    def wait(self, timeout_s: float) -> int:
-        """Its exit code; kills it and fails after ``timeout_s``."""
+    def wait(self, timeout_s: float = PATIENCE_S) -> int:
+        """Its exit code; kills it and fails where it does not end."""
         assert self.process is not None
         try:
             return self.process.wait(timeout_s)

@@ -1,0 +1,279 @@
+"""The executor of sweeps that measure: attempts on the cluster, each recorded as it ends.
+
+::
+
+    start Ray ----------.
+    recover the spool ---+-> run_sweep -> Recording -> the sweep's own run and its report
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import shlex
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from orchestrator.commands.output import emit, emit_json, say
+from orchestrator.errors import StoreUnavailable
+from orchestrator.record.reports import reports_of
+from orchestrator.schedule.todo import Todo, compute_todo
+
+if TYPE_CHECKING:
+    from orchestrator.attempt import AttemptReport
+    from orchestrator.plan import Plan
+    from orchestrator.record import Recording, RecordingSummary, Store
+    from orchestrator.schedule import SweepResult
+
+# Outcomes after which a sweep has what it was asked for; anything else makes the exit code 1.
+GOOD = {"ok"}
+# Above this a report and a table are made on request only (`report SWEEP`): reading all attempts
+# takes a while, and nobody reads thousands of lines.
+MOST_REPORTED = 2_000
+# A store that is away gets its results later; the report can be made again then.
+REPORT_PATIENCE_S = 30.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What one run of a sweep did.
+
+    Attributes
+    ----------
+    cached : int
+        Trials that were measured before.
+    result, summary : SweepResult, RecordingSummary or None
+        How its attempts went and what was recorded of them; None where nothing was left to do.
+    loaded : dict of str to AttemptReport
+        Reports that were read from the store for the sweep's own run, by run id.
+    """
+
+    cached: int
+    result: SweepResult | None = None
+    summary: RecordingSummary | None = None
+    loaded: dict[str, AttemptReport] = dataclasses.field(default_factory=dict)
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the user stopped it."""
+        return self.result is not None and self.result.interrupted
+
+
+class Measuring:
+    """Runs a plan's attempts on its cluster.
+
+    Parameters
+    ----------
+    plan : Plan
+        Trials whose tasks measure.
+    store : Store
+        Where attempts are found and recorded.
+    command : sequence of str
+        What was typed, for the record.
+    """
+
+    def __init__(self, plan: Plan, store: Store, command: Sequence[str]) -> None:
+        self.plan = plan
+        self._store = store
+        self._command = list(command)
+
+    def todo(self) -> Todo:
+        """States of all trials, and the attempts that are missing."""
+        settings = self.plan.settings
+        return compute_todo(
+            self.plan.trials,
+            self._store.attempts(trial.hash for trial in self.plan.trials),
+            repeats=settings.repeats,
+            retry_failed=settings.retry.failed,
+            force=settings.force,
+            invalid_retries=settings.verdict.retries,
+        )
+
+    def nothing_to_do(self, todo: Todo) -> Measured:
+        """Say so; some of it may only be in the spool of a driver that died."""
+        self._recover(say, runs=False)
+        counts = Counter(state.state for state in todo.states)
+        counted = ", ".join(f"{count} {state}" for state, count in counts.items())
+        hint = "; retry.failed=true runs the failed ones again" if counts["failed"] else ""
+        say(f"{self.plan.sweep}: nothing left to do ({counted}){hint}")
+        return Measured(counts["cached"])
+
+    def execute(self, todo: Todo) -> Measured:
+        """Make the missing attempts; everything they leave is in the store or its spool."""
+        from rich.console import Console
+
+        from orchestrator.commands.interrupt import Published, stop_on_signals
+        from orchestrator.record import Recording
+        from orchestrator.record.drivers import DriverFile, drivers_directory
+        from orchestrator.report import LiveView, labels_of
+        from orchestrator.schedule import emergency_stop, run_sweep, start_async
+
+        plan, store = self.plan, self._store
+        store.check_writable()
+        cached = sum(state.state == "cached" for state in todo.states)
+        # Ray takes seconds to start; the store and its driver are made ready meanwhile.
+        needs_ray = any(attempt.trial.infeasible is None for attempt in todo.attempts)
+        starting = start_async(plan.settings.cluster) if needs_ray else None
+        labels = labels_of(plan)
+        view = LiveView(
+            Console(stderr=True, highlight=False),
+            total=len(todo.attempts) + cached,
+            cached=cached,
+            sweep=plan.sweep,
+            labels=labels,
+            history_s=self._history_s(),
+        )
+        with contextlib.ExitStack() as stack:
+            if starting is not None:
+                stack.callback(starting.close)
+            stop = stack.enter_context(stop_on_signals(emergency_stop, view.message))
+            stack.enter_context(view)
+            self._recover(view.message)
+            recording = Recording(
+                store,
+                plan,
+                todo=len(todo.attempts),
+                command=self._command,
+                message=view.message,
+                labels=labels,
+            )
+            file = DriverFile(
+                drivers_directory(store.spool_root),
+                recording.driver_id,
+                plan.sweep,
+                len(todo.attempts),
+                cached,
+            )
+            published = Published(view, file, labels, stop)
+            status, reason = "FAILED", None
+            try:
+                result = run_sweep(
+                    plan,
+                    todo.attempts,
+                    recording=recording,
+                    view=published,
+                    seed=int(plan.trials[0].identity["seed"]),
+                    stop=stop,
+                    cluster=starting,
+                    # What is to be measured whatever exists is not left to others.
+                    claims=None if plan.settings.force else recording.claims,
+                )
+                if result.adopted:
+                    many = "attempt was" if result.adopted == 1 else "attempts were"
+                    view.message(f"{result.adopted} {many} made by another driver meanwhile")
+                if recording.claims.met_others:
+                    self._recover(view.message)  # it may have died since
+                status = "KILLED" if result.interrupted else "FINISHED"
+                loaded = self._attach_report(recording)
+            except BaseException as error:
+                reason = str(error)
+                raise
+            finally:
+                published.close()
+                summary = recording.close(status, reason)
+        return Measured(cached + result.adopted, result, summary, loaded)
+
+    def report(self, measured: Measured, *, wall_s: float, as_json: bool, table: bool) -> int:
+        """Print what the sweep found, cached trials too; returns the exit code."""
+        from orchestrator.record.selection import noise_of_attempts
+        from orchestrator.report import final_table, run_json
+
+        plan, store = self.plan, self._store
+        attempts = store.attempts(trial.hash for trial in plan.trials)
+        ended = measured.result.attempts if measured.result else ()
+        summary = measured.summary
+        good = {
+            config
+            for config, found in attempts.items()
+            if any(attempt.outcome == "ok" for attempt in found)
+        }
+        failed = any(e.outcome not in GOOD for e in ended if not e.retried)
+        if measured.result is None or measured.result.adopted:
+            failed = any(trial.hash not in good for trial in plan.trials)
+        if as_json:
+            runs = store.sweep_runs(plan.sweep) if measured.result is None else []
+            emit_json(
+                run_json(
+                    ended,
+                    sweep=plan.sweep,
+                    run_id=(summary.run_id or "") if summary else (runs[0].run_id if runs else ""),
+                    run_ids=summary.run_ids if summary else {},
+                    cached=measured.cached,
+                    wall_s=wall_s,
+                )
+            )
+        elif table and len(plan.trials) > MOST_REPORTED:
+            many = f"{len(plan.trials):,} trials are too many for a table"
+            say(f"{many}: python -m orchestrator report {plan.sweep}")
+        elif table:
+            reports = reports_of(store, attempts, measured.loaded)
+            emit(final_table(plan, reports, noise=noise_of_attempts(store, reports)))
+        return 1 if failed else 0
+
+    def _attach_report(self, recording: Recording) -> dict[str, AttemptReport]:
+        """Give the sweep's own run its summary and report, as far as the store has the attempts.
+
+        Returns the reports that it read for that, by run id.
+        """
+        from orchestrator.record import Redactor
+        from orchestrator.record.replay import telemetry_of
+        from orchestrator.record.selection import noise_of_attempts
+        from orchestrator.record.views import results_view, varying_params
+        from orchestrator.report import build_table
+        from orchestrator.report.show.answer import sentences
+        from orchestrator.report.show.bundle import report_files
+        from orchestrator.report.show.export import to_page_markdown
+
+        plan, store = self.plan, self._store
+        if len(plan.trials) > MOST_REPORTED or not recording.flush(REPORT_PATIENCE_S):
+            return {}
+        loaded: dict[str, AttemptReport] = {}
+        summaries = store.attempts(trial.hash for trial in plan.trials)
+        reports = reports_of(store, summaries, loaded)
+        noise = noise_of_attempts(store, reports)
+        table = build_table(plan, reports, noise=noise)
+        # The attempts are redacted since they were recorded; what a person typed is not.
+        redactor = Redactor.of_environment()
+        files = report_files(
+            dataclasses.replace(plan, description=redactor.text(plan.description)),
+            reports,
+            command=shlex.join(redactor.command(self._command)),
+            telemetry=telemetry_of(store, (a for found in summaries.values() for a in found)),
+            noise=noise,
+        )
+        first = next(iter(table.specs.values()), None)
+        view = results_view(
+            table.metrics,
+            varying_params(trial.identity for trial in plan.trials),
+            at_ms=round(time.time() * 1000),
+            ascending=first is None or first.better != "higher",
+        )
+        summary = to_page_markdown(table, summary=sentences(table))
+        recording.attach(summary, files, experiment_tags=view)
+        return loaded
+
+    def _history_s(self) -> list[float]:
+        """How long recorded attempts of these trials took: a first estimate of the time left."""
+        recorded = self._store.attempts(trial.hash for trial in self.plan.trials)
+        ended = [
+            a for found in recorded.values() for a in found if a.outcome == "ok" and a.ended_at
+        ]
+        return [a.ended_at - a.started_at for a in ended if a.ended_at and a.started_at]
+
+    def _recover(self, message: Callable[[str], None], *, runs: bool = True) -> None:
+        """Record what dead drivers spooled and end their ``runs``, so that this run sees them.
+
+        Where nothing is spooled MLflow is only needed for the runs.
+        """
+        from orchestrator.record import reap, sync
+
+        try:
+            written = sync(self._store, message=message).written
+            if written:
+                message(f"{written} attempts of an earlier run were in the spool: recorded now")
+            if runs:
+                reap(self._store)
+        except StoreUnavailable as error:
+            message(f"{error} (results will wait in the spool)")

@@ -1,0 +1,41 @@
+"""``plan OVERRIDES``: what would run; touches nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from orchestrator.commands.output import emit, emit_json, say
+from orchestrator.commands.run import executors, planned
+
+
+def plan_command(argv: Sequence[str]) -> int:
+    """Every trial of the sweep with its state, what it needs and what is predicted of it."""
+    from orchestrator.plan import TrialState, hydra_flags, plan_json
+    from orchestrator.plan.preflight import preflight
+    from orchestrator.record import open_store
+
+    code = hydra_flags(argv)
+    if code is not None:
+        return code
+    plan, as_json = planned(argv)
+    checked = preflight(plan, times=True)
+    plan = checked.plan
+    store = open_store(plan.settings.tracking)
+    states = {
+        s.trial.hash: TrialState(
+            s.state,
+            s.reason or (checked.doubts.get(s.trial.hash) if s.state == "new" else None),
+            checked.predicted.get(s.trial.hash),
+        )
+        for executor in executors(plan, store)
+        for s in executor.todo().states
+    }
+    for line in checked.warnings:
+        say(line)
+    if as_json:
+        emit_json(plan_json(plan, states))
+        return 0
+    from orchestrator.report.show.plan_view import plan_view
+
+    emit(plan_view(plan, states))
+    return 0

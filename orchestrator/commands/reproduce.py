@@ -1,0 +1,88 @@
+"""``reproduce HASH``: a new attempt of exactly that configuration, then a comparison."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from orchestrator.commands.output import emit
+from orchestrator.commands.run import carry_out
+from orchestrator.errors import ConfigError, UsageError
+
+if TYPE_CHECKING:
+    from orchestrator.plan import Settings
+    from orchestrator.record import Store
+    from orchestrator.record.cells import FoundCell
+
+
+def reproduce_command(prefix: str, argv: Sequence[str], as_json: bool) -> int:
+    """``reproduce HASH``: a new attempt of exactly that configuration, then a comparison.
+
+    Raises
+    ------
+    UsageError
+        Nobody knows the hash, or it begins several.
+    ConfigError
+        The stored configuration does not hash to what was asked for.
+    """
+    from orchestrator.plan import plan_of, settings_of
+    from orchestrator.record import open_store
+    from orchestrator.record.cells import cell_of
+    from orchestrator.record.reports import reports_of
+    from orchestrator.record.selection import noise_of_attempts
+    from orchestrator.report.analyse.compare import compare
+    from orchestrator.report.show.compare_view import comparison_view
+
+    settings = dataclasses.replace(settings_of(argv), force=True)
+    store = open_store(settings.tracking)
+    if (cell := cell_of(store, prefix)) is not None:
+        return _reproduce_cell(cell, store, settings, as_json)
+    wanted = store.resolve(prefix)
+    before = reports_of(store, store.attempts([wanted]))
+    runs = [s for s in store.attempts([wanted])[wanted] if s.outcome]
+    if not runs:
+        raise UsageError(f"no finished attempt of {prefix} is recorded", where=store.where)
+    identity = _verified(store.identity(runs[-1].run_id), wanted, runs[-1].run_id)
+    code = carry_out(plan_of(identity, settings), as_json=as_json, table=False)
+    known = {report.attempt_id for reports in before.values() for report in reports}
+    after = {
+        config: [report for report in reports if report.attempt_id not in known]
+        for config, reports in reports_of(store, store.attempts([wanted])).items()
+    }
+    if code == 0 and before.get(wanted) and not as_json:
+        noise = noise_of_attempts(store, before)
+        emit(comparison_view(compare(before, after, noise=noise)))
+    return code
+
+
+def _verified(stored: Mapping[str, Any], wanted: str, run_id: str) -> dict[str, Any]:
+    """The configuration that was recorded, once it is certain that it is the one asked for."""
+    from orchestrator.plan import config_hash, rebuild
+
+    identity = rebuild(stored)
+    if (found := config_hash(identity)) != wanted:
+        raise ConfigError(
+            f"the stored configuration hashes to {found[:12]}, not to {wanted[:12]}: it was changed"
+            " after it was recorded, or this version reads it differently",
+            where=f"run {run_id}",
+            fix="Nothing was run",
+        )
+    return identity
+
+
+def _reproduce_cell(cell: FoundCell, store: Store, settings: Settings, as_json: bool) -> int:
+    """Compute a cell of a pure sweep again, record it, and say what is not as it was."""
+    from orchestrator.plan import plan_of
+    from orchestrator.record.cells import cell_of
+    from orchestrator.report.show.cells_view import differences
+
+    wanted = cell.report.config_hash
+    identity = _verified(cell.config, wanted, cell.run_id)
+    code = carry_out(plan_of(identity, settings), as_json=as_json)
+    again = cell_of(store, wanted)
+    if again is not None and not as_json:
+        click.echo(differences(cell.report, again.report))
+    return code

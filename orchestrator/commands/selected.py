@@ -1,0 +1,65 @@
+"""What commands about recorded attempts share: the store, names of trials, files to write."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.errors import UsageError
+
+if TYPE_CHECKING:
+    from orchestrator.record import Store
+    from orchestrator.record.selection import Selection
+
+
+@contextlib.contextmanager
+def writing(path: Path, flag: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}", where=flag) from error
+
+
+def refuse_the_same(a: Selection, b: Selection) -> None:
+    """Refuse to set attempts against themselves: everything would be equal."""
+    from orchestrator.record.selection import attempt_ids
+
+    if attempt_ids(a) == attempt_ids(b):
+        raise UsageError(
+            f"{a.word} and {b.word} are the same attempts",
+            fix="Of a sweep's runs, NAME@-1 is the last and NAME@-2 the one before",
+        )
+
+
+def store_of(overrides: Sequence[str]) -> Store:
+    from orchestrator.plan import settings_of
+    from orchestrator.record import open_store
+
+    return open_store(settings_of(overrides).tracking)
+
+
+def labels_of_configs(*selections: Selection) -> dict[str, str]:
+    """Names of all trials in play, with the task options that tell them apart."""
+    from orchestrator.report.analyse.labels import SEPARATOR, axis_name, axis_value, plain_label
+
+    configs = {h: config for selection in selections for h, config in selection.configs.items()}
+    values: dict[str, set[str]] = {}
+    for config in configs.values():
+        for key, value in config["task"].items():
+            values.setdefault(key, set()).add(axis_value(value))
+    varying = [key for key in values if len(values[key]) > 1 and key != "name"]
+    return {
+        config_hash: SEPARATOR.join(
+            [
+                plain_label(config),
+                *(
+                    f"{axis_name(f'task.{key}')} {axis_value(config['task'][key])}"
+                    for key in varying
+                    if key in config["task"]
+                ),
+            ]
+        )
+        for config_hash, config in configs.items()
+    }

@@ -1,0 +1,62 @@
+"""``status`` and ``cancel``: the sweeps that run now, seen and stopped from another terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from orchestrator.commands.output import emit_json, say
+from orchestrator.errors import UsageError
+
+
+def status_command(overrides: Sequence[str], as_json: bool) -> int:
+    """One line per running sweep; stale files of dead drivers are said to be so."""
+    from orchestrator.record.drivers import read_drivers
+
+    states = read_drivers(_drivers_directory(overrides))
+    if as_json:
+        emit_json([{**asdict(state), "alive": state.alive} for state in states])
+        return 0
+    if not states:
+        click.echo("no sweep is running")
+    for state in states:
+        done = sum(state.outcomes.values())
+        age_s = time.time() - state.updated_at
+        life = {True: "running", False: "dead (its next run reaps it)", None: f"on {state.host}"}
+        ended = ", ".join(f"{count} {outcome}" for outcome, count in state.outcomes.items())
+        click.echo(
+            f"{state.sweep}: {life[state.alive]}, pid {state.pid}, {done}/{state.total} done"
+            f"{f' ({ended})' if ended else ''}, {state.cached} cached, updated {age_s:.0f} s ago"
+        )
+        for label in state.running:
+            click.echo(f"  running {label}")
+    return 0
+
+
+def cancel_command(sweep: str, overrides: Sequence[str]) -> int:
+    """Leave a request that the sweep's driver notices within about a second."""
+    from orchestrator.record.drivers import read_drivers, request_cancel
+
+    directory = _drivers_directory(overrides)
+    asked = request_cancel(directory, sweep)
+    if not asked:
+        running = sorted({s.sweep for s in read_drivers(directory) if s.alive is not False})
+        raise UsageError(
+            f"no running sweep is called {sweep!r}",
+            fix=f"Running: {', '.join(running)}" if running else "Nothing is running",
+        )
+    for state in asked:
+        say(f"asked {state.sweep} (pid {state.pid} on {state.host}) to stop")
+    return 0
+
+
+def _drivers_directory(overrides: Sequence[str]) -> Path:
+    from orchestrator.plan import settings_of
+    from orchestrator.record import open_store
+    from orchestrator.record.drivers import drivers_directory
+
+    return drivers_directory(open_store(settings_of(overrides).tracking).spool_root)
