@@ -187,7 +187,7 @@ class Measuring:
 
     def report(self, measured: Measured, *, wall_s: float, as_json: bool, table: bool) -> int:
         """Print what the sweep found, cached trials too; returns the exit code."""
-        from orchestrator.record.selection import noise_of_attempts
+        from orchestrator.commands.noise import noise_of_attempts
         from orchestrator.report import final_table, run_json
 
         plan, store = self.plan, self._store
@@ -234,7 +234,7 @@ class Measuring:
 
     def _predicted(self, reports: Reports) -> Reports:
         """The same with predictions beside what was measured."""
-        from orchestrator.model.predictions import with_predictions
+        from orchestrator.plan.predictions import with_predictions
 
         identities = {trial.hash: trial.identity for trial in self.plan.trials}
         return {
@@ -284,9 +284,9 @@ class Measuring:
 
     def _attach_report(self, recording: Recording, reports: Reports) -> None:
         """Give the sweep's own run its summary and report."""
+        from orchestrator.commands.noise import noise_of_attempts
         from orchestrator.record import Redactor
         from orchestrator.record.replay import telemetry_of
-        from orchestrator.record.selection import noise_of_attempts
         from orchestrator.record.views import results_view, varying_params
         from orchestrator.report import build_table
         from orchestrator.report.show.answer import sentences
