@@ -24,8 +24,9 @@ def compare_command(
     as_json: bool,
 ) -> int:
     """B over A, metric by metric; always 0: ``gate`` is what judges."""
+    from orchestrator.commands.noise import noise_of
     from orchestrator.errors import nearest
-    from orchestrator.record.selection import noise_of, select
+    from orchestrator.record.selection import select
     from orchestrator.report.analyse.compare import compare
     from orchestrator.report.show.compare_view import comparison_view
     from orchestrator.report.show.operators_view import OperatorDiffView

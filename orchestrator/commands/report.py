@@ -13,8 +13,8 @@ from orchestrator.commands.selected import store_of, writing
 
 def report_command(sweep: str, overrides: Sequence[str], output: Path, as_json: bool) -> int:
     """Write ``report.html``, ``report.md``, ``table.csv`` and ``table.json`` into ``output``."""
+    from orchestrator.commands.noise import noise_of_attempts
     from orchestrator.record.replay import replay
-    from orchestrator.record.selection import noise_of_attempts
     from orchestrator.report import build_table
     from orchestrator.report.show.bundle import report_files
     from orchestrator.report.show.export import to_json

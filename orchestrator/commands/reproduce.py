@@ -28,11 +28,11 @@ def reproduce_command(prefix: str, argv: Sequence[str], as_json: bool) -> int:
     ConfigError
         The stored configuration does not hash to what was asked for.
     """
+    from orchestrator.commands.noise import noise_of_attempts
     from orchestrator.plan import plan_of, settings_of
     from orchestrator.record import open_store
     from orchestrator.record.cells import cell_of
     from orchestrator.record.reports import reports_of
-    from orchestrator.record.selection import noise_of_attempts
     from orchestrator.report.analyse.compare import compare
     from orchestrator.report.show.compare_view import comparison_view
 

@@ -21,11 +21,10 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal, TypeAlias
 
-from orchestrator.measure.metric import Better
-
 Finding: TypeAlias = Literal[
     "improvement", "regression", "equivalent", "inconclusive", "incomparable"
 ]
+Better: TypeAlias = Literal["lower", "higher"]
 Side: TypeAlias = Sequence[tuple[float, ...]]
 
 TOLERANCE = 0.03
