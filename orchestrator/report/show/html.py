@@ -73,7 +73,7 @@ def page(
     command : str, optional
         What to type to run the sweep again.
     """
-    assets = files("orchestrator.report") / "assets"
+    assets = files("orchestrator.report.show") / "assets"
     body = [
         _head(table),
         _answer(table),
