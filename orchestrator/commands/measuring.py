@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from orchestrator.commands.noise import noise_of
 from orchestrator.commands.output import emit, emit_json, say
 from orchestrator.errors import StoreUnavailable
 from orchestrator.record.reports import reports_of
@@ -177,7 +178,6 @@ class Measuring:
 
     def report(self, measured: Measured, *, wall_s: float, as_json: bool, table: bool) -> int:
         """Print what the sweep found, cached trials too; returns the exit code."""
-        from orchestrator.record.selection import noise_of_attempts
         from orchestrator.report import final_table, run_json
 
         plan, store = self.plan, self._store
@@ -209,7 +209,7 @@ class Measuring:
             say(f"{many}: python -m orchestrator report {plan.sweep}")
         elif table:
             reports = reports_of(store, attempts, measured.loaded)
-            emit(final_table(plan, reports, noise=noise_of_attempts(store, reports)))
+            emit(final_table(plan, reports, noise=noise_of(store, reports)))
         return 1 if failed else 0
 
     def _attach_report(self, recording: Recording) -> dict[str, AttemptReport]:
@@ -219,7 +219,6 @@ class Measuring:
         """
         from orchestrator.record import Redactor
         from orchestrator.record.replay import telemetry_of
-        from orchestrator.record.selection import noise_of_attempts
         from orchestrator.record.views import results_view, varying_params
         from orchestrator.report import build_table
         from orchestrator.report.show.answer import sentences
@@ -232,7 +231,7 @@ class Measuring:
         loaded: dict[str, AttemptReport] = {}
         summaries = store.attempts(trial.hash for trial in plan.trials)
         reports = reports_of(store, summaries, loaded)
-        noise = noise_of_attempts(store, reports)
+        noise = noise_of(store, reports)
         table = build_table(plan, reports, noise=noise)
         # The attempts are redacted since they were recorded; what a person typed is not.
         redactor = Redactor.of_environment()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from orchestrator.attempt import AttemptReport
 
 if TYPE_CHECKING:
-    from orchestrator.report.analyse.rows import TrialRow
+    from orchestrator.report.analyse.trial_row import TrialRow
 
 # Control sequences of a captured log must not reach the person's terminal.
 _CONTROL = re.compile(
