@@ -73,6 +73,7 @@ passes = first=0; last=0; \
 test: $(DEV) postgresql chromium ## Run the tests: minutes
 	@$(call passes,and not long)
 
+test-all: ARGS += --hypothesis-profile=searching
 test-all: $(DEV) postgresql chromium ## Run every test: long faults, chaos, network namespaces, each sweep
 	@$(call passes,)
 
@@ -80,6 +81,11 @@ sweeps: $(RUNTIME) ## Run every documented sweep whole: hours
 	@for file in conf/sweep/*.yaml; do \
 		name=$$(basename $$file .yaml); echo "== $$name"; $(BIN)/python -m orchestrator +sweep=$$name $(ARGS); \
 	done
+
+# Needs no .venv: the machine's own python with torch, transformers, numpy and nvidia-ml-py.
+.PHONY: test-gpu
+test-gpu: ## Check this machine's NVIDIA GPU; PYTHON=.venv/bin/python adds bitsandbytes and a whole sweep
+	@$(PYTHON) -m testing.gpu $(ARGS)
 
 lint: $(DEV) ## ruff and mypy
 	@$(BIN)/ruff check .

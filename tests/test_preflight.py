@@ -155,18 +155,3 @@ def test_training_in_numbers_that_this_cpu_emulates_is_left_out_where_asked_for(
     assert not skipped.warnings
     plain = preflight(plan_of(*asked[:3], "quant=fp32", "preflight=skip"))
     assert plain.plan.trials[0].infeasible is None
-
-
-@pytest.mark.parametrize("products", ["auto", "float32"])
-@pytest.mark.parametrize("emulates", [True, False])
-def test_training_that_multiplies_in_float32_is_not_left_out_but_told(
-    products: str, emulates: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for module in ("orchestrator.plan.preflight", "orchestrator.tasks.half_products"):
-        monkeypatch.setattr(f"{module}.emulates_half_precision", lambda: emulates)
-    asked = ("task=training", "device=cpu", "model=size/20m", "preflight=skip", "quant=fp32,bf16")
-    found = preflight(plan_of(*asked, f"task.products={products}"))
-    assert [trial.infeasible for trial in found.plan.trials] == [None, None]
-    said = "1 trial in half precision, for which this CPU has no instructions"
-    assert [line.startswith(said) for line in found.warnings] == [True] * emulates
-    assert all("multiplied in float32" in line for line in found.warnings)

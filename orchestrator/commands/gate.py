@@ -51,7 +51,7 @@ def gate_command(
     )
     if junit is not None:
         with writing(junit, "--junit"):
-            junit.write_text(junit_xml(result), encoding="utf-8")
+            junit.write_text(junit_xml(result.to_json()), encoding="utf-8")
     if as_json:
         emit_json({"new": new, "baseline": baseline, **result.to_json()})
     else:

@@ -24,6 +24,7 @@ from statistics import median, quantiles
 from typing import TYPE_CHECKING
 
 from orchestrator.engines import transformers as loading
+from orchestrator.host.memory import physical_bytes
 from orchestrator.measure import Identity, Infeasible, MetricSpec, Recorder, Task
 from orchestrator.model.measured_device import STEADY_SPREAD, Measured
 from orchestrator.tasks.ceilings import layers as ceiling_layers
@@ -159,9 +160,7 @@ def _memory_bytes(device: torch.device) -> int:
         import torch
 
         return int(torch.cuda.get_device_properties(device).total_memory)
-    import os
-
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return physical_bytes()
 
 
 TASK = Task(

@@ -68,6 +68,7 @@ def test_the_hashes_of_a_sweep(
     )
 
 
+@pytest.mark.xdist_group("recorded")
 def test_what_a_recorded_trial_shows(
     recorded: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,6 +94,7 @@ def test_what_a_recorded_trial_shows(
     )
 
 
+@pytest.mark.xdist_group("recorded")
 def test_the_tags_of_a_run(recorded: Path) -> None:
     with closing(sqlite3.connect(recorded / "mlruns" / "mlflow.db")) as database:
         found = {
@@ -117,6 +119,7 @@ EXITS = {
 }
 
 
+@pytest.mark.xdist_group("recorded")
 def test_exit_codes(
     recorded: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

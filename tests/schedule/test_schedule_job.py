@@ -13,7 +13,11 @@ from pathlib import Path
 import pytest
 
 from orchestrator.record import open_store
-from testing.world import TrackingServer, World
+from testing.servers import TrackingServer
+from testing.world import World
+
+# Jobs take Ray's dashboard and its agents half a minute.
+pytestmark = pytest.mark.long
 
 RAY = (sys.executable, "-m", "ray.scripts.scripts")
 LONGEST_S = 120
@@ -79,7 +83,7 @@ def submitted(
 def test_a_submitted_sweep_runs_with_its_checkout(
     world: World, dashboard: str, checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server = TrackingServer(world)
+    server = TrackingServer(world.directory / "mlflow", world.environment)
     done = submitted(world, dashboard, checkout, server.uri)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "adhoc: 2 ok in" in done.stdout

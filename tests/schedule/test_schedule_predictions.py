@@ -12,7 +12,7 @@ import pytest
 
 from orchestrator.attempt import AttemptReport, AttemptSpec, Outcome, Slot
 from orchestrator.measure import Absent, Samples, Value
-from orchestrator.model import Architecture, Measured, step_flops
+from orchestrator.model import Measured, read_architecture, step_flops
 from orchestrator.model.known_ceilings import (
     RETRY_AFTER_S,
     ceilings_directory,
@@ -132,7 +132,7 @@ def test_a_training_step_is_held_against_the_best_that_products_reached() -> Non
     found = report(hardware={})
     found.metrics["step_s"] = Samples("step_s", "s", (0.5, 0.25))
     add_predictions(found, asked, SLOT, Ceilings())  # type: ignore[arg-type]
-    flops = step_flops(Architecture.from_config(CONFIG), 2, 16)
+    flops = step_flops(read_architecture(CONFIG), 2, 16)
     for name, work in (("mfu", flops.model), ("hfu", flops.hardware)):
         shares = found.metrics[f"{name}.measured_peak"]
         assert isinstance(shares, Samples)

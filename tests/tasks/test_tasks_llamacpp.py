@@ -429,6 +429,7 @@ def test_the_reference_is_no_distance_from_itself(
 
 
 @needs_llamacpp
+@pytest.mark.long
 @pytest.mark.xdist_group("packaged_model")
 @pytest.mark.usefixtures("machine_cache")
 def test_packaged_model_has_the_quality_of_its_format(identity: Identity, run: Run) -> None:
