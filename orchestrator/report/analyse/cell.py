@@ -50,22 +50,22 @@ class Cell:
     @property
     def ratio(self) -> float | None:
         """Of the medians, to the baseline."""
-        return self.judged and self.judged.ratio
+        return self.judged.ratio if self.judged else None
 
     @property
     def ratio_low(self) -> float | None:
         """Lower end of the ratio's interval."""
-        return self.judged and self.judged.ci_low
+        return self.judged.ci_low if self.judged else None
 
     @property
     def ratio_high(self) -> float | None:
         """Upper end of the ratio's interval."""
-        return self.judged and self.judged.ci_high
+        return self.judged.ci_high if self.judged else None
 
     @property
     def standing(self) -> Finding | None:
         """What the ratio means."""
-        return self.judged and self.judged.finding
+        return self.judged.finding if self.judged else None
 
 
 def pool(attempts: Sequence[AttemptReport], spec: MetricSpec, *, resamples: int = 10_000) -> Cell:

@@ -356,8 +356,8 @@ def _notes(
     for line in (legend, marks, unprecise, meanings):
         if line:
             yield Text(" · ".join(line), style="dim")
-    for reason in table.missing_ratios:
-        yield Text(f"no ratios: {one_line(reason)}", style="yellow")
+    for why in table.missing_ratios:
+        yield Text(f"no ratios: {one_line(why)}", style="yellow")
     had = {column.name for column in (*columns, *unfit)}
     absent: dict[str, list[str]] = {}
     for name in table.metrics:
