@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from orchestrator.commands.noise import noise_of
 from orchestrator.commands.output import emit, emit_json, say
 from orchestrator.errors import StoreUnavailable
 from orchestrator.record.reports import reports_of
@@ -187,7 +188,6 @@ class Measuring:
 
     def report(self, measured: Measured, *, wall_s: float, as_json: bool, table: bool) -> int:
         """Print what the sweep found, cached trials too; returns the exit code."""
-        from orchestrator.commands.noise import noise_of_attempts
         from orchestrator.report import final_table, run_json
 
         plan, store = self.plan, self._store
@@ -219,7 +219,7 @@ class Measuring:
             say(f"{many}: python -m orchestrator report {plan.sweep}")
         elif table:
             reports = self._predicted(reports_of(store, attempts, measured.loaded))
-            emit(final_table(plan, reports, noise=noise_of_attempts(store, reports)))
+            emit(final_table(plan, reports, noise=noise_of(store, reports)))
         return 1 if failed else 0
 
     def _recorded(self, recording: Recording, loaded: dict[str, AttemptReport]) -> Reports:
@@ -284,7 +284,6 @@ class Measuring:
 
     def _attach_report(self, recording: Recording, reports: Reports) -> None:
         """Give the sweep's own run its summary and report."""
-        from orchestrator.commands.noise import noise_of_attempts
         from orchestrator.record import Redactor
         from orchestrator.record.replay import telemetry_of
         from orchestrator.record.views import results_view, varying_params
@@ -296,7 +295,7 @@ class Measuring:
         plan, store = self.plan, self._store
         summaries = store.attempts(trial.hash for trial in plan.trials)
         reports = self._predicted(reports)
-        noise = noise_of_attempts(store, reports)
+        noise = noise_of(store, reports)
         table = build_table(plan, reports, noise=noise)
         # The attempts are redacted since they were recorded; what a person typed is not.
         redactor = Redactor.of_environment()
