@@ -23,7 +23,6 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("orchestrator.plan.preflight.emulates_half_precision", lambda: False)
 
 
-
 def plan_of(*words: str) -> Any:
     return build(list(words), device_kind=lambda cluster: "cpu")
 
