@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         Execution,
         Measured,
         WeightFormat,
+        read_architecture,
     )
 
 # The hardware of that name is this machine, as task=ceilings measured it.
@@ -311,9 +312,8 @@ def _architecture(model: Mapping[str, Any]) -> Architecture:
 
 @lru_cache(maxsize=1024)
 def _read(config: str) -> Architecture:
-    from orchestrator.model import Architecture
 
-    return Architecture.from_config(json.loads(config))
+    return read_architecture(json.loads(config))
 
 
 def _formats(identity: Identity) -> tuple[WeightFormat, CacheFormat]:

@@ -15,14 +15,15 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from testing.commands import orchestrator
+from testing.near import near
+from testing.person import PLANTED, SWEEP, Swept, sweep
+
 # What is drawn does not decide whether a run is green, and no example has a time limit: other
 # examples are looked for with --hypothesis-profile=searching, as `make test-all` does.
 settings.register_profile("steady", deadline=None, derandomize=True)
 settings.register_profile("searching", deadline=None, max_examples=300)
 settings.load_profile("steady")
-
-from testing.commands import orchestrator
-from testing.near import near
 
 # A job started in the background ignores Ctrl-C, and what it starts would too: tests press it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -74,6 +75,23 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+@pytest.fixture(scope="session")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Swept:
+    """The main job, once: two formats of the packaged model through Ray, secrets lying about.
+
+    What uses it is of the group ``swept``.
+    """
+    words = (
+        *SWEEP,
+        f"sweep.description=uses {PLANTED}",
+        "--json",
+    )
+    secrets = {"SOME_SERVICE_TOKEN": PLANTED, "HF_TOKEN": f"hf_{PLANTED}"}
+    done = sweep(tmp_path_factory.mktemp("person"), words, **secrets)
+    assert done.code == 0, done.err
+    return done
+
+
 class Tmux:
     """A terminal of a known size that a person could sit at."""
 
@@ -101,12 +119,12 @@ class Tmux:
         """What is on the screen, without empty lines."""
         return [line.rstrip() for line in self("capture-pane", "-p").splitlines() if line.strip()]
 
-    def wait_for(self, said: str) -> list[str]:
-        """The screen, once it has ``said``."""
+    def wait_for(self, *said: str) -> list[str]:
+        """The screen, once it has all that is ``said``."""
         deadline = time.monotonic() + 60
         while True:
             lines = self.lines()
-            if said in "\n".join(lines):
+            if all(each in "\n".join(lines) for each in said):
                 return lines
             assert time.monotonic() < deadline, lines
             time.sleep(0.2)

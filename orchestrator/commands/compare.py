@@ -24,7 +24,7 @@ def compare_command(
     as_json: bool,
 ) -> int:
     """B over A, metric by metric; always 0: ``gate`` is what judges."""
-    from orchestrator.plan.messages import nearest
+    from orchestrator.errors import nearest
     from orchestrator.record.selection import noise_of, select
     from orchestrator.report.analyse.compare import compare
     from orchestrator.report.show.compare_view import comparison_view

@@ -23,7 +23,7 @@ from orchestrator.model.expectation import (
     Work,
     predicted_metrics,
 )
-from orchestrator.model.families import known_model_types
+from orchestrator.model.families import known_model_types, read_architecture
 from orchestrator.model.fit import (
     Context,
     Memory,
@@ -92,6 +92,7 @@ __all__ = [
     "parameter_count",
     "predicted_metrics",
     "prefill",
+    "read_architecture",
     "step_flops",
     "step_operations",
     "training_memory",

@@ -13,22 +13,20 @@ a person is told and it runs.
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import ConfigError
-from orchestrator.measure.processor import emulates_half_precision
+from orchestrator.host.cpu import emulates_half_precision
+from orchestrator.host.memory import usable_bytes
 from orchestrator.measure.registry import find_task
 
 if TYPE_CHECKING:
     from orchestrator.model import Ceilings, Expectation
     from orchestrator.plan import ClusterConfig, Plan, Trial
 
-_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 _HALF_PRECISION = frozenset(("bfloat16", "float16"))
 # About a second where such products are emulated; decoding one token of a small model stays below.
 _SLOW_EMULATED_FLOPS = 1e9
@@ -39,8 +37,7 @@ _SLOW_EMULATED_FLOPS = 1e9
 _TRAINED = "backward_s"
 _OUT_OF_REACH = (
     "this CPU has no instructions for half precision (no AVX-512), in which a step takes some 50 "
-    "times as long as in float32. task.products=float32 multiplies in that, preflight=warn "
-    "measures it all the same"
+    "times as long as in float32: take quant=fp32, or preflight=warn to measure it all the same"
 )
 
 
@@ -82,15 +79,18 @@ def preflight(plan: Plan, *, times: bool = False) -> Preflight:
     impossible: list[tuple[float, float]] = []
     tight: list[tuple[float, float]] = []
     doubts: dict[str, str] = {}
-    halves, widened, emulates = 0, 0, emulates_half_precision()
+    halves, emulates = 0, emulates_half_precision()
     for trial in plan.trials:
         if _wants_gpu(trial) and plan.settings.cluster.kind == "local" and not _gpus():
             doubts[trial.hash] = "there is no GPU here"
         expectation = _expectation(trial)
         if expectation is not None:
             predicted[trial.hash] = _figures(expectation, trial, plan, times)
-            in_half = emulates and _is_in_half(trial, plan.settings.cluster)
-            emulated = in_half and _multiplies_much_in_half(expectation)
+            emulated = (
+                emulates
+                and _is_in_half(trial, plan.settings.cluster)
+                and _multiplies_much_in_half(expectation)
+            )
             available = memory_available(trial, plan.settings.cluster)
             floor = expectation.floor_bytes
             if available is None or trial.infeasible is not None:
@@ -109,7 +109,6 @@ def preflight(plan: Plan, *, times: bool = False) -> Preflight:
                 doubts[trial.hash] = f"needs about {_gib(needed)}, there are {_gib(available)}"
             if trial.infeasible is None:
                 halves += emulated
-                widened += in_half and trial.identity["task"].get("products", "native") != "native"
         trials.append(trial)
     warnings = []
     if impossible and mode == "warn":
@@ -122,11 +121,6 @@ def preflight(plan: Plan, *, times: bool = False) -> Preflight:
             f"{_count(halves)} in half precision, for which this CPU has no instructions "
             "(no AVX-512): products up to 100 times slower than with quant=fp32"
         )
-    if widened:
-        warnings.append(
-            f"{_count(widened)} in half precision, for which this CPU has no instructions (no "
-            "AVX-512): multiplied in float32 (task.products)"
-        )
     checked = dataclasses.replace(plan, trials=tuple(trials))
     return Preflight(checked, predicted, tuple(warnings), doubts)
 
@@ -137,7 +131,7 @@ def memory_available(trial: Trial, cluster: ClusterConfig) -> float | None:
     if trial.identity["device"]["kind"] == "cpu":
         if cluster.kind != "local":
             return asked
-        return min(filter(None, (asked, _host_bytes())))
+        return min(filter(None, (asked, float(usable_bytes()))))
     if cluster.kind != "local":
         return None
     smallest = _gpu_bytes()
@@ -220,15 +214,6 @@ def _gpus() -> tuple[Any, ...]:
 
 def _gpu_bytes() -> float | None:
     return min((float(gpu.memory_bytes) for gpu in _gpus()), default=None)
-
-
-@lru_cache(maxsize=1)
-def _host_bytes() -> float:
-    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        return min(host, int(_CGROUP_LIMIT.read_text()))
-    except (OSError, ValueError):  # no cgroup v2, or no limit: "max"
-        return host
 
 
 def _told(found: list[tuple[float, float]], what: str, about: str) -> str:

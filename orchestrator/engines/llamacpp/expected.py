@@ -17,7 +17,7 @@ from orchestrator.engines.transformers.configuration import known_config
 from orchestrator.measure import Identity
 
 if TYPE_CHECKING:
-    from orchestrator.model import Architecture, Expectation
+    from orchestrator.model import Architecture, Expectation, read_architecture
     from orchestrator.model.operations import Operation
 
 # What the packaged file's matrices are in; of any other file the measured process tells it.
@@ -48,7 +48,6 @@ def expect_llamacpp(identity: Identity, config: Mapping[str, Any] | None) -> Exp
         If the arithmetic does not know the model or the type.
     """
     from orchestrator.model import (
-        Architecture,
         CacheFormat,
         Expectation,
         Steps,
@@ -68,7 +67,7 @@ def expect_llamacpp(identity: Identity, config: Mapping[str, Any] | None) -> Exp
         kind = _PACKAGED_TYPE
     if not found or kind is None:
         return None
-    architecture = Architecture.from_config(found, strict=False)
+    architecture = read_architecture(found, strict=False)
     weights = WeightFormat(kind, dtype=_COMPUTED_IN.get(kind, "float32"))
     prompt, new = options["prompt_tokens"], options["new_tokens"]
     # The cache is made for the whole context at once.

@@ -123,7 +123,7 @@ class GateResult:
         """JUnit XML: a test case a row; a regression is a failure, incomparable an error."""
         from orchestrator.report.show.junit import junit_xml
 
-        return junit_xml(self)
+        return junit_xml(self.to_json())
 
 
 def gate(

@@ -127,7 +127,12 @@ class Session:
         with contextlib.ExitStack() as stack:
             try:
                 if self._settings.kind == "local":
-                    _start_local(self._settings, stack)
+                    try:
+                        _start_local(self._settings, stack)
+                    except OSError:
+                        # One of Ray's many processes did not start (EFAULT, EAGAIN); the next may.
+                        stack.close()
+                        _start_local(self._settings, stack)
                 else:
                     _connect(self._settings, stack)
                     # Without what it asks with (an older Ray), Ray ends us in its own time.
