@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from orchestrator.commands.exit_code import OK, exit_code
 from orchestrator.commands.noise import noise_of
 from orchestrator.commands.output import emit, emit_json, say
 from orchestrator.errors import StoreUnavailable
@@ -26,12 +27,10 @@ from orchestrator.schedule.todo import Todo, compute_todo
 if TYPE_CHECKING:
     from orchestrator.attempt import AttemptReport, AttemptSpec, Slot
     from orchestrator.plan import Plan, Trial
-    from orchestrator.record import Recording, RecordingSummary, Store
+    from orchestrator.record import AttemptSummary, Recording, RecordingSummary, Store
     from orchestrator.schedule import SweepResult
     from orchestrator.schedule.cluster.ray.cluster import PendingCluster
 
-# Outcomes after which a sweep has what it was asked for; anything else makes the exit code 1.
-GOOD = {"ok"}
 # Above this a report and a table are made on request only (`report SWEEP`): reading all attempts
 # takes a while, and nobody reads thousands of lines.
 MOST_REPORTED = 2_000
@@ -186,7 +185,9 @@ class Measuring:
                 summary = recording.close(status, reason)
         return Measured(cached + result.adopted, result, summary, loaded)
 
-    def report(self, measured: Measured, *, wall_s: float, as_json: bool, table: bool) -> int:
+    def report(
+        self, measured: Measured, *, wall_s: float, as_json: bool, table: bool, strict: bool
+    ) -> int:
         """Print what the sweep found, cached trials too; returns the exit code."""
         from orchestrator.report import final_table, run_json
 
@@ -194,14 +195,6 @@ class Measuring:
         attempts = store.attempts(trial.hash for trial in plan.trials)
         ended = measured.result.attempts if measured.result else ()
         summary = measured.summary
-        good = {
-            config
-            for config, found in attempts.items()
-            if any(attempt.outcome == "ok" for attempt in found)
-        }
-        failed = any(e.outcome not in GOOD for e in ended if not e.retried)
-        if measured.result is None or measured.result.adopted:
-            failed = any(trial.hash not in good for trial in plan.trials)
         if as_json:
             runs = store.sweep_runs(plan.sweep) if measured.result is None else []
             emit_json(
@@ -220,7 +213,13 @@ class Measuring:
         elif table:
             reports = self._predicted(reports_of(store, attempts, measured.loaded))
             emit(final_table(plan, reports, noise=noise_of(store, reports)))
-        return 1 if failed else 0
+        now = [(e.config_hash, e.outcome) for e in ended if not e.retried]
+        ran = {config for config, _ in now}
+        before = [attempts.get(t.hash, []) for t in plan.trials if t.hash not in ran]
+        results = [*(outcome for _, outcome in now), *map(_recorded_result, before)]
+        if measured.result is not None and measured.result.unmade:
+            results.append(None)
+        return exit_code(results, strict=strict)
 
     def _recorded(self, recording: Recording, loaded: dict[str, AttemptReport]) -> Reports:
         """All reports of the plan's trials; none where they are too many, or the store is away.
@@ -339,6 +338,12 @@ class Measuring:
                 reap(self._store)
         except StoreUnavailable as error:
             message(f"{error} (results will wait in the spool)")
+
+
+def _recorded_result(attempts: Sequence[AttemptSummary]) -> str | None:
+    """``ok`` if one of a trial's attempts is, else how the last one ended."""
+    outcomes = [attempt.outcome for attempt in attempts if attempt.outcome]
+    return OK if OK in outcomes else next(reversed(outcomes), None)
 
 
 class _Unseen:
