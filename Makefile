@@ -10,6 +10,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constr
 RUNTIME := $(VENV)/.runtime-ready
 DEV := $(VENV)/.dev-ready
 ARGS ?=
+# A test run starts hundreds of Pythons; where this is set each compiles all modules anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup setup-dev sweep sweeps test test-all lint format bench docs constraints clean
 

@@ -33,6 +33,7 @@ def first_cell(name: str) -> list[str]:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("name", sorted(path.stem for path in SWEEPS.glob("*.yaml")))
 def test_its_first_cell_is_measured(name: str, tmp_path: Path) -> None:
     with near():
