@@ -120,12 +120,12 @@ class Tmux:
         """What is on the screen, without empty lines."""
         return [line.rstrip() for line in self("capture-pane", "-p").splitlines() if line.strip()]
 
-    def wait_for(self, said: str) -> list[str]:
-        """The screen, once it has ``said``."""
+    def wait_for(self, *said: str) -> list[str]:
+        """The screen, once it has all that is ``said``."""
         deadline = time.monotonic() + 60
         while True:
             lines = self.lines()
-            if said in "\n".join(lines):
+            if all(each in "\n".join(lines) for each in said):
                 return lines
             assert time.monotonic() < deadline, lines
             time.sleep(0.2)

@@ -39,12 +39,17 @@ TASK = Task(name="isolate_probe", config=ProbeConfig, run=run, metrics=METRICS)
 
 
 def make_spec(
-    task: dict[str, Any], *, threads: int | None = None, seed: int = 0, **options: Any
+    task: dict[str, Any],
+    *,
+    model: dict[str, Any] | None = None,
+    threads: int | None = None,
+    seed: int = 0,
+    **options: Any,
 ) -> AttemptSpec:
     identity = {
         "schema": 1,
         "task": task,
-        "model": {},
+        "model": model or {},
         "quant": {},
         "protocol": {},
         "device": {"kind": "cpu", "threads": threads},

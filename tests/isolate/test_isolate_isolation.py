@@ -205,6 +205,23 @@ def test_secrets_reach_neither_child_nor_report(
     assert report.reason == "ValueError: cannot open https://x:********@host"
 
 
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_a_repository_s_own_code_never_sees_the_hub_s_token(
+    probe: Probe, monkeypatch: pytest.MonkeyPatch, start: str
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_planted7654321")
+    source = (
+        "recorder.fact('token', os.environ.get('HF_TOKEN'))\n"
+        "held = open('/proc/self/environ', 'rb').read()\n"
+        "recorder.fact('held', b'planted' in held)"
+    )
+    for trusted in (False, True, False):
+        report = probe(source, start=start, model={"trust_remote_code": trusted})
+        assert report.outcome is Outcome.OK, report.reason
+        assert (report.facts["token"] is None) is trusted
+        assert report.facts["held"] is not trusted
+
+
 def test_a_spawned_child_runs_the_same_code(probe: Probe, h: Any) -> None:
     source = (
         "recorder.fact('main', sys.argv[1])\n"

@@ -20,7 +20,7 @@ from orchestrator.measure.metric import Absent, Samples, Value
 from orchestrator.plan import Plan, Trial, config_hash
 from orchestrator.plan.schema import Settings
 from orchestrator.record import Recording, open_store
-from orchestrator.record.backend import sqlite_backend
+from orchestrator.record.database import sqlite_backend
 from orchestrator.record.embedded import EmbeddedStore
 from testing.servers import TrackingServer
 
