@@ -14,7 +14,7 @@ from testing.near import near
 SWEEPS = Path(__file__).resolve().parents[2] / "conf" / "sweep"
 # One cell, measured once and briefly: what is proven is that it runs.
 BRIEF = (
-    *("repeats=1", "verdict=off", "device=cpu", "--json"),
+    *("repeats=1", "verdict=off", "ceilings=off", "device=cpu", "--json"),
     *("protocol.min_repetitions=2", "protocol.max_repetitions=2", "protocol.max_time_s=1"),
 )
 
