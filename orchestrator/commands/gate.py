@@ -24,7 +24,7 @@ def gate_command(
     allow_different: bool,
     as_json: bool,
 ) -> int:
-    """Exit 0 pass, 1 regression, 2 inconclusive, 3 incomparable.
+    """Exit 0 pass, 1 regression, 2 inconclusive, 3 incomparable; an error raised here exits 4.
 
     Without ``new``, the newest run of any sweep that measured something is held to the baseline; if
     the baseline is that sweep by name, its run before that is what is meant.
