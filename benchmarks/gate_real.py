@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import os
 import queue
 import random
 import statistics
@@ -23,6 +22,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+from orchestrator.host.cpu import usable_cores
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -81,7 +82,7 @@ class Slots:
     """One :class:`Bench` a core; what is asked of them starts in the order it was asked."""
 
     def __init__(self, identity: dict[str, Any], config_hash: str) -> None:
-        cores = sorted(os.sched_getaffinity(0))
+        cores = list(usable_cores())
         self._benches = [Bench(identity, config_hash, core) for core in cores]
         self._idle: queue.SimpleQueue[Bench] = queue.SimpleQueue()
         for bench in self._benches:

@@ -23,6 +23,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from orchestrator.host.cpu import usable_cores
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks._machine import emit
@@ -96,7 +98,7 @@ def measure(words: list[str], protocol: str, isolation: Any) -> Any:
 
     plan = build([*words, "device=cpu", f"protocol={protocol}"], device_kind=lambda _: "cpu")
     trial = plan.trials[0]
-    slot = Slot("here", "here", tuple(sorted(os.sched_getaffinity(0))))
+    slot = Slot("here", "here", usable_cores())
     spec = AttemptSpec(uuid.uuid4().hex, trial.hash, trial.identity)
     report = None
     for item in isolation.run(spec, slot):
@@ -151,7 +153,7 @@ class Drift:
         from orchestrator.model.known_ceilings import load_this
         from orchestrator.tasks.ceilings.timed_operations import CPU, Operations, Timer
 
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        torch.set_num_threads(len(usable_cores()))
         self._timer = Timer(HostClock())
         self._operations = Operations(torch.device("cpu"), CPU, self._timer)
         self._reading_s = 1 / load_this(("cpu",)).reading[-1][1]

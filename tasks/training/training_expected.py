@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
+from orchestrator.host.memory import usable_bytes
 from orchestrator.measure import ConfigError, Infeasible
 from orchestrator.model import (
     EAGER,
@@ -29,7 +28,6 @@ from orchestrator.model.expectation import Expectation, Steps, Work
 from orchestrator.tasks.training.options import TrainingConfig
 
 _GIB = 1 << 30
-_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 class Expected:
@@ -164,11 +162,7 @@ def device_memory_bytes(device_kind: str) -> int | None:
         import torch
 
         return int(torch.cuda.get_device_properties(0).total_memory)
-    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        return min(host, int(_CGROUP_LIMIT.read_text()))
-    except (OSError, ValueError):  # no cgroup v2, or no limit: "max"
-        return host
+    return usable_bytes()
 
 
 def peak_flops_per_s(device_kind: str, dtype: str) -> tuple[float | None, str]:

@@ -362,7 +362,7 @@ def test_sizes_that_no_model_can_have_are_named_before_anything_starts(
 
 @pytest.mark.usefixtures("shared_compiler")
 @pytest.mark.xdist_group("compiler")
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_one_graph_serves_all_layers(identity: Identity, run: Run, checkpointing: bool) -> None:
     compiled, eager = (
         run(training(identity, compile=compiled, checkpointing=checkpointing))
@@ -375,6 +375,7 @@ def test_one_graph_serves_all_layers(identity: Identity, run: Run, checkpointing
 
 
 @pytest.mark.usefixtures("shared_compiler")
+@pytest.mark.long
 @pytest.mark.xdist_group("compiler")
 def test_compile_is_counted_apart_from_the_step(identity: Identity, run: Run) -> None:
     asked = training(identity, compile=True, compile_scope="model")
