@@ -21,7 +21,8 @@ import pytest
 
 from orchestrator.record import open_store
 from orchestrator.schedule.cluster.ray.token import FIX
-from testing.world import TrackingServer, World
+from testing.servers import TrackingServer
+from testing.world import World
 
 ROOT = Path(__file__).resolve().parents[2]
 LONGEST_S = 120
