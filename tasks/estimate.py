@@ -38,7 +38,6 @@ if TYPE_CHECKING:
         Execution,
         Measured,
         WeightFormat,
-        read_architecture,
     )
 
 # The hardware of that name is this machine, as task=ceilings measured it.
@@ -312,6 +311,7 @@ def _architecture(model: Mapping[str, Any]) -> Architecture:
 
 @lru_cache(maxsize=1024)
 def _read(config: str) -> Architecture:
+    from orchestrator.model import read_architecture
 
     return read_architecture(json.loads(config))
 

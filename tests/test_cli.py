@@ -13,6 +13,8 @@ import pytest
 from orchestrator.commands.findings import examine
 from orchestrator.commands.parser import commands, main
 
+pytestmark = pytest.mark.xdist_group("recorded")
+
 HEAVY = ("torch", "transformers", "ray", "mlflow", "pandas", "plotly", "pyarrow", "numpy")
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from orchestrator.commands.noise import noise_of
 from orchestrator.commands.output import emit, emit_json, say
 from orchestrator.commands.selected import labels_of_configs, refuse_the_same, store_of, writing
 from orchestrator.errors import UsageError
@@ -28,10 +29,11 @@ def gate_command(
     Without ``new``, the newest run of any sweep that measured something is held to the baseline; if
     the baseline is that sweep by name, its run before that is what is meant.
     """
-    from orchestrator.record.selection import noise_of, select
+    from orchestrator.record.selection import select
     from orchestrator.report.analyse.gate import gate
     from orchestrator.report.analyse.gate_rules import load_rules
     from orchestrator.report.show.gate_view import gate_view
+    from orchestrator.report.show.junit import junit_xml
 
     rule_set = load_rules(_rules_file(rules))
     store = store_of(overrides)
@@ -44,12 +46,12 @@ def gate_command(
         base.attempts,
         rule_set,
         configs=base.configs | candidate.configs,
-        noise=noise_of(store, base.fingerprints | candidate.fingerprints),
+        noise=noise_of(store, base.attempts, candidate.attempts),
         allow_different=allow_different,
     )
     if junit is not None:
         with writing(junit, "--junit"):
-            junit.write_text(result.to_junit_xml(), encoding="utf-8")
+            junit.write_text(junit_xml(result.to_json()), encoding="utf-8")
     if as_json:
         emit_json({"new": new, "baseline": baseline, **result.to_json()})
     else:

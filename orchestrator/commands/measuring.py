@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from orchestrator.commands.exit_code import OK, exit_code
+from orchestrator.commands.noise import noise_of
 from orchestrator.commands.output import emit, emit_json, say
 from orchestrator.errors import StoreUnavailable
 from orchestrator.record.reports import reports_of
@@ -188,7 +189,6 @@ class Measuring:
         self, measured: Measured, *, wall_s: float, as_json: bool, table: bool, strict: bool
     ) -> int:
         """Print what the sweep found, cached trials too; returns the exit code."""
-        from orchestrator.record.selection import noise_of_attempts
         from orchestrator.report import final_table, run_json
 
         plan, store = self.plan, self._store
@@ -212,7 +212,7 @@ class Measuring:
             say(f"{many}: python -m orchestrator report {plan.sweep}")
         elif table:
             reports = self._predicted(reports_of(store, attempts, measured.loaded))
-            emit(final_table(plan, reports, noise=noise_of_attempts(store, reports)))
+            emit(final_table(plan, reports, noise=noise_of(store, reports)))
         now = [(e.config_hash, e.outcome) for e in ended if not e.retried]
         ran = {config for config, _ in now}
         before = [attempts.get(t.hash, []) for t in plan.trials if t.hash not in ran]
@@ -233,7 +233,7 @@ class Measuring:
 
     def _predicted(self, reports: Reports) -> Reports:
         """The same with predictions beside what was measured."""
-        from orchestrator.model.predictions import with_predictions
+        from orchestrator.plan.predictions import with_predictions
 
         identities = {trial.hash: trial.identity for trial in self.plan.trials}
         return {
@@ -285,7 +285,6 @@ class Measuring:
         """Give the sweep's own run its summary and report."""
         from orchestrator.record import Redactor
         from orchestrator.record.replay import telemetry_of
-        from orchestrator.record.selection import noise_of_attempts
         from orchestrator.record.views import results_view, varying_params
         from orchestrator.report import build_table
         from orchestrator.report.show.answer import sentences
@@ -295,7 +294,7 @@ class Measuring:
         plan, store = self.plan, self._store
         summaries = store.attempts(trial.hash for trial in plan.trials)
         reports = self._predicted(reports)
-        noise = noise_of_attempts(store, reports)
+        noise = noise_of(store, reports)
         table = build_table(plan, reports, noise=noise)
         # The attempts are redacted since they were recorded; what a person typed is not.
         redactor = Redactor.of_environment()

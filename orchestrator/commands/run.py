@@ -59,12 +59,13 @@ def run_command(argv: Sequence[str]) -> int:
     """Run what is missing of a sweep; returns the code of :mod:`.exit_code`, or 130."""
     from orchestrator.plan import hydra_flags
     from orchestrator.plan.preflight import preflight
+    from orchestrator.telemetry import devices
 
     code = hydra_flags(argv)
     if code is not None:
         return code
     plan, arguments = planned(argv)
-    checked = preflight(plan)
+    checked = preflight(plan, devices)
     for line in checked.warnings:
         say(line)
     return carry_out(checked.plan, as_json=arguments.json, strict=arguments.strict)

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
         Expectation,
         Steps,
         WeightFormat,
-        read_architecture,
     )
 
 # What a packed matrix has in memory and not on disk, for it is the same in each: the numbers that
@@ -39,7 +38,7 @@ def expect_streaming(identity: Identity, config: Mapping[str, Any] | None) -> Ex
     ``disk_bytes`` are read by each forward; ``peak_memory_bytes`` are what stays resident, the
     slots, the cache and a prefill's activations.
     """
-    from orchestrator.model import Transfer, WeightFormat
+    from orchestrator.model import Transfer, WeightFormat, read_architecture
 
     found = config if config is not None else known_config(identity["model"])
     if found is None:

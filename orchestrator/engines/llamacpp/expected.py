@@ -17,7 +17,7 @@ from orchestrator.engines.transformers.configuration import known_config
 from orchestrator.measure import Identity
 
 if TYPE_CHECKING:
-    from orchestrator.model import Architecture, Expectation, read_architecture
+    from orchestrator.model import Architecture, Expectation
     from orchestrator.model.operations import Operation
 
 # What the packaged file's matrices are in; of any other file the measured process tells it.
@@ -56,6 +56,7 @@ def expect_llamacpp(identity: Identity, config: Mapping[str, Any] | None) -> Exp
         kv_bytes,
         memory,
         prefill,
+        read_architecture,
     )
 
     options = identity["task"]

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
         Architecture,
         Expectation,
         WeightFormat,
-        read_architecture,
     )
 
 
@@ -100,6 +99,7 @@ def expect_inference(identity: Identity, config: Mapping[str, Any] | None) -> Ex
 
 @lru_cache(maxsize=256)
 def _architecture(config: str) -> Architecture:
+    from orchestrator.model import read_architecture
 
     return read_architecture(json.loads(config), strict=False)
 

@@ -119,12 +119,6 @@ class GateResult:
             "rows": [asdict(row) for row in self.rows],
         }
 
-    def to_junit_xml(self) -> str:
-        """JUnit XML: a test case a row; a regression is a failure, incomparable an error."""
-        from orchestrator.report.show.junit import junit_xml
-
-        return junit_xml(self.to_json())
-
 
 def gate(
     new: Attempts,
@@ -185,8 +179,8 @@ def gate(
             if h not in other and h not in paired
         )
     reports = [report for trial in trials for report in (*trial.base, *trial.new)]
-    names = dict.fromkeys(row.metric for row in tested if row.metric)
-    specs = {name: spec_of(reports, name) for name in names}
+    metrics = dict.fromkeys(row.metric for row in tested if row.metric is not None)
+    specs = {metric: spec_of(reports, metric) for metric in metrics}
     return GateResult(rules.name, tuple(tested), _nothing_judged(tested), specs)
 
 
