@@ -13,7 +13,7 @@ from orchestrator.isolate.cancel import Cancel
 from orchestrator.isolate.directory import sweep
 from orchestrator.isolate.forkserver import ForkServer
 from orchestrator.isolate.ledger import Progress
-from orchestrator.isolate.observer import Watch
+from orchestrator.isolate.observer import AttemptObserver
 from orchestrator.isolate.supervise import Supervision
 from orchestrator.isolate.variables import server_environment
 from orchestrator.measure.registry import find_task
@@ -60,7 +60,7 @@ class Isolation:
         sweep()
 
     def run(
-        self, spec: AttemptSpec, slot: Slot, watch: Watch | None = None
+        self, spec: AttemptSpec, slot: Slot, watch: AttemptObserver | None = None
     ) -> Iterator[Progress | AttemptReport]:
         """Run one attempt in a new process.
 
@@ -70,7 +70,7 @@ class Isolation:
             What to run, with its limits.
         slot : Slot
             The cores and GPUs it is bound to.
-        watch : Watch, optional
+        watch : AttemptObserver, optional
             Telemetry, told when to start, whom to watch and when to end.
 
         Yields
@@ -87,7 +87,7 @@ class Isolation:
         return self._follow(spec, slot, watch)
 
     def _follow(
-        self, spec: AttemptSpec, slot: Slot, watch: Watch | None
+        self, spec: AttemptSpec, slot: Slot, watch: AttemptObserver | None
     ) -> Iterator[Progress | AttemptReport]:
         self._running = True
         try:

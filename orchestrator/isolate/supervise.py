@@ -37,7 +37,7 @@ from orchestrator.isolate.ending import (
 from orchestrator.isolate.forkserver import ForkServer, ServerGone
 from orchestrator.isolate.ledger import Ledger, Progress
 from orchestrator.isolate.memory_watch import MemoryWatch
-from orchestrator.isolate.observer import ForgivingWatch, Watch
+from orchestrator.isolate.observer import AttemptObserver, ForgivingObserver
 from orchestrator.isolate.variables import (
     ATTEMPT_VARIABLE,
     attempt_environment,
@@ -68,7 +68,7 @@ class Supervision:
         Gives the warm server; called again where one turned out to be dead.
     cancel : Cancel
         Raised by whoever wants the attempt ended.
-    watch : Watch or None
+    watch : AttemptObserver or None
         Telemetry.
     secrets : list of str
         Values that must not appear in what is reported.
@@ -83,7 +83,7 @@ class Supervision:
         preload: tuple[str, ...],
         server: Callable[[], ForkServer],
         cancel: Cancel,
-        watch: Watch | None,
+        watch: AttemptObserver | None,
         secrets: list[str],
     ) -> None:
         self._spec = spec
@@ -92,7 +92,7 @@ class Supervision:
         self._preload = preload
         self._new_server = server
         self._cancel = cancel
-        self._watch = ForgivingWatch(watch)
+        self._watch = ForgivingObserver(watch)
         self._secrets = secrets
         self._ledger = Ledger()
         self._facts: dict[str, Any] = {"start": start, "preload": list(preload)}

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from orchestrator.telemetry.nvml import NvmlError, Session, shared_session
+from orchestrator.telemetry.nvml import NvmlError, NvmlSession, shared_session
 
 ANSWER_TIMEOUT_S = 10.0
 _GIB = 2**30
@@ -54,7 +54,7 @@ class Vacancy:
         uuids: Sequence[str],
         limit_bytes: float,
         *,
-        session: Callable[[], Session] = shared_session,
+        session: Callable[[], NvmlSession] = shared_session,
     ) -> None:
         self.held: tuple[Held, ...] = ()
         self._uuids, self._limit_bytes, self._session = uuids, limit_bytes, session
