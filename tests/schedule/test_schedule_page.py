@@ -166,7 +166,7 @@ def test_a_submitted_sweep_runs_with_its_checkout(
     cluster: Cluster, checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = cluster.world
-    server = TrackingServer(world)
+    server = TrackingServer(world.directory / "mlflow", world.environment)
     done = submitted(cluster, checkout, server.uri)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "adhoc: 2 ok in" in done.stdout
