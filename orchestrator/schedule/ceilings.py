@@ -97,15 +97,15 @@ def measure_missing(
             return
         plan = _plan(missing, settings)
         try:
-            report = run(plan)
+            ended = run(plan)
         except OrchestratorError as error:
             say(f"no predictions of times: {error}")
             return
-        if report is None or report.outcome is Outcome.CANCELLED:
+        if ended is None or ended.outcome is Outcome.CANCELLED:
             return
-        keep_measured(report, plan.trials[0].identity)
-        if report.outcome is not Outcome.OK:
-            reason = report.reason or report.outcome.value
+        keep_measured(ended, plan.trials[0].identity)
+        if ended.outcome is not Outcome.OK:
+            reason = ended.reason or ended.outcome.value
             say(f"no predictions of times: the ceilings could not be measured: {reason}")
 
 
