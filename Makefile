@@ -11,7 +11,7 @@ RUNTIME := $(VENV)/.runtime-ready
 DEV := $(VENV)/.dev-ready
 ARGS ?=
 
-.PHONY: help setup setup-dev sweep test lint format bench docs constraints clean
+.PHONY: help setup setup-dev sweep sweeps test test-all lint format bench docs constraints clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -77,8 +77,29 @@ chromium:
 			|| echo "Chromium could not be installed: its tests are skipped"; \
 	fi
 
-test: $(DEV) postgresql chromium ## Run the tests
-	@$(BIN)/python -m pytest $(ARGS)
+# Two passes: what does not mind company on two workers, then alone what measures, pins cores or
+# presses keys. 5 is pytest's "no tests": ARGS may leave one pass without any, not both.
+passes = first=0; last=0; \
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m 'not alone $(1)' $(ARGS) || first=$$?; \
+	$(BIN)/python -m pytest -m 'alone $(1)' $(ARGS) || last=$$?; \
+	case $$first$$last in 00 | 05 | 50) ;; *) exit 1 ;; esac
+
+test: $(DEV) postgresql chromium ## Run the tests: minutes
+	@$(call passes,and not long)
+
+test-all: ARGS += --hypothesis-profile=searching
+test-all: $(DEV) postgresql chromium ## Run every test: long faults, chaos, network namespaces, each sweep
+	@$(call passes,)
+
+sweeps: $(RUNTIME) ## Run every documented sweep whole: hours
+	@for file in conf/sweep/*.yaml; do \
+		name=$$(basename $$file .yaml); echo "== $$name"; $(BIN)/python -m orchestrator +sweep=$$name $(ARGS); \
+	done
+
+# Needs no .venv: the machine's own python with torch, transformers, numpy and nvidia-ml-py.
+.PHONY: test-gpu
+test-gpu: ## Check this machine's NVIDIA GPU; PYTHON=.venv/bin/python adds bitsandbytes and a whole sweep
+	@$(PYTHON) -m testing.gpu $(ARGS)
 
 lint: $(DEV) ## ruff and mypy
 	@$(BIN)/ruff check .

@@ -3,35 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import resource
 import sys
 from functools import cache
 
+from orchestrator.host import cpu
+from orchestrator.host.memory import physical_bytes
+
 
 @cache
 def machine() -> str:
     """Processor, cores and memory of this machine, in one line."""
-    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    python = platform.python_version()
-    return f"{_processor()}, {cores()} cores, {memory_bytes / 2**30:.0f} GiB, Python {python}"
-
-
-def cores() -> int:
-    """Cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as lines:
-            for line in lines:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+    name = cpu.model() or platform.machine()
+    size = f"{len(cpu.usable_cores())} cores, {physical_bytes() / 2**30:.0f} GiB"
+    return f"{name}, {size}, Python {platform.python_version()}"
 
 
 def peak_rss_bytes() -> int:

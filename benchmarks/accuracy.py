@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -20,6 +19,8 @@ import tempfile
 from itertools import chain
 from pathlib import Path
 from typing import Any
+
+from orchestrator.host.cpu import usable_cores
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -80,7 +81,7 @@ def identity_of(model: dict[str, Any], options: argparse.Namespace) -> dict[str,
 
 def reported(isolation: Isolation, identity: dict[str, Any], number: int) -> list[float]:
     """Decode tokens/s samples of one attempt through the real path."""
-    slot = Slot("node", "host", tuple(sorted(os.sched_getaffinity(0))))
+    slot = Slot("node", "host", usable_cores())
     spec = AttemptSpec(f"accuracy-{number}", "0" * 64, identity)
     *_, report = isolation.run(spec, slot)
     if not isinstance(report, AttemptReport) or report.outcome is not Outcome.OK:
@@ -97,7 +98,7 @@ def by_hand(directory: Path, options: argparse.Namespace) -> list[float]:
         options.prompt_tokens,
         options.new_tokens,
         options.repetitions,
-        len(os.sched_getaffinity(0)),
+        len(usable_cores()),
     )
     done = subprocess.run(
         [sys.executable, str(program), str(directory), *map(str, numbers)],

@@ -37,6 +37,7 @@ from orchestrator.measure.metric import Samples
 from orchestrator.measure.stopping import Progress, StoppingProtocol
 from orchestrator.report.analyse.gate import gate
 from orchestrator.report.analyse.gate_rules import RuleSet, load_rules
+from orchestrator.statistics.judge import TOLERANCE
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 WITHIN = 0.03
@@ -156,7 +157,7 @@ def simulate(aa_pairs: int, slow_pairs: int, pool_size: int, seed: int) -> bool:
         rng = np.random.default_rng([seed, len(name), sum(map(ord, name))])
         pool = processes(noise, pool_size, rng)
         emit(f"gate_power.{name}.repetitions", float(np.mean([p.size for p in pool])), "1")
-        edge = regressions(pool, noise, rules, rules.tolerance, slow_pairs, rng)
+        edge = regressions(pool, noise, rules, TOLERANCE, slow_pairs, rng)
         emit(f"gate_power.{name}.regressions_at_tolerance", edge, "1", n=slow_pairs)
         for slowdown, pairs, label, required in (
             (0.00, aa_pairs, "false_regressions", "<= 0.01"),

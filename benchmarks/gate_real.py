@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import os
 import queue
 import random
 import statistics
@@ -24,6 +23,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from orchestrator.host.cpu import usable_cores
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks._machine import emit
@@ -31,9 +32,9 @@ from orchestrator.attempt import AttemptReport, AttemptSpec, Outcome, Slot
 from orchestrator.engines import transformers as loading
 from orchestrator.isolate import Isolation
 from orchestrator.plan import Trial, build, conf_directory
-from orchestrator.report.analyse.compare import samples_of
 from orchestrator.report.analyse.gate import GateResult, gate
 from orchestrator.report.analyse.gate_rules import RuleSet, load_rules
+from orchestrator.report.analyse.measured import samples_of
 from orchestrator.statistics.summary import noise_between
 
 SLOWDOWN = 0.15
@@ -81,7 +82,7 @@ class Slots:
     """One :class:`Bench` a core; what is asked of them starts in the order it was asked."""
 
     def __init__(self, identity: dict[str, Any], config_hash: str) -> None:
-        cores = sorted(os.sched_getaffinity(0))
+        cores = list(usable_cores())
         self._benches = [Bench(identity, config_hash, core) for core in cores]
         self._idle: queue.SimpleQueue[Bench] = queue.SimpleQueue()
         for bench in self._benches:

@@ -24,6 +24,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from orchestrator.host.cpu import usable_cores
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks._machine import emit
@@ -129,7 +131,7 @@ def identity_of(model: str, *, new_tokens: int, repetitions: int) -> dict[str, A
 
 def attempt(isolation: Isolation, identity: dict[str, Any], watch: Any) -> AttemptReport:
     """One attempt on every core, which is where a sampler hurts most."""
-    slot = Slot("node", "host", tuple(sorted(os.sched_getaffinity(0))))
+    slot = Slot("node", "host", usable_cores())
     spec = AttemptSpec(f"bench-{time.time_ns()}", "0" * 64, identity, timeout_s=3600.0)
     *_, report = isolation.run(spec, slot, watch)
     if not isinstance(report, AttemptReport) or report.outcome is not Outcome.OK:

@@ -24,6 +24,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from orchestrator.host.cpu import usable_cores
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks._machine import emit
@@ -92,15 +94,15 @@ def configurations(smoke: bool) -> dict[str, list[str]]:
 def measure(words: list[str], protocol: str, isolation: Any) -> Any:
     """The report of one attempt, with its predictions."""
     from orchestrator.attempt import AttemptReport, AttemptSpec, Slot
-    from orchestrator.model.predictions import with_predictions
     from orchestrator.plan import build
+    from orchestrator.plan.predictions import with_predictions
     from orchestrator.record.provenance import package_versions
     from orchestrator.schedule.ceilings import keep_measured
     from orchestrator.telemetry import hardware_of
 
     plan = build([*words, "device=cpu", f"protocol={protocol}"], device_kind=lambda _: "cpu")
     trial = plan.trials[0]
-    slot = Slot("here", socket.gethostname(), tuple(sorted(os.sched_getaffinity(0))))
+    slot = Slot("here", socket.gethostname(), usable_cores())
     spec = AttemptSpec(uuid.uuid4().hex, trial.hash, trial.identity)
     report = None
     for item in isolation.run(spec, slot):
@@ -157,7 +159,7 @@ class Drift:
         from orchestrator.model.known_ceilings import load_this
         from orchestrator.tasks.ceilings.timed_operations import CPU, Operations, Timer
 
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        torch.set_num_threads(len(usable_cores()))
         self._timer = Timer(HostClock())
         self._operations = Operations(torch.device("cpu"), CPU, self._timer)
         self._reading_s = 1 / load_this(("cpu",)).reading[-1][1]

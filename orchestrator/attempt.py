@@ -13,6 +13,7 @@ from typing import Any
 from orchestrator.measure.metric import (
     Engaged,
     Metric,
+    MetricSpec,
     Phase,
     metric_from_json,
     metric_to_json,
@@ -198,6 +199,9 @@ class AttemptReport:
         What the task measured, by name.
     telemetry : dict of str to Metric
         Aggregates named ``<phase>.<metric>`` (``decode.power_w``, ``attempt.rss_bytes``).
+    specs : dict of str to MetricSpec
+        What these metrics are, by name, as far as it was declared (``measure.vocabulary.spec_for``
+        knows the rest).
     artifacts : dict of str to bytes
         File name (relative, no ``..``) to content: ``log.txt``, ``samples.parquet`` ...
     started_at, ended_at : float
@@ -219,6 +223,7 @@ class AttemptReport:
     phases: list[Phase] = field(default_factory=list)
     metrics: dict[str, Metric] = field(default_factory=dict)
     telemetry: dict[str, Metric] = field(default_factory=dict)
+    specs: dict[str, MetricSpec] = field(default_factory=dict)
     engaged: list[Engaged] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
     verdict: Verdict = field(default_factory=lambda: Verdict("unverified"))
@@ -262,6 +267,7 @@ class AttemptReport:
         data["phases"] = [asdict(p) for p in self.phases]
         data["metrics"] = {k: metric_to_json(m) for k, m in self.metrics.items()}
         data["telemetry"] = {k: metric_to_json(m) for k, m in self.telemetry.items()}
+        data["specs"] = [asdict(spec) for spec in self.specs.values()]
         data["engaged"] = [asdict(e) for e in self.engaged]
         data["verdict"] = asdict(self.verdict)
         data["slot"] = None if self.slot is None else asdict(self.slot)
@@ -298,6 +304,8 @@ class AttemptReport:
             phases=[Phase(**p) for p in data["phases"]],
             metrics={k: metric_from_json(m) for k, m in data["metrics"].items()},
             telemetry={k: metric_from_json(m) for k, m in data["telemetry"].items()},
+            # A report from before metrics were declared has none.
+            specs={spec["name"]: MetricSpec(**spec) for spec in data.get("specs", ())},
             engaged=[Engaged(**e) for e in data["engaged"]],
             facts=data["facts"],
             verdict=Verdict(verdict["state"], tuple(RuleResult(**r) for r in verdict["rules"])),

@@ -137,16 +137,18 @@ def _bad_result(argument: str, recorder: Recorder) -> None:
 def _witness(argument: str, recorder: Recorder) -> None:
     """No fault: leave a line in the file ``argument``, which no store and no driver can forget.
 
-    While a file of the same name with ``.until`` holds a number, wait when more lines are there.
+    While a file of the same name with ``.until`` holds a number, wait if ours is a later line.
     """
     line = os.environ.get("ORCHESTRATOR_ATTEMPT", "") + "\n"
-    descriptor = os.open(argument, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    descriptor = os.open(argument, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
     try:
         os.write(descriptor, line.encode())
+        # Where an appended line ends is known to whoever wrote it alone.
+        written = os.pread(descriptor, os.lseek(descriptor, 0, os.SEEK_CUR), 0)
     finally:
         os.close(descriptor)
     with contextlib.suppress(FileNotFoundError):
-        while Path(argument).read_bytes().count(b"\n") > int(Path(f"{argument}.until").read_text()):
+        while written.count(b"\n") > int(Path(f"{argument}.until").read_text()):
             time.sleep(_LOOK_S)
 
 

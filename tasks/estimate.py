@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,10 +23,12 @@ from orchestrator.measure import (
     Identity,
     Infeasible,
     Metric,
+    MetricSpec,
     Recorder,
     Task,
     Value,
 )
+from orchestrator.measure.vocabulary import spec_for
 
 if TYPE_CHECKING:
     from orchestrator.model import (
@@ -64,7 +66,12 @@ _TIMES = {
     "prefill_attention_share": "1",
     "decode_attention_share": "1",
 }
-_UNITS = {**_SIZES, **_TIMES}
+# Computed, not measured: one value decides.
+_SPECS = {
+    name: replace(spec_for(name, unit), exact=True) for name, unit in {**_SIZES, **_TIMES}.items()
+} | {
+    "longest_context_tokens": MetricSpec("longest_context_tokens", "tokens", "higher", exact=True),
+}
 
 
 @dataclass
@@ -176,7 +183,7 @@ def evaluate(identity: Identity) -> Evaluation:
         execution = Execution(absorbed=options["absorbed"])
         values["compute_bound_batch"] = _crossing(job, execution, options["hardware"])
         values |= _times(job, execution, device, facts)
-    return Evaluation({name: _metric(name, values[name]) for name in _UNITS}, facts, infeasible)
+    return Evaluation({name: _metric(name, values[name]) for name in _SPECS}, facts, infeasible)
 
 
 def basis(identity: Identity) -> str:
@@ -304,9 +311,9 @@ def _architecture(model: Mapping[str, Any]) -> Architecture:
 
 @lru_cache(maxsize=1024)
 def _read(config: str) -> Architecture:
-    from orchestrator.model import Architecture
+    from orchestrator.model import read_architecture
 
-    return Architecture.from_config(json.loads(config))
+    return read_architecture(json.loads(config))
 
 
 def _formats(identity: Identity) -> tuple[WeightFormat, CacheFormat]:
@@ -335,8 +342,8 @@ def _device(name: str) -> Datasheet | Measured:
 
 def _metric(name: str, value: float | str) -> Metric:
     if isinstance(value, str):
-        return Absent(name, _UNITS[name], value)
-    return Value(name, _UNITS[name], float(value))
+        return Absent(name, _SPECS[name].unit, value)
+    return Value(name, _SPECS[name].unit, float(value))
 
 
 def _gib(size: float) -> str:
@@ -351,6 +358,7 @@ TASK = Task(
     evaluate=evaluate,
     basis=basis,
     whole_node=False,
+    metrics=tuple(_SPECS.values()),
     headline=(
         "tpot_s",
         "ttft_s",

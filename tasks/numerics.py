@@ -17,7 +17,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from orchestrator.engines import transformers as loading
-from orchestrator.measure import Identity, Infeasible, Recorder, Task
+from orchestrator.measure import Identity, Infeasible, MetricSpec, Recorder, Task
 from orchestrator.measure.figures import Bars
 
 if TYPE_CHECKING:
@@ -197,6 +197,11 @@ TASK = Task(
     check=check,
     preload=("torch",),
     whole_node=False,
+    metrics=tuple(
+        MetricSpec(f"{name}_{error}", "1", "lower", exact=True)
+        for name in ("matmul", "softmax", "softmax_by_hand")
+        for error in ("relative_error", "max_absolute_error")
+    ),
     headline=(
         "matmul_relative_error",
         "softmax_relative_error",

@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 import uuid
@@ -14,19 +13,53 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+from testing.commands import orchestrator
+from testing.near import near
+from testing.person import PLANTED, SWEEP, Swept, sweep
+
+# What is drawn does not decide whether a run is green, and no example has a time limit: other
+# examples are looked for with --hypothesis-profile=searching, as `make test-all` does.
+settings.register_profile("steady", deadline=None, derandomize=True)
+settings.register_profile("searching", deadline=None, max_examples=300)
+settings.load_profile("steady")
 
 # A job started in the background ignores Ctrl-C, and what it starts would too: tests press it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Give the whole run one directory of core locks: workers' sweeps keep out of each other's way.
+
+    Set where the run begins, which is also where its workers inherit it from.
+    """
+    if not hasattr(config, "workerinput"):
+        # Not under tmp_path: a socket's path may have 108 characters.
+        place = tempfile.TemporaryDirectory(prefix="orchestrator-test-")
+        config.add_cleanup(place.cleanup)
+        os.environ["ORCHESTRATOR_LOCAL_DIR"] = str(Path(place.name) / "local")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep together what shares something; begin with what takes longest.
+
+    Session and module fixtures are a worker's own: the tests of a file go to one worker, and where
+    files share a server they name a group (``xdist_group``). Groups come first, for the last one
+    to begin decides when the run ends.
+    """
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_places() -> Iterator[None]:
-    """State and core locks of the person who runs the tests stay untouched."""
-    # Not under tmp_path: a socket's path may have 108 characters.
+    """State of the person who runs the tests stays untouched."""
     with tempfile.TemporaryDirectory(prefix="orchestrator-test-") as name:
         saved = dict(os.environ)
         os.environ["XDG_STATE_HOME"] = str(Path(name) / "state")
-        os.environ["ORCHESTRATOR_LOCAL_DIR"] = str(Path(name) / "local")
         yield
         os.environ.clear()
         os.environ.update(saved)
@@ -36,25 +69,27 @@ def _own_places() -> Iterator[None]:
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with one recorded sweep, ``adhoc``, of two trials; only to be read."""
     place = tmp_path_factory.mktemp("recorded")
-    root = str(Path(__file__).parents[1])
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "orchestrator",
-            "task=noop",
-            "task.value=1,2",
-            "device=cpu",
-            "verdict=off",
-        ],
-        cwd=place,
-        env={**os.environ, "PYTHONPATH": root},
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert done.returncode == 0, done.stderr
+    with near():
+        done = orchestrator(place, "task=noop", "task.value=1,2", "device=cpu", "verdict=off")
+    assert done.code == 0, done.err
     return place
+
+
+@pytest.fixture(scope="session")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Swept:
+    """The main job, once: two formats of the packaged model through Ray, secrets lying about.
+
+    What uses it is of the group ``swept``.
+    """
+    words = (
+        *SWEEP,
+        f"sweep.description=uses {PLANTED}",
+        "--json",
+    )
+    secrets = {"SOME_SERVICE_TOKEN": PLANTED, "HF_TOKEN": f"hf_{PLANTED}"}
+    done = sweep(tmp_path_factory.mktemp("person"), words, **secrets)
+    assert done.code == 0, done.err
+    return done
 
 
 class Tmux:
@@ -84,12 +119,12 @@ class Tmux:
         """What is on the screen, without empty lines."""
         return [line.rstrip() for line in self("capture-pane", "-p").splitlines() if line.strip()]
 
-    def wait_for(self, said: str) -> list[str]:
-        """The screen, once it has ``said``."""
+    def wait_for(self, *said: str) -> list[str]:
+        """The screen, once it has all that is ``said``."""
         deadline = time.monotonic() + 60
         while True:
             lines = self.lines()
-            if said in "\n".join(lines):
+            if all(each in "\n".join(lines) for each in said):
                 return lines
             assert time.monotonic() < deadline, lines
             time.sleep(0.2)

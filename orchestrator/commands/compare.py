@@ -24,9 +24,10 @@ def compare_command(
     as_json: bool,
 ) -> int:
     """B over A, metric by metric; always 0: ``gate`` is what judges."""
-    from orchestrator.plan.messages import nearest
-    from orchestrator.record.selection import noise_of, select
-    from orchestrator.report.analyse.compare import compare, tolerance
+    from orchestrator.commands.noise import noise_of
+    from orchestrator.errors import nearest
+    from orchestrator.record.selection import select
+    from orchestrator.report.analyse.compare import compare
     from orchestrator.report.show.compare_view import comparison_view
     from orchestrator.report.show.operators_view import OperatorDiffView
 
@@ -44,8 +45,7 @@ def compare_command(
     comparison = compare(
         base.attempts,
         new.attempts,
-        tau=tolerance(noise),
-        between=noise,
+        noise=noise,
         allow_different=allow_different,
         metrics=list(metrics) or None,
     )
@@ -63,9 +63,9 @@ def compare_command(
 
 def _operator_diffs(store: Store, base: Selection, new: Selection) -> list[OperatorDiff]:
     """Of every pair of trials whose newest ``ok`` attempts both left a table of operators."""
-    from orchestrator.report.analyse.compare import pair
+    from orchestrator.report.analyse.measured import believable
     from orchestrator.report.analyse.operators import OPERATORS_FILE, diff_operators, read_operators
-    from orchestrator.report.analyse.rows import believable
+    from orchestrator.report.analyse.pairing import pair
 
     def table(side: Selection, config_hash: str) -> dict[str, Any] | None:
         counted = believable(side.attempts[config_hash])

@@ -15,9 +15,9 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-import psutil
-
-from orchestrator.measure.processor import emulates_half_precision
+from orchestrator.host import cpu, memory
+from orchestrator.host.cgroup import cpu_limit
+from orchestrator.host.cpu import emulates_half_precision
 
 GIB = 1024**3
 
@@ -73,7 +73,7 @@ def _pinned_differently() -> Iterator[tuple[str, str]]:
 
 
 def _cores() -> Iterator[Finding]:
-    allowed = sorted(os.sched_getaffinity(0))
+    allowed = cpu.usable_cores()
     total = os.cpu_count() or len(allowed)
     text = f"{len(allowed)} of {total} cores usable" if len(allowed) < total else f"{total} cores"
     yield Finding("ok", text)
@@ -90,12 +90,12 @@ def _cores() -> Iterator[Finding]:
             f"load average {load:.1f}: something else runs",
             "Stop it before measuring",
         )
-    governor = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
-    if governor.exists() and (found := governor.read_text().strip()) != "performance":
-        yield Finding("warn", f"CPU governor {found}", "cpupower frequency-set -g performance")
-    quota = Path("/sys/fs/cgroup/cpu.max")
-    if quota.exists() and not (text := quota.read_text().strip()).startswith("max"):
-        yield Finding("warn", f"cgroup limits CPU time ({text})", "Raise the container's CPU limit")
+    governor = cpu.governor()
+    if governor not in (None, "performance"):
+        yield Finding("warn", f"CPU governor {governor}", "cpupower frequency-set -g performance")
+    if (limit := cpu_limit()) is not None and limit < len(allowed):
+        fix = "Raise the CPU limit of the container or job"
+        yield Finding("warn", f"cgroup limits CPU time to {limit:g} cores", fix)
 
 
 def _half_precision() -> Iterator[Finding]:
@@ -108,9 +108,10 @@ def _half_precision() -> Iterator[Finding]:
 
 
 def _memory() -> Iterator[Finding]:
-    memory = psutil.virtual_memory()
-    yield Finding("ok", f"{memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB memory free")
-    if psutil.swap_memory().used > 0:
+    total = memory.usable_bytes()
+    free = min(total, memory.available_bytes() or 0)
+    yield Finding("ok", f"{free / GIB:.1f} of {total / GIB:.1f} GiB memory free")
+    if memory.swapped_bytes() > 0:
         yield Finding("warn", "swap is in use: timings may include paging", "swapoff -a")
     shm = Path("/dev/shm")
     if shm.exists() and (free := shutil.disk_usage(shm).free) < GIB // 2:

@@ -28,10 +28,12 @@ def gate_command(
     Without ``new``, the newest run of any sweep that measured something is held to the baseline; if
     the baseline is that sweep by name, its run before that is what is meant.
     """
-    from orchestrator.record.selection import noise_of, select
+    from orchestrator.commands.noise import noise_of
+    from orchestrator.record.selection import select
     from orchestrator.report.analyse.gate import gate
     from orchestrator.report.analyse.gate_rules import load_rules
     from orchestrator.report.show.gate_view import gate_view
+    from orchestrator.report.show.junit import junit_xml
 
     rule_set = load_rules(_rules_file(rules))
     store = store_of(overrides)
@@ -49,7 +51,7 @@ def gate_command(
     )
     if junit is not None:
         with writing(junit, "--junit"):
-            junit.write_text(result.to_junit_xml(), encoding="utf-8")
+            junit.write_text(junit_xml(result.to_json()), encoding="utf-8")
     if as_json:
         emit_json({"new": new, "baseline": baseline, **result.to_json()})
     else:

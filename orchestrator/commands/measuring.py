@@ -187,6 +187,7 @@ class Measuring:
 
     def report(self, measured: Measured, *, wall_s: float, as_json: bool, table: bool) -> int:
         """Print what the sweep found, cached trials too; returns the exit code."""
+        from orchestrator.commands.noise import noise_of_attempts
         from orchestrator.report import final_table, run_json
 
         plan, store = self.plan, self._store
@@ -217,7 +218,8 @@ class Measuring:
             many = f"{len(plan.trials):,} trials are too many for a table"
             say(f"{many}: python -m orchestrator report {plan.sweep}")
         elif table:
-            emit(final_table(plan, self._predicted(reports_of(store, attempts, measured.loaded))))
+            reports = self._predicted(reports_of(store, attempts, measured.loaded))
+            emit(final_table(plan, reports, noise=noise_of_attempts(store, reports)))
         return 1 if failed else 0
 
     def _recorded(self, recording: Recording, loaded: dict[str, AttemptReport]) -> Reports:
@@ -232,7 +234,7 @@ class Measuring:
 
     def _predicted(self, reports: Reports) -> Reports:
         """The same with predictions beside what was measured."""
-        from orchestrator.model.predictions import with_predictions
+        from orchestrator.plan.predictions import with_predictions
 
         identities = {trial.hash: trial.identity for trial in self.plan.trials}
         return {
@@ -282,11 +284,11 @@ class Measuring:
 
     def _attach_report(self, recording: Recording, reports: Reports) -> None:
         """Give the sweep's own run its summary and report."""
+        from orchestrator.commands.noise import noise_of_attempts
         from orchestrator.record import Redactor
         from orchestrator.record.replay import telemetry_of
         from orchestrator.record.views import results_view, varying_params
         from orchestrator.report import build_table
-        from orchestrator.report.analyse.rows import better_when
         from orchestrator.report.show.answer import sentences
         from orchestrator.report.show.bundle import report_files
         from orchestrator.report.show.export import to_page_markdown
@@ -294,7 +296,8 @@ class Measuring:
         plan, store = self.plan, self._store
         summaries = store.attempts(trial.hash for trial in plan.trials)
         reports = self._predicted(reports)
-        table = build_table(plan, reports)
+        noise = noise_of_attempts(store, reports)
+        table = build_table(plan, reports, noise=noise)
         # The attempts are redacted since they were recorded; what a person typed is not.
         redactor = Redactor.of_environment()
         files = report_files(
@@ -302,14 +305,14 @@ class Measuring:
             reports,
             command=shlex.join(redactor.command(self._command)),
             telemetry=telemetry_of(store, (a for found in summaries.values() for a in found)),
+            noise=noise,
         )
-        first = next(iter(table.metrics), "")
-        units = [row.cells[first].unit for row in table.rows if first in row.cells]
+        first = next(iter(table.specs.values()), None)
         view = results_view(
             table.metrics,
             varying_params(trial.identity for trial in plan.trials),
             at_ms=round(time.time() * 1000),
-            ascending=better_when(first, next(filter(None, units), "")) != "higher",
+            ascending=first is None or first.better != "higher",
         )
         summary = to_page_markdown(table, summary=sentences(table))
         recording.attach(summary, files, experiment_tags=view)

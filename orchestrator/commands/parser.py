@@ -6,7 +6,6 @@ Only what a command needs is imported, inside it: ``--help`` must not wait for R
 from __future__ import annotations
 
 import contextlib
-import difflib
 import os
 import re
 import sys
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator.errors import Interrupted, OrchestratorError, UsageError
+from orchestrator.errors import Interrupted, OrchestratorError, UsageError, nearest
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -283,11 +282,7 @@ def _refuse_unknown_command(words: Sequence[str]) -> None:
     """A bare first word that no command has is a slip of the finger, not a Hydra override."""
     if not words or not re.fullmatch(r"[a-z][a-z_-]*", words[0]):
         return
-    near = difflib.get_close_matches(words[0], commands.commands, n=1)
-    hint = f"Did you mean {near[0]}? " if near else ""
-    raise UsageError(
-        f"no command {words[0]!r}", fix=f"{hint}Known: {', '.join(sorted(commands.commands))}"
-    )
+    raise UsageError(f"no command {words[0]!r}", fix=nearest(words[0], commands.commands))
 
 
 def _in_our_form(error: click.ClickException) -> str:

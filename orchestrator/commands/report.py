@@ -13,19 +13,26 @@ from orchestrator.commands.selected import store_of, writing
 
 def report_command(sweep: str, overrides: Sequence[str], output: Path, as_json: bool) -> int:
     """Write ``report.html``, ``report.md``, ``table.csv`` and ``table.json`` into ``output``."""
+    from orchestrator.commands.noise import noise_of_attempts
     from orchestrator.record.replay import replay
     from orchestrator.report import build_table
     from orchestrator.report.show.bundle import report_files
     from orchestrator.report.show.export import to_json
 
-    found = replay(store_of(overrides), sweep)
+    store = store_of(overrides)
+    found = replay(store, sweep)
+    noise = noise_of_attempts(store, found.attempts)
     if as_json:
-        emit_json(to_json(build_table(found.plan, found.attempts)))
+        emit_json(to_json(build_table(found.plan, found.attempts, noise=noise)))
         return 0
     with writing(output, "--output"):
         output.mkdir(parents=True, exist_ok=True)
     files = report_files(
-        found.plan, found.attempts, command=found.command, telemetry=found.telemetry
+        found.plan,
+        found.attempts,
+        command=found.command,
+        telemetry=found.telemetry,
+        noise=noise,
     )
     for name, content in files.items():
         with writing(output / name, "--output"):

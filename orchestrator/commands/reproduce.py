@@ -28,6 +28,7 @@ def reproduce_command(prefix: str, argv: Sequence[str], as_json: bool) -> int:
     ConfigError
         The stored configuration does not hash to what was asked for.
     """
+    from orchestrator.commands.noise import noise_of_attempts
     from orchestrator.plan import plan_of, settings_of
     from orchestrator.record import open_store
     from orchestrator.record.cells import cell_of
@@ -52,7 +53,8 @@ def reproduce_command(prefix: str, argv: Sequence[str], as_json: bool) -> int:
         for config, reports in reports_of(store, store.attempts([wanted])).items()
     }
     if code == 0 and before.get(wanted) and not as_json:
-        emit(comparison_view(compare(before, after)))
+        noise = noise_of_attempts(store, before)
+        emit(comparison_view(compare(before, after, noise=noise)))
     return code
 
 

@@ -59,12 +59,13 @@ def run_command(argv: Sequence[str]) -> int:
     """Run what is missing of a sweep; returns 0, 1 if a trial has no result, 130 if interrupted."""
     from orchestrator.plan import hydra_flags
     from orchestrator.plan.preflight import preflight
+    from orchestrator.telemetry import devices
 
     code = hydra_flags(argv)
     if code is not None:
         return code
     plan, as_json = planned(argv)
-    checked = preflight(plan)
+    checked = preflight(plan, devices)
     for line in checked.warnings:
         say(line)
     return carry_out(checked.plan, as_json=as_json)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from orchestrator.commands.output import emit, emit_json
 from orchestrator.commands.selected import store_of
 from orchestrator.errors import UsageError
-from orchestrator.model.predictions import with_predictions
+from orchestrator.plan.predictions import with_predictions
 
 
 def show_command(prefix: str, overrides: Sequence[str], as_json: bool) -> int:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from orchestrator.engines.cache import cache_root, publish
+from orchestrator.host.cpu import usable_cores
 
 _CHUNK_BYTES = 1 << 22
 
@@ -33,7 +33,7 @@ def digest_files(files: Iterable[Path]) -> str:
     """
     ordered = sorted(files, key=lambda file: file.name)
     # hashlib lets other threads run while it reads a large block.
-    with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(max_workers=len(usable_cores())) as pool:
         digests = list(pool.map(_digest_file, ordered))
     lines = [f"{file.name} {digest}" for file, digest in zip(ordered, digests, strict=True)]
     return digest_text("\n".join(lines))

@@ -136,6 +136,7 @@ def _measure(job: Job, pipe: ResultPipe) -> None:
     _set_threads_and_seeds(job["threads"], int(identity["seed"]))
     recorder = Recorder(pipe.emit, _clock(identity["device"]["kind"]), Path(job["artifacts"]))
     pipe.emit({"e": "started"})
+    recorder.declare(task.metrics)
     task.run(identity, recorder)
 
 

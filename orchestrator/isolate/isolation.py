@@ -8,13 +8,14 @@ from types import TracebackType
 
 from orchestrator.attempt import AttemptReport, AttemptSpec, Slot
 from orchestrator.errors import OrchestratorError
+from orchestrator.host.secrets import secret_values
 from orchestrator.isolate.cancel import Cancel
 from orchestrator.isolate.directory import sweep
 from orchestrator.isolate.forkserver import ForkServer
 from orchestrator.isolate.ledger import Progress
 from orchestrator.isolate.observer import Watch
 from orchestrator.isolate.supervise import Supervision
-from orchestrator.isolate.variables import secret_values, server_environment
+from orchestrator.isolate.variables import server_environment
 from orchestrator.measure.registry import find_task
 
 
@@ -53,6 +54,7 @@ class Isolation:
         self._preload = None if preload is None else tuple(preload)
         self._env = dict(env or {})
         self._server: ForkServer | None = None
+        self._knows_hub = True
         self._cancel = Cancel()
         self._running = False
         sweep()
@@ -91,13 +93,15 @@ class Isolation:
         try:
             start = self._start or spec.start
             preload = self._preload_of(spec)
+            # A model that brings its own code must not read the token with which it was fetched.
+            hub = not (spec.identity.get("model") or {}).get("trust_remote_code")
             yield from Supervision(
                 spec,
                 slot,
                 start=start,
                 preload=preload,
                 # A spawned interpreter does its own importing; its server stays bare.
-                server=lambda: self._warm_server(preload if start == "fork" else ()),
+                server=lambda: self._warm_server(preload if start == "fork" else (), hub),
                 cancel=self._cancel,
                 watch=watch,
                 secrets=secret_values({**os.environ, **self._env}),
@@ -134,10 +138,12 @@ class Isolation:
         except (OrchestratorError, ImportError, KeyError, TypeError):
             return ()  # the child will say what is wrong with it
 
-    def _warm_server(self, preload: tuple[str, ...]) -> ForkServer:
+    def _warm_server(self, preload: tuple[str, ...], hub: bool) -> ForkServer:
         if self._server is not None:
-            if self._server.preload == preload and self._server.alive():
+            alike = self._server.preload == preload and self._knows_hub == hub
+            if alike and self._server.alive():
                 return self._server
             self.close()
-        self._server = ForkServer(preload, server_environment(os.environ, self._env))
+        self._server = ForkServer(preload, server_environment(os.environ, self._env, hub=hub))
+        self._knows_hub = hub
         return self._server

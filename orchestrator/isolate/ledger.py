@@ -15,7 +15,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from orchestrator.attempt import Outcome
-from orchestrator.measure.metric import Absent, Engaged, Metric, Phase, Samples, Value
+from orchestrator.measure.metric import (
+    Absent,
+    Engaged,
+    Metric,
+    MetricSpec,
+    Phase,
+    Samples,
+    Value,
+)
 
 MAX_LINE_BYTES = 64 << 20
 
@@ -65,6 +73,7 @@ class Ledger:
         self.phases: list[Phase] = []
         self.engaged: list[Engaged] = []
         self.facts: dict[str, Any] = {}
+        self.specs: dict[str, MetricSpec] = {}
         self.artifacts: dict[str, None] = {}
         self._metrics: dict[str, Value | Absent | _Series] = {}
         self._open: dict[tuple[str, int], int] = {}
@@ -129,6 +138,8 @@ class Ledger:
             )
         elif kind == "fact":
             self.facts[str(event["key"])] = event["value"]
+        elif kind == "specs":
+            self.specs.update({str(s["name"]): MetricSpec(**s) for s in event["specs"]})
         elif kind == "artifact":
             self.artifacts[str(event["name"])] = None
         elif kind == "started":

@@ -9,7 +9,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+from orchestrator.host.memory import PAGE_BYTES
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -128,32 +128,6 @@ def marked_processes(variable: str, value: str) -> Iterator[int]:
             with contextlib.suppress(OSError):
                 if marker in Path(f"/proc/{entry}/environ").read_bytes().split(b"\0"):
                     yield int(entry)
-
-
-def oom_kills(cgroup_root: Path = Path("/sys/fs/cgroup"), proc: Path = Path("/proc")) -> int | None:
-    """How often the kernel's OOM killer has struck in this cgroup, else on this machine.
-
-    Two readings around a SIGKILL tell whether it was the kernel's. None where nothing counts it.
-    """
-    for path in _oom_counters(cgroup_root, proc):
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            for line in path.read_text().splitlines():
-                if line.startswith("oom_kill "):
-                    return int(line.split()[1])
-    return None
-
-
-def _oom_counters(cgroup_root: Path, proc: Path) -> Iterator[Path]:
-    with contextlib.suppress(OSError):
-        for line in (proc / "self/cgroup").read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            if not controllers:
-                yield cgroup_root / path.lstrip("/") / "memory.events"
-            elif controllers == "memory":
-                yield cgroup_root / "memory" / path.lstrip("/") / "memory.oom_control"
-                # Inside a container the cgroup's own path is often mounted as the root.
-                yield cgroup_root / "memory" / "memory.oom_control"
-    yield proc / "vmstat"
 
 
 def describe_status(status: int) -> str:

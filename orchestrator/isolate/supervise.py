@@ -21,6 +21,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from orchestrator.attempt import AttemptReport, AttemptSpec, Outcome, Slot
+from orchestrator.host.cgroup import oom_kills
+from orchestrator.host.cpu import usable_cores
 from orchestrator.isolate import linux
 from orchestrator.isolate.cancel import Cancel
 from orchestrator.isolate.directory import LOG_NAME, AttemptDirectory
@@ -68,7 +70,7 @@ class Supervision:
         Raised by whoever wants the attempt ended.
     watch : Watch or None
         Telemetry.
-    secrets : list of bytes
+    secrets : list of str
         Values that must not appear in what is reported.
     """
 
@@ -82,7 +84,7 @@ class Supervision:
         server: Callable[[], ForkServer],
         cancel: Cancel,
         watch: Watch | None,
-        secrets: list[bytes],
+        secrets: list[str],
     ) -> None:
         self._spec = spec
         self._slot = slot
@@ -107,7 +109,7 @@ class Supervision:
         self._began_s = time.monotonic()
         self._deadline_s = self._began_s + spec.start_timeout_s
         self._bury_by_s: float | None = None
-        self._oom_kills_before = linux.oom_kills()
+        self._oom_kills_before = oom_kills()
 
     def follow(self) -> Iterator[Progress | AttemptReport]:
         """Run the attempt; yields progress, then the report. Leaves no process, however it ends."""
@@ -152,7 +154,7 @@ class Supervision:
     def _job(self, directory: AttemptDirectory) -> dict[str, Any]:
         cpus = sorted(self._slot.cpus)
         device = self._spec.identity.get("device") or {}
-        threads = device.get("threads") or len(cpus or os.sched_getaffinity(0))
+        threads = device.get("threads") or len(cpus or usable_cores())
         self._facts["threads"] = threads
         return {
             "identity": self._spec.identity,
@@ -368,6 +370,7 @@ class Supervision:
             duration_s=duration_s,
             phases=list(ledger.phases),
             metrics=self._metrics(),
+            specs=ledger.specs,
             engaged=list(ledger.engaged),
             facts={**ledger.facts, "isolate": self._facts},
             slot=self._slot,
@@ -383,7 +386,7 @@ class Supervision:
         return report
 
     def _judge(self, log: bytes) -> Judgement:
-        now = linux.oom_kills()
+        now = oom_kills()
         before = self._oom_kills_before
         ending = Ending(
             end=self._ledger.end,

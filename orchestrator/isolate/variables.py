@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from orchestrator.attempt import Slot
+from orchestrator.host.secrets import without_secrets
 
 ATTEMPT_VARIABLE = "ORCHESTRATOR_ATTEMPT"
 
-_SECRET = re.compile(
-    r"TOKEN|SECRET|PASSW|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY|CREDENTIAL|_AUTH$|_DSN$", re.IGNORECASE
-)
-# A gated model cannot be fetched without one of these.
-_NEEDED_SECRETS = frozenset({"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH"})
 # Of the supervisor and the tracking store; a measured process has no business with either.
 _FOREIGN_PREFIXES = ("RAY_", "MLFLOW_")
 
@@ -48,26 +43,24 @@ def python_module(name: str) -> list[str]:
     return [sys.executable, "-c", f"{start} from {name} import main; main(sys.argv[2:])", name]
 
 
-def is_secret(name: str) -> bool:
-    """Whether a variable of this name is taken to hold a secret."""
-    return _SECRET.search(name) is not None
-
-
-def server_environment(base: Mapping[str, str], extra: Mapping[str, str]) -> dict[str, str]:
+def server_environment(
+    base: Mapping[str, str], extra: Mapping[str, str], *, hub: bool = True
+) -> dict[str, str]:
     """The fork server's whole environment.
 
     Parameters
     ----------
     base : mapping
-        The supervisor's environment; secrets but the model hub's are left out.
+        The supervisor's environment; secrets are left out.
     extra : mapping
         Set on top, secrets or not: whoever passes it means it.
+    hub : bool
+        Whether the model hub's token stays: a gated model cannot be fetched without it.
     """
     kept = {
         name: value
-        for name, value in base.items()
+        for name, value in without_secrets(base, hub=hub).items()
         if not name.startswith(_FOREIGN_PREFIXES)
-        and (name in _NEEDED_SECRETS or not is_secret(name))
     }
     # One thread: OpenBLAS starts its pool when numpy is imported, and a process with threads must
     # not fork. Asking NVML whether there is a GPU keeps torch from initialising CUDA to know.
@@ -88,17 +81,10 @@ def attempt_environment(
     }
 
 
-def secret_values(environment: Mapping[str, str]) -> list[bytes]:
-    """Values to blot out of logs and reasons; short ones are words, not secrets."""
-    values = {v.encode() for name, v in environment.items() if is_secret(name) and len(v) >= 8}
-    values -= {v for v in values if v.startswith(b"/")}
-    return sorted(values, key=len, reverse=True)
-
-
-def redact(content: bytes, secrets: Iterable[bytes]) -> bytes:
+def redact(content: bytes, secrets: Iterable[str]) -> bytes:
     """``content`` with every secret value replaced by asterisks."""
     for secret in secrets:
-        content = content.replace(secret, b"********")
+        content = content.replace(secret.encode(errors="surrogateescape"), b"********")
     return content
 
 

@@ -18,7 +18,15 @@ from orchestrator.measure.clock import (
     timed,
 )
 from orchestrator.measure.memory import CudaMemory, HostMemory, MemoryTracker, tracker
-from orchestrator.measure.metric import Absent, Engaged, Metric, Phase, Samples, Value
+from orchestrator.measure.metric import (
+    Absent,
+    Engaged,
+    Metric,
+    MetricSpec,
+    Phase,
+    Samples,
+    Value,
+)
 from orchestrator.measure.recorder import Recorder
 from orchestrator.measure.sampling import Repetition, first_call, repeat
 from orchestrator.measure.task import Evaluation, Identity, Task
@@ -40,6 +48,7 @@ __all__ = [
     "Mark",
     "MemoryTracker",
     "Metric",
+    "MetricSpec",
     "Mismatch",
     "OutOfMemory",
     "Phase",

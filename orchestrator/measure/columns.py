@@ -8,7 +8,9 @@ A task lists them in ``Task.columns`` and names them among its headline metrics:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from orchestrator.measure.metric import MetricSpec
 
 
 @dataclass(frozen=True)
@@ -36,3 +38,18 @@ class Column:
         """``itl_s.p95``, or ``itl_s.p95_long_over_short``."""
         plain = f"{self.metric}.{self.statistic}"
         return plain if self.over is None else f"{plain}_long_over_short"
+
+    def spec(self, metric: MetricSpec) -> MetricSpec:
+        """What the column is, from what its metric is."""
+        if self.over is None:
+            share = self.statistic.removeprefix("p")
+            meaning = f"{share} of 100 of these are lower" if share.isdigit() else ""
+            title = f"{metric.title} {self.statistic}"
+            return replace(metric, name=self.name, exact=False, title=title, meaning=meaning)
+        return MetricSpec(
+            self.name,
+            "1",
+            metric.better,
+            title=f"{self.statistic} long over short",
+            meaning=f"{metric.title} {self.statistic} over that of the shortest output",
+        )

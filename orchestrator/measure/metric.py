@@ -9,6 +9,84 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from orchestrator.statistics.judge import Better
+
+# What a name may end in -> its unit. The longer ending first.
+_ENDINGS = {
+    "_tokens_per_s": "tokens/s",
+    "_bytes_per_s": "bytes/s",
+    "_flop_per_s": "flop/s",
+    "_per_s": "1/s",
+    "_per_token": "J/token",
+    "_bytes": "bytes",
+    "_hz": "Hz",
+    "_j": "J",
+    "_w": "W",
+    "_c": "°C",
+    "_s": "s",
+}
+_LESS_IS_BETTER = frozenset({"s", "bytes", "J", "J/token", "nats", "°C"})
+_SPELLINGS = {"degC": "°C", "celsius": "°C"}
+
+
+@dataclass(frozen=True)
+class MetricSpec:
+    """What a metric is. Declared by who records it, carried in the attempt's report.
+
+    Attributes
+    ----------
+    name, unit : str
+        As of :class:`Samples`.
+    better : str or None
+        ``lower`` or ``higher``; None for a metric that has no good direction.
+    exact : bool
+        The configuration has it (a size, the perplexity of fixed tokens): it does not scatter, so
+        one value decides.
+    title : str
+        What people call it, without the unit: ``TTFT``. By default the name without its unit.
+    meaning : str
+        One line for footnotes and tooltips; may be empty.
+    """
+
+    name: str
+    unit: str
+    better: Better | None = None
+    exact: bool = False
+    title: str = ""
+    meaning: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "unit", spelled(self.unit))
+        object.__setattr__(self, "title", self.title or _plain_title(self.name))
+
+    @classmethod
+    def undeclared(cls, name: str, unit: str | None = None) -> MetricSpec:
+        """What can be said of a metric that nobody declared, from its name and unit alone.
+
+        Times, sizes, energies and temperatures are better low, rates are better high, anything else
+        has no good direction; nothing is taken to be exact.
+        """
+        if unit is None:
+            unit = next((u for end, u in _ENDINGS.items() if name.endswith(end)), "1")
+        unit = spelled(unit)
+        if unit.endswith("/s"):
+            return cls(name, unit, "higher")
+        return cls(name, unit, "lower" if unit in _LESS_IS_BETTER else None)
+
+
+def spelled(unit: str) -> str:
+    """The one spelling of a unit that has several: ``°C`` for ``degC``."""
+    return _SPELLINGS.get(unit, unit)
+
+
+def _plain_title(name: str) -> str:
+    phase, dot, rest = name.rpartition(".")
+    for ending in _ENDINGS:
+        if rest.endswith(ending) and len(rest) > len(ending):
+            rest = rest.removesuffix(ending)
+            break
+    return f"{phase}{dot}{rest}".replace(".", " ").replace("_", " ")
+
 
 @dataclass(frozen=True)
 class Samples:

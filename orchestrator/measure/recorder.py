@@ -12,18 +12,21 @@ Events::
     {"e": "value", "name", "unit", "value"}     {"e": "absent", "name", "unit", "reason"}
     {"e": "engaged", "what", "asked", "got", "ok"}
     {"e": "fact", "key", "value"}               {"e": "artifact", "name"}
+    {"e": "specs", "specs": [{"name", "unit", "better", "exact", "title", "meaning"}]}
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import Mismatch
 from orchestrator.measure.clock import Clock
+from orchestrator.measure.metric import MetricSpec
 
 Event = dict[str, Any]
 
@@ -47,19 +50,31 @@ class Recorder:
         self.directory = directory
         self._indices: dict[str, int] = {}
 
+    def declare(self, specs: Sequence[MetricSpec]) -> None:
+        """Say what the metrics of these names are; those of ``Task.metrics`` are declared."""
+        if specs:
+            self._emit({"e": "specs", "specs": [asdict(spec) for spec in specs]})
+
     @contextmanager
     def phase(self, name: str, *, measured: bool = True) -> Iterator[int]:
-        """A named window with device sync at both edges; yields its index among its namesakes."""
+        """A named window with device sync at its begin; yields its index among its namesakes.
+
+        On CUDA it is an NVTX range as well: the timeline of Nsight Systems shows it by its name.
+        """
         index = self._indices.get(name, 0)
         self._indices[name] = index + 1
         common = {"e": "phase", "name": name, "index": index, "measured": measured}
         self.clock.sync()
-        self._emit({**common, "edge": "begin", "t_ns": self.clock.now_ns()})
-        try:
-            yield index
-        finally:
-            # An exception may be an out-of-memory: a sync then raises again and hides the first.
-            self._emit({**common, "edge": "end", "t_ns": self.clock.now_ns()})
+        with ExitStack() as timeline:
+            if (nvtx := self.clock.nvtx) is not None:
+                nvtx.range_push(name)
+                timeline.callback(nvtx.range_pop)
+            self._emit({**common, "edge": "begin", "t_ns": self.clock.now_ns()})
+            try:
+                yield index
+            finally:
+                # It may be an out-of-memory: a sync then raises again and hides the first.
+                self._emit({**common, "edge": "end", "t_ns": self.clock.now_ns()})
 
     def window(self, name: str, begin_ns: int, end_ns: int, *, measured: bool = True) -> None:
         """A phase told once it is over, by edges on this recorder's clock.

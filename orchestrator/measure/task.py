@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.measure.columns import Column
 from orchestrator.measure.figures import Figure
-from orchestrator.measure.metric import Metric
+from orchestrator.measure.metric import Metric, MetricSpec
 from orchestrator.measure.recorder import Recorder
 
 if TYPE_CHECKING:
@@ -61,6 +61,9 @@ class Task:
         Modules the fork server imports before it forks (never bitsandbytes).
     whole_node : bool
         On a CPU-only node a trial takes every core unless ``resources.cpus`` says otherwise.
+    metrics : tuple of MetricSpec
+        What its own metrics are; those that the protocol defines are declared already
+        (``measure.vocabulary``). Of one that nobody declares, name and unit say what they can.
     headline : tuple of str
         Metrics for the final table, in order; the first decides ratios.
     columns : tuple of Column
@@ -87,6 +90,7 @@ class Task:
     check: Callable[[Identity], str | None] = lambda identity: None
     preload: tuple[str, ...] = ()
     whole_node: bool = True
+    metrics: tuple[MetricSpec, ...] = ()
     headline: tuple[str, ...] = ()
     columns: tuple[Column, ...] = ()
     named: tuple[str, ...] = ()

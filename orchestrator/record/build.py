@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.attempt import AttemptReport, AttemptSpec, Outcome, Slot
-from orchestrator.model.predictions import with_predictions
+from orchestrator.plan.predictions import with_predictions
 from orchestrator.record.artifacts import (
     CONFIG,
     ENVIRONMENT,

@@ -16,14 +16,15 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.attempt import AttemptReport, Outcome, Verdict
 from orchestrator.errors import StoreError, UsageError
-from orchestrator.measure.metric import Absent, Metric, Value
+from orchestrator.measure.metric import Absent, Metric, MetricSpec, Value
 from orchestrator.measure.registry import find_task
 from orchestrator.measure.task import Evaluation, Task
+from orchestrator.measure.vocabulary import spec_for
 
 if TYPE_CHECKING:
     import pyarrow
@@ -116,13 +117,14 @@ def table(
     Returns
     -------
     pyarrow.Table
-        ``hash``, an axis a column, ``outcome``, ``reason``, each metric (null where absent; its
-        unit in the column's metadata), each fact; then what finds and checks a cell again:
+        ``hash``, an axis a column, ``outcome``, ``reason``, each metric (null where absent; what it
+        is in the column's metadata), each fact; then what finds and checks a cell again:
         ``basis``, ``absent`` (JSON: metric to reason) and ``config`` (JSON).
     """
     import pyarrow as pa
 
     count = len(trials)
+    specs = {spec.name: spec for trial in trials[:1] for spec in _task(trial).metrics}
     metrics: dict[str, list[float | None]] = {}
     units: dict[str, str] = {}
     facts: dict[str, list[str | None]] = {}
@@ -152,7 +154,8 @@ def table(
     fields = [pa.field(name, column.type) for name, column in columns.items()]
     for name, values in metrics.items():
         columns[name] = pa.array([*values, *[None] * (count - len(values))], pa.float64())
-        fields.append(pa.field(name, pa.float64(), metadata={"unit": units[name]}))
+        spec = json.dumps(asdict(spec_for(name, units[name], specs)))
+        fields.append(pa.field(name, pa.float64(), metadata={"unit": units[name], "spec": spec}))
     texts_of: dict[str, Sequence[str | None]] = {
         **{name: [*texts, *[None] * (count - len(texts))] for name, texts in facts.items()},
         _BASIS: [result.basis for result in ended],
@@ -227,6 +230,7 @@ def find(store: Store, prefix: str) -> dict[str, list[FoundCell]]:
                 started_at=run.started_at,
                 ended_at=run.ended_at or run.started_at,
                 metrics=dict(result.found.metrics),
+                specs=_specs(whole.schema),
                 facts={**result.found.facts, "computed": True},
                 verdict=Verdict("unverified"),
             )
@@ -293,6 +297,11 @@ def _result(row: Mapping[str, Any], schema: pyarrow.Schema) -> Result:
     return Result(
         row["outcome"], row["reason"], Evaluation(metrics, facts, infeasible), row[_BASIS]
     )
+
+
+def _specs(schema: pyarrow.Schema) -> dict[str, MetricSpec]:
+    told = (field.metadata[b"spec"] for field in schema if b"spec" in (field.metadata or {}))
+    return {spec.name: spec for spec in (MetricSpec(**json.loads(text)) for text in told)}
 
 
 def _axis(pa: Any, values: list[Any]) -> Any:

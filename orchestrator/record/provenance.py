@@ -19,8 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import psutil
-
+from orchestrator.host import cgroup, cpu, memory
 from orchestrator.record.redact import Redactor
 
 GIT_TIMEOUT_S = 5.0
@@ -53,8 +52,8 @@ def provenance(
     """
     redactor = Redactor.of_environment()
     facts = copy.deepcopy(_unchanging())
-    facts["memory_available_bytes"] = int(psutil.virtual_memory().available)
-    facts["cgroup"] = cgroup_limits()
+    facts["memory_available_bytes"] = memory.available_bytes()
+    facts["cgroup"] = _cgroup_limits()
     facts["command"] = redactor.command(list(sys.argv if command is None else command))
     facts["user"] = user_name()
     facts["directory"] = redactor.text(str(Path.cwd()))
@@ -70,21 +69,20 @@ def provenance(
 def node_provenance() -> dict[str, Any]:
     """The part that belongs to the node an attempt runs on; command and git are the driver's."""
     facts = copy.deepcopy(_unchanging())
-    facts["memory_available_bytes"] = int(psutil.virtual_memory().available)
-    facts["cgroup"] = cgroup_limits()
+    facts["memory_available_bytes"] = memory.available_bytes()
+    facts["cgroup"] = _cgroup_limits()
     facts["environment"] = _relevant_environment(Redactor.of_environment())
     return facts
 
 
 @cache
 def _unchanging() -> dict[str, Any]:
-    memory = psutil.virtual_memory()
     return {
         "host": socket.gethostname(),
         "os": os_name(),
         "kernel": platform.release(),
         "cpu": cpu_facts(),
-        "memory_bytes": int(memory.total),
+        "memory_bytes": memory.physical_bytes(),
         "python": {
             "version": platform.python_version(),
             "implementation": platform.python_implementation(),
@@ -121,101 +119,26 @@ def os_name() -> str:
         return f"{platform.system()} {platform.release()}"
 
 
+_FEATURES = frozenset(
+    ["avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8", "bf16", "sve"]
+)
+
+
 def cpu_facts() -> dict[str, Any]:
     """Model, architecture, cores of the machine and cores this process may use."""
-    model: str | None = None
-    flags: set[str] = set()
-    try:
-        with open("/proc/cpuinfo", errors="replace") as file:
-            for line in file:
-                key, _, value = line.partition(":")
-                key = key.strip().lower()
-                if key in ("model name", "hardware") and model is None:
-                    model = value.strip()
-                elif key in ("flags", "features") and not flags:
-                    flags = set(value.split())
-    except OSError:
-        pass
-    wanted = {
-        "avx2",
-        "avx512f",
-        "avx512_bf16",
-        "avx512_vnni",
-        "amx_bf16",
-        "amx_int8",
-        "bf16",
-        "sve",
-    }
     return {
-        "model": model or platform.processor() or None,
+        "model": cpu.model(),
         "architecture": platform.machine(),
-        "cores_logical": psutil.cpu_count(logical=True),
-        "cores_physical": psutil.cpu_count(logical=False),
-        "cores_usable": len(os.sched_getaffinity(0)),
-        "features": sorted(flags & wanted),
+        "cores_logical": os.cpu_count(),
+        "cores_physical": cpu.physical_cores(),
+        "cores_usable": len(cpu.usable_cores()),
+        "features": sorted(cpu.flags() & _FEATURES),
     }
 
 
-def cgroup_limits() -> dict[str, Any]:
-    """CPU and memory limits of this process's cgroup (v2, else v1); None means no limit.
-
-    Returns
-    -------
-    dict
-        ``cpus`` (cores' worth of CPU time a second) and ``memory_bytes``.
-    """
-    return {"cpus": _cpu_limit(), "memory_bytes": _memory_limit()}
-
-
-def _cgroup_directories(controller: str) -> list[Path]:
-    """From this process's own group up to the root: the tightest limit of them all counts."""
-    base, inner = Path("/sys/fs/cgroup"), ""
-    try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        lines = []
-    for line in lines:
-        number, controllers, path = ([*line.split(":", 2), "", "", ""])[:3]
-        if controller in controllers.split(","):
-            base, inner = base / controller, path
-            break
-        if number == "0":
-            inner = path
-    group = base / inner.strip("/")
-    return [p for p in (group, *group.parents) if p == base or base in p.parents]
-
-
-def _read(path: Path) -> str | None:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return None
-
-
-def _cpu_limit() -> float | None:
-    limits = []
-    for directory in _cgroup_directories("cpu"):
-        words = (_read(directory / "cpu.max") or "").split()
-        if len(words) == 2 and words[0] != "max":
-            limits.append(int(words[0]) / int(words[1]))
-        quota, period = (
-            _read(directory / "cpu.cfs_quota_us"),
-            _read(directory / "cpu.cfs_period_us"),
-        )
-        if quota and period and int(quota) > 0:
-            limits.append(int(quota) / int(period))
-    return min(limits, default=None)
-
-
-def _memory_limit() -> int | None:
-    limits = []
-    for directory in _cgroup_directories("memory"):
-        for name in ("memory.max", "memory.limit_in_bytes"):
-            text = _read(directory / name)
-            # cgroup v1 writes a number near 2**63 for "no limit".
-            if text and text.isdigit() and int(text) < 1 << 60:
-                limits.append(int(text))
-    return min(limits, default=None)
+def _cgroup_limits() -> dict[str, Any]:
+    """Cores' worth of CPU time, and memory; None means no limit."""
+    return {"cpus": cgroup.cpu_limit(), "memory_bytes": cgroup.memory_limit_bytes()}
 
 
 @cache

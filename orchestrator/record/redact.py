@@ -15,33 +15,14 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
 
+from orchestrator.host.secrets import ANYWHERE, LAST_WORDS, is_secret, secret_values
+
 REDACTED = "[redacted]"
-
-# A value shorter than this is not replaced wherever it appears: `CI_KEY=1` would eat every "1".
-MIN_LITERAL_LENGTH = 6
-
-_SECRET_VARIABLE = re.compile(
-    r"(?:^|_)(?:TOKEN|KEY|PAT)$|PASSWORD|PASSWD|PASSPHRASE|SECRET|CREDENTIAL|^AWS_", re.IGNORECASE
-)
-# Named like a secret, public by nature; replacing their values would garble ordinary text.
-_PUBLIC_VARIABLE = re.compile(r"^AWS_(?:DEFAULT_)?(?:REGION|OUTPUT|PAGER|PROFILE)$", re.IGNORECASE)
-
-_SECRET_FIELD = re.compile(
-    r"(?:^|[_.\-])(?:token|api[_\-]?key|access[_\-]?key|private[_\-]?key|secret[_\-]?key|key)$"
-    r"|password|passwd|passphrase|secret|credential|^authorization$|^aws_",
-    re.IGNORECASE,
-)
-# A tokenizer's special tokens are configuration, not secrets (`eos_token: "</s>"`).
-_SPECIAL_TOKEN = re.compile(
-    r"(?:^|[_.\-])(?:bos|eos|pad|unk|cls|sep|mask|image|audio|video|boi|eoi|boa|eoa|start|end|"
-    r"stop|prefix|suffix|middle|special|next|first|last|per)_token$",
-    re.IGNORECASE,
-)
 
 # Bounded, so that a megabyte without a blank is not scanned again from each of its characters.
 _NAME = (
-    r"[A-Za-z0-9_.\-]{0,80}(?:[_\-](?:TOKEN|KEY)|PASSWORD|PASSWD|PASSPHRASE|SECRET|CREDENTIALS?)"
-    r"|AWS_[A-Z_]{1,40}|(?:[a-z_]{1,40}\.){0,6}(?:token|api[_\-]?key)"
+    rf"[A-Za-z0-9_.\-]{{0,80}}(?:[_\-](?:{LAST_WORDS})|(?:{ANYWHERE})[A-Za-z0-9_]{{0,20}})"
+    r"|AWS_[A-Z_]{1,40}|(?:[a-z_]{1,40}\.){0,6}token"
 )
 # After a bare "token:" in prose, only something as long as a secret is one.
 _BARE_TOKEN_LENGTH = 16
@@ -86,22 +67,13 @@ _SHAPES: tuple[tuple[re.Pattern[str], str], ...] = (
 
 # Every shape above holds one of these: most strings are let through after one look.
 _SUSPECT = re.compile(
-    r"token|key|passw|passphrase|secret|credential|authoriz|bearer|aws_|://|-----|hf_|api_org_"
+    r"token|key|pass|secret|credential|auth|bearer|aws_|://|-----|hf_|api_org_|[_\-](?:pat|pwd)|dsn"
+    r"|jwt|cookie|webhook|connection"
     r"|gh[pousr]_|github_pat_|glpat-|sk-|nvapi-|xox[abprs]-|AKIA|ASIA|AIza|dapi|eyJ",
     re.IGNORECASE,
 )
 _SHORT = 200
 _CACHED_STRINGS = 8192
-
-
-def secret_variables(environment: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Names and values of the variables whose names say that they are secret."""
-    environment = os.environ if environment is None else environment
-    return {
-        name: value
-        for name, value in environment.items()
-        if value and _SECRET_VARIABLE.search(name) and not _PUBLIC_VARIABLE.match(name)
-    }
 
 
 class Redactor:
@@ -115,9 +87,8 @@ class Redactor:
 
     def __init__(self, literals: Iterable[str] = ()) -> None:
         forms: set[str] = set()
-        for value in literals:
-            if len(value) >= MIN_LITERAL_LENGTH:
-                forms |= {value, quote(value, safe=""), quote(value), json.dumps(value)[1:-1]}
+        for value in filter(None, literals):
+            forms |= {value, quote(value, safe=""), quote(value), json.dumps(value)[1:-1]}
         # Longest first: a secret that contains another must go as a whole.
         ordered = sorted(forms, key=len, reverse=True)
         self._literals = re.compile("|".join(map(re.escape, ordered))) if ordered else None
@@ -127,7 +98,7 @@ class Redactor:
     @classmethod
     def of_environment(cls, environment: Mapping[str, str] | None = None) -> Redactor:
         """A redactor that knows the secrets in ``environment`` (default: this process's)."""
-        return cls(secret_variables(environment).values())
+        return cls(secret_values(os.environ if environment is None else environment))
 
     def text(self, text: str) -> str:
         """``text`` without secrets."""
@@ -149,7 +120,7 @@ class Redactor:
         if isinstance(value, Mapping):
             return {
                 key: REDACTED
-                if isinstance(item, str) and item and _is_secret_field(str(key))
+                if isinstance(item, str) and item and is_secret(str(key))
                 else self.value(item)
                 for key, item in value.items()
             }
@@ -162,7 +133,7 @@ class Redactor:
         out: list[str] = []
         for word in words:
             option = out[-1].lstrip("-") if out and out[-1].startswith("--") else ""
-            if option and "=" not in option and _is_secret_field(option.replace("-", "_")):
+            if option and "=" not in option and is_secret(option):
                 out.append(REDACTED)
             else:
                 out.append(self.text(word))
@@ -179,14 +150,10 @@ class Redactor:
         return self.text(text).encode()
 
 
-def _is_secret_field(key: str) -> bool:
-    return bool(_SECRET_FIELD.search(key)) and not _SPECIAL_TOKEN.search(key)
-
-
 def _replace_assignment(match: re.Match[str]) -> str:
     name, glue, value = match["name"], match["glue"], match["value"]
     bare = name.lstrip("-")
-    if _SPECIAL_TOKEN.search(bare) or REDACTED in value:
+    if not is_secret(bare) or REDACTED in value:
         return match[0]
     # "the API token is …": a blank is only an assignment after an option.
     if not glue.strip() and not name.startswith("--"):

@@ -9,8 +9,8 @@ from typing import Any
 
 from orchestrator.attempt import AttemptReport, Resources
 from orchestrator.errors import UsageError
-from orchestrator.model.predictions import with_predictions
 from orchestrator.plan import Plan, Settings, Trial
+from orchestrator.plan.predictions import with_predictions
 from orchestrator.record import AttemptSummary, Store, SweepRun
 from orchestrator.telemetry.series import PARQUET_ARTIFACT
 

@@ -45,12 +45,7 @@ class Selection:
     @property
     def fingerprints(self) -> set[str]:
         """Hardware these attempts ran on."""
-        found = {
-            report.facts.get("hardware_fingerprint")
-            for reports in self.attempts.values()
-            for report in reports
-        }
-        return {str(fingerprint) for fingerprint in found if fingerprint}
+        return fingerprints_of(self.attempts)
 
     @property
     def metric_names(self) -> set[str]:
@@ -61,6 +56,13 @@ class Selection:
             for report in reports
             for name in (*report.metrics, *report.telemetry)
         }
+
+
+def fingerprints_of(attempts: Mapping[str, Sequence[AttemptReport]]) -> set[str]:
+    """Hardware that attempts ran on."""
+    reports = (report for found in attempts.values() for report in found)
+    found = (report.facts.get("hardware_fingerprint") for report in reports)
+    return {str(fingerprint) for fingerprint in found if fingerprint}
 
 
 def attempt_ids(selection: Selection) -> set[str]:
@@ -159,41 +161,3 @@ def _of_hardware(store: Store, fingerprint: str) -> list[AttemptSummary]:
 def _known(store: Store) -> str:
     names = sorted({run.sweep for run in store.sweep_runs()})
     return f"Known sweeps: {', '.join(names)}" if names else "Nothing is recorded yet"
-
-
-def noise_of(store: Store, fingerprints: set[str]) -> float | None:
-    """A/A noise remembered for this hardware: the largest of the trials of ``+sweep=aa``.
-
-    Returns
-    -------
-    float or None
-        Relative standard deviation between attempts of ``tpot_s`` (or ``ttft_s``); None where no
-        A/A sweep with three attempts of a trial was recorded on exactly this hardware.
-    """
-    from orchestrator.report.analyse.compare import samples_of
-    from orchestrator.statistics.summary import noise_between
-
-    found: list[float] = []
-    by_trial: Mapping[str, list[AttemptSummary]] = _grouped(
-        s
-        for s in store.sweep_attempts("aa")
-        if s.outcome == "ok" and s.hardware_fingerprint in fingerprints
-    )
-    for summaries in by_trial.values():
-        if len(summaries) < 3:
-            continue
-        loaded = store.load_all([summary.run_id for summary in summaries])
-        reports = list(loaded.values())
-        for metric in ("tpot_s", "ttft_s"):
-            series = samples_of(reports, metric)
-            noise = noise_between(series) if len(series) >= 3 else None
-            if noise is not None:
-                found.append(noise)
-    return max(found, default=None)
-
-
-def _grouped(summaries: Iterable[AttemptSummary]) -> dict[str, list[AttemptSummary]]:
-    grouped: dict[str, list[AttemptSummary]] = {}
-    for summary in summaries:
-        grouped.setdefault(summary.config_hash, []).append(summary)
-    return grouped

@@ -26,7 +26,7 @@ from orchestrator.model.known_ceilings import (
     tried_lately,
 )
 from orchestrator.model.measured_device import Measured
-from orchestrator.model.predictions import ceilings_key, needed_ceilings
+from orchestrator.plan.predictions import ceilings_key, needed_ceilings
 
 if TYPE_CHECKING:
     from orchestrator.plan import Plan, Settings

@@ -61,7 +61,7 @@ class Ratio:
     p_value : float or None
         Two-sided, of "the ratio is 1".
     p_above, p_below : float or None
-        One-sided, of "the ratio is at most 1 + tolerance" and "at least 1 - tolerance": small
+        One-sided, of "the ratio is at most 1 + tolerance" and "at least 1 / (1 + tolerance)": small
         where the ratio lies above, below the band.
     reason, note : str or None
         Why something is None; what to keep in mind where nothing is.
@@ -200,17 +200,18 @@ def ratio_ci(
     confidence : float
         Of the central interval.
     tolerance : float
-        Half-width of the band around 1 that ``p_above`` and ``p_below`` are tested against.
+        The band that ``p_above`` and ``p_below`` are tested against: this much above 1, and the
+        inverse of that below.
     between : float, optional
         Relative standard deviation between attempts known from elsewhere (an A/A record of this
         hardware); used only where both trials have a single attempt.
     in_rounds : bool
         The n-th attempts of both were made in one round; both have as many, two or more.
     """
-    for name, attempts in (("new", new), ("base", base)):
+    for attempts in (new, base):
         reason = why_not(attempts)
         if reason is not None:
-            return Ratio(None, reason=f"{name}: {reason}")
+            return Ratio(None, reason=reason)
     rng = np.random.default_rng(seed)
     trials = [_trial(side, resamples, rng) for side in (new, base)]
     if any(trial.centre <= 0.0 for trial in trials):
@@ -238,7 +239,7 @@ def ratio_ci(
         float(high),
         min(1.0, 2.0 * min(at_most_one, at_least_one)),
         _p_value(draws <= 1.0 + tolerance),
-        _p_value(draws >= 1.0 - tolerance),
+        _p_value(draws >= 1.0 / (1.0 + tolerance)),
         note=ROUNDS_NOTE if in_rounds else _note(trials, between),
     )
 

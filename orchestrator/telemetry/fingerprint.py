@@ -8,10 +8,10 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from orchestrator.attempt import Slot
+from orchestrator.host import cpu
 from orchestrator.telemetry.device import Device
 from orchestrator.telemetry.nvml import SCENARIO_VARIABLE
 
@@ -30,7 +30,7 @@ def hardware_of(slot: Slot, devices: Sequence[Device]) -> dict[str, Any]:
     owned = [device for device in devices if device.uuid in slot.gpus]
     unknown = len(slot.gpus) - len(owned)
     facts: dict[str, Any] = {
-        "cpu": _cpu_model(),
+        "cpu": cpu.model() or "unknown",
         "cores": len(slot.cpus) or os.cpu_count() or 1,
         "gpus": [asdict(device) for device in owned],
         # Also where the simulated driver refused to answer at all.
@@ -84,12 +84,3 @@ def hardware_fingerprint(facts: Mapping[str, Any]) -> str:
 def _slug(name: object) -> str:
     plain = re.sub(r"\((r|tm)\)|nvidia|geforce|processor|cpu|@.*$", " ", str(name).lower())
     return "-".join(re.findall(r"[a-z0-9.]+", plain))[:40] or "unknown"
-
-
-def _cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    try:
-        text = cpuinfo.read_text()
-    except OSError:
-        return "unknown"
-    found = re.search(r"^(?:model name|Model|CPU part)\s*:\s*(.+)$", text, re.MULTILINE)
-    return found[1].strip() if found else "unknown"

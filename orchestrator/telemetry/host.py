@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from orchestrator.host.cgroup import ROOT
+from orchestrator.host.memory import PAGE_BYTES
 from orchestrator.telemetry.cgroup import find_cgroup
 from orchestrator.telemetry.procfs import KernelFile, numbers
 from orchestrator.telemetry.series import SeriesSet
@@ -33,7 +35,6 @@ PSS_BUDGET = 0.001  # share of time that the page-table walk may take
 PSS_PAGE_S = 0.2e-6  # a page's share of the walk until measured: 55 ms for 1 GiB of 4 KiB pages
 
 _TICK_S = 1.0 / os.sysconf("SC_CLK_TCK")
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _PSI = ("cpu", "memory", "io")
 
 
@@ -46,8 +47,8 @@ class HostSampler:
         The attempt's cores: load of others and steal are looked for there; all cores when empty.
     period_s : float
         Of the fast tier; doubled (up to 1 s) while a round costs more than ``BUDGET`` of a core.
-    proc, sys : Path
-        Roots of procfs and sysfs; another tree in tests.
+    root : Path
+        Where ``proc`` and ``sys`` are; another tree in tests.
     now_ns, cost_ns : callable
         CLOCK_MONOTONIC and this thread's CPU time; fakes in tests.
     """
@@ -57,8 +58,7 @@ class HostSampler:
         cpus: Sequence[int] = (),
         *,
         period_s: float = 0.1,
-        proc: Path = Path("/proc"),
-        sys: Path = Path("/sys"),
+        root: Path = ROOT,
         now_ns: Callable[[], int] = time.perf_counter_ns,
         cost_ns: Callable[[], int] = time.thread_time_ns,
     ) -> None:
@@ -67,6 +67,7 @@ class HostSampler:
         self.absent: dict[str, str] = {}
         self.ticks = 0
         self.spent_s = 0.0
+        proc, sys = root / "proc", root / "sys"
         self._proc, self._now_ns, self._cost_ns = proc, now_ns, cost_ns
         self._wanted = {f"cpu{n}".encode() for n in cpus} or {b"cpu"}
         self._mean_cost_s = 0.0
@@ -78,7 +79,7 @@ class HostSampler:
         self._pss_page_s = PSS_PAGE_S
         self._host = {"stat": KernelFile(proc / "stat")}
         self._host |= {f"psi_{k}": KernelFile(proc / "pressure" / k) for k in _PSI}
-        group = find_cgroup(proc, sys)
+        group = find_cgroup(root)
         self._throttled_key, self._throttled_unit_s = group.throttled_key, group.throttled_unit_s
         self._host |= {f"cgroup_{name}": KernelFile(path) for name, path in group.files.items()}
         self.absent |= group.absent
@@ -140,7 +141,7 @@ class HostSampler:
         add = self.series.add
         cpu_s = (int(parts[11]) + int(parts[12]) + int(parts[13]) + int(parts[14])) * _TICK_S
         add("process", "cpu_s", "s", now, cpu_s, counter=True)
-        add("process", "rss_bytes", "bytes", now, int(parts[21]) * _PAGE_BYTES)
+        add("process", "rss_bytes", "bytes", now, int(parts[21]) * PAGE_BYTES)
         add("process", "minor_faults", "1", now, int(parts[7]), counter=True)
         add("process", "major_faults", "1", now, int(parts[9]), counter=True)
 
@@ -187,7 +188,7 @@ class HostSampler:
         resident = self.series.get("process", "rss_bytes")
         if resident is None:
             return
-        pages = max(1.0, resident.values[-1] / _PAGE_BYTES)
+        pages = max(1.0, resident.values[-1] / PAGE_BYTES)
         expected_s = pages * self._pss_page_s
         affordable_ns = self._pss_read_ns + round(expected_s / PSS_BUDGET * 1e9)
         if now < affordable_ns:

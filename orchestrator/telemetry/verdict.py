@@ -6,12 +6,14 @@ Pure. The rules and their limits come from ``conf/verdict/``; what each one look
                     foreign_process sm_clock device_lost memory_before
               host  swap cgroup_throttling steal
     flagged   GPU   power_cap display      host  other_load
-              samples  sample_count ci_reached bimodal
+              samples  bimodal
 
     invalid     a rule of state ``invalid`` is broken
     unverified  no telemetry, or a rule of state ``invalid`` could not be checked
     flagged     a rule of state ``flagged`` is broken
     valid       everything was checked and nothing was found
+
+How precise a median is (few samples, a wide interval) is no disturbance and none of its business.
 
 Rules about clocks say nothing of an attempt that timed nothing (a quality pass, say), nor does the
 SM clock of a GPU that was never busy.
@@ -209,18 +211,6 @@ def _memory_before(report: AttemptReport) -> Seen:
     return float(max(before.values()))
 
 
-def _repetitions(report: AttemptReport) -> Seen:
-    # A series with a stop reason has one value a repetition; others (a value a token) follow it.
-    counts = [len(m.values) for m in _samples(report) if m.stop_reason is not None]
-    return float(min(counts)) if counts else None
-
-
-def _stopped(report: AttemptReport) -> Seen:
-    reasons = [m.stop_reason for m in _samples(report) if m.stop_reason is not None]
-    others = [r for r in reasons if r != "ci"]
-    return (others[0] if others else "ci") if reasons else None
-
-
 def _bimodal(report: AttemptReport) -> Seen:
     watched = [
         m
@@ -317,14 +307,6 @@ CHECKS: dict[str, Check] = {
         _aggregate("other_cpu_ratio", whole_attempt=True),
         _over,
         "others used a share of {value} of the attempt's cores (limit {limit})",
-    ),
-    "sample_count": Check(
-        _repetitions, _under, "{value} repetitions are too few (at least {limit})"
-    ),
-    "ci_reached": Check(
-        _stopped,
-        lambda value, limit: bool(value != limit),
-        "sampling stopped by {value}, not by {limit}: the confidence interval is not narrow enough",
     ),
     "bimodal": Check(
         _bimodal, _over, "the samples of {value} metrics have two modes (limit {limit})"

@@ -24,6 +24,7 @@ from orchestrator.measure import (
     ConfigError,
     Identity,
     Infeasible,
+    MetricSpec,
     Recorder,
     Task,
     repeat,
@@ -242,6 +243,10 @@ TASK = Task(
     run=run,
     check=check,
     preload=("torch",),
+    metrics=(
+        MetricSpec("memory_before_backward_bytes", "bytes", "lower", title="before backward"),
+        MetricSpec("forward_flop_per_s", "flop/s", "higher", title="forward FLOPs"),
+    ),
     headline=(
         "attention_s",
         "forward_s",

@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.engines import transformers as loading
 from orchestrator.errors import ConfigError
-from orchestrator.measure import Identity, Infeasible, Recorder, Task
+from orchestrator.host.memory import physical_bytes
+from orchestrator.measure import Identity, Infeasible, MetricSpec, Recorder, Task
 from orchestrator.model.measured_device import OPERATIONS, STEADY_SPREAD, Measured
 from orchestrator.tasks.ceilings import layers as ceiling_layers
 from orchestrator.tasks.ceilings.layers import ReferenceLayers
@@ -214,9 +215,7 @@ def _memory_bytes(device: torch.device) -> int:
         import torch
 
         return int(torch.cuda.get_device_properties(device).total_memory)
-    import os
-
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return physical_bytes()
 
 
 TASK = Task(
@@ -225,6 +224,13 @@ TASK = Task(
     run=run,
     check=check,
     preload=loading.PRELOAD,
+    metrics=(
+        *(
+            MetricSpec(f"gemm_flop_per_s.{name}", "flop/s", "higher", title=f"matmul {name}")
+            for name in (*DTYPES, "int8")
+        ),
+        MetricSpec("spread", "1", "lower", meaning="how much slower the median was than the best"),
+    ),
     headline=(
         "gemm_flop_per_s.float32",
         "gemm_flop_per_s.bfloat16",

@@ -8,14 +8,13 @@ writing results into memory that is not reused costs more than computing some of
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.measure import Clock
+from orchestrator.measure import Clock, timed
 
 if TYPE_CHECKING:
     import torch
@@ -135,24 +134,18 @@ class Timer:
     def _chain(
         self, ahead: Callable[[int], Any], back: Callable[[int, Any], Any], count: int
     ) -> tuple[float, float]:
-        self._clock.sync()
-        begin = time.perf_counter()
-        results = [ahead(index) for index in range(count)]
-        self._clock.sync()
-        middle = time.perf_counter()
-        gradients = [back(index, results.pop()) for index in reversed(range(count))]
-        self._clock.sync()
-        end = time.perf_counter()
+        with timed(self._clock) as forth:
+            results = [ahead(index) for index in range(count)]
+        with timed(self._clock) as again:
+            gradients = [back(index, results.pop()) for index in reversed(range(count))]
         del gradients
-        return (middle - begin) / count, (end - middle) / count
+        return forth.seconds / count, again.seconds / count
 
     def _block(self, call: Callable[[], Any], count: int) -> float:
-        self._clock.sync()
-        begin = time.perf_counter()
-        for _ in range(count):
-            call()
-        self._clock.sync()
-        return (time.perf_counter() - begin) / count
+        with timed(self._clock) as block:
+            for _ in range(count):
+                call()
+        return block.seconds / count
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,15 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.engines import transformers as loading
 from orchestrator.engines.transformers import tokens
 from orchestrator.engines.transformers.generation import GreedyGenerator, SequenceTiming
-from orchestrator.measure import ConfigError, Identity, InputError, Mismatch, Recorder, Task
+from orchestrator.measure import (
+    ConfigError,
+    Identity,
+    InputError,
+    MetricSpec,
+    Mismatch,
+    Recorder,
+    Task,
+)
 from orchestrator.measure.figures import Bars, Breakdown, Ranking
 from orchestrator.tasks.profile.attribution import Operator, Profile, attribute
 from orchestrator.tasks.profile.bounds import Ceiling, measure_ceiling
@@ -343,6 +351,15 @@ TASK = Task(
     run=run,
     check=check,
     preload=loading.PRELOAD,
+    metrics=(
+        MetricSpec("operator_calls", "1", exact=True),
+        MetricSpec(
+            "profiler_overhead",
+            "1",
+            "lower",
+            meaning="decode under the profiler over decode without",
+        ),
+    ),
     headline=(
         "busy_fraction",
         "top_operator_share",

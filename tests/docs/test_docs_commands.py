@@ -6,7 +6,7 @@ A fenced ``bash`` or ``console`` block is taken line by line (``console``: those
     show, compare, gate  executed on one small store that is measured first
     ui, cancel, sync     parsed by the command line
     make TARGET          the Makefile has it
-    anything else        only under a marker <!-- not run: reason -->
+    anything else        only under a marker: <!-- run by: TEST FILE -->, <!-- not run: reason -->
 
 A block after ``<!-- file: NAME -->`` is written to the reader's directory first, so that commands
 find it. Hashes and paths of the documents stand for those of the store here.
@@ -26,6 +26,9 @@ from pathlib import Path
 
 import pytest
 
+from testing.commands import orchestrator
+from testing.near import near
+
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # Executed by a test of its own, from outside the repository.
@@ -34,7 +37,7 @@ STORED = ("show", "compare", "gate", "report", "status", "doctor")
 PARSED = ("ui", "cancel", "sync", "reproduce", "completion")
 ORCHESTRATOR = re.compile(r"(?:\S*python3? -m orchestrator|orchestrator)\b")
 FENCE = re.compile(
-    r"(?:<!-- (?P<mark>not run|file): (?P<what>[^>]+) -->\n+)?"
+    r"(?:<!-- (?P<mark>not run|run by|file): (?P<what>[^>]+) -->\n+)?"
     r"^```(?P<kind>[a-z]+)\n(?P<text>.*?)^```$",
     re.DOTALL | re.MULTILINE,
 )
@@ -57,7 +60,7 @@ def commands(documents: Sequence[Path]) -> list[Command]:
     found = []
     for document in documents:
         for block in blocks(document):
-            if block["kind"] not in ("bash", "console") or block["mark"] == "not run":
+            if block["kind"] not in ("bash", "console") or block["mark"] in ("not run", "run by"):
                 continue
             text = block["text"].replace("\\\n", " ")
             for line in text.splitlines():
@@ -68,28 +71,6 @@ def commands(documents: Sequence[Path]) -> list[Command]:
                 if shlex.split(line, comments=True):
                     found.append(Command(document.name, line.strip()))
     return list(dict.fromkeys(found))
-
-
-def environment(place: Path) -> dict[str, str]:
-    """Locks of its own: documentation need not wait for another sweep's cores."""
-    return {**os.environ, "COLUMNS": "100", "ORCHESTRATOR_LOCAL_DIR": str(place / "local")}
-
-
-def orchestrator(directory: Path, *words: str, path: str = "") -> subprocess.CompletedProcess[str]:
-    """``python -m orchestrator`` as a reader runs it."""
-    inherited = os.environ.get("PYTHONPATH")
-    return subprocess.run(
-        [sys.executable, "-m", "orchestrator", *words],
-        cwd=directory,
-        env={
-            **environment(directory),
-            "PYTHONPATH": os.pathsep.join(p for p in (path, str(ROOT), inherited) if p),
-        },
-        capture_output=True,
-        text=True,
-        timeout=120,
-        stdin=subprocess.DEVNULL,
-    )
 
 
 @pytest.fixture(scope="session")
@@ -103,10 +84,11 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_text(block["text"], encoding="utf-8")
     model(place)
-    for more in ((), ("force=true",)):
-        words = ("task=noop", "task.value=1,2,3", "device=cpu", "verdict=off")
-        done = orchestrator(place, *words, *more)
-        assert done.returncode == 0, done.stderr
+    with near():
+        for more in ((), ("force=true",)):
+            words = ("task=noop", "task.value=1,2,3", "device=cpu", "verdict=off")
+            done = orchestrator(place, *words, *more)
+            assert done.code == 0, done.err
     return place
 
 
@@ -198,6 +180,14 @@ def test_every_exemption_has_a_reason() -> None:
                 assert len(block["what"].split()) >= 2, f"{document.name}: {block['text']}"
 
 
+def test_what_another_test_runs_is_read_by_it() -> None:
+    for document in DOCUMENTS:
+        for block in blocks(document):
+            if block["mark"] == "run by":
+                text = (ROOT / block["what"].strip()).read_text(encoding="utf-8")
+                assert f'"{document.name}"' in text, f"{document.name}: {block['text']}"
+
+
 def test_links_lead_somewhere() -> None:
     for document in DOCUMENTS:
         for link in re.findall(r"\]\(([^)\s]+)\)", document.read_text(encoding="utf-8")):
@@ -240,7 +230,14 @@ def test_third_party_task(tmp_path: Path) -> None:
     words = shlex.split(command.line)[3:]
     # Seconds instead of a minute on a busy machine: fewer repetitions, no cool-down.
     quick = ("protocol.max_time_s=0.1", "verdict=off", "--json")
-    done = orchestrator(tmp_path, *words, *quick, path=str(tmp_path))
+    done = subprocess.run(
+        [sys.executable, "-m", "orchestrator", *words, *quick],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(tmp_path), str(ROOT)))},
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["outcomes"] == {"ok": 4}
 

@@ -13,13 +13,12 @@ CHAOS = Path(__file__).resolve().parents[2] / "benchmarks" / "chaos.py"
 TRIALS = 30
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_sweep_survives_an_adversary() -> None:
     done = subprocess.run(
-        [sys.executable, str(CHAOS), "--seed", "7", "--trials", str(TRIALS), "--limit", "240"],
+        [sys.executable, str(CHAOS), "--seed", "7", "--trials", str(TRIALS), "--limit", "280"],
         capture_output=True,
         text=True,
-        timeout=290,
     )
     assert done.returncode == 0, done.stderr[-4000:]
     said = {line["name"]: line["value"] for line in map(json.loads, done.stdout.splitlines())}

@@ -5,38 +5,29 @@ from __future__ import annotations
 import json
 import signal
 import sqlite3
-import subprocess
-import sys
-import time
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from benchmarks._world import World
+from testing import faults
+from testing.world import DriverProcess, World
 
-pytestmark = pytest.mark.slow
-
-TRIALS = 40
+TRIALS = 24
 WORDS = (
     "task=noop", f"task.value=range({TRIALS})", "task.sleep_s=0.1", "device=cpu",
     "resources.cpus=1", "telemetry.enabled=false", "preflight=off", "--json",
 )  # fmt: skip
 
 
-def driver(world: World) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "orchestrator", *WORDS],
-        env=world.environment,
-        cwd=world.directory,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+@pytest.fixture
+def two(world: World) -> list[DriverProcess]:
+    """Two drivers, started at once."""
+    made = [DriverProcess(world, WORDS, name) for name in ("first", "second")]
+    for driver in made:
+        driver.start()
+    return made
 
 
 def runs(directory: Path) -> tuple[Counter[str], Counter[str]]:
@@ -49,44 +40,42 @@ def runs(directory: Path) -> tuple[Counter[str], Counter[str]]:
     return Counter(status for status, _ in found), Counter(h for s, h in found if s == "FINISHED")
 
 
-def test_started_together_they_share_the_sweep(world: World) -> None:
-    two = [driver(world) for _ in range(2)]
-    answers = []
-    for process in two:
-        out, err = process.communicate(timeout=200)
-        assert process.returncode == 0, err
-        answers.append(json.loads(out))
-    own = [answer["outcomes"].get("ok", 0) for answer in answers]
-    assert sum(own) == TRIALS
-    assert [answer["cached"] for answer in answers] == [TRIALS - count for count in own]
+def answer(driver: DriverProcess) -> dict[str, int]:
+    """What a driver that came to its end made itself, and what it found made."""
+    assert driver.wait() == 0, driver.tail()
+    said = json.loads(driver.output.read_text())
+    return {"own": said["outcomes"].get("ok", 0), "cached": said["cached"]}
+
+
+@pytest.mark.long
+def test_started_together_they_share_the_sweep(world: World, two: list[DriverProcess]) -> None:
+    answers = [answer(driver) for driver in two]
+    assert sum(said["own"] for said in answers) == TRIALS
+    assert [said["cached"] for said in answers] == [TRIALS - said["own"] for said in answers]
     statuses, finished = runs(world.directory)
     assert statuses == {"FINISHED": TRIALS}
     assert len(finished) == TRIALS
 
 
-def test_one_is_killed_and_the_other_measures_what_is_left(world: World, faults: Any) -> None:
-    first, second = driver(world), driver(world)
+def test_one_is_killed_and_the_other_measures_what_is_left(
+    world: World, two: list[DriverProcess]
+) -> None:
+    first, second = two
     database = world.directory / "mlruns" / "mlflow.db"
 
     def is_under_way() -> bool:
         if not database.exists():
             return False
         try:
-            return sum(runs(world.directory)[1].values()) >= 8
+            return sum(runs(world.directory)[1].values()) >= 4
         except sqlite3.OperationalError:  # its tables are being made
             return False
 
-    deadline = time.monotonic() + 120
-    while not is_under_way():
-        assert second.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    first.send_signal(signal.SIGKILL)
-    first.communicate()
-    out, err = second.communicate(timeout=200)
-    assert second.returncode == 0, err
-    answer = json.loads(out)
-    assert answer["cached"] + answer["outcomes"]["ok"] == TRIALS
+    faults.until(is_under_way, second)
+    first.send(signal.SIGKILL)
+    first.wait()
+    said = answer(second)
+    assert said["cached"] + said["own"] == TRIALS
     statuses, finished = runs(world.directory)
     assert (len(finished), set(finished.values())) == (TRIALS, {1})
     # What the dead driver was at is accounted for: lost, not running for ever.

@@ -15,6 +15,7 @@ import pytest
 from orchestrator.attempt import AttemptReport, AttemptSpec, Slot
 from orchestrator.isolate import Isolation
 from orchestrator.isolate.directory import PREFIX
+from testing.waiting import until
 
 CORE = min(os.sched_getaffinity(0))
 SLOT = Slot(node_id="node", host="host", cpus=(CORE,))
@@ -22,7 +23,7 @@ SLOT = Slot(node_id="node", host="host", cpus=(CORE,))
 PROBE = """
 import gc, os, random, sys, tempfile
 from dataclasses import dataclass
-from orchestrator.measure import Task
+from orchestrator.measure import MetricSpec, Task
 
 @dataclass
 class ProbeConfig:
@@ -32,17 +33,23 @@ class ProbeConfig:
 def run(identity, recorder):
     exec(identity["task"]["source"], {"recorder": recorder, "identity": identity, **globals()})
 
-TASK = Task(name="isolate_probe", config=ProbeConfig, run=run)
+METRICS = (MetricSpec("loudness", "dB", "higher", title="how loud"),)
+TASK = Task(name="isolate_probe", config=ProbeConfig, run=run, metrics=METRICS)
 """
 
 
 def make_spec(
-    task: dict[str, Any], *, threads: int | None = None, seed: int = 0, **options: Any
+    task: dict[str, Any],
+    *,
+    model: dict[str, Any] | None = None,
+    threads: int | None = None,
+    seed: int = 0,
+    **options: Any,
 ) -> AttemptSpec:
     identity = {
         "schema": 1,
         "task": task,
-        "model": {},
+        "model": model or {},
         "quant": {},
         "protocol": {},
         "device": {"kind": "cpu", "threads": threads},
@@ -75,15 +82,6 @@ def gone(pid: int) -> bool:
     return state == "Z"
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float = 10.0) -> bool:
-    deadline_s = time.monotonic() + timeout_s
-    while time.monotonic() < deadline_s:
-        if condition():
-            return True
-        time.sleep(0.02)
-    return condition()
-
-
 def running_with(word: str) -> list[int]:
     """Processes whose command line contains ``word``."""
     found = []
@@ -109,7 +107,7 @@ class Helpers:
     noop = staticmethod(noop)
     last = staticmethod(last)
     gone = staticmethod(gone)
-    wait_until = staticmethod(wait_until)
+    until = staticmethod(until)
     running_with = staticmethod(running_with)
     directories = staticmethod(directories)
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import pytest
 
@@ -69,22 +68,3 @@ def test_real_readings_agree_with_each_other() -> None:
     assert len(held) < proportional <= resident * 1.01
     assert linux.resident_bytes(2**22 + 1) == 0
     assert linux.proportional_bytes(2**22 + 1) is None
-
-
-def test_oom_kills_are_read_from_the_nearest_counter(tmp_path: Path) -> None:
-    proc, cgroup = tmp_path / "proc", tmp_path / "cgroup"
-    (proc / "self").mkdir(parents=True)
-    (proc / "vmstat").write_text("pgfault 3\noom_kill 1\n")
-    (proc / "self/cgroup").write_text("0::/\n")
-    assert linux.oom_kills(cgroup, proc) == 1
-    v1 = cgroup / "memory/group"
-    v1.mkdir(parents=True)
-    (v1 / "memory.oom_control").write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 2\n")
-    (proc / "self/cgroup").write_text("4:memory:/group\n0::/\n")
-    assert linux.oom_kills(cgroup, proc) == 2
-    v2 = cgroup / "unified"
-    v2.mkdir(parents=True)
-    (v2 / "memory.events").write_text("low 0\noom 4\noom_kill 3\noom_group_kill 9\n")
-    (proc / "self/cgroup").write_text("0::/unified\n")
-    assert linux.oom_kills(cgroup, proc) == 3
-    assert linux.oom_kills(tmp_path / "none", tmp_path / "none") is None

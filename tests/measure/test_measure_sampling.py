@@ -182,7 +182,7 @@ def test_the_first_call_is_timed_with_the_device_and_only_before_sampling(bench:
         pass
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     seconds=st.lists(st.floats(0.5, 2.0), min_size=12, max_size=12),
     least=st.integers(1, 10),

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.statistics.distribution import (
@@ -21,7 +21,6 @@ from orchestrator.statistics.summary import summarise, summarise_attempts
 SERIES = st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=60)
 
 
-@settings(deadline=None)
 @given(SERIES)
 def test_a_summary_is_in_order(values: list[float]) -> None:
     summary = summarise(values, resamples=300)

@@ -19,6 +19,7 @@ import yaml
 
 from orchestrator.attempt import Outcome, RuleResult, Verdict
 from orchestrator.errors import StoreError, UsageError
+from orchestrator.measure.metric import MetricSpec
 from orchestrator.record import Recording, open_store, reap, sync
 from orchestrator.record.embedded import EmbeddedStore
 from orchestrator.record.params import flatten
@@ -53,6 +54,7 @@ def test_an_attempt_is_a_whole_run(
         spec,
         verdict=Verdict("flagged", (RuleResult("power_cap", "flagged", 1.0, 0.0, "capped"),)),
         facts={"hardware": {"gpus": [{"name": "NVIDIA H100"}, {"name": "NVIDIA H100"}]}},
+        specs={"loudness": MetricSpec("loudness", "dB", "higher", True, "how loud", "at 1 m")},
     )
     recording.finish(report, trial)
     summary = recording.close()
@@ -110,6 +112,7 @@ def test_an_attempt_is_a_whole_run(
     assert json.loads(store.artifact(run_id, "environment.json"))["packages"]["torch"] == "2.13.0"
     loaded = store.load(run_id)
     assert loaded.metrics == report.metrics
+    assert loaded.specs == report.specs
     assert loaded.verdict == report.verdict
     assert loaded.provenance["seed"] == 3
     # MLflow's UI finds the files where it looks for them, from any directory.

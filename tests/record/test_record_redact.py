@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.record.redact import REDACTED, Redactor, secret_variables
+from orchestrator.record.redact import REDACTED, Redactor
 
 PLANTED = {
     "HF_TOKEN": "hf_AbCdEfGhIjKlMnOpQrStUv",
@@ -48,6 +48,12 @@ def test_values_of_secret_variables_disappear(redactor: Redactor, secret: str, a
         ("ghp_abcdefghijklmnopqrst", "ghp_abcdefghijklmnopqrst"),
         ("AKIAIOSFODNN7EXAMPLE", "AKIAIOSFODNN7EXAMPLE"),
         ("AWS_SESSION_TOKEN: abcdefgh", "abcdefgh"),
+        ("SENTRY_DSN=abcdefgh", "abcdefgh"),
+        ("REGISTRY_AUTH='abcdefgh'", "abcdefgh"),
+        ("export OPENAI_KEY=abcdefgh", "abcdefgh"),
+        ("GH_PAT: abcdefgh", "abcdefgh"),
+        ("GPG_PASSPHRASE=abcdefgh", "abcdefgh"),
+        ("SLACK_WEBHOOK_URL=abcdefgh", "abcdefgh"),
         ("-----BEGIN RSA PRIVATE KEY-----\nMIIE\n-----END RSA PRIVATE KEY-----", "MIIE"),
     ],
 )
@@ -67,6 +73,9 @@ def test_shapes_disappear_whatever_they_came_from(text: str, gone: str) -> None:
         "https://huggingface.co/Qwen/Qwen2.5-0.5B",
         "time_per_token=0.1",
         "key points of the run",
+        "missing_keys: lm_head",
+        "forward_pass: aten::mm",
+        "author: somebody",
         "/home/someone/models@v2",
     ],
 )
@@ -101,7 +110,6 @@ def test_binary_artifacts_are_left_alone(redactor: Redactor) -> None:
 
 def test_short_values_do_not_eat_the_text(redactor: Redactor) -> None:
     assert redactor.text("1 and 11") == "1 and 11"
-    assert "CI_KEY" in secret_variables({"CI_KEY": "1"})
 
 
 def test_a_long_line_takes_no_quadratic_time() -> None:

@@ -170,7 +170,7 @@ def test_noise_of_the_hardware_widens_the_tolerance() -> None:
 
 def test_holm_corrects_for_the_number_of_tests() -> None:
     """A borderline regression among many even metrics may be chance, and is not called one."""
-    borderline = ({SHORT: side(0.0522, 1)}, {SHORT: side(0.05, 2)})
+    borderline = ({SHORT: side(0.0517, 1)}, {SHORT: side(0.05, 2)})
     alone = gate(*borderline, rules(DIFFERENCE))
     assert alone.exit_code == 1
     names = [f"m{i}_s" for i in range(200)]
@@ -178,9 +178,7 @@ def test_holm_corrects_for_the_number_of_tests() -> None:
         for name in names:
             for report, metric in zip(reports, noisy(name, 1.0, 7), strict=True):
                 report.metrics[name] = metric
-    crowd = gate(
-        *borderline, rules({"kind": "difference", "metrics": ["tpot_s", *names]}, resamples=1000)
-    )
+    crowd = gate(*borderline, rules({"kind": "difference", "metrics": ["tpot_s", *names]}))
     assert crowd.exit_code == 2
     (row,) = (r for r in crowd.rows if r.metric == "tpot_s")
     assert row.state == "inconclusive"
@@ -368,8 +366,7 @@ def test_the_rules_that_ship_are_both_kinds() -> None:
     [
         ({"rules": []}, "rules must be a list with at least one rule"),
         ({"rule": []}, "unknown key 'rule'. Did you mean rules?"),
-        ({"confidence": 0.4}, r"confidence: must be between 0.5 and 1, not 0.4"),
-        ({"tolerance": "wide"}, "tolerance: must be a number, not 'wide'"),
+        ({"tolerance": 0.05}, "unknown key 'tolerance'"),
         ({"rules": ["load_s"]}, r"rules\[0\]: must be a mapping, not str"),
         ({"rules": [{"kind": "drop"}]}, r"rules\[0\]: unknown kind 'drop'. Known: completes"),
         ({"rules": [{"kind": "limit"}]}, r"rules\[0\] \(limit\): metric missing"),

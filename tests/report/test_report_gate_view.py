@@ -9,6 +9,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from orchestrator.measure import Samples
+from orchestrator.measure.vocabulary import VOCABULARY
 from orchestrator.report.analyse.gate import GateResult, GateRow, gate
 from orchestrator.report.analyse.gate_rules import rules_from
 from orchestrator.report.analyse.labels import labels_of
@@ -57,7 +58,7 @@ def test_figures_that_do_not_fit_stand_on_a_line_of_their_own(width):
     figures = {"value": 1.106, "ci_low": 0.804, "ci_high": 1.842, "limit": 1.03}
     row = GateRow("difference", "a" * 64, "ttft_s", "inconclusive", **figures)
     label = {"a" * 64: "inference · smollm2_135m · bfloat16 · prompt 512"}
-    text = printed(gate_view(GateResult("default", (row,)), labels=label), width)
+    text = printed(gate_view(GateResult("default", (row,), None, VOCABULARY), labels=label), width)
     lines = [line.rstrip() for line in text.splitlines()]
     assert lines[-1].endswith("difference  TTFT  1.11×  [0.804 – 1.842]  limit 1.03×")
     assert (len(lines) == 2) == (width == 140)

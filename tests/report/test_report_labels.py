@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import pytest
-
 from orchestrator.report.analyse.labels import (
     axis_names,
     axis_text,
     axis_value,
     label,
     labels_of,
-    metric_title,
     plain_label,
 )
 
@@ -91,18 +88,3 @@ def test_axes_of_one_name_are_told_apart():
 def test_long_paths_are_shown_by_their_end():
     assert axis_value("/models/of/somebody/with/long/paths/Llama-3-8B") == "Llama-3-8B"
     assert len(axis_value("x" * 100)) == 28
-
-
-@pytest.mark.parametrize(
-    ("name", "title"),
-    [
-        ("ttft_s", "TTFT"),
-        ("load_s", "load"),
-        ("weights_bytes", "weights"),
-        ("decode_tokens_per_s", "decode"),
-        ("decode.power_w", "decode power"),
-        ("value", "value"),
-    ],
-)
-def test_metrics_are_called_what_people_call_them(name, title):
-    assert metric_title(name) == title

@@ -230,14 +230,14 @@ def test_what_ails_the_machine_is_counted_and_said(make):
     plan = make.plan(prompts=tuple(range(1, 10)))
     heat = RuleResult("thermal_slowdown", "invalid", 0.8, 0.0, "clocks were cut for heat")
     steal = RuleResult("steal", "flagged", 0.08, 0.05, "the hypervisor took 0.08 of the cores")
-    wide = RuleResult("ci_reached", "flagged", "max_time", "ci")
+    wide = RuleResult("bimodal", "flagged", 1, 0)
     for at, trial in enumerate(plan.trials[:5]):
         rules = (heat, wide) if at < 3 else (steal, wide)
         board.finish(make.report(trial, verdict="flagged", rules=rules), "x", 1.0)
     lines = draw(board, 10.0, width=100, height=24).plain.split("\n")
     assert lines[2] == "! thermal_slowdown  3 attempts  node-1 cpu 0-1: clocks were cut for heat"
     assert lines[3].startswith("! steal  2 attempts  node-1")
-    assert "ci_reached" not in "".join(lines), "says something of the samples, not the machine"
+    assert "bimodal" not in "".join(lines), "says something of the samples, not the machine"
     low = draw(board, 10.0, width=100, height=8).plain
     assert "thermal_slowdown" in low
     assert "steal" not in low

@@ -94,21 +94,34 @@ def test_a_tie_is_called_a_tie(make):
     plan = make.plan(prompts=(512,))
     reports = {t.hash: [make.report(t, noise=0.4)] for t in plan.trials}
     best = sentences(build_table(plan, reports, metrics=METRICS))[0]
-    assert "; the intervals do not tell it from " in best
+    assert "; not told apart from " in best
 
 
 def test_flagged_trials_are_counted_by_rule(make):
     plan = make.plan(prompts=(512,))
-    broken = (RuleResult("ci_reached", "flagged", "max_time", "ci"),)
+    broken = (RuleResult("other_load", "flagged", 0.2, 0.1),)
     reports = {
         t.hash: [make.report(t, verdict="flagged", rules=broken if i else ())]
         for i, t in enumerate(plan.trials)
     }
     said = sentences(build_table(plan, reports, metrics=METRICS))[-1]
-    assert said == (
-        "4 of 4 trials are flagged: sampling ended before the interval was as narrow as the"
-        " protocol asks (3)."
+    assert said == "4 of 4 trials are flagged: other programs used the machine (3)."
+
+
+def test_how_precise_trials_are_is_no_flag(make):
+    plan = make.plan(prompts=(512,))
+    reports = make.reports(plan)
+    for at, stop in enumerate(("max_time", "ci", "max_repetitions")):
+        series = reports[plan.trials[at].hash][0].metrics["tpot_s"]
+        reports[plan.trials[at].hash][0].metrics["tpot_s"] = replace(series, stop_reason=stop)
+    table = build_table(plan, reports, metrics=METRICS)
+    assert [row.precision for row in table.rows] == ["wide interval", None, "wide interval", None]
+    assert {row.verdict for row in table.rows} == {"valid"}
+    assert sentences(table)[-1] == (
+        "2 of 4 trials have a wide interval: sampling was cut off before the interval was as narrow"
+        " as the protocol asks."
     )
+    assert "wide interval</small>" in report_files(plan, reports)["report.html"].decode()
 
 
 def test_failures_of_one_cause_are_said_once(make):

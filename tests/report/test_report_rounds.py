@@ -12,7 +12,6 @@ from orchestrator.attempt import AttemptReport, Outcome, Verdict
 from orchestrator.measure import Samples
 from orchestrator.report.analyse.compare import compare
 from orchestrator.report.analyse.rounds import LEAST_ROUNDS, rounds_of
-from orchestrator.report.analyse.rows import _cell
 
 HASH = "a" * 64
 K = 6
@@ -72,11 +71,11 @@ def test_a_slowdown_within_rounds_is_seen_through_drift_that_hides_it_otherwise(
     a = side(1.0, first_at=0.0, seed=0)
     in_turn = compare({HASH: a}, {HASH: side(1.08, first_at=4.0, seed=50)}).rows[0]
     later = compare({HASH: a}, {HASH: side(1.08, first_at=1_000.0, seed=50)}).rows[0]
-    assert in_turn.verdict == "regression"
+    assert in_turn.judged.finding == "regression"
     assert in_turn.note == "attempts made in turn: compared round by round"
-    assert in_turn.ratio == pytest.approx(1.08, rel=0.01)
-    assert later.verdict == "inconclusive"
-    assert later.ratio == pytest.approx(in_turn.ratio)
+    assert in_turn.judged.ratio == pytest.approx(1.08, rel=0.01)
+    assert later.judged.finding == "inconclusive"
+    assert later.judged.ratio == pytest.approx(in_turn.judged.ratio)
 
 
 def test_an_attempt_without_the_metric_ends_pairing_for_it() -> None:
@@ -85,10 +84,3 @@ def test_an_attempt_without_the_metric_ends_pairing_for_it() -> None:
     row = compare({HASH: a}, {HASH: b}, metrics=["tpot_s"]).rows[0]
     assert row.note is None
     assert (row.attempts_a, row.attempts_b) == (K, K - 1)
-
-
-def test_the_table_compares_by_rounds_too() -> None:
-    base = side(1.0, first_at=0.0, seed=0)
-    in_turn = _cell("tpot_s", side(1.08, first_at=4.0, seed=50), base, 2_000)
-    later = _cell("tpot_s", side(1.08, first_at=1_000.0, seed=50), base, 2_000)
-    assert (in_turn.standing, later.standing) == ("worse", "unclear")

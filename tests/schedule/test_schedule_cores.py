@@ -36,17 +36,16 @@ def cores(names: tuple[str, ...]) -> set[str]:
 
 
 def test_only_what_the_affinity_allows() -> None:
-    found = allowed_cores({7, 3, 5}, cgroup=NOWHERE, topology=NOWHERE)
+    found = allowed_cores({7, 3, 5}, root=NOWHERE)
     assert sorted(found) == [3, 5, 7]
 
 
 def test_threads_of_one_core_stay_together(tmp_path: Path) -> None:
     for core in range(4):  # 0 and 2 are threads of one core, 1 and 3 of the other
-        directory = tmp_path / f"cpu{core}/topology"
+        directory = tmp_path / f"sys/devices/system/cpu/cpu{core}/topology"
         directory.mkdir(parents=True)
-        (directory / "physical_package_id").write_text("0\n")
         (directory / "core_id").write_text(f"{core % 2}\n")
-    assert allowed_cores(range(4), cgroup=NOWHERE, topology=tmp_path) == (0, 2, 1, 3)
+    assert allowed_cores(range(4), root=tmp_path) == (0, 2, 1, 3)
 
 
 @pytest.mark.parametrize(
@@ -54,15 +53,10 @@ def test_threads_of_one_core_stay_together(tmp_path: Path) -> None:
     [("max 100000", 16), ("400000 100000", 4), ("250000 100000", 2), ("50000 100000", 1)],
 )
 def test_no_more_than_the_quota_pays_for(tmp_path: Path, text: str, count: int) -> None:
-    (tmp_path / "cpu.max").write_text(text)
-    assert len(allowed_cores(range(16), cgroup=tmp_path, topology=NOWHERE)) == count
-
-
-def test_the_old_quota_files(tmp_path: Path) -> None:
-    (tmp_path / "cpu").mkdir()
-    (tmp_path / "cpu/cpu.cfs_quota_us").write_text("300000")
-    (tmp_path / "cpu/cpu.cfs_period_us").write_text("100000")
-    assert len(allowed_cores(range(16), cgroup=tmp_path, topology=NOWHERE)) == 3
+    for name, content in (("proc/self/cgroup", "0::/"), ("sys/fs/cgroup/cpu.max", text)):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    assert len(allowed_cores(range(16), root=tmp_path)) == count
 
 
 def test_cores_are_reserved_where_there_are_enough() -> None:

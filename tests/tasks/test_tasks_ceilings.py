@@ -1,4 +1,4 @@
-"""Ceilings measured for real, at sizes that take milliseconds."""
+"""Every operation really made, at sizes that take milliseconds, and timed on a fake clock."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from orchestrator.measure import HostClock, Recorder
+from orchestrator.measure import FakeClock, Recorder
 from orchestrator.model import (
     EAGER,
-    Architecture,
     CacheFormat,
     Measured,
     WeightFormat,
     decode,
     prefill,
+    read_architecture,
     step_operations,
 )
 from orchestrator.tasks.ceilings import ceilings
@@ -47,6 +47,14 @@ SMALL = Scale(
 )
 
 
+class Ticking(FakeClock):
+    """A clock that moves by a microsecond whenever it is read: all that is timed takes as long."""
+
+    def now_ns(self) -> int:
+        self.advance(1e-6)
+        return super().now_ns()
+
+
 class _SlowMemory(ceiling_operations.Operations):
     """Bandwidth is measured where nothing is quick enough for any other point."""
 
@@ -70,26 +78,26 @@ def test_every_ceiling_is_measured_and_the_arithmetic_reads_them(
     monkeypatch.setattr(ceiling_layers, "CPU", ceiling_layers.Shape(32, 64, 2, 2))
     monkeypatch.setattr(ceiling_layers, "PREFILLS", ((1, 4), (1, 16)))
     monkeypatch.setattr(ceiling_layers, "STEPS", ((2, 4), (2, 8)))
-    monkeypatch.setattr(ceiling_operations, "_BLOCK_S", 0.0001)
+    monkeypatch.setattr(ceiling_operations, "_BLOCK_S", 1e-6)
     # Slow memory is no reason to have no bandwidth.
     monkeypatch.setattr(ceilings, "Operations", _SlowMemory)
     monkeypatch.setattr(ceiling_operations, "_TENSORS", (1 << 4, 1 << 10))
     monkeypatch.setattr(ceiling_operations, "_LOGITS", ((4, 16), (8, 64)))
     events: list[dict[str, Any]] = []
     identity = {"device": {"kind": "cpu", "threads": 1}}
-    ceilings.run(identity, Recorder(events.append, HostClock(), tmp_path))
+    ceilings.run(identity, Recorder(events.append, Ticking(), tmp_path))
     fact = next(event["value"] for event in events if event["e"] == "fact")
     measured = Measured.from_json(fact)
     assert measured.flops_per_s("float32") > 1e6
     assert measured.bytes_per_s(1, "elementwise") > 1e6
-    assert 0 <= measured.launch_s < 1e-2
-    assert measured.spread >= 1
+    assert 0 <= measured.launch_s <= 1e-6
+    assert measured.spread == 1
     assert (measured.memory_bytes or 0) > 1 << 28
     values = {event["name"]: event["value"] for event in events if event["e"] == "value"}
     assert values["gemm_flop_per_s.float32"] == measured.peak("float32")
     assert values["triad_bytes_per_s"] == measured.bytes_per_s(1, "elementwise")
     # Nothing that a model does is left to be bounded: each operation was timed.
-    llama = Architecture.from_config(LLAMA)
+    llama = read_architecture(LLAMA)
     for dtype in ("float32", "bfloat16"):
         weights, cache = WeightFormat("none", dtype), CacheFormat(dtype)
         step = step_operations(llama, 2, 8, parameter_dtype=dtype, execution=EAGER)
@@ -104,52 +112,49 @@ def test_every_ceiling_is_measured_and_the_arithmetic_reads_them(
             assert measured.timed_s(operation) is not None, operation
 
 
-def test_what_takes_too_long_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    import time
-
-    monkeypatch.setattr(ceiling_operations, "_LONGEST_S", 0.001)
-    timer = ceiling_operations.Timer(HostClock())
-    assert timer.seconds(lambda: time.sleep(0.01)) is None
-    assert timer.seconds(lambda: None) is not None
+def test_what_takes_too_long_is_left_out() -> None:
+    clock = FakeClock()
+    timer = ceiling_operations.Timer(clock)
+    longest_s = ceiling_operations._LONGEST_S
+    assert timer.seconds(lambda: clock.advance(1.01 * longest_s)) is None
+    assert timer.seconds(lambda: clock.advance(longest_s)) == pytest.approx(longest_s)
+    # The first call finds memory and code as well.
+    spent_s = iter([9 * longest_s])
+    assert timer.seconds(lambda: clock.advance(next(spent_s, 0.001))) == pytest.approx(0.001)
+    spent_s = iter([11 * longest_s])
+    assert timer.seconds(lambda: clock.advance(next(spent_s, 0.001))) is None
 
 
 def test_what_is_kept_is_timed_ahead_and_back() -> None:
-    import time
-
     alive: list[int] = []
+    clock = FakeClock()
 
     def ahead(index: int) -> int:
-        time.sleep(0.002)
+        clock.advance(0.002)
         alive.append(index)
         return index
 
     def back(index: int, result: int) -> None:
         assert index == result
-        time.sleep(0.004)
+        clock.advance(0.004)
 
-    timer = ceiling_operations.Timer(HostClock())
-    found = timer.kept(ahead, back, 3)
-    assert found is not None
+    timer = ceiling_operations.Timer(clock)
+    assert timer.kept(ahead, back, 3) == pytest.approx((0.002, 0.004))
     # Once to see how long it takes, then in chains of three.
     assert len(alive) % 3 == 1
-    ahead_s, back_s = found
-    assert 0.002 <= ahead_s < back_s
-    assert back_s >= 0.004
     assert timer.kept(ahead, back, 3, longest_s=0.005) is None
 
 
-def test_what_would_take_long_in_all_is_made_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    import time
-
-    monkeypatch.setattr(ceiling_operations, "_MOST_KEPT_S", 0.02)
+def test_what_would_take_long_in_all_is_made_less_often() -> None:
+    clock = FakeClock()
     made: list[int] = []
 
     def ahead(index: int) -> None:
-        time.sleep(0.01)
+        clock.advance(ceiling_operations._MOST_KEPT_S / 2.5)
         made.append(index)
 
-    assert ceiling_operations.Timer(HostClock()).kept(ahead, lambda *_: None, 40) is not None
-    assert max(made) <= 1
+    assert ceiling_operations.Timer(clock).kept(ahead, lambda *_: None, 40) is not None
+    assert max(made) == 1
 
 
 def test_the_median_round_counts_and_a_disturbed_one_does_not() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -428,7 +429,8 @@ def test_the_reference_is_no_distance_from_itself(
 
 
 @needs_llamacpp
-@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.xdist_group("packaged_model")
 @pytest.mark.usefixtures("machine_cache")
 def test_packaged_model_has_the_quality_of_its_format(identity: Identity, run: Run) -> None:
     asked = identity(
@@ -449,10 +451,13 @@ def test_packaged_model_has_the_quality_of_its_format(identity: Identity, run: R
     assert events.value("top1_agreement") > 0.8
     expected = find_task("llamacpp").expect(asked, events.fact("model_config"))
     assert expected.sizes_bytes["weights_bytes"] == events.value("weights_bytes")
-    # llama.cpp's own reading, in the repetition that a busy machine disturbed least.
+    # llama.cpp's own reading: the same thing in the same unit. Whether they agree to the stated
+    # tolerance is said of each attempt, for it is the machine's business.
     for phase in ("prefill", "decode"):
-        least = min(events.samples(f"{phase}_over_own_timing"), key=lambda ratio: abs(ratio - 1))
-        assert least == pytest.approx(1.0, abs=OWN_TIMING_TOLERANCE), phase
+        ratios = events.samples(f"{phase}_over_own_timing")
+        assert all(0.5 < ratio < 2 for ratio in ratios), phase
+        agrees = abs(statistics.median(ratios) - 1) <= OWN_TIMING_TOLERANCE
+        assert events.fact("own_timings_agree")[phase] == agrees
 
 
 @pytest.fixture

@@ -75,8 +75,8 @@ def test_logits_are_equal_bit_by_bit_in_every_known_architecture(
 
     from orchestrator.engines import transformers as loading
     from orchestrator.engines.transformers import random_weights as architecture
+    from orchestrator.tasks.streaming.options import StreamingConfig
     from orchestrator.tasks.streaming.session import Session
-    from orchestrator.tasks.streaming.streaming import StreamingConfig
 
     shape = {
         "model_type": model_type,
@@ -157,8 +157,11 @@ def test_a_slow_disk_is_hidden_behind_compute_only_as_far_as_it_can_be(
     assert events.fact("bottleneck") == "disk"
     expected_s = events.value("disk_bytes") / rate
     assert events.median("tpot_s") >= 0.95 * expected_s
-    assert events.value("disk_bandwidth_bytes_per_s") == pytest.approx(rate, rel=0.2)
-    assert events.value("bound_s") <= 1.2 * expected_s
+    # No faster than it is allowed to be, and what it really was is what the bound is made of.
+    bandwidth = events.value("disk_bandwidth_bytes_per_s")
+    assert 0 < bandwidth <= 1.01 * rate
+    slowest_s = max(events.value("disk_bytes") / bandwidth, events.value("compute_bound_s"))
+    assert events.value("bound_s") == pytest.approx(slowest_s)
 
 
 def test_nf4_is_quantized_once_and_comes_back_as_bitsandbytes_has_it(

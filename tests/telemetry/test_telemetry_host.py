@@ -63,8 +63,7 @@ class Machine:
     def sampler(self, *cpus: int) -> HostSampler:
         return HostSampler(
             cpus or (0,),
-            proc=self.proc,
-            sys=self.sys,
+            root=self.proc.parent,
             now_ns=lambda: self.now_ns,
             cost_ns=lambda: self.cost_ns,
         )
@@ -109,7 +108,7 @@ def test_figures_of_a_known_machine(machine: Machine) -> None:
 
 def test_without_cores_of_its_own_every_core_counts(machine: Machine) -> None:
     machine.stat(busy=100, steal=0, elsewhere=50)
-    sampler = HostSampler((), proc=machine.proc, sys=machine.sys)
+    sampler = HostSampler((), root=machine.proc.parent)
     sampler.tick()
     assert last(sampler, "host", "busy_s") == pytest.approx(150 / TICKS)
     sampler.close()
@@ -240,7 +239,7 @@ def test_cgroup_version_1(tmp_path: Path) -> None:
     machine.write(machine.sys / "fs/cgroup/memory/a/memory.usage_in_bytes", "77")
     stat = "nr_throttled 2\nthrottled_time 3000000\n"
     machine.write(machine.sys / "fs/cgroup/cpu/cpu.stat", stat)
-    group = find_cgroup(machine.proc, machine.sys)
+    group = find_cgroup(machine.proc.parent)
     assert group.files["memory"].read_text() == "77"
     assert numbers(group.files["cpu"].read_bytes())[group.throttled_key] == 3_000_000
     assert group.throttled_unit_s == 1e-9
@@ -250,7 +249,7 @@ def test_cgroup_version_1(tmp_path: Path) -> None:
 def test_cgroup_of_a_container_whose_path_is_the_hosts(machine: Machine) -> None:
     machine.write(machine.proc / "self" / "cgroup", "0::/docker/0123")
     machine.write(machine.sys / "fs/cgroup/memory.current", "42")
-    group = find_cgroup(machine.proc, machine.sys)
+    group = find_cgroup(machine.proc.parent)
     assert group.files["memory"].read_text() == "42"
 
 
@@ -277,15 +276,18 @@ def test_on_this_machine(busy_process: subprocess.Popen[bytes]) -> None:
     sampler = HostSampler(sorted(os.sched_getaffinity(0)))
     sampler.attach(busy_process.pid)
     begin = time.perf_counter()
-    while time.perf_counter() - begin < 0.7:
-        time.sleep(0.05)
-        sampler.tick()
-    sampler.tick(slow=True)
-    sampler.close()
+    sampler.tick()
     cpu = sampler.series.get("process", "cpu_s")
     assert cpu is not None
+    # The kernel counts a process's time when it is taken off its core: on a busy machine, late.
+    while cpu.values[-1] - cpu.values[0] < 0.05:
+        assert time.perf_counter() - begin < 60
+        time.sleep(0.02)
+        sampler.tick()
     wall_s = time.perf_counter() - begin
-    assert 0 < cpu.values[-1] - cpu.values[0] <= 1.1 * wall_s + 0.05
+    sampler.tick(slow=True)
+    sampler.close()
+    assert cpu.values[-1] - cpu.values[0] <= 1.1 * wall_s + 0.05
     assert last(sampler, "process", "rss_bytes") >= 64 << 20
     if "pss_bytes" not in sampler.absent:
         assert last(sampler, "process", "pss_bytes") >= 60 << 20

@@ -30,14 +30,24 @@ def process() -> Iterator[subprocess.Popen[bytes]]:
         running.kill()
 
 
+def wait_for_rounds(telemetry: Telemetry, count: int) -> None:
+    """Until so many more rounds of the host's sampler have seen a process that computes."""
+    host, deadline = telemetry._host, time.monotonic() + 60
+    assert host is not None
+    begun = host.ticks
+    while host.ticks < begun + count:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def test_figures_per_phase_of_a_real_process(process: subprocess.Popen[bytes]) -> None:
     threads = threading.active_count()
     telemetry = Telemetry({"enabled": True, "host_period_s": 0.02, "nvml_period_s": 0.05})
     telemetry.start(SLOT)
     telemetry.attach(process.pid)
     edges = [time.perf_counter_ns()]
-    for length_s in (0.01, 0.9):
-        time.sleep(length_s)
+    for rounds in (1, 4):
+        wait_for_rounds(telemetry, rounds)
         edges.append(time.perf_counter_ns())
     process.kill()
     process.wait()
@@ -70,6 +80,18 @@ def test_attempt_whose_process_never_came_to_be() -> None:
     cpu = watched.aggregates["attempt.cpu_s"]
     assert isinstance(cpu, Absent)
     assert cpu.reason == "was never read"
+
+
+def test_series_that_cannot_be_stored_take_nothing_with_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    telemetry = Telemetry({})
+    telemetry.start(SLOT)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    watched = telemetry.finish([])
+    assert watched.artifacts == {}
+    assert "pyarrow" in watched.facts["telemetry"]["series_absent"]
+    assert isinstance(watched.aggregates["attempt.cpu_s"], Absent)
 
 
 def test_process_that_is_gone_at_once(process: subprocess.Popen[bytes]) -> None:

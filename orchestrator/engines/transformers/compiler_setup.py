@@ -21,8 +21,8 @@ import tempfile
 from pathlib import Path
 
 from orchestrator.engines.cache import cache_root, publish
+from orchestrator.host import cpu
 from orchestrator.measure import InputError
-from orchestrator.measure.processor import processor_flags
 
 _CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 
@@ -67,7 +67,7 @@ def _key() -> str:
 
     compiler = get_cpp_compiler()
     version = subprocess.run([compiler, "-v"], capture_output=True, text=True, check=True).stderr
-    known = (torch.__version__, compiler, version, *sorted(processor_flags()))
+    known = (torch.__version__, compiler, version, *sorted(cpu.flags()))
     return hashlib.sha256("\n".join(known).encode()).hexdigest()[:32]
 
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.engines.transformers.configuration import known_config
+from orchestrator.host import cpu
 from orchestrator.measure import Identity
 
 if TYPE_CHECKING:
-    from orchestrator.model import Architecture, Expectation, WeightFormat
+    from orchestrator.model import (
+        Architecture,
+        Expectation,
+        WeightFormat,
+    )
 
 
 def expect_inference(identity: Identity, config: Mapping[str, Any] | None) -> Expectation | None:
@@ -95,24 +99,15 @@ def expect_inference(identity: Identity, config: Mapping[str, Any] | None) -> Ex
 
 @lru_cache(maxsize=256)
 def _architecture(config: str) -> Architecture:
-    from orchestrator.model import Architecture
+    from orchestrator.model import read_architecture
 
-    return Architecture.from_config(json.loads(config), strict=False)
+    return read_architecture(json.loads(config), strict=False)
 
 
 def _weights(identity: Identity) -> WeightFormat:
     from orchestrator.model import WeightFormat
 
     on_cpu = identity["device"]["kind"] == "cpu"
-    return WeightFormat.from_quant(identity["quant"], packed_for_cpu=on_cpu and _repacks())
-
-
-@lru_cache(maxsize=1)
-def _repacks(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether bitsandbytes repacks four-bit weights on this CPU: where it has AVX512-BF16."""
-    try:
-        text = cpuinfo.read_text(errors="replace")
-    except OSError:
-        return False
-    flags = next((line for line in text.splitlines() if line.startswith("flags")), "")
-    return "avx512_bf16" in flags.split()
+    # bitsandbytes repacks four-bit weights on a CPU with these instructions.
+    repacks = on_cpu and "avx512_bf16" in cpu.flags()
+    return WeightFormat.from_quant(identity["quant"], packed_for_cpu=repacks)

@@ -39,13 +39,18 @@ def fetch(repository: str, revision: str | None, *, code: bool) -> Path:
             )
         )
     except errors.GatedRepoError as error:
-        fix = f"Ask for access at https://huggingface.co/{repository} and set HF_TOKEN"
+        fix = f"Ask for access at https://huggingface.co/{repository}, then " + (
+            # A process that runs the repository's code is not given the token.
+            f"download it first: hf download {repository}" if code else "set HF_TOKEN"
+        )
         raise InputError("this hub model is gated", where=where, fix=fix) from error
     except errors.RevisionNotFoundError as error:
         fix = "Check model.revision"
         raise InputError("the hub model has no such revision", where=where, fix=fix) from error
     except errors.RepositoryNotFoundError as error:
-        fix = "Check model.id; a private model needs HF_TOKEN"
+        fix = "Check model.id; a private model needs " + (
+            f"to be downloaded first: hf download {repository}" if code else "HF_TOKEN"
+        )
         raise InputError("no such model on the hub", where=where, fix=fix) from error
     except errors.HFValidationError as error:
         fix = "A hub id is OWNER/NAME; for a directory use model=path"

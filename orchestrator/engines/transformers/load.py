@@ -12,7 +12,6 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +38,7 @@ from orchestrator.engines.transformers.quantization import (
     refuse_unpackable,
     transformers_config,
 )
+from orchestrator.host.cpu import usable_cores
 from orchestrator.measure import Identity, Infeasible, InputError, Recorder, timed
 
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ def load_unmeasured(
 
 def thread_count(device: Mapping[str, Any]) -> int:
     """Intra-op threads: as configured, else as many as the cores this process may run on."""
-    return int(device["threads"] or len(os.sched_getaffinity(0)))
+    return int(device["threads"] or len(usable_cores()))
 
 
 def release_free_memory() -> None:

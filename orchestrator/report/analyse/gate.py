@@ -4,28 +4,21 @@
 
     exit code   0 pass   1 regression   2 inconclusive   3 incomparable
 
-The worst row decides, in the order 1, 3, 2, 0. Tests of the statistical rules are corrected for
-their number by Holm's method: the chance that any of them is wrong stays 1 - confidence.
+The worst row decides, in the order 1, 3, 2, 0. What a ratio means is
+:mod:`orchestrator.statistics.judge`'s to say, as in every view; here its regressions are corrected
+for their number by Holm's method, so that the chance of any false one stays 5 %.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from orchestrator.attempt import AttemptReport, Outcome
-from orchestrator.report.analyse.compare import (
-    Attempts,
-    Chosen,
-    absence,
-    choose,
-    compare,
-    pair,
-    samples_of,
-    tolerance,
-)
+from orchestrator.measure.metric import MetricSpec
+from orchestrator.report.analyse.compare import against
 from orchestrator.report.analyse.gate_rules import (
     Change,
     Completes,
@@ -36,7 +29,10 @@ from orchestrator.report.analyse.gate_rules import (
     RuleSet,
 )
 from orchestrator.report.analyse.labels import short_hash
+from orchestrator.report.analyse.measured import absence, metric_of, samples_of, spec_of, valid
+from orchestrator.report.analyse.pairing import Attempts, Chosen, choose, pair
 from orchestrator.report.analyse.scope import all_but, applies, value_at
+from orchestrator.statistics.judge import CONFIDENCE
 from orchestrator.statistics.summary import Summary, holm, summarise_attempts
 
 EXIT_CODES = {"pass": 0, "regression": 1, "inconclusive": 2, "incomparable": 3}
@@ -85,11 +81,14 @@ class GateResult:
         A rule applied to a metric of a trial each.
     reason : str or None
         Why nothing could be judged.
+    specs : dict of str to MetricSpec
+        What the metrics of the rows are.
     """
 
     rules: str
     rows: tuple[GateRow, ...]
     reason: str | None = None
+    specs: dict[str, MetricSpec] = field(default_factory=dict)
 
     @property
     def state(self) -> str:
@@ -119,12 +118,6 @@ class GateResult:
             "counts": self.counts(),
             "rows": [asdict(row) for row in self.rows],
         }
-
-    def to_junit_xml(self) -> str:
-        """JUnit XML: a test case a row; a regression is a failure, incomparable an error."""
-        from orchestrator.report.show.junit import junit_xml
-
-        return junit_xml(self)
 
 
 def gate(
@@ -176,8 +169,8 @@ def gate(
                     GateRow(rule.kind, trial.hash, n, "inconclusive", reason=known) for n in names
                 )
             elif about:
-                rows.extend(_apply(rule, trial, rules, noise, allow_different))
-    tested = _corrected(rows, 1.0 - rules.confidence)
+                rows.extend(_apply(rule, trial, noise))
+    tested = _corrected(rows)
     for side, other, state in ((new, base, "no baseline"), (base, new, "not measured again")):
         paired = {p for both in pairs for p in both}
         tested.extend(
@@ -185,7 +178,10 @@ def gate(
             for h in side
             if h not in other and h not in paired
         )
-    return GateResult(rules.name, tuple(tested), _nothing_judged(tested))
+    reports = [report for trial in trials for report in (*trial.base, *trial.new)]
+    names = dict.fromkeys(row.metric for row in tested if row.metric)
+    specs = {name: spec_of(reports, name) for name in names}
+    return GateResult(rules.name, tuple(tested), _nothing_judged(tested), specs)
 
 
 def _nothing_judged(rows: Sequence[GateRow]) -> str | None:
@@ -209,14 +205,12 @@ class _Pair:
 def _apply(
     rule: Completes | Difference | Change | Limit,
     trial: _Pair,
-    rules: RuleSet,
     noise: float | None,
-    allow_different: bool,
 ) -> Iterator[GateRow]:
     if isinstance(rule, Completes):
         yield _completes(trial)
     elif isinstance(rule, Difference):
-        yield from _difference(rule, trial, rules, noise, allow_different)
+        yield from _difference(rule, trial, noise)
     elif isinstance(rule, Change):
         yield _change(rule, trial)
     else:
@@ -239,36 +233,25 @@ def _completes(trial: _Pair) -> GateRow:
     return replace(row, state=state, reason=f"no attempt is ok ({counted}): {why}")
 
 
-def _difference(
-    rule: Difference, trial: _Pair, rules: RuleSet, noise: float | None, allow_different: bool
-) -> Iterator[GateRow]:
-    least = rules.tolerance if rule.tolerance is None else rule.tolerance
-    tau = tolerance(noise, least=least, factor=rules.noise_factor)
-    found = compare(
-        {trial.hash: trial.base},
-        {trial.hash: trial.new},
-        tau=tau,
-        confidence=rules.confidence,
-        resamples=rules.resamples,
-        allow_different=allow_different,
-        metrics=rule.metrics,
-        between=noise,
-        names=_SIDES,
-    )
-    for row in found.rows:
-        state = row.verdict if row.verdict in EXIT_CODES else "pass"
-        limit = 1.0 + tau if row.better != "higher" else 1.0 - tau
+def _difference(rule: Difference, trial: _Pair, noise: float | None) -> Iterator[GateRow]:
+    both = [*trial.base, *trial.new]
+    for name in rule.metrics:
+        if all(metric_of(report, name) is None for report in both):
+            continue
+        spec = spec_of(both, name)
+        row = against(trial.chosen, spec, (trial.hash, trial.hash), noise=noise, names=_SIDES)
+        judged = row.judged
         yield GateRow(
             rule.kind,
             trial.hash,
-            row.metric,
-            state,
-            row.ratio,
-            limit,
-            row.ci_low,
-            row.ci_high,
-            row.p_worse,
-            row.reason or row.note,
+            name,
+            judged.finding if judged.finding in EXIT_CODES else "pass",
+            judged.ratio,
+            1.0 / (1.0 + judged.tau) if spec.better == "higher" else 1.0 + judged.tau,
+            judged.ci_low,
+            judged.ci_high,
+            judged.p_worse,
+            judged.reason or row.note,
         )
 
 
@@ -351,14 +334,14 @@ def _long_over_short(rule: LongOverShort, trials: Sequence[_Pair]) -> Iterator[G
             yield replace(row, state=state, value=ratio, reason=f"against {short_hash(short.hash)}")
 
 
-def _corrected(rows: Sequence[GateRow], error: float) -> list[GateRow]:
+def _corrected(rows: Sequence[GateRow]) -> list[GateRow]:
     """Rows with Holm-adjusted p-values; one that no longer holds becomes inconclusive."""
     tested = [i for i, row in enumerate(rows) if row.p_value is not None]
     adjusted = holm([rows[i].p_value or 0.0 for i in tested])
     out = list(rows)
     for index, p_value in zip(tested, adjusted, strict=True):
         row = replace(out[index], p_value=p_value)
-        if row.state == "regression" and p_value > error:
+        if row.state == "regression" and p_value > 1.0 - CONFIDENCE:
             reason = f"p = {p_value:.3f} after Holm's correction over {len(tested)} tests"
             row = replace(row, state="inconclusive", reason=reason)
         out[index] = row
@@ -371,8 +354,7 @@ def _nothing_to_compare(row: GateRow, trial: _Pair) -> GateRow:
 
 def _new_statistic(trial: _Pair, metric: str, statistic: str) -> float | str | None:
     """The new attempts' figure, or why there is none; None where it was never measured."""
-    good = [r for r in trial.new if r.outcome is Outcome.OK and r.verdict.state != "invalid"]
-    samples = samples_of(good, metric)
+    samples = samples_of(valid(trial.new), metric)
     if not samples:
         return None
     return _statistic(samples, statistic)

@@ -24,10 +24,9 @@ class Completes:
 
 @dataclass(frozen=True)
 class Difference:
-    """No statistically certain loss beyond the tolerance, metric by metric."""
+    """No regression, metric by metric, as :mod:`orchestrator.statistics.judge` finds them."""
 
     metrics: tuple[str, ...]
-    tolerance: float | None = None
     when: When = field(default_factory=dict)
     kind: str = "difference"
 
@@ -86,15 +85,11 @@ KINDS: dict[str, type[Rule]] = {
 
 @dataclass(frozen=True)
 class RuleSet:
-    """Rules and the terms of the statistics that some of them rest on."""
+    """Rules that all must hold."""
 
     name: str
     rules: tuple[Rule, ...]
     description: str = ""
-    confidence: float = 0.95
-    tolerance: float = 0.03
-    noise_factor: float = 2.0
-    resamples: int = 10_000
 
 
 def load_rules(path: Path) -> RuleSet:
@@ -133,10 +128,6 @@ def rules_from(data: Any, *, name: str = "rules", where: str = "gate rules") -> 
         name=name,
         rules=rules,
         description=_text(given.get("description", ""), f"{where}: description"),
-        confidence=_number(given.get("confidence", 0.95), f"{where}: confidence", 0.5, 1.0),
-        tolerance=_number(given.get("tolerance", 0.03), f"{where}: tolerance", 0.0, 1.0),
-        noise_factor=_number(given.get("noise_factor", 2.0), f"{where}: noise_factor", 0.0),
-        resamples=int(_number(given.get("resamples", 10_000), f"{where}: resamples", 99.0)),
     )
 
 

@@ -1,4 +1,4 @@
-"""Names a trial and a metric for people: ``nf4 · 512→32``, ``TTFT``.
+"""Names a trial for people: ``nf4 · 512→32``.
 
 Pure text from a trial's axes: the live view, the tables and the MLflow run names say the same.
 """
@@ -30,52 +30,6 @@ _AXIS_NAMES = {
 
 # What null means on an axis where it is a choice of its own.
 _NULL_NAMES = {"device.threads": "auto"}
-
-# Metrics whose plain name (without the unit) is not how people say it.
-_TITLES = {
-    "ttft_s": "TTFT",
-    "itl_s": "ITL",
-    "itl_s.p95": "ITL p95",
-    "itl_s.p95_long_over_short": "p95 long over short",
-    "tpot_s": "TPOT",
-    "e2e_s": "end to end",
-    "decode_tokens_per_s": "decode",
-    "prefill_tokens_per_s": "prefill",
-    "weights_bits_per_parameter": "bits per parameter",
-    "peak_memory_over_weights_bytes": "peak over weights",
-    "kl_to_reference": "KL",
-    "top1_agreement": "top-1 agreement",
-    "joules_per_token": "energy per token",
-    "energy_j": "energy",
-    "power_w": "power",
-    "mfu": "MFU",
-    "hfu": "HFU",
-    "model_flop_per_s": "model FLOPs",
-    "forward_flop_per_s": "forward FLOPs",
-    "train_tokens_per_s": "training",
-    "memory_before_backward_bytes": "before backward",
-}
-
-#: One line on what a headline metric is, for footnotes and tooltips.
-MEANINGS = {
-    "load_s": "until the model is ready on its device",
-    "first_call_s": "the very first call after load, before any warm-up",
-    "ttft_s": "time to first token",
-    "itl_s": "time between consecutive output tokens",
-    "itl_s.p95": "95 of 100 of these times are shorter",
-    "itl_s.p95_long_over_short": "ITL p95 over that of the shortest output",
-    "tpot_s": "time per output token",
-    "decode_tokens_per_s": "without prefill, whole batch",
-    "e2e_s": "prefill and decode of one sequence",
-    "weights_bytes": "as they lie on the device",
-    "peak_memory_over_weights_bytes": "memory peak beyond the weights",
-    "process_memory_bytes": "memory peak of the process",
-    "perplexity": "lower is better",
-    "kl_to_reference": "divergence from the reference precision, per token",
-    "top1_agreement": "share of tokens where the reference precision predicts the same",
-}
-
-_UNIT_SUFFIXES = ("_tokens_per_s", "_bytes_per_s", "_bytes", "_s", "_j", "_w", "_hz")
 
 
 def short_hash(config_hash: str) -> str:
@@ -185,20 +139,6 @@ def plain_label(identity: Mapping[str, Any]) -> str:
     precision = quant.get("dtype") if scheme in (None, "none") else scheme
     parts = [name, *(axis_value(p) for p in (source, precision) if p is not None)]
     return SEPARATOR.join(parts)
-
-
-def metric_title(name: str) -> str:
-    """What people call a metric: ``TTFT``, ``load``, ``decode``; the unit is said elsewhere."""
-    if name in _TITLES:
-        return _TITLES[name]
-    phase, dot, metric = name.rpartition(".")
-    if dot:
-        return f"{phase} {metric_title(metric)}"
-    for suffix in _UNIT_SUFFIXES:
-        if name.endswith(suffix) and len(name) > len(suffix):
-            name = name.removesuffix(suffix)
-            break
-    return name.replace("_", " ")
 
 
 def _arrow(axes: Mapping[str, Any], identity: Mapping[str, Any]) -> str | None:

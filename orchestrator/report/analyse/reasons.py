@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol, TypeVar
 
 from orchestrator.attempt import AttemptReport
 
-if TYPE_CHECKING:
-    from orchestrator.report.analyse.rows import TrialRow
+
+class Ended(Protocol):
+    """What ended: how, and why if it is known."""
+
+    @property
+    def outcome(self) -> str: ...
+    @property
+    def reason(self) -> str | None: ...
+
+
+Failure = TypeVar("Failure", bound=Ended)
 
 # Control sequences of a captured log must not reach the person's terminal.
 _CONTROL = re.compile(
@@ -33,9 +42,9 @@ def why(report: AttemptReport) -> str:
     return "no reason given"
 
 
-def reasons_once(failures: Sequence[TrialRow]) -> Iterator[tuple[TrialRow, str]]:
+def reasons_once(failures: Sequence[Failure]) -> Iterator[tuple[Failure, str]]:
     """Those that ended alike after one another, a reason of many lines told once."""
-    alike: dict[tuple[str, str | None], list[TrialRow]] = {}
+    alike: dict[tuple[str, str | None], list[Failure]] = {}
     for row in failures:
         alike.setdefault((row.outcome, row.reason), []).append(row)
     for (_, reason), rows in alike.items():

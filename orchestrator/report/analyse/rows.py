@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.attempt import AttemptReport, Outcome
-from orchestrator.measure.metric import Absent, Metric, Samples, Value
+from orchestrator.measure.metric import MetricSpec
 from orchestrator.report.analyse.baseline import (
     baseline_axes,
     group_of,
@@ -20,60 +20,21 @@ from orchestrator.report.analyse.baseline import (
     ladder_foot,
     spelling,
 )
+from orchestrator.report.analyse.cell import Cell, column_cell, pool
+from orchestrator.report.analyse.compare import against
 from orchestrator.report.analyse.labels import label_of, labels_of, varying_axes
+from orchestrator.report.analyse.measured import believable, precision_of, spec_of
+from orchestrator.report.analyse.pairing import choose
 from orchestrator.report.analyse.reasons import why
-from orchestrator.report.analyse.rounds import rounds_of
+from orchestrator.statistics.judge import Judged, incomparable, tolerance
 
 if TYPE_CHECKING:
     from orchestrator.measure import Task
     from orchestrator.measure.columns import Column
     from orchestrator.plan import Plan, Trial
 
-#: A ratio counts as a change when its whole interval lies beyond this (PROTOCOL, Comparing).
-THRESHOLD = 0.03
-
 # Bootstrap work for one table, in resampled values: 3,000 trials must not take minutes to print.
 _RESAMPLING_BUDGET = 60_000_000
-
-# Quantities that a configuration has, not ones that scatter: a single value decides.
-_EXACT_UNITS = ("bytes", "bits", "nats")
-_EXACT_NAMES = ("perplexity", "top1_agreement", "kl_to_reference", "weights_bits_per_parameter")
-
-_HIGHER_IS_BETTER = ("_per_s", "agreement", "mfu", "accuracy", "busy_share", "bandwidth")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One metric of one trial, pooled over its attempts.
-
-    Attributes
-    ----------
-    name, unit : str
-        The metric, and its SI unit.
-    median, ci_low, ci_high : float or None
-        In the metric's SI unit; no interval where there is one value only. All None if absent.
-    n : int
-        Samples (over all attempts) behind the median.
-    reason : str or None
-        Why there is no value.
-    ratio, ratio_low, ratio_high : float or None
-        Median over the baseline's median, and its interval where samples exist on both sides.
-    standing : str or None
-        ``better``, ``worse``, ``same`` or ``unclear`` than the baseline; None without a ratio or
-        for a metric that has no good direction.
-    """
-
-    name: str
-    unit: str
-    median: float | None = None
-    ci_low: float | None = None
-    ci_high: float | None = None
-    n: int = 0
-    reason: str | None = None
-    ratio: float | None = None
-    ratio_low: float | None = None
-    ratio_high: float | None = None
-    standing: str | None = None
 
 
 @dataclass(frozen=True)
@@ -102,8 +63,10 @@ class TrialRow:
         Rules that ask for doubt about attempts that count.
     cells : dict of str to Cell
         By metric.
+    precision : str or None
+        ``few samples`` or ``wide interval`` where sampling did not reach what the protocol asks.
     words : tuple of str
-        What its task names of it that is no number.
+        What its task names of it that is no number, and its precision.
     """
 
     hash: str
@@ -117,6 +80,7 @@ class TrialRow:
     attempts: int
     flags: tuple[str, ...] = ()
     cells: dict[str, Cell] = field(default_factory=dict)
+    precision: str | None = None
     words: tuple[str, ...] = ()
 
     @property
@@ -146,6 +110,12 @@ class SweepTable:
         In headline order; the first decides.
     rows : tuple of TrialRow
         Baseline first within its group.
+    specs : dict of str to MetricSpec
+        What each metric is.
+    noise : float or None
+        Relative A/A noise of this hardware.
+    attempts : dict of str to sequence of AttemptReport
+        All attempts known, by config hash.
     """
 
     sweep: str
@@ -153,6 +123,40 @@ class SweepTable:
     axes: tuple[str, ...]
     metrics: tuple[str, ...]
     rows: tuple[TrialRow, ...]
+    specs: dict[str, MetricSpec] = field(default_factory=dict)
+    noise: float | None = None
+    attempts: Mapping[str, Sequence[AttemptReport]] = field(default_factory=dict, repr=False)
+
+    @property
+    def tau(self) -> float:
+        """Relative change that counts as one."""
+        return tolerance(self.noise)
+
+    def title(self, metric: str) -> str:
+        """What people call a metric of this table: ``TTFT``."""
+        known = self.specs.get(metric)
+        reports = (report for found in self.attempts.values() for report in found)
+        return (known or spec_of(reports, metric)).title
+
+    def judged(self, metric: str, row: TrialRow, base: TrialRow) -> Judged:
+        """What the ratio of ``row`` to ``base`` means."""
+        a, b = (self.attempts.get(side.hash, ()) for side in (base, row))
+        names = (f"the baseline {base.label}" if base.baseline else base.label, row.label)
+        if base.failed:
+            return incomparable(f"{names[0]} is {base.outcome}: {base.reason}", self.noise)
+        hashes = (base.hash, row.hash)
+        chosen = choose(a, b, names=names)
+        return against(chosen, self.specs[metric], hashes, noise=self.noise, names=names).judged
+
+    @property
+    def missing_ratios(self) -> dict[str, list[TrialRow]]:
+        """Rows with a result that no metric could be set against the baseline for, by reason."""
+        found: dict[str, list[TrialRow]] = {}
+        for row in self.rows:
+            judged = [c.judged for c in row.cells.values() if c.median is not None and c.judged]
+            if row.outcome == "ok" and judged and all(j.ratio is None for j in judged):
+                found.setdefault(judged[0].reason or "", []).append(row)
+        return found
 
     @property
     def failures(self) -> tuple[TrialRow, ...]:
@@ -174,6 +178,7 @@ def build_table(
     *,
     metrics: Sequence[str] | None = None,
     limit: int | None = None,
+    noise: float | None = None,
 ) -> SweepTable:
     """Pool the attempts of every trial and set it against the baseline of its group.
 
@@ -188,6 +193,8 @@ def build_table(
         measured where no task names any.
     limit : int, optional
         Compute metrics for so many measured trials only (intervals cost time); the rest has none.
+    noise : float, optional
+        Relative A/A noise recorded for this hardware.
     """
     labels = labels_of(plan)
     axes = tuple(varying_axes(plan))
@@ -196,8 +203,8 @@ def build_table(
     if foot is not None:
         base_axes = {axis: spelling(foot.axes.get(axis)) for axis in axes}
     counted = {t.hash: believable(reports.get(t.hash, ())) for t in plan.trials}
-    derived = {c.name: c for c in _columns(plan) if c.over is None or c.over in axes}
-    names = _present(metrics or headline(plan), counted, derived) or _everything(counted)
+    columns = {c.name: c for c in _columns(plan) if c.over is None or c.over in axes}
+    names = _present(metrics or headline(plan), counted, columns) or _everything(counted)
 
     baselines: dict[tuple[tuple[str, Any], ...], str] = {}
     for trial in plan.trials:
@@ -205,11 +212,19 @@ def build_table(
             baselines.setdefault(group_of(trial, axes, base_axes), trial.hash)
 
     named = [name for task in _tasks(plan) for name in task.named]
+    measured = [report for found in counted.values() for report in found]
+    specs = {
+        name: columns[name].spec(spec_of(measured, columns[name].metric))
+        if name in columns
+        else spec_of(measured, name)
+        for name in names
+    }
     rows = []
     for trial in plan.trials:
         attempts = reports.get(trial.hash, ())
         outcome, reason = _ending(trial, attempts)
         group = group_of(trial, axes, base_axes)
+        precision = precision_of(counted[trial.hash])
         rows.append(
             TrialRow(
                 hash=trial.hash,
@@ -222,25 +237,32 @@ def build_table(
                 verdict=_verdict(attempts),
                 attempts=len(attempts),
                 flags=_flags(attempts),
-                cells={name: Cell(name, "", reason="not measured") for name in names},
-                words=_words(named, counted[trial.hash]),
+                cells={name: Cell(specs[name], reason="not measured") for name in names},
+                precision=precision,
+                words=(*_words(named, counted[trial.hash]), *([precision] if precision else [])),
             )
         )
     rows = _ordered(rows)
-    measured = [at for at, row in enumerate(rows) if row.outcome != "not_run"][:limit]
-    resamples = _resamples(len(measured) * max(len(names), 1))
-    for at in measured:
+    table = SweepTable(
+        plan.sweep, plan.description, axes, tuple(names), tuple(rows), specs, noise, reports
+    )
+    by_hash = {row.hash: row for row in rows}
+    shown = [at for at, row in enumerate(rows) if row.outcome != "not_run"][:limit]
+    resamples = _resamples(len(shown) * max(len(names), 1))
+    for at in shown:
         row = rows[at]
-        base = "" if row.baseline else baselines.get(row.group, "")
-        against = counted.get(base, [])
-        cells = {
-            name: _derived(derived[name], row, rows, counted, against)
-            if name in derived
-            else _cell(name, counted[row.hash], against, resamples)
-            for name in names
-        }
+        base = None if row.baseline else by_hash.get(baselines.get(row.group, ""))
+        cells = {}
+        for name in names:
+            if name in columns:
+                cells[name] = column_cell(columns[name], row, rows, counted, specs[name], base)
+                continue
+            cell = pool(counted[row.hash], specs[name], resamples=resamples)
+            if base is not None and cell.median is not None:
+                cell = replace(cell, judged=table.judged(name, row, base))
+            cells[name] = cell
         rows[at] = replace(row, cells=cells)
-    return SweepTable(plan.sweep, plan.description, axes, tuple(names), tuple(rows))
+    return replace(table, rows=tuple(rows))
 
 
 def headline(plan: Plan) -> list[str]:
@@ -268,160 +290,9 @@ def _words(named: Sequence[str], counted: Sequence[AttemptReport]) -> tuple[str,
     return tuple(dict.fromkeys(said))
 
 
-def better_when(name: str, unit: str) -> str | None:
-    """``lower``, ``higher``, or None for a metric that has no good direction."""
-    if name.startswith(("predicted_", "measured_over_predicted.")):
-        return None
-    if unit in ("s", "bytes", "J", "J/token", "nats", "degC") or name == "perplexity":
-        return "lower"
-    if unit.endswith("/s") or name.endswith(_HIGHER_IS_BETTER):
-        return "higher"
-    if name.startswith("kl_"):
-        return "lower"
-    return None
-
-
-def pool(attempts: Sequence[AttemptReport], name: str, *, resamples: int = 10_000) -> Cell:
-    """One metric pooled over attempts: median and interval of the hierarchical bootstrap."""
-    return _cell(name, list(attempts), [], resamples)
-
-
-def metric_of(report: AttemptReport, name: str) -> Metric | None:
-    """A metric by name, of the task or of telemetry."""
-    return report.metrics.get(name) or report.telemetry.get(name)
-
-
-def standing(
-    name: str, unit: str, ratio: float, low: float | None, high: float | None
-) -> str | None:
-    """How a ratio stands to the baseline, by PROTOCOL's rule at the smallest threshold."""
-    direction = better_when(name, unit)
-    if direction is None:
-        return None
-    low, high = (ratio, ratio) if low is None or high is None else (low, high)
-    if low > 1 + THRESHOLD:
-        return "worse" if direction == "lower" else "better"
-    if high < 1 - THRESHOLD:
-        return "better" if direction == "lower" else "worse"
-    return "same" if low >= 1 - THRESHOLD and high <= 1 + THRESHOLD else "unclear"
-
-
-def _cell(
-    name: str, attempts: Sequence[AttemptReport], base: Sequence[AttemptReport], resamples: int
-) -> Cell:
-    rounds = rounds_of(attempts, base)
-    if rounds:
-        attempts, base = [own for own, _ in rounds], [other for _, other in rounds]
-    metrics = [m for report in attempts if (m := metric_of(report, name)) is not None]
-    samples = [m.values for m in metrics if isinstance(m, Samples) and m.values]
-    values = [m.value for m in metrics if isinstance(m, Value)]
-    unit = next((m.unit for m in metrics), "")
-    if not samples and not values:
-        absent = next((m.reason for m in metrics if isinstance(m, Absent)), None)
-        return Cell(name, unit, reason=absent or "not measured")
-    arrays = samples or [(value,) for value in values]
-    from orchestrator.statistics.summary import ratio_ci, summarise_attempts
-
-    # A size that every attempt has alike needs no bootstrap to be known.
-    flat = len({value for values in arrays for value in values}) == 1
-    summary = summarise_attempts(arrays, resamples=1 if flat else resamples)
-    if summary.median is None:
-        return Cell(name, unit, n=summary.n, reason=summary.reason)
-    cell = Cell(name, unit, summary.median, summary.ci_low, summary.ci_high, summary.n)
-    against = [m for report in base if (m := metric_of(report, name)) is not None]
-    base_arrays = [m.values for m in against if isinstance(m, Samples) and m.values] or [
-        (m.value,) for m in against if isinstance(m, Value)
-    ]
-    if not base_arrays:
-        return cell
-    if unit in _EXACT_UNITS or name in _EXACT_NAMES:
-        before = summarise_attempts(base_arrays, resamples=1).median
-        if not before or before < 0:
-            return cell
-        exact = summary.median / before
-        return replace(cell, ratio=exact, standing=standing(name, unit, exact, None, None))
-    in_rounds = len(rounds) == len(arrays) == len(base_arrays)
-    found = ratio_ci(arrays, base_arrays, in_rounds=in_rounds, resamples=resamples)
-    if found.ratio is None:
-        return cell
-    cell = replace(cell, ratio=found.ratio)
-    if 1 in (summary.n, sum(map(len, base_arrays))):
-        # One timing a side says how the two came out, not whether they differ.
-        return cell
-    low, high = found.ci_low, found.ci_high
-    return replace(
-        cell,
-        ratio_low=low,
-        ratio_high=high,
-        standing=standing(name, unit, found.ratio, low, high),
-    )
-
-
-def _derived(
-    column: Column,
-    row: TrialRow,
-    rows: Sequence[TrialRow],
-    counted: Mapping[str, Sequence[AttemptReport]],
-    base: Sequence[AttemptReport],
-) -> Cell:
-    """A figure without interval: its ratio to the baseline says how the two came out, no more."""
-    seen = _statistic(column, counted[row.hash])
-    unit = next(
-        (m.unit for a in counted[row.hash] if (m := metric_of(a, column.metric)) is not None), ""
-    )
-    if isinstance(seen, str):
-        return Cell(column.name, unit, reason=seen)
-    if column.over is None:
-        before = _statistic(column, base) if base else None
-        ratio = seen / before if isinstance(before, float) and before > 0 else None
-        return Cell(column.name, unit, seen, ratio=ratio)
-    shortest = _shortest(column.over, row, [other for other in rows if counted[other.hash]])
-    if shortest is None:
-        return Cell(column.name, "1", reason=f"{column.over} is no number here")
-    short = _statistic(column, counted[shortest.hash])
-    if isinstance(short, str) or short <= 0:
-        said = short if isinstance(short, str) else "not positive"
-        return Cell(column.name, "1", reason=f"the shortest output's {column.statistic}: {said}")
-    return Cell(column.name, "1", seen / short)
-
-
-def _shortest(axis: str, row: TrialRow, rows: Sequence[TrialRow]) -> TrialRow | None:
-    """Of the trials that differ from this one in ``axis`` alone, the one with its least value."""
-    rest = {name: value for name, value in row.axes.items() if name != axis}
-    alike = [
-        other
-        for other in rows
-        if {name: value for name, value in other.axes.items() if name != axis} == rest
-        and isinstance(other.axes[axis], (int, float))
-    ]
-    return min(alike, key=lambda other: other.axes[axis], default=None)
-
-
-def _statistic(column: Column, attempts: Sequence[AttemptReport]) -> float | str:
-    """Of all attempts' samples together, or why there is none."""
-    from orchestrator.statistics.summary import summarise_attempts
-
-    metrics = [m for a in attempts if (m := metric_of(a, column.metric)) is not None]
-    samples = [m.values for m in metrics if isinstance(m, Samples) and m.values]
-    if not samples:
-        reason = next((m.reason for m in metrics if isinstance(m, Absent)), None)
-        return reason or "not measured"
-    summary = summarise_attempts(samples, resamples=1)
-    value: float | None = getattr(summary, column.statistic)
-    if value is not None:
-        return value
-    return f"{column.statistic} cannot be told from {summary.n} samples"
-
-
 def _resamples(cells: int) -> int:
     # Thousands of rows get coarser intervals on screen; `show` and `compare` always use 10,000.
     return int(min(10_000, max(500, _RESAMPLING_BUDGET // (cells * 20 or 1))))
-
-
-def believable(attempts: Sequence[AttemptReport]) -> list[AttemptReport]:
-    """The attempts whose numbers count: the ok ones, else those that telemetry disbelieves."""
-    good = [a for a in attempts if a.outcome is Outcome.OK and a.verdict.state != "invalid"]
-    return good or [a for a in attempts if a.outcome is Outcome.INVALID]
 
 
 def _ending(trial: Trial, attempts: Sequence[AttemptReport]) -> tuple[str, str | None]:

@@ -11,8 +11,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from orchestrator.report.analyse.labels import SEPARATOR, axis_text, metric_title
-from orchestrator.report.analyse.rows import Cell, SweepTable, TrialRow, better_when
+from orchestrator.measure.metric import MetricSpec
+from orchestrator.report.analyse.cell import Cell
+from orchestrator.report.analyse.labels import SEPARATOR, axis_text
+from orchestrator.report.analyse.measured import PRECISION
+from orchestrator.report.analyse.rows import SweepTable, TrialRow
+from orchestrator.report.show.style import STANDING_MARKS
 from orchestrator.report.show.units import ratio, with_ci
 
 #: How far above the baseline's the perplexity of a configuration worth recommending may be.
@@ -22,14 +26,8 @@ _MOST_GROUPS = 4
 _MOST_NAMED = 3
 
 _QUALITY = "perplexity"
-# What a faster or smaller configuration costs in quality, best known first.
-_QUALITIES = ("perplexity", "kl_to_reference", "top1_agreement")
-_MEMORY = ("weights_bytes", "process_memory_bytes", "peak_memory_over_weights_bytes")
-
 # Verdict rules that only flag, as a reader would say them.
 _RULES = {
-    "ci_reached": "sampling ended before the interval was as narrow as the protocol asks",
-    "sample_count": "few samples",
     "other_load": "other programs used the machine",
     "bimodal": "samples in two heaps",
     "power_cap": "the GPU was at its power cap",
@@ -57,9 +55,10 @@ def sentences(table: SweepTable) -> list[str]:
     measured = [row for row in table.rows if row.outcome == "ok"]
     deciding = _deciding(table, measured)
     if deciding is not None and len(measured) > 1:
-        said.extend(_bests(measured, deciding))
+        said.extend(_bests(table, measured, deciding))
         said.extend(_smallest(table, measured, deciding))
     said.extend(_failures(table))
+    said.extend(f"No ratios: {reason}." for reason in table.missing_ratios)
     said.extend(_doubts(table))
     return said
 
@@ -69,13 +68,13 @@ def pareto_front(rows: Sequence[TrialRow], metrics: Sequence[str]) -> list[Trial
 
     Rows that lack one of the metrics, and metrics without a good direction, are left out.
     """
-    directed = [m for m in metrics if _direction(rows, m) is not None]
+    directed = [m for m in metrics if any(m in r.cells and r.cells[m].spec.better for r in rows)]
     points = {}
     for row in rows:
-        values = [row.cells[m].median if m in row.cells else None for m in directed]
-        if directed and all(value is not None for value in values):
-            signs = [1 if _direction(rows, m) == "lower" else -1 for m in directed]
-            points[row.hash] = [s * v for s, v in zip(signs, values, strict=True) if v is not None]
+        cells = [row.cells[m] for m in directed if m in row.cells]
+        costs = [cost for cell in cells if (cost := _cost(cell)) is not None]
+        if directed and len(costs) == len(directed):
+            points[row.hash] = costs
 
     def beaten(point: Sequence[float]) -> bool:
         return any(
@@ -86,37 +85,23 @@ def pareto_front(rows: Sequence[TrialRow], metrics: Sequence[str]) -> list[Trial
     return [row for row in rows if row.hash in points and not beaten(points[row.hash])]
 
 
+def _cost(cell: Cell) -> float | None:
+    """The median, so signed that less is better; None where there is none, or no direction."""
+    if cell.median is None or cell.spec.better is None:
+        return None
+    return cell.median if cell.spec.better == "lower" else -cell.median
+
+
 def _deciding(table: SweepTable, rows: Sequence[TrialRow]) -> str | None:
     """The first headline metric that has a direction and a value."""
     return next(
-        (
-            name
-            for name in table.metrics
-            if _direction(rows, name) is not None
-            and any(row.cells[name].median is not None for row in rows)
-        ),
-        None,
+        (n for n in table.metrics if any(_cost(row.cells[n]) is not None for row in rows)), None
     )
-
-
-def _direction(rows: Sequence[TrialRow], name: str) -> str | None:
-    unit = next(
-        (row.cells[name].unit for row in rows if name in row.cells and row.cells[name].unit), ""
-    )
-    return better_when(name, unit)
 
 
 def _winner(rows: Sequence[TrialRow], name: str) -> TrialRow | None:
-    best = None
-    lower = _direction(rows, name) == "lower"
-    for row in rows:
-        value = row.cells[name].median
-        if value is None:
-            continue
-        known = None if best is None else best.cells[name].median
-        if known is None or (value < known if lower else value > known):
-            best = row
-    return best
+    costs = [(cost, row) for row in rows if (cost := _cost(row.cells[name])) is not None]
+    return min(costs, key=lambda pair: pair[0])[1] if costs else None
 
 
 def _groups(rows: Sequence[TrialRow]) -> dict[_Group, list[TrialRow]]:
@@ -126,9 +111,13 @@ def _groups(rows: Sequence[TrialRow]) -> dict[_Group, list[TrialRow]]:
     return groups
 
 
-def _bests(measured: Sequence[TrialRow], deciding: str) -> list[str]:
+def _bests(table: SweepTable, measured: Sequence[TrialRow], deciding: str) -> list[str]:
     groups = _groups(measured)
-    found = [b for g, rows in groups.items() if (b := _best_of(g, rows, deciding)) is not None]
+    found = [
+        best
+        for group, rows in groups.items()
+        if (best := _best_of(table, group, rows, deciding)) is not None
+    ]
     names = {best.row.own_label for best in found}
     if len(found) > 1 and len(names) == 1:
         said = [_best_everywhere(found, deciding)]
@@ -139,7 +128,9 @@ def _bests(measured: Sequence[TrialRow], deciding: str) -> list[str]:
     return said + _beyond_the_limit(found, deciding)
 
 
-def _best_of(group: _Group, rows: Sequence[TrialRow], deciding: str) -> _Best | None:
+def _best_of(
+    table: SweepTable, group: _Group, rows: Sequence[TrialRow], deciding: str
+) -> _Best | None:
     """None where there is nothing to choose from."""
     unlimited = _winner(rows, deciding)
     if len(rows) < 2 or unlimited is None:
@@ -147,8 +138,15 @@ def _best_of(group: _Group, rows: Sequence[TrialRow], deciding: str) -> _Best | 
     within = [row for row in rows if row.baseline or _keeps_quality(row)]
     limited = len(within) < len(rows)
     best = _winner(within, deciding) or unlimited
-    cell = best.cells[deciding]
-    rivals = tuple(r for r in within if r is not best and _overlap(r.cells[deciding], cell))
+    if unlimited is not best and table.judged(deciding, unlimited, best).finding != "improvement":
+        unlimited = best
+    rivals = tuple(
+        row
+        for row in within
+        if row is not best
+        and row.cells[deciding].median is not None
+        and table.judged(deciding, row, best).finding != "regression"
+    )
     return _Best(group, best, limited, unlimited, rivals)
 
 
@@ -158,17 +156,10 @@ def _keeps_quality(row: TrialRow) -> bool:
     return cell is None or cell.ratio is None or cell.ratio <= QUALITY_LIMIT
 
 
-def _overlap(one: Cell, other: Cell) -> bool:
-    """Whether the two 95 % intervals have values in common."""
-    if one.ci_low is None or one.ci_high is None or other.ci_low is None or other.ci_high is None:
-        return False
-    return one.ci_low <= other.ci_high and other.ci_low <= one.ci_high
-
-
 def _best_here(best: _Best, deciding: str, several: bool) -> str:
     row, cell = best.row, best.row.cells[deciding]
     place = f" at {_place(best.group)}" if several and best.group else ""
-    figure = f"{metric_title(deciding)} {_figure(cell)}"
+    figure = f"{cell.spec.title} {_figure(cell)}"
     rivals = _rivals(best, deciding)
     if row.baseline:
         return f"{_limit(best)}Nothing beats the baseline {row.own_label}{place}: {figure}{rivals}."
@@ -187,15 +178,16 @@ def _rivals(best: _Best, deciding: str) -> str:
         f"{row.own_label} ({_figure(row.cells[deciding])})" for row in best.rivals[:_MOST_NAMED]
     )
     more = f" and {len(best.rivals) - _MOST_NAMED} more" if len(best.rivals) > _MOST_NAMED else ""
-    return f"; the intervals do not tell it from {named}{more}"
+    return f"; not told apart from {named}{more}"
 
 
 def _best_everywhere(found: Sequence[_Best], deciding: str) -> str:
-    title, row = metric_title(deciding), found[0].row
+    row = found[0].row
+    title = row.cells[deciding].spec.title
     everywhere = "both groups" if len(found) == 2 else f"all {len(found)} groups"
     limit = _limit(next((best for best in found if best.limited), found[0]))
     unclear = [best for best in found if best.rivals]
-    told = f"; in {len(unclear)} of them the intervals overlap another's" if unclear else ""
+    told = f"; in {len(unclear)} of them not told apart from another" if unclear else ""
     if row.baseline:
         where = f"in any of {len(found)} groups ({title}{told})"
         return f"{limit}Nothing beats the baseline {row.own_label} {where}."
@@ -225,7 +217,7 @@ def _beyond_the_limit(found: Sequence[_Best], deciding: str) -> list[str]:
         where = "" if len(rows) == len(found) else f" in {len(rows)} of {len(found)} groups"
         said.append(
             f"Beyond that limit {name} is better still{where}:"
-            f" {metric_title(deciding)} {figures} the baseline, perplexity {quality}."
+            f" {rows[0].cells[deciding].spec.title} {figures} the baseline, perplexity {quality}."
         )
     return said
 
@@ -240,29 +232,34 @@ def _span(ratios: Sequence[float | None]) -> str:
 
 def _smallest(table: SweepTable, measured: Sequence[TrialRow], deciding: str) -> list[str]:
     """What takes least memory of its group, and what that costs in speed and quality."""
-    memory = next((m for m in _MEMORY if m in table.metrics), None)
+    memory = next((m for m in table.metrics if table.specs[m].unit == "bytes"), None)
     if memory is None or memory == deciding:
         return []
     least = []
     for rows in _groups(measured).values():
         row = _winner(rows, memory)
-        if row is not None and not row.baseline and row.cells[memory].standing == "better":
+        if row is not None and not row.baseline and row.cells[memory].standing == "improvement":
             least.append(row)
     if not least or len({row.own_label for row in least}) > 1:
         return []
-    costs = [f"{metric_title(deciding)} {_span([row.cells[deciding].ratio for row in least])}"]
-    for name in [q for q in _QUALITIES if q in table.metrics][:2]:
+    costs = [f"{table.title(deciding)} {_span([row.cells[deciding].ratio for row in least])}"]
+    for name in [m for m in table.metrics if _is_quality(table.specs[m])][:2]:
         cells = [row.cells[name] for row in least if row.cells[name].median is not None]
         if cells:
             known = any(cell.ratio is not None for cell in cells)
             shown = _span([cell.ratio for cell in cells]) if known else _figure(cells[0])
-            costs.append(f"{metric_title(name)} {shown}")
+            costs.append(f"{table.title(name)} {shown}")
     cell = least[0].cells[memory]
     alike = len({row.cells[memory].median for row in least}) == 1
     size = _figure(cell) if alike else f"from {_figure(cell)}"
-    found = f"{least[0].own_label} is smallest: {metric_title(memory)} {size}"
+    found = f"{least[0].own_label} is smallest: {table.title(memory)} {size}"
     found += f", {_span([row.cells[memory].ratio for row in least])} the baseline"
     return [f"{found}; it comes with {_and(costs)}."]
+
+
+def _is_quality(spec: MetricSpec) -> bool:
+    """What fixed tokens say of a model: exact, good in one direction, and no size."""
+    return spec.exact and spec.better is not None and spec.unit not in ("bytes", "bit")
 
 
 def _failures(table: SweepTable) -> list[str]:
@@ -307,6 +304,11 @@ def _doubts(table: SweepTable) -> list[str]:
         why = "; ".join(f"{_RULES.get(rule, rule)} ({n})" for rule, n in rules.most_common())
         of = f" of {len(measured)}"
         said.append(f"{_trials(len(flagged), 'be', of)} flagged{f': {why}' if why else ''}.")
+    for word, meaning in PRECISION.items():
+        number = sum(row.precision == word for row in measured)
+        if number:
+            many = _trials(number, "have", f" of {len(measured)}")
+            said.append(f"{many} {word if word.endswith('s') else f'a {word}'}: {meaning}.")
     blind = sum(row.verdict == "unverified" for row in measured)
     if blind:
         said.append(
@@ -325,9 +327,9 @@ def _against(cell: Cell) -> str:
         return ""
     if cell.ratio_low is None or cell.ratio_high is None:
         return f", {ratio(cell.ratio)} the baseline"
-    words = {"same": ", within ±3 % of it", "unclear": ", which is not certain"}
     interval = f"{ratio(cell.ratio_low)} to {ratio(cell.ratio_high)}"
-    return f", {ratio(cell.ratio)} the baseline ({interval}){words.get(cell.standing or '', '')}"
+    word = STANDING_MARKS[cell.standing or "inconclusive"][2]
+    return f", {ratio(cell.ratio)} the baseline ({interval}, {word})"
 
 
 def _place(group: _Group) -> str:

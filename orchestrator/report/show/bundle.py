@@ -31,6 +31,7 @@ def report_files(
     *,
     command: str | None = None,
     telemetry: TelemetryOf | None = None,
+    noise: float | None = None,
 ) -> dict[str, bytes]:
     """``report.html``, ``report.md``, ``table.csv`` and ``table.json`` of a sweep.
 
@@ -44,12 +45,15 @@ def report_files(
         What to type to run the sweep again; shown at the page's foot.
     telemetry : callable, optional
         Reads an attempt's stored telemetry; the page has no strips without it.
+    noise : float, optional
+        Relative A/A noise recorded for this hardware.
     """
-    table = build_table(plan, reports)
+    table = build_table(plan, reports, noise=noise)
     figures = task_figures(plan) or default_figures(table)
     extra = [name for figure in figures for name in metrics_of(figure) if name not in table.metrics]
     # Figures may show what the table has no room for.
-    whole = build_table(plan, reports, metrics=[*table.metrics, *extra]) if extra else table
+    every = [*table.metrics, *extra]
+    whole = build_table(plan, reports, metrics=every, noise=noise) if extra else table
     drawn = [d for figure in figures if (d := draw(figure, whole, reports)) is not None]
     strips = list(_strips(table, reports, telemetry)) if telemetry is not None else []
     html = page(table, drawn, strips=strips, provenance=common_provenance(reports), command=command)

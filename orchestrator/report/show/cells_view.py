@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.measure.metric import Value
 from orchestrator.measure.registry import find_task
+from orchestrator.measure.vocabulary import spec_for
 
 if TYPE_CHECKING:
     import pyarrow
@@ -27,24 +28,23 @@ def cells_view(plan: Plan, found: pyarrow.Table) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    from orchestrator.report.analyse.labels import axis_names, axis_value, metric_title
+    from orchestrator.report.analyse.labels import axis_names, axis_value
     from orchestrator.report.show.units import scale_of
 
     rows, kept = _slice(plan, found)
     fixed = {axis: rows[0][axis] for axis in plan.axes if axis not in kept} if rows else {}
     units = {f.name: (f.metadata or {}).get(b"unit", b"").decode() for f in found.schema}
-    wanted = [
-        name
-        for name in find_task(plan.trials[0].identity["task"]["name"]).headline
-        if name in units
-    ]
+    task = find_task(plan.trials[0].identity["task"]["name"])
+    wanted = [name for name in task.headline if name in units]
+    specs = {spec.name: spec for spec in task.metrics}
     drawn = Table(box=None, pad_edge=False, header_style="bold")
     names = axis_names(list(kept))
     for axis in kept:
         drawn.add_column(names[axis], no_wrap=True)
     scales = {name: scale_of([row[name] for row in rows], units[name]) for name in wanted}
     for name in wanted:
-        drawn.add_column(f"{metric_title(name)}\n{scales[name].symbol}", justify="right")
+        title = spec_for(name, units[name], specs).title
+        drawn.add_column(f"{title}\n{scales[name].symbol}", justify="right")
     for row in rows:
         style = "" if row["outcome"] == "ok" else "dim"
         values = [axis_value(row[axis]) for axis in kept]

@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from orchestrator.report.analyse.compare import ComparedMetric, Comparison
-from orchestrator.report.analyse.labels import metric_title, short_hash
+from orchestrator.report.analyse.labels import short_hash
 from orchestrator.report.analyse.reasons import one_line
+from orchestrator.report.show.style import STANDING_MARKS
 from orchestrator.report.show.units import quantity, ratio
+from orchestrator.statistics.judge import CONFIDENCE
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
     from rich.text import Text
 
 MAX_METRICS = 120
-
-#: verdict -> (mark, style), worst first.
-VERDICTS = {
-    "regression": ("▼", "red"),
-    "inconclusive": ("~", "yellow"),
-    "incomparable": ("?", "magenta"),
-    "improvement": ("▲", "green"),
-    "equivalent": ("=", "dim"),
-}
 
 _INDENT = 2
 _GAP = 2
@@ -96,15 +90,17 @@ class ComparisonView:
         found = self.comparison
         base, new = self.names
         text = Text.assemble((f"{new} against {base}", "bold"), ": ")
-        counts = {v: sum(row.verdict == v for row in found.rows) for v in VERDICTS}
-        said = [(f"{n} {v}", VERDICTS[v][1]) for v, n in counts.items() if n]
+        counts = Counter(row.judged.finding for row in found.rows)
+        said = [
+            (f"{counts[finding]} {word}", style)
+            for finding, (_, style, word) in STANDING_MARKS.items()
+            if counts[finding]
+        ]
         for index, (words, style) in enumerate(said):
             text.append(" · " if index else "")
             text.append(words, style=style)
         text.append("nothing to compare" if not said else "")
-        terms = (
-            f"\ntolerance ±{100 * found.tau:.3g} %, intervals of {100 * found.ci_confidence:.0f} %"
-        )
+        terms = f"\ntolerance ±{100 * found.tau:.3g} %, intervals of {200 * CONFIDENCE - 100:.0f} %"
         text.append(terms, style="dim")
         return text
 
@@ -154,14 +150,14 @@ def _pairs(rows: Sequence[ComparedMetric]) -> dict[tuple[str, str], list[Compare
     pairs: dict[tuple[str, str], list[ComparedMetric]] = {}
     for row in rows:
         pairs.setdefault((row.hash_a, row.hash_b), []).append(row)
-    order = list(VERDICTS)
+    order = list(STANDING_MARKS)
     return dict(
-        sorted(pairs.items(), key=lambda item: min(order.index(r.verdict) for r in item[1]))
+        sorted(pairs.items(), key=lambda item: min(order.index(r.judged.finding) for r in item[1]))
     )
 
 
 def _reach(rows: Sequence[ComparedMetric]) -> float:
-    ends = [v for row in rows for v in (row.ci_low, row.ci_high) if v is not None and v > 0]
+    ends = [v for r in rows for v in (r.judged.ci_low, r.judged.ci_high) if v is not None and v > 0]
     widest = max((abs(math.log(v)) for v in ends), default=0.0)
     return min(max(1.05 * widest, _LEAST_REACH), _MOST_REACH)
 
@@ -173,7 +169,7 @@ def _metrics(
     from rich.table import Table
 
     # What cannot be compared has no figures to line up; its reason is said beneath.
-    compared = [row for row in rows if row.verdict != "incomparable"]
+    compared = [row for row in rows if row.judged.finding != "incomparable"]
     if not compared:
         return []
     columns = _columns(compared, reach, names)
@@ -224,23 +220,27 @@ def _columns(rows: Sequence[ComparedMetric], reach: float, names: tuple[str, str
     def cells(text: Callable[[ComparedMetric], str], style: str = "") -> tuple[Text, ...]:
         return tuple(Text(text(row), style=style) for row in rows)
 
-    verdicts = tuple(
-        Text(f"{VERDICTS[row.verdict][0]} {row.verdict}", style=VERDICTS[row.verdict][1])
-        for row in rows
-    )
+    marks = [STANDING_MARKS[row.judged.finding] for row in rows]
+    verdicts = tuple(Text(f"{mark} {word}", style=style) for mark, style, word in marks)
     scales = tuple(
-        Text(scale_line(row.ci_low, row.ratio, row.ci_high, reach), style=VERDICTS[row.verdict][1])
-        for row in rows
+        Text(scale_line(j.ci_low, j.ratio, j.ci_high, reach), style=style)
+        for j, (_, style, _) in zip((row.judged for row in rows), marks, strict=True)
     )
     return [
-        _Column("metric", "", cells(lambda r: metric_title(r.metric))),
+        _Column("metric", "", cells(lambda r: r.spec.title)),
         _Column(
-            "medians", _heading(names[0]), cells(lambda r: quantity(r.median_a, r.unit)), "right"
+            "medians",
+            _heading(names[0]),
+            cells(lambda r: quantity(r.median_a, r.spec.unit)),
+            "right",
         ),
         _Column(
-            "medians", _heading(names[1]), cells(lambda r: quantity(r.median_b, r.unit)), "right"
+            "medians",
+            _heading(names[1]),
+            cells(lambda r: quantity(r.median_b, r.spec.unit)),
+            "right",
         ),
-        _Column("ratio", "ratio", cells(lambda r: ratio(r.ratio)), "right"),
+        _Column("ratio", "ratio", cells(lambda r: ratio(r.judged.ratio)), "right"),
         _Column("interval", "interval", cells(_interval, "dim")),
         _Column("scale", "", scales),
         _Column("verdict", "", verdicts),
@@ -258,22 +258,23 @@ def _width(columns: Sequence[_Column], left_out: frozenset[str]) -> int:
 
 
 def _interval(row: ComparedMetric) -> str:
-    if row.ci_low is None or row.ci_high is None:
+    low, high = row.judged.ci_low, row.judged.ci_high
+    if low is None or high is None:
         return ""
-    return "exact" if row.ci_low == row.ci_high else f"{row.ci_low:.3f} – {row.ci_high:.3f}"
+    return "exact" if low == high else f"{low:.3f} – {high:.3f}"
 
 
 def _whys(rows: Sequence[ComparedMetric]) -> list[str]:
     """Reasons; one that several metrics share is said once."""
     by_reason: dict[str, list[ComparedMetric]] = {}
     for row in rows:
-        if row.reason:
-            by_reason.setdefault(one_line(row.reason), []).append(row)
+        if row.judged.reason:
+            by_reason.setdefault(one_line(row.judged.reason), []).append(row)
     lines = []
     for reason, concerned in by_reason.items():
         if len(concerned) == len(rows):
-            whose = "incomparable: " if concerned[0].verdict == "incomparable" else ""
+            whose = "incomparable: " if concerned[0].judged.finding == "incomparable" else ""
         else:
-            whose = ", ".join(metric_title(row.metric) for row in concerned) + ": "
+            whose = ", ".join(row.spec.title for row in concerned) + ": "
         lines.append(f"{whose}{reason}")
     return lines

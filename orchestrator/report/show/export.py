@@ -11,9 +11,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from orchestrator.report.analyse.labels import metric_title, short_hash
+from orchestrator.report.analyse.labels import short_hash
 from orchestrator.report.analyse.rows import Cell, SweepTable, TrialRow
-from orchestrator.report.show.style import STANDING_MARKS, VERDICT_MARKS
+from orchestrator.report.show.style import VERDICT_MARKS, standing_mark, standings_legend
 from orchestrator.report.show.units import MISSING, ratio, scale_of
 
 _MOST_MARKDOWN_ROWS = 200
@@ -41,6 +41,7 @@ def to_json(table: SweepTable) -> dict[str, Any]:
                 "outcome": row.outcome,
                 "reason": row.reason,
                 "verdict": row.verdict,
+                "precision": row.precision,
                 "attempts": row.attempts,
                 "metrics": {name: _cell_json(cell) for name, cell in row.cells.items()},
             }
@@ -111,10 +112,11 @@ def _markdown_body(table: SweepTable, metrics: Sequence[str]) -> list[str]:
     measured = [row for row in table.rows if row.outcome in ("ok", "invalid")]
     names = [n for n in metrics if any(r.cells[n].median is not None for r in measured)]
     if measured and names:
-        parts.append(_markdown_table(measured[:_MOST_MARKDOWN_ROWS], names))
+        parts.append(_markdown_table(table, measured[:_MOST_MARKDOWN_ROWS], names))
         if len(measured) > _MOST_MARKDOWN_ROWS:
             parts.append(f"… and {len(measured) - _MOST_MARKDOWN_ROWS} more trials in `table.csv`.")
-        parts.append(_legend(measured))
+        parts.append(_legend(measured, table.tau))
+        parts += [f"No ratios: {_md(reason)}." for reason in table.missing_ratios]
     if table.failures:
         parts.append("## Without a result to rely on")
         lines = [
@@ -125,13 +127,13 @@ def _markdown_body(table: SweepTable, metrics: Sequence[str]) -> list[str]:
     return parts
 
 
-def _markdown_table(rows: Sequence[TrialRow], names: Sequence[str]) -> str:
+def _markdown_table(table: SweepTable, rows: Sequence[TrialRow], names: Sequence[str]) -> str:
     scales = {}
     for name in names:
         cells = [row.cells[name] for row in rows if row.cells[name].median is not None]
         scales[name] = scale_of([cell.median for cell in cells], cells[0].unit)
     heads = [
-        f"{metric_title(n)} ({scales[n].symbol})" if scales[n].symbol else metric_title(n)
+        f"{table.title(n)} ({scales[n].symbol})" if scales[n].symbol else table.title(n)
         for n in names
     ]
     lines = [
@@ -147,8 +149,8 @@ def _markdown_table(rows: Sequence[TrialRow], names: Sequence[str]) -> str:
             text = MISSING
             if cell.median is not None:
                 text = scales[metric].interval(cell.median, cell.ci_low, cell.ci_high)
-            if cell.ratio is not None and row.outcome == "ok":
-                sign = STANDING_MARKS[cell.standing][0] if cell.standing else ""
+            if cell.judged and cell.ratio is not None and row.outcome == "ok":
+                sign = standing_mark(cell.judged, cell.spec.better)
                 text += f" ({f'{sign}{_NO_BREAK}{ratio(cell.ratio)}'.strip()})"
             cells_text.append(text)
         lines.append(
@@ -157,8 +159,8 @@ def _markdown_table(rows: Sequence[TrialRow], names: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def _legend(rows: Sequence[TrialRow]) -> str:
-    signs = ", ".join(f"{mark} {meaning}" for mark, _, meaning in STANDING_MARKS.values())
+def _legend(rows: Sequence[TrialRow], tau: float) -> str:
+    signs = standings_legend(tau)
     verdicts = dict.fromkeys(row.verdict for row in rows)
     marks = ", ".join(f"{VERDICT_MARKS[v][0]} {v}" for v in verdicts)
     based = "; bold: baseline" if any(row.baseline for row in rows) else ""

@@ -7,21 +7,24 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from orchestrator.report.analyse.gate import EXIT_CODES, GateResult, GateRow
-from orchestrator.report.analyse.labels import metric_title, short_hash
+from orchestrator.report.analyse.labels import short_hash
 from orchestrator.report.analyse.reasons import one_line
-from orchestrator.report.show.units import quantity, ratio, unit_of
+from orchestrator.report.show.style import STANDING_MARKS
+from orchestrator.report.show.units import quantity, ratio
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
     from rich.text import Text
 
+    from orchestrator.measure.metric import MetricSpec
+
 MAX_ROWS = 60
 
 #: state -> (mark, style), worst first.
 STATES = {
-    "regression": ("▼", "red"),
-    "incomparable": ("?", "magenta"),
-    "inconclusive": ("~", "yellow"),
+    "regression": STANDING_MARKS["regression"][:2],
+    "incomparable": STANDING_MARKS["incomparable"][:2],
+    "inconclusive": STANDING_MARKS["inconclusive"][:2],
     "pass": ("✓", "green"),
     "skipped": ("–", "dim"),
 }
@@ -76,8 +79,8 @@ class GateView:
         short = short_hash(row.hash)
         parts = [f"{label}  {short}" if label else short, row.rule.replace("_", " ")]
         if row.metric:
-            parts.append(metric_title(row.metric))
-        figures = _figures(row)
+            parts.append(self.result.specs[row.metric].title)
+        figures = _figures(row, self.result.specs)
         first = Text(f"  {mark} ", style=style)
         whole = first.copy().append("  ".join([*parts, *figures]), style="default")
         if whole.cell_len <= width:
@@ -86,13 +89,13 @@ class GateView:
         return [first.append(parts[0], style="default"), Text(f"    {rest}")]
 
 
-def _figures(row: GateRow) -> list[str]:
-    if row.value is None:
+def _figures(row: GateRow, specs: Mapping[str, MetricSpec]) -> list[str]:
+    if row.value is None or row.metric is None:
         return []
     as_ratio = row.rule in _RATIO_RULES
 
     def written(value: float) -> str:
-        return ratio(value) if as_ratio else quantity(value, unit_of(row.metric or ""))
+        return ratio(value) if as_ratio else quantity(value, specs[row.metric].unit)
 
     parts = [written(row.value)]
     if row.ci_low is not None and row.ci_high is not None and row.ci_low < row.ci_high:

@@ -1,32 +1,36 @@
 """The sweep's report as one self-contained page: answer, table, figures, failures, provenance.
 
 Works offline (plotly's script is inside), in light and dark, and prints. What comes from a
-configuration, a log or a host is escaped: a label must not be able to run a script.
+configuration, a log or a host is escaped (by the template, ``assets/page.html``): a label must not
+be able to run a script.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from importlib.resources import files
 from typing import Any
 
 from orchestrator.attempt import AttemptReport
+from orchestrator.report.analyse.cell import Cell
 from orchestrator.report.analyse.labels import (
-    MEANINGS,
     axis_name,
     axis_text,
     axis_value,
-    metric_title,
     short_hash,
 )
 from orchestrator.report.analyse.reasons import reasons_once
 from orchestrator.report.analyse.rows import SweepTable, TrialRow
 from orchestrator.report.show.answer import sentences
 from orchestrator.report.show.figures import Drawn
-from orchestrator.report.show.style import OUTCOME_STYLE, STANDING_MARKS, VERDICT_MARKS
+from orchestrator.report.show.style import (
+    OUTCOME_STYLE,
+    VERDICT_MARKS,
+    standing_mark,
+    standings_legend,
+)
 from orchestrator.report.show.tree import flat
 from orchestrator.report.show.units import MISSING, Scale, ratio, scale_of
 
@@ -70,29 +74,42 @@ def page(
     command : str, optional
         What to type to run the sweep again.
     """
-    assets = files("orchestrator.report.show") / "assets"
-    body = [
-        _head(table),
-        _answer(table),
-        _table(table),
-        _figures(figures),
-        _matrix(table),
-        _failures(table),
-        _strips(strips, sum(row.attempts for row in table.rows)),
-        _foot(table, provenance or {}, command),
-    ]
-    script = ""
-    if figures or strips:
-        from plotly.offline import get_plotlyjs
+    from jinja2 import Environment, PackageLoader, StrictUndefined
 
-        script = f"<script>{get_plotlyjs()}</script>"
+    environment = Environment(
+        loader=PackageLoader("orchestrator.report.show", "assets"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(short=short_hash, flat=flat)
+    assets = files("orchestrator.report.show") / "assets"
     css, js = ((assets / name).read_text("utf-8") for name in ("page.css", "page.js"))
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(table.sweep)}</title><style>{css}</style>{script}</head>\n<body>\n"
-        + "\n".join(part for part in body if part)
-        + f"\n<script>{js}</script>\n</body></html>\n"
+    measured = [row for row in table.rows if row.outcome in ("ok", "invalid")]
+    return environment.get_template("page.html").render(
+        table=table,
+        css=css,
+        js=js,
+        plotly=_plotly() if figures or strips else "",
+        classes=_CLASS,
+        outcome_styles=OUTCOME_STYLE,
+        verdicts=VERDICT_MARKS,
+        answer=sentences(table),
+        signs=standings_legend(table.tau),
+        measured=measured,
+        columns=list(_headings(table, measured)),
+        beneath=_beneath,
+        missing=MISSING,
+        max_rows=MAX_ROWS,
+        figures=figures,
+        matrix=_matrix(table),
+        failures=list(reasons_once(table.failures)),
+        max_failures=MAX_FAILURES,
+        strips=strips,
+        attempts=sum(row.attempts for row in table.rows),
+        provenance=provenance or {},
+        commands=_commands(table, command),
     )
 
 
@@ -110,123 +127,54 @@ def common_provenance(reports: Mapping[str, Sequence[AttemptReport]]) -> dict[st
     }
 
 
-def _head(table: SweepTable) -> str:
-    counts = "".join(
-        f'<span class="{_CLASS.get(OUTCOME_STYLE.get(o, ""), "")}">{n} {escape(o)}</span>'
-        for o, n in table.outcomes.items()
-    )
-    return (
-        f'<h1>{escape(table.sweep)}</h1><p class="lead">{escape(table.description)}</p>'
-        f'<p class="counts">{counts}</p>'
-    )
+@dataclass(frozen=True)
+class Heading:
+    """A column of the table: its metric, and the unit all its values are written in."""
+
+    name: str
+    title: str
+    meaning: str
+    scale: Scale
 
 
-def _answer(table: SweepTable) -> str:
-    said = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences(table))
-    return f'<ul class="answer">{said}</ul>' if said else ""
+@dataclass(frozen=True)
+class Matrix:
+    """How every trial ended: the first axis down, the others across."""
+
+    corner: str
+    acrosses: Sequence[str]
+    lines: Sequence[tuple[str, Sequence[TrialRow | None]]]
 
 
-def _table(table: SweepTable) -> str:
-    rows = [row for row in table.rows if row.outcome in ("ok", "invalid")]
-    names = [n for n in table.metrics if any(row.cells[n].median is not None for row in rows)]
-    if not rows or not names:
-        return ""
-    scales = {}
-    heads = ['<th data-sort="">trial</th>']
-    for name in names:
+def _plotly() -> str:
+    from plotly.offline import get_plotlyjs
+
+    script: str = get_plotlyjs()
+    return script
+
+
+def _headings(table: SweepTable, rows: Sequence[TrialRow]) -> Iterator[Heading]:
+    """Of the metrics that any of ``rows`` has a value of."""
+    for name in table.metrics:
         cells = [row.cells[name] for row in rows if row.cells[name].median is not None]
-        scales[name] = scale_of([cell.median for cell in cells], cells[0].unit)
-        meaning = escape(f"{name}: {MEANINGS[name]}" if name in MEANINGS else name, quote=True)
-        unit = f"<small>{escape(scales[name].symbol)}</small>"
-        heads.append(f'<th data-sort="" title="{meaning}">{escape(metric_title(name))}{unit}</th>')
-    lines = [_row(row, names, scales) for row in rows[:MAX_ROWS]]
-    cut = (
-        f" The first {MAX_ROWS} of {len(rows)}; table.csv has all." if len(rows) > MAX_ROWS else ""
-    )
-    signs = ", ".join(f"{mark} {meaning}" for mark, _, meaning in STANDING_MARKS.values())
-    return (
-        "<h2>Measured</h2>"
-        f'<p class="soft">Median ± half of its 95 % interval; beneath, the ratio to the baseline of'
-        f" the same group ({escape(signs)}). Click a heading to sort.{cut}</p>"
-        f'<div class="scroll"><table><thead><tr>{"".join(heads)}</tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table></div>"
-    )
+        if cells:
+            spec = table.specs[name]
+            scale = scale_of([cell.median for cell in cells], cells[0].unit)
+            meaning = f"{name}: {spec.meaning}" if spec.meaning else name
+            yield Heading(name, spec.title, meaning, scale)
 
 
-def _row(row: TrialRow, names: Sequence[str], scales: Mapping[str, Scale]) -> str:
-    mark, style, meaning = VERDICT_MARKS[row.verdict]
-    attempts = f" ({row.attempts})" if row.attempts > 1 else ""
-    title = escape(f"{row.verdict}: {meaning}", quote=True)
-    second_line = " · ".join((f"<code>{short_hash(row.hash)}</code>", *map(escape, row.words)))
-    cells = [
-        f'<td><span class="{_CLASS.get(style, "")}" title="{title}">{mark}</span> '
-        f"{escape(row.label)}{attempts}<small>{second_line}</small></td>"
-    ]
-    for name in names:
-        cell = row.cells[name]
-        if cell.median is None:
-            reason = escape(cell.reason or "", quote=True)
-            cells.append(f'<td title="{reason}">{MISSING}</td>')
-            continue
-        beneath = ""
-        if cell.ratio is not None and row.outcome == "ok":
-            sign = STANDING_MARKS[cell.standing][0] if cell.standing else ""
-            beneath = f'<small class="{cell.standing or ""}">{sign} {ratio(cell.ratio)}</small>'
-        text = scales[name].interval(cell.median, cell.ci_low, cell.ci_high)
-        cells.append(f'<td data-value="{cell.median!r}">{escape(text)}{beneath}</td>')
-    kind = "baseline" if row.baseline else row.outcome
-    return f'<tr class="{kind}">{"".join(cells)}</tr>'
+def _beneath(cell: Cell) -> tuple[str, str, str] | None:
+    """Class, sign and text of the ratio to the baseline."""
+    if cell.judged is None or cell.ratio is None:
+        return None
+    sign = standing_mark(cell.judged, cell.spec.better)
+    return cell.judged.finding if sign else "", sign, ratio(cell.ratio)
 
 
-def _figures(figures: Sequence[Drawn]) -> str:
-    parts = []
-    for index, drawn in enumerate(figures):
-        parts.append(
-            f"<figure><h3>{escape(drawn.title)}</h3><figcaption>{escape(drawn.caption)}</figcaption>"
-            f"{_plot(drawn, f'figure-{index}', drawn.title)}</figure>"
-        )
-    return f'<h2>Figures</h2><div class="figures">{"".join(parts)}</div>' if parts else ""
-
-
-def _plot(drawn: Drawn, name: str, spoken: str) -> str:
-    height = f' style="height:{drawn.height_px}px"' if drawn.height_px else ""
-    return (
-        f'<div class="plot"{height} data-figure="{name}" role="img"'
-        f' aria-label="{escape(spoken, quote=True)}"></div>'
-        f'<script type="application/json" id="{name}">{drawn.to_json()}</script>'
-    )
-
-
-def _strips(strips: Sequence[Strip], attempts: int) -> str:
-    """Telemetry of every attempt, folded but for the first: a browser draws what is unfolded."""
-    if not strips:
-        return ""
-    parts = []
-    for index, strip in enumerate(strips):
-        mark, style, meaning = VERDICT_MARKS[strip.verdict]
-        slowed = f' <span class="bad">{escape(strip.drawn.caption)}</span>'
-        ended = "" if strip.outcome == "ok" else f" {escape(strip.outcome)}"
-        parts.append(
-            f'<details class="strip"{"" if index else " open"}><summary>'
-            f'<span class="{_CLASS.get(style, "")}" title="{escape(meaning, quote=True)}">{mark}'
-            f"</span> {escape(strip.label)} "
-            f'<span class="soft">{escape(strip.drawn.title)}{ended}</span>'
-            f"{slowed if strip.drawn.caption else ''}</summary>"
-            f"{_plot(strip.drawn, f'strip-{index}', f'Telemetry of {strip.label}')}</details>"
-        )
-    cut = f" {len(strips)} of {attempts} attempts." if len(strips) < attempts else ""
-    return (
-        '<h2>What the machine did meanwhile</h2><p class="soft">Read from outside the measured'
-        " process; phases are shaded (measured ones darker), throttling is a bar along the top."
-        f" Click an attempt to unfold it. Every reading is in its telemetry.parquet.{cut}</p>"
-        + "".join(parts)
-    )
-
-
-def _matrix(table: SweepTable) -> str:
-    """Outcomes with the first axis down and the others across."""
+def _matrix(table: SweepTable) -> Matrix | None:
     if len(table.axes) < 2:
-        return ""
+        return None
     first = table.axes[0]
     downs = list(dict.fromkeys(_key(row, (first,)) for row in table.rows))
     acrosses = list(dict.fromkeys(_key(row, table.axes[1:]) for row in table.rows))
@@ -237,27 +185,9 @@ def _matrix(table: SweepTable) -> str:
         corner, acrosses, downs = "trial", ["ended"], [row.label for row in table.rows]
         rows = {(row.label, "ended"): row for row in table.rows}
     if len(downs) > MAX_MATRIX or len(acrosses) > MAX_MATRIX:
-        return ""
-    head = "".join(f"<th>{escape(across)}</th>" for across in acrosses)
-    lines = [
-        f"<tr><th>{escape(down)}</th>{''.join(_ended(rows.get((down, a))) for a in acrosses)}</tr>"
-        for down in downs
-    ]
-    return (
-        '<h2>How every trial ended</h2><div class="scroll"><table class="matrix"><thead><tr>'
-        f"<th>{escape(corner)}</th>{head}</tr></thead><tbody>{''.join(lines)}</tbody>"
-        "</table></div>"
-    )
-
-
-def _ended(row: TrialRow | None) -> str:
-    if row is None:
-        return "<td></td>"
-    ok = row.outcome == "ok"
-    kind = "ok" if ok else _CLASS.get(OUTCOME_STYLE.get(row.outcome, ""), "")
-    title = escape(f"{row.label} {short_hash(row.hash)} {row.reason or ''}", quote=True)
-    mark = f" {VERDICT_MARKS[row.verdict][0]}" if ok else ""
-    return f'<td class="{kind}" title="{title}">{escape(row.outcome.replace("_", " "))}{mark}</td>'
+        return None
+    lines = [(down, [rows.get((down, across)) for across in acrosses]) for down in downs]
+    return Matrix(corner, acrosses, lines)
 
 
 def _key(row: TrialRow, axes: Sequence[str]) -> str:
@@ -270,35 +200,10 @@ def _key(row: TrialRow, axes: Sequence[str]) -> str:
     return " · ".join(parts)
 
 
-def _failures(table: SweepTable) -> str:
-    failures = table.failures
-    if not failures:
-        return ""
-    lines = [
-        f'<tr><td class="{_CLASS.get(OUTCOME_STYLE.get(row.outcome, ""), "")}">'
-        f'{escape(row.outcome)}</td><td class="words">{escape(row.label)}<small><code>'
-        f'{short_hash(row.hash)}</code></small></td><td class="words">'
-        f"{escape(reason or 'no reason given')}</td></tr>"
-        for row, reason in list(reasons_once(failures))[:MAX_FAILURES]
-    ]
-    cut = f" The first {MAX_FAILURES}." if len(failures) > MAX_FAILURES else ""
-    return (
-        f'<h2>Without a result to rely on</h2><p class="soft">{len(failures)} of {len(table.rows)}'
-        f' trials.{cut}</p><div class="scroll"><table><tbody>{"".join(lines)}</tbody></table></div>'
-    )
-
-
-def _foot(table: SweepTable, provenance: Mapping[str, Any], command: str | None) -> str:
-    pairs = "".join(
-        f"<dt>{escape(str(key))}</dt><dd>{escape(flat(value))}</dd>"
-        for key, value in provenance.items()
-    )
+def _commands(table: SweepTable, command: str | None) -> list[str]:
+    """What to type for the sweep again, and for one trial of it."""
+    found = [command] if command else []
     best = next((row for row in table.rows if row.outcome == "ok"), None)
-    commands = [command] if command else []
     if best is not None:
-        commands.append(
-            f"python -m orchestrator reproduce {short_hash(best.hash)}   # {best.label}"
-        )
-    again = f"<h2>Again</h2><pre><code>{escape(chr(10).join(commands))}</code></pre>"
-    shown = f"<h2>Measured on and with</h2><dl>{pairs}</dl>" if pairs else ""
-    return shown + (again if commands else "")
+        found.append(f"python -m orchestrator reproduce {short_hash(best.hash)}   # {best.label}")
+    return found

@@ -1,15 +1,14 @@
-"""A gate's result as JUnit XML, which every CI system can show."""
+"""A gate's result as JUnit XML, which every CI system can show. Plain values in."""
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
 from xml.etree import ElementTree
 
 from orchestrator.report.analyse.labels import short_hash
-
-if TYPE_CHECKING:
-    from orchestrator.report.analyse.gate import GateResult, GateRow
 
 _ELEMENT = {"regression": "failure", "incomparable": "error"}
 
@@ -17,47 +16,54 @@ _ELEMENT = {"regression": "failure", "incomparable": "error"}
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-def junit_xml(result: GateResult) -> str:
-    """One suite, one case a row: regression fails, incomparable errs, the undecided are skipped."""
-    rows = result.rows
+def junit_xml(gate: Mapping[str, Any]) -> str:
+    """One suite, one case a row: regression fails, incomparable errs, the undecided are skipped.
+
+    Parameters
+    ----------
+    gate : mapping
+        ``rules``, ``rows`` and ``reason`` as the gate's JSON has them.
+    """
+    rules, rows = gate["rules"], gate["rows"]
+    states = Counter(row["state"] for row in rows)
     suite = ElementTree.Element(
         "testsuite",
-        name=f"gate {result.rules}",
+        name=f"gate {rules}",
         tests=str(max(1, len(rows))),
-        failures=str(sum(row.state == "regression" for row in rows)),
-        errors=str(sum(row.state == "incomparable" for row in rows) or int(not rows)),
-        skipped=str(sum(row.state in ("inconclusive", "skipped") for row in rows)),
+        failures=str(states["regression"]),
+        errors=str(states["incomparable"] or int(not rows)),
+        skipped=str(states["inconclusive"] + states["skipped"]),
     )
     for row in rows:
         case = ElementTree.SubElement(
             suite,
             "testcase",
-            classname=f"gate.{result.rules}.{short_hash(row.hash)}",
-            name=_clean(f"{row.rule} {row.metric}" if row.metric else row.rule),
+            classname=f"gate.{rules}.{short_hash(row['hash'])}",
+            name=_clean(" ".join(filter(None, (row["rule"], row["metric"])))),
         )
-        if row.state != "pass":
+        if row["state"] != "pass":
             ElementTree.SubElement(
-                case, _ELEMENT.get(row.state, "skipped"), message=_clean(_message(row))
+                case, _ELEMENT.get(row["state"], "skipped"), message=_clean(_message(row))
             )
     if not rows:
-        case = ElementTree.SubElement(suite, "testcase", classname="gate", name=result.rules)
-        ElementTree.SubElement(case, "error", message=_clean(result.reason or "nothing compared"))
+        case = ElementTree.SubElement(suite, "testcase", classname="gate", name=rules)
+        ElementTree.SubElement(case, "error", message=_clean(gate["reason"] or "nothing compared"))
     suites = ElementTree.Element("testsuites")
     suites.append(suite)
     ElementTree.indent(suites)
     return ElementTree.tostring(suites, encoding="unicode", xml_declaration=True) + "\n"
 
 
-def _message(row: GateRow) -> str:
-    parts = [row.state]
-    if row.value is not None:
-        parts.append(f"{row.value:.4g}")
-    if row.ci_low is not None and row.ci_high is not None:
-        parts.append(f"[{row.ci_low:.4g}, {row.ci_high:.4g}]")
-    if row.limit is not None:
-        parts.append(f"limit {row.limit:.4g}")
-    if row.reason:
-        parts.append(row.reason)
+def _message(row: Mapping[str, Any]) -> str:
+    parts = [row["state"]]
+    if row["value"] is not None:
+        parts.append(f"{row['value']:.4g}")
+    if row["ci_low"] is not None and row["ci_high"] is not None:
+        parts.append(f"[{row['ci_low']:.4g}, {row['ci_high']:.4g}]")
+    if row["limit"] is not None:
+        parts.append(f"limit {row['limit']:.4g}")
+    if row["reason"]:
+        parts.append(row["reason"])
     return ", ".join(parts)
 
 

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from orchestrator.attempt import Resources
+from orchestrator.measure.vocabulary import spec_for
 from orchestrator.report.analyse.labels import (
     axis_names,
     axis_value,
     labels_of,
-    metric_title,
     plain_label,
     short_hash,
     varying_axes,
 )
-from orchestrator.report.show.units import quantity, unit_of
+from orchestrator.report.show.units import quantity
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -186,8 +186,9 @@ class _Trials:
     def _predicted(self, shown: Sequence[Trial]) -> tuple[list[str], list[list[str]]]:
         names = _predictions(self.states.values())
         expected = [getattr(self.states[t.hash], "predicted", None) or {} for t in shown]
-        rows = [[quantity(found.get(n), unit_of(n)) for n in names] for found in expected]
-        return [f"predicted\n{metric_title(name)}" for name in names], rows
+        specs = [spec_for(name) for name in names]
+        rows = [[quantity(found.get(s.name), s.unit) for s in specs] for found in expected]
+        return [f"predicted\n{spec.title}" for spec in specs], rows
 
     def _state(self, trial: Trial) -> tuple[str, str]:
         known = self.states[trial.hash]

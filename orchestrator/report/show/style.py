@@ -9,6 +9,7 @@ import os
 from typing import TYPE_CHECKING
 
 from orchestrator.attempt import Outcome
+from orchestrator.statistics.judge import Finding, Judged
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,13 +35,29 @@ VERDICT_MARKS = {
     "unverified": ("?", "dim", "telemetry cannot vouch for it"),
 }
 
-#: standing -> (mark, style, what it means)
-STANDING_MARKS = {
-    "better": ("▲", "green", "better"),
-    "worse": ("▼", "red", "worse"),
-    "same": ("=", "dim", "within ±3\u00a0%"),
-    "unclear": ("~", "yellow", "inconclusive"),
+#: finding of the judge, worst first -> (mark, style, the word for it in every view)
+STANDING_MARKS: dict[Finding, tuple[str, str, str]] = {
+    "regression": ("▼", "red", "worse"),
+    "inconclusive": ("~", "yellow", "undecided"),
+    "incomparable": ("?", "magenta", "incomparable"),
+    "improvement": ("▲", "green", "better"),
+    "equivalent": ("=", "dim", "same"),
 }
+
+
+def standings_legend(tau: float) -> str:
+    """What marks before ratios mean: ``▲ better, ▼ worse, = same (within 3 %), ~ undecided``."""
+    words = {finding: f"{mark} {word}" for finding, (mark, _, word) in STANDING_MARKS.items()}
+    words["equivalent"] += f" (within {100 * tau:.3g}\u00a0%)"
+    order = ("improvement", "regression", "equivalent", "inconclusive")
+    return ", ".join(words[finding] for finding in order)
+
+
+def standing_mark(judged: Judged, better: str | None) -> str:
+    """The mark before a ratio; none where no change is known to be good or bad."""
+    plain = judged.finding == "inconclusive" and better is None
+    return "" if plain else STANDING_MARKS[judged.finding][0]
+
 
 _ASCII = str.maketrans(
     {

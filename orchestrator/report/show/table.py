@@ -11,17 +11,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from orchestrator.report.analyse.labels import (
-    MEANINGS,
-    SEPARATOR,
-    axis_names,
-    axis_text,
-    metric_title,
-    short_hash,
-)
-from orchestrator.report.analyse.reasons import reasons_once
+from orchestrator.report.analyse.labels import SEPARATOR, axis_names, axis_text, short_hash
+from orchestrator.report.analyse.measured import PRECISION
+from orchestrator.report.analyse.reasons import one_line, reasons_once
 from orchestrator.report.analyse.rows import Cell, SweepTable, TrialRow, build_table
-from orchestrator.report.show.style import OUTCOME_STYLE, STANDING_MARKS, VERDICT_MARKS
+from orchestrator.report.show.style import (
+    OUTCOME_STYLE,
+    STANDING_MARKS,
+    VERDICT_MARKS,
+    standing_mark,
+    standings_legend,
+)
 from orchestrator.report.show.units import MISSING, Scale, ratio, scale_of
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def final_table(
     metrics: Sequence[str] | None = None,
     max_rows: int = MAX_ROWS,
     footer: Sequence[str] | None = None,
+    noise: float | None = None,
 ) -> TableView:
     """What a sweep found, as a rich renderable: table, failures, legend and where to look next.
 
@@ -63,8 +64,10 @@ def final_table(
         Trials shown before the rest is only counted.
     footer : sequence of str
         Lines beneath; by default where to look next.
+    noise : float, optional
+        Relative A/A noise recorded for this hardware.
     """
-    table = build_table(plan, reports, metrics=metrics, limit=max_rows)
+    table = build_table(plan, reports, metrics=metrics, limit=max_rows, noise=noise)
     return TableView(table, max_rows, where_to_look(table) if footer is None else tuple(footer))
 
 
@@ -194,7 +197,7 @@ def _column(name: str, rows: Sequence[TrialRow]) -> _Column | None:
     scale = scale_of([cell.median for cell in cells], cells[0].unit)
     texts = [_value(cell, scale) for cell in cells] + [_ratio(cell)[0] for cell in cells]
     body = max(map(len, texts))
-    heading = _wrap(metric_title(name), max(body, 9))
+    heading = _wrap(cells[0].spec.title, max(body, 9))
     return _Column(name, scale, heading, max(body, *map(len, (*heading, scale.symbol))))
 
 
@@ -317,9 +320,10 @@ def _value(cell: Cell, scale: Scale) -> str:
 
 
 def _ratio(cell: Cell) -> tuple[str, str]:
-    if cell.ratio is None:
+    if cell.judged is None or cell.ratio is None:
         return "", ""
-    mark, style, _ = STANDING_MARKS.get(cell.standing or "", ("", "", ""))
+    mark = standing_mark(cell.judged, cell.spec.better)
+    style = STANDING_MARKS[cell.judged.finding][1] if mark else ""
     return f"{mark} {ratio(cell.ratio)}".strip(), style
 
 
@@ -333,10 +337,8 @@ def _notes(
 
     yield Text("")
     legend = ["median ± half of its 95 % interval"] if _any_interval(rows) else []
-    standings = {c.standing for row in rows for c in row.cells.values() if c.standing}
-    said = [f"{m} {meaning}" for key, (m, _, meaning) in STANDING_MARKS.items() if key in standings]
-    if said:
-        legend.append(f"against the baseline: {', '.join(said)}")
+    if any(c.ratio is not None for row in rows for c in row.cells.values()):
+        legend.append(f"against the baseline: {standings_legend(table.tau)}")
     if any(lines[0].startswith(_AS_ABOVE) for lines in _row_labels(rows)):
         legend.append(f"{_AS_ABOVE} otherwise as above")
     if any(row.attempts > 1 for row in rows):
@@ -344,22 +346,26 @@ def _notes(
     measured = [row for row in rows if row.outcome in ("ok", "invalid")]
     verdicts = [v for v in VERDICT_MARKS if any(row.verdict == v for row in measured)]
     marks = [f"{VERDICT_MARKS[v][0]} {v}: {VERDICT_MARKS[v][2]}" for v in verdicts]
-    meanings = [
-        f"{metric_title(c.name)}: {MEANINGS[c.name]}" for c in columns if c.name in MEANINGS
+    unprecise = [
+        f"{word}: {m}" for word, m in PRECISION.items() if any(word in r.words for r in rows)
     ]
-    for line in (legend, marks, meanings):
+    shown = [table.specs[column.name] for column in columns]
+    meanings = [f"{spec.title}: {spec.meaning}" for spec in shown if spec.meaning]
+    for line in (legend, marks, unprecise, meanings):
         if line:
             yield Text(" · ".join(line), style="dim")
+    for reason in table.missing_ratios:
+        yield Text(f"no ratios: {one_line(reason)}", style="yellow")
     had = {column.name for column in (*columns, *unfit)}
     absent: dict[str, list[str]] = {}
     for name in table.metrics:
         if name not in had:
             reason = next((c.reason for row in rows if (c := row.cells[name]).reason), None)
-            absent.setdefault(reason or "not measured", []).append(metric_title(name))
+            absent.setdefault(reason or "not measured", []).append(table.title(name))
     for reason, names in absent.items():
         yield Text(f"no {', '.join(names)}: {reason}", style="dim")
     if unfit:
-        left = ", ".join(metric_title(column.name) for column in unfit)
+        left = ", ".join(table.title(column.name) for column in unfit)
         yield Text(f"not shown for lack of width: {left}", style="dim")
 
 

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.attempt import AttemptReport
 from orchestrator.measure.metric import Absent, Metric, Samples, Value
+from orchestrator.report.analyse.cell import Cell, pool
 from orchestrator.report.analyse.labels import plain_label, short_hash
+from orchestrator.report.analyse.measured import believable, metric_of, precision_of, spec_of
 from orchestrator.report.analyse.reasons import one_line, why
-from orchestrator.report.analyse.rows import Cell, believable, metric_of, pool
 from orchestrator.report.show.board import device_of
 from orchestrator.report.show.style import OUTCOME_STYLE, VERDICT_MARKS
 from orchestrator.report.show.tree import flat
@@ -62,6 +63,7 @@ def attempt_json(run_id: str, report: AttemptReport) -> dict[str, Any]:
             "state": report.verdict.state,
             "rules": [asdict(rule) for rule in report.verdict.rules],
         },
+        "precision": precision_of([report]),
         "started": _iso(report.started_at),
         "ended": _iso(report.ended_at),
         "host": None if slot is None else slot.host,
@@ -207,7 +209,7 @@ def _reasons(attempts: Sequence[tuple[str, AttemptReport]]) -> list[RenderableTy
 
 def _metrics(counted: Sequence[AttemptReport], narrow: bool) -> list[RenderableType]:
     names = dict.fromkeys(name for report in counted for name in report.metrics)
-    cells = {name: pool(counted, name) for name in names}
+    cells = {name: pool(counted, spec_of(counted, name)) for name in names}
     absent: dict[str, list[str]] = {}
     for cell in cells.values():
         if cell.median is None:
@@ -309,7 +311,11 @@ def _telemetry(report: AttemptReport, narrow: bool) -> list[RenderableType]:
             else:
                 absent.setdefault(metric.reason, []).append(quantity_name)
             continue
-        value = metric.value if isinstance(metric, Value) else pool([report], name).median
+        value = (
+            metric.value
+            if isinstance(metric, Value)
+            else pool([report], spec_of([report], name)).median
+        )
         found.setdefault(quantity_name, {})[phase or "attempt"] = quantity(value, metric.unit)
     parts: list[RenderableType] = []
     if found:

@@ -10,6 +10,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from orchestrator.measure.metric import spelled
+
 MISSING = "–"
 
 _SI = (
@@ -38,18 +40,7 @@ _PREFIXED = {
     "J/token": ("J/token", 1e-6, 1.0),
     "parameters": ("", 1.0, 1e12),
 }
-_SUFFIXES = (
-    ("tokens_per_s", "tokens/s"),
-    ("bytes_per_s", "bytes/s"),
-    ("flop_per_s", "flop/s"),
-    ("joules_per_token", "J/token"),
-    ("_bytes", "bytes"),
-    ("_hz", "Hz"),
-    ("_j", "J"),
-    ("_w", "W"),
-    ("_s", "s"),
-)
-_SYMBOLS = {"1": "", "tokens/s": "tok/s", "degC": "°C", "celsius": "°C", "percent": "%"}
+_SYMBOLS = {"1": "", "tokens/s": "tok/s", "percent": "%"}
 
 
 @dataclass(frozen=True)
@@ -101,7 +92,7 @@ def scale_of(values: Iterable[float | None], unit: str) -> Scale:
         symbol, low, high = _PREFIXED[unit]
         factor, prefix = _prefix(size, _SI, low, high)
         return Scale(factor, prefix + symbol)
-    return Scale(1.0, _SYMBOLS.get(unit, unit))
+    return Scale(1.0, _SYMBOLS.get(unit, spelled(unit)))
 
 
 def quantity(value: float | None, unit: str, digits: int = 3) -> str:
@@ -124,14 +115,6 @@ def significant(value: float, digits: int = 3) -> str:
     if not 1e-4 <= abs(value) < 1e7:
         return f"{value:.{digits - 1}e}"
     return f"{value:.{max(_decimals(value, digits), 0)}f}"
-
-
-def unit_of(name: str) -> str:
-    """The unit that a metric's name ends in, ``1`` where it ends in none."""
-    for suffix, unit in _SUFFIXES:
-        if name.endswith(suffix):
-            return unit
-    return "1"
 
 
 def ratio(value: float | None) -> str:

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.host import cgroup, cpu
+
 CORES_VARIABLE = "ORCHESTRATOR_CORES"
 # From this many cores on, one is worth giving up so that nothing of ours runs on measured ones.
 ENOUGH_TO_RESERVE = 8
@@ -23,18 +25,15 @@ class CoreSplit:
 
 
 def allowed_cores(
-    affinity: Iterable[int] | None = None,
-    *,
-    cgroup: Path = Path("/sys/fs/cgroup"),
-    topology: Path = Path("/sys/devices/system/cpu"),
+    affinity: Iterable[int] | None = None, *, root: Path = cgroup.ROOT
 ) -> tuple[int, ...]:
     """The cores this process may use, threads of one core and cores of one package together.
 
     No more of them than the container's CPU quota pays for: the rest would only be throttled.
     """
-    cores = sorted(os.sched_getaffinity(0) if affinity is None else affinity)
-    cores.sort(key=lambda core: _place(topology, core))
-    quota = _quota(cgroup)
+    cores = sorted(cpu.usable_cores() if affinity is None else affinity)
+    cores.sort(key=lambda core: cpu.place_of(core, root))
+    quota = cgroup.cpu_limit(root)
     return tuple(cores if quota is None else cores[: max(1, math.floor(quota))])
 
 
@@ -77,33 +76,3 @@ def to_text(cores: Iterable[int]) -> str:
 def from_text(text: str) -> tuple[int, ...]:
     """Inverse of :func:`to_text`."""
     return tuple(int(part) for part in text.split(",") if part.strip())
-
-
-def _place(topology: Path, core: int) -> tuple[int, int, int]:
-    return (
-        _read_int(topology / f"cpu{core}/topology/physical_package_id"),
-        _read_int(topology / f"cpu{core}/topology/core_id", core),
-        core,
-    )
-
-
-def _read_int(path: Path, default: int = 0) -> int:
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):
-        return default
-
-
-def _quota(cgroup: Path) -> float | None:
-    """CPUs' worth of time this cgroup may use, None without a limit (version 2, then 1)."""
-    try:
-        limit, period = (cgroup / "cpu.max").read_text().split()
-        return None if limit == "max" else int(limit) / int(period)
-    except (OSError, ValueError):
-        pass
-    try:
-        limit_us = int((cgroup / "cpu/cpu.cfs_quota_us").read_text())
-        period_us = int((cgroup / "cpu/cpu.cfs_period_us").read_text())
-    except (OSError, ValueError):
-        return None
-    return limit_us / period_us if limit_us > 0 else None

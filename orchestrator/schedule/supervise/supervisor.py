@@ -1,9 +1,9 @@
-"""What runs in a Ray worker: takes the slot, runs the attempt in a process of its own, reports.
+"""What runs in a worker: takes the slot, runs the attempt in a process of its own, reports.
 
 ::
 
-    Ray places it ── own cores and GPUs ── started ── isolation ── judge ── report
-                        (locks of the host)              └ telemetry watches
+    granted ── own cores and GPUs ── started ── isolation ── judge ── report
+                        (locks of the host)        └ telemetry watches
 
 One worker process supervises many attempts one after another and keeps its fork server warm between
 them. It imports neither torch nor a task's libraries.
@@ -12,7 +12,6 @@ them. It imports neither torch nor a task's libraries.
 from __future__ import annotations
 
 import os
-import pickle
 import signal
 import socket
 import time
@@ -59,12 +58,11 @@ PHASE_PERIOD_S = 1.0
 POLL_S = 0.05
 SILENCE_S = 2.0
 PATIENCE_EXTRA_S = 60.0
-KEY_VALUE_NAMESPACE = b"orchestrator"
 
 
 @dataclass(frozen=True)
 class Grant:
-    """What Ray gave to this task on this node."""
+    """What the cluster gave to this attempt on this node."""
 
     node_id: str
     cpus: int
@@ -74,7 +72,7 @@ class Grant:
 
 
 class Cancellation:
-    """Turns Ray's cancel (an interrupt of the main thread) into a flag and a call.
+    """Turns a cancel (an interrupt of the main thread) into a flag and a call.
 
     An exception in the middle of the supervision would lose what the attempt has measured so far.
     """
@@ -102,24 +100,10 @@ class Cancellation:
             self._isolation.cancel()
 
 
-def supervise(spec: AttemptSpec, cpus: int, memory_bytes: int | None) -> Iterator[ClusterEvent]:
-    """The Ray task: yields events, the last one with the report.
-
-    A cancelled attempt's report cannot be yielded (Ray refuses values of a cancelled task): it is
-    left in the cluster's key-value store under the attempt's id.
-    """
-    with Cancellation() as cancellation:
-        for event in attempt_events(spec, _grant(cpus, memory_bytes), cancellation):
-            if not cancellation.asked:
-                yield event
-            elif isinstance(event, Ended):
-                leave_report(event)
-
-
 def attempt_events(
     spec: AttemptSpec, grant: Grant, cancellation: Cancellation
 ) -> Iterator[ClusterEvent]:
-    """Everything about one attempt but Ray."""
+    """Everything about one attempt, whoever placed it."""
     whole = core_split(grant.node_cpus)
     gpu_uuids, visible = _gpus(grant.gpu_ids)
     locks = local_directory() / "locks"
@@ -214,10 +198,12 @@ def _run(
 
 def judged(report: AttemptReport, rules: Mapping[str, Any]) -> AttemptReport:
     """``report`` with its verdict; a measurement that telemetry refuses becomes ``invalid``."""
+    from orchestrator.measure.vocabulary import protocol_specs
     from orchestrator.telemetry import derived, judge
 
     try:
         report.telemetry.update(derived(report))
+        report.specs = {**protocol_specs((*report.metrics, *report.telemetry)), **report.specs}
         verdict = judge(report, rules)
     except Exception as error:  # a broken rule must not cost the measurement
         reason = f"{type(error).__name__}: {error}"
@@ -241,28 +227,6 @@ def core_split(node_cpus: int) -> CoreSplit:
     return CoreSplit(measured, tuple(sorted(os.sched_getaffinity(0) - set(measured))))
 
 
-def leave_report(event: Ended) -> None:
-    """Put a cancelled attempt's report where the driver will look for it."""
-    from ray.experimental.internal_kv import _internal_kv_put
-
-    _internal_kv_put(
-        event.attempt_id.encode(), pickle.dumps(event.report), namespace=KEY_VALUE_NAMESPACE
-    )
-
-
-def fetch_report(attempt_id: str) -> AttemptReport | None:
-    """The report that a cancelled attempt left behind, once."""
-    from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get
-
-    key = attempt_id.encode()
-    found = _internal_kv_get(key, namespace=KEY_VALUE_NAMESPACE)
-    if found is None:
-        return None
-    _internal_kv_del(key, namespace=KEY_VALUE_NAMESPACE)
-    report: AttemptReport = pickle.loads(found)
-    return report
-
-
 @cache
 def _warm_isolation() -> Isolation:
     from orchestrator.isolate import Isolation
@@ -283,25 +247,6 @@ def _telemetry(spec: AttemptSpec) -> Any:
     from orchestrator.telemetry import Telemetry
 
     return Telemetry(spec.telemetry)
-
-
-def _grant(cpus: int, memory_bytes: int | None) -> Grant:
-    import ray
-
-    context = ray.get_runtime_context()
-    node_id = context.get_node_id()
-    gpu_ids = tuple(map(str, context.get_accelerator_ids().get("GPU", ())))
-    return Grant(node_id, cpus, _node_cpus(node_id), gpu_ids, memory_bytes)
-
-
-@cache
-def _node_cpus(node_id: str) -> int:
-    import ray
-
-    for node in ray.nodes():
-        if node["NodeID"] == node_id:
-            return int(node["Resources"].get("CPU", 1))
-    return 1
 
 
 def _gpus(gpu_ids: Sequence[str]) -> tuple[tuple[str, ...], str]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from orchestrator.attempt import AttemptReport, Outcome, Slot
+from orchestrator.host.cpu import usable_cores
 from orchestrator.measure.metric import Phase
 from orchestrator.telemetry.device import devices
 from orchestrator.telemetry.verdict import judge
@@ -38,7 +39,7 @@ def rehearse(
         If a rule cannot be meant.
     """
     host = socket.gethostname()
-    cores = tuple(sorted(os.sched_getaffinity(0)))
+    cores = usable_cores()
     uuids = tuple(device.uuid for device in devices())
     # Where the driver tells of none, an attempt would still be given one by its number.
     slot = Slot(host, host, cores, uuids, ",".join(uuids) or "0")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from orchestrator.measure.figures import Bars, Breakdown
-from orchestrator.report.analyse.labels import axis_name, axis_value, metric_title
+from orchestrator.report.analyse.labels import axis_name, axis_value
 from orchestrator.report.analyse.rows import SweepTable, TrialRow
 from orchestrator.report.show.figures.drawn import (
     MAX_BARS,
@@ -67,14 +67,14 @@ def draw_bars(figure: Bars, table: SweepTable, reports: Reports) -> Drawn | None
         )
     plot.update_layout(
         barmode="group",
-        yaxis_title=axis_title(figure.metric, scale),
+        yaxis_title=axis_title(table.title(figure.metric), scale),
         xaxis_title=axis_name(first) if first and not alone else "",
         xaxis_type="category",
         showlegend=len(series) > 1,
     )
     left_out = cut(len(having(table, figure.metric)), MAX_BARS)
     return drawn(
-        f"{metric_title(figure.metric)} by trial",
+        f"{table.title(figure.metric)} by trial",
         f"Median; whiskers: 95 % interval. {better_line(figure.metric, rows)}{left_out}",
         plot,
     )
@@ -100,11 +100,11 @@ def draw_breakdown(figure: Breakdown, table: SweepTable, reports: Reports) -> Dr
     plot = go.Figure()
     for name in names:
         plot.add_bar(
-            name=metric_title(name),
+            name=table.title(name),
             y=[wrapped(row.label) for row in rows],
             x=[(row.cells[name].median or 0.0) / scale.factor for row in rows],
             orientation="h",
-            hovertemplate=metric_title(name) + ": %{x:.4g} " + scale.symbol,
+            hovertemplate=table.title(name) + ": %{x:.4g} " + scale.symbol,
         )
     plot.update_layout(
         barmode="stack", xaxis_title=scale.symbol, yaxis_autorange="reversed", showlegend=True

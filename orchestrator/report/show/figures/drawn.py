@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.attempt import AttemptReport
-from orchestrator.report.analyse.labels import SEPARATOR, axis_text, metric_title
-from orchestrator.report.analyse.rows import SweepTable, TrialRow, better_when
+from orchestrator.report.analyse.labels import SEPARATOR, axis_text
+from orchestrator.report.analyse.rows import SweepTable, TrialRow
 from orchestrator.report.show.units import Scale, scale_of, with_ci
 
 Reports = Mapping[str, Sequence[AttemptReport]]
@@ -98,7 +98,7 @@ def told(row: TrialRow, metric: str) -> str:
     """One value in words: ``TTFT 61.2 ±0.8 ms``."""
     cell = row.cells[metric]
     assert cell.median is not None
-    return f"{metric_title(metric)} {with_ci(cell.median, cell.ci_low, cell.ci_high, cell.unit)}"
+    return f"{cell.spec.title} {with_ci(cell.median, cell.ci_low, cell.ci_high, cell.unit)}"
 
 
 def scale_for(rows: Sequence[TrialRow], metric: str) -> Scale:
@@ -107,14 +107,14 @@ def scale_for(rows: Sequence[TrialRow], metric: str) -> Scale:
     return scale_of([cell.median for cell in cells], cells[0].unit if cells else "")
 
 
-def axis_title(metric: str, scale: Scale) -> str:
+def axis_title(title: str, scale: Scale) -> str:
     """``TTFT (ms)``."""
-    return metric_title(metric) + (f" ({scale.symbol})" if scale.symbol else "")
+    return title + (f" ({scale.symbol})" if scale.symbol else "")
 
 
 def better_line(metric: str, rows: Sequence[TrialRow]) -> str:
     """``Lower is better.``, or nothing where a metric has no good direction."""
-    direction = better_when(metric, rows[0].cells[metric].unit)
+    direction = rows[0].cells[metric].spec.better
     return f"{direction.capitalize()} is better. " if direction else ""
 
 

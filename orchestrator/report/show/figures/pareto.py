@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from orchestrator.measure.figures import Pareto
-from orchestrator.report.analyse.labels import metric_title
 from orchestrator.report.analyse.rows import SweepTable, TrialRow
 from orchestrator.report.show.answer import pareto_front
 from orchestrator.report.show.figures.drawn import (
@@ -71,15 +70,15 @@ def draw_pareto(figure: Pareto, table: SweepTable, reports: Reports) -> Drawn | 
     pad = 0.16 * (max(xs) - min(xs) or abs(max(xs)) or 1.0)
     plot.update_layout(
         xaxis_range=[min(xs) - pad, max(xs) + pad],
-        xaxis_title=axis_title(figure.x, scales[figure.x]),
-        yaxis_title=axis_title(figure.y, scales[figure.y]),
+        xaxis_title=axis_title(table.title(figure.x), scales[figure.x]),
+        yaxis_title=axis_title(table.title(figure.y), scales[figure.y]),
         showlegend=False,
     )
     if figure.colour is not None:
-        title = axis_title(figure.colour, scales[figure.colour])
+        title = axis_title(table.title(figure.colour), scales[figure.colour])
         bar = {"title": {"text": title, "side": "right"}, "thickness": 14}
         plot.update_layout(coloraxis={"colorscale": "Viridis", "colorbar": bar})
-    said = " × ".join(metric_title(name) for name in names)
+    said = " × ".join(table.title(name) for name in names)
     return drawn(
         said,
         "Diamonds: trials that no other"

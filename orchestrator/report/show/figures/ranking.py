@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestrator.measure.figures import Ranking
-from orchestrator.report.analyse.rows import SweepTable, believable
+from orchestrator.report.analyse.measured import believable
+from orchestrator.report.analyse.rows import SweepTable
 from orchestrator.report.show.figures.drawn import (
     MAX_BARS,
     Drawn,

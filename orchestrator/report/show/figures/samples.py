@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from orchestrator.measure.figures import Distribution
 from orchestrator.measure.metric import Samples
-from orchestrator.report.analyse.labels import metric_title
-from orchestrator.report.analyse.rows import SweepTable, believable, metric_of
+from orchestrator.report.analyse.measured import believable, metric_of
+from orchestrator.report.analyse.rows import SweepTable
 from orchestrator.report.show.figures.drawn import (
     MAX_LINES,
     Drawn,
@@ -55,13 +55,13 @@ def draw_distribution(figure: Distribution, table: SweepTable, reports: Reports)
             hovertemplate="%{y:.1%} within %{x:.4g} " + scale.symbol,
         )
     plot.update_layout(
-        xaxis_title=axis_title(figure.metric, scale),
+        xaxis_title=axis_title(table.title(figure.metric), scale),
         yaxis_title="share of samples",
         yaxis_tickformat=".0%",
         showlegend=True,
     )
     return drawn(
-        f"{metric_title(figure.metric)}: every sample",
+        f"{table.title(figure.metric)}: every sample",
         "Share of samples at or under a value; steep is steady, a step is two modes."
         + cut(len(lines), MAX_LINES),
         plot,

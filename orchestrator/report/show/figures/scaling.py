@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from orchestrator.measure.figures import Scaling
-from orchestrator.report.analyse.labels import axis_name, metric_title
+from orchestrator.report.analyse.labels import axis_name
 from orchestrator.report.analyse.rows import Cell, SweepTable, TrialRow
 from orchestrator.report.show.figures.drawn import (
     MAX_LINES,
@@ -62,7 +62,7 @@ def draw_scaling(figure: Scaling, table: SweepTable, reports: Reports) -> Drawn 
     for at, (name, members) in enumerate(list(series.items())[:MAX_LINES]):
         members = sorted(members, key=lambda row: row.axes[figure.over])
         colour = PALETTE[at % len(PALETTE)]
-        _add_measured(plot, figure, members, name or metric_title(figure.metric), scale, colour)
+        _add_measured(plot, figure, members, name or table.title(figure.metric), scale, colour)
         for suffix, (dash, ceilings) in _ROOFLINES.items():
             expected = f"predicted_{figure.metric}{suffix}"
             if _add_predicted(plot, figure.over, members, expected, name, scale, colour, dash):
@@ -71,7 +71,7 @@ def draw_scaling(figure: Scaling, table: SweepTable, reports: Reports) -> Drawn 
     wide = min(values) > 0 and max(values) / min(values) >= 8
     plot.update_layout(
         xaxis_title=axis_name(figure.over),
-        yaxis_title=axis_title(figure.metric, scale),
+        yaxis_title=axis_title(table.title(figure.metric), scale),
         xaxis_type="log" if wide else "linear",
         yaxis_type="log" if wide or said else "linear",
         yaxis_rangemode="normal" if wide or said else "tozero",
@@ -81,7 +81,7 @@ def draw_scaling(figure: Scaling, table: SweepTable, reports: Reports) -> Drawn 
         plot.update_layout(xaxis_tickvals=sorted(set(values)))
     beside = f" Beside it, {' and '.join(sorted(said))}." if said else ""
     return drawn(
-        f"{metric_title(figure.metric)} over {axis_name(figure.over)}",
+        f"{table.title(figure.metric)} over {axis_name(figure.over)}",
         "Median with its 95 % interval; ∝ x^k: least-squares exponent from three points on."
         + beside
         + cut(len(series), MAX_LINES),

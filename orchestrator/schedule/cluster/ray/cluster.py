@@ -19,9 +19,9 @@ from orchestrator.errors import ClusterError, Interrupted
 from orchestrator.schedule.cluster.ray import aftermath
 from orchestrator.schedule.cluster.ray.affinity import Homes
 from orchestrator.schedule.cluster.ray.connection import Session
+from orchestrator.schedule.cluster.ray.worker import fetch_report, supervise
 from orchestrator.schedule.events import ClusterEvent, Ended, Started, Vanished
 from orchestrator.schedule.placement import Demand, Node
-from orchestrator.schedule.supervise.supervisor import fetch_report, supervise
 
 if TYPE_CHECKING:
     from orchestrator.plan.schema import ClusterConfig

@@ -105,7 +105,6 @@ def test_a_person_sees_a_slice_of_a_large_table() -> None:
     assert text.count("known/llama_7b") == 2
 
 
-@pytest.mark.slow
 def test_one_run_with_one_table_is_recorded_and_found_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,6 +164,9 @@ def test_one_run_with_one_table_is_recorded_and_found_again(
     assert shown["config"] == one.identity
     assert shown["attempts"][0]["metrics"]["tpot_s"]["value"] == told["cells"][0]["tpot_s"]
     assert shown["attempts"][0]["outcome"] == "ok"
+    (found,) = cells.find(store, one.hash).popitem()[1]
+    assert found.report.specs["longest_context_tokens"].better == "higher"
+    assert found.report.specs["tpot_s"].title == "TPOT"
     assert show_command(plan.trials[1].hash, [root], False) == 0
     assert "model's context of 2048" in " ".join(capsys.readouterr().out.split())
     assert reproduce_command(one.hash[:12], [root], False) == 0

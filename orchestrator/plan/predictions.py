@@ -22,7 +22,8 @@ from orchestrator.model.operations import INFERENCE
 
 if TYPE_CHECKING:
     from orchestrator.measure import Identity
-    from orchestrator.model import Expectation, Limits, Measured
+    from orchestrator.measure.predicted import Limits
+    from orchestrator.model import Expectation, Measured
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ def with_predictions(report: AttemptReport, identity: Identity) -> AttemptReport
         expectation = expectation_of(report, identity)
         if expectation is None:
             return report
-        from orchestrator.model import predicted_metrics
+        from orchestrator.measure.predicted import predicted_metrics
 
         found = predicted_metrics(expectation, report.metrics, _limits(report, identity))
     except Exception as error:
@@ -103,7 +104,8 @@ def ceilings_key(report: AttemptReport, identity: Identity) -> str | None:
 
 
 def _limits(report: AttemptReport, identity: Identity) -> Limits:
-    from orchestrator.model import Limits, datasheet_of
+    from orchestrator.measure.predicted import Limits
+    from orchestrator.model import datasheet_of
 
     if reason := _unmeasurable(report, identity):
         return Limits(reason, reason)

@@ -13,7 +13,7 @@ from orchestrator.measure import Absent, Samples, Value
 from orchestrator.model import Architecture, Measured, step_flops
 from orchestrator.model.known_ceilings import keep_ceilings, load_ceilings, load_this
 from orchestrator.model.measured_device import OPERATIONS
-from orchestrator.model.predictions import ceilings_key, needed_ceilings, with_predictions
+from orchestrator.plan.predictions import ceilings_key, needed_ceilings, with_predictions
 
 CONFIG = {
     "model_type": "llama",

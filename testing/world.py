@@ -1,4 +1,4 @@
-"""A cluster of several nodes, a tracking server and a driver: real processes, made to be killed.
+"""A cluster of several nodes and a driver: real processes, made to be killed.
 
 Everything lives under one short directory and carries its name in the environment, so that what is
 left behind can be found however it lost its parents.
@@ -10,14 +10,10 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +21,8 @@ import psutil
 
 from orchestrator.isolate.directory import PREFIX, sweep
 from orchestrator.schedule.cluster.ray.aftermath import users_of
+from testing.commands import environment
+from testing.waiting import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[1]
 MARK = "ORCHESTRATOR_WORLD"
@@ -103,19 +101,6 @@ class World:
         self.close()
 
 
-@contextlib.contextmanager
-def environment(values: Mapping[str, str]) -> Iterator[None]:
-    """This process's environment is ``values`` meanwhile: Ray's processes inherit it."""
-    before = dict(os.environ)
-    os.environ.clear()
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
 class Nodes:
     """A head without slots and nodes of two each, all on this machine.
 
@@ -191,78 +176,20 @@ def raylet_process(node: Any) -> subprocess.Popen[bytes]:
     return process
 
 
-class TrackingServer:
-    """``mlflow server`` on SQLite with proxied artifacts, on loopback."""
-
-    def __init__(self, world: World) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = probe.getsockname()[1]
-        self._world = world
-        self.uri = f"http://127.0.0.1:{self._port}"
-        self._process: subprocess.Popen[bytes] | None = None
-        self.start()
-
-    @property
-    def up(self) -> bool:
-        """Whether it is meant to be there."""
-        return self._process is not None
-
-    def start(self, timeout_s: float = 120.0) -> None:
-        """Start it and wait until it answers."""
-        self.begin()
-        deadline = time.monotonic() + timeout_s
-        while not self.answers():
-            if time.monotonic() > deadline:
-                raise SystemExit("the tracking server does not come up")
-            time.sleep(0.2)
-
-    def begin(self) -> None:
-        """Start it without waiting."""
-        from orchestrator.record.boundary import SERVER_ENVIRONMENT
-
-        root = self._world.directory / "mlflow"
-        root.mkdir(exist_ok=True)
-        with open(root / "server.log", "ab") as log:
-            self._process = subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "mlflow", "server", "--workers", "1"),
-                    *("--backend-store-uri", f"sqlite:///{root}/mlflow.db"),
-                    *("--artifacts-destination", str(root / "artifacts")),
-                    *("--host", "127.0.0.1", "--port", str(self._port)),
-                ],
-                env={**self._world.environment, **SERVER_ENVIRONMENT},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-
-    def answers(self) -> bool:
-        """Whether it serves."""
-        try:
-            with urllib.request.urlopen(f"{self.uri}/health", timeout=2) as answer:
-                return bool(answer.status == 200)
-        except (urllib.error.URLError, OSError):
-            return False
-
-    def kill(self) -> None:
-        """SIGKILL to it and its workers."""
-        if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            self._process = None
-
-
 class DriverProcess:
-    """``python -m orchestrator ...``, started again and again with the same words."""
+    """``python -m orchestrator ...``, started again and again with the same words.
 
-    def __init__(self, world: World, words: Sequence[str]) -> None:
+    Parameters
+    ----------
+    name : str
+        Of the files that have what it says: ``NAME.log`` and, of stdout, ``NAME.out``.
+    """
+
+    def __init__(self, world: World, words: Sequence[str], name: str = "driver") -> None:
         self._world = world
         self._words = [sys.executable, "-m", "orchestrator", *words]
-        self.log = world.directory / "driver.log"
-        self.output = world.directory / "driver.out"
+        self.log = world.directory / f"{name}.log"
+        self.output = world.directory / f"{name}.out"
         self.starts = 0
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -291,8 +218,8 @@ class DriverProcess:
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(number)
 
-    def wait(self, timeout_s: float) -> int:
-        """Its exit code; kills it and fails after ``timeout_s``."""
+    def wait(self, timeout_s: float = PATIENCE_S) -> int:
+        """Its exit code; kills it and fails where it does not end."""
         assert self.process is not None
         try:
             return self.process.wait(timeout_s)

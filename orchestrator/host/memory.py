@@ -1,0 +1,41 @@
+"""How much memory this machine has, and how much of it is free or may be used here."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from orchestrator.host.cgroup import ROOT, memory_limit_bytes
+
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+def physical_bytes() -> int:
+    """All memory of the machine."""
+    return PAGE_BYTES * os.sysconf("SC_PHYS_PAGES")
+
+
+def usable_bytes(root: Path = ROOT) -> int:
+    """Memory this process may use: the machine's, or as much as its control groups allow."""
+    limit = memory_limit_bytes(root)
+    return physical_bytes() if limit is None else min(limit, physical_bytes())
+
+
+def available_bytes(root: Path = ROOT) -> int | None:
+    """What new processes can have without swapping, as the kernel estimates it."""
+    return _meminfo(root).get("MemAvailable")
+
+
+def swapped_bytes(root: Path = ROOT) -> int:
+    """How much of the swap space is in use."""
+    found = _meminfo(root)
+    return found.get("SwapTotal", 0) - found.get("SwapFree", 0)
+
+
+def _meminfo(root: Path) -> dict[str, int]:
+    try:
+        lines = (root / "proc/meminfo").read_text().splitlines()
+    except OSError:
+        return {}
+    words = (line.replace(":", " ").split() for line in lines)
+    return {found[0]: int(found[1]) * 1024 for found in words if found[2:] == ["kB"]}

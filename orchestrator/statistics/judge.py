@@ -1,0 +1,211 @@
+"""Decides what the ratio of two trials means: the only place that does. Every view renders it.
+
+::
+
+    R    centre of new / centre of base, with its hierarchical bootstrap interval
+    tau  max(3 %, 2 x the A/A noise recorded for this hardware)
+
+    interval of R past 1 + tau, or under 1 / (1 + tau)   improvement or regression
+    interval within these two                            equivalent
+    interval across one of them, or none to be had       inconclusive
+    no samples that may be set against each other        incomparable
+
+The band is symmetric about 1 for ratios, so swapping the sides mirrors the finding. How the
+interval is made: :mod:`orchestrator.statistics.bootstrap`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Literal, TypeAlias
+
+Finding: TypeAlias = Literal[
+    "improvement", "regression", "equivalent", "inconclusive", "incomparable"
+]
+Better: TypeAlias = Literal["lower", "higher"]
+Side: TypeAlias = Sequence[tuple[float, ...]]
+
+TOLERANCE = 0.03
+NOISE_FACTOR = 2.0
+#: Of each end of the interval, which makes it the central 90 % one: a finding is a statement about
+#: one end, or one about either (two one-sided tests, Schuirmann 1987).
+CONFIDENCE = 0.95
+RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a ratio means.
+
+    Attributes
+    ----------
+    finding : str
+        ``improvement``, ``regression``, ``equivalent``, ``inconclusive`` or ``incomparable``.
+    tau : float
+        Relative change that counts as one.
+    ratio, ci_low, ci_high : float or None
+        New over base and its interval; ``reason`` says why one is missing. Of exact
+        values both ends are the ratio itself.
+    p_worse : float or None
+        Of "worse by no more than ``tau``"; small where new is worse by more.
+    reason, note : str or None
+        Why the finding is not more than it is; what to keep in mind about the interval.
+    """
+
+    finding: Finding
+    tau: float
+    ratio: float | None = None
+    ci_low: float | None = None
+    ci_high: float | None = None
+    p_worse: float | None = None
+    reason: str | None = None
+    note: str | None = None
+
+
+def tolerance(noise: float | None) -> float:
+    """``tau = max(3 %, 2 x A/A noise)``.
+
+    Parameters
+    ----------
+    noise : float or None
+        Relative standard deviation between attempts of one trial on this hardware; None where
+        unknown.
+    """
+    return max(TOLERANCE, NOISE_FACTOR * (noise or 0.0))
+
+
+def incomparable(reason: str, noise: float | None = None) -> Judged:
+    """The finding about two sides that may not be compared."""
+    return Judged("incomparable", tolerance(noise), reason=reason)
+
+
+def judge(
+    new: Side,
+    base: Side,
+    *,
+    better: Better | None,
+    exact: bool = False,
+    noise: float | None = None,
+    in_rounds: bool = False,
+) -> Judged:
+    """What the ratio of ``new`` to ``base`` means.
+
+    Parameters
+    ----------
+    new, base : sequence of tuple of float
+        Samples of each attempt that has any; a quantity that an attempt has once is one sample.
+    better : str or None
+        ``lower`` or ``higher``; of a metric without a good direction no change is called one.
+    exact : bool
+        The values do not scatter by what they are: where they indeed do not, one a side decides.
+    noise : float, optional
+        Relative A/A noise of this hardware. Also the spread between processes that is assumed where
+        each side has one attempt.
+    in_rounds : bool
+        The n-th attempts of both sides were made in turn.
+
+    Returns
+    -------
+    Judged
+        The same for the same samples, whoever asks.
+    """
+    tau = tolerance(noise)
+    if not new or not base:
+        return incomparable(f"no samples of {'the baseline' if new else 'the new attempts'}", noise)
+    if exact and (levels := _levels(new, base)) is not None:
+        return _exact(*levels, tau, better)
+    sides = tuple(map(tuple, new)), tuple(map(tuple, base))
+    # One order for both directions: then the same draws answer for A over B and for B over A.
+    if sides[0] < sides[1]:
+        found = _sampled(sides[1], sides[0], tau, _other(better), noise, in_rounds)
+        return _mirrored(found)
+    return _sampled(*sides, tau, better, noise, in_rounds)
+
+
+def _levels(new: Side, base: Side) -> tuple[float, float] | None:
+    """The one value of either side; None where one has several: it does scatter."""
+    values = [{value for samples in side for value in samples} for side in (new, base)]
+    return (values[0].pop(), values[1].pop()) if all(len(v) == 1 for v in values) else None
+
+
+def _exact(new: float, base: float, tau: float, better: Better | None) -> Judged:
+    if new == base:
+        ratio = 1.0 if base else None
+        return Judged("equivalent", tau, ratio, ratio, ratio)
+    if new <= 0.0 or base <= 0.0:
+        reason = "a median is not positive: there is no ratio"
+        return Judged("inconclusive", tau, reason=reason)
+    ratio = new / base
+    return _found(Judged("inconclusive", tau, ratio, ratio, ratio), better)
+
+
+@lru_cache(maxsize=1 << 15)
+def _sampled(
+    new: Side,
+    base: Side,
+    tau: float,
+    better: Better | None,
+    noise: float | None,
+    in_rounds: bool,
+) -> Judged:
+    # Imported here: numpy is not needed to draw a progress line or to print help.
+    from orchestrator.statistics.bootstrap import ratio_ci
+
+    found = ratio_ci(
+        new,
+        base,
+        confidence=2.0 * CONFIDENCE - 1.0,
+        tolerance=tau,
+        between=noise,
+        in_rounds=in_rounds,
+        resamples=RESAMPLES,
+    )
+    alone = len(new) == len(base) == 1 and 1 in (len(new[0]), len(base[0]))
+    if found.ratio is None or found.ci_low is None or alone:
+        reason = found.reason or "one sample: its uncertainty cannot be known"
+        return Judged("inconclusive", tau, found.ratio, reason=reason)
+    judged = Judged(
+        "inconclusive",
+        tau,
+        found.ratio,
+        found.ci_low,
+        found.ci_high,
+        {"lower": found.p_above, "higher": found.p_below}.get(better or ""),
+        note=found.note,
+    )
+    return _found(judged, better)
+
+
+def _found(judged: Judged, better: Better | None) -> Judged:
+    """``judged``, which has an interval, with what it means."""
+    assert judged.ci_low is not None
+    assert judged.ci_high is not None
+    above, below = 1.0 + judged.tau, 1.0 / (1.0 + judged.tau)
+    if below <= judged.ci_low and judged.ci_high <= above:
+        return replace(judged, finding="equivalent")
+    if better is None:
+        return replace(judged, reason="neither more nor less of it is known to be better")
+    if judged.ci_low > above:
+        return replace(judged, finding="regression" if better == "lower" else "improvement")
+    if judged.ci_high < below:
+        return replace(judged, finding="improvement" if better == "lower" else "regression")
+    return judged
+
+
+def _other(better: Better | None) -> Better | None:
+    return {"lower": "higher", "higher": "lower"}.get(better or "")  # type: ignore[return-value]
+
+
+def _mirrored(judged: Judged) -> Judged:
+    """What A over B means, from what B over A means in the opposite direction of better."""
+    if judged.ratio is None:
+        return judged
+    low, high = judged.ci_low, judged.ci_high
+    return replace(
+        judged,
+        ratio=1.0 / judged.ratio,
+        ci_low=None if high is None else 1.0 / high,
+        ci_high=None if low is None else 1.0 / low,
+    )
