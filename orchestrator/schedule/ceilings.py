@@ -32,8 +32,9 @@ if TYPE_CHECKING:
     from orchestrator.plan import Plan, Settings
 
 TASK = "ceilings"
-# Longer than this the machine is too busy for what is called a ceiling.
-TIMEOUT_S = 300.0
+# Longer than this the machine is too busy for what is called a ceiling, and somebody waits.
+TIMEOUT_S = 60.0
+# A sweep that took less than the ceilings would is not made to wait for them.
 WORTH_S = 20.0
 
 
