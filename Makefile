@@ -80,8 +80,8 @@ chromium:
 # Two passes: what does not mind company on two workers, then alone what measures, pins cores or
 # presses keys. 5 is pytest's "no tests": ARGS may leave one pass without any, not both.
 passes = first=0; last=0; \
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m 'not alone $(1)' $(ARGS) || first=$$?; \
-	$(BIN)/python -m pytest -m 'alone $(1)' $(ARGS) || last=$$?; \
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m 'not alone $(1)' $(2) $(ARGS) || first=$$?; \
+	$(BIN)/python -m pytest -m 'alone $(1)' $(2) $(ARGS) || last=$$?; \
 	case $$first$$last in 00 | 05 | 50) ;; *) exit 1 ;; esac
 
 test: $(DEV) postgresql chromium ## Run the tests: minutes
@@ -89,7 +89,7 @@ test: $(DEV) postgresql chromium ## Run the tests: minutes
 
 test-all: ARGS += --hypothesis-profile=searching
 test-all: $(DEV) postgresql chromium ## Run every test: long faults, chaos, network namespaces, each sweep
-	@$(call passes,)
+	@$(call passes,,--hypothesis-profile=searching)
 
 sweeps: $(RUNTIME) ## Run every documented sweep whole: hours
 	@for file in conf/sweep/*.yaml; do \

@@ -43,12 +43,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep together what shares something; begin with what takes longest.
+    """Keep together what shares something, and begin with it.
 
     Session and module fixtures are a worker's own: the tests of a file go to one worker, and where
-    files share a server they name a group (``xdist_group``). Groups come first, for the last one
-    to begin decides when the run ends.
+    files share a server they name a group (``xdist_group``). Such groups take longest, and the last
+    one to begin decides when the run ends.
     """
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
     for item in items:
         if item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(item.path.stem))

@@ -17,6 +17,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from orchestrator.commands.exit_code import OK, exit_code
+from orchestrator.commands.noise import noise_of
 from orchestrator.commands.output import emit, emit_json, say
 from orchestrator.errors import StoreUnavailable
 from orchestrator.record.reports import reports_of
@@ -25,12 +27,10 @@ from orchestrator.schedule.todo import Todo, compute_todo
 if TYPE_CHECKING:
     from orchestrator.attempt import AttemptReport, AttemptSpec, Slot
     from orchestrator.plan import Plan, Trial
-    from orchestrator.record import Recording, RecordingSummary, Store
+    from orchestrator.record import AttemptSummary, Recording, RecordingSummary, Store
     from orchestrator.schedule import SweepResult
     from orchestrator.schedule.cluster.ray.cluster import PendingCluster
 
-# Outcomes after which a sweep has what it was asked for; anything else makes the exit code 1.
-GOOD = {"ok"}
 # Above this a report and a table are made on request only (`report SWEEP`): reading all attempts
 # takes a while, and nobody reads thousands of lines.
 MOST_REPORTED = 2_000
@@ -185,23 +185,16 @@ class Measuring:
                 summary = recording.close(status, reason)
         return Measured(cached + result.adopted, result, summary, loaded)
 
-    def report(self, measured: Measured, *, wall_s: float, as_json: bool, table: bool) -> int:
+    def report(
+        self, measured: Measured, *, wall_s: float, as_json: bool, table: bool, strict: bool
+    ) -> int:
         """Print what the sweep found, cached trials too; returns the exit code."""
-        from orchestrator.commands.noise import noise_of_attempts
         from orchestrator.report import final_table, run_json
 
         plan, store = self.plan, self._store
         attempts = store.attempts(trial.hash for trial in plan.trials)
         ended = measured.result.attempts if measured.result else ()
         summary = measured.summary
-        good = {
-            config
-            for config, found in attempts.items()
-            if any(attempt.outcome == "ok" for attempt in found)
-        }
-        failed = any(e.outcome not in GOOD for e in ended if not e.retried)
-        if measured.result is None or measured.result.adopted:
-            failed = any(trial.hash not in good for trial in plan.trials)
         if as_json:
             runs = store.sweep_runs(plan.sweep) if measured.result is None else []
             emit_json(
@@ -219,8 +212,14 @@ class Measuring:
             say(f"{many}: python -m orchestrator report {plan.sweep}")
         elif table:
             reports = self._predicted(reports_of(store, attempts, measured.loaded))
-            emit(final_table(plan, reports, noise=noise_of_attempts(store, reports)))
-        return 1 if failed else 0
+            emit(final_table(plan, reports, noise=noise_of(store, reports)))
+        now = [(e.config_hash, e.outcome) for e in ended if not e.retried]
+        ran = {config for config, _ in now}
+        before = [attempts.get(t.hash, []) for t in plan.trials if t.hash not in ran]
+        results = [*(outcome for _, outcome in now), *map(_recorded_result, before)]
+        if measured.result is not None and measured.result.unmade:
+            results.append(None)
+        return exit_code(results, strict=strict)
 
     def _recorded(self, recording: Recording, loaded: dict[str, AttemptReport]) -> Reports:
         """All reports of the plan's trials; none where they are too many, or the store is away.
@@ -284,7 +283,6 @@ class Measuring:
 
     def _attach_report(self, recording: Recording, reports: Reports) -> None:
         """Give the sweep's own run its summary and report."""
-        from orchestrator.commands.noise import noise_of_attempts
         from orchestrator.record import Redactor
         from orchestrator.record.replay import telemetry_of
         from orchestrator.record.views import results_view, varying_params
@@ -296,7 +294,7 @@ class Measuring:
         plan, store = self.plan, self._store
         summaries = store.attempts(trial.hash for trial in plan.trials)
         reports = self._predicted(reports)
-        noise = noise_of_attempts(store, reports)
+        noise = noise_of(store, reports)
         table = build_table(plan, reports, noise=noise)
         # The attempts are redacted since they were recorded; what a person typed is not.
         redactor = Redactor.of_environment()
@@ -340,6 +338,12 @@ class Measuring:
                 reap(self._store)
         except StoreUnavailable as error:
             message(f"{error} (results will wait in the spool)")
+
+
+def _recorded_result(attempts: Sequence[AttemptSummary]) -> str | None:
+    """``ok`` if one of a trial's attempts is, else how the last one ended."""
+    outcomes = [attempt.outcome for attempt in attempts if attempt.outcome]
+    return OK if OK in outcomes else next(reversed(outcomes), None)
 
 
 class _Unseen:

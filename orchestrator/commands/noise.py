@@ -1,57 +1,43 @@
-"""How much measurements of one thing differ on this hardware, as ``+sweep=aa`` recorded it."""
+"""The A/A noise that was recorded for the hardware of some attempts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from orchestrator.attempt import AttemptReport
+
 if TYPE_CHECKING:
-    from orchestrator.attempt import AttemptReport
     from orchestrator.record import AttemptSummary, Store
 
+_LEAST_ATTEMPTS = 3
 
-def noise_of(store: Store, fingerprints: set[str]) -> float | None:
-    """A/A noise recorded for this hardware: the largest of the trials of ``+sweep=aa``.
+
+def noise_of(store: Store, *sides: Mapping[str, Sequence[AttemptReport]]) -> float | None:
+    """The largest noise of the trials of ``+sweep=aa`` on exactly the hardware of ``sides``.
 
     Returns
     -------
     float or None
         Relative standard deviation between attempts of ``tpot_s`` (or ``ttft_s``); None where no
-        A/A sweep with three attempts of a trial was recorded on exactly this hardware.
+        trial of an A/A sweep has three attempts on that hardware.
     """
     from orchestrator.report.analyse.measured import samples_of
     from orchestrator.statistics.summary import noise_between
 
-    found: list[float] = []
-    by_trial: Mapping[str, list[AttemptSummary]] = _grouped(
-        s
-        for s in store.sweep_attempts("aa")
-        if s.outcome == "ok" and s.hardware_fingerprint in fingerprints
-    )
+    reports = (report for side in sides for found in side.values() for report in found)
+    fingerprints = {report.facts.get("hardware_fingerprint") for report in reports} - {None}
+    if not fingerprints:
+        return None
+    by_trial: dict[str, list[AttemptSummary]] = {}
+    for summary in store.sweep_attempts("aa"):
+        if summary.outcome == "ok" and summary.hardware_fingerprint in fingerprints:
+            by_trial.setdefault(summary.config_hash, []).append(summary)
+    found = []
     for summaries in by_trial.values():
-        if len(summaries) < 3:
+        if len(summaries) < _LEAST_ATTEMPTS:
             continue
-        loaded = store.load_all([summary.run_id for summary in summaries])
-        reports = list(loaded.values())
-        for metric in ("tpot_s", "ttft_s"):
-            series = samples_of(reports, metric)
-            noise = noise_between(series) if len(series) >= 3 else None
-            if noise is not None:
-                found.append(noise)
-    return max(found, default=None)
-
-
-def noise_of_attempts(
-    store: Store, attempts: Mapping[str, Sequence[AttemptReport]]
-) -> float | None:
-    """:func:`noise_of` the hardware that attempts ran on."""
-    from orchestrator.record.selection import fingerprints_of
-
-    return noise_of(store, fingerprints_of(attempts))
-
-
-def _grouped(summaries: Iterable[AttemptSummary]) -> dict[str, list[AttemptSummary]]:
-    grouped: dict[str, list[AttemptSummary]] = {}
-    for summary in summaries:
-        grouped.setdefault(summary.config_hash, []).append(summary)
-    return grouped
+        loaded = list(store.load_all([summary.run_id for summary in summaries]).values())
+        series = [samples_of(loaded, metric) for metric in ("tpot_s", "ttft_s")]
+        found += [noise_between(each) for each in series if len(each) >= _LEAST_ATTEMPTS]
+    return max((noise for noise in found if noise is not None), default=None)

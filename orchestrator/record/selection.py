@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,11 +43,6 @@ class Selection:
     run_ids: dict[str, str] = field(default_factory=dict)
 
     @property
-    def fingerprints(self) -> set[str]:
-        """Hardware these attempts ran on."""
-        return fingerprints_of(self.attempts)
-
-    @property
     def metric_names(self) -> set[str]:
         """Of everything these attempts measured, telemetry included."""
         return {
@@ -56,13 +51,6 @@ class Selection:
             for report in reports
             for name in (*report.metrics, *report.telemetry)
         }
-
-
-def fingerprints_of(attempts: Mapping[str, Sequence[AttemptReport]]) -> set[str]:
-    """Hardware that attempts ran on."""
-    reports = (report for found in attempts.values() for report in found)
-    found = (report.facts.get("hardware_fingerprint") for report in reports)
-    return {str(fingerprint) for fingerprint in found if fingerprint}
 
 
 def attempt_ids(selection: Selection) -> set[str]:

@@ -21,10 +21,10 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal, TypeAlias
 
+Better: TypeAlias = Literal["lower", "higher"]
 Finding: TypeAlias = Literal[
     "improvement", "regression", "equivalent", "inconclusive", "incomparable"
 ]
-Better: TypeAlias = Literal["lower", "higher"]
 Side: TypeAlias = Sequence[tuple[float, ...]]
 
 TOLERANCE = 0.03
