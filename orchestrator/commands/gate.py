@@ -32,6 +32,7 @@ def gate_command(
     from orchestrator.report.analyse.gate import gate
     from orchestrator.report.analyse.gate_rules import load_rules
     from orchestrator.report.show.gate_view import gate_view
+    from orchestrator.report.show.junit import junit_xml
 
     rule_set = load_rules(_rules_file(rules))
     store = store_of(overrides)
@@ -49,7 +50,7 @@ def gate_command(
     )
     if junit is not None:
         with writing(junit, "--junit"):
-            junit.write_text(result.to_junit_xml(), encoding="utf-8")
+            junit.write_text(junit_xml(result.to_json()), encoding="utf-8")
     if as_json:
         emit_json({"new": new, "baseline": baseline, **result.to_json()})
     else:

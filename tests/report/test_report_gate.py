@@ -18,6 +18,7 @@ from orchestrator.measure import Metric, Samples, Value
 from orchestrator.report.analyse.gate import GateResult, GateRow, gate
 from orchestrator.report.analyse.gate_rules import Difference, LongOverShort, load_rules, rules_from
 from orchestrator.report.analyse.scope import Condition, all_but, value_at
+from orchestrator.report.show.junit import junit_xml
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "gate"
 SHORT, LONG, EXTRA = "a" * 64, "b" * 64, "c" * 64
@@ -319,7 +320,7 @@ def test_json_and_junit_tell_the_same() -> None:
     data = json.loads(json.dumps(result.to_json(), allow_nan=False))
     assert (data["state"], data["exit_code"]) == ("regression", 1)
     assert data["counts"] == {"inconclusive": 1, "regression": 1, "incomparable": 1}
-    suite = ElementTree.fromstring(result.to_junit_xml()).find("testsuite")
+    suite = ElementTree.fromstring(junit_xml(result.to_json())).find("testsuite")
     assert suite is not None
     assert {k: suite.get(k) for k in ("tests", "failures", "errors", "skipped")} == {
         "tests": "3",
@@ -331,7 +332,7 @@ def test_json_and_junit_tell_the_same() -> None:
 
 
 def test_junit_of_nothing_is_an_error() -> None:
-    suite = ElementTree.fromstring(gate({}, {}, rules(DIFFERENCE)).to_junit_xml())
+    suite = ElementTree.fromstring(junit_xml(gate({}, {}, rules(DIFFERENCE)).to_json()))
     assert [e.get("message") for e in suite.iter("error")] == [
         "the baseline and the new attempts share no trial"
     ]
@@ -340,7 +341,7 @@ def test_junit_of_nothing_is_an_error() -> None:
 def test_junit_survives_what_a_program_printed() -> None:
     failed = [attempt(outcome=Outcome.CRASHED, reason="\x1b[31m<segfault> & \x00 'core'")]
     result = gate({SHORT: failed}, {SHORT: side()}, rules({"kind": "completes"}))
-    (failure,) = ElementTree.fromstring(result.to_junit_xml()).iter("failure")
+    (failure,) = ElementTree.fromstring(junit_xml(result.to_json())).iter("failure")
     assert "<segfault> & ?" in (failure.get("message") or "")
 
 

@@ -119,12 +119,6 @@ class GateResult:
             "rows": [asdict(row) for row in self.rows],
         }
 
-    def to_junit_xml(self) -> str:
-        """JUnit XML: a test case a row; a regression is a failure, incomparable an error."""
-        from orchestrator.report.show.junit import junit_xml
-
-        return junit_xml(self.to_json())
-
 
 def gate(
     new: Attempts,
