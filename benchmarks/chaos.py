@@ -31,11 +31,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks._machine import emit
 from orchestrator.record.spool import write_whole
+from testing.servers import TrackingServer
 from testing.world import (
     SUPERVISOR,
     DriverProcess,
     Nodes,
-    TrackingServer,
     World,
     measured,
     named,
@@ -168,7 +168,7 @@ def run(seed: int, trials: int, limit_s: float) -> bool:
     began = time.monotonic()
     with contextlib.ExitStack() as stack:
         world = stack.enter_context(World())
-        server = TrackingServer(world)
+        server = TrackingServer(world.directory / "mlflow", world.environment)
         stack.callback(server.kill)
         nodes = Nodes(world, NODES)
         stack.callback(nodes.close)

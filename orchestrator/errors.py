@@ -21,6 +21,11 @@ Errors of Ray, MLflow, NVML and torch are translated into these at one boundary 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+_SHOWN = 12
+_SHOWN_LETTERS = 80  # a list longer than this hides the answer that stands before it
+
 
 class OrchestratorError(Exception):
     """An error a person can act on.
@@ -120,3 +125,23 @@ class InputError(TaskError):
 
 class Mismatch(TaskError):
     """The engaged check failed: what was asked for did not happen."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A sentence naming what ``name`` probably meant, and what there is."""
+    import difflib  # only a mistake needs it
+
+    options = sorted(set(known))
+    close = difflib.get_close_matches(name, options, n=3, cutoff=0.6)
+    if not close:
+        # `tokens` for `task.prompt_tokens`: compare with the last part of dotted names too.
+        tail = name.rsplit(".", 1)[-1]
+        tails = {option.rsplit(".", 1)[-1]: option for option in reversed(options)}
+        close = [tails[t] for t in difflib.get_close_matches(tail, tails, n=3, cutoff=0.6)]
+    meant = f"Did you mean {' or '.join(close)}? " if close else ""
+    if not options:
+        return f"{meant}None are known".strip()
+    if close and sum(map(len, options)) > _SHOWN_LETTERS:
+        return meant.strip()
+    rest = f" … ({len(options)} in all)" if len(options) > _SHOWN else ""
+    return f"{meant}Known: {', '.join(options[:_SHOWN])}{rest}"

@@ -311,9 +311,9 @@ def _architecture(model: Mapping[str, Any]) -> Architecture:
 
 @lru_cache(maxsize=1024)
 def _read(config: str) -> Architecture:
-    from orchestrator.model import Architecture
+    from orchestrator.model import read_architecture
 
-    return Architecture.from_config(json.loads(config))
+    return read_architecture(json.loads(config))
 
 
 def _formats(identity: Identity) -> tuple[WeightFormat, CacheFormat]:

@@ -1,4 +1,4 @@
-"""A cluster of several nodes, a tracking server and a driver: real processes, made to be killed.
+"""A cluster of several nodes and a driver: real processes, made to be killed.
 
 Everything lives under one short directory and carries its name in the environment, so that what is
 left behind can be found however it lost its parents.
@@ -10,12 +10,9 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +22,7 @@ import psutil
 from orchestrator.isolate.directory import PREFIX, sweep
 from orchestrator.schedule.cluster.ray.aftermath import users_of
 from testing.commands import environment
-from testing.waiting import PATIENCE_S, until
+from testing.waiting import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[1]
 MARK = "ORCHESTRATOR_WORLD"
@@ -177,66 +174,6 @@ def raylet_process(node: Any) -> subprocess.Popen[bytes]:
     """The raylet of a :class:`ray.cluster_utils.Cluster` node."""
     process: subprocess.Popen[bytes] = node.all_processes["raylet"][0].process
     return process
-
-
-class TrackingServer:
-    """``mlflow server`` on SQLite with proxied artifacts, on loopback."""
-
-    def __init__(self, world: World) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = probe.getsockname()[1]
-        self._world = world
-        self.uri = f"http://127.0.0.1:{self._port}"
-        self._process: subprocess.Popen[bytes] | None = None
-        self.start()
-
-    @property
-    def up(self) -> bool:
-        """Whether it is meant to be there."""
-        return self._process is not None
-
-    def start(self) -> None:
-        """Start it and wait until it answers."""
-        self.begin()
-        until(self.answers, said=lambda: "the tracking server does not come up")
-
-    def begin(self) -> None:
-        """Start it without waiting."""
-        from orchestrator.record.boundary import SERVER_ENVIRONMENT
-
-        root = self._world.directory / "mlflow"
-        root.mkdir(exist_ok=True)
-        with open(root / "server.log", "ab") as log:
-            self._process = subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "mlflow", "server", "--workers", "1"),
-                    *("--backend-store-uri", f"sqlite:///{root}/mlflow.db"),
-                    *("--artifacts-destination", str(root / "artifacts")),
-                    *("--host", "127.0.0.1", "--port", str(self._port)),
-                ],
-                env={**self._world.environment, **SERVER_ENVIRONMENT},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-
-    def answers(self) -> bool:
-        """Whether it serves."""
-        try:
-            with urllib.request.urlopen(f"{self.uri}/health", timeout=2) as answer:
-                return bool(answer.status == 200)
-        except (urllib.error.URLError, OSError):
-            return False
-
-    def kill(self) -> None:
-        """SIGKILL to it and its workers."""
-        if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            self._process = None
 
 
 class DriverProcess:

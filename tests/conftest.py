@@ -15,14 +15,15 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from testing.commands import orchestrator
+from testing.near import near
+from testing.person import PLANTED, SWEEP, Swept, sweep
+
 # What is drawn does not decide whether a run is green, and no example has a time limit: other
 # examples are looked for with --hypothesis-profile=searching, as `make test-all` does.
 settings.register_profile("steady", deadline=None, derandomize=True)
 settings.register_profile("searching", deadline=None, max_examples=300)
 settings.load_profile("steady")
-
-from testing.commands import orchestrator
-from testing.near import near
 
 # A job started in the background ignores Ctrl-C, and what it starts would too: tests press it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -42,12 +43,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep together what shares something; begin with what takes longest.
+    """Keep together what shares something, and begin with it.
 
     Session and module fixtures are a worker's own: the tests of a file go to one worker, and where
-    files share a server they name a group (``xdist_group``). Groups come first, for the last one
-    to begin decides when the run ends.
+    files share a server they name a group (``xdist_group``). Such groups take longest, and the last
+    one to begin decides when the run ends.
     """
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
     for item in items:
         if item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
@@ -72,6 +74,23 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
         done = orchestrator(place, "task=noop", "task.value=1,2", "device=cpu", "verdict=off")
     assert done.code == 0, done.err
     return place
+
+
+@pytest.fixture(scope="session")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Swept:
+    """The main job, once: two formats of the packaged model through Ray, secrets lying about.
+
+    What uses it is of the group ``swept``.
+    """
+    words = (
+        *SWEEP,
+        f"sweep.description=uses {PLANTED}",
+        "--json",
+    )
+    secrets = {"SOME_SERVICE_TOKEN": PLANTED, "HF_TOKEN": f"hf_{PLANTED}"}
+    done = sweep(tmp_path_factory.mktemp("person"), words, **secrets)
+    assert done.code == 0, done.err
+    return done
 
 
 class Tmux:
@@ -101,12 +120,12 @@ class Tmux:
         """What is on the screen, without empty lines."""
         return [line.rstrip() for line in self("capture-pane", "-p").splitlines() if line.strip()]
 
-    def wait_for(self, said: str) -> list[str]:
-        """The screen, once it has ``said``."""
+    def wait_for(self, *said: str) -> list[str]:
+        """The screen, once it has all that is ``said``."""
         deadline = time.monotonic() + 60
         while True:
             lines = self.lines()
-            if said in "\n".join(lines):
+            if all(each in "\n".join(lines) for each in said):
                 return lines
             assert time.monotonic() < deadline, lines
             time.sleep(0.2)

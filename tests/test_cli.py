@@ -13,6 +13,8 @@ import pytest
 from orchestrator.commands.findings import examine
 from orchestrator.commands.parser import commands, main
 
+pytestmark = pytest.mark.xdist_group("recorded")
+
 HEAVY = ("torch", "transformers", "ray", "mlflow", "pandas", "plotly", "pyarrow", "numpy")
 
 
@@ -64,7 +66,7 @@ def test_a_mistake_is_one_clear_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(words) == 2
+    assert main(words) == (4 if words[0] == "gate" else 2)
     captured = capsys.readouterr()
     assert captured.out == ""
     assert said in captured.err
@@ -96,12 +98,22 @@ def test_a_mistake_about_what_is_recorded_is_one_clear_line(
 
     monkeypatch.chdir(recorded)
     a, b = candidates("orchestrator show ", commands)
-    assert main([{"A": a, "B": b}.get(word, word) for word in words]) == 2
+    code = main([{"A": a, "B": b}.get(word, word) for word in words])
+    assert code == (4 if words[0] == "gate" else 2)
     captured = capsys.readouterr()
     assert captured.out == ""
     assert said in captured.err
     assert captured.err.startswith("error: ")
     assert captured.err.count("\n") == 1
+
+
+def test_a_bug_in_gate_is_no_judgement(
+    recorded: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(recorded)
+    monkeypatch.setattr("orchestrator.record.selection.select", lambda *_: 1 // 0)
+    assert main(["gate", "adhoc", "--baseline", "adhoc@-1"]) == 4
+    assert capsys.readouterr().err.startswith("error: ZeroDivisionError")
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ from orchestrator.commands.completion import SHELLS, script
 from orchestrator.commands.completion.candidates import candidates
 from orchestrator.commands.parser import commands, main
 
+pytestmark = pytest.mark.xdist_group("recorded")
+
 ROOT = Path(__file__).parents[1]
 
 

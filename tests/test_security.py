@@ -4,91 +4,18 @@ from __future__ import annotations
 
 import ast
 import json
-import os
-import stat
-import subprocess
-import sys
-import time
-from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
 
-import psutil
 import pytest
 
 from orchestrator.plan import build, config_hash
+from testing.commands import orchestrator
+from testing.person import PLANTED, Swept
+
+pytestmark = pytest.mark.xdist_group("swept")
 
 ROOT = Path(__file__).resolve().parents[1]
-PLANTED = "planted-4f9c1d7e2b"
-
-
-@dataclass
-class Swept:
-    """A sweep of a person with secrets and no umask, and what was seen of it from outside."""
-
-    place: Path
-    answer: dict
-    err: str
-    listening: set[str] = field(default_factory=set)
-    modes: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def files(self) -> list[Path]:
-        return [path for path in self.place.rglob("*") if path.is_file()]
-
-
-def environment(place: Path) -> dict[str, str]:
-    return {
-        **os.environ,
-        "XDG_STATE_HOME": str(place / "state"),
-        "XDG_CACHE_HOME": str(place / "cache"),
-        "SOME_SERVICE_TOKEN": PLANTED,
-        "PYTHONPATH": str(ROOT),
-    }
-
-
-def family(process: psutil.Process) -> list[psutil.Process]:
-    try:
-        return [process, *process.children(recursive=True)]
-    except psutil.Error:
-        return []
-
-
-@pytest.fixture(scope="module")
-def swept(tmp_path_factory: pytest.TempPathFactory) -> Swept:
-    place = tmp_path_factory.mktemp("secure")
-    running = subprocess.Popen(
-        [sys.executable, "-m", "orchestrator", "task=noop", "model=random_tiny", "device=cpu",
-         "task.value=1,2", "task.sleep_s=2", "protocol=quick", "verdict=off", "sweep.name=secure",
-         f"sweep.description=uses {PLANTED}", "--json"],
-        cwd=place,
-        env=environment(place),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        umask=0,
-    )  # fmt: skip
-    listening: set[str] = set()
-    modes: dict[str, int] = {}
-    seen = psutil.Process(running.pid)
-    while running.poll() is None:
-        for process in family(seen):
-            try:
-                for connection in process.net_connections(kind="inet"):
-                    if connection.status == psutil.CONN_LISTEN:
-                        listening.add(connection.laddr.ip)
-            except psutil.Error:
-                continue
-        for path in (place / "mlruns").rglob("*"):
-            if "spool" in str(path.relative_to(place)):
-                try:
-                    modes[str(path.relative_to(place))] = stat.S_IMODE(path.lstat().st_mode)
-                except FileNotFoundError:
-                    continue
-        time.sleep(0.1)
-    out, err = running.communicate()
-    assert running.returncode == 0, err
-    return Swept(place, json.loads(out), err, listening, modes)
 
 
 def is_loopback(host: str) -> bool:
@@ -110,34 +37,30 @@ def test_the_spool_is_the_users_alone_whatever_the_umask(swept: Swept) -> None:
 
 def test_a_planted_secret_is_nowhere(swept: Swept) -> None:
     """In the environment, the command line and the configuration; neither kept nor printed."""
+    assert swept.files
     kept = [path for path in swept.files if PLANTED.encode() in path.read_bytes()]
     assert kept == []
     assert PLANTED not in swept.err
-    assert PLANTED not in json.dumps(swept.answer)
+    assert PLANTED not in json.dumps(swept.json)
     description = any(b"uses [redacted]" in path.read_bytes() for path in swept.files)
     assert description, "the place where it was is there"
 
 
-def test_a_tampered_configuration_is_not_reproduced(swept: Swept) -> None:
-    trial = swept.answer["trials"][0]
-    (config,) = (swept.place / "mlruns").rglob(f"{trial['run_id']}/artifacts/config.yaml")
+def test_a_tampered_configuration_is_not_reproduced(swept: Swept, tmp_path: Path) -> None:
+    trial = swept.json["trials"][0]
+    runs = swept.copied(tmp_path) / "mlruns"
+    (config,) = runs.rglob(f"{trial['run_id']}/artifacts/config.yaml")
     whole = config.read_text()
-    assert "sleep_s: 2" in whole
-    config.write_text(whole.replace("sleep_s: 2", "sleep_s: 3"))
-    before = sorted((swept.place / "mlruns" / "artifacts").iterdir())
-    done = subprocess.run(
-        [sys.executable, "-m", "orchestrator", "reproduce", trial["hash"]],
-        cwd=swept.place,
-        env=environment(swept.place),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2
-    assert done.stdout == ""
-    (line,) = done.stderr.splitlines()
+    assert "new_tokens: 6" in whole
+    config.write_text(whole.replace("new_tokens: 6", "new_tokens: 7"))
+    before = sorted((runs / "artifacts").iterdir())
+    done = orchestrator(runs.parent, "reproduce", trial["hash"])
+    assert done.code == 2
+    assert done.out == ""
+    (line,) = done.err.splitlines()
     assert "it was changed after it was recorded" in line
     assert line.endswith("Nothing was run")
-    assert sorted((swept.place / "mlruns" / "artifacts").iterdir()) == before
+    assert sorted((runs / "artifacts").iterdir()) == before
 
 
 def test_code_of_a_models_repository_is_off_and_part_of_the_identity() -> None:
@@ -152,7 +75,7 @@ def test_code_of_a_models_repository_is_off_and_part_of_the_identity() -> None:
 
 
 # Ray's authenticated channel: a cancelled attempt's report, left in the cluster's own store.
-ALLOWED = {("orchestrator/schedule/supervise/supervisor.py", "pickle.loads")}
+ALLOWED = {("orchestrator/schedule/cluster/ray/worker.py", "pickle.loads")}
 UNPICKLING = {
     "pickle.load", "pickle.loads", "pickle.Unpickler", "cloudpickle.load", "cloudpickle.loads",
     "torch.load", "joblib.load", "dill.load", "dill.loads", "marshal.load", "marshal.loads",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.commands.noise import noise_of
 from orchestrator.commands.output import emit, emit_json
 from orchestrator.commands.selected import labels_of_configs, refuse_the_same, store_of
 from orchestrator.errors import UsageError
@@ -24,8 +25,8 @@ def compare_command(
     as_json: bool,
 ) -> int:
     """B over A, metric by metric; always 0: ``gate`` is what judges."""
-    from orchestrator.plan.messages import nearest
-    from orchestrator.record.selection import noise_of, select
+    from orchestrator.errors import nearest
+    from orchestrator.record.selection import select
     from orchestrator.report.analyse.compare import compare
     from orchestrator.report.show.compare_view import comparison_view
     from orchestrator.report.show.operators_view import OperatorDiffView
@@ -40,7 +41,7 @@ def compare_command(
             raise UsageError(
                 f"no metric {metric!r} in either", where="--metric", fix=nearest(metric, known)
             )
-    noise = noise_of(store, base.fingerprints | new.fingerprints)
+    noise = noise_of(store, base.attempts, new.attempts)
     comparison = compare(
         base.attempts,
         new.attempts,

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.commands.exit_code import exit_code
 from orchestrator.commands.output import emit, emit_json, say
 from orchestrator.record import cells
 from orchestrator.record.runrecord import CELLS_TAG
@@ -92,8 +93,10 @@ class Computing:
         run_ids = {config: cell.run.run_id for config, cell in self._known.items()}
         return Computed(self._recorded(), run_ids, len(self._known))
 
-    def report(self, computed: Computed, *, wall_s: float, as_json: bool, table: bool) -> int:
-        """Print the cells; returns 1 if one could not be computed."""
+    def report(
+        self, computed: Computed, *, wall_s: float, as_json: bool, table: bool, strict: bool
+    ) -> int:
+        """Print the cells; returns the exit code."""
         found = cells.table(self.plan.trials, self.plan.axes, computed.results)
         if as_json:
             emit_json(_json(self.plan, found, computed, wall_s))
@@ -103,7 +106,7 @@ class Computing:
             emit(cells_view(self.plan, found))
             counted = _counted(computed.results, computed.cached)
             say(f"{counted} in {wall_s:.1f} s; all of them: {cells.CSV} of its run")
-        return 1 if any(r.outcome == "error" for r in computed.results.values()) else 0
+        return exit_code((r.outcome for r in computed.results.values()), strict=strict)
 
     def _recorded(self) -> dict[str, cells.Result]:
         return {config: cell.result for config, cell in self._known.items()}

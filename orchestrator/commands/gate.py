@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from orchestrator.commands.noise import noise_of
 from orchestrator.commands.output import emit, emit_json, say
 from orchestrator.commands.selected import labels_of_configs, refuse_the_same, store_of, writing
 from orchestrator.errors import UsageError
@@ -23,12 +24,12 @@ def gate_command(
     allow_different: bool,
     as_json: bool,
 ) -> int:
-    """Exit 0 pass, 1 regression, 2 inconclusive, 3 incomparable.
+    """Exit 0 pass, 1 regression, 2 inconclusive, 3 incomparable; an error raised here exits 4.
 
     Without ``new``, the newest run of any sweep that measured something is held to the baseline; if
     the baseline is that sweep by name, its run before that is what is meant.
     """
-    from orchestrator.record.selection import noise_of, select
+    from orchestrator.record.selection import select
     from orchestrator.report.analyse.gate import gate
     from orchestrator.report.analyse.gate_rules import load_rules
     from orchestrator.report.show.gate_view import gate_view
@@ -45,7 +46,7 @@ def gate_command(
         base.attempts,
         rule_set,
         configs=base.configs | candidate.configs,
-        noise=noise_of(store, base.fingerprints | candidate.fingerprints),
+        noise=noise_of(store, base.attempts, candidate.attempts),
         allow_different=allow_different,
     )
     if junit is not None:

@@ -3,7 +3,7 @@
 ::
 
     start Ray ----------.
-    recover the spool ---+-> run_sweep -> Recording -> the sweep's own run and its report
+    recover the spool ---+-> run_sweep -> Recording -> ceilings -> the sweep's own run, its report
 """
 
 from __future__ import annotations
@@ -11,29 +11,34 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import shlex
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from orchestrator.commands.exit_code import OK, exit_code
+from orchestrator.commands.noise import noise_of
 from orchestrator.commands.output import emit, emit_json, say
 from orchestrator.errors import StoreUnavailable
 from orchestrator.record.reports import reports_of
 from orchestrator.schedule.todo import Todo, compute_todo
 
 if TYPE_CHECKING:
-    from orchestrator.attempt import AttemptReport
-    from orchestrator.plan import Plan
-    from orchestrator.record import Recording, RecordingSummary, Store
+    from orchestrator.attempt import AttemptReport, AttemptSpec, Slot
+    from orchestrator.plan import Plan, Trial
+    from orchestrator.record import AttemptSummary, Recording, RecordingSummary, Store
     from orchestrator.schedule import SweepResult
+    from orchestrator.schedule.cluster.ray.cluster import PendingCluster
 
-# Outcomes after which a sweep has what it was asked for; anything else makes the exit code 1.
-GOOD = {"ok"}
 # Above this a report and a table are made on request only (`report SWEEP`): reading all attempts
 # takes a while, and nobody reads thousands of lines.
 MOST_REPORTED = 2_000
 # A store that is away gets its results later; the report can be made again then.
 REPORT_PATIENCE_S = 30.0
+
+
+Reports = dict[str, "list[AttemptReport]"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +171,12 @@ class Measuring:
                 if recording.claims.met_others:
                     self._recover(view.message)  # it may have died since
                 status = "KILLED" if result.interrupted else "FINISHED"
-                loaded = self._attach_report(recording)
+                loaded: dict[str, AttemptReport] = {}
+                reports = self._recorded(recording, loaded)
+                if reports and starting is not None and not result.interrupted:
+                    self._measure_ceilings(reports, starting, stop, view.message)
+                if reports:
+                    self._attach_report(recording, reports)
             except BaseException as error:
                 reason = str(error)
                 raise
@@ -175,23 +185,16 @@ class Measuring:
                 summary = recording.close(status, reason)
         return Measured(cached + result.adopted, result, summary, loaded)
 
-    def report(self, measured: Measured, *, wall_s: float, as_json: bool, table: bool) -> int:
+    def report(
+        self, measured: Measured, *, wall_s: float, as_json: bool, table: bool, strict: bool
+    ) -> int:
         """Print what the sweep found, cached trials too; returns the exit code."""
-        from orchestrator.record.selection import noise_of_attempts
         from orchestrator.report import final_table, run_json
 
         plan, store = self.plan, self._store
         attempts = store.attempts(trial.hash for trial in plan.trials)
         ended = measured.result.attempts if measured.result else ()
         summary = measured.summary
-        good = {
-            config
-            for config, found in attempts.items()
-            if any(attempt.outcome == "ok" for attempt in found)
-        }
-        failed = any(e.outcome not in GOOD for e in ended if not e.retried)
-        if measured.result is None or measured.result.adopted:
-            failed = any(trial.hash not in good for trial in plan.trials)
         if as_json:
             runs = store.sweep_runs(plan.sweep) if measured.result is None else []
             emit_json(
@@ -208,18 +211,80 @@ class Measuring:
             many = f"{len(plan.trials):,} trials are too many for a table"
             say(f"{many}: python -m orchestrator report {plan.sweep}")
         elif table:
-            reports = reports_of(store, attempts, measured.loaded)
-            emit(final_table(plan, reports, noise=noise_of_attempts(store, reports)))
-        return 1 if failed else 0
+            reports = self._predicted(reports_of(store, attempts, measured.loaded))
+            emit(final_table(plan, reports, noise=noise_of(store, reports)))
+        now = [(e.config_hash, e.outcome) for e in ended if not e.retried]
+        ran = {config for config, _ in now}
+        before = [attempts.get(t.hash, []) for t in plan.trials if t.hash not in ran]
+        results = [*(outcome for _, outcome in now), *map(_recorded_result, before)]
+        if measured.result is not None and measured.result.unmade:
+            results.append(None)
+        return exit_code(results, strict=strict)
 
-    def _attach_report(self, recording: Recording) -> dict[str, AttemptReport]:
-        """Give the sweep's own run its summary and report, as far as the store has the attempts.
+    def _recorded(self, recording: Recording, loaded: dict[str, AttemptReport]) -> Reports:
+        """All reports of the plan's trials; none where they are too many, or the store is away.
 
-        Returns the reports that it read for that, by run id.
+        ``loaded`` gets them too, by run id.
         """
+        trials = self.plan.trials
+        if len(trials) > MOST_REPORTED or not recording.flush(REPORT_PATIENCE_S):
+            return {}
+        return reports_of(self._store, self._store.attempts(t.hash for t in trials), loaded)
+
+    def _predicted(self, reports: Reports) -> Reports:
+        """The same with predictions beside what was measured."""
+        from orchestrator.plan.predictions import with_predictions
+
+        identities = {trial.hash: trial.identity for trial in self.plan.trials}
+        return {
+            config: [with_predictions(report, identities[config]) for report in found]
+            for config, found in reports.items()
+        }
+
+    def _measure_ceilings(
+        self,
+        reports: Reports,
+        cluster: PendingCluster,
+        stop: threading.Event,
+        message: Callable[[str], None],
+    ) -> None:
+        """What predictions of these attempts need, in an experiment of its own."""
+        from orchestrator.record import Recording
+        from orchestrator.schedule import run_sweep
+        from orchestrator.schedule.ceilings import measure_missing
+
+        def run(plan: Plan) -> AttemptReport | None:
+            trial, view = plan.trials[0], _Unseen()
+            known = self._store.attempts([trial.hash])
+            todo = compute_todo(plan.trials, known, repeats=1, force=True)
+            recording = Recording(self._store, plan, todo=1, command=self._command, message=message)
+            status, reason = "FAILED", None
+            try:
+                result = run_sweep(
+                    plan,
+                    todo.attempts,
+                    recording=recording,
+                    view=view,
+                    seed=0,
+                    stop=stop,
+                    cluster=cluster,
+                )
+                status = "KILLED" if result.interrupted else "FINISHED"
+            except BaseException as error:
+                reason = str(error)
+                raise
+            finally:
+                recording.close(status, reason)
+            return view.report
+
+        identities = {trial.hash: trial.identity for trial in self.plan.trials}
+        attempts = [(identities[h], report) for h, found in reports.items() for report in found]
+        measure_missing(attempts, self.plan.settings, run=run, say=message)
+
+    def _attach_report(self, recording: Recording, reports: Reports) -> None:
+        """Give the sweep's own run its summary and report."""
         from orchestrator.record import Redactor
         from orchestrator.record.replay import telemetry_of
-        from orchestrator.record.selection import noise_of_attempts
         from orchestrator.record.views import results_view, varying_params
         from orchestrator.report import build_table
         from orchestrator.report.show.answer import sentences
@@ -227,12 +292,9 @@ class Measuring:
         from orchestrator.report.show.export import to_page_markdown
 
         plan, store = self.plan, self._store
-        if len(plan.trials) > MOST_REPORTED or not recording.flush(REPORT_PATIENCE_S):
-            return {}
-        loaded: dict[str, AttemptReport] = {}
         summaries = store.attempts(trial.hash for trial in plan.trials)
-        reports = reports_of(store, summaries, loaded)
-        noise = noise_of_attempts(store, reports)
+        reports = self._predicted(reports)
+        noise = noise_of(store, reports)
         table = build_table(plan, reports, noise=noise)
         # The attempts are redacted since they were recorded; what a person typed is not.
         redactor = Redactor.of_environment()
@@ -252,7 +314,6 @@ class Measuring:
         )
         summary = to_page_markdown(table, summary=sentences(table))
         recording.attach(summary, files, experiment_tags=view)
-        return loaded
 
     def _history_s(self) -> list[float]:
         """How long recorded attempts of these trials took: a first estimate of the time left."""
@@ -277,3 +338,28 @@ class Measuring:
                 reap(self._store)
         except StoreUnavailable as error:
             message(f"{error} (results will wait in the spool)")
+
+
+def _recorded_result(attempts: Sequence[AttemptSummary]) -> str | None:
+    """``ok`` if one of a trial's attempts is, else how the last one ended."""
+    outcomes = [attempt.outcome for attempt in attempts if attempt.outcome]
+    return OK if OK in outcomes else next(reversed(outcomes), None)
+
+
+class _Unseen:
+    """A view of one attempt that is no part of the sweep: keeps its report and shows nothing."""
+
+    report: AttemptReport | None = None
+
+    def submitted(self, spec: AttemptSpec, trial: Trial) -> None: ...
+
+    def withdrawn(self, spec: AttemptSpec, *, made: bool) -> None: ...
+
+    def started(self, spec: AttemptSpec, trial: Trial, slot: Slot) -> None: ...
+
+    def phase(self, spec: AttemptSpec, name: str) -> None: ...
+
+    def finished(self, report: AttemptReport, trial: Trial) -> None:
+        self.report = report
+
+    def message(self, text: str) -> None: ...

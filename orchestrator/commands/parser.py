@@ -6,7 +6,6 @@ Only what a command needs is imported, inside it: ``--help`` must not wait for R
 from __future__ import annotations
 
 import contextlib
-import difflib
 import os
 import re
 import sys
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator.errors import Interrupted, OrchestratorError, UsageError
+from orchestrator.errors import Interrupted, OrchestratorError, UsageError, nearest
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -149,7 +148,7 @@ def gate(
     as_json: bool,
 ) -> int:
     """Hold NEW (by default the newest run) to the rules: exit 0 pass, 1 regression,
-    2 inconclusive, 3 incomparable."""
+    2 inconclusive, 3 incomparable, 4 not judged: a mistake in the command, the store, a bug."""
     from orchestrator.commands.gate import gate_command
 
     overrides = [word for word in words if "=" in word]
@@ -252,10 +251,14 @@ def completion(shell: str, install: bool, line: str | None) -> int:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one command line; returns its exit code: 0, 1, 2 or 130 (``gate`` has its own)."""
+    """Run one command line; returns its exit code: 0, 1, 2 or 130, ``gate`` its own.
+
+    What keeps ``gate`` from judging is 4: its 1 and 2 are judgements.
+    """
     words = list(argv)
     verbose = any(word in ("-v", "--verbose") for word in words)
     words = [word for word in words if word not in ("-v", "--verbose")]
+    unjudged = 4 if words[:1] == ["gate"] else None
     try:
         if not words or words[0] not in commands.commands:
             _refuse_unknown_command(words)
@@ -265,29 +268,26 @@ def main(argv: Sequence[str]) -> int:
     except Interrupted as error:
         return _fail(str(error), error.exit_code, verbose, word="interrupted")
     except OrchestratorError as error:
-        return _fail(str(error), error.exit_code, verbose)
+        return _fail(str(error), unjudged or error.exit_code, verbose)
     except click.ClickException as error:
-        return _fail(_in_our_form(error), UsageError.exit_code, verbose)
+        return _fail(_in_our_form(error), unjudged or UsageError.exit_code, verbose)
     except (KeyboardInterrupt, click.Abort):
         return _fail("nothing was lost", Interrupted.exit_code, verbose, word="interrupted")
     except BrokenPipeError:
         # `plan --json | head`: nobody is left to tell; the interpreter must not complain at exit.
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return unjudged or 0
     except Exception as error:
-        return _fail(f"{type(error).__name__}: {error} (this is a bug; -v shows where)", 1, verbose)
+        what = f"{type(error).__name__}: {error} (this is a bug; -v shows where)"
+        return _fail(what, unjudged or 1, verbose)
 
 
 def _refuse_unknown_command(words: Sequence[str]) -> None:
     """A bare first word that no command has is a slip of the finger, not a Hydra override."""
     if not words or not re.fullmatch(r"[a-z][a-z_-]*", words[0]):
         return
-    near = difflib.get_close_matches(words[0], commands.commands, n=1)
-    hint = f"Did you mean {near[0]}? " if near else ""
-    raise UsageError(
-        f"no command {words[0]!r}", fix=f"{hint}Known: {', '.join(sorted(commands.commands))}"
-    )
+    raise UsageError(f"no command {words[0]!r}", fix=nearest(words[0], commands.commands))
 
 
 def _in_our_form(error: click.ClickException) -> str:

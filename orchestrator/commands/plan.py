@@ -13,12 +13,13 @@ def plan_command(argv: Sequence[str]) -> int:
     from orchestrator.plan import TrialState, hydra_flags, plan_json
     from orchestrator.plan.preflight import preflight
     from orchestrator.record import open_store
+    from orchestrator.telemetry import devices
 
     code = hydra_flags(argv)
     if code is not None:
         return code
-    plan, as_json = planned(argv)
-    checked = preflight(plan, times=True)
+    plan, arguments = planned(argv)
+    checked = preflight(plan, devices, times=True)
     plan = checked.plan
     store = open_store(plan.settings.tracking)
     states = {
@@ -32,7 +33,7 @@ def plan_command(argv: Sequence[str]) -> int:
     }
     for line in checked.warnings:
         say(line)
-    if as_json:
+    if arguments.json:
         emit_json(plan_json(plan, states))
         return 0
     from orchestrator.report.show.plan_view import plan_view

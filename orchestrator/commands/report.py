@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from orchestrator.commands.noise import noise_of
 from orchestrator.commands.output import emit_json
 from orchestrator.commands.selected import store_of, writing
 
@@ -14,14 +15,13 @@ from orchestrator.commands.selected import store_of, writing
 def report_command(sweep: str, overrides: Sequence[str], output: Path, as_json: bool) -> int:
     """Write ``report.html``, ``report.md``, ``table.csv`` and ``table.json`` into ``output``."""
     from orchestrator.record.replay import replay
-    from orchestrator.record.selection import noise_of_attempts
     from orchestrator.report import build_table
     from orchestrator.report.show.bundle import report_files
     from orchestrator.report.show.export import to_json
 
     store = store_of(overrides)
     found = replay(store, sweep)
-    noise = noise_of_attempts(store, found.attempts)
+    noise = noise_of(store, found.attempts)
     if as_json:
         emit_json(to_json(build_table(found.plan, found.attempts, noise=noise)))
         return 0

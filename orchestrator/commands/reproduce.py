@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from orchestrator.commands.noise import noise_of
 from orchestrator.commands.output import emit
 from orchestrator.commands.run import carry_out
 from orchestrator.errors import ConfigError, UsageError
@@ -32,7 +33,6 @@ def reproduce_command(prefix: str, argv: Sequence[str], as_json: bool) -> int:
     from orchestrator.record import open_store
     from orchestrator.record.cells import cell_of
     from orchestrator.record.reports import reports_of
-    from orchestrator.record.selection import noise_of_attempts
     from orchestrator.report.analyse.compare import compare
     from orchestrator.report.show.compare_view import comparison_view
 
@@ -53,7 +53,7 @@ def reproduce_command(prefix: str, argv: Sequence[str], as_json: bool) -> int:
         for config, reports in reports_of(store, store.attempts([wanted])).items()
     }
     if code == 0 and before.get(wanted) and not as_json:
-        noise = noise_of_attempts(store, before)
+        noise = noise_of(store, before)
         emit(comparison_view(compare(before, after, noise=noise)))
     return code
 

@@ -18,7 +18,7 @@ from orchestrator.commands.output import say
 from orchestrator.errors import Interrupted
 
 if TYPE_CHECKING:
-    from orchestrator.plan import ClusterConfig, Plan
+    from orchestrator.plan import ClusterConfig, Plan, RunArgs
     from orchestrator.record import Store
     from orchestrator.schedule import Todo
 
@@ -50,27 +50,30 @@ class Executor(Protocol[D]):
         """Say that everything is there."""
         ...
 
-    def report(self, done: D, *, wall_s: float, as_json: bool, table: bool) -> int:
+    def report(self, done: D, *, wall_s: float, as_json: bool, table: bool, strict: bool) -> int:
         """Print what there is of all trials; returns the exit code."""
         ...
 
 
 def run_command(argv: Sequence[str]) -> int:
-    """Run what is missing of a sweep; returns 0, 1 if a trial has no result, 130 if interrupted."""
+    """Run what is missing of a sweep; returns the code of :mod:`.exit_code`, or 130."""
     from orchestrator.plan import hydra_flags
     from orchestrator.plan.preflight import preflight
+    from orchestrator.telemetry import devices
 
     code = hydra_flags(argv)
     if code is not None:
         return code
-    plan, as_json = planned(argv)
-    checked = preflight(plan)
+    plan, arguments = planned(argv)
+    checked = preflight(plan, devices)
     for line in checked.warnings:
         say(line)
-    return carry_out(checked.plan, as_json=as_json)
+    return carry_out(checked.plan, as_json=arguments.json, strict=arguments.strict)
 
 
-def carry_out(plan: Plan, *, as_json: bool = False, table: bool = True) -> int:
+def carry_out(
+    plan: Plan, *, as_json: bool = False, table: bool = True, strict: bool = False
+) -> int:
     """Execute what is missing of a plan, record it, report all of it; returns the exit code."""
     from orchestrator.record import open_store
 
@@ -80,19 +83,19 @@ def carry_out(plan: Plan, *, as_json: bool = False, table: bool = True) -> int:
         say(f"{plan.duplicates} {again} the same trial as another: left out")
     worst = 0
     for executor in executors(plan, store):
-        code = _carry_out(executor, as_json=as_json, table=table)
+        code = _carry_out(executor, as_json=as_json, table=table, strict=strict)
         worst = max(worst, code)
         if code == Interrupted.exit_code:
             break
     return worst
 
 
-def _carry_out(executor: Executor[D], *, as_json: bool, table: bool) -> int:
+def _carry_out(executor: Executor[D], *, as_json: bool, table: bool, strict: bool) -> int:
     began_s = time.monotonic()
     todo = executor.todo()
     done = executor.execute(todo) if todo.attempts else executor.nothing_to_do(todo)
     wall_s = time.monotonic() - began_s if todo.attempts else 0.0
-    code = executor.report(done, wall_s=wall_s, as_json=as_json, table=table)
+    code = executor.report(done, wall_s=wall_s, as_json=as_json, table=table, strict=strict)
     if done.interrupted:
         say("interrupted: the same command goes on where this one stopped")
         return Interrupted.exit_code
@@ -115,8 +118,8 @@ def executors(plan: Plan, store: Store) -> Iterator[Executor[Any]]:
         yield Measuring(dataclasses.replace(plan, trials=measured), store, command_line())
 
 
-def planned(argv: Sequence[str]) -> tuple[Plan, bool]:
-    """The plan that a command line asks for, and whether it asks for JSON."""
+def planned(argv: Sequence[str]) -> tuple[Plan, RunArgs]:
+    """The plan that a command line asks for, and its flags."""
     from orchestrator.plan import build, parse_run_args
 
     arguments = parse_run_args(argv)
@@ -126,7 +129,7 @@ def planned(argv: Sequence[str]) -> tuple[Plan, bool]:
         config_name=arguments.config_name,
         device_kind=_device_kind,
     )
-    return plan, arguments.json
+    return plan, arguments
 
 
 def command_line() -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from orchestrator.commands.output import emit, emit_json
 from orchestrator.commands.selected import store_of
 from orchestrator.errors import UsageError
+from orchestrator.plan.predictions import with_predictions
 
 
 def show_command(prefix: str, overrides: Sequence[str], as_json: bool) -> int:
@@ -29,6 +30,7 @@ def show_command(prefix: str, overrides: Sequence[str], as_json: bool) -> int:
         raise UsageError(f"{prefix} has no finished attempt yet", where=store.where)
     attempts = list(store.load_all([a.run_id for a in finished]).items())
     config = store.identity(finished[-1].run_id)
+    attempts = [(run_id, with_predictions(report, config)) for run_id, report in attempts]
     if as_json:
         emit_json(show_json(config_hash, config, attempts))
         return 0

@@ -29,8 +29,28 @@ from typing import Any, Protocol, TypeAlias
 Mark: TypeAlias = Any
 
 
+class Nvtx(Protocol):
+    """Nested ranges on a profiler's timeline, as ``torch.cuda.nvtx`` makes them."""
+
+    def range_push(self, msg: str) -> object:
+        """Begin a range inside those that are open in this thread."""
+        ...
+
+    def range_pop(self) -> object:
+        """End the innermost one."""
+        ...
+
+
 class Clock(Protocol):
-    """Nanoseconds on CLOCK_MONOTONIC, and a way to wait for the device."""
+    """Nanoseconds on CLOCK_MONOTONIC, and a way to wait for the device.
+
+    Attributes
+    ----------
+    nvtx : Nvtx or None
+        Where phases show on the timeline of Nsight Systems; None where there is no CUDA.
+    """
+
+    nvtx: Nvtx | None
 
     def now_ns(self) -> int:
         """Nanoseconds since an arbitrary origin; the same origin in every process of a host."""
@@ -51,6 +71,8 @@ class Clock(Protocol):
 
 class HostClock:
     """The host's monotonic clock; work on a CPU is finished when the call returns."""
+
+    nvtx: Nvtx | None = None
 
     def now_ns(self) -> int:
         """``perf_counter_ns``: CLOCK_MONOTONIC on Linux."""
@@ -87,6 +109,8 @@ class CudaClock:
 
         self._cuda = torch.cuda
         self._cuda.init()
+        # torch's module is there in every build, and raises where NVTX was left out.
+        self.nvtx: Nvtx | None = torch.cuda.nvtx if hasattr(torch._C, "_nvtx") else None
 
     def now_ns(self) -> int:
         """The host's ``perf_counter_ns``; :meth:`sync` first to time the device."""
@@ -118,6 +142,8 @@ class FakeClock:
     ``advance`` is time the host spends; ``launch`` queues work on the device and returns at once,
     as a CUDA kernel does. ``sync`` waits for the queue, costs ``sync_ns`` and is counted.
     """
+
+    nvtx: Nvtx | None = None
 
     def __init__(self, start_ns: int = 0, sync_ns: int = 0) -> None:
         self._now_ns = start_ns

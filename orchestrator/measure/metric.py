@@ -7,9 +7,9 @@ truth and are always kept; statistics are computed from them, never stored inste
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
-Better: TypeAlias = Literal["lower", "higher"]
+from orchestrator.statistics.judge import Better
 
 # What a name may end in -> its unit. The longer ending first.
 _ENDINGS = {

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -57,17 +57,24 @@ class Recorder:
 
     @contextmanager
     def phase(self, name: str, *, measured: bool = True) -> Iterator[int]:
-        """A named window with device sync at both edges; yields its index among its namesakes."""
+        """A named window with device sync at its begin; yields its index among its namesakes.
+
+        On CUDA it is an NVTX range as well: the timeline of Nsight Systems shows it by its name.
+        """
         index = self._indices.get(name, 0)
         self._indices[name] = index + 1
         common = {"e": "phase", "name": name, "index": index, "measured": measured}
         self.clock.sync()
-        self._emit({**common, "edge": "begin", "t_ns": self.clock.now_ns()})
-        try:
-            yield index
-        finally:
-            # An exception may be an out-of-memory: a sync then raises again and hides the first.
-            self._emit({**common, "edge": "end", "t_ns": self.clock.now_ns()})
+        with ExitStack() as timeline:
+            if (nvtx := self.clock.nvtx) is not None:
+                nvtx.range_push(name)
+                timeline.callback(nvtx.range_pop)
+            self._emit({**common, "edge": "begin", "t_ns": self.clock.now_ns()})
+            try:
+                yield index
+            finally:
+                # It may be an out-of-memory: a sync then raises again and hides the first.
+                self._emit({**common, "edge": "end", "t_ns": self.clock.now_ns()})
 
     def window(self, name: str, begin_ns: int, end_ns: int, *, measured: bool = True) -> None:
         """A phase told once it is over, by edges on this recorder's clock.

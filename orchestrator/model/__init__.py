@@ -17,13 +17,11 @@ from orchestrator.model.datasheet import (
 )
 from orchestrator.model.expectation import (
     Expectation,
-    Limits,
     Steps,
     Transfer,
     Work,
-    predicted_metrics,
 )
-from orchestrator.model.families import known_model_types
+from orchestrator.model.families import known_model_types, read_architecture
 from orchestrator.model.fit import (
     Context,
     Memory,
@@ -66,7 +64,6 @@ __all__ = [
     "Estimate",
     "Execution",
     "Expectation",
-    "Limits",
     "Measured",
     "Memory",
     "Operation",
@@ -90,8 +87,8 @@ __all__ = [
     "memory",
     "moved_bytes",
     "parameter_count",
-    "predicted_metrics",
     "prefill",
+    "read_architecture",
     "step_flops",
     "step_operations",
     "training_memory",

@@ -2,7 +2,7 @@
 
 ::
 
-    Hugging Face configuration --from_config--> Architecture
+    Hugging Face configuration --read_architecture--> Architecture
         embedding, position table             read by look-up
         layers: (Layer, how many like it)     attention, matrices, small vectors
         head                                  its own matrix, or the embedding once more (tied)
@@ -13,9 +13,7 @@ these few numbers. The families of models are read in :mod:`.families`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 # Classes of operators: what a step's time is broken down by.
 EMBEDDING = "embedding"
@@ -203,26 +201,3 @@ class Architecture:
     def head(self) -> Matrix:
         """The output head as it is computed, tied or not."""
         return Matrix(HEAD, self.embedding, self.vocabulary, self.head_bias)
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any], *, strict: bool = True) -> Architecture:
-        """Read a Hugging Face configuration (``config.json`` or ``config.to_dict()``).
-
-        Parameters
-        ----------
-        config : mapping
-            With ``model_type`` and the sizes; what a configuration file may leave out (a bias, tied
-            embeddings) has the default that transformers gives it.
-        strict : bool
-            Refuse a sliding window larger than the context, which bounds nothing and is mostly a
-            mistake. Some published configurations have one.
-
-        Raises
-        ------
-        ConfigError
-            Naming the field that is missing, not positive or does not fit another one, or the
-            model type where it is not known.
-        """
-        from orchestrator.model.families import read
-
-        return read(config, strict=strict)

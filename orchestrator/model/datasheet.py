@@ -7,7 +7,6 @@ what would need it has no prediction.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import orchestrator
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, nearest
 from orchestrator.model.operations import Operation
 
 # Number formats a peak can be given for.
@@ -158,9 +157,8 @@ def load_datasheet(name: str) -> Datasheet:
     own = name.endswith((".yaml", ".yml"))
     file = Path(name).expanduser() if own else hardware_directory() / f"{name}.yaml"
     if not file.is_file() or (not own and Path(name).name != name):
-        near = difflib.get_close_matches(name, known_hardware(), n=3, cutoff=0.5)
-        hint = f"Nearest: {', '.join(near)}" if near else f"Known: {', '.join(known_hardware())}"
-        raise ConfigError(f"no hardware {name!r}", where="task.hardware", fix=hint)
+        fix = nearest(name, known_hardware())
+        raise ConfigError(f"no hardware {name!r}", where="task.hardware", fix=fix)
     try:
         tree = yaml.safe_load(file.read_text())
     except (OSError, yaml.YAMLError) as error:

@@ -5,11 +5,10 @@ Each is checked against transformers' own model built without memory (``tests/me
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, nearest
 from orchestrator.model.architecture import CUSTOM, LINEAR, Architecture, Matrix
 from orchestrator.model.decoder import (
     Block,
@@ -40,8 +39,24 @@ from orchestrator.model.mixtures import (
 Reader = Callable[[Fields], Architecture]
 
 
-def read(config: Mapping[str, Any], *, strict: bool = True) -> Architecture:
-    """See :meth:`Architecture.from_config`."""
+def read_architecture(config: Mapping[str, Any], *, strict: bool = True) -> Architecture:
+    """Read a Hugging Face configuration (``config.json`` or ``config.to_dict()``).
+
+    Parameters
+    ----------
+    config : mapping
+        With ``model_type`` and the sizes; what a configuration file may leave out (a bias, tied
+        embeddings) has the default that transformers gives it.
+    strict : bool
+        Refuse a sliding window larger than the context, which bounds nothing and is mostly a
+        mistake. Some published configurations have one.
+
+    Raises
+    ------
+    ConfigError
+        Naming the field that is missing, not positive or does not fit another one, or the
+        model type where it is not known.
+    """
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or not model_type:
         raise ConfigError(
@@ -49,11 +64,10 @@ def read(config: Mapping[str, Any], *, strict: bool = True) -> Architecture:
         )
     reader = READERS.get(model_type)
     if reader is None:
-        near = difflib.get_close_matches(model_type, READERS, n=3, cutoff=0.4)
         raise ConfigError(
             f"the arithmetic of {model_type!r} is not known",
             where=f"{WHERE}.model_type",
-            fix=f"Nearest: {', '.join(near)}" if near else f"Known: {', '.join(sorted(READERS))}",
+            fix=nearest(model_type, READERS),
         )
     architecture = reader(Fields(config, model_type))
     if strict:

@@ -2,9 +2,9 @@
 
 ::
 
-    <cache root>/ceilings/<key>.json      key: hardware fingerprint, threads, torch version
-                          <key>.tried     when it was measured last, whatever came of it
-                          this-cpu.json   what was measured last on this machine, by kind of device
+    <cache root>/ceilings/<key>.json          key: hardware fingerprint, threads, torch version
+                          <key>-<what>.tried  when that was measured last, whatever came of it
+                          this-cpu.json       of this machine, by kind of device
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from orchestrator.errors import ConfigError
@@ -38,15 +38,32 @@ def load_ceilings(key: str) -> Measured | None:
     return _read(ceilings_directory() / f"{_slug(key)}.json")
 
 
-def store_ceilings(key: str, kind: str, measured: Measured) -> None:
-    """Keep ``measured`` for that hardware, and as this machine's.
+def keep_ceilings(key: str, measured: Measured, *, this: str | None = None) -> None:
+    """Keep ``measured`` for that hardware, beside what else was measured of it.
 
-    A file appears whole or not at all. Raises ``OSError`` where the cache cannot be written.
+    Of what was measured twice the newer is kept, unless only it was disturbed. A file appears whole
+    or not at all.
+
+    Parameters
+    ----------
+    this : str, optional
+        The kind of device, where it is this machine's.
+
+    Raises
+    ------
+    OSError
+        The cache cannot be written.
     """
+    before = load_ceilings(key)
+    if before is not None:
+        if not measured.is_steady and before.spread <= measured.spread:
+            return
+        if before.is_steady:
+            measured = before.merged(measured)
     directory = ceilings_directory()
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     content = json.dumps(measured.to_json(), indent=1)
-    for name in (_slug(key), f"this-{kind}"):
+    for name in (_slug(key), *([f"this-{this}"] if this else [])):
         with tempfile.NamedTemporaryFile("w", dir=directory, delete=False) as file:
             file.write(content)
             file.flush()
@@ -54,18 +71,18 @@ def store_ceilings(key: str, kind: str, measured: Measured) -> None:
         os.replace(file.name, directory / f"{name}.json")
 
 
-def tried_lately(key: str) -> bool:
-    """Whether somebody measured that hardware within the last hour, with success or not."""
+def tried_lately(key: str, operations: Collection[str]) -> bool:
+    """Whether these were measured there within the last hour, with success or not."""
     try:
-        return time.time() - _mark(key).stat().st_mtime < RETRY_AFTER_S
+        return time.time() - _mark(key, operations).stat().st_mtime < RETRY_AFTER_S
     except OSError:
         return False
 
 
-def mark_tried(key: str) -> None:
+def mark_tried(key: str, operations: Collection[str]) -> None:
     """Remember that it is measured now. Raises ``OSError`` where the cache cannot be written."""
     ceilings_directory().mkdir(mode=0o700, parents=True, exist_ok=True)
-    _mark(key).touch()
+    _mark(key, operations).touch()
 
 
 def load_this(kinds: Sequence[str] = KINDS) -> Measured:
@@ -95,8 +112,8 @@ def _read(file: Path) -> Measured | None:
         return None
 
 
-def _mark(key: str) -> Path:
-    return ceilings_directory() / f"{_slug(key)}.tried"
+def _mark(key: str, operations: Collection[str]) -> Path:
+    return ceilings_directory() / f"{_slug('-'.join((key, *sorted(operations))))}.tried"
 
 
 def _slug(key: str) -> str:

@@ -21,7 +21,7 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from orchestrator.errors import ConfigError
@@ -38,8 +38,18 @@ from orchestrator.model.operations import INFERENCE, Operation
 # (size, second size, seconds), see the module; the second is 1 where there is only one.
 Timing = tuple[float, float, float]
 Points = tuple[tuple[float, float], ...]
-MEASURED_VERSION = 6
+MEASURED_VERSION = 7
 STEADY_SPREAD = 1.3
+
+# What ``task=ceilings`` can measure: operations of an inference and of a training step, by dtype.
+OPERATIONS = (
+    "inference.float32",
+    "inference.bfloat16",
+    "inference.float16",
+    "training.float32",
+    "training.bfloat16",
+    "int8",
+)
 
 # Operator classes that write about as much as they read.
 _WRITING = (ELEMENTWISE, EMBEDDING, DEQUANTIZE, OPTIMIZER, LOSS)
@@ -65,6 +75,8 @@ class Measured:
         What the smallest of the passes takes: starting a kernel and the program around it, for an
         operation that is bounded and not timed.
     memory_bytes : int or None
+    operations : frozenset of str
+        Those of :data:`OPERATIONS` that were asked for, also where they took too long to be timed.
     spread : float
         How much slower the median measurement of a point was than its best: near 1 on a machine
         that did nothing else.
@@ -77,6 +89,7 @@ class Measured:
     launch_s: float
     memory_bytes: int | None = None
     spread: float = 1.0
+    operations: frozenset[str] = frozenset()
     _columns: dict[str, dict[float, Points]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -85,6 +98,16 @@ class Measured:
     def is_steady(self) -> bool:
         """Whether the machine was quiet enough for this to be called a ceiling."""
         return self.spread <= STEADY_SPREAD
+
+    def merged(self, newer: Measured) -> Measured:
+        """What ``newer`` has, and what only this one has."""
+        return replace(
+            newer,
+            timings={**self.timings, **newer.timings},
+            launch_s=min(self.launch_s, newer.launch_s),
+            spread=max(self.spread, newer.spread),
+            operations=self.operations | newer.operations,
+        )
 
     def timed_s(self, operation: Operation) -> float | None:
         """Seconds of one such operation by itself; None where nothing like it was measured."""
@@ -127,7 +150,7 @@ class Measured:
             raise ConfigError(
                 f"no product in {dtype} could be measured",
                 where=f"hardware {self.name}",
-                fix=f"It has {', '.join(known)}",
+                fix=f"It has {', '.join(known)}; task=ceilings measures all of this machine's",
             )
         # Computing is what a large weight shows.
         elements = max(columns)
@@ -202,6 +225,7 @@ class Measured:
             "launch_s": self.launch_s,
             "memory_bytes": self.memory_bytes,
             "spread": self.spread,
+            "operations": sorted(self.operations),
         }
 
     @classmethod
@@ -227,6 +251,7 @@ class Measured:
             launch_s=float(tree["launch_s"]),
             memory_bytes=None if memory is None else int(memory),
             spread=float(tree["spread"]),
+            operations=frozenset(map(str, tree["operations"])),
         )
 
 

@@ -21,8 +21,8 @@ from hydra.core.override_parser.types import (
 )
 from hydra.errors import HydraException
 
-from orchestrator.errors import ConfigError
-from orchestrator.plan.messages import condensed, nearest
+from orchestrator.errors import ConfigError, nearest
+from orchestrator.plan.messages import condensed
 
 COMMAND_LINE = ""  # as the place of an error: none needs to be named
 PREFIXES = {

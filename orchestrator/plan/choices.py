@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, nearest
 from orchestrator.plan.axes import COMMAND_LINE, Axis, Fixed, parse, text
 from orchestrator.plan.compose import Composer
-from orchestrator.plan.messages import nearest
 
 
 def split(fixed: Sequence[Fixed], composer: Composer) -> tuple[dict[str, str], list[Fixed]]:

@@ -16,8 +16,8 @@ from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.types import Override, OverrideType, ValueType
 from omegaconf import DictConfig, OmegaConf
 
-from orchestrator.errors import ConfigError
-from orchestrator.plan.messages import nearest, translated
+from orchestrator.errors import ConfigError, nearest
+from orchestrator.plan.messages import translated
 from orchestrator.plan.places import ROOT_CONFIG
 from orchestrator.plan.repository import (
     EMPTY_ROOT,

@@ -9,14 +9,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, nearest
 from orchestrator.measure.registry import find_task
 from orchestrator.plan.axes import text
 from orchestrator.plan.choices import check_axis, choice_of, split, without_hydra
 from orchestrator.plan.compose import Composer
 from orchestrator.plan.composition import Composition, DeviceKind, Mixture
 from orchestrator.plan.identity import check_together, config_hash, rebuild
-from orchestrator.plan.messages import nearest
 from orchestrator.plan.places import ROOT_CONFIG
 from orchestrator.plan.plan import Plan
 from orchestrator.plan.schema import IDENTITY_KEYS, ClusterConfig, Settings

@@ -54,6 +54,7 @@ class RunArgs:
     multirun: bool = False
     verbose: bool = False
     json: bool = False
+    strict: bool = False
 
 
 class _Parser(argparse.ArgumentParser):
@@ -75,6 +76,7 @@ def parse_run_args(argv: Sequence[str]) -> RunArgs:
     parser.add_argument("--multirun", "-m", action="store_true")
     parser.add_argument("--verbose", "-v", action="store_true")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--strict", action="store_true")
     found, unknown = parser.parse_known_intermixed_args(list(argv))
     flags = [word for word in unknown if word.startswith("-")]
     if flags:
@@ -86,6 +88,7 @@ def parse_run_args(argv: Sequence[str]) -> RunArgs:
         multirun=found.multirun,
         verbose=found.verbose,
         json=found.json,
+        strict=found.strict,
     )
 
 
@@ -117,7 +120,7 @@ def hydra_flags(argv: Sequence[str]) -> int | None:
     ConfigError, UsageError
         As :func:`orchestrator.plan.build`.
     """
-    words = [word for word in argv if word not in ("-v", "--verbose", "--json")]
+    words = [word for word in argv if word not in ("-v", "--verbose", "--json", "--strict")]
     if words and words[0] in COMMANDS_WITH_OVERRIDES:
         words = words[1:]
     if words and words[0][0] not in "-+~" and "=" not in words[0]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from orchestrator.errors import ConfigError
 from orchestrator.measure.registry import find_task
-from orchestrator.plan.messages import nearest, translated
+from orchestrator.plan.messages import translated
 from orchestrator.plan.schema import (
     IDENTITY_GROUPS,
     IDENTITY_KEYS,
@@ -166,7 +166,9 @@ def _same_fields(where: str, known: set[str], got: Any) -> None:
     for name in got:
         if name not in known:
             raise ConfigError(
-                f"unknown field {prefix}{name}", where="identity", fix=nearest(str(name), known)
+                f"unknown field {prefix}{name}",
+                where="identity",
+                fix="This version does not have that option, and cannot run the trial exactly",
             )
     for name in sorted(known - set(got)):
         raise ConfigError(

@@ -2,33 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from orchestrator.errors import ConfigError
-
-SHOWN = 12
-SHOWN_LETTERS = 80  # a list longer than this hides the answer that stands before it
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A sentence naming what ``name`` probably meant, and what there is."""
-    options = sorted(set(known))
-    close = difflib.get_close_matches(name, options, n=3, cutoff=0.6)
-    if not close:
-        # `tokens` for `task.prompt_tokens`: compare with the last part of dotted names too.
-        tail = name.rsplit(".", 1)[-1]
-        tails = {option.rsplit(".", 1)[-1]: option for option in reversed(options)}
-        close = [tails[t] for t in difflib.get_close_matches(tail, tails, n=3, cutoff=0.6)]
-    meant = f"Did you mean {' or '.join(close)}? " if close else ""
-    if not options:
-        return f"{meant}None are known".strip()
-    if close and sum(map(len, options)) > SHOWN_LETTERS:
-        return meant.strip()
-    rest = f" … ({len(options)} in all)" if len(options) > SHOWN else ""
-    return f"{meant}Known: {', '.join(options[:SHOWN])}{rest}"
 
 
 def condensed(text: str) -> str:

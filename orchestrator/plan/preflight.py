@@ -13,10 +13,10 @@ a person is told and it runs.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from functools import cache, partial
+from typing import TYPE_CHECKING, Protocol
 
 from orchestrator.errors import ConfigError
 from orchestrator.host.cpu import emulates_half_precision
@@ -37,8 +37,7 @@ _SLOW_EMULATED_FLOPS = 1e9
 _TRAINED = "backward_s"
 _OUT_OF_REACH = (
     "this CPU has no instructions for half precision (no AVX-512), in which a step takes some 50 "
-    "times as long as in float32. task.products=float32 multiplies in that, preflight=warn "
-    "measures it all the same"
+    "times as long as in float32: take quant=fp32, or preflight=warn to measure it all the same"
 )
 
 
@@ -64,32 +63,56 @@ class Preflight:
     doubts: Mapping[str, str] = field(default_factory=dict)
 
 
-def preflight(plan: Plan, *, times: bool = False) -> Preflight:
+class Gpu(Protocol):
+    """What is asked of a GPU of this machine."""
+
+    @property
+    def name(self) -> str:
+        """As NVML calls it."""
+        ...
+
+    @property
+    def memory_bytes(self) -> int:
+        """All of its memory."""
+        ...
+
+
+Gpus = Callable[[], Sequence[Gpu]]
+
+
+def preflight(plan: Plan, gpus: Gpus = tuple, *, times: bool = False) -> Preflight:
     """Predict every trial of ``plan`` that arithmetic knows, as ``preflight=warn|skip|off`` says.
 
     Parameters
     ----------
+    gpus : callable
+        This machine's GPUs; asked for once, and only where a trial wants one.
     times : bool
         Also predict times: against the ceilings measured here, else against the data sheet.
     """
     mode = plan.settings.preflight
     if mode == "off":
         return Preflight(plan)
+    gpus = cache(gpus)
+    ceilings = cache(partial(_ceilings, cluster=plan.settings.cluster.kind, gpus=gpus))
     predicted: dict[str, dict[str, float | None]] = {}
     trials: list[Trial] = []
     impossible: list[tuple[float, float]] = []
     tight: list[tuple[float, float]] = []
     doubts: dict[str, str] = {}
-    halves, widened, emulates = 0, 0, emulates_half_precision()
+    halves, emulates = 0, emulates_half_precision()
     for trial in plan.trials:
-        if _wants_gpu(trial) and plan.settings.cluster.kind == "local" and not _gpus():
+        if _wants_gpu(trial) and plan.settings.cluster.kind == "local" and not gpus():
             doubts[trial.hash] = "there is no GPU here"
         expectation = _expectation(trial)
         if expectation is not None:
-            predicted[trial.hash] = _figures(expectation, trial, plan, times)
-            in_half = emulates and _is_in_half(trial, plan.settings.cluster)
-            emulated = in_half and _multiplies_much_in_half(expectation)
-            available = memory_available(trial, plan.settings.cluster)
+            predicted[trial.hash] = _figures(expectation, trial, ceilings if times else None)
+            emulated = (
+                emulates
+                and _is_in_half(trial, plan.settings.cluster)
+                and _multiplies_much_in_half(expectation)
+            )
+            available = memory_available(trial, plan.settings.cluster, gpus)
             floor = expectation.floor_bytes
             if available is None or trial.infeasible is not None:
                 pass
@@ -107,7 +130,6 @@ def preflight(plan: Plan, *, times: bool = False) -> Preflight:
                 doubts[trial.hash] = f"needs about {_gib(needed)}, there are {_gib(available)}"
             if trial.infeasible is None:
                 halves += emulated
-                widened += in_half and trial.identity["task"].get("products", "native") != "native"
         trials.append(trial)
     warnings = []
     if impossible and mode == "warn":
@@ -120,16 +142,11 @@ def preflight(plan: Plan, *, times: bool = False) -> Preflight:
             f"{_count(halves)} in half precision, for which this CPU has no instructions "
             "(no AVX-512): products up to 100 times slower than with quant=fp32"
         )
-    if widened:
-        warnings.append(
-            f"{_count(widened)} in half precision, for which this CPU has no instructions (no "
-            "AVX-512): multiplied in float32 (task.products)"
-        )
     checked = dataclasses.replace(plan, trials=tuple(trials))
     return Preflight(checked, predicted, tuple(warnings), doubts)
 
 
-def memory_available(trial: Trial, cluster: ClusterConfig) -> float | None:
+def memory_available(trial: Trial, cluster: ClusterConfig, gpus: Gpus = tuple) -> float | None:
     """Bytes that the trial may use; None where nobody here can tell (another cluster's nodes)."""
     asked = trial.resources.memory_bytes
     if trial.identity["device"]["kind"] == "cpu":
@@ -138,7 +155,7 @@ def memory_available(trial: Trial, cluster: ClusterConfig) -> float | None:
         return min(filter(None, (asked, float(usable_bytes()))))
     if cluster.kind != "local":
         return None
-    smallest = _gpu_bytes()
+    smallest = min((float(gpu.memory_bytes) for gpu in gpus()), default=None)
     return None if smallest is None else smallest * max(trial.resources.gpus, 1)
 
 
@@ -175,13 +192,15 @@ def _multiplies_much_in_half(expectation: Expectation) -> bool:
 
 
 def _figures(
-    expectation: Expectation, trial: Trial, plan: Plan, times: bool
+    expectation: Expectation,
+    trial: Trial,
+    ceilings_of: Callable[[str], tuple[Ceilings | None, bool]] | None,
 ) -> dict[str, float | None]:
     found: dict[str, float | None] = {"memory_bytes": expectation.memory_bytes}
     found.update(expectation.sizes_bytes)
-    if not times:
+    if ceilings_of is None:
         return found
-    ceilings, measured = _ceilings(trial.identity["device"]["kind"], plan.settings.cluster.kind)
+    ceilings, measured = ceilings_of(trial.identity["device"]["kind"])
     if ceilings is None:
         return {**found, **dict.fromkeys(expectation.made_steps())}
     for name, time in expectation.times_s(ceilings, measured=measured).items():
@@ -189,8 +208,7 @@ def _figures(
     return found
 
 
-@lru_cache(maxsize=8)
-def _ceilings(kind: str, cluster: str) -> tuple[Ceilings | None, bool]:
+def _ceilings(kind: str, cluster: str, gpus: Gpus) -> tuple[Ceilings | None, bool]:
     """What this machine was measured to reach, else its data sheet; None for other machines."""
     from orchestrator.model import datasheet_of
     from orchestrator.model.known_ceilings import load_this
@@ -205,19 +223,8 @@ def _ceilings(kind: str, cluster: str) -> tuple[Ceilings | None, bool]:
         return found, True
     if kind != "cuda":
         return None, False
-    gpus = _gpus()
-    return (datasheet_of(gpus[0].name) if gpus else None), False
-
-
-@lru_cache(maxsize=1)
-def _gpus() -> tuple[Any, ...]:
-    from orchestrator.telemetry import devices
-
-    return tuple(devices())
-
-
-def _gpu_bytes() -> float | None:
-    return min((float(gpu.memory_bytes) for gpu in _gpus()), default=None)
+    found_gpus = gpus()
+    return (datasheet_of(found_gpus[0].name) if found_gpus else None), False
 
 
 def _told(found: list[tuple[float, float]], what: str, about: str) -> str:

@@ -28,9 +28,9 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, nearest
 from orchestrator.measure.registry import find_task, task_names
-from orchestrator.plan.messages import nearest, translated
+from orchestrator.plan.messages import translated
 from orchestrator.plan.places import conf_directory
 from orchestrator.plan.schema import RootConfig
 

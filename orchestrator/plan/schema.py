@@ -5,7 +5,7 @@
     RootConfig
     |-- task model quant protocol device seed      identity: what is hashed
     |-- sweep                                      how one command line becomes many trials
-    `-- repeats force retry isolate timeout_s preflight resources
+    `-- repeats force retry isolate timeout_s preflight ceilings resources
         cluster tracking telemetry verdict         settings: how and where, never hashed
 
 A task brings its own dataclass (``Task.config``); it takes the place of ``RootConfig.task``.
@@ -172,6 +172,7 @@ class RootConfig:
     isolate: IsolateConfig = field(default_factory=IsolateConfig)
     timeout_s: float = bounded(1800.0, low=0.1)
     preflight: str = choice("warn", "skip", "off")
+    ceilings: str = choice("auto", "off")
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
@@ -189,6 +190,7 @@ class Settings:
     isolate: IsolateConfig = field(default_factory=IsolateConfig)
     timeout_s: float = 1800.0
     preflight: str = "warn"
+    ceilings: str = "auto"
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)

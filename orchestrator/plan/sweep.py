@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, nearest
 from orchestrator.plan.axes import (
     COMMAND_LINE,
     Axis,
@@ -24,7 +24,6 @@ from orchestrator.plan.axes import (
     text,
 )
 from orchestrator.plan.compose import Composer
-from orchestrator.plan.messages import nearest
 from orchestrator.plan.schema import IDENTITY_KEYS, SETTING_KEYS, SweepConfig, field_problems
 
 LIMIT = 1_000_000

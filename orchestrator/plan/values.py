@@ -17,9 +17,9 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, nearest
 from orchestrator.plan.axes import Fixed, text
-from orchestrator.plan.messages import condensed, nearest, translated
+from orchestrator.plan.messages import condensed, translated
 
 
 def assign(config: DictConfig, item: Fixed) -> None:

@@ -4,12 +4,13 @@ Importing this package does not: MLflow is woken by the first write, or the firs
 """
 
 from orchestrator.record.liveness import driver_id
+from orchestrator.record.opening import open_store, ui_arguments
 from orchestrator.record.provenance import node_provenance, provenance
 from orchestrator.record.recording import Recording, RecordingSummary
 from orchestrator.record.recover import ReapSummary, SyncSummary, reap, sync
 from orchestrator.record.redact import Redactor
 from orchestrator.record.run_names import trial_label
-from orchestrator.record.store import AttemptSummary, Store, SweepRun, open_store, ui_arguments
+from orchestrator.record.store import AttemptSummary, Store, SweepRun
 
 __all__ = [
     "AttemptSummary",

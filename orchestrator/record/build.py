@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.attempt import AttemptReport, AttemptSpec, Outcome, Slot
+from orchestrator.plan.predictions import with_predictions
 from orchestrator.record.artifacts import (
     CONFIG,
     ENVIRONMENT,
@@ -226,7 +227,9 @@ class Builder:
             end_ms=_ms(report.ended_at or started_at),
             tags=tags,
             params=redact.value(flatten(redact.value(identity))),
-            metrics=tuple(metric_points(report, identity.get("protocol") or {})),
+            metrics=tuple(
+                metric_points(with_predictions(report, identity), identity.get("protocol") or {})
+            ),
             files=files,
         )
 

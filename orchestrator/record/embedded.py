@@ -18,8 +18,9 @@ from urllib.parse import quote
 
 from orchestrator.errors import StoreError
 from orchestrator.record.artifacts import safe_name
-from orchestrator.record.backend import Backend, RunRow, local_directory, sqlite_backend
+from orchestrator.record.backend import Backend, RunRow, local_directory
 from orchestrator.record.boundary import translated
+from orchestrator.record.database import sqlite_backend
 from orchestrator.record.runrecord import ATTEMPT_TAG, CELLS_TAG, SWEEP_TAG
 from orchestrator.record.spool import storage_error
 from orchestrator.record.store import (

@@ -10,6 +10,7 @@ from typing import Any
 from orchestrator.attempt import AttemptReport, Resources
 from orchestrator.errors import UsageError
 from orchestrator.plan import Plan, Settings, Trial
+from orchestrator.plan.predictions import with_predictions
 from orchestrator.record import AttemptSummary, Store, SweepRun
 from orchestrator.telemetry.series import PARQUET_ARTIFACT
 
@@ -21,7 +22,7 @@ class Replayed:
     Attributes
     ----------
     attempts : dict of str to list of AttemptReport
-        By config hash.
+        By config hash, with predictions beside what was measured.
     command : str or None
         What that run was started with.
     telemetry : callable
@@ -58,8 +59,11 @@ def replay(store: Store, sweep: str) -> Replayed:
         finished = ended.get(entry["hash"])
         if not finished:
             continue  # planned and never made: there is no configuration to show
-        attempts[entry["hash"]] = [loaded[attempt.run_id] for attempt in finished]
-        trials.append(_trial(store, entry, finished))
+        trial = _trial(store, entry, finished)
+        attempts[trial.hash] = [
+            with_predictions(loaded[attempt.run_id], trial.identity) for attempt in finished
+        ]
+        trials.append(trial)
     if not trials and run.has_cells:
         raise UsageError(
             f"{data['sweep']} only computes: its table is cells.csv of run {run.run_id}",

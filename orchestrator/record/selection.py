@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,11 +43,6 @@ class Selection:
     run_ids: dict[str, str] = field(default_factory=dict)
 
     @property
-    def fingerprints(self) -> set[str]:
-        """Hardware these attempts ran on."""
-        return fingerprints_of(self.attempts)
-
-    @property
     def metric_names(self) -> set[str]:
         """Of everything these attempts measured, telemetry included."""
         return {
@@ -56,13 +51,6 @@ class Selection:
             for report in reports
             for name in (*report.metrics, *report.telemetry)
         }
-
-
-def fingerprints_of(attempts: Mapping[str, Sequence[AttemptReport]]) -> set[str]:
-    """Hardware that attempts ran on."""
-    reports = (report for found in attempts.values() for report in found)
-    found = (report.facts.get("hardware_fingerprint") for report in reports)
-    return {str(fingerprint) for fingerprint in found if fingerprint}
 
 
 def attempt_ids(selection: Selection) -> set[str]:
@@ -161,48 +149,3 @@ def _of_hardware(store: Store, fingerprint: str) -> list[AttemptSummary]:
 def _known(store: Store) -> str:
     names = sorted({run.sweep for run in store.sweep_runs()})
     return f"Known sweeps: {', '.join(names)}" if names else "Nothing is recorded yet"
-
-
-def noise_of(store: Store, fingerprints: set[str]) -> float | None:
-    """A/A noise recorded for this hardware: the largest of the trials of ``+sweep=aa``.
-
-    Returns
-    -------
-    float or None
-        Relative standard deviation between attempts of ``tpot_s`` (or ``ttft_s``); None where no
-        A/A sweep with three attempts of a trial was recorded on exactly this hardware.
-    """
-    from orchestrator.report.analyse.measured import samples_of
-    from orchestrator.statistics.summary import noise_between
-
-    found: list[float] = []
-    by_trial: Mapping[str, list[AttemptSummary]] = _grouped(
-        s
-        for s in store.sweep_attempts("aa")
-        if s.outcome == "ok" and s.hardware_fingerprint in fingerprints
-    )
-    for summaries in by_trial.values():
-        if len(summaries) < 3:
-            continue
-        loaded = store.load_all([summary.run_id for summary in summaries])
-        reports = list(loaded.values())
-        for metric in ("tpot_s", "ttft_s"):
-            series = samples_of(reports, metric)
-            noise = noise_between(series) if len(series) >= 3 else None
-            if noise is not None:
-                found.append(noise)
-    return max(found, default=None)
-
-
-def noise_of_attempts(
-    store: Store, attempts: Mapping[str, Sequence[AttemptReport]]
-) -> float | None:
-    """:func:`noise_of` the hardware that attempts ran on."""
-    return noise_of(store, fingerprints_of(attempts))
-
-
-def _grouped(summaries: Iterable[AttemptSummary]) -> dict[str, list[AttemptSummary]]:
-    grouped: dict[str, list[AttemptSummary]] = {}
-    for summary in summaries:
-        grouped.setdefault(summary.config_hash, []).append(summary)
-    return grouped

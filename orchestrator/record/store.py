@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.attempt import AttemptReport
-from orchestrator.errors import ConfigError, StoreError, UsageError
+from orchestrator.errors import StoreError, UsageError
 from orchestrator.record import spool
 from orchestrator.record.artifacts import CONFIG, PLAN, REPORT
 from orchestrator.record.runrecord import (
@@ -405,58 +405,3 @@ def state_directory() -> Path:
     """The user's own directory for what must survive: XDG's state home."""
     base = os.environ.get("XDG_STATE_HOME") or os.path.join(Path.home(), ".local", "state")
     return Path(base) / "orchestrator"
-
-
-def open_store(tracking: Any) -> Store:
-    """The store that the configuration group ``tracking`` names. Touches neither disk nor network.
-
-    Parameters
-    ----------
-    tracking : object or mapping
-        ``kind`` (``embedded`` or ``server``), ``root`` (a directory), ``uri`` (http or https).
-
-    Raises
-    ------
-    ConfigError
-        No such kind, or a server without a usable URI.
-    """
-
-    def setting(name: str) -> Any:
-        if isinstance(tracking, Mapping):
-            return tracking.get(name)
-        return getattr(tracking, name, None)
-
-    kind = str(setting("kind") or "embedded")
-    if kind == "embedded":
-        from orchestrator.record.embedded import EmbeddedStore
-
-        return EmbeddedStore(Path(str(setting("root") or "mlruns")))
-    if kind == "server":
-        from orchestrator.record.tracking_server import ServerStore
-
-        return ServerStore(str(setting("uri") or ""))
-    raise ConfigError(
-        f"unknown tracking {kind!r}", where="tracking.kind", fix="Known: embedded, server"
-    )
-
-
-def ui_arguments(tracking: Any, host: str, port: int) -> tuple[list[str], dict[str, str]]:
-    """What to call ``mlflow`` with to see the embedded store: arguments, and variables to add.
-
-    Raises
-    ------
-    StoreError
-        Nothing was recorded there yet: MLflow would make an empty database of its own.
-    """
-    from orchestrator.record.boundary import SERVER_ENVIRONMENT
-    from orchestrator.record.embedded import EmbeddedStore
-
-    store = open_store(tracking)
-    if not isinstance(store, EmbeddedStore):
-        raise ConfigError("a tracking server has a UI of its own", where="tracking.kind")
-    if not store.database.exists():
-        raise StoreError("nothing is recorded here yet", where=str(store.root), fix="Run a sweep")
-    arguments = ["server", "--backend-store-uri", store.uri]
-    arguments += ["--default-artifact-root", store.artifact_root.as_uri()]
-    arguments += ["--host", host, "--port", str(port), "--workers", "1"]
-    return arguments, dict(SERVER_ENVIRONMENT)

@@ -21,8 +21,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal, TypeAlias
 
-from orchestrator.measure.metric import Better
-
+Better: TypeAlias = Literal["lower", "higher"]
 Finding: TypeAlias = Literal[
     "improvement", "regression", "equivalent", "inconclusive", "incomparable"
 ]

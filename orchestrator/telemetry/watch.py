@@ -124,8 +124,10 @@ class Telemetry:
             gpus = GpuSampling(self._nvml_period_s, self._slot.gpus)
             reasons = gpu.absent if gpu is not None else {}
             aggregates |= gpu_figures(phase, found, series, gpus, reasons)
-        return Watched(
-            aggregates,
-            {PARQUET_ARTIFACT: series.to_parquet()},
-            {"telemetry": facts, **hardware_of(self._slot, devices)},
-        )
+        artifacts: dict[str, bytes] = {}
+        try:
+            artifacts[PARQUET_ARTIFACT] = series.to_parquet()
+        except Exception as error:  # what is known of the phases must not be lost with it
+            facts["series_absent"] = f"{type(error).__name__}: {error}"
+        facts = {"telemetry": facts, **hardware_of(self._slot, devices)}
+        return Watched(aggregates, artifacts, facts)

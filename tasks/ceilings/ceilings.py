@@ -13,20 +13,22 @@
 All of it in several rounds, and of every point their median: an attempt's figures are medians too,
 and on a machine that others share the best moment is not what an attempt meets. How much slower the
 median is than the best round (``spread``) says how quiet the machine was. Predictions are held
-against these ceilings; they are kept by hardware fingerprint.
+against these ceilings; they are kept by hardware fingerprint. After a sweep only the operations
+that its trials consist of are measured.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median, quantiles
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.engines import transformers as loading
+from orchestrator.errors import ConfigError
 from orchestrator.host.memory import physical_bytes
 from orchestrator.measure import Identity, Infeasible, MetricSpec, Recorder, Task
-from orchestrator.model.measured_device import STEADY_SPREAD, Measured
+from orchestrator.model.measured_device import OPERATIONS, STEADY_SPREAD, Measured
 from orchestrator.tasks.ceilings import layers as ceiling_layers
 from orchestrator.tasks.ceilings.layers import ReferenceLayers
 from orchestrator.tasks.ceilings.timed_operations import CPU, CUDA, Operations, Point, Timer
@@ -35,9 +37,12 @@ if TYPE_CHECKING:
     import torch
 
 DTYPES = ("float32", "bfloat16", "float16")
-LAYERS = TRAINED = ("float32", "bfloat16")
-# More rounds where the machine is busy: what disturbs may pass. After a minute none but the second.
-_LEAST_ROUNDS, _MOST_ROUNDS, _MOST_S = 3, 7, 60.0
+TRAINED = LAYERS = ("float32", "bfloat16")
+ALL = "all"
+# More rounds where the machine is busy: what disturbs may pass. But none, save the second, that
+# would end later than this; after a sweep somebody waits for it.
+_LEAST_ROUNDS, _MOST_ROUNDS = 3, 7
+_MOST_S, _MOST_AFTER_A_SWEEP_S = 60.0, 15.0
 
 # Table and two sizes of a point, and its seconds: less is better.
 Round = dict[tuple[str, float, float], float]
@@ -45,15 +50,50 @@ Round = dict[tuple[str, float, float], float]
 
 @dataclass
 class CeilingsConfig:
-    """Options of ``task=ceilings``."""
+    """Options of ``task=ceilings``.
+
+    Attributes
+    ----------
+    operations : str
+        What to measure, joined by ``+``: ``inference.bfloat16+training.bfloat16``; or ``all``.
+    """
 
     name: str = "ceilings"
+    operations: str = ALL
+
+
+def check(identity: Identity) -> str | None:
+    """None; :class:`ConfigError` for operations that nobody knows."""
+    asked_operations(identity["task"])
+    return None
+
+
+def asked_operations(options: Mapping[str, Any]) -> frozenset[str]:
+    """The operations that ``task.operations`` names.
+
+    Raises
+    ------
+    ConfigError
+        One of them is not among :data:`~orchestrator.model.measured_device.OPERATIONS`.
+    """
+    if options["operations"] == ALL:
+        return frozenset(OPERATIONS)
+    asked = frozenset(str(options["operations"]).split("+"))
+    if unknown := sorted(asked - set(OPERATIONS)):
+        raise ConfigError(
+            f"no operations {unknown[0]!r}",
+            where="task.operations",
+            fix=f"Known: {', '.join(OPERATIONS)}",
+        )
+    return asked
 
 
 def run(identity: Identity, recorder: Recorder) -> None:
-    """Measure all ceilings; the whole of them is the fact ``ceilings``."""
+    """Measure the ceilings that were asked for; all that was found is the fact ``ceilings``."""
     import torch
 
+    asked = asked_operations(identity["task"])
+    most_s = _MOST_S if asked == frozenset(OPERATIONS) else _MOST_AFTER_A_SWEEP_S
     kind = identity["device"]["kind"]
     if kind == "cuda" and not torch.cuda.is_available():
         raise Infeasible("torch sees no CUDA device here", where="device=cuda")
@@ -64,21 +104,25 @@ def run(identity: Identity, recorder: Recorder) -> None:
     operations = Operations(device, CUDA if on_cuda else CPU, timer)
     shape = ceiling_layers.CUDA if on_cuda else ceiling_layers.CPU
     layers = [
-        ReferenceLayers(device, shape, name, timer, trained=name in TRAINED) for name in LAYERS
+        ReferenceLayers(device, shape, name, timer, trained=f"training.{name}" in asked)
+        for name in LAYERS
+        if f"inference.{name}" in asked
     ]
     rounds: list[Round] = []
     begin_ns = recorder.clock.now_ns()
     while len(rounds) < _MOST_ROUNDS:
         with recorder.phase("round"):
-            rounds.append(_round(operations, layers))
+            rounds.append(_round(operations, layers, asked))
         elapsed_s = (recorder.clock.now_ns() - begin_ns) / 1e9
         if len(rounds) >= _LEAST_ROUNDS and combine(rounds)[1] <= STEADY_SPREAD:
             break
-        if len(rounds) > 1 and elapsed_s > _MOST_S:
+        if len(rounds) > 1 and elapsed_s * (1 + 1 / len(rounds)) > most_s:
             break
     typical, spread = combine(rounds)
-    found = _measured(typical, spread, layers, _memory_bytes(device))
+    found = _measured(typical, spread, layers, _memory_bytes(device), asked)
     for name in (*DTYPES, "int8"):
+        if not {name, f"inference.{name}"} & asked:
+            continue
         metric, peak = f"gemm_flop_per_s.{name}", found.peak(name)
         if peak is not None:
             recorder.value(metric, "flop/s", peak)
@@ -105,18 +149,23 @@ def combine(rounds: Sequence[Round]) -> tuple[Round, float]:
     return typical, quantiles(spreads, n=4)[2]
 
 
-def _round(operations: Operations, layers: Sequence[ReferenceLayers]) -> Round:
+def _round(
+    operations: Operations, layers: Sequence[ReferenceLayers], asked: Collection[str]
+) -> Round:
     import torch
 
     points: list[Point] = []
     for name in DTYPES:
-        points.extend(operations.inference(name))
+        if f"inference.{name}" in asked:
+            points.extend(operations.inference(name))
     for name in TRAINED:
-        points.extend(operations.training(name))
+        if f"training.{name}" in asked:
+            points.extend(operations.training(name))
     for reference in layers:
         points.extend(reference.points())
     with torch.inference_mode():
-        points.extend(operations.integer_products())
+        if "int8" in asked:
+            points.extend(operations.integer_products())
         scale = operations.scale
         points.extend(("triad", size, 1, operations.triad(size)) for size in scale.triad_bytes)
         points.extend(
@@ -126,7 +175,11 @@ def _round(operations: Operations, layers: Sequence[ReferenceLayers]) -> Round:
 
 
 def _measured(
-    typical: Round, spread: float, layers: Sequence[ReferenceLayers], memory_bytes: int
+    typical: Round,
+    spread: float,
+    layers: Sequence[ReferenceLayers],
+    memory_bytes: int,
+    asked: Collection[str],
 ) -> Measured:
     whole = {key: seconds for key, seconds in typical.items() if key[0].startswith("layers.")}
     rates = {
@@ -145,13 +198,15 @@ def _measured(
         launch_s=0.0,
         memory_bytes=memory_bytes,
         spread=spread,
+        operations=frozenset(asked),
     )
     for reference in layers:
         for name, x, y, seconds in reference.passes(whole, bare):
             tables.setdefault(name, []).append((x, y, seconds))
     timings = {name: tuple(sorted(points)) for name, points in tables.items()}
     # A kernel of negligible size: what the program around it costs.
-    launch_s = min(seconds for _, _, seconds in timings[f"passes.inference.{LAYERS[0]}"])
+    passes = [s for n, found in timings.items() if n.startswith("passes.inf") for _, _, s in found]
+    launch_s = min(passes, default=0.0)
     return replace(bare, timings=timings, launch_s=launch_s)
 
 
@@ -167,6 +222,7 @@ TASK = Task(
     name="ceilings",
     config=CeilingsConfig,
     run=run,
+    check=check,
     preload=loading.PRELOAD,
     metrics=(
         *(

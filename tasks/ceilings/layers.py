@@ -144,15 +144,15 @@ class ReferenceLayers:
         """What arithmetic counts in it, but for the head that the reference does not have."""
         from orchestrator.model import (
             EAGER,
-            Architecture,
             CacheFormat,
             WeightFormat,
             decode,
             prefill,
+            read_architecture,
             step_operations,
         )
 
-        architecture = Architecture.from_config(self._config.to_dict())
+        architecture = read_architecture(self._config.to_dict())
         weights, cache = WeightFormat("none", self.name), CacheFormat(self.name)
         if kind == "decode":
             made = decode(architecture, batch, PAST, weights, cache, EAGER)

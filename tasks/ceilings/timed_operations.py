@@ -101,6 +101,8 @@ class Timer:
         if once_s > longest_s:
             return None
         count = max(1, round(_BLOCK_S / max(once_s, 1e-7)))
+        if count == 1:  # the call just made was a whole block
+            return min(once_s, self._block(call, count))
         return min(self._block(call, count) for _ in range(_BLOCKS))
 
     def kept(

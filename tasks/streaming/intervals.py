@@ -24,6 +24,7 @@ from orchestrator.measure.clock import Mark
 
 CATEGORIES = ("disk_read", "pin", "h2d", "wait", "create", "forward", "free")
 UNATTRIBUTED = "unattributed"
+_SAME_MOMENT_NS, _MOST_MARKS = 100_000, 5
 
 # span(category, unit): a context manager that books its duration.
 Span: TypeAlias = Callable[[str, str], AbstractContextManager[None]]
@@ -74,9 +75,9 @@ class Ledger:
         yield
         self._busy.append(Interval(category, unit, begin_ns, self._clock.now_ns()))
 
-    def cut(self) -> None:
-        """End a step here and begin the next."""
-        self._cuts.append(self._clock.now_ns())
+    def cut(self, at_ns: int | None = None) -> None:
+        """End a step here, or at a moment just passed, and begin the next."""
+        self._cuts.append(self._clock.now_ns() if at_ns is None else at_ns)
 
     def steps(self) -> list[dict[str, float]]:
         """Seconds of each category and ``unattributed``, step by step.
@@ -158,12 +159,18 @@ class CuttingClock:
     def __init__(self, clock: Clock, ledger: Ledger) -> None:
         self._clock = clock
         self._ledger = ledger
+        self.nvtx = clock.nvtx
         self.now_ns = clock.now_ns
         self.sync = clock.sync
         self.seconds_between = clock.seconds_between
 
     def mark(self) -> Mark:
-        """Mark, and cut."""
-        mark = self._clock.mark()
-        self._ledger.cut()
+        """Mark, and cut at the same moment: again, if this thread lost its core in between."""
+        for _ in range(_MOST_MARKS):
+            before_ns = self._ledger.now_ns()
+            mark = self._clock.mark()
+            cut_ns = self._ledger.now_ns()
+            if cut_ns - before_ns <= _SAME_MOMENT_NS:
+                break
+        self._ledger.cut(cut_ns)
         return mark

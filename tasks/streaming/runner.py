@@ -11,7 +11,8 @@ The model is built without weights; masks, positions and the key-value cache are
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.measure import InputError
@@ -46,15 +47,30 @@ def build_empty(config: PretrainedConfig, dtype: torch.dtype, attention: str) ->
             where="model",
             fix=f"Known: {', '.join(ARCHITECTURES)}",
         )
-    from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
-    with init_empty_weights(include_buffers=False):
+    with _parameters_without_memory():
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
             config, dtype=dtype, attn_implementation=attention
         )
     model.requires_grad_(False)
     return model.eval()
+
+
+@contextmanager
+def _parameters_without_memory() -> Iterator[None]:
+    """Whatever parameter a module is given inside holds no memory; buffers are as they are."""
+    from torch import nn
+    from torch.nn.modules.module import register_module_parameter_registration_hook
+
+    def empty(module: nn.Module, name: str, parameter: nn.Parameter | None) -> Any:
+        return None if parameter is None else nn.Parameter(parameter.to("meta"))
+
+    hook = register_module_parameter_registration_hook(empty)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def units_of(

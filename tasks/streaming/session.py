@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from orchestrator.engines import transformers as loading
 from orchestrator.engines.residency import resident_fraction
@@ -13,6 +13,7 @@ from orchestrator.tasks.streaming.budget import Budget
 from orchestrator.tasks.streaming.buffers import Loader
 from orchestrator.tasks.streaming.intervals import Ledger
 from orchestrator.tasks.streaming.layout import Unit, largest_bytes
+from orchestrator.tasks.streaming.options import StreamingConfig
 from orchestrator.tasks.streaming.packed import ABSMAX, NESTED_ABSMAX, Unpacker
 from orchestrator.tasks.streaming.prefetch import (
     AsyncPipeline,
@@ -23,9 +24,6 @@ from orchestrator.tasks.streaming.prefetch import (
 from orchestrator.tasks.streaming.reader import Reader, Throttle
 from orchestrator.tasks.streaming.runner import StreamedModel, build_empty, units_of
 from orchestrator.tasks.streaming.unit_files import open_store
-
-if TYPE_CHECKING:
-    from orchestrator.tasks.streaming.streaming import StreamingConfig
 
 # The page cache is dropped page by page: each read may leave one at either end, and the kernel's
 # readahead a little beyond.

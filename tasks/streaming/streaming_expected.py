@@ -19,7 +19,12 @@ from orchestrator.engines.transformers.expected import expect_inference
 from orchestrator.measure import Identity
 
 if TYPE_CHECKING:
-    from orchestrator.model import Architecture, Expectation, Steps, WeightFormat
+    from orchestrator.model import (
+        Architecture,
+        Expectation,
+        Steps,
+        WeightFormat,
+    )
 
 # What a packed matrix has in memory and not on disk, for it is the same in each: the numbers that
 # four bits stand for; those of its scales, and their mean.
@@ -33,7 +38,7 @@ def expect_streaming(identity: Identity, config: Mapping[str, Any] | None) -> Ex
     ``disk_bytes`` are read by each forward; ``peak_memory_bytes`` are what stays resident, the
     slots, the cache and a prefill's activations.
     """
-    from orchestrator.model import Architecture, Transfer, WeightFormat
+    from orchestrator.model import Transfer, WeightFormat, read_architecture
 
     found = config if config is not None else known_config(identity["model"])
     if found is None:
@@ -44,7 +49,7 @@ def expect_streaming(identity: Identity, config: Mapping[str, Any] | None) -> Ex
     dense = expect_inference({**identity, "quant": dense_quant}, found)
     if dense is None:
         return None
-    architecture = Architecture.from_config(found, strict=False)
+    architecture = read_architecture(found, strict=False)
     packed = WeightFormat.from_quant(quant)
     parts = _parts_bytes(architecture, packed)
     resident = [kind for kind in ("embedding", "norm", "head") if options[f"resident_{kind}"]]

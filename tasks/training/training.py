@@ -11,15 +11,13 @@
     memory_snapshot                   where asked for; a pass of its own
 
 The precision is that of ``quant`` (``fp32``, or ``bf16`` for pure bfloat16: weights, gradients and
-moments) and ``task.autocast`` (``bfloat16`` over ``quant=fp32``); ``task.products`` says how a CPU
-multiplies in it. All steps see the same batch.
+moments) and ``task.autocast`` (``bfloat16`` over ``quant=fp32``). All steps see the same batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.engines import transformers as loading
@@ -40,7 +38,7 @@ from orchestrator.measure import (
 )
 from orchestrator.measure.figures import Bars, Breakdown, Scaling
 from orchestrator.measure.phase_memory import PhaseMemory
-from orchestrator.tasks.half_products import PRODUCTS, products_in, through_float32
+from orchestrator.tasks.training.options import TrainingConfig
 from orchestrator.tasks.training.step import StepTiming, TrainingStep
 from orchestrator.tasks.training.training_expected import (
     Expected,
@@ -54,60 +52,13 @@ if TYPE_CHECKING:
 
     from orchestrator.model.expectation import Expectation
 
-_CHOICES = {"autocast": ("none", "bfloat16"), "products": PRODUCTS, "compile_scope": SCOPES}
-# What trials meant that were recorded before they could say it: reproduced, they mean it still.
-_BEFORE = {"compile_scope": "model", "products": "native"}
+_CHOICES = {"autocast": ("none", "bfloat16"), "compile_scope": SCOPES}
 _LEARNING_RATE = 1e-4
-
-
-@dataclass
-class TrainingConfig:
-    """Options of ``task=training``.
-
-    Attributes
-    ----------
-    batch_size, context_tokens : int
-        Sequences of one step, and tokens in each: random ids.
-    accumulation : int
-        Micro-batches that a step's sequences are split into.
-    attention : str
-        ``sdpa``, ``eager``, ``flash_attention_2`` or ``flex_attention``.
-    autocast : str
-        ``none`` or ``bfloat16``: what products are computed in, over float32 parameters.
-    products : str
-        Of numbers in half precision, on a CPU: ``native``, as torch does it, in loops where the CPU
-        has no instructions for them; ``float32``: converted, multiplied there and rounded once;
-        ``auto``: ``float32`` where it would be loops.
-    compile : bool
-        Run the model through ``torch.compile``.
-    compile_scope : str
-        ``layer``: one graph, made once, for every decoder layer, and eager outside of them;
-        ``model``: all of it as one graph, which takes some three times as long to make.
-    checkpointing : bool
-        Keep only the input of each layer and compute the rest again in the backward pass.
-    optimizer : bool
-        AdamW after each backward pass; without it gradients are let go.
-    memory_snapshot : bool
-        Afterwards record every allocation of one more step (CUDA) as ``memory_snapshot.pickle``.
-    """
-
-    name: str = "training"
-    batch_size: int = 4
-    context_tokens: int = 256
-    accumulation: int = 1
-    attention: str = "sdpa"
-    autocast: str = "none"
-    products: str = "native"
-    compile: bool = False
-    compile_scope: str = "layer"
-    checkpointing: bool = False
-    optimizer: bool = True
-    memory_snapshot: bool = False
 
 
 def check(identity: Identity) -> str | None:
     """None, or one line why this cannot be done; :class:`ConfigError` for what has no sense."""
-    options, quant = _BEFORE | identity["task"], identity["quant"]
+    options, quant = identity["task"], identity["quant"]
     loading.check_positive(options, "batch_size", "context_tokens", "accumulation")
     if options["context_tokens"] < 2:
         raise ConfigError(
@@ -130,7 +81,6 @@ def check(identity: Identity) -> str | None:
     return (
         loading.check_model(identity)
         or _check_precision(quant["scheme"], quant["dtype"], options["autocast"])
-        or _check_products(identity["device"]["kind"], options["products"])
         or loading.check_attention(identity, options["attention"])
         or loading.check_compile(identity, options["compile"])
         or loading.check_length(identity["model"], options["context_tokens"], "context_tokens")
@@ -148,12 +98,6 @@ def _check_precision(scheme: str, dtype: str, autocast: str) -> str | None:
     return None
 
 
-def _check_products(device_kind: str, asked: str) -> str | None:
-    if asked == "float32" and device_kind != "cpu":
-        return "a GPU multiplies in half precision itself: task.products=float32 is for the CPU"
-    return None
-
-
 def _check_snapshot(device_kind: str, asked: bool) -> str | None:
     if asked and device_kind != "cuda":
         return "a memory snapshot is of CUDA's allocator: the CPU has none"
@@ -166,24 +110,16 @@ def expect(identity: Identity, config: Mapping[str, Any] | None) -> Expectation 
         config = identity["model"]["architecture"]
     if config is None or check(identity) is not None:
         return None
-    options, dtype = _options(identity), identity["quant"]["dtype"]
-    return expectation(config, options, dtype, _products(options, identity))
+    return expectation(config, _options(identity), identity["quant"]["dtype"])
 
 
 def _computed_in(options: TrainingConfig, identity: Identity) -> str:
     return str(identity["quant"]["dtype"]) if options.autocast == "none" else options.autocast
 
 
-def _products(options: TrainingConfig, identity: Identity) -> str:
-    return products_in(
-        options.products, _computed_in(options, identity), identity["device"]["kind"]
-    )
-
-
 def _options(identity: Identity) -> TrainingConfig:
     known = {field.name for field in fields(TrainingConfig)}
-    asked = _BEFORE | identity["task"]
-    return TrainingConfig(**{k: v for k, v in asked.items() if k in known})
+    return TrainingConfig(**{k: v for k, v in identity["task"].items() if k in known})
 
 
 def run(identity: Identity, recorder: Recorder) -> None:
@@ -205,14 +141,8 @@ def run(identity: Identity, recorder: Recorder) -> None:
     model = loading.load(prepared, identity, recorder, attention=options.attention)
     _make_trainable(model, options, recorder)
     memory = PhaseMemory(tracker(identity["device"]["kind"]))
-    products = _products(options, identity)
     try:
-        with through_float32() if products == "float32" else nullcontext() as converted:
-            _measure(model, prepared, options, expected, memory, identity, recorder)
-        went = "float32" if converted and converted.products else "native"
-        recorder.engaged("products", products, went)
-        if went != "native":
-            recorder.fact("products", f"products in {went}")
+        _measure(model, prepared, options, expected, memory, identity, recorder)
     finally:
         memory.record(recorder)
         _record_allocator(identity["device"]["kind"], memory, recorder)
@@ -392,7 +322,6 @@ TASK = Task(
         "compile_s",
         "weights_bytes",
     ),
-    named=("products",),
     figures=(
         Bars("step_s"),
         Breakdown(("forward_s", "backward_s", "optimizer_s")),

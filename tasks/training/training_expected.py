@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from orchestrator.host.memory import usable_bytes
 from orchestrator.measure import ConfigError, Infeasible
@@ -17,18 +17,15 @@ from orchestrator.model import (
     StepFlops,
     TrainingMemory,
     WeightFormat,
+    read_architecture,
     step_flops,
     step_operations,
     training_memory,
     weights_bytes,
 )
-from orchestrator.model.architecture import ELEMENTWISE
 from orchestrator.model.datasheet import datasheet_of
 from orchestrator.model.expectation import Expectation, Steps, Work
-from orchestrator.model.operations import FORWARD
-
-if TYPE_CHECKING:
-    from orchestrator.tasks.training.training import TrainingConfig
+from orchestrator.tasks.training.options import TrainingConfig
 
 _GIB = 1 << 30
 
@@ -56,7 +53,7 @@ class Expected:
         self.memory: TrainingMemory | None = None
         self.absent_reason: str | None = None
         try:
-            architecture = Architecture.from_config(config)
+            architecture = read_architecture(config)
         except ConfigError as error:
             self.absent_reason = str(error)
             return
@@ -102,19 +99,13 @@ class Expected:
 
 
 def expectation(
-    config: Mapping[str, Any], options: TrainingConfig, dtype: str, products: str = "native"
+    config: Mapping[str, Any], options: TrainingConfig, dtype: str
 ) -> Expectation | None:
-    """Memory and the operations of each phase; None where the arithmetic knows no such model.
-
-    Parameters
-    ----------
-    products : str
-        ``native``, or ``float32``: they are converted on the way.
-    """
+    """Memory and the operations of each phase; None where the arithmetic knows no such model."""
     expected = Expected(config, options, dtype)
     if expected.memory is None:
         return None
-    architecture = Architecture.from_config(config)
+    architecture = read_architecture(config)
     ideal = _phases(architecture, options, dtype, IDEAL)
     eager = _phases(
         architecture,
@@ -122,16 +113,12 @@ def expectation(
         dtype,
         replace(EAGER, fused=options.compile, causal=options.attention != "eager"),
     )
-    multiplied_in = _compute_dtype(options) or dtype
-    if products == "float32":
-        multiplied_in = products
-        eager = {name: _through_float32(operations) for name, operations in eager.items()}
     return Expectation(
         sizes_bytes={"weights_bytes": weights_bytes(architecture, WeightFormat("none", dtype))},
         memory_bytes=expected.memory.total_bytes,
         steps={name: Steps(ideal[name], eager[name]) for name in ideal},
         floor_bytes=expected.memory.states_bytes,
-        work=_work(expected.flops, multiplied_in),
+        work=_work(expected.flops, _compute_dtype(options) or dtype),
     )
 
 
@@ -163,28 +150,6 @@ def _phases(
     if options.optimizer:
         phases["optimizer_s"] = step.optimizer
     return {**phases, "step_s": tuple(o for phase in phases.values() for o in phase)}
-
-
-def _through_float32(operations: tuple[Operation, ...]) -> tuple[Operation, ...]:
-    """The same with float32 products, and with passes that widen what they read and narrow back."""
-    made: list[Operation] = []
-    for operation in operations:
-        if not operation.flops:
-            made.append(operation)
-            continue
-        wide = replace(operation, dtype="float32", bytes=2.0 * operation.bytes)
-        # Each number is there once as it is and once as it is multiplied.
-        passes = Operation(
-            ELEMENTWISE,
-            0.0,
-            operation.bytes + wide.bytes,
-            launches=3 if operation.mode == FORWARD else 6,
-            count=operation.count,
-            dtype=operation.dtype,
-            working_bytes=wide.bytes,
-        )
-        made += (wide, passes)
-    return tuple(made)
 
 
 def _compute_dtype(options: TrainingConfig) -> str | None:

@@ -23,6 +23,8 @@ from typing import Any
 import pytest
 
 from orchestrator.record import open_store
+from testing.commands import orchestrator
+from testing.near import near
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -42,7 +44,7 @@ SWEEP = (
     "task.quality_tokens=32",
     # Long enough for telemetry to be a line, and not a point.
     "task.token_sleep_s=0.1",
-    "protocol.max_time_s=3",
+    "protocol.max_time_s=1",
     "device=cpu",
     # What other programs do to the cores meanwhile is marked, and refuses nothing.
     "verdict=off",
@@ -71,15 +73,9 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
     if CHROMIUM is None:
         pytest.skip("no chromium on this machine: apt-get install chromium")
     place = tmp_path_factory.mktemp("person")
-    done = subprocess.run(
-        [sys.executable, "-m", "orchestrator", *SWEEP],
-        cwd=place,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        stdin=subprocess.DEVNULL,
-    )
-    assert done.returncode == 0, done.stderr
+    with near():
+        done = orchestrator(place, *SWEEP)
+    assert done.code == 0, done.err
     store = open_store(SimpleNamespace(kind="embedded", root=str(place / "mlruns"), uri=None))
     found = [a for group in store.attempts().values() for a in group]
     of = {f"{store.identity(a.run_id)['task']['prompt_tokens']}→4 · a1": a for a in found}

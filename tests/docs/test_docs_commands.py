@@ -6,7 +6,7 @@ A fenced ``bash`` or ``console`` block is taken line by line (``console``: those
     show, compare, gate  executed on one small store that is measured first
     ui, cancel, sync     parsed by the command line
     make TARGET          the Makefile has it
-    anything else        only under a marker <!-- not run: reason -->
+    anything else        only under a marker: <!-- run by: TEST FILE -->, <!-- not run: reason -->
 
 A block after ``<!-- file: NAME -->`` is written to the reader's directory first, so that commands
 find it. Hashes and paths of the documents stand for those of the store here.
@@ -37,7 +37,7 @@ STORED = ("show", "compare", "gate", "report", "status", "doctor")
 PARSED = ("ui", "cancel", "sync", "reproduce", "completion")
 ORCHESTRATOR = re.compile(r"(?:\S*python3? -m orchestrator|orchestrator)\b")
 FENCE = re.compile(
-    r"(?:<!-- (?P<mark>not run|file): (?P<what>[^>]+) -->\n+)?"
+    r"(?:<!-- (?P<mark>not run|run by|file): (?P<what>[^>]+) -->\n+)?"
     r"^```(?P<kind>[a-z]+)\n(?P<text>.*?)^```$",
     re.DOTALL | re.MULTILINE,
 )
@@ -60,7 +60,7 @@ def commands(documents: Sequence[Path]) -> list[Command]:
     found = []
     for document in documents:
         for block in blocks(document):
-            if block["kind"] not in ("bash", "console") or block["mark"] == "not run":
+            if block["kind"] not in ("bash", "console") or block["mark"] in ("not run", "run by"):
                 continue
             text = block["text"].replace("\\\n", " ")
             for line in text.splitlines():
@@ -178,6 +178,14 @@ def test_every_exemption_has_a_reason() -> None:
         for block in blocks(document):
             if block["mark"] == "not run":
                 assert len(block["what"].split()) >= 2, f"{document.name}: {block['text']}"
+
+
+def test_what_another_test_runs_is_read_by_it() -> None:
+    for document in DOCUMENTS:
+        for block in blocks(document):
+            if block["mark"] == "run by":
+                text = (ROOT / block["what"].strip()).read_text(encoding="utf-8")
+                assert f'"{document.name}"' in text, f"{document.name}: {block['text']}"
 
 
 def test_links_lead_somewhere() -> None:

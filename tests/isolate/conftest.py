@@ -15,6 +15,7 @@ import pytest
 from orchestrator.attempt import AttemptReport, AttemptSpec, Slot
 from orchestrator.isolate import Isolation
 from orchestrator.isolate.directory import PREFIX
+from testing.waiting import until
 
 CORE = min(os.sched_getaffinity(0))
 SLOT = Slot(node_id="node", host="host", cpus=(CORE,))
@@ -81,15 +82,6 @@ def gone(pid: int) -> bool:
     return state == "Z"
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float = 10.0) -> bool:
-    deadline_s = time.monotonic() + timeout_s
-    while time.monotonic() < deadline_s:
-        if condition():
-            return True
-        time.sleep(0.02)
-    return condition()
-
-
 def running_with(word: str) -> list[int]:
     """Processes whose command line contains ``word``."""
     found = []
@@ -115,7 +107,7 @@ class Helpers:
     noop = staticmethod(noop)
     last = staticmethod(last)
     gone = staticmethod(gone)
-    wait_until = staticmethod(wait_until)
+    until = staticmethod(until)
     running_with = staticmethod(running_with)
     directories = staticmethod(directories)
 

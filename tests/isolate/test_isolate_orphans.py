@@ -62,18 +62,18 @@ class Supervisor:
 def test_nothing_outlives_a_killed_supervisor(h: Any, fault: str) -> None:
     supervisor = Supervisor(fault)
     if "90213" in fault:
-        assert h.wait_until(lambda: len(h.running_with("sleep\x0090213")) == 2)
+        h.until(lambda: len(h.running_with("sleep\x0090213")) == 2)
     supervisor.kill()
-    assert h.wait_until(lambda: h.gone(supervisor.server) and h.gone(supervisor.child))
+    h.until(lambda: h.gone(supervisor.server) and h.gone(supervisor.child))
     assert h.running_with("sleep\x0090213") == []
-    assert h.wait_until(lambda: h.directories() == set())
+    h.until(lambda: h.directories() == set())
 
 
 def test_the_child_dies_with_the_server_where_nobody_else_can_kill_it(h: Any) -> None:
     supervisor = Supervisor("hang_gil")
     os.kill(supervisor.pid, signal.SIGSTOP)
     os.kill(supervisor.server, signal.SIGKILL)
-    assert h.wait_until(lambda: h.gone(supervisor.child))
+    h.until(lambda: h.gone(supervisor.child))
     supervisor.kill()
     (left,) = h.directories()
     sweep(min_age_s=-1.0)

@@ -20,6 +20,7 @@ from orchestrator.model import (
     kv_bytes,
     parameter_count,
     prefill,
+    read_architecture,
     step_flops,
     weights_bytes,
 )
@@ -133,7 +134,7 @@ def test_parameters_of_the_family_at_its_published_size(model_type: str) -> None
 
     config = AutoConfig.for_model(model_type, **EXTRA.get(model_type, {}))
     model = built(config, "meta")
-    architecture = Architecture.from_config(config.to_dict(), strict=False)
+    architecture = read_architecture(config.to_dict(), strict=False)
     assert parameter_count(architecture) == sum(p.numel() for p in model.parameters())
 
 
@@ -143,7 +144,7 @@ def test_parameters_buffers_and_cache_of_each_variant(name: str) -> None:
 
     config = config_of(name)
     model = built(config, "cpu")
-    architecture = Architecture.from_config(config.to_dict())
+    architecture = read_architecture(config.to_dict())
     assert parameter_count(architecture) == sum(p.numel() for p in model.parameters())
     held = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
     assert weights_bytes(architecture, WeightFormat("none", "float32")) == held
@@ -168,7 +169,7 @@ def test_flops_are_those_that_torch_counts(name: str) -> None:
 
     config = config_of(name)
     model = built(config, "cpu")
-    architecture = Architecture.from_config(config.to_dict())
+    architecture = read_architecture(config.to_dict())
     ids = torch.randint(3, 90, (2, 12))  # shorter than any window: the square is the whole mask
     every = FlopCounterMode(display=False)
     with every:
@@ -209,7 +210,7 @@ def test_checkpointing_computes_again_what_torch_counts(name: str) -> None:
     plain = counted()
     model.activation_checkpointing_enable({"use_reentrant": False})
     step = step_flops(
-        Architecture.from_config(config.to_dict()),
+        read_architecture(config.to_dict()),
         2,
         12,
         causal=False,
@@ -227,7 +228,7 @@ def test_what_a_configuration_leaves_out_is_as_transformers_has_it(name: str) ->
     given = {**SMALL, "head_dim": 32, "max_position_embeddings": 8192, "model_type": name}
     given |= {"num_local_experts": 4, "num_experts_per_tok": 2} if name == "gpt_oss" else {}
     whole = AutoConfig.for_model(**given).to_dict()
-    short, long = Architecture.from_config(given), Architecture.from_config(whole)
+    short, long = read_architecture(given), read_architecture(whole)
     assert short.layers == long.layers
     assert parameter_count(short) == parameter_count(long)
 
@@ -254,7 +255,7 @@ PUBLISHED = {
 
 def known(name: str) -> Architecture:
     tree = yaml.safe_load((CONF / "known" / f"{name}.yaml").read_text())
-    return Architecture.from_config(tree["architecture"])
+    return read_architecture(tree["architecture"])
 
 
 def test_known_models_have_their_published_parameters() -> None:

@@ -31,6 +31,7 @@ from orchestrator.model import (
     memory,
     moved_bytes,
     prefill,
+    read_architecture,
     step_flops,
     step_operations,
     training_memory,
@@ -66,9 +67,7 @@ LLAMA: dict[str, Any] = {
 
 
 def known(name: str) -> Architecture:
-    return Architecture.from_config(
-        yaml.safe_load((CONF / f"{name}.yaml").read_text())["architecture"]
-    )
+    return read_architecture(yaml.safe_load((CONF / f"{name}.yaml").read_text())["architecture"])
 
 
 class Flat:
@@ -162,8 +161,8 @@ def test_cache_formats(dtype: str, bits: float) -> None:
 
 
 def test_a_tied_head_is_read_in_every_step() -> None:
-    tied = Architecture.from_config({**LLAMA, "tie_word_embeddings": True})
-    own = Architecture.from_config({**LLAMA, "tie_word_embeddings": False})
+    tied = read_architecture({**LLAMA, "tie_word_embeddings": True})
+    own = read_architecture({**LLAMA, "tie_word_embeddings": False})
     assert weights_bytes(own, BF16) - weights_bytes(tied, BF16) == 2 * 1000 * 64
     assert moved_bytes(decode(tied, 1, 5, BF16, KV16)) == moved_bytes(decode(own, 1, 5, BF16, KV16))
 
@@ -438,13 +437,13 @@ def test_measured_ceilings_bound_what_was_not_timed_and_survive_json() -> None:
 )
 def test_a_wrong_configuration_names_the_field(change: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said) as caught:
-        Architecture.from_config({**LLAMA, **change})
+        read_architecture({**LLAMA, **change})
     assert "\n" not in str(caught.value)
 
 
 def test_a_published_window_beyond_the_context_is_read_if_one_must() -> None:
     config = {**LLAMA, "model_type": "phi3", "sliding_window": 5000}
-    relaxed = Architecture.from_config(config, strict=False)
+    relaxed = read_architecture(config, strict=False)
     assert {layer.attention.window for layer, _ in relaxed.layers} == {5000}
 
 

@@ -8,7 +8,11 @@ from typing import Any
 
 import pytest
 
-from orchestrator.model import Architecture, WeightFormat, weights_bytes
+from orchestrator.model import (
+    WeightFormat,
+    read_architecture,
+    weights_bytes,
+)
 from orchestrator.model.weights import GGUF_BLOCKS, quantized_share
 
 torch = pytest.importorskip("torch")
@@ -57,7 +61,7 @@ def test_equals_the_loaded_model(name: str, scheme: str, dtype: str, double: boo
     asked = quant(scheme, dtype, double)
     prepared = Prepared(config, None, (), "")
     model = load_unmeasured(prepared, asked, {"kind": "cpu", "threads": 1}, 0)
-    architecture = Architecture.from_config(config.to_dict())
+    architecture = read_architecture(config.to_dict())
     loaded = footprint(model)
     fmt = WeightFormat.from_quant(asked)
     assert weights_bytes(architecture, fmt) == loaded.weights_bytes
@@ -99,14 +103,14 @@ def test_gpt2_is_quantized_although_it_has_no_linear_module(tmp_path: Path) -> N
         quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4"),
     )
     size = footprint(model)
-    architecture = Architecture.from_config(config.to_dict())
+    architecture = read_architecture(config.to_dict())
     fmt = WeightFormat("nf4", "bfloat16")
     assert size.weights_bytes == weights_bytes(architecture, fmt)
     assert size.quantized_parameters > 0
 
 
 def test_falcon_and_experts_stay_dense() -> None:
-    falcon = Architecture.from_config(
+    falcon = read_architecture(
         {
             "model_type": "falcon",
             "vocab_size": 96,
@@ -117,7 +121,7 @@ def test_falcon_and_experts_stay_dense() -> None:
         }
     )
     assert quantized_share(falcon, WeightFormat("nf4")) == 0
-    mixture = Architecture.from_config(
+    mixture = read_architecture(
         {**SIZES, **MODELS["mixtral"], "model_type": "mixtral", "head_dim": 32}
     )
     assert 0 < quantized_share(mixture, WeightFormat("nf4")) < 0.3
@@ -138,7 +142,7 @@ def test_a_gguf_file_weighs_what_was_predicted() -> None:
 
     file = next(Path(spec.origin).parent.glob("*.gguf"))
     held = sum(int(tensor.n_bytes) for tensor in GGUFReader(file).tensors)
-    smollm2 = Architecture.from_config(
+    smollm2 = read_architecture(
         {
             "model_type": "llama",
             "vocab_size": 49152,
@@ -157,7 +161,7 @@ def test_gguf_falls_back_where_rows_do_not_fit() -> None:
     def of(hidden: int, kind: str) -> int:
         values = {**SIZES, "hidden_size": hidden, "num_attention_heads": 4, "model_type": "llama"}
         values["intermediate_size"] = hidden
-        return weights_bytes(Architecture.from_config(values), WeightFormat(kind))
+        return weights_bytes(read_architecture(values), WeightFormat(kind))
 
     # 192 is no multiple of 256: five bits in blocks of 32 take the place of four in 256.
     assert of(192, "Q4_K") == of(192, "Q5_0")

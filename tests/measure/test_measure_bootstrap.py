@@ -160,7 +160,12 @@ def _width(found: object) -> float:
 
 @pytest.mark.parametrize(
     ("attempts", "between", "within"),
-    [(3, 0.007, 0.001), (5, 0.007, 0.03), (5, 0.0, 0.03), (10, 0.007, 0.012)],
+    [
+        (3, 0.007, 0.001),
+        (5, 0.0, 0.03),
+        pytest.param(5, 0.007, 0.03, marks=pytest.mark.long),
+        pytest.param(10, 0.007, 0.012, marks=pytest.mark.long),
+    ],
 )
 def test_intervals_cover_what_they_say(attempts: int, between: float, within: float) -> None:
     """A/A pairs: the central 90 % interval of the ratio holds 1 in about 90 % of them."""
@@ -180,7 +185,14 @@ def test_intervals_cover_what_they_say(attempts: int, between: float, within: fl
     assert 0.84 <= np.mean(held) <= 0.985
 
 
-@pytest.mark.parametrize(("shared", "alone"), [(0.1, 0.02), (0.0, 0.02), (0.05, 0.0)])
+@pytest.mark.parametrize(
+    ("shared", "alone"),
+    [
+        (0.1, 0.02),
+        (0.0, 0.02),
+        pytest.param(0.05, 0.0, marks=pytest.mark.long),
+    ],
+)
 def test_intervals_in_rounds_cover_and_leave_out_what_a_round_shares(
     shared: float, alone: float
 ) -> None:

@@ -60,6 +60,59 @@ def test_a_phase_told_afterwards_is_one_of_its_namesakes(
     ]
 
 
+class Timeline:
+    """Behaves like ``torch.cuda.nvtx``: a stack of its own, and an error where it is empty."""
+
+    def __init__(self) -> None:
+        self.open: list[str] = []
+        self.seen: list[str] = []
+
+    def range_push(self, msg: str) -> int:
+        self.open.append(msg)
+        self.seen.append("/".join(self.open))
+        return len(self.open) - 1
+
+    def range_pop(self) -> int:
+        self.open.pop()
+        return len(self.open)
+
+
+def test_phases_are_ranges_on_the_timeline_of_a_cuda_device(
+    recorder: Recorder, events: list[dict[str, Any]]
+) -> None:
+    timeline = recorder.clock.nvtx = Timeline()
+    with recorder.phase("load"):
+        pass
+    with recorder.phase("warmup"), recorder.phase("prefill"):
+        assert timeline.open == ["warmup", "prefill"]
+    recorder.window("decode", 2_000, 5_000)  # over before it is told: no range can show it
+    assert timeline.seen == ["load", "warmup", "warmup/prefill"]
+    assert timeline.open == []
+    assert len(events) == 8
+
+
+@pytest.mark.parametrize("unsaid", ["decode begin", "decode end", "load end"])
+def test_a_range_ends_although_its_phase_cannot_be_told(tmp_path: Path, unsaid: str) -> None:
+    def emit(event: dict[str, Any]) -> None:
+        if f"{event['name']} {event['edge']}" == unsaid:
+            raise OSError("the pipe is closed")
+
+    timeline, clock = Timeline(), FakeClock()
+    clock.nvtx = timeline
+    recorder = Recorder(emit, clock, tmp_path)
+    with pytest.raises(OSError, match="pipe"), recorder.phase("load"), recorder.phase("decode"):
+        pass
+    assert timeline.open == []
+    assert timeline.seen == ["load", "load/decode"]
+
+
+def test_a_range_ends_with_a_phase_that_fails(recorder: Recorder) -> None:
+    timeline = recorder.clock.nvtx = Timeline()
+    with pytest.raises(MemoryError), recorder.phase("load"), recorder.phase("decode"):
+        raise MemoryError
+    assert timeline.open == []
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_no_sample_is_made_up(recorder: Recorder, events: list[dict[str, Any]], bad: float) -> None:
     with pytest.raises(ValueError, match="not finite"):

@@ -13,6 +13,7 @@ import pyarrow.parquet  # noqa: F401 -- once here, not once in every forked chil
 import pytest
 
 from orchestrator.telemetry.simulate import build, scenario_of, simulated
+from testing.waiting import PATIENCE_S
 
 Play = Callable[..., Any]
 
@@ -42,7 +43,7 @@ def play(library_cache: Path, tmp_path: Path) -> Play:
         child.start()
         theirs.close()
         try:
-            assert ours.poll(60), "the child did not answer"
+            assert ours.poll(PATIENCE_S), "the child did not answer"
             good, result = ours.recv()
         finally:
             child.kill()

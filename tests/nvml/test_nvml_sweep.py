@@ -75,42 +75,41 @@ def test_no_two_attempts_ever_share_a_gpu(library_cache: Path, tmp_path: Path) -
             assert end <= begin, "two attempts held one GPU at a time"
 
 
-def test_overheating_gpu_invalidates_and_is_tried_again(
+def test_a_hot_gpu_and_one_that_is_not_free_refuse_what_runs_on_them(
     library_cache: Path, tmp_path: Path
 ) -> None:
     hot = {"reasons": ["hw_thermal_slowdown"], "sm_clock_mhz": 1000}
-    done, reports = sweep(
-        {"devices": [{"model": "h100", "steps": hot}]},
-        library_cache,
-        tmp_path,
-        *("task.sleep_s=0.8", "verdict.retries=1", "verdict.cooldown_s=0.1"),
-    )
-    assert done.returncode == 1
-    assert [r.outcome.value for r in reports] == ["invalid", "invalid"]
-    assert sorted(r.number for r in reports) == [1, 2]
-    for report in reports:
-        assert report.verdict.state == "invalid"
-        broken = {r.rule for r in report.verdict.rules if r.state == "invalid"}
-        assert {"thermal_slowdown", "sm_clock"} <= broken
-        assert report.reason is not None
-        assert "clocks were cut for heat" in report.reason
-
-
-def test_nothing_is_measured_on_a_gpu_that_is_not_free(library_cache: Path, tmp_path: Path) -> None:
     full = {"memory_used_bytes": 6 * 2**30}
+    scenario = {
+        "devices": [
+            {"model": "h100", "uuid": "GPU-hot", "steps": hot},
+            {"model": "h100", "uuid": "GPU-full", "steps": full},
+        ]
+    }
     done, reports = sweep(
-        {"devices": [{"model": "h100", "steps": full}]},
+        scenario,
         library_cache,
         tmp_path,
+        *("task.value=1,2", "task.sleep_s=0.8"),
         *("verdict.retries=1", "verdict.cooldown_s=0.1", "verdict.memory_wait_s=0.2"),
     )
     assert done.returncode == 1
-    assert [r.outcome.value for r in reports] == ["invalid", "invalid"]
+    assert [r.outcome.value for r in reports] == ["invalid"] * 4
+    assert sorted(r.number for r in reports) == [1, 1, 2, 2]
+    # Whatever was tried again where: two are submitted at once, so each GPU has had one.
+    assert {r.slot.gpu_uuids for r in reports if r.slot} == {("GPU-hot",), ("GPU-full",)}
     for report in reports:
-        assert report.phases == []
-        assert report.metrics == {}
-        assert [r.rule for r in report.verdict.rules if r.state == "invalid"] == ["memory_before"]
+        assert report.slot is not None
+        assert report.verdict.state == "invalid"
         assert report.facts["simulated"] is True
         assert report.facts["hardware_fingerprint"].startswith("simulated-1xh100")
-        assert "not begun: 6.0 GiB" in (report.reason or "")
+        broken = {r.rule for r in report.verdict.rules if r.state == "invalid"}
+        if report.slot.gpu_uuids == ("GPU-hot",):
+            assert {"thermal_slowdown", "sm_clock"} <= broken
+            assert "clocks were cut for heat" in (report.reason or "")
+        else:
+            assert broken == {"memory_before"}
+            assert report.phases == []
+            assert report.metrics == {}
+            assert "not begun: 6.0 GiB" in (report.reason or "")
     assert "not begun: 6.0 GiB" in done.stderr

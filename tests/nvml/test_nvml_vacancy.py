@@ -62,38 +62,32 @@ def test_a_gpu_that_cannot_be_asked_passes(play: Any) -> None:
     assert play("h100", looked, GIB, "GPU-of-another-node") == (True, ())
 
 
-def hung() -> tuple[float, bool]:
+def hung() -> bool:
     path = Path(os.environ["ORCHESTRATOR_NVML_SCENARIO"])
     _, rest = path.read_text().split("\n", 1)
     path.write_text(f"start {time.perf_counter_ns()}\n{rest}")
     vacancy = Vacancy(("GPU-0123",), GIB)
     vacancy.is_free()
     time.sleep(1.1)
-    began = time.monotonic()
-    free = vacancy.is_free(timeout_s=0.3)
-    return time.monotonic() - began, free
+    return vacancy.is_free(timeout_s=0.3)
 
 
 def test_a_driver_that_hangs_does_not_hold_the_supervisor(play: Any) -> None:
-    took_s, free = play(gpu(hang_s=[1.0, 60]), hung)
-    assert took_s < 30, "the driver hangs for a minute"
-    assert free
+    assert play(gpu(hang_s=[1.0, 3600]), hung), "it would be waited for in vain"
 
 
-def waited(state: str, wait_s: float) -> tuple[list[Waiting], bool, AttemptReport | None, float]:
+def waited(state: str, wait_s: float) -> tuple[list[Waiting], bool, AttemptReport | None]:
     verdict = {"rules": {"memory_before": {**RULE, "state": state}}, "memory_wait_s": wait_s}
     spec = AttemptSpec("attempt-1", "h" * 64, {}, sweep="s", number=2, verdict=verdict)
     memory = FreedMemory(spec, Slot("n", "host", (0,), ("GPU-0123",), "GPU-0123"))
-    began = time.monotonic()
     said = list(memory.wait(Nobody()))
-    took_s = time.monotonic() - began
-    return said, memory.refuses, memory.report() if memory.held else None, took_s
+    return said, memory.refuses, memory.report() if memory.held else None
 
 
 def test_memory_that_is_given_back_is_waited_for(play: Any) -> None:
     # Relative to the scenario's beginning, which is before the child was forked.
     leaving = gpu(steps={"memory_used_bytes": [[0, 6 * GIB], [4.0, 0]]})
-    said, refuses, report, _ = play(leaving, waited, "invalid", 60.0)
+    said, refuses, report = play(leaving, waited, "invalid", 60.0)
     assert not refuses
     assert report is None
     assert all("waiting for memory of earlier work: 6.0 GiB" in event.text for event in said)
@@ -101,10 +95,9 @@ def test_memory_that_is_given_back_is_waited_for(play: Any) -> None:
 
 def test_memory_that_stays_refuses_the_attempt_and_the_verdict_names_it(play: Any) -> None:
     full = gpu(steps={"memory_used_bytes": 6 * GIB}, processes=[{"pid": 77, "bytes": 6 * GIB}])
-    said, refuses, report, took_s = play(full, waited, "invalid", 0.3)
+    said, refuses, report = play(full, waited, "invalid", 0.3)
     assert refuses
     assert said == []
-    assert took_s >= 0.3
     assert report.outcome is Outcome.INVALID
     assert report.reason == "not begun: 6.0 GiB of GPU-0123 in use by process 77"
     assert (report.attempt_id, report.sweep, report.number) == ("attempt-1", "s", 2)
@@ -121,11 +114,10 @@ def test_memory_that_stays_refuses_the_attempt_and_the_verdict_names_it(play: An
 
 def test_a_rule_that_only_flags_lets_it_begin_after_the_wait(play: Any) -> None:
     full = gpu(steps={"memory_used_bytes": 6 * GIB})
-    _, refuses, report, took_s = play(full, waited, "flagged", 0.3)
+    _, refuses, report = play(full, waited, "flagged", 0.3)
     assert not refuses
     assert report is not None
-    assert took_s >= 0.3
-    _, refuses, report, _ = play(full, waited, "off", 30.0)
+    _, refuses, report = play(full, waited, "off", 30.0)
     assert not refuses
     assert report is None
 

@@ -241,16 +241,10 @@ def test_no_permission_is_a_reason(play: Any) -> None:
     assert judge(report, GPU_RULES).state == "unverified"
 
 
-def timed_attempt() -> tuple[float, AttemptReport]:
-    begin = time.monotonic()
-    report = watched({"decode": 1.3})
-    return time.monotonic() - begin, report
-
-
 def test_driver_that_hangs_does_not_take_the_supervisor_with_it(play: Any) -> None:
-    scenario = {"devices": [{"model": "h100", "hang_s": [1.0, 50]}]}
-    took_s, report = play(scenario, timed_attempt)
-    assert took_s < 30, "the driver hangs for 50 s"
+    # For longer than any test lasts: it would be waited for in vain.
+    scenario = {"devices": [{"model": "h100", "hang_s": [1.0, 3600]}]}
+    report = play(scenario, watched, {"decode": 1.3})
     assert reason(report, "decode.energy_j") == "NVML does not answer"
     assert rule(report, "device_lost").state == "invalid"
 

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import shutil
-import socket
 import sqlite3
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,9 +20,9 @@ from orchestrator.measure.metric import Absent, Samples, Value
 from orchestrator.plan import Plan, Trial, config_hash
 from orchestrator.plan.schema import Settings
 from orchestrator.record import Recording, open_store
-from orchestrator.record.backend import sqlite_backend
-from orchestrator.record.boundary import SERVER_ENVIRONMENT
+from orchestrator.record.database import sqlite_backend
 from orchestrator.record.embedded import EmbeddedStore
+from testing.servers import TrackingServer
 
 SLOT = Slot("node-1", "host-1", (0, 1), ("GPU-aaaa", "GPU-bbbb"))
 
@@ -98,14 +92,6 @@ def record_one(
     return run_id
 
 
-def wait_until(condition: Callable[[], object], timeout_s: float = 60.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline:
-            raise AssertionError("it did not come true in time")
-        time.sleep(0.02)
-
-
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A database as MLflow makes it; its migrations take seconds, so tests copy it."""
@@ -137,63 +123,16 @@ def store(fresh_store: EmbeddedStore, empty_database: Path) -> EmbeddedStore:
     return fresh_store
 
 
-class Server:
-    """A real ``mlflow server`` on loopback that can be stopped and started again."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        command = [
-            sys.executable, "-m", "mlflow", "server",
-            "--backend-store-uri", f"sqlite:///{self._directory}/server.db",
-            "--artifacts-destination", str(self._directory / "artifacts"),
-            "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1",
-        ]  # fmt: skip
-        with open(self._directory / "server.log", "ab") as log:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                env={**os.environ, **SERVER_ENVIRONMENT},
-                cwd=self._directory,
-            )
-        wait_until(self._answers, 120)
-
-    def _answers(self) -> bool:
-        assert self._process is not None
-        if self._process.poll() is not None:
-            raise AssertionError((self._directory / "server.log").read_text()[-2000:])
-        try:
-            with urllib.request.urlopen(f"{self.uri}/health", timeout=2) as answer:
-                return bool(answer.status == 200)
-        except (urllib.error.URLError, OSError):
-            return False
-
-    def stop(self) -> None:
-        if self._process is None:
-            return
-        # The server's workers are in its process group.
-        os.killpg(self._process.pid, 9)
-        self._process.wait()
-        self._process = None
-
-
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Iterator[Server]:
+def server(
+    tmp_path_factory: pytest.TempPathFactory, empty_database: Path
+) -> Iterator[TrackingServer]:
+    """A real tracking server on loopback."""
     directory = tmp_path_factory.mktemp("server")
-    shutil.copy(empty_database, directory / "server.db")
-    running = Server(directory)
-    running.start()
+    shutil.copy(empty_database, directory / "mlflow.db")
+    running = TrackingServer(directory)
     yield running
-    running.stop()
+    running.kill()
 
 
 @pytest.fixture(scope="session")
@@ -207,5 +146,4 @@ def kit() -> SimpleNamespace:
         spec_of=spec_of,
         report_of=report_of,
         record_one=record_one,
-        wait_until=wait_until,
     )

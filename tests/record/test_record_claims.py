@@ -23,6 +23,7 @@ from orchestrator.record.embedded import EmbeddedStore
 from orchestrator.record.liveness import STALE_AFTER_S, driver_id
 from orchestrator.record.shared_claims import PREFIX, SharedClaims
 from orchestrator.record.spool import Spool
+from testing.waiting import until
 
 HASHES = [f"{number:064x}" for number in range(1 << 240, (1 << 240) + 8)]
 
@@ -85,7 +86,7 @@ def test_a_claim_lasts_until_the_result_can_be_read(
         recording.begin(spec, trial, kit.SLOT)
         assert other.ask({"theirs": trial.hash}) == {"theirs": None}
         recording.finish(kit.report_of(spec), trial)
-        kit.wait_until(lambda: other.ask({"theirs": trial.hash})["theirs"] is not None)
+        until(lambda: other.ask({"theirs": trial.hash})["theirs"] is not None)
         seen = other.ask({"again": trial.hash})["again"]
         assert seen is not None
         assert [a.outcome for a in seen.attempts or ()] == ["ok"]
@@ -103,7 +104,7 @@ def test_what_a_dead_driver_spooled_is_seen(
     assert recording.claims.ask({spec.attempt_id: trial.hash})[spec.attempt_id] is not None
     recording.begin(spec, trial, kit.SLOT)
     recording.finish(kit.report_of(spec), trial)
-    kit.wait_until(lambda: list(recording._spool.directory.glob("*.finish")))
+    until(lambda: list(recording._spool.directory.glob("*.finish")))
     recording._spooler.stop()
     recording.claims.close()
     recording._spool._lock.release()  # as the kernel does

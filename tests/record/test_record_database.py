@@ -16,7 +16,7 @@ import pytest
 from orchestrator.attempt import Outcome
 from orchestrator.errors import ConfigError, StoreError
 from orchestrator.record import Recording, open_store, ui_arguments
-from orchestrator.record.backend import sqlite_backend
+from orchestrator.record.database import sqlite_backend
 from orchestrator.record.embedded import EmbeddedStore
 
 
@@ -87,7 +87,7 @@ def test_a_second_store_of_a_root_leaves_the_engine_in_use_alone(tmp_path: Path)
 def test_a_database_whose_making_was_cut_short_is_made_anew(tmp_path: Path) -> None:
     database, artifacts = tmp_path / "mlflow.db", tmp_path / "artifacts"
     code = (
-        "import sys; from pathlib import Path; from orchestrator.record.backend import "
+        "import sys; from pathlib import Path; from orchestrator.record.database import "
         "sqlite_backend; sqlite_backend(*map(Path, sys.argv[1:]))"
     )
     maker = subprocess.Popen([sys.executable, "-c", code, str(database), str(artifacts)])
@@ -108,7 +108,7 @@ def test_a_database_that_did_not_fit_is_made_anew_by_the_same_process(tmp_path: 
         import resource, sys
         from pathlib import Path
         from orchestrator.errors import StoreError
-        from orchestrator.record.backend import sqlite_backend
+        from orchestrator.record.database import sqlite_backend
         import mlflow.store.tracking.sqlalchemy_store  # whose caches on disk may be larger
         database, artifacts = map(Path, sys.argv[1:])
         _, most = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -25,6 +25,8 @@ from typing import Any
 import psutil
 import pytest
 
+from testing.commands import Answer, orchestrator
+
 ROOT = Path(__file__).resolve().parents[2]
 TRIALS = 8
 USER = "measurer"
@@ -73,36 +75,47 @@ class Tracking:
         except urllib.error.HTTPError as error:
             return error.code
 
-    def driver(self, host: str, *words: str, password: str | None = None) -> subprocess.Popen[str]:
-        """``python -m orchestrator`` on a "host" of its own: another spool, another state."""
-        place = self.directory / host
+    def words(self, *words: str) -> list[str]:
+        """The sweep's words, and ``words``."""
+        return ["task=noop", f"task.value=range({TRIALS})", "task.sleep_s=0.1",
+                "model=random_tiny", "device=cpu", "telemetry.enabled=false",
+                "tracking=server", f"tracking.uri={self.uri}", *words]  # fmt: skip
+
+    def host(self, name: str, password: str | None = None) -> tuple[Path, dict[str, str]]:
+        """Directory and variables of a "host" of its own: another spool, another state."""
+        place = self.directory / name
         place.mkdir(exist_ok=True)
+        return place, {
+            "XDG_STATE_HOME": str(place / "state"),
+            "MLFLOW_TRACKING_USERNAME": USER,
+            "MLFLOW_TRACKING_PASSWORD": password or self.passwords["user"],
+        }
+
+    def driver(self, name: str, *words: str) -> subprocess.Popen[str]:
+        """``python -m orchestrator`` on a host."""
+        place, variables = self.host(name)
         return subprocess.Popen(
-            [sys.executable, "-m", "orchestrator", "task=noop", f"task.value=range({TRIALS})",
-             "task.sleep_s=0.1", "model=random_tiny", "device=cpu", "telemetry.enabled=false",
-             "tracking=server", f"tracking.uri={self.uri}", *words],
+            [sys.executable, "-m", "orchestrator", *self.words(*words)],
             cwd=place,
-            env={
-                **os.environ,
-                "XDG_STATE_HOME": str(place / "state"),
-                "MLFLOW_TRACKING_USERNAME": USER,
-                "MLFLOW_TRACKING_PASSWORD": password or self.passwords["user"],
-                "PYTHONPATH": str(ROOT),
-            },
+            env={**os.environ, **variables, "PYTHONPATH": str(ROOT)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-        )  # fmt: skip
+        )
 
-    def ended(self, driver: subprocess.Popen[str]) -> SimpleNamespace:
+    def ended(self, driver: subprocess.Popen[str]) -> Answer:
         try:
             out, err = driver.communicate(timeout=240)
         except subprocess.TimeoutExpired:
             driver.kill()
             raise AssertionError(f"it does not end: {driver.communicate()[1][-3000:]}") from None
-        self.said += [out, err]
-        return SimpleNamespace(code=driver.returncode, out=out, err=err)
+        return self.heard(Answer(driver.returncode, out, err))
+
+    def heard(self, answer: Answer) -> Answer:
+        """``answer``, remembered."""
+        self.said += [answer.out, answer.err]
+        return answer
 
 
 @pytest.fixture(scope="module")
@@ -233,7 +246,8 @@ def _is_healthy(uri: str) -> bool:
 
 
 def test_a_wrong_password_is_one_line(tracking: Tracking) -> None:
-    done = tracking.ended(tracking.driver("nowhere", password="wrong-" + secrets.token_hex(6)))
+    place, variables = tracking.host("nowhere", password="wrong-" + secrets.token_hex(6))
+    done = tracking.heard(orchestrator(place, *tracking.words(), **variables))
     assert done.code == 2
     assert done.out == ""
     (line,) = done.err.splitlines()
@@ -242,7 +256,7 @@ def test_a_wrong_password_is_one_line(tracking: Tracking) -> None:
 
 
 @pytest.fixture(scope="module")
-def swept(tracking: Tracking) -> tuple[SimpleNamespace, SimpleNamespace]:
+def swept(tracking: Tracking) -> tuple[Answer, Answer]:
     """Two drivers, as on two hosts, started at once on the same sweep."""
     two = [tracking.driver(host, "resources.cpus=1", "--json") for host in ("east", "west")]
     east, west = (tracking.ended(driver) for driver in two)
@@ -251,13 +265,13 @@ def swept(tracking: Tracking) -> tuple[SimpleNamespace, SimpleNamespace]:
 
 def test_drivers_on_two_hosts_measure_each_trial_once(
     tracking: Tracking,
-    swept: tuple[SimpleNamespace, SimpleNamespace],
+    swept: tuple[Answer, Answer],
     postgres: SimpleNamespace,
 ) -> None:
     answers = []
     for done in swept:
         assert done.code == 0, done.err
-        answers.append(json.loads(done.out))
+        answers.append(done.json)
     own = [answer["outcomes"].get("ok", 0) for answer in answers]
     assert sum(own) == TRIALS
     assert [answer["cached"] for answer in answers] == [TRIALS - count for count in own]
@@ -273,18 +287,17 @@ def test_drivers_on_two_hosts_measure_each_trial_once(
     assert {value for (value,) in claims} <= names
 
 
-def test_the_same_again_has_nothing_to_do(
-    tracking: Tracking, swept: tuple[SimpleNamespace, SimpleNamespace]
-) -> None:
-    again = tracking.ended(tracking.driver("north", "--json"))
+def test_the_same_again_has_nothing_to_do(tracking: Tracking, swept: tuple[Answer, Answer]) -> None:
+    place, variables = tracking.host("north")
+    again = tracking.heard(orchestrator(place, *tracking.words("--json"), **variables))
     assert again.code == 0, again.err
     assert "nothing left to do" in again.err
-    assert json.loads(again.out)["cached"] == TRIALS
+    assert again.json["cached"] == TRIALS
 
 
 def test_no_password_is_anywhere(
     tracking: Tracking,
-    swept: tuple[SimpleNamespace, SimpleNamespace],
+    swept: tuple[Answer, Answer],
     postgres: SimpleNamespace,
 ) -> None:
     kept = [path.read_bytes() for path in tracking.directory.rglob("*") if path.is_file()]
@@ -299,7 +312,7 @@ def test_no_password_is_anywhere(
 
 
 def test_artifacts_went_through_the_server(
-    tracking: Tracking, swept: tuple[SimpleNamespace, SimpleNamespace]
+    tracking: Tracking, swept: tuple[Answer, Answer]
 ) -> None:
     found = list((tracking.directory / "artifacts").rglob("report.json"))
     assert len(found) == TRIALS

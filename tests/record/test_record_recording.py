@@ -13,6 +13,7 @@ import pytest
 from orchestrator.errors import StoreError
 from orchestrator.record import Recording, sync
 from orchestrator.record.embedded import EmbeddedStore
+from testing.waiting import until
 
 
 def test_a_report_that_cannot_be_stored_does_not_stop_the_others(
@@ -48,7 +49,7 @@ def test_begin_and_finish_return_at_once(store: EmbeddedStore, kit: SimpleNamesp
             recording.begin(spec, trial, kit.SLOT)
             recording.finish(kit.report_of(spec), trial)
         # Every result is on disk although the store has taken none.
-        kit.wait_until(lambda: len(list(store.spool_root.rglob("*.finish"))) == 40)
+        until(lambda: len(list(store.spool_root.rglob("*.finish"))) == 40)
         assert len(store.attempts()) == 40
         held.set()
     assert len(store.attempts()) == 40
@@ -87,7 +88,7 @@ def test_a_full_disk_stops_new_attempts_and_loses_nothing(
         assert recording.flush(60)
         full.set()
         recording.finish(kit.report_of(kit.spec_of(trials[0])), trials[0])
-        kit.wait_until(lambda: messages)
+        until(lambda: messages)
         with pytest.raises(StoreError, match="no space left on the disk"):
             recording.begin(kit.spec_of(trials[1]), trials[1], kit.SLOT)
         # What ran meanwhile can still be handed over.

@@ -22,6 +22,7 @@ from orchestrator.record.embedded import EmbeddedStore
 from orchestrator.record.liveness import STALE_AFTER_S, driver_id, is_alive
 from orchestrator.record.runrecord import ATTEMPT_TAG
 from orchestrator.record.writer import Writer
+from testing.waiting import until
 
 # A driver that begins two attempts, finishes one, and then hangs in the stage it is told to.
 DRIVER = """
@@ -29,6 +30,7 @@ import sys, threading, time
 sys.path[:0] = [sys.argv[2], sys.argv[3]]
 import conftest as kit
 from orchestrator.record import Recording, open_store
+from testing.waiting import until
 stage = sys.argv[4]
 store = open_store({"root": sys.argv[1]})
 trials = [kit.trial_of(1), kit.trial_of(2)]
@@ -57,11 +59,11 @@ else:
         def stop(*_):
             print("ready", flush=True)
             time.sleep(600)
-        kit.wait_until(lambda: recording.run_id is not None, 120)
+        until(lambda: recording.run_id is not None)
         store.backend().end = stop
         time.sleep(600)
     else:
-        kit.wait_until(lambda: list(store.spool_root.rglob("*.finish")), 120)
+        until(lambda: list(store.spool_root.rglob("*.finish")))
 print("ready", flush=True)
 time.sleep(600)
 """
@@ -157,7 +159,7 @@ def test_another_hosts_driver_is_judged_by_its_heartbeat(
     now = time.time()
     assert reap(store, now=now + STALE_AFTER_S / 2).attempts == 0
     began = {run.run_id: run.tags["heartbeat"] for run in store.running() if "sweep_id" in run.tags}
-    kit.wait_until(
+    until(
         lambda: any(
             run.tags["heartbeat"] > began[run.run_id]
             for run in store.running()

@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from orchestrator.errors import StoreUnavailable
 from orchestrator.record import Recording, reap, sync
 from orchestrator.record.tracking_server import ServerStore
+from testing.servers import TrackingServer
+from testing.waiting import until
 
 
 @pytest.fixture
-def server_store(server: Any, tmp_path: Path) -> ServerStore:
+def server_store(server: TrackingServer, tmp_path: Path) -> ServerStore:
     return ServerStore(server.uri, state=tmp_path / "state")
 
 
@@ -54,7 +55,9 @@ def test_the_whole_way(
     assert store.running() == []
 
 
-def test_the_server_goes_away(server: Any, server_store: ServerStore, kit: SimpleNamespace) -> None:
+def test_the_server_goes_away(
+    server: TrackingServer, server_store: ServerStore, kit: SimpleNamespace
+) -> None:
     store = server_store
     trials = [kit.trial_of(value) for value in range(200, 204)]
     messages: list[str] = []
@@ -62,12 +65,12 @@ def test_the_server_goes_away(server: Any, server_store: ServerStore, kit: Simpl
     recording.finish(kit.report_of(kit.spec_of(trials[0], sweep="middle")), trials[0])
     assert recording.flush(60)
 
-    server.stop()
+    server.kill()
     for trial in trials[1:]:
         spec = kit.spec_of(trial, sweep="middle")
         recording.begin(spec, trial, kit.SLOT)
         recording.finish(kit.report_of(spec), trial)
-    kit.wait_until(lambda: messages)
+    until(lambda: messages)
     assert server.uri in messages[0]
     assert "does not answer" in messages[0]
     assert not recording.flush(0.5)

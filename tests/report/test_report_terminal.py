@@ -42,7 +42,7 @@ def test_a_person_sees_the_sweep_and_gets_the_terminal_back(tmux, tmp_path, widt
     (tmp_path / "script.py").write_text(SCRIPT)
     command = f"PYTHONPATH={ROOT} {sys.executable} script.py; sleep 60"
     tmux.open(command, width=width, height=20, where=tmp_path)
-    lines = tmux.wait_for("2/5")
+    lines = tmux.wait_for("the store is away", "2/5", "oom_host")
     board = "\n".join(lines)
     assert lines[0] == "the store is away; results are spooled"
     assert lines[1].startswith("tried  ─")
@@ -62,7 +62,7 @@ def test_without_colour_and_with_forty_columns_nothing_is_lost(tmux, tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
     command = f"NO_COLOR=1 PYTHONPATH={ROOT} {sys.executable} script.py; sleep 60"
     tmux.open(command, width=40, height=20, where=tmp_path)
-    lines = tmux.wait_for("2/5")
+    lines = tmux.wait_for("the store is away", "2/5", "oom_host")
     assert lines[1].startswith("tried  ")
     assert "1 failed · 1 running · 2 waiting" in lines
     assert "1 cached" in lines

@@ -168,7 +168,7 @@ def checkout(tmp_path: Path) -> Path:
     return made
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """One local Ray for all tests that need a real one; its core locks are its own."""
     from orchestrator.schedule import start_async

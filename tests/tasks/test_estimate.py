@@ -13,7 +13,7 @@ from orchestrator.engines.transformers.configuration import PACKAGED, known_conf
 from orchestrator.errors import ConfigError
 from orchestrator.measure import Absent, Value
 from orchestrator.measure.registry import find_task
-from orchestrator.model import Architecture
+from orchestrator.model import read_architecture
 from orchestrator.tasks.estimate import EstimateConfig, check, evaluate
 
 KNOWN = Path(__file__).resolve().parents[2] / "conf" / "model" / "known"
@@ -151,7 +151,7 @@ def test_the_packaged_model_is_as_its_file_says() -> None:
     assert read("attention.head_count") == PACKAGED["num_attention_heads"]
     assert read("attention.head_count_kv") == PACKAGED["num_key_value_heads"]
     assert read("context_length") == PACKAGED["max_position_embeddings"]
-    Architecture.from_config(PACKAGED)
+    read_architecture(PACKAGED)
 
 
 def test_one_estimate_can_be_an_attempt(tmp_path: Path) -> None:

@@ -182,6 +182,7 @@ def test_what_has_no_sense_is_a_configuration_error(
 
 
 @pytest.mark.usefixtures("shared_compiler")
+@pytest.mark.long
 @pytest.mark.xdist_group("compiler")
 def test_compiled_attention_is_one_graph(identity: Identity, run: Run) -> None:
     events = run(attention(identity, implementation="compiled"))

@@ -10,12 +10,12 @@ import pytest
 from orchestrator.measure import FakeClock, Recorder
 from orchestrator.model import (
     EAGER,
-    Architecture,
     CacheFormat,
     Measured,
     WeightFormat,
     decode,
     prefill,
+    read_architecture,
     step_operations,
 )
 from orchestrator.tasks.ceilings import ceilings
@@ -97,7 +97,7 @@ def test_every_ceiling_is_measured_and_the_arithmetic_reads_them(
     assert values["gemm_flop_per_s.float32"] == measured.peak("float32")
     assert values["triad_bytes_per_s"] == measured.bytes_per_s(1, "elementwise")
     # Nothing that a model does is left to be bounded: each operation was timed.
-    llama = Architecture.from_config(LLAMA)
+    llama = read_architecture(LLAMA)
     for dtype in ("float32", "bfloat16"):
         weights, cache = WeightFormat("none", dtype), CacheFormat(dtype)
         step = step_operations(llama, 2, 8, parameter_dtype=dtype, execution=EAGER)

@@ -152,7 +152,7 @@ def test_building_random_weights_leaves_the_global_generator_alone() -> None:
 
 
 def test_an_unknown_model_type_names_the_nearest() -> None:
-    with pytest.raises(InputError, match=r"unknown model_type 'lama'.*Nearest.*llama"):
+    with pytest.raises(InputError, match=r"unknown model_type 'lama'.*Did you mean.*llama"):
         architecture.configuration({"model_type": "lama"})
 
 

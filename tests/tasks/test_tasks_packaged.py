@@ -12,7 +12,11 @@ from orchestrator.measure.registry import find_task
 Identity = Callable[..., dict[str, Any]]
 PACKAGED = {"source": "packaged", "id": "smollm2_135m"}
 # The conversion takes a while and half a gigabyte: this machine's own cache is used.
-pytestmark = [pytest.mark.xdist_group("packaged_model"), pytest.mark.usefixtures("machine_cache")]
+pytestmark = [
+    pytest.mark.long,  # in short, a sweep of it is in tests/test_end_to_end.py
+    pytest.mark.xdist_group("packaged_model"),
+    pytest.mark.usefixtures("machine_cache"),
+]
 
 
 @pytest.fixture

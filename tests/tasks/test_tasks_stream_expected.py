@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from orchestrator.measure.metric import Absent, Metric, Samples, Value
-from orchestrator.model import Expectation, Limits, load_datasheet, predicted_metrics
+from orchestrator.measure.predicted import Limits, predicted_metrics
+from orchestrator.model import Expectation, load_datasheet
 from orchestrator.tasks.streaming.streaming_expected import expect_streaming
 
 Identity = Callable[..., dict[str, Any]]

@@ -17,7 +17,7 @@ from orchestrator.measure import FakeClock, InputError
 from orchestrator.measure.registry import find_task
 from orchestrator.tasks.streaming import account, pages
 from orchestrator.tasks.streaming.buffers import Loader
-from orchestrator.tasks.streaming.intervals import Ledger
+from orchestrator.tasks.streaming.intervals import CuttingClock, Ledger
 from orchestrator.tasks.streaming.layout import (
     ALIGNMENT_BYTES,
     PAGE_BYTES,
@@ -94,6 +94,25 @@ def test_busy_time_of_two_threads_at_once_counts_once_and_only_inside_the_cuts()
     clock.advance(5.0)
     ledger.cut()
     assert ledger.busy_s("disk_read") == pytest.approx(3.0)
+
+
+def test_a_mark_and_its_cut_are_one_moment_although_the_thread_lost_its_core() -> None:
+    class Late(FakeClock):
+        waits_s = iter([0.004])
+
+        def mark(self) -> int:
+            mark = super().mark()
+            self.advance(next(self.waits_s, 0.0))
+            return int(mark)
+
+    clock = Late()
+    ledger = Ledger(clock)
+    cutting = CuttingClock(clock, ledger)
+    marks = [cutting.mark()]
+    clock.advance(1.0)
+    marks.append(cutting.mark())
+    (step,) = ledger.steps()
+    assert sum(step.values()) == sum(cutting.seconds_between(marks)) == 1.0
 
 
 def test_the_account_of_overlap() -> None:

@@ -75,8 +75,8 @@ def test_logits_are_equal_bit_by_bit_in_every_known_architecture(
 
     from orchestrator.engines import transformers as loading
     from orchestrator.engines.transformers import random_weights as architecture
+    from orchestrator.tasks.streaming.options import StreamingConfig
     from orchestrator.tasks.streaming.session import Session
-    from orchestrator.tasks.streaming.streaming import StreamingConfig
 
     shape = {
         "model_type": model_type,

@@ -10,7 +10,7 @@ import pytest
 from orchestrator.errors import ConfigError
 from orchestrator.measure import FakeClock, Infeasible
 from orchestrator.measure.registry import find_task
-from orchestrator.model import Architecture, step_flops
+from orchestrator.model import read_architecture, step_flops
 from orchestrator.tasks.training.step import TrainingStep
 from orchestrator.tasks.training.training_expected import Expected, device_memory_bytes
 
@@ -204,7 +204,7 @@ def test_flops_agree_with_those_torch_counts(
         loss = model(input_ids=ids, attention_mask=mask, labels=ids, use_cache=False).loss
         forward = counter.get_total_flops()
         loss.backward()
-    known = Architecture.from_config(config.to_dict())
+    known = read_architecture(config.to_dict())
     # torch counts the whole square of attention that eager code computes before it masks.
     square = step_flops(known, 4, tokens, causal=False)
     assert square.forward == pytest.approx(forward, rel=0.02)
@@ -332,7 +332,6 @@ def test_float16_is_infeasible_and_a_compiler_is_needed(
         ({"autocast": "int8"}, "task.autocast"),
         ({"attention": "fast"}, "task.attention"),
         ({"compile_scope": "block"}, "task.compile_scope"),
-        ({"products": "bfloat16"}, "task.products"),
     ],
 )
 def test_what_has_no_sense_is_a_configuration_error(
@@ -360,32 +359,9 @@ def test_sizes_that_no_model_can_have_are_named_before_anything_starts(
         check(asked)
 
 
-@pytest.mark.parametrize(
-    ("option", "now", "then"), [("compile_scope", "layer", "model"), ("products", "auto", "native")]
-)
-def test_a_trial_from_before_there_was_an_option_is_run_as_it_was_then(
-    identity: Identity, option: str, now: str, then: str
-) -> None:
-    from orchestrator.tasks.training.training import _options
-
-    asked = training(identity, compile=True, **{option: now})
-    assert getattr(_options(asked), option) == now
-    del asked["task"][option]
-    assert check(asked) is None
-    assert getattr(_options(asked), option) == then
-
-
-def test_products_in_float32_are_for_the_cpu(identity: Identity) -> None:
-    asked = training(identity, "bf16", products="float32")
-    asked["device"]["kind"] = "cuda"
-    assert "is for the CPU" in str(check(asked))
-    asked["task"]["products"] = "auto"
-    assert "is for the CPU" not in str(check(asked))
-
-
 @pytest.mark.usefixtures("shared_compiler")
 @pytest.mark.xdist_group("compiler")
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_one_graph_serves_all_layers(identity: Identity, run: Run, checkpointing: bool) -> None:
     compiled, eager = (
         run(training(identity, compile=compiled, checkpointing=checkpointing))
@@ -398,6 +374,7 @@ def test_one_graph_serves_all_layers(identity: Identity, run: Run, checkpointing
 
 
 @pytest.mark.usefixtures("shared_compiler")
+@pytest.mark.long
 @pytest.mark.xdist_group("compiler")
 def test_compile_is_counted_apart_from_the_step(identity: Identity, run: Run) -> None:
     asked = training(identity, compile=True, compile_scope="model")

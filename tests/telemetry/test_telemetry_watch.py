@@ -82,6 +82,18 @@ def test_attempt_whose_process_never_came_to_be() -> None:
     assert cpu.reason == "was never read"
 
 
+def test_series_that_cannot_be_stored_take_nothing_with_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    telemetry = Telemetry({})
+    telemetry.start(SLOT)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    watched = telemetry.finish([])
+    assert watched.artifacts == {}
+    assert "pyarrow" in watched.facts["telemetry"]["series_absent"]
+    assert isinstance(watched.aggregates["attempt.cpu_s"], Absent)
+
+
 def test_process_that_is_gone_at_once(process: subprocess.Popen[bytes]) -> None:
     process.kill()
     process.wait()

@@ -21,7 +21,16 @@ if TYPE_CHECKING:
 _PROGRAM = re.compile(r"\s*(?:\S*python[\d.]*\s+-m\s+orchestrator|\S+)(?=\s|$)")
 _HASH_SHOWN = 12
 # Flags of `run` and `plan` are Hydra's and not known to click.
-_RUN_FLAGS = ("--cfg", "--config-dir", "--config-name", "--help", "--info", "--json", "--multirun")
+_RUN_FLAGS = (
+    "--cfg",
+    "--config-dir",
+    "--config-name",
+    "--help",
+    "--info",
+    "--json",
+    "--multirun",
+    "--strict",
+)
 _VALUES = {
     "--cfg": ("all", "hydra", "job"),
     "-c": ("all", "hydra", "job"),

@@ -48,7 +48,6 @@ def expect_llamacpp(identity: Identity, config: Mapping[str, Any] | None) -> Exp
         If the arithmetic does not know the model or the type.
     """
     from orchestrator.model import (
-        Architecture,
         CacheFormat,
         Expectation,
         Steps,
@@ -57,6 +56,7 @@ def expect_llamacpp(identity: Identity, config: Mapping[str, Any] | None) -> Exp
         kv_bytes,
         memory,
         prefill,
+        read_architecture,
     )
 
     options = identity["task"]
@@ -68,7 +68,7 @@ def expect_llamacpp(identity: Identity, config: Mapping[str, Any] | None) -> Exp
         kind = _PACKAGED_TYPE
     if not found or kind is None:
         return None
-    architecture = Architecture.from_config(found, strict=False)
+    architecture = read_architecture(found, strict=False)
     weights = WeightFormat(kind, dtype=_COMPUTED_IN.get(kind, "float32"))
     prompt, new = options["prompt_tokens"], options["new_tokens"]
     # The cache is made for the whole context at once.

@@ -19,7 +19,7 @@ from typing import Any
 
 from orchestrator.measure import Clock, Infeasible, InputError, Mismatch
 
-INSTALL = "pip install 'orchestrator[llamacpp]'"
+INSTALL = "pip install -c constraints.txt xllamacpp"
 CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 FLASH_ATTENTION = ("auto", "on", "off")
 _LOCAL_TIMEOUT_S = 60.0

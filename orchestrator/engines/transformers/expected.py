@@ -12,7 +12,11 @@ from orchestrator.host import cpu
 from orchestrator.measure import Identity
 
 if TYPE_CHECKING:
-    from orchestrator.model import Architecture, Expectation, WeightFormat
+    from orchestrator.model import (
+        Architecture,
+        Expectation,
+        WeightFormat,
+    )
 
 
 def expect_inference(identity: Identity, config: Mapping[str, Any] | None) -> Expectation | None:
@@ -95,9 +99,9 @@ def expect_inference(identity: Identity, config: Mapping[str, Any] | None) -> Ex
 
 @lru_cache(maxsize=256)
 def _architecture(config: str) -> Architecture:
-    from orchestrator.model import Architecture
+    from orchestrator.model import read_architecture
 
-    return Architecture.from_config(json.loads(config), strict=False)
+    return read_architecture(json.loads(config), strict=False)
 
 
 def _weights(identity: Identity) -> WeightFormat:

@@ -56,11 +56,11 @@ def _check_sizes(architecture: str) -> None:
 
     What else the arithmetic does not know may be right all the same: transformers decides.
     """
-    from orchestrator.model import Architecture
+    from orchestrator.model import read_architecture
     from orchestrator.model.fields import ImpossibleSize
 
     try:
-        Architecture.from_config(json.loads(architecture), strict=False)
+        read_architecture(json.loads(architecture), strict=False)
     except ImpossibleSize:
         raise
     except ConfigError:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.engines.digest import digest_json
+from orchestrator.errors import nearest
 from orchestrator.measure import InputError
 
 if TYPE_CHECKING:
@@ -30,11 +30,10 @@ def configuration(architecture: Mapping[str, Any]) -> PretrainedConfig:
     values = dict(architecture)
     model_type = str(values.pop("model_type"))
     if model_type not in CONFIG_MAPPING_NAMES:
-        near = difflib.get_close_matches(model_type, CONFIG_MAPPING_NAMES, n=3, cutoff=0.5)
         raise InputError(
             f"unknown model_type {model_type!r}",
             where="model.architecture",
-            fix=f"Nearest: {', '.join(near)}" if near else "See the model types of transformers",
+            fix=nearest(model_type, CONFIG_MAPPING_NAMES),
         )
     try:
         return AutoConfig.for_model(model_type, **values)

@@ -179,8 +179,8 @@ def gate(
             if h not in other and h not in paired
         )
     reports = [report for trial in trials for report in (*trial.base, *trial.new)]
-    names = dict.fromkeys(row.metric for row in tested if row.metric)
-    specs = {name: spec_of(reports, name) for name in names}
+    metrics = dict.fromkeys(row.metric for row in tested if row.metric is not None)
+    specs = {metric: spec_of(reports, metric) for metric in metrics}
     return GateResult(rules.name, tuple(tested), _nothing_judged(tested), specs)
 
 

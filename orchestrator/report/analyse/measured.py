@@ -54,12 +54,11 @@ def absence(attempts: Iterable[AttemptReport], name: str) -> str:
 
 def spec_of(attempts: Iterable[AttemptReport], name: str) -> MetricSpec:
     """What a metric is, as the newest attempt that has it declares it."""
-    having = [report for report in attempts if metric_of(report, name) is not None]
-    newest = max(having, key=lambda report: report.started_at, default=None)
-    if newest is None:
+    having = [(report, m) for report in attempts if (m := metric_of(report, name)) is not None]
+    if not having:
         return spec_for(name)
-    metric = metric_of(newest, name)
-    return spec_for(name, metric and metric.unit, newest.specs)
+    newest, metric = max(having, key=lambda each: each[0].started_at)
+    return spec_for(name, metric.unit, newest.specs)
 
 
 def precision_of(attempts: Iterable[AttemptReport]) -> str | None:

@@ -20,12 +20,14 @@ from orchestrator.report.analyse.baseline import (
     ladder_foot,
     spelling,
 )
-from orchestrator.report.analyse.cell import Cell, column_cell, pool
+from orchestrator.report.analyse.cell import Cell, pool
+from orchestrator.report.analyse.column_cells import column_cell
 from orchestrator.report.analyse.compare import against
-from orchestrator.report.analyse.labels import label_of, labels_of, varying_axes
+from orchestrator.report.analyse.labels import labels_of, varying_axes
 from orchestrator.report.analyse.measured import believable, precision_of, spec_of
 from orchestrator.report.analyse.pairing import choose
 from orchestrator.report.analyse.reasons import why
+from orchestrator.report.analyse.trial_row import TrialRow
 from orchestrator.statistics.judge import Judged, incomparable, tolerance
 
 if TYPE_CHECKING:
@@ -35,65 +37,6 @@ if TYPE_CHECKING:
 
 # Bootstrap work for one table, in resampled values: 3,000 trials must not take minutes to print.
 _RESAMPLING_BUDGET = 60_000_000
-
-
-@dataclass(frozen=True)
-class TrialRow:
-    """One trial of the sweep: what it is, how it ended, what it measured.
-
-    Attributes
-    ----------
-    hash, label : str
-        Config hash, and what tells the trial from the others of its sweep.
-    axes : dict of str to value
-        Where on each axis it lies.
-    group : tuple of (str, value)
-        Values of every axis but the baseline's: rows of one group are compared.
-    baseline : bool
-        Whether it is what the others of its group are compared with.
-    outcome : str
-        ``ok`` if any attempt was, else the last attempt's; ``not_run`` without one.
-    reason : str or None
-        Why it is not ``ok``.
-    verdict : str
-        The best of the attempts that count.
-    attempts : int
-        How many count.
-    flags : tuple of str
-        Rules that ask for doubt about attempts that count.
-    cells : dict of str to Cell
-        By metric.
-    precision : str or None
-        ``few samples`` or ``wide interval`` where sampling did not reach what the protocol asks.
-    words : tuple of str
-        What its task names of it that is no number, and its precision.
-    """
-
-    hash: str
-    label: str
-    axes: dict[str, Any]
-    group: tuple[tuple[str, Any], ...]
-    baseline: bool
-    outcome: str
-    reason: str | None
-    verdict: str
-    attempts: int
-    flags: tuple[str, ...] = ()
-    cells: dict[str, Cell] = field(default_factory=dict)
-    precision: str | None = None
-    words: tuple[str, ...] = ()
-
-    @property
-    def own_label(self) -> str:
-        """The label without what the trial's whole group shares."""
-        grouping = {axis for axis, _ in self.group}
-        own = [axis for axis in self.axes if axis not in grouping]
-        return label_of(self.axes, {}, own) if own and grouping else self.label
-
-    @property
-    def failed(self) -> bool:
-        """Whether there is an ending to explain (a trial that never ran has none)."""
-        return self.outcome not in ("ok", "not_run")
 
 
 @dataclass(frozen=True)

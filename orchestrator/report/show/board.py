@@ -1,8 +1,7 @@
 """What is known about a running sweep: counts, who runs where, the last problems. Pure state.
 
 The scheduler's events go in through :class:`~orchestrator.report.show.live.LiveView`; its thread
-draws what is here. Costs are per event, never per trial of the sweep: 3,000 trials are a few
-counters.
+draws what is here. Costs are per event, never per trial of the sweep.
 """
 
 from __future__ import annotations

@@ -11,8 +11,10 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from orchestrator.report.analyse.cell import Cell
 from orchestrator.report.analyse.labels import short_hash
-from orchestrator.report.analyse.rows import Cell, SweepTable, TrialRow
+from orchestrator.report.analyse.rows import SweepTable
+from orchestrator.report.analyse.trial_row import TrialRow
 from orchestrator.report.show.style import VERDICT_MARKS, standing_mark, standings_legend
 from orchestrator.report.show.units import MISSING, ratio, scale_of
 

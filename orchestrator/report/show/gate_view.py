@@ -92,10 +92,10 @@ class GateView:
 def _figures(row: GateRow, specs: Mapping[str, MetricSpec]) -> list[str]:
     if row.value is None or row.metric is None:
         return []
-    as_ratio = row.rule in _RATIO_RULES
+    as_ratio, unit = row.rule in _RATIO_RULES, specs[row.metric].unit
 
     def written(value: float) -> str:
-        return ratio(value) if as_ratio else quantity(value, specs[row.metric].unit)
+        return ratio(value) if as_ratio else quantity(value, unit)
 
     parts = [written(row.value)]
     if row.ci_low is not None and row.ci_high is not None and row.ci_low < row.ci_high:

@@ -22,7 +22,8 @@ from orchestrator.report.analyse.labels import (
     short_hash,
 )
 from orchestrator.report.analyse.reasons import reasons_once
-from orchestrator.report.analyse.rows import SweepTable, TrialRow
+from orchestrator.report.analyse.rows import SweepTable
+from orchestrator.report.analyse.trial_row import TrialRow
 from orchestrator.report.show.answer import sentences
 from orchestrator.report.show.figures import Drawn
 from orchestrator.report.show.style import (

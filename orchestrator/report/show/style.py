@@ -47,10 +47,9 @@ STANDING_MARKS: dict[Finding, tuple[str, str, str]] = {
 
 def standings_legend(tau: float) -> str:
     """What marks before ratios mean: ``▲ better, ▼ worse, = same (within 3 %), ~ undecided``."""
-    words = {finding: f"{mark} {word}" for finding, (mark, _, word) in STANDING_MARKS.items()}
-    words["equivalent"] += f" (within {100 * tau:.3g}\u00a0%)"
-    order = ("improvement", "regression", "equivalent", "inconclusive")
-    return ", ".join(words[finding] for finding in order)
+    order: tuple[Finding, ...] = ("improvement", "regression", "equivalent", "inconclusive")
+    better, worse, same, open_ = (" ".join(STANDING_MARKS[each][::2]) for each in order)
+    return f"{better}, {worse}, {same} (within {100 * tau:.3g}\u00a0%), {open_}"
 
 
 def standing_mark(judged: Judged, better: str | None) -> str:

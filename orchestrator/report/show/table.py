@@ -11,10 +11,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from orchestrator.report.analyse.cell import Cell
 from orchestrator.report.analyse.labels import SEPARATOR, axis_names, axis_text, short_hash
 from orchestrator.report.analyse.measured import PRECISION
 from orchestrator.report.analyse.reasons import one_line, reasons_once
-from orchestrator.report.analyse.rows import Cell, SweepTable, TrialRow, build_table
+from orchestrator.report.analyse.rows import SweepTable, build_table
+from orchestrator.report.analyse.trial_row import TrialRow
 from orchestrator.report.show.style import (
     OUTCOME_STYLE,
     STANDING_MARKS,
@@ -354,8 +356,8 @@ def _notes(
     for line in (legend, marks, unprecise, meanings):
         if line:
             yield Text(" · ".join(line), style="dim")
-    for reason in table.missing_ratios:
-        yield Text(f"no ratios: {one_line(reason)}", style="yellow")
+    for why in table.missing_ratios:
+        yield Text(f"no ratios: {one_line(why)}", style="yellow")
     had = {column.name for column in (*columns, *unfit)}
     absent: dict[str, list[str]] = {}
     for name in table.metrics:

@@ -47,7 +47,6 @@ from orchestrator.schedule.supervise.cores import (
 )
 from orchestrator.schedule.supervise.gpu_memory import FreedMemory
 from orchestrator.schedule.supervise.locks import Request, local_directory
-from orchestrator.schedule.supervise.predictions import add_predictions
 
 if TYPE_CHECKING:
     from orchestrator.isolate import Isolation
@@ -194,8 +193,6 @@ def _run(
             yield PhaseBegan(spec.attempt_id, item.name)
     assert report is not None, "an isolation always reports"
     _with_surroundings(report, slot)
-    if not cancellation.asked:
-        add_predictions(report, spec, slot, isolation)
     return judged(report, spec.verdict)
 
 

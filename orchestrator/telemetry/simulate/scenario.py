@@ -16,16 +16,15 @@ moment the simulation is activated.
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, nearest
 from orchestrator.telemetry.nvml import SIMULATED_DRIVER, TRANSLATION, load_pynvml
 
 HERE = Path(__file__).resolve().parent
@@ -217,7 +216,7 @@ def _healthy(model: Mapping[str, Any]) -> dict[str, Any]:
 def _steps(steps: Mapping[str, Any], where: str) -> Iterator[str]:
     for key, value in steps.items():
         if key not in STEPS:
-            raise ConfigError(f"unknown quantity {key!r}", where=where, fix=_nearest(key, STEPS))
+            raise ConfigError(f"unknown quantity {key!r}", where=where, fix=nearest(key, STEPS))
         if value is None:
             continue
         moving = isinstance(value, Sequence) and any(isinstance(v, Sequence) for v in value)
@@ -234,7 +233,7 @@ def _bits(names: Sequence[str], where: str) -> int:
     bits = 0
     for name in names:
         if name not in REASON_BITS:
-            fix = _nearest(name, REASON_BITS)
+            fix = nearest(name, REASON_BITS)
             raise ConfigError(f"unknown clocks-event reason {name!r}", where=where, fix=fix)
         bits |= REASON_BITS[name]
     return bits
@@ -255,13 +254,8 @@ def _check(entry: Mapping[str, Any], kind: str, where: str) -> None:
         raise ConfigError(f"a {kind} is a JSON object", where=where)
     for key in entry:
         if key not in _KEYS[kind]:
-            fix = _nearest(key, _KEYS[kind])
+            fix = nearest(key, _KEYS[kind])
             raise ConfigError(f"unknown key {key!r} in a {kind}", where=where, fix=fix)
-
-
-def _nearest(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, words := list(known), n=1)
-    return f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(words)}"
 
 
 def _codes() -> dict[str, int]:
@@ -271,5 +265,5 @@ def _codes() -> dict[str, int]:
 
 def _code(name: str, codes: Mapping[str, int], where: str) -> int:
     if name not in codes:
-        raise ConfigError(f"unknown NVML error {name!r}", where=where, fix=_nearest(name, codes))
+        raise ConfigError(f"unknown NVML error {name!r}", where=where, fix=nearest(name, codes))
     return codes[name]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from orchestrator.measure.figures import Bars, Breakdown
 from orchestrator.report.analyse.labels import axis_name, axis_value
-from orchestrator.report.analyse.rows import SweepTable, TrialRow
+from orchestrator.report.analyse.rows import SweepTable
+from orchestrator.report.analyse.trial_row import TrialRow
 from orchestrator.report.show.figures.drawn import (
     MAX_BARS,
     Drawn,

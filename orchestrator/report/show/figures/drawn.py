@@ -9,7 +9,8 @@ from typing import Any
 
 from orchestrator.attempt import AttemptReport
 from orchestrator.report.analyse.labels import SEPARATOR, axis_text
-from orchestrator.report.analyse.rows import SweepTable, TrialRow
+from orchestrator.report.analyse.rows import SweepTable
+from orchestrator.report.analyse.trial_row import TrialRow
 from orchestrator.report.show.units import Scale, scale_of, with_ci
 
 Reports = Mapping[str, Sequence[AttemptReport]]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from orchestrator.measure.figures import Pareto
-from orchestrator.report.analyse.rows import SweepTable, TrialRow
+from orchestrator.report.analyse.rows import SweepTable
+from orchestrator.report.analyse.trial_row import TrialRow
 from orchestrator.report.show.answer import pareto_front
 from orchestrator.report.show.figures.drawn import (
     Drawn,

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from orchestrator.measure.figures import Scaling
+from orchestrator.report.analyse.cell import Cell
 from orchestrator.report.analyse.labels import axis_name
-from orchestrator.report.analyse.rows import Cell, SweepTable, TrialRow
+from orchestrator.report.analyse.rows import SweepTable
+from orchestrator.report.analyse.trial_row import TrialRow
 from orchestrator.report.show.figures.drawn import (
     MAX_LINES,
     PALETTE,

@@ -11,13 +11,14 @@ import atexit
 import contextlib
 import logging
 import os
+import secrets
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -29,7 +30,9 @@ from orchestrator.errors import ClusterError
 from orchestrator.schedule.cluster.ray import aftermath
 from orchestrator.schedule.cluster.ray.bare import bare_ray
 from orchestrator.schedule.cluster.ray.call_thread import CallThread
-from orchestrator.schedule.cluster.ray.head import Head, Watch, patience_s, refuse_a_wrong_token
+from orchestrator.schedule.cluster.ray.head import Head, Watch, patience_s
+from orchestrator.schedule.cluster.ray.token import MODE, TOKEN, read_variables_again, show_token
+from orchestrator.schedule.cluster.ray.variables import variables
 from orchestrator.schedule.supervise.cores import CORES_VARIABLE, allowed_cores, split, to_text
 from orchestrator.schedule.supervise.locks import local_directory
 
@@ -52,6 +55,9 @@ _SMALL_BOX = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     # We say ourselves which GPUs a measured process sees, also when it is none.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Ray would write one into the home directory, and a head started there later would ask for it.
+    MODE: "token",
+    TOKEN: secrets.token_hex(32),
 }
 
 
@@ -121,7 +127,12 @@ class Session:
         with contextlib.ExitStack() as stack:
             try:
                 if self._settings.kind == "local":
-                    _start_local(self._settings, stack)
+                    try:
+                        _start_local(self._settings, stack)
+                    except OSError:
+                        # One of Ray's many processes did not start (EFAULT, EAGAIN); the next may.
+                        stack.close()
+                        _start_local(self._settings, stack)
                 else:
                     _connect(self._settings, stack)
                     # Without what it asks with (an older Ray), Ray ends us in its own time.
@@ -151,8 +162,9 @@ def _start_local(settings: ClusterConfig, stack: contextlib.ExitStack) -> None:
     }
     if not uuids and settings.gpus:
         del environment["CUDA_VISIBLE_DEVICES"]  # logical GPUs, for trying a sweep without any
-    with _environment(environment):
+    with variables(environment):
         ray = _import_ray(loopback=True)
+        read_variables_again()
         stack.callback(ray.shutdown)
         with bare_ray():
             ray.init(
@@ -176,14 +188,15 @@ def _connect(settings: ClusterConfig, stack: contextlib.ExitStack) -> None:
             fix="Give the head's host:6379, or submit with `ray job submit` and address auto",
         )
     ray = _import_ray(loopback=False)
-    if address != "auto":
-        host, port = _parse(address)
-        _probe(address, host, port)
-        refuse_a_wrong_token(address)
-        # Ray takes 127.0.0.1 for "this host" and goes to its outward address. A cluster that keeps
-        # to the loopback interface, as our local one does, is not there.
-        if _is_loopback(host) and not _answers(ray.util.get_node_ip_address(), port):
-            ray = _import_ray(loopback=True)
+    if address == "auto":
+        address = _found_here()
+    host, port = _parse(address)
+    _probe(address, host, port)
+    show_token(address, stack)
+    # Ray takes 127.0.0.1 for "this host" and goes to its outward address. A cluster that keeps
+    # to the loopback interface, as our local one does, is not there.
+    if _is_loopback(host) and not _answers(ray.util.get_node_ip_address(), port):
+        ray = _import_ray(loopback=True)
     stack.callback(ray.shutdown)
     ray.init(
         address=address,
@@ -191,6 +204,20 @@ def _connect(settings: ClusterConfig, stack: contextlib.ExitStack) -> None:
         log_to_driver=False,
         configure_logging=False,
     )
+
+
+def _found_here() -> str:
+    """HOST:PORT of the cluster that RAY_ADDRESS names, or that has a node on this host."""
+    from ray._private import services
+
+    try:
+        return str(services.canonicalize_bootstrap_address_or_die("auto"))
+    except ConnectionError:
+        raise ClusterError(
+            "no node of a Ray cluster runs on this host",
+            where="cluster.address=auto",
+            fix="Start one with `ray start --head`, or give cluster.address=HOST:6379",
+        ) from None
 
 
 def _watch() -> Watch:
@@ -333,23 +360,6 @@ def remove_stale(parent: Path) -> None:
         lock.release()
 
 
-@contextlib.contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Set variables for the processes started meanwhile; a person's own ``RAY_*`` come first."""
-    before = {name: os.environ.get(name) for name in values}
-    for name, value in values.items():
-        if not (name.startswith("RAY_") and name in os.environ):
-            os.environ[name] = value
-    try:
-        yield
-    finally:
-        for name, old in before.items():
-            if old is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = old
-
-
 def _root() -> Path:
     return Path(orchestrator.__file__).resolve().parents[1]
 
@@ -362,10 +372,5 @@ def _as_cluster_error(error: BaseException, settings: ClusterConfig) -> ClusterE
     if settings.kind == "local":
         return ClusterError(f"Ray cannot be started: {what}", fix="python -m orchestrator doctor")
     where = f"cluster.address={settings.address or 'auto'}"
-    # Something accepts connections at a given address (or we had said so) and is no head for us.
-    refused = isinstance(error, ConnectionError) and settings.address not in (None, "auto")
-    if refused or "token" in str(error).lower():
-        fix = "Set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's token, if it has one"
-    else:
-        fix = "Start one with `ray start --head`, or use cluster=local"
+    fix = "Start one with `ray start --head`, or use cluster=local"
     return ClusterError(f"cannot join the Ray cluster: {what}", where=where, fix=fix)

@@ -60,28 +60,6 @@ class Head:
         self._channel.close()
 
 
-def refuse_a_wrong_token(address: str) -> None:
-    """Ask the head once with our token: Ray would ask for a minute, and fill the terminal."""
-    try:
-        import grpc
-        from ray._private.authentication.authentication_utils import is_token_auth_enabled
-    except ImportError:
-        return
-    if not is_token_auth_enabled():
-        return
-    with contextlib.closing(Head(address)) as head:
-        try:
-            head.cluster_id()
-        except grpc.RpcError as error:
-            # Whatever else it may be (TLS, another version), Ray itself will say.
-            if error.code() is grpc.StatusCode.UNAUTHENTICATED:
-                raise ClusterError(
-                    "the head refuses this token",
-                    where=f"cluster.address={address}",
-                    fix="Set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's token",
-                ) from None
-
-
 def patience_s() -> float:
     """How long the head may be silent (s)."""
     with contextlib.suppress(ValueError):
