@@ -22,8 +22,6 @@ from orchestrator.report.show.style import is_live, writable
 from orchestrator.report.show.units import duration, span
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from rich.console import Console
     from rich.live import Live
 
@@ -160,12 +158,7 @@ class LiveView:
     def __enter__(self) -> LiveView:
         return self.open()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     # -- the drawing thread --------------------------------------------------------------------
