@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from types import TracebackType
 
 from orchestrator.attempt import AttemptReport, AttemptSpec, Slot
 from orchestrator.errors import OrchestratorError
@@ -122,12 +121,7 @@ class Isolation:
     def __enter__(self) -> Isolation:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _preload_of(self, spec: AttemptSpec) -> tuple[str, ...]:

@@ -44,6 +44,7 @@ from orchestrator.isolate.variables import (
     redact,
 )
 from orchestrator.measure.metric import Absent, Metric, Value
+from orchestrator.measure.wording import gib
 
 TICK_S = 0.1
 # How long a child may take to leave after its last word, and the server to bury it.
@@ -291,9 +292,9 @@ class Supervision:
         if self._ledger.malformed is not None or self._cancelled() or self._overdue():
             self._kill()
         elif self._memory is not None and self._ledger.end is None and self._memory.exceeded():
-            held, limit = self._memory.peak_bytes / 2**30, self._memory.limit_bytes / 2**30
+            held, limit = self._memory.peak_bytes, self._memory.limit_bytes
             self._stop = Stop(
-                Outcome.OOM_HOST, f"held {held:.2f} GiB, the memory limit is {limit:.2f} GiB"
+                Outcome.OOM_HOST, f"held {gib(held, 2)}, the memory limit is {gib(limit, 2)}"
             )
             self._kill(grace=False)
 

@@ -10,10 +10,10 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from orchestrator.measure.wording import gib
 from orchestrator.telemetry.nvml import NvmlError, NvmlSession, shared_session
 
 ANSWER_TIMEOUT_S = 10.0
-_GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Held:
 
     def __str__(self) -> str:
         by = f" by process {', '.join(map(str, self.pids))}" if self.pids else ""
-        return f"{self.used_bytes / _GIB:.1f} GiB of {self.uuid} in use{by}"
+        return f"{gib(self.used_bytes)} of {self.uuid} in use{by}"
 
 
 class Vacancy:
