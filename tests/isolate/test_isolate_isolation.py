@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from orchestrator.attempt import AttemptReport, Outcome, Slot, Verdict
-from orchestrator.isolate import Isolation, Progress, WatchResult
+from orchestrator.isolate import Isolation, Observations, Progress
 from orchestrator.measure.metric import MetricSpec, Phase, Samples, Value
 from orchestrator.report.analyse.compare import compare
 
@@ -440,11 +440,11 @@ class RecordingWatch:
         self.pid = pid
         self._call("attach")
 
-    def finish(self, phases: list[Phase]) -> WatchResult:
+    def finish(self, phases: list[Phase]) -> Observations:
         self.phases = phases
         self._call("finish")
         power = Value("body.power_w", "W", 50.0)
-        return WatchResult({"body.power_w": power}, {"telemetry.parquet": b"x"}, {"hardware": 1})
+        return Observations({"body.power_w": power}, {"telemetry.parquet": b"x"}, {"hardware": 1})
 
 
 def test_a_watch_is_told_everything_and_its_result_is_kept(isolation: Isolation, h: Any) -> None:
