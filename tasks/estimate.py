@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.engines.transformers.configuration import known_config
-from orchestrator.engines.transformers.feasible import check_positive
 from orchestrator.measure import (
     Absent,
     ConfigError,
@@ -28,6 +27,7 @@ from orchestrator.measure import (
     Task,
     Value,
 )
+from orchestrator.measure.options import bounded
 from orchestrator.measure.vocabulary import spec_for
 
 if TYPE_CHECKING:
@@ -97,9 +97,9 @@ class EstimateConfig:
 
     name: str = "estimate"
     hardware: str = "h100"
-    batch_size: int = 1
-    prompt_tokens: int = 512
-    new_tokens: int = 128
+    batch_size: int = bounded(1, low=1)
+    prompt_tokens: int = bounded(512, low=1)
+    new_tokens: int = bounded(128, low=1)
     kv_dtype: str = "bfloat16"
     gguf: str | None = None
     memory_share: float = 0.95
@@ -109,7 +109,6 @@ class EstimateConfig:
 def check(identity: Identity) -> str | None:
     """None, or one line why this cannot be; :class:`ConfigError` for what has no sense."""
     options = identity["task"]
-    check_positive(options, "batch_size", "prompt_tokens", "new_tokens")
     if not 0 < options["memory_share"] <= 1:
         raise ConfigError(
             f"{options['memory_share']} is not a share between 0 and 1", where="task.memory_share"
@@ -324,7 +323,7 @@ def _formats(identity: Identity) -> tuple[WeightFormat, CacheFormat]:
     if options["gguf"] is not None:
         if quant["scheme"] != "none":
             raise ConfigError(
-                f"has no place beside quant.scheme={quant['scheme']}",
+                f"conflict with quant.scheme={quant['scheme']}",
                 where="task.gguf",
                 fix="Leave quant at bf16, fp16 or fp32: the dtype that is computed in",
             )

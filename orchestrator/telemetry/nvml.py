@@ -39,7 +39,7 @@ class Kind(Enum):
 # NVML_ERROR_<name> -> what it means and the reason a person reads. Complete by test.
 TRANSLATION: dict[str, tuple[Kind, str]] = {
     "UNINITIALIZED": (Kind.DEFECT, "NVML was not initialised"),
-    "INVALID_ARGUMENT": (Kind.DEFECT, "NVML refused an argument"),
+    "INVALID_ARGUMENT": (Kind.DEFECT, "NVML rejected an argument"),
     "NOT_SUPPORTED": (Kind.UNSUPPORTED, "this GPU does not support it"),
     "NO_PERMISSION": (Kind.FORBIDDEN, "no permission to read it"),
     "ALREADY_INITIALIZED": (Kind.DEFECT, "NVML was initialised twice"),

@@ -48,11 +48,6 @@ from orchestrator.tasks.streaming.streaming_expected import expect_streaming
 if TYPE_CHECKING:
     import torch
 
-CHOICES = {
-    "transfer": ("sync", "async"),
-    "buffer": ("tensor", "single"),
-    "page_cache": ("warm", "dropped"),
-}
 # Of wall time: how far the booked categories may be from what the clock says.
 _TOLERANCE = 0.02
 _CALIBRATION_STEPS = 5
@@ -61,23 +56,6 @@ _CALIBRATION_STEPS = 5
 def check(identity: Identity) -> str | None:
     """None, or one line why this cannot be done; :class:`ConfigError` for what has no sense."""
     options = identity["task"]
-    loading.check_positive(options, "batch_size", "prompt_tokens", "depth", "workers")
-    for name in ("budget_bytes", "disk_bytes_per_s"):
-        if options[name] is not None:
-            loading.check_positive(options, name)
-    if options["new_tokens"] < 2:
-        raise ConfigError(
-            f"{options['new_tokens']} new tokens have no decode step",
-            where="task.new_tokens",
-            fix="Give at least 2",
-        )
-    for name, known in CHOICES.items():
-        if options[name] not in known:
-            raise ConfigError(
-                f"unknown {name} {options[name]!r}",
-                where=f"task.{name}",
-                fix=f"Known: {', '.join(known)}",
-            )
     model = identity["model"]
     kind = (model.get("architecture") or {}).get("model_type")
     if model["source"] == "random" and kind and kind not in ARCHITECTURES:

@@ -20,10 +20,11 @@ from orchestrator.errors import ConfigError
 from orchestrator.measure import InputError, Mismatch
 from orchestrator.measure.registry import find_task
 from orchestrator.tasks.llamacpp import OWN_TIMING_TOLERANCE, random_prompt
+from testing.checks import check_of
 
 Identity = Callable[..., dict[str, Any]]
 Run = Callable[[dict[str, Any]], Any]
-check = find_task("llamacpp").check
+check = check_of("llamacpp")
 needs_llamacpp = pytest.mark.skipif(
     importlib.util.find_spec("xllamacpp") is None, reason="xllamacpp has no wheel here"
 )
@@ -331,7 +332,7 @@ def test_bad_input_is_refused_while_planning(identity: Identity, tiny_gguf: Path
         return identity(quant, task="llamacpp", model=model or of(tiny_gguf), **options)
 
     assert check(asked()) is None
-    with pytest.raises(ConfigError, match="Known: source, BF16"):
+    with pytest.raises(ConfigError, match="not one of source, BF16"):
         check(asked(format="Q9_9"))
     with pytest.raises(ConfigError, match="formats of its own"):
         check(asked("nf4"))

@@ -11,7 +11,6 @@ import pytest
 
 from orchestrator.errors import ConfigError
 from orchestrator.measure import InputError, OutOfMemory
-from orchestrator.measure.registry import find_task
 from orchestrator.tasks.streaming.layout import (
     PAGE_BYTES,
     places_in,
@@ -22,10 +21,11 @@ from orchestrator.tasks.streaming.streaming_expected import expect_streaming
 from orchestrator.tasks.streaming.unit_files import EXIT_NO_SPACE
 from orchestrator.tasks.streaming.write_units import main as write_main
 from orchestrator.tasks.streaming.write_units import write
+from testing.checks import check_of
 
 Identity = Callable[..., dict[str, Any]]
 Run = Callable[[dict[str, Any]], Any]
-check = find_task("streaming").check
+check = check_of("streaming")
 
 
 def streaming(identity: Identity, directory: Path, **options: Any) -> dict[str, Any]:
