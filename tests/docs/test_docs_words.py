@@ -28,7 +28,7 @@ WORDINGS = {
     r"\bnothing beats\b": "no format is faster than …",
     r"\bproducts in (?:float|bfloat|half)": "matmuls upcast to float32",
     r"\bvouch": "could not be checked",
-    r"(?<!Connection )\brefus(?:es?|ed|ing|al)\b": "rejects",
+    r"(?<!Connection )(?<!:)\brefus(?:es?|ed|ing|al)\b": "rejects",
     r"\bbeside\b": "next to, in addition to",
     r"\bheld against\b": "compared with",
     r"\bwhere (?:you|a user) stands?\b": "in the current directory",

@@ -163,7 +163,8 @@ def _best_here(best: _Best, deciding: str, several: bool) -> str:
     figure = f"{cell.spec.title} {_figure(cell)}"
     rivals = _rivals(best, deciding)
     if row.baseline:
-        return f"{_limit(best)}No trial is better than the baseline {row.own_label}{place}: {figure}{rivals}."
+        none = f"No trial is better than the baseline {row.own_label}{place}"
+        return f"{_limit(best)}{none}: {figure}{rivals}."
     return f"{_limit(best)}{row.own_label} is best{place}: {figure}{_against(cell)}{rivals}."
 
 
