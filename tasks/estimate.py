@@ -29,6 +29,7 @@ from orchestrator.measure import (
 )
 from orchestrator.measure.options import bounded
 from orchestrator.measure.vocabulary import spec_for
+from orchestrator.measure.wording import gib
 
 if TYPE_CHECKING:
     from orchestrator.model import (
@@ -173,9 +174,7 @@ def evaluate(identity: Identity) -> Evaluation:
     facts = {"longest_context_limited_by": context.limited_by}
     infeasible = None
     if held.total_bytes > available:
-        infeasible = (
-            f"needs {_gib(held.total_bytes)} and {options['hardware']} has {_gib(available)}"
-        )
+        infeasible = f"needs {gib(held.total_bytes)} and {options['hardware']} has {gib(available)}"
         values |= dict.fromkeys(("compute_bound_batch", *_TIMES), infeasible)
     else:
         job = _Job(architecture, batch, prompt, options["new_tokens"], weights, cache)
@@ -343,10 +342,6 @@ def _metric(name: str, value: float | str) -> Metric:
     if isinstance(value, str):
         return Absent(name, _SPECS[name].unit, value)
     return Value(name, _SPECS[name].unit, float(value))
-
-
-def _gib(size: float) -> str:
-    return f"{size / 2**30:.1f} GiB"
 
 
 TASK = Task(

@@ -156,7 +156,7 @@ def run(identity: Identity, recorder: Recorder) -> None:
         packaged = packaged_file() if identity["model"]["source"] == "packaged" else None
         source = packaged or model_path(identity["model"])
         digest = digest_files([source])
-        file = formats.in_format(source, digest, options.format)
+        file = formats.in_format(source, digest, options.format, recorder)
         contents = formats.contents(file)
         setting = _setting(options, identity, contents, file)
     recorder.fact("weights_digest", digest)
@@ -372,7 +372,7 @@ def _measure_quality(
     quality.record(
         recorder,
         own,
-        reference_for(itself, setting, source, digest, ids, contents.vocabulary),
+        reference_for(itself, setting, source, digest, ids, contents.vocabulary, recorder),
     )
 
 

@@ -111,6 +111,7 @@ def measure(
                     if is_reference
                     else _reference_logits(prepared, identity, options.attention)
                 ),
+                recorder,
             )
         except torch.OutOfMemoryError:
             absence = "the float32 reference does not fit into the device's memory"

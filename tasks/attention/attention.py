@@ -33,6 +33,7 @@ from orchestrator.measure import (
 from orchestrator.measure.figures import Bars, Scaling
 from orchestrator.measure.options import bounded, choice
 from orchestrator.measure.phase_memory import PhaseMemory
+from orchestrator.measure.wording import gib
 from orchestrator.tasks.attention.kernels import (
     COMPILED,
     IMPLEMENTATIONS,
@@ -50,7 +51,6 @@ from orchestrator.tasks.training.training_expected import device_memory_bytes
 if TYPE_CHECKING:
     import torch
 
-_GIB = 1 << 30
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Squares of scores that exist at once: two in the forward pass, three in the backward pass.
 _SQUARES = 3
@@ -140,8 +140,8 @@ def _expect(options: AttentionConfig, kind: str, dtype: str, recorder: Recorder)
     # One square alone: what a compiler may fuse away is no reason to refuse.
     if available is not None and options.square_bytes(dtype) > available:
         raise Infeasible(
-            f"the scores alone need {options.square_bytes(dtype) / _GIB:.1f} GiB, "
-            f"the device has {available / _GIB:.1f} GiB",
+            f"the scores alone need {gib(options.square_bytes(dtype))}, "
+            f"the device has {gib(available)}",
             where="task.tokens",
             fix="Take fewer tokens, or sdpa_flash, which keeps no scores",
         )

@@ -42,7 +42,7 @@ from orchestrator.tasks.streaming import account, bandwidth
 from orchestrator.tasks.streaming.intervals import CATEGORIES, UNATTRIBUTED, CuttingClock
 from orchestrator.tasks.streaming.options import StreamingConfig
 from orchestrator.tasks.streaming.runner import ARCHITECTURES
-from orchestrator.tasks.streaming.session import Session
+from orchestrator.tasks.streaming.session import StreamingSession
 from orchestrator.tasks.streaming.streaming_expected import expect_streaming
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def run(identity: Identity, recorder: Recorder) -> None:
             fix="Shorten task.prompt_tokens or task.new_tokens",
         )
     with torch.inference_mode():
-        session = Session(prepared, identity, options, recorder)
+        session = StreamingSession(prepared, identity, options, recorder)
         try:
             _measure(session, prepared, options, identity, recorder)
         finally:
@@ -104,7 +104,7 @@ def run(identity: Identity, recorder: Recorder) -> None:
 
 
 def _measure(
-    session: Session,
+    session: StreamingSession,
     prepared: loading.Prepared,
     options: StreamingConfig,
     identity: Identity,
@@ -169,7 +169,7 @@ def repetition_tpot_s(timing: SequenceTiming) -> float:
     return tpot_s
 
 
-def _generator(session: Session, clock: CuttingClock) -> GreedyGenerator:
+def _generator(session: StreamingSession, clock: CuttingClock) -> GreedyGenerator:
     from transformers import DynamicCache
 
     return GreedyGenerator(
@@ -195,7 +195,7 @@ def _add(
     repetition: Repetition,
     timing: SequenceTiming,
     steps: list[dict[str, float]],
-    session: Session,
+    session: StreamingSession,
     options: StreamingConfig,
 ) -> None:
     count = len(steps)
@@ -236,7 +236,7 @@ def _assert_adds_up(
 
 
 def _bound(
-    session: Session,
+    session: StreamingSession,
     prompt: torch.Tensor,
     tpot_s: float,
     options: StreamingConfig,

@@ -21,7 +21,7 @@ from orchestrator.model import (
 from orchestrator.tasks.ceilings import ceilings
 from orchestrator.tasks.ceilings import layers as ceiling_layers
 from orchestrator.tasks.ceilings import timed_operations as ceiling_operations
-from orchestrator.tasks.ceilings.timed_operations import Scale
+from orchestrator.tasks.ceilings.timed_operations import SizeScale
 
 LLAMA = {
     "model_type": "llama",
@@ -35,7 +35,7 @@ LLAMA = {
 
 
 DTYPES = ("float32", "bfloat16")
-SMALL = Scale(
+SMALL = SizeScale(
     widths=(16, 32, 64),
     rows=(1, 8, 16),
     spans=(4, 16),

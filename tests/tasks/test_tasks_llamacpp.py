@@ -158,12 +158,12 @@ def test_a_full_disk_is_said_in_a_line_and_leaves_nothing(
 ) -> None:
     publish = formats.publish
 
-    def onto_full_disk(final: Path, build: Callable[[Path], None]) -> Path:
+    def onto_full_disk(final: Path, build: Callable[[Path], None], **how: Any) -> Path:
         def build_on_it(target: Path) -> None:
             target.symlink_to("/dev/full")
             build(target)
 
-        return publish(final, build_on_it)
+        return publish(final, build_on_it, **how)
 
     monkeypatch.setattr(formats, "publish", onto_full_disk)
     with pytest.raises(InputError, match="no space left"):
@@ -235,7 +235,7 @@ def test_the_context_has_room_for_what_is_run(identity: Identity) -> None:
 def test_without_a_reference_the_reason_is_said(
     identity: Identity, run: Run, tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(source: Path, digest: str, name: str) -> Path:
+    def full(*of: Any) -> Path:
         raise InputError("no space left for the model cache")
 
     in_format = formats.in_format

@@ -76,7 +76,7 @@ def test_logits_are_equal_bit_by_bit_in_every_known_architecture(
     from orchestrator.engines import transformers as loading
     from orchestrator.engines.transformers import random_weights as architecture
     from orchestrator.tasks.streaming.options import StreamingConfig
-    from orchestrator.tasks.streaming.session import Session
+    from orchestrator.tasks.streaming.session import StreamingSession
 
     shape = {
         "model_type": model_type,
@@ -101,7 +101,7 @@ def test_logits_are_equal_bit_by_bit_in_every_known_architecture(
     prepared = loading.prepare(asked, write_to)
     ids = torch.arange(10, 22).reshape(2, 6)
     with torch.inference_mode():
-        session = Session(prepared, asked, StreamingConfig(depth=2, workers=2), write_to)
+        session = StreamingSession(prepared, asked, StreamingConfig(depth=2, workers=2), write_to)
         try:
             session.load()
             ours, theirs = DynamicCache(config=config), DynamicCache(config=config)
