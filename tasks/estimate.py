@@ -116,7 +116,7 @@ def check(identity: Identity) -> str | None:
         )
     if known_config(identity["model"]) is None:
         raise ConfigError(
-            "the configuration of this model is not at hand",
+            "the configuration of this model is not available",
             where="model",
             fix="Use one of model=known/..., model=random or model=path",
         )

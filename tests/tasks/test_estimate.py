@@ -127,7 +127,7 @@ def test_a_prompt_beyond_the_context_is_infeasible() -> None:
 def test_a_model_that_would_have_to_be_fetched(tmp_path: Path) -> None:
     hub = identity()
     hub["model"] = {"source": "hub", "id": "a/b", "path": None}
-    with pytest.raises(ConfigError, match="not at hand"):
+    with pytest.raises(ConfigError, match="not available"):
         check(hub)
     (tmp_path / "config.json").write_text("[]")
     assert known_config({"source": "path", "path": str(tmp_path)}) is None
