@@ -10,6 +10,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constr
 RUNTIME := $(VENV)/.runtime-ready
 DEV := $(VENV)/.dev-ready
 ARGS ?=
+# A test run starts hundreds of Pythons; where this is set each compiles all modules anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup setup-dev sweep sweeps test test-all lint format bench docs constraints clean
 
@@ -77,19 +79,14 @@ chromium:
 			|| echo "Chromium could not be installed: its tests are skipped"; \
 	fi
 
-# Two passes: what does not mind company on two workers, then alone what measures, pins cores or
-# presses keys. 5 is pytest's "no tests": ARGS may leave one pass without any, not both.
-passes = first=0; last=0; \
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m 'not alone $(1)' $(2) $(ARGS) || first=$$?; \
-	$(BIN)/python -m pytest -m 'alone $(1)' $(2) $(ARGS) || last=$$?; \
-	case $$first$$last in 00 | 05 | 50) ;; *) exit 1 ;; esac
+# A file's tests go to one worker, and so do those that share a server (see tests/conftest.py).
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 test: $(DEV) postgresql chromium ## Run the tests: minutes
-	@$(call passes,and not long)
+	@$(PYTEST) -m 'not long' $(ARGS)
 
-test-all: ARGS += --hypothesis-profile=searching
 test-all: $(DEV) postgresql chromium ## Run every test: long faults, chaos, network namespaces, each sweep
-	@$(call passes,,--hypothesis-profile=searching)
+	@$(PYTEST) --hypothesis-profile=searching $(ARGS)
 
 sweeps: $(RUNTIME) ## Run every documented sweep whole: hours
 	@for file in conf/sweep/*.yaml; do \

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import socket
 import sys
 import tempfile
 import time
@@ -94,19 +95,24 @@ def measure(words: list[str], protocol: str, isolation: Any) -> Any:
     """The report of one attempt, with its predictions."""
     from orchestrator.attempt import AttemptReport, AttemptSpec, Slot
     from orchestrator.plan import build
-    from orchestrator.schedule.supervise.predictions import add_predictions
+    from orchestrator.plan.predictions import with_predictions
+    from orchestrator.record.provenance import package_versions
+    from orchestrator.schedule.ceilings import keep_measured
+    from orchestrator.telemetry import hardware_of
 
     plan = build([*words, "device=cpu", f"protocol={protocol}"], device_kind=lambda _: "cpu")
     trial = plan.trials[0]
-    slot = Slot("here", "here", usable_cores())
+    slot = Slot("here", socket.gethostname(), usable_cores())
     spec = AttemptSpec(uuid.uuid4().hex, trial.hash, trial.identity)
     report = None
     for item in isolation.run(spec, slot):
         if isinstance(item, AttemptReport):
             report = item
     assert report is not None
-    add_predictions(report, spec, slot, isolation)
-    return report
+    report.facts |= hardware_of(slot, ())
+    report.provenance["packages"] = package_versions()
+    keep_measured(report, trial.identity)
+    return with_predictions(report, trial.identity)
 
 
 def measure_steadily(

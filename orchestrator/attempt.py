@@ -21,6 +21,9 @@ from orchestrator.measure.metric import (
 
 REPORT_VERSION = 1
 
+# Phases that make something for every attempt to come: no part of the trial that met them first.
+MADE_ONCE = frozenset({"convert", "reference", "compiler"})
+
 
 class Outcome(str, Enum):
     """How an attempt ended."""
@@ -227,6 +230,17 @@ class AttemptReport:
     slot: Slot | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
     artifacts: dict[str, bytes] = field(default_factory=dict)
+
+    @property
+    def made_once_s(self) -> float:
+        """Seconds in which it made something that later attempts find: no part of its own time."""
+        total_ns, until_ns = 0, 0
+        for phase in sorted(self.phases, key=lambda phase: phase.begin_ns):
+            # One may lie inside another: a reference in a format that is converted for it.
+            if phase.name in MADE_ONCE and (end_ns := phase.end_ns or 0) > until_ns:
+                total_ns += end_ns - max(phase.begin_ns, until_ns)
+                until_ns = end_ns
+        return total_ns / 1e9
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the artifacts' content, as plain JSON."""

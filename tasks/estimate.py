@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.engines.transformers.configuration import known_config
-from orchestrator.engines.transformers.feasible import check_positive
 from orchestrator.measure import (
     Absent,
     ConfigError,
@@ -28,7 +27,9 @@ from orchestrator.measure import (
     Task,
     Value,
 )
+from orchestrator.measure.options import bounded
 from orchestrator.measure.vocabulary import spec_for
+from orchestrator.measure.wording import gib
 
 if TYPE_CHECKING:
     from orchestrator.model import (
@@ -97,9 +98,9 @@ class EstimateConfig:
 
     name: str = "estimate"
     hardware: str = "h100"
-    batch_size: int = 1
-    prompt_tokens: int = 512
-    new_tokens: int = 128
+    batch_size: int = bounded(1, low=1)
+    prompt_tokens: int = bounded(512, low=1)
+    new_tokens: int = bounded(128, low=1)
     kv_dtype: str = "bfloat16"
     gguf: str | None = None
     memory_share: float = 0.95
@@ -109,7 +110,6 @@ class EstimateConfig:
 def check(identity: Identity) -> str | None:
     """None, or one line why this cannot be; :class:`ConfigError` for what has no sense."""
     options = identity["task"]
-    check_positive(options, "batch_size", "prompt_tokens", "new_tokens")
     if not 0 < options["memory_share"] <= 1:
         raise ConfigError(
             f"{options['memory_share']} is not a share between 0 and 1", where="task.memory_share"
@@ -174,9 +174,7 @@ def evaluate(identity: Identity) -> Evaluation:
     facts = {"longest_context_limited_by": context.limited_by}
     infeasible = None
     if held.total_bytes > available:
-        infeasible = (
-            f"needs {_gib(held.total_bytes)} and {options['hardware']} has {_gib(available)}"
-        )
+        infeasible = f"needs {gib(held.total_bytes)} and {options['hardware']} has {gib(available)}"
         values |= dict.fromkeys(("compute_bound_batch", *_TIMES), infeasible)
     else:
         job = _Job(architecture, batch, prompt, options["new_tokens"], weights, cache)
@@ -344,10 +342,6 @@ def _metric(name: str, value: float | str) -> Metric:
     if isinstance(value, str):
         return Absent(name, _SPECS[name].unit, value)
     return Value(name, _SPECS[name].unit, float(value))
-
-
-def _gib(size: float) -> str:
-    return f"{size / 2**30:.1f} GiB"
 
 
 TASK = Task(

@@ -22,6 +22,7 @@ from orchestrator.engines import transformers as loading
 from orchestrator.engines.transformers import tokens
 from orchestrator.engines.transformers.compilation import CompileWatch
 from orchestrator.engines.transformers.expected import expect_inference
+from orchestrator.engines.transformers.feasible import ATTENTIONS
 from orchestrator.engines.transformers.generation import GreedyGenerator, SequenceTiming
 from orchestrator.measure import (
     Identity,
@@ -33,6 +34,7 @@ from orchestrator.measure import (
     repeat,
     tracker,
 )
+from orchestrator.measure.options import bounded, choice
 from orchestrator.measure.phase_memory import PhaseMemory
 from orchestrator.tasks import quality
 
@@ -62,20 +64,18 @@ class InferenceConfig:
     """
 
     name: str = "inference"
-    batch_size: int = 1
-    prompt_tokens: int = 512
-    new_tokens: int = 32
-    attention: str = "sdpa"
+    batch_size: int = bounded(1, low=1)
+    prompt_tokens: int = bounded(512, low=1)
+    new_tokens: int = bounded(32, low=1)
+    attention: str = choice(*ATTENTIONS)
     compile: bool = False
-    quality_tokens: int = 0
-    token_sleep_s: float = 0.0
+    quality_tokens: int = bounded(0, low=0)
+    token_sleep_s: float = bounded(0.0, low=0)
 
 
 def check(identity: Identity) -> str | None:
     """None, or one line why this cannot be done; :class:`ConfigError` for what has no sense."""
     options = identity["task"]
-    loading.check_positive(options, "batch_size", "prompt_tokens", "new_tokens")
-    loading.check_not_negative(options, "quality_tokens", "token_sleep_s")
     length = options["prompt_tokens"] + options["new_tokens"]
     return (
         loading.check_model(identity)

@@ -55,6 +55,7 @@ from orchestrator.measure import (
 )
 from orchestrator.measure.columns import Column
 from orchestrator.measure.figures import Bars, Distribution, Pareto
+from orchestrator.measure.options import bounded, choice
 from orchestrator.measure.phase_memory import PhaseMemory
 
 OWN_TIMING_TOLERANCE = 0.03
@@ -91,21 +92,21 @@ class LlamaCppConfig:
     """
 
     name: str = "llamacpp"
-    format: str = formats.SOURCE
-    prompt_tokens: int = 128
-    new_tokens: int = 64
-    threads_batch: int = 0
-    batch: int = 512
-    micro_batch: int = 512
-    context_tokens: int = 0
+    format: str = choice(formats.SOURCE, *formats.FORMATS)
+    prompt_tokens: int = bounded(128, low=1)
+    new_tokens: int = bounded(64, low=1)
+    threads_batch: int = bounded(0, low=0)
+    batch: int = bounded(512, low=1)
+    micro_batch: int = bounded(512, low=1)
+    context_tokens: int = bounded(0, low=0)
     gpu_layers: str = "0"
-    flash_attention: str = "auto"
-    cache_type_k: str = "f16"
-    cache_type_v: str = "f16"
+    flash_attention: str = choice(*FLASH_ATTENTION, default="auto")
+    cache_type_k: str = choice(*CACHE_TYPES, default="f16")
+    cache_type_v: str = choice(*CACHE_TYPES, default="f16")
     mmap: bool = True
     mlock: bool = False
     server_warmup: bool = False
-    quality_tokens: int = 0
+    quality_tokens: int = bounded(0, low=0)
 
 
 def check(identity: Identity) -> str | None:
@@ -113,20 +114,6 @@ def check(identity: Identity) -> str | None:
     options = identity["task"]
     if importlib.util.find_spec("xllamacpp") is None:
         raise ConfigError("llama.cpp is not installed", where="task=llamacpp", fix=INSTALL)
-    loading.check_positive(options, "prompt_tokens", "new_tokens", "batch", "micro_batch")
-    loading.check_not_negative(options, "threads_batch", "context_tokens", "quality_tokens")
-    for name, known in (
-        ("format", (formats.SOURCE, *formats.FORMATS)),
-        ("flash_attention", FLASH_ATTENTION),
-        ("cache_type_k", CACHE_TYPES),
-        ("cache_type_v", CACHE_TYPES),
-    ):
-        if options[name] not in known:
-            raise ConfigError(
-                f"unknown value {options[name]!r}",
-                where=f"task.{name}",
-                fix=f"Known: {', '.join(known)}",
-            )
     if identity["model"]["source"] not in ("packaged", "gguf"):
         raise ConfigError(
             f"llama.cpp runs GGUF files, not a {identity['model']['source']} model",
@@ -169,7 +156,7 @@ def run(identity: Identity, recorder: Recorder) -> None:
         packaged = packaged_file() if identity["model"]["source"] == "packaged" else None
         source = packaged or model_path(identity["model"])
         digest = digest_files([source])
-        file = formats.in_format(source, digest, options.format)
+        file = formats.in_format(source, digest, options.format, recorder)
         contents = formats.contents(file)
         setting = _setting(options, identity, contents, file)
     recorder.fact("weights_digest", digest)
@@ -385,7 +372,7 @@ def _measure_quality(
     quality.record(
         recorder,
         own,
-        reference_for(itself, setting, source, digest, ids, contents.vocabulary),
+        reference_for(itself, setting, source, digest, ids, contents.vocabulary, recorder),
     )
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from orchestrator.engines import transformers as loading
 from orchestrator.measure import Identity, Infeasible, MetricSpec, Recorder, Task
 from orchestrator.measure.figures import Bars
+from orchestrator.measure.options import bounded
 
 if TYPE_CHECKING:
     import torch
@@ -48,15 +49,13 @@ class NumericsConfig:
     """
 
     name: str = "numerics"
-    additions: int = 1000
-    size: int = 512
-    scale: float = 4.0
+    additions: int = bounded(1000, low=1)
+    size: int = bounded(512, low=1)
+    scale: float = bounded(4.0, low=0)
 
 
 def check(identity: Identity) -> str | None:
     """None, or one line why this cannot be done; :class:`ConfigError` for what has no sense."""
-    loading.check_positive(identity["task"], "additions", "size")
-    loading.check_not_negative(identity["task"], "scale")
     scheme = identity["quant"]["scheme"]
     if scheme != "none":
         return f"numerics are of number formats, not of {scheme}: quant=fp32, bf16 or fp16"

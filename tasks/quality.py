@@ -20,8 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.engines import transformers as loading
 from orchestrator.engines.transformers import tokens
+from orchestrator.engines.transformers.feasible import ATTENTIONS
 from orchestrator.engines.transformers.reference import Reference, Window, reference_for
 from orchestrator.measure import Identity, Recorder, Task
+from orchestrator.measure.options import bounded, choice
 
 if TYPE_CHECKING:
     import torch
@@ -50,16 +52,15 @@ class QualityConfig:
     """
 
     name: str = "quality"
-    tokens: int = 1024
-    window: int = 512
+    tokens: int = bounded(1024, low=1)
+    window: int = bounded(512, low=1)
     text: str = "auto"
-    attention: str = "sdpa"
+    attention: str = choice(*ATTENTIONS)
 
 
 def check(identity: Identity) -> str | None:
     """None, or one line why this cannot be done; :class:`ConfigError` for what has no sense."""
     options = identity["task"]
-    loading.check_positive(options, "tokens", "window")
     return loading.check_model(identity) or loading.check_attention(identity, options["attention"])
 
 
@@ -110,6 +111,7 @@ def measure(
                     if is_reference
                     else _reference_logits(prepared, identity, options.attention)
                 ),
+                recorder,
             )
         except torch.OutOfMemoryError:
             absence = "the float32 reference does not fit into the device's memory"

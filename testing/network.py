@@ -17,7 +17,6 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
-from types import TracebackType
 
 _CLONE_NEWNET = 0x40000000
 
@@ -94,12 +93,7 @@ class Island:
     def __enter__(self) -> Island:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

@@ -27,9 +27,14 @@ def test_nothing_ok_or_nothing_at_all_is_no_success(results: list[str | None]) -
 
 
 def test_a_run_ends_with_it_again_and_again(tmp_path: Path) -> None:
-    """A predicted limit (a prompt longer than the model reads) next to a cell that computes."""
-    words = ("task=estimate", "model=random_tiny", "task.prompt_tokens=8,4000000", "device=cpu")
+    """A predicted limit (the model reads 2,048 tokens) next to a cell that computes."""
+    words = ("task=estimate", "model=known/llama_7b", "task.hardware=a100", "device=cpu")
+    prompts = "task.prompt_tokens=512,4096"
     with near():
-        for more, code in (((), 0), (("--strict",), 1), (("task.prompt_tokens=4000000",), 1)):
-            done = orchestrator(tmp_path, *words, *more)
+        for asked, code in (
+            ((prompts,), 0),
+            ((prompts, "--strict"), 1),
+            (("task.prompt_tokens=4096",), 1),
+        ):
+            done = orchestrator(tmp_path, *words, *asked)
             assert done.code == code, done.err

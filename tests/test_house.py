@@ -70,7 +70,7 @@ def room(module: str) -> str:
 def allowed() -> dict[str, set[str]]:
     """The table of CONTRIBUTING: a room, and what it may import beside itself."""
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `(\w+)` \| ([^|]*) \| [^|]+ \|$", text, re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+)` \| ([^|]*)\| [^|]+ \|$", text, re.MULTILINE)
     return {name: set(re.findall(r"`(\w+)`", others)) for name, others in rows}
 
 

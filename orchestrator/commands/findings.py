@@ -18,6 +18,7 @@ from pathlib import Path
 from orchestrator.host import cpu, memory
 from orchestrator.host.cgroup import cpu_limit
 from orchestrator.host.cpu import emulates_half_precision
+from orchestrator.measure.wording import gib
 
 GIB = 1024**3
 
@@ -110,14 +111,14 @@ def _half_precision() -> Iterator[Finding]:
 def _memory() -> Iterator[Finding]:
     total = memory.usable_bytes()
     free = min(total, memory.available_bytes() or 0)
-    yield Finding("ok", f"{free / GIB:.1f} of {total / GIB:.1f} GiB memory free")
+    yield Finding("ok", f"{gib(free)} of {gib(total)} memory free")
     if memory.swapped_bytes() > 0:
         yield Finding("warn", "swap is in use: timings may include paging", "swapoff -a")
     shm = Path("/dev/shm")
     if shm.exists() and (free := shutil.disk_usage(shm).free) < GIB // 2:
         yield Finding(
             "warn",
-            f"/dev/shm has {free / GIB:.2f} GiB free: Ray uses disk",
+            f"/dev/shm has {gib(free, 2)} free: Ray uses disk",
             "--shm-size=2g",
         )
 
@@ -172,9 +173,7 @@ def _store(root: Path) -> Iterator[Finding]:
         return
     free = shutil.disk_usage(parent).free
     level = "ok" if free > 2 * GIB else "warn"
-    yield Finding(
-        level, f"{root}: {free / GIB:.0f} GiB free", None if level == "ok" else "Free some"
-    )
+    yield Finding(level, f"{root}: {gib(free, 0)} free", None if level == "ok" else "Free some")
     waiting = len(list((root / "spool").glob("*"))) if (root / "spool").is_dir() else 0
     if waiting:
         yield Finding("warn", f"{waiting} results wait in the spool", "python -m orchestrator sync")

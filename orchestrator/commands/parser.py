@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -36,8 +36,28 @@ def _complete(kind: str) -> Callable[[click.Context, click.Parameter, str], list
     return found
 
 
-HYDRA_WORDS = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
-OVERRIDES = click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
+class OverridesCommand(click.Command):
+    """Takes words that Hydra reads, flags among them; click knows the flags to complete them."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        shown = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+        self.params += [
+            click.Argument(["overrides"], nargs=-1, shell_complete=_complete("overrides")),
+            click.Option(["--cfg", "-c"], type=click.Choice(["all", "hydra", "job"])),
+            click.Option(["--config-dir", "-cd"], type=click.Path()),
+            click.Option(["--config-name", "-cn"], type=click.Path()),
+            click.Option(["--info", "-i"], type=click.Choice(shown)),
+            click.Option(["--json"], is_flag=True),
+            click.Option(["--multirun", "-m"], is_flag=True),
+        ]
+
+    def parse_args(self, context: click.Context, words: list[str]) -> list[str]:
+        """All of them are the command's own business."""
+        context.params["overrides"] = tuple(words)
+        return []
+
+
 STORE_OVERRIDES = click.argument(
     "overrides",
     nargs=-1,
@@ -53,8 +73,7 @@ def commands() -> None:
     """Measure language models: sweeps over a cluster, every number with its conditions."""
 
 
-@commands.command(context_settings=HYDRA_WORDS)
-@OVERRIDES
+@commands.command(cls=OverridesCommand)
 def run(overrides: tuple[str, ...]) -> int:
     """Plan, skip what is done, run the rest, record, report (the default command)."""
     from orchestrator.commands.run import run_command
@@ -62,8 +81,7 @@ def run(overrides: tuple[str, ...]) -> int:
     return run_command(list(overrides))
 
 
-@commands.command(context_settings=HYDRA_WORDS)
-@OVERRIDES
+@commands.command(cls=OverridesCommand)
 def plan(overrides: tuple[str, ...]) -> int:
     """Show what would run: hash, axes, cached or new, resources. Runs nothing."""
     from orchestrator.commands.plan import plan_command

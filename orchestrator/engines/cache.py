@@ -20,7 +20,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from orchestrator.measure import InputError
@@ -38,7 +38,12 @@ def cache_root() -> Path:
     return root
 
 
-def publish(final: Path, build: Callable[[Path], None]) -> Path:
+def publish(
+    final: Path,
+    build: Callable[[Path], None],
+    *,
+    making: AbstractContextManager[object] | None = None,
+) -> Path:
     """Return ``final``, built first if it is not there.
 
     Parameters
@@ -47,6 +52,9 @@ def publish(final: Path, build: Callable[[Path], None]) -> Path:
         A file or directory inside the cache.
     build : callable
         Gets a path beside ``final`` that does not exist yet and leaves a file or a directory there.
+    making : context manager, optional
+        Entered while it is made or waited for, and not where it is there: a phase of its own name,
+        for this time is no part of the trial that happens to be the first.
 
     Raises
     ------
@@ -61,7 +69,7 @@ def publish(final: Path, build: Callable[[Path], None]) -> Path:
     with _disk_errors(final):
         locks.mkdir(mode=0o700, exist_ok=True)
         final.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with FileLock(locks / f"{final.name}.lock"):
+        with making or nullcontext(), FileLock(locks / f"{final.name}.lock"):
             if final.exists():
                 return final
             # The lock is ours: a partial entry of this name belongs to a process that is dead.

@@ -2,6 +2,6 @@
 
 from orchestrator.isolate.isolation import Isolation
 from orchestrator.isolate.ledger import Progress
-from orchestrator.isolate.observer import Watch, WatchResult
+from orchestrator.isolate.observer import AttemptObserver, Observations
 
-__all__ = ["Isolation", "Progress", "Watch", "WatchResult"]
+__all__ = ["AttemptObserver", "Isolation", "Observations", "Progress"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from types import TracebackType
 
 from orchestrator.attempt import AttemptReport, AttemptSpec, Slot
 from orchestrator.errors import OrchestratorError
@@ -13,7 +12,7 @@ from orchestrator.isolate.cancel import Cancel
 from orchestrator.isolate.directory import sweep
 from orchestrator.isolate.forkserver import ForkServer
 from orchestrator.isolate.ledger import Progress
-from orchestrator.isolate.observer import Watch
+from orchestrator.isolate.observer import AttemptObserver
 from orchestrator.isolate.supervise import Supervision
 from orchestrator.isolate.variables import server_environment
 from orchestrator.measure.registry import find_task
@@ -60,7 +59,7 @@ class Isolation:
         sweep()
 
     def run(
-        self, spec: AttemptSpec, slot: Slot, watch: Watch | None = None
+        self, spec: AttemptSpec, slot: Slot, watch: AttemptObserver | None = None
     ) -> Iterator[Progress | AttemptReport]:
         """Run one attempt in a new process.
 
@@ -70,7 +69,7 @@ class Isolation:
             What to run, with its limits.
         slot : Slot
             The cores and GPUs it is bound to.
-        watch : Watch, optional
+        watch : AttemptObserver, optional
             Telemetry, told when to start, whom to watch and when to end.
 
         Yields
@@ -87,7 +86,7 @@ class Isolation:
         return self._follow(spec, slot, watch)
 
     def _follow(
-        self, spec: AttemptSpec, slot: Slot, watch: Watch | None
+        self, spec: AttemptSpec, slot: Slot, watch: AttemptObserver | None
     ) -> Iterator[Progress | AttemptReport]:
         self._running = True
         try:
@@ -122,12 +121,7 @@ class Isolation:
     def __enter__(self) -> Isolation:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _preload_of(self, spec: AttemptSpec) -> tuple[str, ...]:

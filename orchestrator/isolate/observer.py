@@ -12,7 +12,7 @@ from orchestrator.measure.metric import Metric, Phase
 
 
 @dataclass
-class WatchResult:
+class Observations:
     """What was seen: aggregates by name, files by name, facts for provenance."""
 
     aggregates: dict[str, Metric] = field(default_factory=dict)
@@ -20,8 +20,8 @@ class WatchResult:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-class SupportsWatchResult(Protocol):
-    """Any object with the attributes of :class:`WatchResult`."""
+class SupportsObservations(Protocol):
+    """Any object with the attributes of :class:`Observations`."""
 
     @property
     def aggregates(self) -> Mapping[str, Metric]: ...
@@ -33,7 +33,7 @@ class SupportsWatchResult(Protocol):
     def facts(self) -> Mapping[str, Any]: ...
 
 
-class Watch(Protocol):
+class AttemptObserver(Protocol):
     """Watches one attempt. ``start`` → ``attach`` (if a child came to be) → ``finish``, each once.
 
     None of them can spoil an attempt: what one raises becomes ``facts["telemetry_error"]``.
@@ -47,13 +47,13 @@ class Watch(Protocol):
         """The measured process is ``pid``."""
         ...
 
-    def finish(self, phases: list[Phase]) -> SupportsWatchResult:
+    def finish(self, phases: list[Phase]) -> SupportsObservations:
         """Stop sampling and aggregate over ``phases``; called however the attempt ended."""
         ...
 
 
-class ForgivingWatch:
-    """A :class:`Watch`, or none, whose failures are kept as text instead of raised.
+class ForgivingObserver:
+    """A :class:`AttemptObserver`, or none, whose failures are kept as text instead of raised.
 
     Attributes
     ----------
@@ -63,27 +63,27 @@ class ForgivingWatch:
         What ``finish`` returned.
     """
 
-    def __init__(self, watch: Watch | None) -> None:
+    def __init__(self, watch: AttemptObserver | None) -> None:
         self._watch = watch
         self._begun = False
         self.error: str | None = None
-        self.result: SupportsWatchResult | None = None
+        self.result: SupportsObservations | None = None
 
     def start(self, slot: Slot) -> None:
-        """See :meth:`Watch.start`."""
+        """See :meth:`AttemptObserver.start`."""
         if self._watch is not None:
             self._begun = True
             with self._forgiving():
                 self._watch.start(slot)
 
     def attach(self, pid: int) -> None:
-        """See :meth:`Watch.attach`."""
+        """See :meth:`AttemptObserver.attach`."""
         if self._watch is not None:
             with self._forgiving():
                 self._watch.attach(pid)
 
     def finish(self, phases: list[Phase]) -> None:
-        """See :meth:`Watch.finish`; only the first call after ``start`` counts."""
+        """See :meth:`AttemptObserver.finish`; only the first call after ``start`` counts."""
         if self._watch is not None and self._begun:
             self._begun = False
             with self._forgiving():

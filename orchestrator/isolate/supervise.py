@@ -37,13 +37,14 @@ from orchestrator.isolate.ending import (
 from orchestrator.isolate.forkserver import ForkServer, ServerGone
 from orchestrator.isolate.ledger import Ledger, Progress
 from orchestrator.isolate.memory_watch import MemoryWatch
-from orchestrator.isolate.observer import ForgivingWatch, Watch
+from orchestrator.isolate.observer import AttemptObserver, ForgivingObserver
 from orchestrator.isolate.variables import (
     ATTEMPT_VARIABLE,
     attempt_environment,
     redact,
 )
 from orchestrator.measure.metric import Absent, Metric, Value
+from orchestrator.measure.wording import gib
 
 TICK_S = 0.1
 # How long a child may take to leave after its last word, and the server to bury it.
@@ -68,7 +69,7 @@ class Supervision:
         Gives the warm server; called again where one turned out to be dead.
     cancel : Cancel
         Raised by whoever wants the attempt ended.
-    watch : Watch or None
+    watch : AttemptObserver or None
         Telemetry.
     secrets : list of str
         Values that must not appear in what is reported.
@@ -83,7 +84,7 @@ class Supervision:
         preload: tuple[str, ...],
         server: Callable[[], ForkServer],
         cancel: Cancel,
-        watch: Watch | None,
+        watch: AttemptObserver | None,
         secrets: list[str],
     ) -> None:
         self._spec = spec
@@ -92,7 +93,7 @@ class Supervision:
         self._preload = preload
         self._new_server = server
         self._cancel = cancel
-        self._watch = ForgivingWatch(watch)
+        self._watch = ForgivingObserver(watch)
         self._secrets = secrets
         self._ledger = Ledger()
         self._facts: dict[str, Any] = {"start": start, "preload": list(preload)}
@@ -291,9 +292,9 @@ class Supervision:
         if self._ledger.malformed is not None or self._cancelled() or self._overdue():
             self._kill()
         elif self._memory is not None and self._ledger.end is None and self._memory.exceeded():
-            held, limit = self._memory.peak_bytes / 2**30, self._memory.limit_bytes / 2**30
+            held, limit = self._memory.peak_bytes, self._memory.limit_bytes
             self._stop = Stop(
-                Outcome.OOM_HOST, f"held {held:.2f} GiB, the memory limit is {limit:.2f} GiB"
+                Outcome.OOM_HOST, f"held {gib(held, 2)}, the memory limit is {gib(limit, 2)}"
             )
             self._kill(grace=False)
 

@@ -182,10 +182,6 @@ def _gemma(
     return dense(f, block, windows=windows, buffers=buffers, tied=True)
 
 
-def _gemma2_windows(f: Fields, count: int) -> list[int | None]:
-    return windows_where(lambda index: index % 2 == 0, default=4096)(f, count)
-
-
 def _gemma3_windows(f: Fields, count: int) -> list[int | None]:
     pattern = f.size("sliding_window_pattern", "_sliding_window_pattern", default=6)
     return windows_where(lambda index: (index + 1) % pattern != 0, default=4096)(f, count)

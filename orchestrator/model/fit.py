@@ -11,7 +11,6 @@ from orchestrator.model.operations import (
     IDEAL,
     Execution,
     decode,
-    flops,
     inner_width,
     moved_bytes,
 )
@@ -198,15 +197,3 @@ def compute_bound_batch(
 
 def _is_mixture(architecture: Architecture) -> bool:
     return any(layer.active_experts for layer, _ in architecture.layers)
-
-
-def arithmetic_intensity(
-    architecture: Architecture,
-    batch: int,
-    context_tokens: int,
-    weights: WeightFormat,
-    cache: CacheFormat,
-) -> float:
-    """FLOPs for each byte of a decode step."""
-    step = decode(architecture, batch, context_tokens, weights, cache)
-    return flops(step) / moved_bytes(step)

@@ -64,11 +64,6 @@ def cached_tokens(attention: Attention, tokens: int) -> int:
     return min(tokens, attention.window - 1)
 
 
-def seen_tokens(attention: Attention, tokens: int) -> int:
-    """Positions that the last of ``tokens`` attends to, itself included."""
-    return tokens if attention.window is None else min(tokens, attention.window)
-
-
 def kv_bytes(
     architecture: Architecture, tokens: int, *, batch: int = 1, cache: CacheFormat | None = None
 ) -> int:
@@ -83,10 +78,3 @@ def kv_bytes(
         for layer, count in architecture.layers
     )
     return round(fmt.bytes_of(batch * elements))
-
-
-def kv_bytes_per_token(architecture: Architecture, cache: CacheFormat | None = None) -> float:
-    """Bytes that one more token adds where no window is full yet."""
-    fmt = cache or CacheFormat()
-    elements = sum(count * layer.attention.cached_elements for layer, count in architecture.layers)
-    return fmt.bytes_of(elements)

@@ -13,7 +13,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.measure.registry import find_task
 from orchestrator.plan.axes import Axis, Fixed
 from orchestrator.plan.compose import check_task
-from orchestrator.plan.identity import copied, identity_problems
+from orchestrator.plan.identity import check_values, copied
 from orchestrator.plan.messages import translated
 from orchestrator.plan.schema import (
     IDENTITY_KEYS,
@@ -73,7 +73,7 @@ class Composition:
             if leaf == MISSING and key not in self._keys:
                 raise _must_be_given(key)
         if self.plain:
-            _check_values(self.base, self.task.config, skip=self._keys)
+            check_values(self.base, self.task.config, skip=self._keys)
         with translated():
             self.settings_tree: Tree = {key: _resolved(config, key) for key in SETTING_KEYS}
         for key, problem in field_problems(RootConfig, self.settings_tree, ""):
@@ -102,7 +102,7 @@ class Composition:
                 fitted = _resolved(config, key)
             probe = copied(self.base)
             put(probe, key, fitted)
-            _check_values(probe, self.task.config, only=key)
+            check_values(probe, self.task.config, only=key)
             self._typed[seen] = fitted
         return self._typed[seen]
 
@@ -117,7 +117,7 @@ class Composition:
                 config.device.kind = self.device_kind(device_kind)
             typed = [_resolved(config, key) for key in self._keys]
             tree: Tree = {key: copied(_resolved(config, key)) for key in IDENTITY_KEYS}
-        _check_values(tree, self.task.config)
+        check_values(tree, self.task.config)
         return tree, typed
 
     def device_kind(self, device_kind: DeviceKind) -> str:
@@ -178,14 +178,6 @@ class Mixture:
         if tree["model"]["path"]:
             tree["model"]["path"] = os.path.abspath(os.path.expanduser(tree["model"]["path"]))
         return {"schema": SCHEMA_VERSION, **tree}, typed
-
-
-def _check_values(
-    tree: Tree, task_config: type, *, skip: Sequence[str] = (), only: str | None = None
-) -> None:
-    for key, problem in identity_problems(tree, task_config):
-        if key not in skip and (only is None or key == only or key.startswith(f"{only}.")):
-            raise ConfigError(problem, where=key)
 
 
 def _check_settings(tree: Tree) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -73,11 +73,31 @@ def copied(tree: Any) -> Any:
     return tree
 
 
-def identity_problems(identity: Mapping[str, Any], task_config: type) -> Iterator[tuple[str, str]]:
-    """Yield (key, what is wrong) for every value that its field's metadata rules out."""
-    for name, kind in {"task": task_config, **IDENTITY_GROUPS}.items():
-        yield from field_problems(kind, identity[name], name)
-    yield from field_problems(RootConfig, {"seed": identity["seed"]}, "")
+def check_values(
+    identity: Mapping[str, Any],
+    task_config: type,
+    *,
+    skip: Sequence[str] = (),
+    only: str | None = None,
+) -> None:
+    """Raise :class:`ConfigError` for a value that its field rules out.
+
+    Parameters
+    ----------
+    task_config : type
+        Dataclass of the task's options.
+    skip : sequence of str
+        Keys that are not looked at.
+    only : str, optional
+        The one key, and those inside it, that are.
+    """
+    kinds = {"task": task_config, **IDENTITY_GROUPS}
+    found = [
+        problem for name in kinds for problem in field_problems(kinds[name], identity[name], name)
+    ]
+    for key, problem in (*found, *field_problems(RootConfig, {"seed": identity["seed"]}, "")):
+        if key not in skip and (only is None or key == only or key.startswith(f"{only}.")):
+            raise ConfigError(problem, where=key)
 
 
 def check_together(identity: Mapping[str, Any]) -> None:
@@ -150,8 +170,7 @@ def rebuild(identity: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise ConfigError(f"{seed!r} is not an int", where="seed")
     tree["seed"] = seed
-    for key, problem in identity_problems(tree, task_config):
-        raise ConfigError(problem, where=key)
+    check_values(tree, task_config)
     check_together(tree)
     if tree["device"]["kind"] == "auto":
         raise ConfigError("an identity never says auto", where="device.kind")

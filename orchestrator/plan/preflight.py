@@ -22,6 +22,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.host.cpu import emulates_half_precision
 from orchestrator.host.memory import usable_bytes
 from orchestrator.measure.registry import find_task
+from orchestrator.measure.wording import counted, gib
 
 if TYPE_CHECKING:
     from orchestrator.model import Ceilings, Expectation
@@ -118,7 +119,7 @@ def preflight(plan: Plan, gpus: Gpus = tuple, *, times: bool = False) -> Preflig
                 pass
             elif floor is not None and floor > available:
                 impossible.append((floor, available))
-                reason = f"needs at least {_gib(floor)} of memory, there are {_gib(available)}"
+                reason = f"needs at least {gib(floor)} of memory, there are {gib(available)}"
                 if mode == "skip":
                     trial = dataclasses.replace(trial, infeasible=reason)
                 else:
@@ -127,7 +128,7 @@ def preflight(plan: Plan, gpus: Gpus = tuple, *, times: bool = False) -> Preflig
                 trial = dataclasses.replace(trial, infeasible=_OUT_OF_REACH)
             elif (needed := expectation.memory_bytes) > available:
                 tight.append((needed, available))
-                doubts[trial.hash] = f"needs about {_gib(needed)}, there are {_gib(available)}"
+                doubts[trial.hash] = f"needs about {gib(needed)}, there are {gib(available)}"
             if trial.infeasible is None:
                 halves += emulated
         trials.append(trial)
@@ -139,7 +140,7 @@ def preflight(plan: Plan, gpus: Gpus = tuple, *, times: bool = False) -> Preflig
         warnings.append(_told(tight, "may not fit into memory", "about "))
     if halves:
         warnings.append(
-            f"{_count(halves)} in half precision, for which this CPU has no instructions "
+            f"{counted(halves, 'trial')} in half precision, for which this CPU has no instructions "
             "(no AVX-512): products up to 100 times slower than with quant=fp32"
         )
     checked = dataclasses.replace(plan, trials=tuple(trials))
@@ -230,12 +231,5 @@ def _ceilings(kind: str, cluster: str, gpus: Gpus) -> tuple[Ceilings | None, boo
 def _told(found: list[tuple[float, float]], what: str, about: str) -> str:
     needed, available = max(found)
     most = "it needs" if len(found) == 1 else "the largest needs"
-    return f"{_count(len(found))} {what}: {most} {about}{_gib(needed)}, there are {_gib(available)}"
-
-
-def _count(trials: int) -> str:
-    return "1 trial" if trials == 1 else f"{trials} trials"
-
-
-def _gib(size: float) -> str:
-    return f"{size / 2**30:.1f} GiB"
+    trials = counted(len(found), "trial")
+    return f"{trials} {what}: {most} {about}{gib(needed)}, there are {gib(available)}"

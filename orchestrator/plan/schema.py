@@ -1,4 +1,4 @@
-"""The typed shape of everything a person can choose; plain dataclasses, nothing is imported here.
+"""The typed shape of everything a person can choose; plain dataclasses.
 
 ::
 
@@ -17,18 +17,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, get_type_hints
 
+from orchestrator.measure.options import bounded, choice
+
 SCHEMA_VERSION = 1
 MISSING: Any = "???"  # OmegaConf's mark for a value that must be given
-
-
-def choice(*names: str) -> Any:
-    """A text field that takes one of ``names``; the first is the default."""
-    return field(default=names[0], metadata={"choices": names})
-
-
-def bounded(default: Any, *, low: float | None = None, high: float | None = None) -> Any:
-    """A number field with inclusive bounds; None passes where the type allows it."""
-    return field(default=default, metadata={"low": low, "high": high})
 
 
 @dataclass

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.attempt import AttemptReport, AttemptSpec, Outcome, Slot
+from orchestrator.measure.wording import counted
 from orchestrator.plan.predictions import with_predictions
 from orchestrator.record.artifacts import (
     CONFIG,
@@ -359,10 +360,9 @@ def plan_json(plan: Plan) -> dict[str, Any]:
 def description(plan: Plan, command: Sequence[str], todo: int | None) -> str:
     """The sweep in Markdown, for the parent run's page."""
     lines = [plan.description.strip(), ""] if plan.description else []
-    total = len(plan.trials)
-    count = f"{total} trial{'' if total == 1 else 's'}"
+    count = counted(len(plan.trials), "trial")
     if todo is not None:
-        count += f", {todo} attempt{'' if todo == 1 else 's'} to run"
+        count += f", {counted(todo, 'attempt')} to run"
     lines += [f"**{count}**", ""]
     if plan.axes:
         lines += ["| axis | values |", "|---|---|"]

@@ -10,6 +10,7 @@ import copy
 import getpass
 import os
 import platform
+import re
 import socket
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from orchestrator.host import cgroup, cpu, memory
 from orchestrator.record.redact import Redactor
 
 GIT_TIMEOUT_S = 5.0
+_HEADER = {key: re.compile(rf"^{key}: *(\S+)", re.MULTILINE) for key in ("Name", "Version")}
 
 
 def provenance(
@@ -96,10 +98,12 @@ def package_versions() -> dict[str, str]:
     """Every installed distribution and its version, by normalised name."""
     found: dict[str, str] = {}
     for distribution in metadata.distributions():
-        name = distribution.metadata["Name"] if distribution.metadata else None
-        if name:
+        text = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
+        # Not parsed as the e-mail it is: for two hundred of them that takes most of a second.
+        name, version = (_HEADER[key].search(text) for key in ("Name", "Version"))
+        if name and version:
             # The first on the path is the one that gets imported.
-            found.setdefault(str(name).lower().replace("_", "-"), str(distribution.version))
+            found.setdefault(name[1].lower().replace("_", "-"), version[1])
     return dict(sorted(found.items()))
 
 

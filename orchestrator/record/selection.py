@@ -18,6 +18,7 @@ from typing import Any
 
 from orchestrator.attempt import AttemptReport
 from orchestrator.errors import UsageError
+from orchestrator.measure.wording import counted
 from orchestrator.record import AttemptSummary, Store, SweepRun
 
 HARDWARE_PREFIX = "hw:"
@@ -113,10 +114,6 @@ def _summaries(store: Store, word: str) -> Sequence[AttemptSummary]:
     )
 
 
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
 def _nth_run(store: Store, sweep: str, position: str) -> SweepRun:
     runs = runs_with_attempts(store, sweep)
     if not runs:
@@ -126,7 +123,7 @@ def _nth_run(store: Store, sweep: str, position: str) -> SweepRun:
     # @-1 is the last run, @1 the first.
     index = int(position)
     if abs(index) > len(runs):
-        raise UsageError(f"sweep {sweep!r} has {_counted(len(runs), 'run')}, not {abs(index)}")
+        raise UsageError(f"sweep {sweep!r} has {counted(len(runs), 'run')}, not {abs(index)}")
     return runs[-index - 1] if index < 0 else runs[len(runs) - index]
 
 

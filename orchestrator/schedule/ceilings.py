@@ -32,8 +32,9 @@ if TYPE_CHECKING:
     from orchestrator.plan import Plan, Settings
 
 TASK = "ceilings"
-# Longer than this the machine is too busy for what is called a ceiling.
-TIMEOUT_S = 300.0
+# Longer than this the machine is too busy for what is called a ceiling, and somebody waits.
+TIMEOUT_S = 60.0
+# A sweep that took less than the ceilings would is not made to wait for them.
 WORTH_S = 20.0
 
 
@@ -97,15 +98,15 @@ def measure_missing(
             return
         plan = _plan(missing, settings)
         try:
-            report = run(plan)
+            ended = run(plan)
         except OrchestratorError as error:
             say(f"no predictions of times: {error}")
             return
-        if report is None or report.outcome is Outcome.CANCELLED:
+        if ended is None or ended.outcome is Outcome.CANCELLED:
             return
-        keep_measured(report, plan.trials[0].identity)
-        if report.outcome is not Outcome.OK:
-            reason = report.reason or report.outcome.value
+        keep_measured(ended, plan.trials[0].identity)
+        if ended.outcome is not Outcome.OK:
+            reason = ended.reason or ended.outcome.value
             say(f"no predictions of times: the ceilings could not be measured: {reason}")
 
 

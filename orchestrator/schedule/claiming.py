@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from types import TracebackType
 
 from orchestrator.attempt import AttemptSpec, Outcome
 from orchestrator.schedule.events import Claimed, ClusterEvent, Ended, MadeElsewhere, Vanished
@@ -125,12 +124,7 @@ class ClaimingCluster:
     def __enter__(self) -> ClaimingCluster:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         with self._changed:
             self._closed = True
             self._changed.notify_all()

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from orchestrator.attempt import Resources
 from orchestrator.errors import ClusterError
-
-GIB = 1024**3
+from orchestrator.measure.wording import counted, gib
 
 
 @dataclass(frozen=True)
@@ -33,10 +32,10 @@ class Demand:
     accelerator: str | None = None
 
     def __str__(self) -> str:
-        parts = [_count(self.gpus, self.accelerator or "GPU")] if self.gpus else []
-        parts.append(_count(self.cpus, "CPU core"))
+        parts = [counted(self.gpus, self.accelerator or "GPU")] if self.gpus else []
+        parts.append(counted(self.cpus, "CPU core"))
         if self.memory_bytes:
-            parts.append(f"{self.memory_bytes / GIB:.1f} GiB memory")
+            parts.append(f"{gib(self.memory_bytes)} memory")
         return ", ".join(parts)
 
 
@@ -93,11 +92,7 @@ def _largest(nodes: Sequence[Node]) -> str:
         return "The cluster has no nodes"
     node = max(nodes, key=lambda node: (node.gpus, node.cpus, node.memory_bytes or 0))
     kinds = "/".join(sorted(node.accelerators))
-    has = [_count(node.gpus, f"{kinds} GPU".strip()), _count(node.cpus, "CPU core")]
+    has = [counted(node.gpus, f"{kinds} GPU".strip()), counted(node.cpus, "CPU core")]
     if node.memory_bytes:
-        has.append(f"{node.memory_bytes / GIB:.1f} GiB memory")
+        has.append(f"{gib(node.memory_bytes)} memory")
     return f"The largest node ({node.host}) has {', '.join(has)}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

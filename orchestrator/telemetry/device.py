@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.telemetry.nvml import NO_GPU_HERE, NvmlError, Session
+from orchestrator.telemetry.nvml import NO_GPU_HERE, NvmlError, NvmlSession
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Inventory:
 def inventory() -> Inventory:
     """Ask NVML for every device; never raises."""
     try:
-        session = Session()
+        session = NvmlSession()
     except NvmlError as error:
         return Inventory(reason=error.what, broken=error.what not in NO_GPU_HERE)
     try:
@@ -124,7 +124,7 @@ def _torch_has_cuda() -> bool:
     return found is not None and found[1].strip() != "None"
 
 
-def _list(session: Session) -> Inventory:
+def _list(session: NvmlSession) -> Inventory:
     found: list[Device] = []
     lost: list[str] = []
     for index in range(session.call("nvmlDeviceGetCount")):
@@ -139,7 +139,7 @@ def _list(session: Session) -> Inventory:
     return Inventory(tuple(found), reason, session.driver_version, session.simulated, broken)
 
 
-def _slices(session: Session, parent: Any) -> list[Device]:
+def _slices(session: NvmlSession, parent: Any) -> list[Device]:
     current, _pending = session.ask("nvmlDeviceGetMigMode", parent, default=(0, 0))
     if not current:
         return []
@@ -152,7 +152,7 @@ def _slices(session: Session, parent: Any) -> list[Device]:
     return found
 
 
-def describe(session: Session, handle: Any, parent: Device | None = None) -> Device:
+def describe(session: NvmlSession, handle: Any, parent: Device | None = None) -> Device:
     """The device behind an NVML handle, a MIG slice with its parent's board; raises NvmlError."""
     ask = session.ask
     if parent is None and ask("nvmlDeviceIsMigDeviceHandle", handle, default=False):

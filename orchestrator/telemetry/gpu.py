@@ -18,7 +18,7 @@ from typing import Any
 
 from orchestrator.telemetry.device import Device
 from orchestrator.telemetry.gpu_reader import SLOW_EVERY, GpuReader
-from orchestrator.telemetry.nvml import NvmlError, Session, shared_session
+from orchestrator.telemetry.nvml import NvmlError, NvmlSession, shared_session
 from orchestrator.telemetry.series import SeriesSet
 
 OPEN_TIMEOUT_S = 10.0
@@ -41,7 +41,7 @@ class GpuSampler:
         uuids: Sequence[str],
         *,
         period_s: float = 0.05,
-        session: Callable[[], Session] = shared_session,
+        session: Callable[[], NvmlSession] = shared_session,
         now_ns: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
         self.period_s = period_s

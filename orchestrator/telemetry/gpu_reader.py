@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from orchestrator.telemetry.device import Device, describe
-from orchestrator.telemetry.nvml import Kind, NvmlError, Session, throttle_field_ids
+from orchestrator.telemetry.nvml import Kind, NvmlError, NvmlSession, throttle_field_ids
 from orchestrator.telemetry.process import ProcessSplit, in_host_namespace, split
 from orchestrator.telemetry.series import SeriesSet
 
@@ -26,7 +26,7 @@ Probe = Callable[[], float]
 class GpuReader:
     """Reads one GPU or MIG slice; knows what it cannot tell and whether it is lost."""
 
-    def __init__(self, session: Session, uuid: str, series: SeriesSet) -> None:
+    def __init__(self, session: NvmlSession, uuid: str, series: SeriesSet) -> None:
         self.uuid = uuid
         self.absent: dict[str, str] = {}
         self.lost: str | None = None

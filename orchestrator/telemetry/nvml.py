@@ -131,7 +131,7 @@ class ProcessMemory:
     compute: bool = True
 
 
-class Session:
+class NvmlSession:
     """NVML initialised once; :meth:`close` gives it back. Raises :class:`NvmlError` on opening.
 
     Attributes
@@ -273,13 +273,13 @@ def throttle_field_ids(driver_version: str, pynvml: Any) -> dict[str, int]:
     return ids | {name: first + i for i, name in enumerate(names)}
 
 
-_shared: list[Session] = []
+_shared: list[NvmlSession] = []
 
 
-def shared_session() -> Session:
+def shared_session() -> NvmlSession:
     """The session this process keeps open: initialising a driver costs tens of milliseconds."""
     if not _shared:
-        _shared.append(Session())
+        _shared.append(NvmlSession())
     return _shared[0]
 
 

@@ -10,10 +10,10 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from orchestrator.telemetry.nvml import NvmlError, Session, shared_session
+from orchestrator.measure.wording import gib
+from orchestrator.telemetry.nvml import NvmlError, NvmlSession, shared_session
 
 ANSWER_TIMEOUT_S = 10.0
-_GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Held:
 
     def __str__(self) -> str:
         by = f" by process {', '.join(map(str, self.pids))}" if self.pids else ""
-        return f"{self.used_bytes / _GIB:.1f} GiB of {self.uuid} in use{by}"
+        return f"{gib(self.used_bytes)} of {self.uuid} in use{by}"
 
 
 class Vacancy:
@@ -54,7 +54,7 @@ class Vacancy:
         uuids: Sequence[str],
         limit_bytes: float,
         *,
-        session: Callable[[], Session] = shared_session,
+        session: Callable[[], NvmlSession] = shared_session,
     ) -> None:
         self.held: tuple[Held, ...] = ()
         self._uuids, self._limit_bytes, self._session = uuids, limit_bytes, session

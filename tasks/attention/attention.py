@@ -21,7 +21,6 @@ from orchestrator.engines import transformers as loading
 from orchestrator.engines.transformers.compilation import CompileWatch
 from orchestrator.engines.transformers.generation import no_phase
 from orchestrator.measure import (
-    ConfigError,
     Identity,
     Infeasible,
     MetricSpec,
@@ -32,7 +31,9 @@ from orchestrator.measure import (
     tracker,
 )
 from orchestrator.measure.figures import Bars, Scaling
+from orchestrator.measure.options import bounded, choice
 from orchestrator.measure.phase_memory import PhaseMemory
+from orchestrator.measure.wording import gib
 from orchestrator.tasks.attention.kernels import (
     COMPILED,
     IMPLEMENTATIONS,
@@ -50,7 +51,6 @@ from orchestrator.tasks.training.training_expected import device_memory_bytes
 if TYPE_CHECKING:
     import torch
 
-_GIB = 1 << 30
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Squares of scores that exist at once: two in the forward pass, three in the backward pass.
 _SQUARES = 3
@@ -72,11 +72,11 @@ class AttentionConfig:
     """
 
     name: str = "attention"
-    implementation: str = "sdpa_flash"
-    batch_size: int = 8
-    heads: int = 1
-    tokens: int = 1024
-    head_dim: int = 64
+    implementation: str = choice(*IMPLEMENTATIONS, default="sdpa_flash")
+    batch_size: int = bounded(8, low=1)
+    heads: int = bounded(1, low=1)
+    tokens: int = bounded(1024, low=1)
+    head_dim: int = bounded(64, low=1)
     causal: bool = True
 
     @property
@@ -94,13 +94,6 @@ def check(identity: Identity) -> str | None:
     """None, or one line why this cannot be done; :class:`ConfigError` for what has no sense."""
     options, quant = identity["task"], identity["quant"]
     kind, implementation = identity["device"]["kind"], options["implementation"]
-    loading.check_positive(options, "batch_size", "heads", "tokens", "head_dim")
-    if implementation not in IMPLEMENTATIONS:
-        raise ConfigError(
-            f"unknown implementation {implementation!r}",
-            where="task.implementation",
-            fix=f"Known: {', '.join(IMPLEMENTATIONS)}",
-        )
     if quant["scheme"] != "none":
         return f"attention has no weights to be {quant['scheme']}: quant=fp32, bf16 or fp16"
     if implementation in ("sdpa_efficient", "sdpa_cudnn") and kind != "cuda":
@@ -147,8 +140,8 @@ def _expect(options: AttentionConfig, kind: str, dtype: str, recorder: Recorder)
     # One square alone: what a compiler may fuse away is no reason to refuse.
     if available is not None and options.square_bytes(dtype) > available:
         raise Infeasible(
-            f"the scores alone need {options.square_bytes(dtype) / _GIB:.1f} GiB, "
-            f"the device has {available / _GIB:.1f} GiB",
+            f"the scores alone need {gib(options.square_bytes(dtype))}, "
+            f"the device has {gib(available)}",
             where="task.tokens",
             fix="Take fewer tokens, or sdpa_flash, which keeps no scores",
         )

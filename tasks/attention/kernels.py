@@ -95,12 +95,12 @@ def ran(attend: Attend, inputs: list[torch.Tensor]) -> str:
 
     seen: list[str] = []
 
-    class Watch(TorchDispatchMode):  # type: ignore[misc]
+    class KernelWatch(TorchDispatchMode):  # type: ignore[misc]
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
             seen.append(str(func))
             return func(*args, **(kwargs or {}))
 
-    with Watch():
+    with KernelWatch():
         attend(*inputs)
     marks = {name for op in seen for part, name in _MARKS.items() if part in op}
     return ", ".join(sorted(marks)) or NAIVE

@@ -35,7 +35,7 @@ _LOGITS = ((64, 1 << 11), (512, 1 << 13), (512, 1 << 15))
 
 
 @dataclass(frozen=True)
-class Scale:
+class SizeScale:
     """Sizes of what is measured: widths that models have, and more weights than a cache holds.
 
     Attributes
@@ -61,7 +61,7 @@ class Scale:
     reading_bytes: tuple[int, ...]
 
 
-CPU = Scale(
+CPU = SizeScale(
     widths=(32, 256, 768, 2048),
     rows=(1, 4, 16, 64, 256, 1024),
     spans=(16, 128, 512, 1024),
@@ -72,7 +72,7 @@ CPU = Scale(
     triad_bytes=tuple(3 << n for n in (15, 18, 21, 24, 26)),
     reading_bytes=tuple(1 << n for n in (20, 23, 25, 26, 28)),
 )
-CUDA = Scale(
+CUDA = SizeScale(
     widths=(32, 1024, 4096, 8192),
     rows=(1, 8, 64, 512, 2048),
     spans=(16, 128, 1024, 4096),
@@ -153,7 +153,7 @@ class Operations:
     """Measures on one device."""
 
     device: torch.device
-    scale: Scale
+    scale: SizeScale
     timer: Timer
 
     def inference(self, name: str) -> Iterator[Point]:

@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.engines import transformers as loading
 from orchestrator.engines.transformers import tokens
+from orchestrator.engines.transformers.feasible import ATTENTIONS
 from orchestrator.engines.transformers.generation import GreedyGenerator, SequenceTiming
 from orchestrator.measure import (
     ConfigError,
@@ -43,6 +44,7 @@ from orchestrator.measure import (
     Task,
 )
 from orchestrator.measure.figures import Bars, Breakdown, Ranking
+from orchestrator.measure.options import bounded, choice
 from orchestrator.tasks.profile.attribution import Operator, Profile, attribute
 from orchestrator.tasks.profile.bounds import Ceiling, measure_ceiling
 from orchestrator.tasks.profile.capture import capture, mark_phase, no_collection
@@ -84,12 +86,12 @@ class ProfileConfig:
     """
 
     name: str = "profile"
-    scenario: str = "prefill_dominant"
-    batch_size: int = 1
-    prompt_tokens: int = 0
-    decode_steps: int = 0
-    attention: str = "sdpa"
-    warmup: int = 1
+    scenario: str = choice(*SCENARIOS, CUSTOM)
+    batch_size: int = bounded(1, low=1)
+    prompt_tokens: int = bounded(0, low=0)
+    decode_steps: int = bounded(0, low=0)
+    attention: str = choice(*ATTENTIONS)
+    warmup: int = bounded(1, low=0)
     shapes: bool = True
     memory: bool = True
     stacks: bool = False
@@ -101,19 +103,16 @@ def lengths(options: dict[str, Any]) -> tuple[int, int]:
     Raises
     ------
     ConfigError
-        For a scenario there is not, or lengths that contradict it.
+        For lengths that contradict the scenario.
     """
     scenario = options["scenario"]
     own = (options["prompt_tokens"], options["decode_steps"])
     if scenario == CUSTOM:
-        loading.check_positive(options, "prompt_tokens", "decode_steps")
+        if not all(own):
+            raise ConfigError(
+                "custom needs both lengths", where="task.prompt_tokens, task.decode_steps"
+            )
         return own
-    if scenario not in SCENARIOS:
-        raise ConfigError(
-            f"unknown scenario {scenario!r}",
-            where="task.scenario",
-            fix=f"Known: {', '.join((*SCENARIOS, CUSTOM))}",
-        )
     if any(own):
         raise ConfigError(
             f"{scenario} has lengths of its own",
@@ -126,8 +125,6 @@ def lengths(options: dict[str, Any]) -> tuple[int, int]:
 def check(identity: Identity) -> str | None:
     """None, or one line why this cannot be done; :class:`ConfigError` for what has no sense."""
     options = identity["task"]
-    loading.check_positive(options, "batch_size")
-    loading.check_not_negative(options, "warmup")
     prompt_tokens, decode_steps = lengths(options)
     return (
         loading.check_model(identity)

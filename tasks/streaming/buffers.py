@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Slot:
+class Buffer:
     """Room for one unit: a buffer on the host and, with a GPU, one on it; None: made per tensor."""
 
     host: torch.Tensor | None
@@ -55,10 +55,10 @@ class Loader:
 
             self._stream = torch.cuda.Stream(device)
 
-    def new_slot(self, capacity_bytes: int | None = None) -> Slot:
+    def new_slot(self, capacity_bytes: int | None = None) -> Buffer:
         """A slot; its buffers are allocated here, pinned where that was asked for."""
         if not self._single:
-            return Slot(None, None)
+            return Buffer(None, None)
         room = self._capacity_bytes if capacity_bytes is None else capacity_bytes
         host = pages.lasting(room, pinned=self._pinned)
         on_device = None
@@ -66,9 +66,9 @@ class Loader:
             import torch
 
             on_device = torch.empty(room, dtype=torch.uint8, device=self._device)
-        return Slot(host, on_device)
+        return Buffer(host, on_device)
 
-    def load(self, unit: Unit, slot: Slot, span: Span) -> dict[str, torch.Tensor]:
+    def load(self, unit: Unit, slot: Buffer, span: Span) -> dict[str, torch.Tensor]:
         """The unit's tensors on the device as flat bytes, by key; valid until the slot is reused.
 
         ``span`` books ``disk_read``, ``pin`` and ``h2d``.

@@ -40,7 +40,7 @@ class Interval:
     end_ns: int
 
 
-class Ledger:
+class StepLedger:
     """Books foreground and background intervals of one sequence; thread-safe for appending."""
 
     def __init__(self, clock: Clock) -> None:
@@ -156,7 +156,7 @@ class Ledger:
 class CuttingClock:
     """A clock whose marks also cut the ledger: steps are those that the generator times."""
 
-    def __init__(self, clock: Clock, ledger: Ledger) -> None:
+    def __init__(self, clock: Clock, ledger: StepLedger) -> None:
         self._clock = clock
         self._ledger = ledger
         self.nvtx = clock.nvtx

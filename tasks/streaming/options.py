@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from orchestrator.engines.transformers.feasible import ATTENTIONS
+from orchestrator.measure.options import bounded, choice
+
 
 @dataclass
 class StreamingConfig:
@@ -37,19 +40,20 @@ class StreamingConfig:
     """
 
     name: str = "streaming"
-    batch_size: int = 1
-    prompt_tokens: int = 32
-    new_tokens: int = 9
-    attention: str = "sdpa"
-    transfer: str = "async"
-    depth: int = 1
-    workers: int = 1
+    batch_size: int = bounded(1, low=1)
+    prompt_tokens: int = bounded(32, low=1)
+    # A single new token has no decode step.
+    new_tokens: int = bounded(9, low=2)
+    attention: str = choice(*ATTENTIONS)
+    transfer: str = choice("sync", "async", default="async")
+    depth: int = bounded(1, low=1)
+    workers: int = bounded(1, low=1)
     pinned: bool = False
-    buffer: str = "single"
+    buffer: str = choice("tensor", "single", default="single")
     resident_embedding: bool = True
     resident_norm: bool = True
     resident_head: bool = True
-    page_cache: str = "dropped"
+    page_cache: str = choice("warm", "dropped", default="dropped")
     direct: bool = True
-    budget_bytes: int | None = None
-    disk_bytes_per_s: float | None = None
+    budget_bytes: int | None = bounded(None, low=1)
+    disk_bytes_per_s: float | None = bounded(None, low=1)

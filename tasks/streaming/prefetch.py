@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from orchestrator.tasks.streaming.buffers import Loader, Slot
-from orchestrator.tasks.streaming.intervals import Ledger
+from orchestrator.tasks.streaming.buffers import Buffer, Loader
+from orchestrator.tasks.streaming.intervals import StepLedger
 from orchestrator.tasks.streaming.layout import Unit
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Loaded:
 
     unit: Unit
     tensors: dict[str, torch.Tensor]
-    slot: Slot
+    slot: Buffer
 
 
 class Pipeline(Protocol):
@@ -60,7 +60,7 @@ class HeldPipeline:
     Of each kind the first unit stands for all, so that it takes less memory than a layer each.
     """
 
-    def __init__(self, ring: Sequence[Unit], loader: Loader, ledger: Ledger) -> None:
+    def __init__(self, ring: Sequence[Unit], loader: Loader, ledger: StepLedger) -> None:
         self._held: dict[str, Loaded] = {}
         for unit in ring:
             if unit.kind not in self._held:
@@ -86,7 +86,7 @@ class HeldPipeline:
 class SyncPipeline:
     """Reads in the foreground, when asked."""
 
-    def __init__(self, loader: Loader, ledger: Ledger) -> None:
+    def __init__(self, loader: Loader, ledger: StepLedger) -> None:
         self._loader = loader
         self._ledger = ledger
         self._slot = loader.new_slot()
@@ -115,7 +115,7 @@ class AsyncPipeline:
     """
 
     def __init__(
-        self, ring: Sequence[Unit], loader: Loader, ledger: Ledger, *, depth: int, workers: int
+        self, ring: Sequence[Unit], loader: Loader, ledger: StepLedger, *, depth: int, workers: int
     ) -> None:
         self._ring = ring
         self._loader = loader
@@ -178,7 +178,7 @@ class AsyncPipeline:
                     self._change.wait()
                 if self._closed or self._error is not None:
                     return
-                # Slot and ticket together: the earliest unit outstanding always has a slot.
+                # Buffer and ticket together: the earliest unit outstanding always has a slot.
                 slot = self._free.pop()
                 ticket = self._next_read
                 self._next_read += 1

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.measure import InputError
-from orchestrator.tasks.streaming.intervals import Ledger
+from orchestrator.tasks.streaming.intervals import StepLedger
 from orchestrator.tasks.streaming.layout import TensorPlace, Unit, lay_out
 from orchestrator.tasks.streaming.packed import ABSMAX, NESTED_ABSMAX, Unpacker
 from orchestrator.tasks.streaming.prefetch import Loaded, Pipeline
@@ -138,7 +138,7 @@ class StreamedModel:
         units: tuple[Unit, ...],
         pipeline: Pipeline,
         unpacker: Unpacker,
-        ledger: Ledger,
+        ledger: StepLedger,
     ) -> None:
         self.pipeline = pipeline
         self._model = model

@@ -11,7 +11,7 @@ from orchestrator.measure import Identity, Recorder
 from orchestrator.tasks.streaming.bandwidth import DiskProbe
 from orchestrator.tasks.streaming.budget import Budget
 from orchestrator.tasks.streaming.buffers import Loader
-from orchestrator.tasks.streaming.intervals import Ledger
+from orchestrator.tasks.streaming.intervals import StepLedger
 from orchestrator.tasks.streaming.layout import Unit, largest_bytes
 from orchestrator.tasks.streaming.options import StreamingConfig
 from orchestrator.tasks.streaming.packed import ABSMAX, NESTED_ABSMAX, Unpacker
@@ -32,7 +32,7 @@ _READAHEAD_BYTES = 4 << 20
 _LEFT_OVER = 0.1
 
 
-class Session:
+class StreamingSession:
     """Everything that streams one model.
 
     Attributes
@@ -58,7 +58,7 @@ class Session:
             if identity["device"]["kind"] == "cuda"
             else (torch.device("cpu"))
         )
-        self.ledger = Ledger(recorder.clock)
+        self.ledger = StepLedger(recorder.clock)
         self._options = options
         self._identity = identity
         dtype = getattr(torch, identity["quant"]["dtype"])

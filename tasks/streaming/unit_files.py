@@ -30,7 +30,7 @@ EXIT_NO_SPACE = 28
 
 
 @dataclass(frozen=True)
-class Store:
+class UnitFiles:
     """Where the tensors of a model are read from.
 
     Attributes
@@ -43,7 +43,7 @@ class Store:
     directory: Path | None
 
 
-def open_store(prepared: Prepared, identity: Identity) -> Store:
+def open_store(prepared: Prepared, identity: Identity) -> UnitFiles:
     """The store of a prepared model, made on first use.
 
     Raises
@@ -55,7 +55,7 @@ def open_store(prepared: Prepared, identity: Identity) -> Store:
     if prepared.directory is not None and quant["scheme"] == "none":
         places = places_in(prepared.files)
         if {place.dtype for place in places.values()} == {quant["dtype"]}:
-            return Store(places, None)
+            return UnitFiles(places, None)
     key = digest_json(
         {
             "version": STORE_VERSION,
@@ -71,7 +71,7 @@ def open_store(prepared: Prepared, identity: Identity) -> Store:
         "files": [str(file) for file in prepared.files],
     }
     directory = publish(cache_root() / "streamed" / key[:32], lambda path: _write(request, path))
-    return Store(places_in(sorted(directory.glob("unit-*.safetensors"))), directory)
+    return UnitFiles(places_in(sorted(directory.glob("unit-*.safetensors"))), directory)
 
 
 def _write(request: dict[str, Any], directory: Path) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from orchestrator.engines.transformers.feasible import ATTENTIONS
+from orchestrator.measure.options import bounded, choice
+
 
 @dataclass
 class TrainingConfig:
@@ -33,13 +36,14 @@ class TrainingConfig:
     """
 
     name: str = "training"
-    batch_size: int = 4
-    context_tokens: int = 256
-    accumulation: int = 1
-    attention: str = "sdpa"
-    autocast: str = "none"
+    batch_size: int = bounded(4, low=1)
+    # One token has no next one to predict.
+    context_tokens: int = bounded(256, low=2)
+    accumulation: int = bounded(1, low=1)
+    attention: str = choice(*ATTENTIONS)
+    autocast: str = choice("none", "bfloat16")
     compile: bool = False
-    compile_scope: str = "layer"
+    compile_scope: str = choice("layer", "model")
     checkpointing: bool = False
     optimizer: bool = True
     memory_snapshot: bool = False

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.engines import transformers as loading
 from orchestrator.engines.transformers import tokens
-from orchestrator.engines.transformers.compilation import MOST_ROUNDS, SCOPES, CompileWatch
+from orchestrator.engines.transformers.compilation import MOST_ROUNDS, CompileWatch
 from orchestrator.measure import (
     ConfigError,
     CudaMemory,
@@ -52,20 +52,12 @@ if TYPE_CHECKING:
 
     from orchestrator.model.expectation import Expectation
 
-_CHOICES = {"autocast": ("none", "bfloat16"), "compile_scope": SCOPES}
 _LEARNING_RATE = 1e-4
 
 
 def check(identity: Identity) -> str | None:
     """None, or one line why this cannot be done; :class:`ConfigError` for what has no sense."""
     options, quant = identity["task"], identity["quant"]
-    loading.check_positive(options, "batch_size", "context_tokens", "accumulation")
-    if options["context_tokens"] < 2:
-        raise ConfigError(
-            "one token has no next one to predict",
-            where="task.context_tokens",
-            fix="Give at least 2",
-        )
     if options["batch_size"] % options["accumulation"]:
         raise ConfigError(
             f"a batch of {options['batch_size']} cannot be split into "
@@ -73,11 +65,6 @@ def check(identity: Identity) -> str | None:
             where="task.accumulation",
             fix="It must divide task.batch_size",
         )
-    for name, known in _CHOICES.items():
-        if options[name] not in known:
-            raise ConfigError(
-                f"unknown {options[name]!r}", where=f"task.{name}", fix=f"Known: {', '.join(known)}"
-            )
     return (
         loading.check_model(identity)
         or _check_precision(quant["scheme"], quant["dtype"], options["autocast"])

@@ -8,6 +8,7 @@ from typing import Any
 
 from orchestrator.host.memory import usable_bytes
 from orchestrator.measure import ConfigError, Infeasible
+from orchestrator.measure.wording import gib
 from orchestrator.model import (
     EAGER,
     IDEAL,
@@ -26,8 +27,6 @@ from orchestrator.model import (
 from orchestrator.model.datasheet import datasheet_of
 from orchestrator.model.expectation import Expectation, Steps, Work
 from orchestrator.tasks.training.options import TrainingConfig
-
-_GIB = 1 << 30
 
 
 class Expected:
@@ -91,8 +90,8 @@ class Expected:
         needed = self.memory.states_bytes
         if needed > available_bytes:
             raise Infeasible(
-                f"weights, gradients and optimizer need {needed / _GIB:.1f} GiB, "
-                f"the device has {available_bytes / _GIB:.1f} GiB",
+                f"weights, gradients and optimizer need {gib(needed)}, "
+                f"the device has {gib(available_bytes)}",
                 where="model",
                 fix="Take a smaller model, quant=bf16 or a larger device",
             )

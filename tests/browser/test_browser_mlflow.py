@@ -48,6 +48,7 @@ SWEEP = (
     "device=cpu",
     # What other programs do to the cores meanwhile is marked, and refuses nothing.
     "verdict=off",
+    "ceilings=off",
 )
 PATIENCE_S = 240
 

@@ -14,7 +14,7 @@ from testing.near import near
 SWEEPS = Path(__file__).resolve().parents[2] / "conf" / "sweep"
 # One cell, measured once and briefly: what is proven is that it runs.
 BRIEF = (
-    *("repeats=1", "verdict=off", "device=cpu", "--json"),
+    *("repeats=1", "verdict=off", "ceilings=off", "device=cpu", "--json"),
     *("protocol.min_repetitions=2", "protocol.max_repetitions=2", "protocol.max_time_s=1"),
 )
 
@@ -33,6 +33,7 @@ def first_cell(name: str) -> list[str]:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("name", sorted(path.stem for path in SWEEPS.glob("*.yaml")))
 def test_its_first_cell_is_measured(name: str, tmp_path: Path) -> None:
     with near():

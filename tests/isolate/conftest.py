@@ -102,6 +102,8 @@ class Helpers:
     """What the tests share: a fixture, because test modules cannot import each other."""
 
     core = CORE
+    # Tells the sleepers of these tests from those of another run on this machine.
+    sleep_s = f"90210{os.getpid()}"
     slot = SLOT
     spec = staticmethod(make_spec)
     noop = staticmethod(noop)

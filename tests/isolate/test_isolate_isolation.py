@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from orchestrator.attempt import AttemptReport, Outcome, Slot, Verdict
-from orchestrator.isolate import Isolation, Progress, WatchResult
+from orchestrator.isolate import Isolation, Observations, Progress
 from orchestrator.measure.metric import MetricSpec, Phase, Samples, Value
 from orchestrator.report.analyse.compare import compare
 
@@ -269,15 +269,15 @@ def test_torch_is_warm_threads_are_set_and_forking_is_safe(probe: Probe) -> None
 
 
 def test_cancel_from_another_thread(isolation: Isolation, h: Any) -> None:
-    run = isolation.run(h.noop("daemon_then_hang:90210"), h.slot)
+    run = isolation.run(h.noop(f"daemon_then_hang:{h.sleep_s}"), h.slot)
     for item in run:
         if isinstance(item, Progress) and item.kind == "phase":
-            h.until(lambda: len(h.running_with("90210")) == 2)
+            h.until(lambda: len(h.running_with(h.sleep_s)) == 2)
             threading.Thread(target=isolation.cancel).start()
     assert item.outcome is Outcome.CANCELLED
     assert item.reason == "cancelled"
     assert item.metrics["value"].value == 7
-    assert h.running_with("90210") == []
+    assert h.running_with(h.sleep_s) == []
     assert h.directories() == set()
     assert h.last(isolation, h.noop()).outcome is Outcome.OK
 
@@ -294,11 +294,16 @@ def test_a_cancel_before_the_first_step_counts_and_an_idle_one_does_not(
 
 def test_ctrl_c_passes_through_and_leaves_nothing(isolation: Isolation, h: Any) -> None:
     watch = RecordingWatch()
-    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+    def press() -> None:
+        h.until(lambda: len(h.running_with(h.sleep_s)) == 2)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=press).start()
     with pytest.raises(KeyboardInterrupt):
-        list(isolation.run(h.noop("daemon_then_hang:90211"), h.slot, watch))
+        list(isolation.run(h.noop(f"daemon_then_hang:{h.sleep_s}"), h.slot, watch))
     assert h.gone(watch.pid)
-    assert h.running_with("90211") == []
+    assert h.running_with(h.sleep_s) == []
     assert watch.calls == ["start", "attach", "finish"]
     assert h.directories() == set()
     assert h.last(isolation, h.noop()).outcome is Outcome.OK
@@ -348,9 +353,9 @@ def test_a_server_killed_between_attempts_is_replaced(isolation: Isolation, h: A
 def test_a_server_killed_during_an_attempt_loses_only_that_one(
     isolation: Isolation, h: Any
 ) -> None:
-    for item in isolation.run(h.noop("daemon_then_hang:90212"), h.slot):
+    for item in isolation.run(h.noop(f"daemon_then_hang:{h.sleep_s}"), h.slot):
         if isinstance(item, Progress) and item.kind == "phase":
-            h.until(lambda: len(h.running_with("90212")) == 2)
+            h.until(lambda: len(h.running_with(h.sleep_s)) == 2)
             (server,) = [
                 pid
                 for pid in h.running_with("orchestrator.isolate.forkserver_main")
@@ -361,7 +366,7 @@ def test_a_server_killed_during_an_attempt_loses_only_that_one(
     assert item.reason == "fork server killed by SIGKILL"
     assert item.metrics["value"].value == 7
     assert h.gone(item.facts["isolate"]["pid"])
-    h.until(lambda: h.running_with("90212") == [])
+    h.until(lambda: h.running_with(h.sleep_s) == [])
     assert h.last(isolation, h.noop()).outcome is Outcome.OK
 
 
@@ -440,11 +445,11 @@ class RecordingWatch:
         self.pid = pid
         self._call("attach")
 
-    def finish(self, phases: list[Phase]) -> WatchResult:
+    def finish(self, phases: list[Phase]) -> Observations:
         self.phases = phases
         self._call("finish")
         power = Value("body.power_w", "W", 50.0)
-        return WatchResult({"body.power_w": power}, {"telemetry.parquet": b"x"}, {"hardware": 1})
+        return Observations({"body.power_w": power}, {"telemetry.parquet": b"x"}, {"hardware": 1})
 
 
 def test_a_watch_is_told_everything_and_its_result_is_kept(isolation: Isolation, h: Any) -> None:

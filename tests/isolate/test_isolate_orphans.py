@@ -58,14 +58,14 @@ class Supervisor:
         self._process.communicate()
 
 
-@pytest.mark.parametrize("fault", ["hang_gil", "daemon_then_hang:90213"])
+@pytest.mark.parametrize("fault", ["hang_gil", "daemon_then_hang"])
 def test_nothing_outlives_a_killed_supervisor(h: Any, fault: str) -> None:
-    supervisor = Supervisor(fault)
-    if "90213" in fault:
-        h.until(lambda: len(h.running_with("sleep\x0090213")) == 2)
+    supervisor = Supervisor(f"{fault}:{h.sleep_s}" if fault == "daemon_then_hang" else fault)
+    if fault == "daemon_then_hang":
+        h.until(lambda: len(h.running_with(f"sleep\0{h.sleep_s}")) == 2)
     supervisor.kill()
     h.until(lambda: h.gone(supervisor.server) and h.gone(supervisor.child))
-    assert h.running_with("sleep\x0090213") == []
+    assert h.running_with(f"sleep\0{h.sleep_s}") == []
     h.until(lambda: h.directories() == set())
 
 

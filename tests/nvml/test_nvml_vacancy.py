@@ -10,7 +10,7 @@ from typing import Any
 
 from orchestrator.attempt import AttemptReport, AttemptSpec, Outcome, Slot
 from orchestrator.schedule.events import Waiting
-from orchestrator.schedule.supervise.gpu_memory import FreedMemory
+from orchestrator.schedule.supervise.gpu_memory import GpuMemoryGate
 from orchestrator.telemetry import Held, Vacancy
 
 GIB = 2**30
@@ -79,7 +79,7 @@ def test_a_driver_that_hangs_does_not_hold_the_supervisor(play: Any) -> None:
 def waited(state: str, wait_s: float) -> tuple[list[Waiting], bool, AttemptReport | None]:
     verdict = {"rules": {"memory_before": {**RULE, "state": state}}, "memory_wait_s": wait_s}
     spec = AttemptSpec("attempt-1", "h" * 64, {}, sweep="s", number=2, verdict=verdict)
-    memory = FreedMemory(spec, Slot("n", "host", (0,), ("GPU-0123",), "GPU-0123"))
+    memory = GpuMemoryGate(spec, Slot("n", "host", (0,), ("GPU-0123",), "GPU-0123"))
     said = list(memory.wait(Nobody()))
     return said, memory.refuses, memory.report() if memory.held else None
 
@@ -126,7 +126,7 @@ def cancelled() -> tuple[bool, bool]:
     spec = AttemptSpec(
         "a", "h", {}, verdict={"rules": {"memory_before": RULE}, "memory_wait_s": 600.0}
     )
-    memory = FreedMemory(spec, Slot("n", "host", (0,), ("GPU-0123",)))
+    memory = GpuMemoryGate(spec, Slot("n", "host", (0,), ("GPU-0123",)))
     list(memory.wait(Nobody(asked=True)))
     return bool(memory.held), memory.refuses
 

@@ -10,10 +10,11 @@ import pytest
 
 from orchestrator.attempt import AttemptReport, Outcome, Slot
 from orchestrator.measure import Absent, Samples, Value
-from orchestrator.model import Architecture, Measured, step_flops
+from orchestrator.model import Measured, read_architecture, step_flops
 from orchestrator.model.known_ceilings import keep_ceilings, load_ceilings, load_this
 from orchestrator.model.measured_device import OPERATIONS
 from orchestrator.plan.predictions import ceilings_key, needed_ceilings, with_predictions
+from orchestrator.tasks.training.training import TrainingConfig
 
 CONFIG = {
     "model_type": "llama",
@@ -63,12 +64,7 @@ def identity(kind: str = "cpu", task: str = "inference") -> dict[str, Any]:
 
 
 def training() -> dict[str, Any]:
-    options = {
-        "name": "training",
-        **{"batch_size": 2, "context_tokens": 16, "accumulation": 1, "attention": "sdpa"},
-        **{"autocast": "none", "compile": False, "checkpointing": False, "optimizer": True},
-        "memory_snapshot": False,
-    }
+    options = dataclasses.asdict(TrainingConfig(batch_size=2, context_tokens=16))
     return {**identity(), "task": options}
 
 
@@ -129,7 +125,7 @@ def test_a_training_step_is_held_against_the_best_that_products_reached() -> Non
     assert "not measured" in absent(with_predictions(found, training()), "mfu.measured_peak")
     keep()
     shown = with_predictions(found, training())
-    flops = step_flops(Architecture.from_config(CONFIG), 2, 16)
+    flops = step_flops(read_architecture(CONFIG), 2, 16)
     for name, work in (("mfu", flops.model), ("hfu", flops.hardware)):
         shares = shown.metrics[f"{name}.measured_peak"]
         assert isinstance(shares, Samples)

@@ -164,7 +164,7 @@ def test_one_run_with_one_table_is_recorded_and_found_again(
     assert shown["config"] == one.identity
     assert shown["attempts"][0]["metrics"]["tpot_s"]["value"] == told["cells"][0]["tpot_s"]
     assert shown["attempts"][0]["outcome"] == "ok"
-    found = cells.find(store, one.hash)[one.hash][-1]
+    *_, found = cells.find(store, one.hash)[one.hash]
     assert found.report.specs["longest_context_tokens"].better == "higher"
     assert found.report.specs["tpot_s"].title == "TPOT"
     assert show_command(plan.trials[1].hash, [root], False) == 0

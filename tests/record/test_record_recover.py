@@ -331,7 +331,7 @@ def test_a_sweep_with_nothing_left_records_what_is_only_in_a_spool(
     plan = replace(kit.plan_of([trial]), settings=Settings(tracking=tracking))
     assert carry_out(plan) == 0
     said = capsys.readouterr().err
-    assert "attempts of an earlier run were still in the spool: recorded now" in said
+    assert "attempts of an earlier run were in the spool: recorded now" in said
     assert "nothing left to do (1 cached)" in said
     assert [s.outcome for s in store.recorded({trial.hash})] == ["ok"]
     assert not list(store.spool_root.rglob("*.finish"))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import re
 from html import unescape
 
 import pytest
-from rich.console import Console
 
 from orchestrator.report.analyse.compare import compare
 from orchestrator.report.analyse.gate import gate
@@ -21,6 +19,7 @@ from orchestrator.report.show.html import page
 from orchestrator.report.show.style import STANDING_MARKS
 from orchestrator.report.show.table import TableView
 from orchestrator.report.show.units import ratio
+from testing.printed import printed
 
 METRICS = ("tpot_s", "ttft_s", "decode_tokens_per_s", "load_s", "weights_bytes", "perplexity")
 MARK = "|".join(re.escape(mark) for mark, _, _ in STANDING_MARKS.values())
@@ -34,10 +33,8 @@ WORLDS = [
 ]
 
 
-def printed(view) -> list[str]:
-    out = io.StringIO()
-    Console(file=out, width=240).print(view)
-    return out.getvalue().splitlines()
+def lines_of(view) -> list[str]:
+    return printed(view, 240).splitlines()
 
 
 def world(make, monkeypatch, noise, attempts, slowness):
@@ -55,7 +52,7 @@ def test_all_views_agree_on_every_ratio(make, monkeypatch, noise, attempts, slow
     plan, reports = world(make, monkeypatch, noise, attempts, slowness)
     table = build_table(plan, reports, metrics=METRICS, noise=aa)
     base = table.rows[0]
-    terminal = {line.split()[0]: SAID.findall(line) for line in printed(TableView(table)) if line}
+    terminal = {line.split()[0]: SAID.findall(line) for line in lines_of(TableView(table)) if line}
     rows = re.findall(r"<code>(\w{12})</code>(.*?)</tr>", page(table, ()))
     paged = {short: SAID.findall(unescape(cells)) for short, cells in rows}
     marked = re.findall(r"`(\w{12})` \|(.*)", to_markdown(table))
@@ -71,7 +68,7 @@ def test_all_views_agree_on_every_ratio(make, monkeypatch, noise, attempts, slow
         assert terminal[row.hash[:12]] == expected
         assert paged[row.hash[:12]] == expected
         assert markdown[row.hash[:12]] == expected
-        shown = printed(comparison_view(comparison))
+        shown = lines_of(comparison_view(comparison))
         data = {found["metric"]: found["verdict"] for found in comparison.to_json()["rows"]}
         gated = {found.metric: found for found in gate(b, a, rules, noise=aa).rows}
         for name, found in judged.items():
@@ -128,7 +125,7 @@ def test_a_baseline_without_a_valid_attempt_gives_no_ratio_and_says_why(make, en
         assert (ratios == {None}) == beside_it, row.label
         if beside_it and row.axes["quant"] != "fp32":
             assert {cell.standing for cell in row.cells.values()} == {"incomparable"}
-    assert f"no ratios: {reason}" in [line.rstrip() for line in printed(TableView(table))]
+    assert f"no ratios: {reason}" in [line.rstrip() for line in lines_of(TableView(table))]
     assert f"No ratios: {reason}." in sentences(table)
     assert reason in unescape(page(table, ()))
     assert reason in to_markdown(table).replace("\\", "")
@@ -141,7 +138,7 @@ def test_other_hardware_than_the_baselines_gives_no_ratio_and_says_why(make):
     table = build_table(plan, reports, metrics=METRICS)
     assert [row.cells["tpot_s"].ratio is None for row in table.rows] == [True, False, False, True]
     assert list(table.missing_ratios) == ["different hardware: unknown and another"]
-    text = "\n".join(printed(TableView(table)))
+    text = "\n".join(lines_of(TableView(table)))
     assert "no ratios: different hardware: unknown and another" in text
     found = compare(
         {plan.trials[0].hash: reports[plan.trials[0].hash]},

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import math
 import re
 
 import pytest
 from rich.cells import cell_len
-from rich.console import Console
 
 from orchestrator.measure import Samples
 from orchestrator.report.analyse.compare import Comparison, compare
 from orchestrator.report.analyse.labels import labels_of
 from orchestrator.report.show.compare_view import comparison_view, scale_line
-
-
-def printed(view, width=100):
-    out = io.StringIO()
-    Console(file=out, width=width).print(view)
-    return out.getvalue()
+from testing.printed import printed
 
 
 @pytest.fixture

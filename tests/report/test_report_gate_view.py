@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import io
-
 import pytest
 from rich.cells import cell_len
-from rich.console import Console
 
 from orchestrator.measure import Samples
 from orchestrator.measure.vocabulary import VOCABULARY
@@ -14,12 +11,7 @@ from orchestrator.report.analyse.gate import GateResult, GateRow, gate
 from orchestrator.report.analyse.gate_rules import rules_from
 from orchestrator.report.analyse.labels import labels_of
 from orchestrator.report.show.gate_view import gate_view
-
-
-def printed(view, width=100):
-    out = io.StringIO()
-    Console(file=out, width=width).print(view)
-    return out.getvalue()
+from testing.printed import printed
 
 
 def test_a_slowdown_is_told_with_its_ratio_and_limit(make):

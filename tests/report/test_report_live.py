@@ -12,6 +12,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from orchestrator.attempt import AttemptSpec, Outcome, RuleResult, Slot
+from orchestrator.measure.metric import Phase
 from orchestrator.report.analyse.labels import labels_of
 from orchestrator.report.show.board import Board, core_ranges, device_of
 from orchestrator.report.show.board_view import draw
@@ -240,6 +241,20 @@ def test_what_ails_the_machine_is_counted_and_said(make):
     low = draw(board, 10.0, width=100, height=8).plain
     assert "thermal_slowdown" in low
     assert "steal" not in low
+
+
+def test_what_is_made_once_is_no_part_of_a_trial_s_time(make):
+    board, report = Board("quant", 1), make.report(make.plan().trials[0])
+    report.phases = [
+        Phase("quality", 0, int(9e9)),
+        Phase("reference", int(1e9), int(5e9)),
+        Phase("convert", int(2e9), int(3e9)),
+        Phase("convert", int(7e9), int(8e9)),
+        Phase("compiler", int(9e9), None),
+    ]
+    board.start(report.attempt_id, "fp32", make.slot(), 100.0)
+    assert board.finish(report, "fp32", 112.0) == pytest.approx(7.0)
+    assert board.durations_s == [pytest.approx(7.0)]
 
 
 def test_a_cluster_that_is_not_there_yet_is_said(make):

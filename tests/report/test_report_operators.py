@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import json
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from orchestrator.attempt import AttemptReport, Outcome
 from orchestrator.commands.compare import _operator_diffs
 from orchestrator.record.selection import Selection
 from orchestrator.report.analyse.operators import diff_operators, read_operators
 from orchestrator.report.show.operators_view import OperatorDiffView, operator_table
+from testing.printed import printed
 
 A, B = "a" * 64, "b" * 64
 
@@ -63,12 +62,6 @@ def test_what_is_no_table_is_none() -> None:
     assert read_operators(b"[]") is None
     assert read_operators(b"{}") is None
     assert read_operators(b"\x00") is None
-
-
-def printed(view: Any, width: int = 100) -> str:
-    out = io.StringIO()
-    Console(file=out, width=width).print(view)
-    return out.getvalue()
 
 
 def test_the_view_says_what_took_longer_and_what_the_rest_is() -> None:

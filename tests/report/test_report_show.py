@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import json
 from dataclasses import replace
 
 import pytest
 from rich.cells import cell_len
-from rich.console import Console
 
 from orchestrator.attempt import Outcome, Resources, RuleResult
 from orchestrator.measure import Absent, Engaged, Samples, Value
@@ -16,12 +14,7 @@ from orchestrator.plan import TrialState
 from orchestrator.report.show.plan_view import plan_view, resources_text
 from orchestrator.report.show.tree import flat
 from orchestrator.report.show.trial_view import ShowView, metric_summary, show_json
-
-
-def printed(view, width=100):
-    out = io.StringIO()
-    Console(file=out, width=width).print(view)
-    return out.getvalue()
+from testing.printed import printed
 
 
 @pytest.fixture

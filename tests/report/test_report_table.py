@@ -10,7 +10,6 @@ from dataclasses import replace
 
 import pytest
 from rich.cells import cell_len
-from rich.console import Console
 
 from orchestrator.attempt import Outcome
 from orchestrator.measure import Samples
@@ -18,6 +17,7 @@ from orchestrator.report.analyse.rows import build_table, headline
 from orchestrator.report.show.export import to_csv, to_json_text, to_markdown
 from orchestrator.report.show.table import final_table, run_json
 from orchestrator.schedule.state import EndedAttempt
+from testing.printed import printed
 
 METRICS = (
     "tpot_s",
@@ -28,12 +28,6 @@ METRICS = (
     "perplexity",
     "energy_j",
 )
-
-
-def printed(view, width=100, **options):
-    out = io.StringIO()
-    Console(file=out, width=width, **options).print(view)
-    return out.getvalue()
 
 
 @pytest.fixture

@@ -16,9 +16,23 @@ from orchestrator.errors import ClusterError
 from orchestrator.model import Measured
 from orchestrator.model.known_ceilings import RETRY_AFTER_S, ceilings_directory, load_this
 from orchestrator.plan import Plan, Settings, build
+from orchestrator.plan.schema import TrackingConfig
+from orchestrator.record import open_store
+from orchestrator.schedule import ceilings
 from orchestrator.schedule.ceilings import WORTH_S, measure_missing, missing_ceilings
+from testing.commands import orchestrator
+from testing.near import near
 
 Attempts = list[tuple[dict[str, Any], AttemptReport]]
+CONFIG = {
+    "model_type": "llama",
+    "vocab_size": 256,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 FLAT = Measured(
     "this",
     {"product.far.float32": ((5e5, 1.0, 1e-5),)},
@@ -40,12 +54,9 @@ def planned(*words: str) -> Plan:
 
 def attempts(*words: str, cpus: tuple[int, ...] = (0, 1), took_s: float = WORTH_S) -> Attempts:
     """One ``ok`` attempt of each trial that the overrides mean."""
-    from transformers import LlamaConfig
-
     plan = planned("task=inference", "model=random_tiny", *words)
-    config = LlamaConfig(hidden_size=64, num_hidden_layers=2).to_dict()
     return [
-        (trial.identity, made(trial.hash, cpus, took_s, model_config=config))
+        (trial.identity, made(trial.hash, cpus, took_s, model_config=CONFIG))
         for trial in plan.trials
     ]
 
@@ -165,3 +176,30 @@ def test_what_task_ceilings_measured_is_kept() -> None:
     report.slot = Slot("m", "another", (0, 1))
     machine.after([(trial.identity, report)])
     assert load_this() == FLAT
+
+
+def test_a_sweep_is_followed_by_an_attempt_in_an_experiment_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ceilings, "WORTH_S", 0.0)
+    # However busy the machine is.
+    monkeypatch.setattr(ceilings, "TIMEOUT_S", 280.0)
+    words = ("model=random_tiny", "quant=fp32", "device=cpu", "verdict=off", "telemetry=off")
+    quick = ("task.prompt_tokens=8", "task.new_tokens=2", "protocol.max_time_s=0.1")
+    with near():
+        done = orchestrator(tmp_path, *words, *quick, "--json")
+    assert done.code == 0, done.err
+    assert "Ctrl-C skips it" in done.err
+    assert done.json["outcomes"] == {"ok": 1}
+    (trial,) = done.json["trials"]
+    store = open_store(TrackingConfig(root=str(tmp_path / "mlruns")))
+    (own,) = store.sweep_attempts("adhoc")
+    assert own.config_hash == trial["hash"]
+    (beside,) = store.sweep_attempts("ceilings")
+    assert beside.outcome == "ok"
+    assert store.identity(beside.run_id)["task"]["operations"] == "inference.float32"
+    assert not [name for name in store.load(own.run_id).metrics if name.startswith("predicted")]
+    shown = orchestrator(tmp_path, "show", trial["hash"], "--json").json
+    predicted = shown["attempts"][0]["metrics"]["predicted_ttft_s"]
+    # A machine too busy for ceilings says so.
+    assert predicted.get("value") or "too busy" in predicted["reason"]

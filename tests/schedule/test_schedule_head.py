@@ -17,8 +17,14 @@ from ray import exceptions
 from orchestrator.errors import ClusterError
 from orchestrator.schedule.cluster.ray.call_thread import CallThread
 from orchestrator.schedule.cluster.ray.cluster import RayCluster
-from orchestrator.schedule.cluster.ray.connection import Session
-from orchestrator.schedule.cluster.ray.head import METHOD, RAYS_VARIABLE, Head, Watch, patience_s
+from orchestrator.schedule.cluster.ray.connection import RayConnection
+from orchestrator.schedule.cluster.ray.head import (
+    METHOD,
+    RAYS_VARIABLE,
+    Head,
+    HeadWatch,
+    patience_s,
+)
 
 
 class FakeHead:
@@ -81,12 +87,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @pytest.fixture
-def watch(head: FakeHead, clock: Clock) -> Iterator[Callable[..., Watch]]:
-    made: list[Watch] = []
+def watch(head: FakeHead, clock: Clock) -> Iterator[Callable[..., HeadWatch]]:
+    made: list[HeadWatch] = []
 
-    def start(raylet: tuple[str, int] | None = None) -> Watch:
+    def start(raylet: tuple[str, int] | None = None) -> HeadWatch:
         where = Head(f"127.0.0.1:{head.port}")
-        made.append(Watch(where, raylet, silence_s=30.0, every_s=0.02))
+        made.append(HeadWatch(where, raylet, silence_s=30.0, every_s=0.02))
         return made[-1]
 
     yield start
@@ -94,7 +100,7 @@ def watch(head: FakeHead, clock: Clock) -> Iterator[Callable[..., Watch]]:
         one.close()
 
 
-def reason(watch: Watch) -> str:
+def reason(watch: HeadWatch) -> str:
     """Why there is no cluster any more, once the watch has seen it."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
@@ -108,7 +114,7 @@ def reason(watch: Watch) -> str:
 
 @pytest.mark.parametrize("refuses", [None, grpc.StatusCode.UNAUTHENTICATED])
 def test_a_head_that_answers_is_there(
-    head: FakeHead, watch: Callable[..., Watch], clock: Clock, refuses: grpc.StatusCode | None
+    head: FakeHead, watch: Callable[..., HeadWatch], clock: Clock, refuses: grpc.StatusCode | None
 ) -> None:
     clock.step_s = 4.0
     head.refuses = refuses  # a no is an answer, too
@@ -118,7 +124,7 @@ def test_a_head_that_answers_is_there(
 
 
 def test_a_silent_head_is_gone_after_a_while(
-    head: FakeHead, watch: Callable[..., Watch], clock: Clock
+    head: FakeHead, watch: Callable[..., HeadWatch], clock: Clock
 ) -> None:
     looking = watch()
     head.wait_until_asked(2)
@@ -132,7 +138,7 @@ def test_a_silent_head_is_gone_after_a_while(
 
 
 def test_a_head_that_nobody_hears_is_gone(
-    head: FakeHead, watch: Callable[..., Watch], clock: Clock
+    head: FakeHead, watch: Callable[..., HeadWatch], clock: Clock
 ) -> None:
     looking = watch()
     head.wait_until_asked(2)
@@ -142,7 +148,7 @@ def test_a_head_that_nobody_hears_is_gone(
 
 
 def test_a_pause_of_our_own_is_no_silence_of_the_heads(
-    head: FakeHead, watch: Callable[..., Watch], clock: Clock
+    head: FakeHead, watch: Callable[..., HeadWatch], clock: Clock
 ) -> None:
     """A driver that was stopped for an hour finds its connection broken, and the head there."""
     looking = watch()
@@ -153,7 +159,9 @@ def test_a_pause_of_our_own_is_no_silence_of_the_heads(
     looking.check()
 
 
-def test_another_cluster_at_the_same_address(head: FakeHead, watch: Callable[..., Watch]) -> None:
+def test_another_cluster_at_the_same_address(
+    head: FakeHead, watch: Callable[..., HeadWatch]
+) -> None:
     looking = watch()
     head.wait_until_asked(3)
     looking.check()
@@ -161,7 +169,7 @@ def test_another_cluster_at_the_same_address(head: FakeHead, watch: Callable[...
     assert "the head is that of another cluster now" in reason(looking)
 
 
-def test_a_dead_raylet_of_our_own(head: FakeHead, watch: Callable[..., Watch]) -> None:
+def test_a_dead_raylet_of_our_own(head: FakeHead, watch: Callable[..., HeadWatch]) -> None:
     with socket.socket() as raylet:
         raylet.bind(("127.0.0.1", 0))
         raylet.listen()
@@ -209,7 +217,7 @@ def test_a_head_that_is_slow_to_name_its_nodes_holds_up_nothing(
         answers.append(futures.Future())
         return answers[-1]
 
-    cluster = RayCluster(cast(Session, SimpleNamespace(check=lambda: None, ask=ask)))
+    cluster = RayCluster(cast(RayConnection, SimpleNamespace(check=lambda: None, ask=ask)))
 
     def seen() -> list[str]:
         return [node.node_id for node in cluster.nodes()]

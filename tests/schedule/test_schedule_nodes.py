@@ -15,7 +15,7 @@ import pytest
 from orchestrator.errors import ClusterError
 from orchestrator.schedule import Node
 from orchestrator.schedule.cluster.ray.admission import refuse_differences, versions_here
-from orchestrator.schedule.cluster.ray.affinity import Homes
+from orchestrator.schedule.cluster.ray.affinity import ModelAffinity
 from testing.commands import orchestrator
 from testing.waiting import PATIENCE_S, until
 from testing.world import Nodes, World
@@ -267,7 +267,7 @@ def test_versions_are_compared_by_name() -> None:
 
 
 def test_homes_prefer_where_the_model_is_and_take_turns() -> None:
-    homes = Homes()
+    homes = ModelAffinity()
     model = {"model": {"source": "packaged", "id": "a"}}
     other = {"model": {"source": "packaged", "id": "b"}}
     assert homes.best(model) is None

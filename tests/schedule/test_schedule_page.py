@@ -21,7 +21,8 @@ import pytest
 
 from orchestrator.record import open_store
 from orchestrator.schedule.cluster.ray.token import FIX
-from testing.world import TrackingServer, World
+from testing.servers import TrackingServer
+from testing.world import World
 
 ROOT = Path(__file__).resolve().parents[2]
 LONGEST_S = 120
@@ -161,11 +162,13 @@ def submitted(
     return run(cluster.world, line.replace("+sweep=quant", words), cwd=checkout, **more)
 
 
+# Jobs take Ray's dashboard and its agents half a minute.
+@pytest.mark.long
 def test_a_submitted_sweep_runs_with_its_checkout(
     cluster: Cluster, checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = cluster.world
-    server = TrackingServer(world)
+    server = TrackingServer(world.directory / "mlflow", world.environment)
     done = submitted(cluster, checkout, server.uri)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "adhoc: 2 ok in" in done.stdout
@@ -186,6 +189,7 @@ def test_a_submitted_sweep_runs_with_its_checkout(
     assert "Traceback" not in done.stdout
 
 
+@pytest.mark.long
 def test_a_job_without_the_token_is_refused(cluster: Cluster, checkout: Path) -> None:
     done = submitted(cluster, checkout, "http://127.0.0.1:1", RAY_AUTH_TOKEN="d" * 32)
     assert done.returncode != 0

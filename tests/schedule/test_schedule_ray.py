@@ -163,7 +163,7 @@ def test_a_process_that_did_not_start_is_tried_once_more(
 
     failed: list[OSError] = []
     monkeypatch.setattr(connection, "_start_local", start)
-    session = connection.Session(ClusterConfig())
+    session = connection.RayConnection(ClusterConfig())
     if failures == 1:
         assert session.wait(PATIENCE_S)
         assert started == [True], "what the first try had started has ended"

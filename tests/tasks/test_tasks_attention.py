@@ -10,13 +10,13 @@ import pytest
 
 from orchestrator.errors import ConfigError
 from orchestrator.measure import Infeasible, Mismatch
-from orchestrator.measure.registry import find_task
 from orchestrator.report.show.figures import exponent
 from orchestrator.tasks.attention import kernels
+from testing.checks import check_of
 
 Identity = Callable[..., dict[str, Any]]
 Run = Callable[[dict[str, Any]], Any]
-check = find_task("attention").check
+check = check_of("attention")
 SMALL = {"batch_size": 2, "tokens": 64, "head_dim": 16}
 HERE = ("naive", "sdpa_math", "sdpa_flash")
 

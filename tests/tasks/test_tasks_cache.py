@@ -8,7 +8,9 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -48,6 +50,21 @@ def test_many_who_want_the_same_entry_build_it_once(cache: Path) -> None:
     assert len(built) == 1
     assert sorted(p.name for p in final.iterdir()) == ["a", "b"]
     assert [p.name for p in final.parent.iterdir()] == ["one"]
+
+
+def test_the_phase_of_making_is_entered_only_where_something_is_made(cache: Path) -> None:
+    final = cache_root() / "things" / "one"
+    seen: list[bool] = []
+
+    @contextmanager
+    def making() -> Iterator[None]:
+        seen.append(final.exists())
+        yield
+        seen.append(final.exists())
+
+    for _ in range(2):
+        publish(final, lambda path: path.write_text("whole") and None, making=making())
+    assert seen == [False, True]
 
 
 def test_a_failed_build_leaves_nothing_and_can_be_tried_again(cache: Path) -> None:

@@ -21,7 +21,7 @@ from orchestrator.model import (
 from orchestrator.tasks.ceilings import ceilings
 from orchestrator.tasks.ceilings import layers as ceiling_layers
 from orchestrator.tasks.ceilings import timed_operations as ceiling_operations
-from orchestrator.tasks.ceilings.timed_operations import Scale
+from orchestrator.tasks.ceilings.timed_operations import SizeScale
 
 LLAMA = {
     "model_type": "llama",
@@ -34,7 +34,8 @@ LLAMA = {
 }
 
 
-SMALL = Scale(
+DTYPES = ("float32", "bfloat16")
+SMALL = SizeScale(
     widths=(16, 32, 64),
     rows=(1, 8, 16),
     spans=(4, 16),
@@ -72,7 +73,6 @@ class _SlowMemory(ceiling_operations.Operations):
 def test_every_ceiling_is_measured_and_the_arithmetic_reads_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ceilings, "DTYPES", ("float32", "bfloat16"))
     monkeypatch.setattr(ceilings, "_MOST_ROUNDS", 3)
     monkeypatch.setattr(ceilings, "CPU", SMALL)
     monkeypatch.setattr(ceiling_layers, "CPU", ceiling_layers.Shape(32, 64, 2, 2))
@@ -84,7 +84,9 @@ def test_every_ceiling_is_measured_and_the_arithmetic_reads_them(
     monkeypatch.setattr(ceiling_operations, "_TENSORS", (1 << 4, 1 << 10))
     monkeypatch.setattr(ceiling_operations, "_LOGITS", ((4, 16), (8, 64)))
     events: list[dict[str, Any]] = []
-    identity = {"device": {"kind": "cpu", "threads": 1}}
+    kinds = [f"{kind}.{dtype}" for kind in ("inference", "training") for dtype in DTYPES]
+    asked = "+".join([*kinds, "int8"])
+    identity = {"task": {"operations": asked}, "device": {"kind": "cpu", "threads": 1}}
     ceilings.run(identity, Recorder(events.append, Ticking(), tmp_path))
     fact = next(event["value"] for event in events if event["e"] == "fact")
     measured = Measured.from_json(fact)
@@ -98,7 +100,7 @@ def test_every_ceiling_is_measured_and_the_arithmetic_reads_them(
     assert values["triad_bytes_per_s"] == measured.bytes_per_s(1, "elementwise")
     # Nothing that a model does is left to be bounded: each operation was timed.
     llama = read_architecture(LLAMA)
-    for dtype in ("float32", "bfloat16"):
+    for dtype in DTYPES:
         weights, cache = WeightFormat("none", dtype), CacheFormat(dtype)
         step = step_operations(llama, 2, 8, parameter_dtype=dtype, execution=EAGER)
         made = (

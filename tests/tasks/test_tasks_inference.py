@@ -9,11 +9,11 @@ import pytest
 
 from orchestrator.errors import ConfigError
 from orchestrator.measure import InputError
-from orchestrator.measure.registry import find_task
+from testing.checks import check_of
 
 Identity = Callable[..., dict[str, Any]]
 Run = Callable[[dict[str, Any]], Any]
-check = find_task("inference").check
+check = check_of("inference")
 
 
 def test_metrics_agree_with_their_definitions(identity: Identity, run: Run) -> None:
@@ -133,7 +133,7 @@ def test_a_missing_model_is_found_while_planning(identity: Identity) -> None:
         check(identity(model={"source": "path", "path": "/nowhere"}))
     asked = identity()
     asked["quant"]["scheme"] = "int3"
-    with pytest.raises(ConfigError, match=r"unknown scheme 'int3'"):
+    with pytest.raises(ConfigError, match=r"quant.scheme: 'int3' is not one of none"):
         check(asked)
 
 

@@ -20,10 +20,11 @@ from orchestrator.errors import ConfigError
 from orchestrator.measure import InputError, Mismatch
 from orchestrator.measure.registry import find_task
 from orchestrator.tasks.llamacpp import OWN_TIMING_TOLERANCE, random_prompt
+from testing.checks import check_of
 
 Identity = Callable[..., dict[str, Any]]
 Run = Callable[[dict[str, Any]], Any]
-check = find_task("llamacpp").check
+check = check_of("llamacpp")
 needs_llamacpp = pytest.mark.skipif(
     importlib.util.find_spec("xllamacpp") is None, reason="xllamacpp has no wheel here"
 )
@@ -157,12 +158,12 @@ def test_a_full_disk_is_said_in_a_line_and_leaves_nothing(
 ) -> None:
     publish = formats.publish
 
-    def onto_full_disk(final: Path, build: Callable[[Path], None]) -> Path:
+    def onto_full_disk(final: Path, build: Callable[[Path], None], **how: Any) -> Path:
         def build_on_it(target: Path) -> None:
             target.symlink_to("/dev/full")
             build(target)
 
-        return publish(final, build_on_it)
+        return publish(final, build_on_it, **how)
 
     monkeypatch.setattr(formats, "publish", onto_full_disk)
     with pytest.raises(InputError, match="no space left"):
@@ -234,7 +235,7 @@ def test_the_context_has_room_for_what_is_run(identity: Identity) -> None:
 def test_without_a_reference_the_reason_is_said(
     identity: Identity, run: Run, tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(source: Path, digest: str, name: str) -> Path:
+    def full(*of: Any) -> Path:
         raise InputError("no space left for the model cache")
 
     in_format = formats.in_format
@@ -331,7 +332,7 @@ def test_bad_input_is_refused_while_planning(identity: Identity, tiny_gguf: Path
         return identity(quant, task="llamacpp", model=model or of(tiny_gguf), **options)
 
     assert check(asked()) is None
-    with pytest.raises(ConfigError, match="Known: source, BF16"):
+    with pytest.raises(ConfigError, match="not one of source, BF16"):
         check(asked(format="Q9_9"))
     with pytest.raises(ConfigError, match="formats of its own"):
         check(asked("nf4"))

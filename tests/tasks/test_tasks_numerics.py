@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from orchestrator.errors import ConfigError
-from orchestrator.measure.registry import find_task
+from testing.checks import check_of
 
 Identity = Callable[..., dict[str, Any]]
 Run = Callable[[dict[str, Any]], Any]
-check = find_task("numerics").check
+check = check_of("numerics")
 
 
 def numerics(identity: Identity, dtype: str = "bfloat16", **options: Any) -> dict[str, Any]:

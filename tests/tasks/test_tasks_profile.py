@@ -28,9 +28,10 @@ from orchestrator.tasks.profile.bounds import Ceiling
 from orchestrator.tasks.profile.capture import _events
 from orchestrator.tasks.profile.flops import flops_of
 from orchestrator.tasks.profile.profiler_events import Event, Kind
+from testing.checks import check_of
 
 Identity = Callable[..., dict[str, Any]]
-check = find_task("profile").check
+check = check_of("profile")
 
 
 def operator(name: str, start: int, end: int, **more: Any) -> Event:
@@ -279,7 +280,7 @@ def test_a_long_decode_is_counted_whole_and_traced_in_part(
 
 
 def test_bad_scenarios_are_refused_in_a_line(identity: Identity, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="Known: prefill_dominant"):
+    with pytest.raises(ConfigError, match="not one of prefill_dominant"):
         check(identity(task="profile", scenario="prefil"))
     with pytest.raises(ConfigError, match="lengths of its own"):
         check(identity(task="profile", prompt_tokens=5))

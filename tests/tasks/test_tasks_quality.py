@@ -12,8 +12,8 @@ import torch
 
 from orchestrator.engines import transformers as loading
 from orchestrator.engines.transformers import tokens
-from orchestrator.engines.transformers.reference import reference_for
-from orchestrator.measure import InputError
+from orchestrator.engines.transformers.reference import Reference, reference_for
+from orchestrator.measure import HostClock, InputError, Recorder
 from orchestrator.tasks import quality
 
 Identity = Callable[..., dict[str, Any]]
@@ -73,16 +73,23 @@ def test_fewer_bits_diverge_more(identity: Identity, run: Run) -> None:
 
 
 def test_the_reference_is_computed_once(identity: Identity, run: Run, cache: Path) -> None:
-    run(identity("bf16", task="quality", tokens=64, window=32))
+    first = run(identity("bf16", task="quality", tokens=64, window=32))
+    assert "reference" in first.phases()
     (directory,) = (cache / "references").iterdir()
     files = sorted(directory.iterdir())
     assert len(files) == 2
     before = [f.stat().st_mtime_ns for f in files]
-    run(identity("nf4", task="quality", tokens=64, window=32))
+    second = run(identity("nf4", task="quality", tokens=64, window=32))
+    assert "reference" not in second.phases()
     assert list((cache / "references").iterdir()) == [directory]
     assert [f.stat().st_mtime_ns for f in files] == before
     run({**identity("nf4", task="quality", tokens=64, window=32), "seed": 3})
     assert len(list((cache / "references").iterdir())) == 2
+
+
+def made(windows: list[torch.Tensor], logits: torch.Tensor) -> Reference:
+    recorder = Recorder(lambda event: None, HostClock(), Path())
+    return reference_for("weights", "tokens", windows, lambda: lambda ids: logits, recorder)
 
 
 @pytest.mark.parametrize("spread", [1.0, 10.0, 40.0])
@@ -91,7 +98,7 @@ def test_stored_logits_are_close_enough(spread: float) -> None:
     logits = torch.randn(50, 5000, generator=generator) * spread / 4
     logits[0, 0] = -math.inf  # as padded vocabulary entries are
     logits[1] = 3.0  # no spread at all
-    reference = reference_for("weights", "tokens", [torch.zeros(50)], lambda: lambda ids: logits)
+    reference = made([torch.zeros(50)], logits)
     window = reference.window(0, torch.device("cpu"))
     assert torch.equal(window.top1, logits.argmax(dim=-1))
     finite = logits.isfinite()
@@ -107,7 +114,7 @@ def test_stored_logits_are_close_enough(spread: float) -> None:
 def test_a_reference_that_is_not_finite_is_refused_and_not_kept(cache: Path) -> None:
     logits = torch.full((4, 16), math.nan)
     with pytest.raises(InputError, match="not finite"):
-        reference_for("weights", "tokens", [torch.zeros(4)], lambda: lambda ids: logits)
+        made([torch.zeros(4)], logits)
     assert list((cache / "references").iterdir()) == []
 
 

@@ -17,7 +17,7 @@ from orchestrator.measure import FakeClock, InputError
 from orchestrator.measure.registry import find_task
 from orchestrator.tasks.streaming import account, pages
 from orchestrator.tasks.streaming.buffers import Loader
-from orchestrator.tasks.streaming.intervals import CuttingClock, Ledger
+from orchestrator.tasks.streaming.intervals import CuttingClock, StepLedger
 from orchestrator.tasks.streaming.layout import (
     ALIGNMENT_BYTES,
     PAGE_BYTES,
@@ -65,7 +65,7 @@ def test_aligned_neighbours_are_one_read(saved_model: Path) -> None:
 
 def test_a_ledger_adds_up_and_refuses_what_overlaps() -> None:
     clock = FakeClock()
-    ledger = Ledger(clock)
+    ledger = StepLedger(clock)
     ledger.cut()
     with ledger.foreground("wait", "a"):
         clock.advance(1.0)
@@ -84,7 +84,7 @@ def test_a_ledger_adds_up_and_refuses_what_overlaps() -> None:
 
 def test_busy_time_of_two_threads_at_once_counts_once_and_only_inside_the_cuts() -> None:
     clock = FakeClock()
-    ledger = Ledger(clock)
+    ledger = StepLedger(clock)
     with ledger.background("disk_read", "a"):
         clock.advance(1.0)
         ledger.cut()
@@ -106,7 +106,7 @@ def test_a_mark_and_its_cut_are_one_moment_although_the_thread_lost_its_core() -
             return int(mark)
 
     clock = Late()
-    ledger = Ledger(clock)
+    ledger = StepLedger(clock)
     cutting = CuttingClock(clock, ledger)
     marks = [cutting.mark()]
     clock.advance(1.0)
@@ -172,7 +172,7 @@ def pipelines() -> Iterator[list[AsyncPipeline]]:
 
 def test_units_come_in_order_whichever_worker_is_first(pipelines: list[AsyncPipeline]) -> None:
     ring = [_unit("a"), _unit("b")]
-    pipeline = AsyncPipeline(ring, _SlowFirst(), Ledger(FakeClock()), depth=2, workers=2)
+    pipeline = AsyncPipeline(ring, _SlowFirst(), StepLedger(FakeClock()), depth=2, workers=2)
     pipelines.append(pipeline)
     for unit in ring * 5:
         loaded = pipeline.take(unit)
@@ -184,7 +184,7 @@ def test_units_come_in_order_whichever_worker_is_first(pipelines: list[AsyncPipe
 
 def test_a_settled_pipeline_has_read_all_it_has_room_for(pipelines: list[AsyncPipeline]) -> None:
     ring = [_unit("c"), _unit("d"), _unit("e")]
-    pipeline = AsyncPipeline(ring, _SlowFirst(), Ledger(FakeClock()), depth=1, workers=1)
+    pipeline = AsyncPipeline(ring, _SlowFirst(), StepLedger(FakeClock()), depth=1, workers=1)
     pipelines.append(pipeline)
     for unit in ring:
         pipeline.release(pipeline.take(unit))
@@ -194,7 +194,7 @@ def test_a_settled_pipeline_has_read_all_it_has_room_for(pipelines: list[AsyncPi
 
 def test_a_worker_that_fails_fails_the_step(pipelines: list[AsyncPipeline]) -> None:
     ring = [_unit("bad")]
-    pipelines.append(AsyncPipeline(ring, _SlowFirst(), Ledger(FakeClock()), depth=1, workers=1))
+    pipelines.append(AsyncPipeline(ring, _SlowFirst(), StepLedger(FakeClock()), depth=1, workers=1))
     with pytest.raises(InputError, match="no such byte"):
         pipelines[0].take(ring[0])
 

@@ -11,7 +11,6 @@ import pytest
 
 from orchestrator.errors import ConfigError
 from orchestrator.measure import InputError, OutOfMemory
-from orchestrator.measure.registry import find_task
 from orchestrator.tasks.streaming.layout import (
     PAGE_BYTES,
     places_in,
@@ -22,10 +21,11 @@ from orchestrator.tasks.streaming.streaming_expected import expect_streaming
 from orchestrator.tasks.streaming.unit_files import EXIT_NO_SPACE
 from orchestrator.tasks.streaming.write_units import main as write_main
 from orchestrator.tasks.streaming.write_units import write
+from testing.checks import check_of
 
 Identity = Callable[..., dict[str, Any]]
 Run = Callable[[dict[str, Any]], Any]
-check = find_task("streaming").check
+check = check_of("streaming")
 
 
 def streaming(identity: Identity, directory: Path, **options: Any) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def test_logits_are_equal_bit_by_bit_in_every_known_architecture(
     from orchestrator.engines import transformers as loading
     from orchestrator.engines.transformers import random_weights as architecture
     from orchestrator.tasks.streaming.options import StreamingConfig
-    from orchestrator.tasks.streaming.session import Session
+    from orchestrator.tasks.streaming.session import StreamingSession
 
     shape = {
         "model_type": model_type,
@@ -101,7 +101,7 @@ def test_logits_are_equal_bit_by_bit_in_every_known_architecture(
     prepared = loading.prepare(asked, write_to)
     ids = torch.arange(10, 22).reshape(2, 6)
     with torch.inference_mode():
-        session = Session(prepared, asked, StreamingConfig(depth=2, workers=2), write_to)
+        session = StreamingSession(prepared, asked, StreamingConfig(depth=2, workers=2), write_to)
         try:
             session.load()
             ours, theirs = DynamicCache(config=config), DynamicCache(config=config)

@@ -13,10 +13,11 @@ from orchestrator.measure.registry import find_task
 from orchestrator.model import read_architecture, step_flops
 from orchestrator.tasks.training.step import TrainingStep
 from orchestrator.tasks.training.training_expected import Expected, device_memory_bytes
+from testing.checks import check_of
 
 Identity = Callable[..., dict[str, Any]]
 Run = Callable[[dict[str, Any]], Any]
-check = find_task("training").check
+check = check_of("training")
 SMALL = {"batch_size": 4, "context_tokens": 32}
 
 

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 
 import pyarrow.parquet as pq
 import pytest
@@ -18,16 +17,6 @@ from orchestrator.measure import Absent, Phase, Value
 from orchestrator.telemetry import PARQUET_ARTIFACT, Telemetry
 
 SLOT = Slot("node", "host", tuple(sorted(os.sched_getaffinity(0))))
-
-
-@pytest.fixture
-def process() -> Iterator[subprocess.Popen[bytes]]:
-    program = "print(flush=True)\nwhile True: pass"
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as running:
-        assert running.stdout is not None
-        running.stdout.readline()
-        yield running
-        running.kill()
 
 
 def wait_for_rounds(telemetry: Telemetry, count: int) -> None:
@@ -40,17 +29,17 @@ def wait_for_rounds(telemetry: Telemetry, count: int) -> None:
         time.sleep(0.01)
 
 
-def test_figures_per_phase_of_a_real_process(process: subprocess.Popen[bytes]) -> None:
+def test_figures_per_phase_of_a_real_process(busy_process: subprocess.Popen[bytes]) -> None:
     threads = threading.active_count()
     telemetry = Telemetry({"enabled": True, "host_period_s": 0.02, "nvml_period_s": 0.05})
     telemetry.start(SLOT)
-    telemetry.attach(process.pid)
+    telemetry.attach(busy_process.pid)
     edges = [time.perf_counter_ns()]
     for rounds in (1, 4):
         wait_for_rounds(telemetry, rounds)
         edges.append(time.perf_counter_ns())
-    process.kill()
-    process.wait()
+    busy_process.kill()
+    busy_process.wait()
     watched = telemetry.finish(
         [Phase("prefill", edges[0], edges[1]), Phase("decode", edges[1], edges[2])]
     )
@@ -94,19 +83,19 @@ def test_series_that_cannot_be_stored_take_nothing_with_them(
     assert isinstance(watched.aggregates["attempt.cpu_s"], Absent)
 
 
-def test_process_that_is_gone_at_once(process: subprocess.Popen[bytes]) -> None:
-    process.kill()
-    process.wait()
+def test_process_that_is_gone_at_once(busy_process: subprocess.Popen[bytes]) -> None:
+    busy_process.kill()
+    busy_process.wait()
     telemetry = Telemetry({})
     telemetry.start(SLOT)
-    telemetry.attach(process.pid)
+    telemetry.attach(busy_process.pid)
     now = time.perf_counter_ns()
     watched = telemetry.finish([Phase("body", now, None)])
     assert isinstance(watched.aggregates["body.cpu_s"], Absent)
 
 
 def test_without_nvml_a_gpu_slot_gets_reasons_and_no_numbers(
-    process: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+    busy_process: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from orchestrator.telemetry import gpu
     from orchestrator.telemetry.nvml import Kind, NvmlError
@@ -117,7 +106,7 @@ def test_without_nvml_a_gpu_slot_gets_reasons_and_no_numbers(
     monkeypatch.setattr(gpu.GpuSampler.__init__, "__kwdefaults__", _with_session(gpu, no_driver))
     telemetry = Telemetry({})
     telemetry.start(Slot("node", "host", SLOT.cpus, ("GPU-1",)))
-    telemetry.attach(process.pid)
+    telemetry.attach(busy_process.pid)
     watched = telemetry.finish([Phase("body", time.perf_counter_ns(), None)])
     for name in ("energy_j", "power_w", "sm_clock_ratio", "throttle_thermal_s"):
         found = watched.aggregates[f"body.{name}"]
@@ -127,7 +116,7 @@ def test_without_nvml_a_gpu_slot_gets_reasons_and_no_numbers(
 
 
 def test_a_gpu_without_a_uuid_is_asked_for_and_explained(
-    process: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+    busy_process: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from orchestrator.telemetry import gpu
     from orchestrator.telemetry.nvml import Kind, NvmlError
@@ -138,7 +127,7 @@ def test_a_gpu_without_a_uuid_is_asked_for_and_explained(
     monkeypatch.setattr(gpu.GpuSampler.__init__, "__kwdefaults__", _with_session(gpu, mismatch))
     telemetry = Telemetry({})
     telemetry.start(Slot("node", "host", SLOT.cpus, (), "0"))
-    telemetry.attach(process.pid)
+    telemetry.attach(busy_process.pid)
     watched = telemetry.finish([Phase("body", time.perf_counter_ns(), None)])
     energy = watched.aggregates["body.energy_j"]
     assert isinstance(energy, Absent)

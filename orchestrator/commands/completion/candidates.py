@@ -5,9 +5,10 @@ click knows the commands and their flags, Hydra the overrides, the store the res
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -20,24 +21,6 @@ if TYPE_CHECKING:
 
 _PROGRAM = re.compile(r"\s*(?:\S*python[\d.]*\s+-m\s+orchestrator|\S+)(?=\s|$)")
 _HASH_SHOWN = 12
-# Flags of `run` and `plan` are Hydra's and not known to click.
-_RUN_FLAGS = (
-    "--cfg",
-    "--config-dir",
-    "--config-name",
-    "--help",
-    "--info",
-    "--json",
-    "--multirun",
-    "--strict",
-)
-_VALUES = {
-    "--cfg": ("all", "hydra", "job"),
-    "-c": ("all", "hydra", "job"),
-    "--info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
-    "-i": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
-}
-_FILE_FLAGS = ("--config-dir", "-cd", "--config-name", "-cn")
 
 
 def candidates(line: str, commands: click.Group) -> list[str]:
@@ -46,18 +29,14 @@ def candidates(line: str, commands: click.Group) -> list[str]:
     Never raises for what a person has typed: where nothing is known, nothing is offered.
     """
     words, word = _split(line)
-    name = words[0] if words and words[0] in commands.commands else "run"
-    rest = words[1:] if words and words[0] == name else words
-    try:
-        if name in ("run", "plan"):
-            found = _of_run(rest, word)
-        else:
-            items = ShellComplete(commands, {}, "", "").get_completions(words, word)
-            found = [item.value for item in items if item.type == "plain"]
-    except (OrchestratorError, click.ClickException, OSError):
-        found = []
-    if not words and not word.startswith("-"):
-        found = [known for known in commands.list_commands(click.Context(commands))] + found
+    known = commands.list_commands(click.Context(commands))
+    found = [] if words or word.startswith("-") else known
+    if not words or words[0] not in known:
+        words = ["run", *words]
+    # Files and directories are left to the shell, which knows them better.
+    with contextlib.suppress(OrchestratorError, click.ClickException, OSError):
+        items = ShellComplete(commands, {}, "", "").get_completions(words, word)
+        found = [*found, *(item.value for item in items if item.type == "plain")]
     return list(dict.fromkeys(item for item in found if item.startswith(word)))
 
 
@@ -71,41 +50,25 @@ def _split(line: str) -> tuple[list[str], str]:
         return finished.split(), word
 
 
-def _of_run(words: Sequence[str], word: str) -> list[str]:
-    from orchestrator.plan.complete import complete_override
-
-    last = words[-1] if words else ""
-    if last in _FILE_FLAGS:
-        return []  # the shell knows files better
-    if last in _VALUES:
-        return list(_VALUES[last])
-    if word.startswith("-"):
-        return list(_RUN_FLAGS)
-    places: dict[str, list[str]] = {"--config-dir": [], "--config-name": []}
-    overrides = []
-    following = iter(words)
-    for item in following:
-        flag = {"-cd": "--config-dir", "-cn": "--config-name"}.get(item, item)
-        if flag in places:
-            places[flag].append(next(following, ""))
-        elif not item.startswith("-"):
-            overrides.append(item)
-    return complete_override(
-        word,
-        overrides,
-        config_dirs=places["--config-dir"],
-        config_name=(places["--config-name"] or ["config"])[-1],
-    )
-
-
-Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
-
-
 def overrides(
     context: click.Context, parameter: click.Parameter, word: str
 ) -> list[CompletionItem]:
-    """Overrides of a command that has flags of its own."""
-    return _plain(_of_run(_given(context), word))
+    """Overrides, as the configuration of the ones before them has groups and keys."""
+    from orchestrator.plan.complete import complete_override
+    from orchestrator.plan.hydra_cli import parse_run_args
+
+    try:
+        before = parse_run_args(context.params.get("overrides") or ())
+    except OrchestratorError:
+        return []
+    return _plain(
+        complete_override(
+            word,
+            before.overrides,
+            config_dirs=before.config_dirs,
+            config_name=before.config_name,
+        )
+    )
 
 
 def tracking(context: click.Context, parameter: click.Parameter, word: str) -> list[CompletionItem]:

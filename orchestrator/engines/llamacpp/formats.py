@@ -15,7 +15,7 @@ from orchestrator.engines.cache import cache_root, publish
 from orchestrator.engines.inspection import inspect_gguf
 from orchestrator.engines.llamacpp.gguf_configuration import configuration_of
 from orchestrator.engines.llamacpp.requantize import NO_SPACE
-from orchestrator.measure import InputError
+from orchestrator.measure import InputError, Recorder
 
 SOURCE = "source"
 REFERENCE = "BF16"
@@ -25,8 +25,10 @@ _VERSION = 1
 _NORMAL_TOKEN = 1
 
 
-def in_format(source: Path, digest: str, name: str) -> Path:
+def in_format(source: Path, digest: str, name: str, recorder: Recorder | None = None) -> Path:
     """``source`` itself for ``source``, else its weights in the format ``name``, made on first use.
+
+    With a ``recorder`` in a phase ``convert``.
 
     Raises
     ------
@@ -70,7 +72,8 @@ def in_format(source: Path, digest: str, name: str) -> Path:
                 fix="Use task.format=source, or a file in another format",
             )
 
-    return publish(final, build)
+    making = recorder.phase("convert", measured=False) if recorder else None
+    return publish(final, build, making=making)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from orchestrator.engines.llamacpp import formats
 from orchestrator.engines.llamacpp.quality import TOP, Predictions, predict
 from orchestrator.engines.llamacpp.server import LlamaServer, Setting
 from orchestrator.engines.transformers import tokens
-from orchestrator.measure import InputError
+from orchestrator.measure import InputError, Recorder
 
 # Its cache of keys and values is kept plain, whatever is measured.
 _PLAIN = "f16"
@@ -32,8 +32,9 @@ def reference_for(
     digest: str,
     ids: Sequence[int],
     vocabulary: int,
+    recorder: Recorder,
 ) -> Predictions | str:
-    """The reference's predictions of ``ids``, made if they are not in the cache.
+    """The reference's predictions of ``ids``, made in a phase ``reference`` if the cache has none.
 
     Parameters
     ----------
@@ -64,7 +65,8 @@ def reference_for(
 
     key = digest_text(f"{digest} {tokens.ids_digest(list(ids))} {TOP} {version('xllamacpp')}")
     try:
-        kept = publish(cache_root() / "references" / f"{key[:32]}.npz", build)
+        making = recorder.phase("reference", measured=False)
+        kept = publish(cache_root() / "references" / f"{key[:32]}.npz", build, making=making)
     except InputError as error:  # a type that cannot be dequantized, or no room for the file
         return f"no {formats.REFERENCE} of these weights: {error}"
     return own if own is not None else Predictions.load(kept)

@@ -5,8 +5,6 @@ from orchestrator.engines.transformers.feasible import (
     check_compile,
     check_length,
     check_model,
-    check_not_negative,
-    check_positive,
 )
 from orchestrator.engines.transformers.footprint import Footprint, footprint
 from orchestrator.engines.transformers.load import (
@@ -27,8 +25,6 @@ __all__ = [
     "check_compile",
     "check_length",
     "check_model",
-    "check_not_negative",
-    "check_positive",
     "footprint",
     "load",
     "load_unmeasured",

@@ -14,14 +14,16 @@ from pathlib import Path
 
 from orchestrator.engines.cache import cache_root, publish
 from orchestrator.engines.inspection import inspect_gguf
-from orchestrator.measure import InputError
+from orchestrator.measure import InputError, Recorder
 
 # Part of the cache key: raise it when the same file would convert to something else.
 CONVERSION_VERSION = 1
 
 
-def converted(gguf: Path, digest: str) -> Path:
+def converted(gguf: Path, digest: str, recorder: Recorder) -> Path:
     """Directory with ``gguf`` dequantised to float32 safetensors, made on first use.
+
+    That happens in a phase ``convert``.
 
     Parameters
     ----------
@@ -65,4 +67,4 @@ def converted(gguf: Path, digest: str) -> Path:
                 fix="Use a GGUF of an architecture it supports, or model=path with safetensors",
             )
 
-    return publish(final, build)
+    return publish(final, build, making=recorder.phase("convert", measured=False))

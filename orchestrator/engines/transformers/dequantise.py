@@ -3,7 +3,33 @@
 from __future__ import annotations
 
 import sys
+from functools import cache
 from pathlib import Path
+from typing import Any
+
+
+def read_once() -> None:
+    """Have transformers parse the file and build the map of tensor names once, not again and again.
+
+    It opens a reader for the configuration, the weights and the tokenizer, each of which goes
+    through every token of the vocabulary; and it makes the map, which depends on the architecture
+    alone, for every module of the model. Both take several times as long as dequantizing does.
+    """
+    import gguf
+    import numpy as np
+
+    class Reader(gguf.GGUFReader):  # type: ignore[misc]
+        @property
+        def data(self) -> Any:
+            return self._plain
+
+        @data.setter
+        def data(self, mapped: Any) -> None:
+            # Slicing a memmap makes another memmap: ten times what slicing an array takes.
+            self._plain = np.asarray(mapped)
+
+    gguf.GGUFReader = cache(Reader)
+    gguf.get_tensor_name_map = cache(gguf.get_tensor_name_map)
 
 
 def main(gguf: Path, directory: Path) -> None:
@@ -13,6 +39,7 @@ def main(gguf: Path, directory: Path) -> None:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
+    read_once()
     model = AutoModelForCausalLM.from_pretrained(
         gguf.parent,
         gguf_file=gguf.name,

@@ -118,7 +118,7 @@ def prepare(identity: Identity, recorder: Recorder) -> Prepared:
             import_bitsandbytes()
         if problem := find_problem(model):
             raise problem.as_input_error()
-        prepared = _prepare(identity)
+        prepared = _prepare(identity, recorder)
         # The model's own code is imported on first use: that is not loading weights.
         if type(prepared.config) in MODEL_FOR_CAUSAL_LM_MAPPING:
             MODEL_FOR_CAUSAL_LM_MAPPING[type(prepared.config)]
@@ -210,7 +210,7 @@ def release_free_memory() -> None:
         trim(0)
 
 
-def _prepare(identity: Identity) -> Prepared:
+def _prepare(identity: Identity, recorder: Recorder) -> Prepared:
     model = identity["model"]
     source = model["source"]
     if source == "random":
@@ -221,7 +221,7 @@ def _prepare(identity: Identity) -> Prepared:
         gguf = packaged_file() if source == "packaged" else model_path(model)
         assert gguf is not None  # find_problem has looked
         digest = digest_files([gguf])
-        directory = converted(gguf, digest)
+        directory = converted(gguf, digest, recorder)
         files = weight_files(directory)
     else:
         trusted = bool(model["trust_remote_code"])

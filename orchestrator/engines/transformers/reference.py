@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.engines.cache import cache_root, publish
 from orchestrator.engines.digest import digest_json
-from orchestrator.measure import InputError
+from orchestrator.measure import InputError, Recorder
 
 if TYPE_CHECKING:
     import torch
@@ -65,8 +65,11 @@ def reference_for(
     tokens_digest: str,
     windows: Sequence[torch.Tensor],
     logits_of: Callable[[], Callable[[torch.Tensor], torch.Tensor]],
+    recorder: Recorder,
 ) -> Reference:
     """The reference for these weights and tokens, computed if it is not in the cache.
+
+    That happens in a phase ``reference``.
 
     Parameters
     ----------
@@ -92,7 +95,8 @@ def reference_for(
         for index, ids in enumerate(windows):
             _write(directory / f"{index:06d}.safetensors", compute(ids))
 
-    return Reference(publish(cache_root() / "references" / key[:32], build))
+    making = recorder.phase("reference", measured=False)
+    return Reference(publish(cache_root() / "references" / key[:32], build, making=making))
 
 
 def _write(file: Path, logits: torch.Tensor) -> None:

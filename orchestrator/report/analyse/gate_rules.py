@@ -15,12 +15,10 @@ from pydantic import (
     model_validator,
 )
 
-from orchestrator.errors import ConfigError
-from orchestrator.plan.refusal import refusal
+from orchestrator.errors import ConfigError, nearest
 from orchestrator.report.analyse.scope import Condition
 
 Statistic: TypeAlias = Literal["median", "mean", "min", "max", "p95", "p99"]
-STATISTICS: tuple[str, ...] = get_args(Statistic)
 
 
 class _Checked(BaseModel):
@@ -132,6 +130,20 @@ _MODELS: dict[str, type[BaseModel]] = {
 }
 
 
+# pydantic's words, which tell of Python's types, as ours.
+_WORDS = {
+    "missing": "must be given",
+    "union_tag_not_found": "{discriminator} must be given",
+    "union_tag_invalid": "{discriminator} must be one of {expected_tags}, not {tag!r}",
+    "too_short": "must have at least {min_length}",
+    "model_type": "must be a mapping, not {input!r}",
+    "model_attributes_type": "must be a mapping, not {input!r}",
+    "dict_type": "must be a mapping, not {input!r}",
+    "tuple_type": "must be a list, not {input!r}",
+    "string_type": "must be text, not {input!r}",
+}
+
+
 def load_rules(path: Path) -> RuleSet:
     """Rules from a YAML file.
 
@@ -161,4 +173,25 @@ def rules_from(data: Any, *, name: str = "rules", where: str = "gate rules") -> 
     try:
         return RuleSet(name=name, **vars(_File.model_validate(data)))
     except ValidationError as error:
-        raise refusal(error, where, _MODELS) from None
+        raise _refusal(error, where) from None
+
+
+def _refusal(error: ValidationError, where: str) -> ConfigError:
+    """The first mistake that pydantic found: where, what, what to do."""
+    found = error.errors(include_url=False)[0]
+    kind, path = found["type"], found["loc"]
+    place = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in path).lstrip(".")
+    where = ": ".join(filter(None, (where, place)))
+    if kind == "extra_forbidden":
+        owner = next(
+            (_MODELS[str(p)] for p in reversed(path[:-1]) if str(p) in _MODELS), _MODELS[""]
+        )
+        return ConfigError(
+            "unknown key", where=where, fix=nearest(str(path[-1]), owner.model_fields)
+        )
+    if kind in _WORDS:
+        what = _WORDS[kind].format(input=found["input"], **found.get("ctx", {}))
+    else:
+        what = found["msg"].removeprefix("Value error, ").replace("Input should", "must")
+        what += f", not {found['input']!r}" if what.startswith("must") else ""
+    return ConfigError(what, where=where or None)

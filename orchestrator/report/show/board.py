@@ -132,9 +132,13 @@ class Board:
             self.running[attempt_id].phase = phase
 
     def finish(self, report: AttemptReport, label: str, now_s: float) -> float:
-        """Count an ending; returns how long the attempt held its slot, in seconds."""
+        """Count an ending; returns how long the attempt held its slot, in seconds.
+
+        Without what it made for every later attempt, such as a converted model.
+        """
         running = self.running.pop(report.attempt_id, None)
         took_s = report.duration_s if running is None else now_s - running.since_s
+        took_s = max(took_s - report.made_once_s, 0.0)
         self.outcomes[report.outcome.value] += 1
         if running is not None:
             self.durations_s.append(took_s)

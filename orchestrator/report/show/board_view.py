@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
+from orchestrator.measure.wording import counted
 from orchestrator.report.show.board import Board, Running
 from orchestrator.report.show.style import OUTCOME_STYLE
 from orchestrator.report.show.units import duration, span
@@ -108,7 +109,7 @@ def _conditions(board: Board, width: int, room: int) -> list[Text]:
     for condition in worst:
         number = condition.attempts
         line = Text("! ", style="yellow")
-        line.append(f"{condition.rule}  {number} attempt{'s' if number != 1 else ''}")
+        line.append(f"{condition.rule}  {counted(number, 'attempt')}")
         line.append(f"  {condition.where}: {condition.said}", style="dim")
         line.truncate(width, overflow="ellipsis")
         lines.append(line)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.measure.wording import counted
 from orchestrator.report.analyse.labels import plain_label
 from orchestrator.report.analyse.reasons import one_line
 from orchestrator.report.show.board import Board, plain_line
@@ -21,8 +22,6 @@ from orchestrator.report.show.style import is_live, writable
 from orchestrator.report.show.units import duration, span
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from rich.console import Console
     from rich.live import Live
 
@@ -132,8 +131,7 @@ class LiveView:
         if not self._is_live:
             todo, cached = self._board.todo, self._board.cached
             known = f", {cached} of {self._board.total} already there" if cached else ""
-            noun = "attempt" if todo == 1 else "attempts"
-            self.message(f"{self._board.sweep}: {todo} {noun} to run{known}")
+            self.message(f"{self._board.sweep}: {counted(todo, 'attempt')} to run{known}")
         elif self._console.file is sys.stderr:
             # A stray line (a warning of a library) would be drawn over; it goes above the board.
             self._stray = _StrayLines(sys.stderr, self.message)
@@ -160,12 +158,7 @@ class LiveView:
     def __enter__(self) -> LiveView:
         return self.open()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     # -- the drawing thread --------------------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from orchestrator.attempt import Resources
 from orchestrator.measure.vocabulary import spec_for
+from orchestrator.measure.wording import counted
 from orchestrator.report.analyse.labels import (
     axis_names,
     axis_value,
@@ -67,12 +68,14 @@ def plan_view(
 
 def resources_text(resources: Resources) -> str:
     """``1 GPU · 4 cores · 8 GiB``; every core of a node is ``a whole node``."""
-    gpus = f"{resources.gpus} GPU{'s' if resources.gpus != 1 else ''}" if resources.gpus else ""
-    cores = f"{resources.cpus} core{'s' if resources.cpus != 1 else ''}"
+    gpus = counted(resources.gpus, "GPU") if resources.gpus else ""
+    cores = "" if resources.gpus else WHOLE_NODE
+    if resources.cpus is not None:
+        cores = counted(resources.cpus, "core")
     parts = [
         gpus + (f" ({resources.accelerator})" if resources.accelerator else ""),
         # With a GPU the cores are whatever its node has to spare.
-        cores if resources.cpus is not None else "" if resources.gpus else WHOLE_NODE,
+        cores,
         quantity(resources.memory_bytes, "bytes") if resources.memory_bytes else "",
     ]
     return " · ".join(part for part in parts if part)
@@ -93,8 +96,7 @@ def _state(trial: Trial, states: Mapping[str, KnownState]) -> KnownState:
 def _counts(plan: Plan, states: Mapping[str, KnownState]) -> Text:
     from rich.text import Text
 
-    total = len(plan.trials)
-    text = Text(f"{total} trial{'s' if total != 1 else ''}")
+    text = Text(counted(len(plan.trials), "trial"))
     separator = ": "
     for state, style in _STATE_STYLE.items():
         number = sum(found.state == state for found in states.values())

@@ -32,7 +32,7 @@ class Cancellable(Protocol):
         ...
 
 
-class FreedMemory:
+class GpuMemoryGate:
     """The memory of one attempt's GPUs before it begins.
 
     Attributes

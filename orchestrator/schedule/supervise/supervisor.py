@@ -45,7 +45,7 @@ from orchestrator.schedule.supervise.cores import (
     split,
     supervisor_cores,
 )
-from orchestrator.schedule.supervise.gpu_memory import FreedMemory
+from orchestrator.schedule.supervise.gpu_memory import GpuMemoryGate
 from orchestrator.schedule.supervise.locks import Request, local_directory
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def attempt_events(
             memory_bytes=grant.memory_bytes,
         )
         pin_process(supervisor_cores(whole, slot.cpus) or whole.measured)
-        memory = FreedMemory(spec, slot)
+        memory = GpuMemoryGate(spec, slot)
         yield from memory.wait(cancellation)
         if memory.held and cancellation.asked:
             return

@@ -14,7 +14,7 @@ from typing import Any
 NOT_KEPT = "random"
 
 
-class Homes:
+class ModelAffinity:
     """Nodes by model, in the order in which they last began to use it."""
 
     def __init__(self) -> None:

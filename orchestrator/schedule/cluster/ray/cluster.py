@@ -11,14 +11,13 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from orchestrator.attempt import AttemptSpec, Outcome
 from orchestrator.errors import ClusterError, Interrupted
 from orchestrator.schedule.cluster.ray import aftermath
-from orchestrator.schedule.cluster.ray.affinity import Homes
-from orchestrator.schedule.cluster.ray.connection import Session
+from orchestrator.schedule.cluster.ray.affinity import ModelAffinity
+from orchestrator.schedule.cluster.ray.connection import RayConnection
 from orchestrator.schedule.cluster.ray.worker import fetch_report, supervise
 from orchestrator.schedule.events import ClusterEvent, Ended, Started, Vanished
 from orchestrator.schedule.placement import Demand, Node
@@ -47,7 +46,7 @@ class RayCluster:
     Make one with :meth:`start`; use it as a context manager, or :meth:`close` it.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: RayConnection) -> None:
         import ray
 
         self._ray = ray
@@ -56,7 +55,7 @@ class RayCluster:
         self._by_attempt: dict[str, Any] = {}
         self._cancelled: set[str] = set()
         self._identities: dict[str, Mapping[str, Any]] = {}
-        self._homes = Homes()
+        self._homes = ModelAffinity()
         self._asked: concurrent.futures.Future[list[dict[str, Any]]] | None = None
         self._seen: Sequence[Node] = ()
         self._known: set[str] = set()
@@ -218,12 +217,7 @@ class RayCluster:
     def __enter__(self) -> RayCluster:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     # -- inside -----------------------------------------------------------------------------
@@ -264,7 +258,7 @@ class PendingCluster:
     """A cluster that is coming up while something else is done; a context manager that ends it."""
 
     def __init__(self, settings: ClusterConfig) -> None:
-        self._session = Session(settings)
+        self._session = RayConnection(settings)
         self._cluster: RayCluster | None = None
 
     def ready(
@@ -301,12 +295,7 @@ class PendingCluster:
     def __enter__(self) -> PendingCluster:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

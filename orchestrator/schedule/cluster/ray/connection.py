@@ -30,7 +30,7 @@ from orchestrator.errors import ClusterError
 from orchestrator.schedule.cluster.ray import aftermath
 from orchestrator.schedule.cluster.ray.bare import bare_ray
 from orchestrator.schedule.cluster.ray.call_thread import CallThread
-from orchestrator.schedule.cluster.ray.head import Head, Watch, patience_s
+from orchestrator.schedule.cluster.ray.head import Head, HeadWatch, patience_s
 from orchestrator.schedule.cluster.ray.token import MODE, TOKEN, read_variables_again, show_token
 from orchestrator.schedule.cluster.ray.variables import variables
 from orchestrator.schedule.supervise.cores import CORES_VARIABLE, allowed_cores, split, to_text
@@ -64,7 +64,7 @@ _SMALL_BOX = {
 T = TypeVar("T")
 
 
-class Session:
+class RayConnection:
     """Ray, connected to by the configuration ``settings``; starts at once, in the background."""
 
     def __init__(self, settings: ClusterConfig) -> None:
@@ -73,7 +73,7 @@ class Session:
         self._end = threading.Event()
         self._error: BaseException | None = None
         self._calls, self._questions = CallThread(), CallThread()
-        self._watch: Watch | None = None
+        self._watch: HeadWatch | None = None
         self._keeper = threading.Thread(target=self._keep, name=KEEPER, daemon=True)
         self._keeper.start()
         atexit.register(self.close)
@@ -220,7 +220,7 @@ def _found_here() -> str:
         ) from None
 
 
-def _watch() -> Watch:
+def _watch() -> HeadWatch:
     """Somebody who looks after the cluster that was joined."""
     import ray
 
@@ -230,7 +230,7 @@ def _watch() -> Watch:
     for node in ray.nodes():
         if node["NodeID"] == own:
             raylet = (node["NodeManagerAddress"], node["NodeManagerPort"])
-    return Watch(Head(context.gcs_address), raylet, silence_s=patience_s())
+    return HeadWatch(Head(context.gcs_address), raylet, silence_s=patience_s())
 
 
 def code_environment() -> dict[str, Any]:

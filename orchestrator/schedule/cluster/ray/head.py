@@ -4,7 +4,7 @@
 
     a thread --GetClusterId every 2 s--> the head        silent for too long, or another cluster's
              --connect-----------------> our own raylet  refused: it is dead
-                                   `--> Watch.check() raises ClusterError in the driver
+                                   `--> HeadWatch.check() raises ClusterError in the driver
 
 When the head is silent for ``RAY_gcs_rpc_server_reconnect_timeout_s`` (60 s) Ray ends the process
 it is in, ours, with a message of its own and exit status 1. We give up after half of it, while
@@ -67,7 +67,7 @@ def patience_s() -> float:
     return SHARE * RAYS_PATIENCE_S
 
 
-class Watch:
+class HeadWatch:
     """Looks after the head and this driver's raylet in a thread, until :meth:`close`.
 
     Parameters

@@ -1,0 +1,13 @@
+"""Counts and sizes as messages write them."""
+
+from __future__ import annotations
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 trial``, ``2 trials``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def gib(size_bytes: float, digits: int = 1) -> str:
+    """``7.5 GiB``, with ``digits`` decimals."""
+    return f"{size_bytes / 2**30:.{digits}f} GiB"
