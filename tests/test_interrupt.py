@@ -48,7 +48,7 @@ with stop_on_signals(lambda: print("emergency", flush=True), lambda text: None):
 
 
 def test_an_alarm_of_rays_signal_handler_does_not_abort_a_clean_stop() -> None:
-    """It is set in C++ before Python hears of the signal, and would end the process with SIGABRT."""
+    """C++ sets it before Python hears of the signal; it would end the process with SIGABRT."""
     code = """
 import os, signal
 from orchestrator.commands.interrupt import stop_on_signals
