@@ -7,8 +7,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.text import Text
+
 from orchestrator.commands.findings import Finding, examine
 from orchestrator.commands.output import emit_json
+from orchestrator.plan import settings_of
 
 
 def doctor_command(overrides: Sequence[str], simulate: Path | None, as_json: bool) -> int:
@@ -17,8 +21,6 @@ def doctor_command(overrides: Sequence[str], simulate: Path | None, as_json: boo
     With ``simulate`` the GPUs are a scenario's, and the verdict policy is tried on them for a few
     seconds as if they were being measured.
     """
-    from orchestrator.plan import settings_of
-
     settings = settings_of(overrides)
     if simulate is not None:
         from orchestrator.telemetry.simulate import activate
@@ -30,9 +32,6 @@ def doctor_command(overrides: Sequence[str], simulate: Path | None, as_json: boo
     if as_json:
         emit_json([asdict(finding) for finding in findings])
     else:
-        from rich.console import Console
-        from rich.text import Text
-
         console = Console(highlight=False)
         styles = {"ok": "green", "warn": "yellow", "fail": "bold red"}
         for finding in findings:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -12,11 +12,13 @@ from orchestrator.commands.noise import noise_of
 from orchestrator.commands.output import emit
 from orchestrator.commands.run import carry_out
 from orchestrator.errors import ConfigError, UsageError
-
-if TYPE_CHECKING:
-    from orchestrator.plan import Settings
-    from orchestrator.record import Store
-    from orchestrator.record.cells import FoundCell
+from orchestrator.plan import Settings, config_hash, plan_of, rebuild, settings_of
+from orchestrator.record import Store, open_store
+from orchestrator.record.cells import FoundCell, cell_of
+from orchestrator.record.reports import reports_of
+from orchestrator.report.analyse.compare import compare
+from orchestrator.report.show.cells_view import differences
+from orchestrator.report.show.compare_view import comparison_view
 
 
 def reproduce_command(prefix: str, argv: Sequence[str], as_json: bool) -> int:
@@ -29,13 +31,6 @@ def reproduce_command(prefix: str, argv: Sequence[str], as_json: bool) -> int:
     ConfigError
         The stored configuration does not hash to what was asked for.
     """
-    from orchestrator.plan import plan_of, settings_of
-    from orchestrator.record import open_store
-    from orchestrator.record.cells import cell_of
-    from orchestrator.record.reports import reports_of
-    from orchestrator.report.analyse.compare import compare
-    from orchestrator.report.show.compare_view import comparison_view
-
     settings = dataclasses.replace(settings_of(argv), force=True)
     store = open_store(settings.tracking)
     if (cell := cell_of(store, prefix)) is not None:
@@ -60,8 +55,6 @@ def reproduce_command(prefix: str, argv: Sequence[str], as_json: bool) -> int:
 
 def _verified(stored: Mapping[str, Any], wanted: str, run_id: str) -> dict[str, Any]:
     """The configuration that was recorded, once it is certain that it is the one asked for."""
-    from orchestrator.plan import config_hash, rebuild
-
     identity = rebuild(stored)
     if (found := config_hash(identity)) != wanted:
         raise ConfigError(
@@ -75,10 +68,6 @@ def _verified(stored: Mapping[str, Any], wanted: str, run_id: str) -> dict[str, 
 
 def _reproduce_cell(cell: FoundCell, store: Store, settings: Settings, as_json: bool) -> int:
     """Compute a cell of a pure sweep again, record it, and say what is not as it was."""
-    from orchestrator.plan import plan_of
-    from orchestrator.record.cells import cell_of
-    from orchestrator.report.show.cells_view import differences
-
     wanted = cell.report.config_hash
     identity = _verified(cell.config, wanted, cell.run_id)
     code = carry_out(plan_of(identity, settings), as_json=as_json)

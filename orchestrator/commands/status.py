@@ -11,12 +11,13 @@ import click
 
 from orchestrator.commands.output import emit_json, say
 from orchestrator.errors import UsageError
+from orchestrator.plan import settings_of
+from orchestrator.record import open_store
+from orchestrator.record.drivers import drivers_directory, read_drivers, request_cancel
 
 
 def status_command(overrides: Sequence[str], as_json: bool) -> int:
     """One line per running sweep; stale files of dead drivers are said to be so."""
-    from orchestrator.record.drivers import read_drivers
-
     states = read_drivers(_drivers_directory(overrides))
     if as_json:
         emit_json([{**asdict(state), "alive": state.alive} for state in states])
@@ -39,8 +40,6 @@ def status_command(overrides: Sequence[str], as_json: bool) -> int:
 
 def cancel_command(sweep: str, overrides: Sequence[str]) -> int:
     """Leave a request that the sweep's driver notices within about a second."""
-    from orchestrator.record.drivers import read_drivers, request_cancel
-
     directory = _drivers_directory(overrides)
     asked = request_cancel(directory, sweep)
     if not asked:
@@ -55,8 +54,4 @@ def cancel_command(sweep: str, overrides: Sequence[str]) -> int:
 
 
 def _drivers_directory(overrides: Sequence[str]) -> Path:
-    from orchestrator.plan import settings_of
-    from orchestrator.record import open_store
-    from orchestrator.record.drivers import drivers_directory
-
     return drivers_directory(open_store(settings_of(overrides).tracking).spool_root)

@@ -6,7 +6,12 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
+
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
 
 from orchestrator.report.analyse.compare import ComparedMetric, Comparison
 from orchestrator.report.analyse.labels import short_hash
@@ -14,10 +19,6 @@ from orchestrator.report.analyse.reasons import one_line
 from orchestrator.report.show.style import STANDING_MARKS
 from orchestrator.report.show.units import quantity, ratio
 from orchestrator.statistics.judge import CONFIDENCE
-
-if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
-    from rich.text import Text
 
 MAX_METRICS = 120
 
@@ -57,8 +58,6 @@ class ComparisonView:
     names: tuple[str, str] = ("A", "B")
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        from rich.text import Text
-
         found = self.comparison
         yield self._heading()
         pairs = _pairs(found.rows)
@@ -85,8 +84,6 @@ class ComparisonView:
                 yield Text(f"only in {side}: {some}{more}", style="dim")
 
     def _heading(self) -> Text:
-        from rich.text import Text
-
         found = self.comparison
         base, new = self.names
         text = Text.assemble((f"{new} against {base}", "bold"), ": ")
@@ -105,8 +102,6 @@ class ComparisonView:
         return text
 
     def _pair_heading(self, hash_a: str, hash_b: str) -> Text:
-        from rich.text import Text
-
         text = Text(self._named(hash_b), style="bold")
         if hash_a != hash_b:
             text.append(f"  against {self._named(hash_a)}", style="not bold")
@@ -165,9 +160,6 @@ def _reach(rows: Sequence[ComparedMetric]) -> float:
 def _metrics(
     rows: Sequence[ComparedMetric], width: int, reach: float, names: tuple[str, str]
 ) -> Sequence[RenderableType]:
-    from rich.padding import Padding
-    from rich.table import Table
-
     # What cannot be compared has no figures to line up; its reason is said beneath.
     compared = [row for row in rows if row.judged.finding != "incomparable"]
     if not compared:
@@ -215,8 +207,6 @@ _LEFT_OUT: tuple[frozenset[str], ...] = (
 
 
 def _columns(rows: Sequence[ComparedMetric], reach: float, names: tuple[str, str]) -> list[_Column]:
-    from rich.text import Text
-
     def cells(text: Callable[[ComparedMetric], str], style: str = "") -> tuple[Text, ...]:
         return tuple(Text(text(row), style=style) for row in rows)
 

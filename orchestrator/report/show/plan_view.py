@@ -6,6 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.table import Table
+from rich.text import Text
+
 from orchestrator.attempt import Resources
 from orchestrator.measure.vocabulary import spec_for
 from orchestrator.measure.wording import counted
@@ -20,9 +24,6 @@ from orchestrator.report.analyse.labels import (
 from orchestrator.report.show.units import quantity
 
 if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
-    from rich.text import Text
-
     from orchestrator.plan import Plan, Trial
 
 MAX_TRIALS = 40
@@ -51,9 +52,6 @@ def plan_view(
     plan: Plan, states: Mapping[str, KnownState], *, max_trials: int = MAX_TRIALS
 ) -> RenderableType:
     """A plan as a rich renderable; a trial that ``states`` lacks is new (or infeasible)."""
-    from rich.console import Group
-    from rich.text import Text
-
     found = {trial.hash: _state(trial, states) for trial in plan.trials}
     parts: list[RenderableType] = [Text.assemble((plan.sweep, "bold"), f"  {plan.description}")]
     parts.append(_counts(plan, found))
@@ -94,8 +92,6 @@ def _state(trial: Trial, states: Mapping[str, KnownState]) -> KnownState:
 
 
 def _counts(plan: Plan, states: Mapping[str, KnownState]) -> Text:
-    from rich.text import Text
-
     text = Text(counted(len(plan.trials), "trial"))
     separator = ": "
     for state, style in _STATE_STYLE.items():
@@ -121,9 +117,6 @@ def _alike(plan: Plan) -> str | None:
 
 
 def _axes(plan: Plan) -> RenderableType:
-    from rich.table import Table
-    from rich.text import Text
-
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(no_wrap=True, style="cyan")
     grid.add_column()
@@ -148,9 +141,6 @@ class _Trials:
     most: int
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        from rich.table import Table
-        from rich.text import Text
-
         shown = self.plan.trials[: self.most]
         headings, rows = self._by_axis(shown)
         right = [_is_number(column) for column in zip(*rows, strict=True)]
@@ -222,9 +212,6 @@ def _predictions(states: Iterable[KnownState]) -> list[str]:
 
 
 def _reasons(plan: Plan, states: Mapping[str, KnownState]) -> Sequence[RenderableType]:
-    from rich.table import Table
-    from rich.text import Text
-
     labels = labels_of(plan)
     told: dict[tuple[str, str], list[Trial]] = {}
     for trial in plan.trials:
