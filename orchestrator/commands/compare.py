@@ -19,7 +19,7 @@ from orchestrator.report.analyse.operators import (
     read_operators,
 )
 from orchestrator.report.analyse.pairing import pair
-from orchestrator.report.show.compare_view import comparison_view
+from orchestrator.report.show.compare_view import ComparisonView
 from orchestrator.report.show.operators_view import OperatorDiffView
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def compare_command(
         emit_json({**comparison.to_json(), **more})
         return 0
     labels = labels_of_configs(base, new)
-    emit(comparison_view(comparison, labels=labels, names=(a, b)))
+    emit(ComparisonView(comparison, labels=labels, names=(a, b)))
     for diff in operators:
         emit(OperatorDiffView(diff, labels))
     return 0

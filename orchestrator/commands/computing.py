@@ -72,7 +72,7 @@ class Computing:
 
     def execute(self, todo: Todo) -> Computed:
         """Compute what is missing and record all of it as one run."""
-        from orchestrator.record import Recording
+        from orchestrator.record import Findings, Recording
 
         missing = [trial for trial in self.plan.trials if trial.hash not in self._known]
         # Before the cells: MLflow takes seconds to wake, in a thread of its own.
@@ -81,7 +81,8 @@ class Computing:
             results = self._recorded() | {trial.hash: compute(trial) for trial in missing}
             found = cells.table(self.plan.trials, self.plan.axes, results)
             tags = {CELLS_TAG: str(found.num_rows)}
-            recording.attach(_summary(results, len(self._known)), cells.files(found), tags)
+            summary = _summary(results, len(self._known))
+            recording.attach(Findings(summary, cells.files(found), tags))
         run_id = recording.close().run_id or ""
         run_ids = {config: cell.run.run_id for config, cell in self._known.items()}
         run_ids |= {trial.hash: run_id for trial in missing}

@@ -14,7 +14,7 @@ from orchestrator.plan import conf_directory
 from orchestrator.record.selection import runs_with_attempts, select
 from orchestrator.report.analyse.gate import gate
 from orchestrator.report.analyse.gate_rules import load_rules
-from orchestrator.report.show.gate_view import gate_view
+from orchestrator.report.show.gate_view import GateView
 from orchestrator.report.show.junit import junit_xml
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def gate_command(
         emit_json({"new": new, "baseline": baseline, **result.to_json()})
     else:
         say(f"{new} against {baseline}")
-        emit(gate_view(result, labels=labels_of_configs(base, candidate)))
+        emit(GateView(result, labels=labels_of_configs(base, candidate)))
     return result.exit_code
 
 

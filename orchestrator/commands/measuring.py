@@ -136,13 +136,15 @@ class Measuring:
             stop = stack.enter_context(stop_on_signals(emergency_stop, view.message))
             stack.enter_context(view)
             self._recover(view.message)
-            recording = Recording(
-                store,
-                plan,
-                todo=len(todo.attempts),
-                command=self._command,
-                message=view.message,
-                labels=labels,
+            recording = stack.enter_context(
+                Recording(
+                    store,
+                    plan,
+                    todo=len(todo.attempts),
+                    command=self._command,
+                    message=view.message,
+                    labels=labels,
+                )
             )
             file = DriverFile(
                 drivers_directory(store.spool_root),
@@ -151,9 +153,7 @@ class Measuring:
                 len(todo.attempts),
                 cached,
             )
-            published = Published(view, file, labels, stop)
-            status, reason = "FAILED", None
-            try:
+            with contextlib.closing(Published(view, file, labels, stop)) as published:
                 result = run_sweep(
                     plan,
                     todo.attempts,
@@ -170,19 +170,13 @@ class Measuring:
                     view.message(f"{result.adopted} {many} made by another driver meanwhile")
                 if recording.claims.met_others:
                     self._recover(view.message)  # it may have died since
-                status = "KILLED" if result.interrupted else "FINISHED"
                 loaded: dict[str, AttemptReport] = {}
                 reports = self._recorded(recording, loaded)
                 if reports and starting is not None and not result.interrupted:
                     self._measure_ceilings(reports, starting, stop, view.message)
                 if reports:
                     self._attach_report(recording, reports)
-            except BaseException as error:
-                reason = str(error)
-                raise
-            finally:
-                published.close()
-                summary = recording.close(status, reason)
+            summary = recording.close("KILLED" if result.interrupted else "FINISHED")
         return Measured(cached + result.adopted, result, summary, loaded)
 
     def report(
@@ -257,9 +251,9 @@ class Measuring:
             trial, view = plan.trials[0], _Unseen()
             known = self._store.attempts([trial.hash])
             todo = compute_todo(plan.trials, known, repeats=1, force=True)
-            recording = Recording(self._store, plan, todo=1, command=self._command, message=message)
-            status, reason = "FAILED", None
-            try:
+            with Recording(
+                self._store, plan, todo=1, command=self._command, message=message
+            ) as recording:
                 result = run_sweep(
                     plan,
                     todo.attempts,
@@ -269,12 +263,7 @@ class Measuring:
                     stop=stop,
                     cluster=cluster,
                 )
-                status = "KILLED" if result.interrupted else "FINISHED"
-            except BaseException as error:
-                reason = str(error)
-                raise
-            finally:
-                recording.close(status, reason)
+                recording.close("KILLED" if result.interrupted else "FINISHED")
             return view.report
 
         identities = {trial.hash: trial.identity for trial in self.plan.trials}
@@ -283,7 +272,7 @@ class Measuring:
 
     def _attach_report(self, recording: Recording, reports: Reports) -> None:
         """Give the sweep's own run its summary and report."""
-        from orchestrator.record import Redactor
+        from orchestrator.record import Findings, Redactor
         from orchestrator.record.replay import telemetry_of
         from orchestrator.record.views import results_view, varying_params
         from orchestrator.report import build_table
@@ -313,7 +302,7 @@ class Measuring:
             ascending=first is None or first.better != "higher",
         )
         summary = to_page_markdown(table, summary=sentences(table))
-        recording.attach(summary, files, experiment_tags=view)
+        recording.attach(Findings(summary, files, experiment_tags=view))
 
     def _history_s(self) -> list[float]:
         """How long recorded attempts of these trials took: a first estimate of the time left."""

@@ -18,10 +18,10 @@ from orchestrator.record.cells import FoundCell, cell_of
 from orchestrator.record.reports import reports_of
 from orchestrator.report.analyse.compare import compare
 from orchestrator.report.show.cells_view import differences
-from orchestrator.report.show.compare_view import comparison_view
+from orchestrator.report.show.compare_view import ComparisonView
 
 
-def reproduce_command(prefix: str, argv: Sequence[str], as_json: bool) -> int:
+def reproduce_command(prefix: str, overrides: Sequence[str], as_json: bool) -> int:
     """``reproduce HASH``: a new attempt of exactly that configuration, then a comparison.
 
     Raises
@@ -31,7 +31,7 @@ def reproduce_command(prefix: str, argv: Sequence[str], as_json: bool) -> int:
     ConfigError
         The stored configuration does not hash to what was asked for.
     """
-    settings = dataclasses.replace(settings_of(argv), force=True)
+    settings = dataclasses.replace(settings_of(overrides), force=True)
     store = open_store(settings.tracking)
     if (cell := cell_of(store, prefix)) is not None:
         return _reproduce_cell(cell, store, settings, as_json)
@@ -49,7 +49,7 @@ def reproduce_command(prefix: str, argv: Sequence[str], as_json: bool) -> int:
     }
     if code == 0 and before.get(wanted) and not as_json:
         noise = noise_of(store, before)
-        emit(comparison_view(compare(before, after, noise=noise)))
+        emit(ComparisonView(compare(before, after, noise=noise)))
     return code
 
 

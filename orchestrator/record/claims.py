@@ -232,18 +232,6 @@ class Claims:
         return [directory for directory in every if directory != self._own_spool]
 
 
-def open_claims(
-    store: Store,
-    own_spool: Path,
-    *,
-    run_id: Callable[[], str | None],
-    say: Callable[[str], None] = lambda _: None,
-) -> Claims:
-    """The claims of a driver that records into ``store``; :class:`SharedClaims` has ``run_id``."""
-    shared = SharedClaims(store.backend, run_id) if store.is_shared else None
-    return Claims(store, own_spool, shared=shared, say=say)
-
-
 def _spooled(
     directories: Iterable[Path], wanted: frozenset[str]
 ) -> dict[str, list[AttemptSummary]]:

@@ -31,30 +31,20 @@ _LEAST_REACH = math.log(1.10)
 _MOST_REACH = math.log(4.0)
 
 
-def comparison_view(
-    comparison: Comparison,
-    *,
-    labels: Mapping[str, str] | None = None,
-    names: tuple[str, str] = ("A", "B"),
-) -> ComparisonView:
-    """A comparison as a rich renderable.
+@dataclass(frozen=True)
+class ComparisonView:
+    """A :class:`Comparison` that rich can print at any width.
 
-    Parameters
+    Attributes
     ----------
-    labels : mapping of str to str, optional
+    labels : mapping of str to str
         Label by config hash.
     names : tuple of str
         What the two sides are called, base first.
     """
-    return ComparisonView(comparison, dict(labels or {}), names)
-
-
-@dataclass(frozen=True)
-class ComparisonView:
-    """A :class:`Comparison` that rich can print at any width."""
 
     comparison: Comparison
-    labels: dict[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
     names: tuple[str, str] = ("A", "B")
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:

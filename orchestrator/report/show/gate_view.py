@@ -34,17 +34,12 @@ STATES = {
 _RATIO_RULES = ("difference", "change", "long_over_short")
 
 
-def gate_view(result: GateResult, *, labels: Mapping[str, str] | None = None) -> GateView:
-    """A gate's result as a rich renderable; ``labels`` name trials by config hash."""
-    return GateView(result, dict(labels or {}))
-
-
 @dataclass(frozen=True)
 class GateView:
-    """A :class:`GateResult` that rich can print at any width."""
+    """A :class:`GateResult` that rich can print at any width; ``labels`` are by config hash."""
 
     result: GateResult
-    labels: dict[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         mark, style = STATES[self.result.state]
