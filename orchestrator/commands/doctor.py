@@ -12,6 +12,7 @@ from rich.text import Text
 
 from orchestrator.commands.findings import Finding, examine
 from orchestrator.commands.output import emit_json
+from orchestrator.measure.grouping import grouped
 from orchestrator.plan import settings_of
 
 
@@ -54,9 +55,7 @@ def _rehearsed(verdict: dict[str, Any], seconds: float = 3.0) -> Iterator[Findin
             said = rule.reason or f"{rule.value}, limit {rule.limit}"
             level = "fail" if rule.state == "invalid" else "warn"
             yield Finding(level, f"{rule.rule}: {said}", f"verdict.rules.{rule.rule}.limit=…")
-    unknown: dict[str, list[str]] = {}
-    for rule in judged.rules:
-        if rule.state == "unknown":
-            unknown.setdefault(rule.reason or "no reason given", []).append(rule.rule)
-    for reason, rules in unknown.items():
-        yield Finding("warn", f"not to be checked: {', '.join(rules)}: {reason}")
+    unknown = [rule for rule in judged.rules if rule.state == "unknown"]
+    for reason, rules in grouped(unknown, lambda r: r.reason or "no reason given").items():
+        named = ", ".join(rule.rule for rule in rules)
+        yield Finding("warn", f"not to be checked: {named}: {reason}")

@@ -25,7 +25,7 @@ from orchestrator.record.reports import reports_of
 from orchestrator.schedule.todo import Todo, compute_todo
 
 if TYPE_CHECKING:
-    from orchestrator.attempt import AttemptReport, AttemptSpec, Slot
+    from orchestrator.attempt import AttemptReport
     from orchestrator.plan import Plan, Trial
     from orchestrator.record import AttemptSummary, Recording, RecordingSummary, Store
     from orchestrator.schedule import SweepResult
@@ -39,31 +39,6 @@ REPORT_PATIENCE_S = 30.0
 
 
 Reports = dict[str, "list[AttemptReport]"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Measured:
-    """What one run of a sweep did.
-
-    Attributes
-    ----------
-    cached : int
-        Trials that were measured before.
-    result, summary : SweepResult, RecordingSummary or None
-        How its attempts went and what was recorded of them; None where nothing was left to do.
-    loaded : dict of str to AttemptReport
-        Reports that were read from the store for the sweep's own run, by run id.
-    """
-
-    cached: int
-    result: SweepResult | None = None
-    summary: RecordingSummary | None = None
-    loaded: dict[str, AttemptReport] = dataclasses.field(default_factory=dict)
-
-    @property
-    def interrupted(self) -> bool:
-        """Whether the user stopped it."""
-        return self.result is not None and self.result.interrupted
 
 
 class Measuring:
@@ -83,6 +58,16 @@ class Measuring:
         self.plan = plan
         self._store = store
         self._command = list(command)
+        self._cached = 0  # trials that were measured before
+        # How the attempts went and what was recorded of them; None where nothing was left to do.
+        self._result: SweepResult | None = None
+        self._summary: RecordingSummary | None = None
+        self._loaded: dict[str, AttemptReport] = {}  # read from the store already, by run id
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the user stopped it."""
+        return self._result is not None and self._result.interrupted
 
     def todo(self) -> Todo:
         """States of all trials, and the attempts that are missing."""
@@ -96,16 +81,16 @@ class Measuring:
             invalid_retries=settings.verdict.retries,
         )
 
-    def nothing_to_do(self, todo: Todo) -> Measured:
+    def nothing_to_do(self, todo: Todo) -> None:
         """Say so; some of it may only be in the spool of a driver that died."""
         self._recover(say, runs=False)
         counts = Counter(state.state for state in todo.states)
         counted = ", ".join(f"{count} {state}" for state, count in counts.items())
         hint = "; retry.failed=true runs the failed ones again" if counts["failed"] else ""
         say(f"{self.plan.sweep}: nothing left to do ({counted}){hint}")
-        return Measured(counts["cached"])
+        self._cached = counts["cached"]
 
-    def execute(self, todo: Todo) -> Measured:
+    def execute(self, todo: Todo) -> None:
         """Make the missing attempts; everything they leave is in the store or its spool."""
         from rich.console import Console
 
@@ -170,34 +155,31 @@ class Measuring:
                     view.message(f"{result.adopted} {many} made by another driver meanwhile")
                 if recording.claims.met_others:
                     self._recover(view.message)  # it may have died since
-                loaded: dict[str, AttemptReport] = {}
-                reports = self._recorded(recording, loaded)
+                reports = self._recorded(recording)
                 if reports and starting is not None and not result.interrupted:
                     self._measure_ceilings(reports, starting, stop, view.message)
                 if reports:
                     self._attach_report(recording, reports)
-            summary = recording.close("KILLED" if result.interrupted else "FINISHED")
-        return Measured(cached + result.adopted, result, summary, loaded)
+            self._summary = recording.close("KILLED" if result.interrupted else "FINISHED")
+        self._cached, self._result = cached + result.adopted, result
 
-    def report(
-        self, measured: Measured, *, wall_s: float, as_json: bool, table: bool, strict: bool
-    ) -> int:
+    def report(self, *, wall_s: float, as_json: bool, table: bool, strict: bool) -> int:
         """Print what the sweep found, cached trials too; returns the exit code."""
         from orchestrator.report import final_table, run_json
 
         plan, store = self.plan, self._store
         attempts = store.attempts(trial.hash for trial in plan.trials)
-        ended = measured.result.attempts if measured.result else ()
-        summary = measured.summary
+        ended = self._result.attempts if self._result else ()
+        summary = self._summary
         if as_json:
-            runs = store.sweep_runs(plan.sweep) if measured.result is None else []
+            runs = store.sweep_runs(plan.sweep) if self._result is None else []
             emit_json(
                 run_json(
                     ended,
                     sweep=plan.sweep,
                     run_id=(summary.run_id or "") if summary else (runs[0].run_id if runs else ""),
                     run_ids=summary.run_ids if summary else {},
-                    cached=measured.cached,
+                    cached=self._cached,
                     wall_s=wall_s,
                 )
             )
@@ -205,25 +187,22 @@ class Measuring:
             many = f"{len(plan.trials):,} trials are too many for a table"
             say(f"{many}: python -m orchestrator report {plan.sweep}")
         elif table:
-            reports = self._predicted(reports_of(store, attempts, measured.loaded))
+            reports = self._predicted(reports_of(store, attempts, self._loaded))
             emit(final_table(plan, reports, noise=noise_of(store, reports)))
         now = [(e.config_hash, e.outcome) for e in ended if not e.retried]
         ran = {config for config, _ in now}
         before = [attempts.get(t.hash, []) for t in plan.trials if t.hash not in ran]
         results = [*(outcome for _, outcome in now), *map(_recorded_result, before)]
-        if measured.result is not None and measured.result.unmade:
+        if self._result is not None and self._result.unmade:
             results.append(None)
         return exit_code(results, strict=strict)
 
-    def _recorded(self, recording: Recording, loaded: dict[str, AttemptReport]) -> Reports:
-        """All reports of the plan's trials; none where they are too many, or the store is away.
-
-        ``loaded`` gets them too, by run id.
-        """
+    def _recorded(self, recording: Recording) -> Reports:
+        """All reports of the plan's trials; none where they are too many, or the store is away."""
         trials = self.plan.trials
         if len(trials) > MOST_REPORTED or not recording.flush(REPORT_PATIENCE_S):
             return {}
-        return reports_of(self._store, self._store.attempts(t.hash for t in trials), loaded)
+        return reports_of(self._store, self._store.attempts(t.hash for t in trials), self._loaded)
 
     def _predicted(self, reports: Reports) -> Reports:
         """The same with predictions beside what was measured."""

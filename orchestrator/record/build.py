@@ -141,13 +141,12 @@ class Builder:
     ) -> RunRecord:
         """The parent run's end: how many attempts ended how, and what the sweep found."""
         findings = findings or Findings()
-        note = begin.tags.get(NOTE_TAG, "")
+        summary = self.redactor.text(findings.summary).strip()
+        note = f"{summary}\n\n{begin.tags.get(NOTE_TAG, '')}".strip()
         tags = {
             **begin.tags,
             **findings.tags,
-            NOTE_TAG: tag_value(
-                f"{self.redactor.text(findings.summary).strip()}\n\n{note}".strip()
-            ),
+            NOTE_TAG: tag_value(note),
             "heartbeat": f"{ended_at:.0f}",
             "outcomes": json.dumps(dict(sorted(outcomes.items()))),
         }

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.errors import StoreError
+from orchestrator.measure.grouping import grouped
 from orchestrator.record import spool
 from orchestrator.record.drivers import drivers_directory
 from orchestrator.record.runrecord import ATTEMPT_TAG, RUNNING
@@ -222,10 +223,7 @@ class Claims:
         self._company = self._company or bool(others) or bool(self._shared and self._shared.company)
         if not self._company:
             return None
-        found: dict[str, list[AttemptSummary]] = {}
-        for summary in self._store.recorded(wanted):
-            found.setdefault(summary.config_hash, []).append(summary)
-        return found
+        return grouped(self._store.recorded(wanted), lambda summary: summary.config_hash)
 
     def _other_spools(self) -> list[Path]:
         every = spool.spool_directories(self._store.spool_root)
@@ -236,11 +234,10 @@ def _spooled(
     directories: Iterable[Path], wanted: frozenset[str]
 ) -> dict[str, list[AttemptSummary]]:
     """Finished attempts of these trials that wait in other drivers' spools."""
-    found: dict[str, list[AttemptSummary]] = {}
-    for directory in directories:
-        for item in spool.unread_in(directory):
-            if item.record.key_tag == ATTEMPT_TAG and item.record.status != RUNNING:
-                summary = summary_of_record(str(item.path), item.record)
-                if summary.config_hash in wanted:
-                    found.setdefault(summary.config_hash, []).append(summary)
-    return found
+    found = [
+        summary_of_record(str(item.path), item.record)
+        for directory in directories
+        for item in spool.unread_in(directory)
+        if item.record.key_tag == ATTEMPT_TAG and item.record.status != RUNNING
+    ]
+    return grouped((s for s in found if s.config_hash in wanted), lambda s: s.config_hash)

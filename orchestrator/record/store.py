@@ -14,6 +14,7 @@ from typing import Any
 
 from orchestrator.attempt import AttemptReport
 from orchestrator.errors import StoreError, UsageError
+from orchestrator.measure.grouping import grouped
 from orchestrator.record import spool
 from orchestrator.record.artifacts import CONFIG, PLAN, REPORT
 from orchestrator.record.backend import Backend, RunRow
@@ -200,10 +201,8 @@ class Store(ABC):
         """
         wanted = None if hashes is None else frozenset(hashes)
         found = {summary.attempt_id or summary.run_id: summary for summary in self._all(wanted)}
-        by_hash: dict[str, list[AttemptSummary]] = {}
-        for summary in sorted(found.values(), key=lambda s: (s.started_at, s.number)):
-            by_hash.setdefault(summary.config_hash, []).append(summary)
-        return by_hash
+        in_order = sorted(found.values(), key=lambda s: (s.started_at, s.number))
+        return grouped(in_order, lambda summary: summary.config_hash)
 
     def _all(self, wanted: frozenset[str] | None) -> Iterable[AttemptSummary]:
         if wanted is not None and not wanted:

@@ -6,12 +6,14 @@ Pure values, no terminal: the table, the exports and the HTML report are renderi
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.attempt import AttemptReport, Outcome
+from orchestrator.measure.grouping import grouped
 from orchestrator.measure.metric import MetricSpec
 from orchestrator.report.analyse.baseline import (
     baseline_axes,
@@ -109,10 +111,7 @@ class SweepTable:
     @property
     def outcomes(self) -> dict[str, int]:
         """Trials by outcome, most frequent first."""
-        counts: dict[str, int] = {}
-        for row in self.rows:
-            counts[row.outcome] = counts.get(row.outcome, 0) + 1
-        return dict(sorted(counts.items(), key=lambda item: -item[1]))
+        return dict(Counter(row.outcome for row in self.rows).most_common())
 
 
 def build_table(
@@ -268,26 +267,17 @@ def _present(
     derived: Mapping[str, Column],
 ) -> list[str]:
     """Those of ``names`` that at least one attempt measured or said it could not."""
-    seen: set[str] = set()
-    for attempts in believed.values():
-        for report in attempts:
-            seen.update(report.metrics, report.telemetry)
+    reports = (report for attempts in believed.values() for report in attempts)
+    seen = {name for report in reports for name in (*report.metrics, *report.telemetry)}
     return [n for n in names if n in seen or (n in derived and derived[n].metric in seen)]
 
 
 def _everything(believed: Mapping[str, Sequence[AttemptReport]]) -> list[str]:
-    names: dict[str, None] = {}
-    for attempts in believed.values():
-        for report in attempts:
-            names.update(dict.fromkeys(report.metrics))
-    return list(names)
+    reports = (report for attempts in believed.values() for report in attempts)
+    return list(dict.fromkeys(name for report in reports for name in report.metrics))
 
 
 def _ordered(rows: Sequence[TrialRow]) -> list[TrialRow]:
     """Groups in order of first appearance, each led by its baseline."""
-    groups: dict[tuple[tuple[str, Any], ...], list[TrialRow]] = {}
-    for row in rows:
-        groups.setdefault(row.group, []).append(row)
-    return [
-        row for members in groups.values() for row in sorted(members, key=lambda r: not r.baseline)
-    ]
+    groups = grouped(rows, lambda row: row.group).values()
+    return [row for members in groups for row in sorted(members, key=lambda r: not r.baseline)]

@@ -13,6 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.measure.grouping import grouped
 from orchestrator.report.analyse.compare import ComparedMetric, Comparison
 from orchestrator.report.analyse.labels import short_hash
 from orchestrator.report.analyse.reasons import one_line
@@ -132,9 +133,7 @@ def scale_line(low: float | None, mid: float | None, high: float | None, reach: 
 
 def _pairs(rows: Sequence[ComparedMetric]) -> dict[tuple[str, str], list[ComparedMetric]]:
     """Rows by pair of trials; pairs with the worst verdict first, otherwise in their order."""
-    pairs: dict[tuple[str, str], list[ComparedMetric]] = {}
-    for row in rows:
-        pairs.setdefault((row.hash_a, row.hash_b), []).append(row)
+    pairs = grouped(rows, lambda row: (row.hash_a, row.hash_b))
     order = list(STANDING_MARKS)
     return dict(
         sorted(pairs.items(), key=lambda item: min(order.index(r.judged.finding) for r in item[1]))
@@ -246,12 +245,9 @@ def _interval(row: ComparedMetric) -> str:
 
 def _whys(rows: Sequence[ComparedMetric]) -> list[str]:
     """Reasons; one that several metrics share is said once."""
-    by_reason: dict[str, list[ComparedMetric]] = {}
-    for row in rows:
-        if row.judged.reason:
-            by_reason.setdefault(one_line(row.judged.reason), []).append(row)
+    reasoned = [row for row in rows if row.judged.reason]
     lines = []
-    for reason, concerned in by_reason.items():
+    for reason, concerned in grouped(reasoned, lambda r: one_line(r.judged.reason or "")).items():
         if len(concerned) == len(rows):
             whose = "incomparable: " if concerned[0].judged.finding == "incomparable" else ""
         else:

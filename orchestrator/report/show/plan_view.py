@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.attempt import Resources
+from orchestrator.measure.grouping import grouped
 from orchestrator.measure.vocabulary import spec_for
 from orchestrator.measure.wording import counted
 from orchestrator.report.analyse.labels import (
@@ -213,11 +214,8 @@ def _predictions(states: Iterable[KnownState]) -> list[str]:
 
 def _reasons(plan: Plan, states: Mapping[str, KnownState]) -> Sequence[RenderableType]:
     labels = labels_of(plan)
-    told: dict[tuple[str, str], list[Trial]] = {}
-    for trial in plan.trials:
-        state = states[trial.hash]
-        if state.reason:
-            told.setdefault((state.state, state.reason), []).append(trial)
+    reasoned = [trial for trial in plan.trials if states[trial.hash].reason]
+    told = grouped(reasoned, lambda t: (states[t.hash].state, states[t.hash].reason or ""))
     if not told:
         return []
     grid = Table.grid(padding=(0, 2, 0, 0))
