@@ -25,7 +25,7 @@ from orchestrator.record.reports import reports_of
 from orchestrator.schedule.todo import Todo, compute_todo
 
 if TYPE_CHECKING:
-    from orchestrator.attempt import AttemptReport
+    from orchestrator.attempt import AttemptReport, AttemptSpec, Slot
     from orchestrator.plan import Plan, Trial
     from orchestrator.record import AttemptSummary, Recording, RecordingSummary, Store
     from orchestrator.schedule import SweepResult
