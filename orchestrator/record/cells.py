@@ -20,11 +20,12 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.attempt import AttemptReport, Outcome, Verdict
-from orchestrator.errors import StoreError, UsageError
+from orchestrator.errors import StoreError
 from orchestrator.measure.metric import Absent, Metric, MetricSpec, Value
 from orchestrator.measure.registry import find_task
 from orchestrator.measure.task import Evaluation, Task
 from orchestrator.measure.vocabulary import spec_for
+from orchestrator.record.store import only
 
 if TYPE_CHECKING:
     import pyarrow
@@ -244,10 +245,7 @@ def cell_of(store: Store, prefix: str) -> FoundCell | None:
     if store.find(prefix):  # which also says what is no hash
         return None
     found = find(store, prefix)
-    if len(found) > 1:
-        names = ", ".join(config[: max(len(prefix) + 4, 16)] for config in sorted(found)[:10])
-        raise UsageError(f"{prefix} begins {len(found)} hashes", fix=f"Say which: {names}")
-    return next((several[-1] for several in found.values()), None)
+    return found[only(prefix, sorted(found))][-1] if found else None
 
 
 def _task(trial: Trial) -> Task:

@@ -7,7 +7,7 @@ import os
 import re
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -259,10 +259,7 @@ class Store(ABC):
         if not found:
             fix = "See the hashes of a sweep with: python -m orchestrator plan +sweep=NAME"
             raise UsageError(f"no attempt of {prefix} is recorded", where=self.where, fix=fix)
-        if len(found) > 1:
-            names = ", ".join(h[: max(len(prefix) + 4, 16)] for h in found[:10])
-            raise UsageError(f"{prefix} begins {len(found)} hashes", fix=f"Say which: {names}")
-        return found[0]
+        return only(prefix, found)
 
     def load(self, run_id: str) -> AttemptReport:
         """The whole report of a finished attempt; its artifacts are read with :meth:`artifact`.
@@ -399,6 +396,14 @@ def _sweep_of(run: RunRow) -> SweepRun:
         sweep_id=run.tags.get(SWEEP_TAG, ""),
         has_cells=CELLS_TAG in run.tags,
     )
+
+
+def only(prefix: str, hashes: Sequence[str]) -> str:
+    """The one of ``hashes``, which all begin with ``prefix``; raises ``UsageError`` for several."""
+    if len(hashes) > 1:
+        names = ", ".join(h[: max(len(prefix) + 4, 16)] for h in hashes[:10])
+        raise UsageError(f"{prefix} begins {len(hashes)} hashes", fix=f"Say which: {names}")
+    return hashes[0]
 
 
 def state_directory() -> Path:

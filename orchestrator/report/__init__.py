@@ -1,6 +1,6 @@
 """What a person sees: the live view, tables, exports, plots, comparisons. Imports nothing heavy."""
 
-from orchestrator.report.analyse.labels import label, labels_of, short_hash
+from orchestrator.report.analyse.labels import labels_of, short_hash
 from orchestrator.report.analyse.rows import SweepTable, build_table
 from orchestrator.report.show.live import LiveView
 from orchestrator.report.show.table import final_table, run_json, where_to_look
@@ -10,7 +10,6 @@ __all__ = [
     "SweepTable",
     "build_table",
     "final_table",
-    "label",
     "labels_of",
     "run_json",
     "short_hash",

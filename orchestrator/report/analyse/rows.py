@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.attempt import AttemptReport, Outcome
 from orchestrator.measure.grouping import grouped
 from orchestrator.measure.metric import MetricSpec
+from orchestrator.measure.wording import plain
 from orchestrator.report.analyse.baseline import (
     baseline_axes,
     group_of,
     is_baseline,
     ladder_foot,
-    spelling,
 )
 from orchestrator.report.analyse.cell import Cell, pool
 from orchestrator.report.analyse.column_cells import column_cell
@@ -143,7 +143,7 @@ def build_table(
     base_axes = baseline_axes(plan, axes)
     foot = ladder_foot(plan, axes, base_axes)
     if foot is not None:
-        base_axes = {axis: spelling(foot.axes.get(axis)) for axis in axes}
+        base_axes = {axis: plain(foot.axes.get(axis)) for axis in axes}
     counted = {t.hash: believable(reports.get(t.hash, ())) for t in plan.trials}
     columns = {c.name: c for c in _columns(plan) if c.over is None or c.over in axes}
     names = _present(metrics or headline(plan), counted, columns) or _everything(counted)

@@ -49,16 +49,14 @@ class KnownState(Protocol):
     def reason(self) -> str | None: ...
 
 
-def plan_view(
-    plan: Plan, states: Mapping[str, KnownState], *, max_trials: int = MAX_TRIALS
-) -> RenderableType:
+def plan_view(plan: Plan, states: Mapping[str, KnownState]) -> RenderableType:
     """A plan as a rich renderable; a trial that ``states`` lacks is new (or infeasible)."""
     found = {trial.hash: _state(trial, states) for trial in plan.trials}
     parts: list[RenderableType] = [Text.assemble((plan.sweep, "bold"), f"  {plan.description}")]
     parts.append(_counts(plan, found))
     if plan.trials:
-        parts += [Text(""), _axes(plan), Text(""), _Trials(plan, found, max_trials)]
-    left = len(plan.trials) - max_trials
+        parts += [Text(""), _axes(plan), Text(""), _Trials(plan, found)]
+    left = len(plan.trials) - MAX_TRIALS
     if left > 0:
         parts.append(Text(f"… and {left} more trials: --json has them all", style="italic"))
     parts += _reasons(plan, found)
@@ -139,10 +137,9 @@ class _Trials:
 
     plan: Plan
     states: Mapping[str, KnownState]
-    most: int
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        shown = self.plan.trials[: self.most]
+        shown = self.plan.trials[:MAX_TRIALS]
         headings, rows = self._by_axis(shown)
         right = [_is_number(column) for column in zip(*rows, strict=True)]
         right = right[: len(headings)]

@@ -51,7 +51,6 @@ def final_table(
     *,
     metrics: Sequence[str] | None = None,
     max_rows: int = MAX_ROWS,
-    footer: Sequence[str] | None = None,
     noise: float | None = None,
 ) -> TableView:
     """What a sweep found, as a rich renderable: table, failures, legend and where to look next.
@@ -66,19 +65,17 @@ def final_table(
         Metrics to show instead of the headline of the plan's tasks.
     max_rows : int
         Trials shown before the rest is only counted.
-    footer : sequence of str
-        Lines beneath; by default where to look next.
     noise : float, optional
         Relative A/A noise recorded for this hardware.
     """
     table = build_table(plan, reports, metrics=metrics, limit=max_rows, noise=noise)
-    return TableView(table, max_rows, where_to_look(table) if footer is None else tuple(footer))
+    return TableView(table, max_rows, where_to_look(table))
 
 
-def where_to_look(table: SweepTable, *, run_url: str | None = None) -> tuple[str, ...]:
+def where_to_look(table: SweepTable) -> tuple[str, ...]:
     """Lines for the foot of a table: the sweep in MLflow, one trial in full, the same again."""
     best = next((row for row in table.rows if row.outcome == "ok"), None)
-    lines = [f"in MLflow    {run_url or 'python -m orchestrator ui'}"]
+    lines = ["in MLflow    python -m orchestrator ui"]
     if best is not None:
         lines.append(f"one trial    python -m orchestrator show {short_hash(best.hash)}")
         lines.append(f"run it again python -m orchestrator reproduce {short_hash(best.hash)}")
@@ -327,8 +324,10 @@ def _notes(
     unfit: Sequence[_Column],
 ) -> Iterable[Text]:
     yield Text("")
-    legend = ["median ± half of its 95 % interval"] if _any_interval(rows) else []
-    if any(c.ratio is not None for row in rows for c in row.cells.values()):
+    cells = [cell for row in rows for cell in row.cells.values()]
+    any_interval = any(cell.ci_low is not None for cell in cells)
+    legend = ["median ± half of its 95 % interval"] if any_interval else []
+    if any(cell.ratio is not None for cell in cells):
         legend.append(f"against the baseline: {standings_legend(table.tau)}")
     if any(lines[0].startswith(_AS_ABOVE) for lines in _row_labels(rows)):
         legend.append(f"{_AS_ABOVE} otherwise as above")
@@ -397,10 +396,6 @@ def _failures(table: SweepTable, width: int) -> Iterable[Any]:
 
 def _outcome(row: TrialRow) -> tuple[str, str]:
     return row.outcome, OUTCOME_STYLE.get(row.outcome, "")
-
-
-def _any_interval(rows: Sequence[TrialRow]) -> bool:
-    return any(c.ci_low is not None for row in rows for c in row.cells.values())
 
 
 def _name_width(table: SweepTable, rows: Sequence[TrialRow]) -> int:

@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.attempt import AttemptReport
+from orchestrator.measure.grouping import grouped
 from orchestrator.measure.metric import Absent, Metric, Samples, Value
 from orchestrator.report.analyse.cell import Cell, pool
 from orchestrator.report.analyse.labels import plain_label, short_hash
@@ -35,6 +36,7 @@ _TOLD = (
     *("median", "ci_low", "ci_high", "mean", "std", "mad", "min", "n", "p95", "p99"),
     *("outliers_mild", "outliers_severe", "bimodal"),
 )
+_STATISTICS = ("median", "95 % interval", "mean", "sd", "least", "n")
 _MOST_TELEMETRY = 40
 _MOST_PHASES = 6
 _NARROW_PHASES = 3
@@ -199,27 +201,18 @@ def _reasons(attempts: Sequence[tuple[str, AttemptReport]]) -> list[RenderableTy
 def _metrics(counted: Sequence[AttemptReport], narrow: bool) -> list[RenderableType]:
     names = dict.fromkeys(name for report in counted for name in report.metrics)
     cells = {name: pool(counted, spec_of(counted, name)) for name in names}
-    absent: dict[str, list[str]] = {}
+    missing = [cell for cell in cells.values() if cell.median is None]
+    reasons = grouped(missing, lambda cell: cell.reason or "no reason")
+    absent = {reason: [cell.name for cell in found] for reason, found in reasons.items()}
+    headings = ("median", "n") if narrow else _STATISTICS
+    grid = _table("", *headings, right=range(1, len(headings) + 1), fold=0)
     for cell in cells.values():
         if cell.median is None:
-            absent.setdefault(cell.reason or "no reason", []).append(cell.name)
-    if narrow:
-        grid = _table("", "median", "n", right=(1, 2), fold=0)
-        for cell in cells.values():
-            if cell.median is not None:
-                grid.add_row(
-                    cell.name,
-                    with_ci(cell.median, cell.ci_low, cell.ci_high, cell.unit),
-                    str(cell.n),
-                )
-        return [grid, *_shapes(counted, cells.values()), *_stops(counted), *_absences(absent)]
-    grid = _table(
-        *("", "median", "95 % interval", "mean", "sd", "least", "n"),
-        right=(1, 2, 3, 4, 5, 6),
-        fold=0,
-    )
-    for cell in cells.values():
-        if cell.median is not None:
+            continue
+        if narrow:
+            shown = with_ci(cell.median, cell.ci_low, cell.ci_high, cell.unit)
+            grid.add_row(cell.name, shown, str(cell.n))
+        else:
             grid.add_row(*_statistics(cell, counted))
     return [grid, *_shapes(counted, cells.values()), *_stops(counted), *_absences(absent)]
 
