@@ -69,10 +69,10 @@ def final_table(
         Relative A/A noise recorded for this hardware.
     """
     table = build_table(plan, reports, metrics=metrics, limit=max_rows, noise=noise)
-    return TableView(table, max_rows, where_to_look(table))
+    return TableView(table, max_rows, _where_to_look(table))
 
 
-def where_to_look(table: SweepTable) -> tuple[str, ...]:
+def _where_to_look(table: SweepTable) -> tuple[str, ...]:
     """Lines for the foot of a table: the sweep in MLflow, one trial in full, the same again."""
     best = next((row for row in table.rows if row.outcome == "ok"), None)
     lines = ["in MLflow    python -m orchestrator ui"]
