@@ -111,7 +111,7 @@ def test_a_bug_in_gate_is_no_judgement(
     recorded: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(recorded)
-    monkeypatch.setattr("orchestrator.record.selection.select", lambda *_: 1 // 0)
+    monkeypatch.setattr("orchestrator.commands.gate.select", lambda *_: 1 // 0)
     assert main(["gate", "adhoc", "--baseline", "adhoc@-1"]) == 4
     assert capsys.readouterr().err.startswith("error: ZeroDivisionError")
 

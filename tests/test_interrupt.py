@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 from orchestrator.commands.interrupt import Published, stop_on_signals
+from orchestrator.record import driver_id
 from orchestrator.record.drivers import DriverFile, read_drivers, request_cancel
 
 
@@ -65,13 +66,13 @@ with stop_on_signals(lambda: None, lambda text: None) as stop:
 def test_another_terminal_sees_a_driver_and_stops_it(tmp_path: Path) -> None:
     stop = threading.Event()
     view = View()
-    file = DriverFile(tmp_path, "me", "quant", total=8, cached=2)
+    file = DriverFile(tmp_path, driver_id(), "quant", total=8, cached=2)
     published = Published(view, file, {}, stop)
     try:
         (state,) = read_drivers(tmp_path)
         assert (state.sweep, state.total, state.cached, state.alive) == ("quant", 8, 2, True)
         assert request_cancel(tmp_path, "other") == []
-        assert [s.driver_id for s in request_cancel(tmp_path, "quant")] == ["me"]
+        assert [s.driver_id for s in request_cancel(tmp_path, "quant")] == [driver_id()]
         assert stop.wait(10)
     finally:
         published.close()

@@ -8,12 +8,22 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.commands.noise import noise_of
 from orchestrator.commands.output import emit, emit_json
 from orchestrator.commands.selected import labels_of_configs, refuse_the_same, store_of
-from orchestrator.errors import UsageError
+from orchestrator.errors import UsageError, nearest
+from orchestrator.record.selection import Selection, select
+from orchestrator.report.analyse.compare import compare
+from orchestrator.report.analyse.measured import believable
+from orchestrator.report.analyse.operators import (
+    OPERATORS_FILE,
+    OperatorDiff,
+    diff_operators,
+    read_operators,
+)
+from orchestrator.report.analyse.pairing import pair
+from orchestrator.report.show.compare_view import ComparisonView
+from orchestrator.report.show.operators_view import OperatorDiffView
 
 if TYPE_CHECKING:
     from orchestrator.record import Store
-    from orchestrator.record.selection import Selection
-    from orchestrator.report.analyse.operators import OperatorDiff
 
 
 def compare_command(
@@ -25,12 +35,6 @@ def compare_command(
     as_json: bool,
 ) -> int:
     """B over A, metric by metric; always 0: ``gate`` is what judges."""
-    from orchestrator.errors import nearest
-    from orchestrator.record.selection import select
-    from orchestrator.report.analyse.compare import compare
-    from orchestrator.report.show.compare_view import comparison_view
-    from orchestrator.report.show.operators_view import OperatorDiffView
-
     store = store_of(overrides)
     base, new = select(store, a), select(store, b)
     refuse_the_same(base, new)
@@ -55,7 +59,7 @@ def compare_command(
         emit_json({**comparison.to_json(), **more})
         return 0
     labels = labels_of_configs(base, new)
-    emit(comparison_view(comparison, labels=labels, names=(a, b)))
+    emit(ComparisonView(comparison, labels=labels, names=(a, b)))
     for diff in operators:
         emit(OperatorDiffView(diff, labels))
     return 0
@@ -63,9 +67,6 @@ def compare_command(
 
 def _operator_diffs(store: Store, base: Selection, new: Selection) -> list[OperatorDiff]:
     """Of every pair of trials whose newest ``ok`` attempts both left a table of operators."""
-    from orchestrator.report.analyse.measured import believable
-    from orchestrator.report.analyse.operators import OPERATORS_FILE, diff_operators, read_operators
-    from orchestrator.report.analyse.pairing import pair
 
     def table(side: Selection, config_hash: str) -> dict[str, Any] | None:
         counted = believable(side.attempts[config_hash])

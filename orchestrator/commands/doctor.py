@@ -7,8 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.text import Text
+
 from orchestrator.commands.findings import Finding, examine
 from orchestrator.commands.output import emit_json
+from orchestrator.measure.grouping import grouped
+from orchestrator.plan import settings_of
 
 
 def doctor_command(overrides: Sequence[str], simulate: Path | None, as_json: bool) -> int:
@@ -17,8 +22,6 @@ def doctor_command(overrides: Sequence[str], simulate: Path | None, as_json: boo
     With ``simulate`` the GPUs are a scenario's, and the verdict policy is tried on them for a few
     seconds as if they were being measured.
     """
-    from orchestrator.plan import settings_of
-
     settings = settings_of(overrides)
     if simulate is not None:
         from orchestrator.telemetry.simulate import activate
@@ -30,9 +33,6 @@ def doctor_command(overrides: Sequence[str], simulate: Path | None, as_json: boo
     if as_json:
         emit_json([asdict(finding) for finding in findings])
     else:
-        from rich.console import Console
-        from rich.text import Text
-
         console = Console(highlight=False)
         styles = {"ok": "green", "warn": "yellow", "fail": "bold red"}
         for finding in findings:
@@ -55,9 +55,7 @@ def _rehearsed(verdict: dict[str, Any], seconds: float = 3.0) -> Iterator[Findin
             said = rule.reason or f"{rule.value}, limit {rule.limit}"
             level = "fail" if rule.state == "invalid" else "warn"
             yield Finding(level, f"{rule.rule}: {said}", f"verdict.rules.{rule.rule}.limit=…")
-    unknown: dict[str, list[str]] = {}
-    for rule in judged.rules:
-        if rule.state == "unknown":
-            unknown.setdefault(rule.reason or "no reason given", []).append(rule.rule)
-    for reason, rules in unknown.items():
-        yield Finding("warn", f"not to be checked: {', '.join(rules)}: {reason}")
+    unknown = [rule for rule in judged.rules if rule.state == "unknown"]
+    for reason, rules in grouped(unknown, lambda r: r.reason or "no reason given").items():
+        named = ", ".join(rule.rule for rule in rules)
+        yield Finding("warn", f"not to be checked: {named}: {reason}")

@@ -10,6 +10,12 @@ from orchestrator.commands.noise import noise_of
 from orchestrator.commands.output import emit, emit_json, say
 from orchestrator.commands.selected import labels_of_configs, refuse_the_same, store_of, writing
 from orchestrator.errors import UsageError
+from orchestrator.plan import conf_directory
+from orchestrator.record.selection import runs_with_attempts, select
+from orchestrator.report.analyse.gate import gate
+from orchestrator.report.analyse.gate_rules import load_rules
+from orchestrator.report.show.gate_view import GateView
+from orchestrator.report.show.junit import junit_xml
 
 if TYPE_CHECKING:
     from orchestrator.record import Store
@@ -29,12 +35,6 @@ def gate_command(
     Without ``new``, the newest run of any sweep that measured something is held to the baseline; if
     the baseline is that sweep by name, its run before that is what is meant.
     """
-    from orchestrator.record.selection import select
-    from orchestrator.report.analyse.gate import gate
-    from orchestrator.report.analyse.gate_rules import load_rules
-    from orchestrator.report.show.gate_view import gate_view
-    from orchestrator.report.show.junit import junit_xml
-
     rule_set = load_rules(_rules_file(rules))
     store = store_of(overrides)
     if new is None:
@@ -56,13 +56,11 @@ def gate_command(
         emit_json({"new": new, "baseline": baseline, **result.to_json()})
     else:
         say(f"{new} against {baseline}")
-        emit(gate_view(result, labels=labels_of_configs(base, candidate)))
+        emit(GateView(result, labels=labels_of_configs(base, candidate)))
     return result.exit_code
 
 
 def _newest_against(store: Store, baseline: str) -> tuple[str, str]:
-    from orchestrator.record.selection import runs_with_attempts
-
     newest = next(
         (
             run
@@ -80,8 +78,6 @@ def _newest_against(store: Store, baseline: str) -> tuple[str, str]:
 
 def _rules_file(name: str) -> Path:
     """``conf/gate/NAME.yaml``, or the file itself."""
-    from orchestrator.plan import conf_directory
-
     if name.endswith((".yaml", ".yml")) or "/" in name:
         return Path(name)
     directory = conf_directory() / "gate"

@@ -41,31 +41,6 @@ REPORT_PATIENCE_S = 30.0
 Reports = dict[str, "list[AttemptReport]"]
 
 
-@dataclasses.dataclass(frozen=True)
-class Measured:
-    """What one run of a sweep did.
-
-    Attributes
-    ----------
-    cached : int
-        Trials that were measured before.
-    result, summary : SweepResult, RecordingSummary or None
-        How its attempts went and what was recorded of them; None where nothing was left to do.
-    loaded : dict of str to AttemptReport
-        Reports that were read from the store for the sweep's own run, by run id.
-    """
-
-    cached: int
-    result: SweepResult | None = None
-    summary: RecordingSummary | None = None
-    loaded: dict[str, AttemptReport] = dataclasses.field(default_factory=dict)
-
-    @property
-    def interrupted(self) -> bool:
-        """Whether the user stopped it."""
-        return self.result is not None and self.result.interrupted
-
-
 class Measuring:
     """Runs a plan's attempts on its cluster.
 
@@ -83,6 +58,16 @@ class Measuring:
         self.plan = plan
         self._store = store
         self._command = list(command)
+        self._cached = 0  # trials that were measured before
+        # How the attempts went and what was recorded of them; None where nothing was left to do.
+        self._result: SweepResult | None = None
+        self._summary: RecordingSummary | None = None
+        self._loaded: dict[str, AttemptReport] = {}  # read from the store already, by run id
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the user stopped it."""
+        return self._result is not None and self._result.interrupted
 
     def todo(self) -> Todo:
         """States of all trials, and the attempts that are missing."""
@@ -96,16 +81,16 @@ class Measuring:
             invalid_retries=settings.verdict.retries,
         )
 
-    def nothing_to_do(self, todo: Todo) -> Measured:
+    def nothing_to_do(self, todo: Todo) -> None:
         """Say so; some of it may only be in the spool of a driver that died."""
         self._recover(say, runs=False)
         counts = Counter(state.state for state in todo.states)
         counted = ", ".join(f"{count} {state}" for state, count in counts.items())
         hint = "; retry.failed=true runs the failed ones again" if counts["failed"] else ""
         say(f"{self.plan.sweep}: nothing left to do ({counted}){hint}")
-        return Measured(counts["cached"])
+        self._cached = counts["cached"]
 
-    def execute(self, todo: Todo) -> Measured:
+    def execute(self, todo: Todo) -> None:
         """Make the missing attempts; everything they leave is in the store or its spool."""
         from rich.console import Console
 
@@ -136,13 +121,15 @@ class Measuring:
             stop = stack.enter_context(stop_on_signals(emergency_stop, view.message))
             stack.enter_context(view)
             self._recover(view.message)
-            recording = Recording(
-                store,
-                plan,
-                todo=len(todo.attempts),
-                command=self._command,
-                message=view.message,
-                labels=labels,
+            recording = stack.enter_context(
+                Recording(
+                    store,
+                    plan,
+                    todo=len(todo.attempts),
+                    command=self._command,
+                    message=view.message,
+                    labels=labels,
+                )
             )
             file = DriverFile(
                 drivers_directory(store.spool_root),
@@ -151,9 +138,7 @@ class Measuring:
                 len(todo.attempts),
                 cached,
             )
-            published = Published(view, file, labels, stop)
-            status, reason = "FAILED", None
-            try:
+            with contextlib.closing(Published(view, file, labels, stop)) as published:
                 result = run_sweep(
                     plan,
                     todo.attempts,
@@ -170,40 +155,31 @@ class Measuring:
                     view.message(f"{result.adopted} {many} made by another driver meanwhile")
                 if recording.claims.met_others:
                     self._recover(view.message)  # it may have died since
-                status = "KILLED" if result.interrupted else "FINISHED"
-                loaded: dict[str, AttemptReport] = {}
-                reports = self._recorded(recording, loaded)
+                reports = self._recorded(recording)
                 if reports and starting is not None and not result.interrupted:
                     self._measure_ceilings(reports, starting, stop, view.message)
                 if reports:
                     self._attach_report(recording, reports)
-            except BaseException as error:
-                reason = str(error)
-                raise
-            finally:
-                published.close()
-                summary = recording.close(status, reason)
-        return Measured(cached + result.adopted, result, summary, loaded)
+            self._summary = recording.close("KILLED" if result.interrupted else "FINISHED")
+        self._cached, self._result = cached + result.adopted, result
 
-    def report(
-        self, measured: Measured, *, wall_s: float, as_json: bool, table: bool, strict: bool
-    ) -> int:
+    def report(self, *, wall_s: float, as_json: bool, table: bool, strict: bool) -> int:
         """Print what the sweep found, cached trials too; returns the exit code."""
         from orchestrator.report import final_table, run_json
 
         plan, store = self.plan, self._store
         attempts = store.attempts(trial.hash for trial in plan.trials)
-        ended = measured.result.attempts if measured.result else ()
-        summary = measured.summary
+        ended = self._result.attempts if self._result else ()
+        summary = self._summary
         if as_json:
-            runs = store.sweep_runs(plan.sweep) if measured.result is None else []
+            runs = store.sweep_runs(plan.sweep) if self._result is None else []
             emit_json(
                 run_json(
                     ended,
                     sweep=plan.sweep,
                     run_id=(summary.run_id or "") if summary else (runs[0].run_id if runs else ""),
                     run_ids=summary.run_ids if summary else {},
-                    cached=measured.cached,
+                    cached=self._cached,
                     wall_s=wall_s,
                 )
             )
@@ -211,25 +187,22 @@ class Measuring:
             many = f"{len(plan.trials):,} trials are too many for a table"
             say(f"{many}: python -m orchestrator report {plan.sweep}")
         elif table:
-            reports = self._predicted(reports_of(store, attempts, measured.loaded))
+            reports = self._predicted(reports_of(store, attempts, self._loaded))
             emit(final_table(plan, reports, noise=noise_of(store, reports)))
         now = [(e.config_hash, e.outcome) for e in ended if not e.retried]
         ran = {config for config, _ in now}
         before = [attempts.get(t.hash, []) for t in plan.trials if t.hash not in ran]
         results = [*(outcome for _, outcome in now), *map(_recorded_result, before)]
-        if measured.result is not None and measured.result.unmade:
+        if self._result is not None and self._result.unmade:
             results.append(None)
         return exit_code(results, strict=strict)
 
-    def _recorded(self, recording: Recording, loaded: dict[str, AttemptReport]) -> Reports:
-        """All reports of the plan's trials; none where they are too many, or the store is away.
-
-        ``loaded`` gets them too, by run id.
-        """
+    def _recorded(self, recording: Recording) -> Reports:
+        """All reports of the plan's trials; none where they are too many, or the store is away."""
         trials = self.plan.trials
         if len(trials) > MOST_REPORTED or not recording.flush(REPORT_PATIENCE_S):
             return {}
-        return reports_of(self._store, self._store.attempts(t.hash for t in trials), loaded)
+        return reports_of(self._store, self._store.attempts(t.hash for t in trials), self._loaded)
 
     def _predicted(self, reports: Reports) -> Reports:
         """The same with predictions beside what was measured."""
@@ -257,9 +230,9 @@ class Measuring:
             trial, view = plan.trials[0], _Unseen()
             known = self._store.attempts([trial.hash])
             todo = compute_todo(plan.trials, known, repeats=1, force=True)
-            recording = Recording(self._store, plan, todo=1, command=self._command, message=message)
-            status, reason = "FAILED", None
-            try:
+            with Recording(
+                self._store, plan, todo=1, command=self._command, message=message
+            ) as recording:
                 result = run_sweep(
                     plan,
                     todo.attempts,
@@ -269,12 +242,7 @@ class Measuring:
                     stop=stop,
                     cluster=cluster,
                 )
-                status = "KILLED" if result.interrupted else "FINISHED"
-            except BaseException as error:
-                reason = str(error)
-                raise
-            finally:
-                recording.close(status, reason)
+                recording.close("KILLED" if result.interrupted else "FINISHED")
             return view.report
 
         identities = {trial.hash: trial.identity for trial in self.plan.trials}
@@ -283,7 +251,7 @@ class Measuring:
 
     def _attach_report(self, recording: Recording, reports: Reports) -> None:
         """Give the sweep's own run its summary and report."""
-        from orchestrator.record import Redactor
+        from orchestrator.record import Findings, Redactor
         from orchestrator.record.replay import telemetry_of
         from orchestrator.record.views import results_view, varying_params
         from orchestrator.report import build_table
@@ -313,7 +281,7 @@ class Measuring:
             ascending=first is None or first.better != "higher",
         )
         summary = to_page_markdown(table, summary=sentences(table))
-        recording.attach(summary, files, experiment_tags=view)
+        recording.attach(Findings(summary, files, experiment_tags=view))
 
     def _history_s(self) -> list[float]:
         """How long recorded attempts of these trials took: a first estimate of the time left."""

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from orchestrator.attempt import AttemptReport
+from orchestrator.measure.grouping import grouped
 
 if TYPE_CHECKING:
-    from orchestrator.record import AttemptSummary, Store
+    from orchestrator.record import Store
 
 _LEAST_ATTEMPTS = 3
 
@@ -29,12 +30,13 @@ def noise_of(store: Store, *sides: Mapping[str, Sequence[AttemptReport]]) -> flo
     fingerprints = {report.facts.get("hardware_fingerprint") for report in reports} - {None}
     if not fingerprints:
         return None
-    by_trial: dict[str, list[AttemptSummary]] = {}
-    for summary in store.sweep_attempts("aa"):
-        if summary.outcome == "ok" and summary.hardware_fingerprint in fingerprints:
-            by_trial.setdefault(summary.config_hash, []).append(summary)
+    comparable = [
+        summary
+        for summary in store.sweep_attempts("aa")
+        if summary.outcome == "ok" and summary.hardware_fingerprint in fingerprints
+    ]
     found = []
-    for summaries in by_trial.values():
+    for summaries in grouped(comparable, lambda summary: summary.config_hash).values():
         if len(summaries) < _LEAST_ATTEMPTS:
             continue
         loaded = list(store.load_all([summary.run_id for summary in summaries]).values())

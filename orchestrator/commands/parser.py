@@ -64,7 +64,7 @@ STORE_OVERRIDES = click.argument(
     metavar="[tracking=… tracking.root=…]",
     shell_complete=_complete("tracking"),
 )
-HASH = click.argument("config_hash", metavar="HASH", shell_complete=_complete("hashes"))
+HASH = click.argument("prefix", metavar="HASH", shell_complete=_complete("hashes"))
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print data as JSON on stdout.")
 
 
@@ -93,11 +93,11 @@ def plan(overrides: tuple[str, ...]) -> int:
 @HASH
 @STORE_OVERRIDES
 @AS_JSON
-def show(config_hash: str, overrides: tuple[str, ...], as_json: bool) -> int:
+def show(**given: Any) -> int:
     """Show one trial: configuration, attempts, metrics, verdict, provenance, artifacts."""
     from orchestrator.commands.show import show_command
 
-    return show_command(config_hash, list(overrides), as_json)
+    return show_command(**given)
 
 
 @commands.command()
@@ -106,11 +106,11 @@ def show(config_hash: str, overrides: tuple[str, ...], as_json: bool) -> int:
     "overrides", nargs=-1, type=click.UNPROCESSED, shell_complete=_complete("overrides")
 )
 @AS_JSON
-def reproduce(config_hash: str, overrides: tuple[str, ...], as_json: bool) -> int:
+def reproduce(**given: Any) -> int:
     """Run exactly that configuration once more, then compare with earlier attempts."""
     from orchestrator.commands.reproduce import reproduce_command
 
-    return reproduce_command(config_hash, list(overrides), as_json)
+    return reproduce_command(**given)
 
 
 @commands.command()
@@ -120,18 +120,11 @@ def reproduce(config_hash: str, overrides: tuple[str, ...], as_json: bool) -> in
 @click.option("--metric", "metrics", multiple=True, help="Only these metrics (repeatable).")
 @click.option("--allow-different", is_flag=True, help="Compare across hardware or weights.")
 @AS_JSON
-def compare(
-    a: str,
-    b: str,
-    overrides: tuple[str, ...],
-    metrics: tuple[str, ...],
-    allow_different: bool,
-    as_json: bool,
-) -> int:
+def compare(**given: Any) -> int:
     """Compare two sweeps, hashes or hardware fingerprints: B over A, with CIs and a verdict."""
     from orchestrator.commands.compare import compare_command
 
-    return compare_command(a, b, list(overrides), list(metrics), allow_different, as_json)
+    return compare_command(**given)
 
 
 @commands.command()
@@ -157,14 +150,7 @@ def compare(
 @click.option("--junit", type=click.Path(dir_okay=False, path_type=Path), help="Write JUnit XML.")
 @click.option("--allow-different", is_flag=True, help="Compare across hardware or weights.")
 @AS_JSON
-def gate(
-    words: tuple[str, ...],
-    baseline: str,
-    rules: str,
-    junit: Path | None,
-    allow_different: bool,
-    as_json: bool,
-) -> int:
+def gate(words: tuple[str, ...], **given: Any) -> int:
     """Check NEW (by default the newest run) against the rules: exit 0 pass, 1 regression,
     2 inconclusive, 3 incomparable, 4 not judged: a mistake in the command, the store, a bug."""
     from orchestrator.commands.gate import gate_command
@@ -174,7 +160,7 @@ def gate(
     if len(names) > 1:
         raise UsageError(f"one NEW at most, not {len(names)}", where="gate")
     new = names[0] if names else None
-    return gate_command(new, baseline, rules, overrides, junit, allow_different, as_json)
+    return gate_command(new=new, overrides=overrides, **given)
 
 
 @commands.command()
@@ -182,51 +168,51 @@ def gate(
 @STORE_OVERRIDES
 @click.option("--output", type=click.Path(file_okay=False, path_type=Path), default=Path("."))
 @AS_JSON
-def report(sweep: str, overrides: tuple[str, ...], output: Path, as_json: bool) -> int:
+def report(**given: Any) -> int:
     """Make tables and plots again from what is recorded: HTML, Markdown, CSV, JSON."""
     from orchestrator.commands.report import report_command
 
-    return report_command(sweep, list(overrides), output, as_json)
+    return report_command(**given)
 
 
 @commands.command()
 @STORE_OVERRIDES
 @AS_JSON
-def status(overrides: tuple[str, ...], as_json: bool) -> int:
+def status(**given: Any) -> int:
     """Show the sweeps that are running now."""
     from orchestrator.commands.status import status_command
 
-    return status_command(list(overrides), as_json)
+    return status_command(**given)
 
 
 @commands.command()
 @click.argument("sweep", shell_complete=_complete("running"))
 @STORE_OVERRIDES
-def cancel(sweep: str, overrides: tuple[str, ...]) -> int:
+def cancel(**given: Any) -> int:
     """Stop a running sweep cleanly; what it has measured stays."""
     from orchestrator.commands.status import cancel_command
 
-    return cancel_command(sweep, list(overrides))
+    return cancel_command(**given)
 
 
 @commands.command()
 @STORE_OVERRIDES
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", default=5000, show_default=True, type=click.IntRange(0, 65535))
-def ui(overrides: tuple[str, ...], host: str, port: int) -> int:
+def ui(**given: Any) -> int:
     """Open the MLflow UI on this store."""
     from orchestrator.commands.ui import ui_command
 
-    return ui_command(list(overrides), host, port)
+    return ui_command(**given)
 
 
 @commands.command()
 @STORE_OVERRIDES
-def sync(overrides: tuple[str, ...]) -> int:
+def sync(**given: Any) -> int:
     """Record what was spooled while the tracking store was unreachable."""
     from orchestrator.commands.sync import sync_command
 
-    return sync_command(list(overrides))
+    return sync_command(**given)
 
 
 @commands.command()
@@ -238,11 +224,11 @@ def sync(overrides: tuple[str, ...]) -> int:
     help="Play an NVML scenario instead of looking at real GPUs.",
 )
 @AS_JSON
-def doctor(overrides: tuple[str, ...], simulate: Path | None, as_json: bool) -> int:
+def doctor(**given: Any) -> int:
     """Say what this machine or cluster can do and what is misconfigured, with the fix."""
     from orchestrator.commands.doctor import doctor_command
 
-    return doctor_command(list(overrides), simulate, as_json)
+    return doctor_command(**given)
 
 
 @commands.command()

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 
 from orchestrator.commands.output import emit, emit_json, say
 from orchestrator.commands.run import executors, planned
+from orchestrator.plan import TrialState, hydra_flags, plan_json
+from orchestrator.plan.preflight import preflight
+from orchestrator.record import open_store
+from orchestrator.report.show.plan_view import plan_view
+from orchestrator.telemetry import devices
 
 
 def plan_command(argv: Sequence[str]) -> int:
     """Every trial of the sweep with its state, what it needs and what is predicted of it."""
-    from orchestrator.plan import TrialState, hydra_flags, plan_json
-    from orchestrator.plan.preflight import preflight
-    from orchestrator.record import open_store
-    from orchestrator.telemetry import devices
-
     code = hydra_flags(argv)
     if code is not None:
         return code
@@ -36,7 +36,6 @@ def plan_command(argv: Sequence[str]) -> int:
     if arguments.json:
         emit_json(plan_json(plan, states))
         return 0
-    from orchestrator.report.show.plan_view import plan_view
 
     emit(plan_view(plan, states))
     return 0

@@ -10,15 +10,14 @@ import click
 from orchestrator.commands.noise import noise_of
 from orchestrator.commands.output import emit_json
 from orchestrator.commands.selected import store_of, writing
+from orchestrator.record.replay import replay
+from orchestrator.report import build_table
+from orchestrator.report.show.bundle import report_files
+from orchestrator.report.show.export import to_json
 
 
 def report_command(sweep: str, overrides: Sequence[str], output: Path, as_json: bool) -> int:
     """Write ``report.html``, ``report.md``, ``table.csv`` and ``table.json`` into ``output``."""
-    from orchestrator.record.replay import replay
-    from orchestrator.report import build_table
-    from orchestrator.report.show.bundle import report_files
-    from orchestrator.report.show.export import to_json
-
     store = store_of(overrides)
     found = replay(store, sweep)
     noise = noise_of(store, found.attempts)

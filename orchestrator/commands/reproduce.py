@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -12,14 +12,16 @@ from orchestrator.commands.noise import noise_of
 from orchestrator.commands.output import emit
 from orchestrator.commands.run import carry_out
 from orchestrator.errors import ConfigError, UsageError
+from orchestrator.plan import Settings, config_hash, plan_of, rebuild, settings_of
+from orchestrator.record import Store, open_store
+from orchestrator.record.cells import FoundCell, cell_of
+from orchestrator.record.reports import reports_of
+from orchestrator.report.analyse.compare import compare
+from orchestrator.report.show.cells_view import differences
+from orchestrator.report.show.compare_view import ComparisonView
 
-if TYPE_CHECKING:
-    from orchestrator.plan import Settings
-    from orchestrator.record import Store
-    from orchestrator.record.cells import FoundCell
 
-
-def reproduce_command(prefix: str, argv: Sequence[str], as_json: bool) -> int:
+def reproduce_command(prefix: str, overrides: Sequence[str], as_json: bool) -> int:
     """``reproduce HASH``: a new attempt of exactly that configuration, then a comparison.
 
     Raises
@@ -29,14 +31,7 @@ def reproduce_command(prefix: str, argv: Sequence[str], as_json: bool) -> int:
     ConfigError
         The stored configuration does not hash to what was asked for.
     """
-    from orchestrator.plan import plan_of, settings_of
-    from orchestrator.record import open_store
-    from orchestrator.record.cells import cell_of
-    from orchestrator.record.reports import reports_of
-    from orchestrator.report.analyse.compare import compare
-    from orchestrator.report.show.compare_view import comparison_view
-
-    settings = dataclasses.replace(settings_of(argv), force=True)
+    settings = dataclasses.replace(settings_of(overrides), force=True)
     store = open_store(settings.tracking)
     if (cell := cell_of(store, prefix)) is not None:
         return _reproduce_cell(cell, store, settings, as_json)
@@ -54,14 +49,12 @@ def reproduce_command(prefix: str, argv: Sequence[str], as_json: bool) -> int:
     }
     if code == 0 and before.get(wanted) and not as_json:
         noise = noise_of(store, before)
-        emit(comparison_view(compare(before, after, noise=noise)))
+        emit(ComparisonView(compare(before, after, noise=noise)))
     return code
 
 
 def _verified(stored: Mapping[str, Any], wanted: str, run_id: str) -> dict[str, Any]:
     """The configuration that was recorded, once it is certain that it is the one asked for."""
-    from orchestrator.plan import config_hash, rebuild
-
     identity = rebuild(stored)
     if (found := config_hash(identity)) != wanted:
         raise ConfigError(
@@ -75,10 +68,6 @@ def _verified(stored: Mapping[str, Any], wanted: str, run_id: str) -> dict[str, 
 
 def _reproduce_cell(cell: FoundCell, store: Store, settings: Settings, as_json: bool) -> int:
     """Compute a cell of a pure sweep again, record it, and say what is not as it was."""
-    from orchestrator.plan import plan_of
-    from orchestrator.record.cells import cell_of
-    from orchestrator.report.show.cells_view import differences
-
     wanted = cell.report.config_hash
     identity = _verified(cell.config, wanted, cell.run_id)
     code = carry_out(plan_of(identity, settings), as_json=as_json)

@@ -12,47 +12,19 @@ import dataclasses
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeAlias
 
 from orchestrator.commands.output import say
 from orchestrator.errors import Interrupted
 
 if TYPE_CHECKING:
+    from orchestrator.commands.computing import Computing
+    from orchestrator.commands.measuring import Measuring
     from orchestrator.plan import ClusterConfig, Plan, RunArgs
     from orchestrator.record import Store
-    from orchestrator.schedule import Todo
 
-
-class Done(Protocol):
-    """What an executor made of a plan."""
-
-    @property
-    def interrupted(self) -> bool:
-        """Whether the user stopped it."""
-        ...
-
-
-D = TypeVar("D", bound=Done)
-
-
-class Executor(Protocol[D]):
-    """Carries out the trials of one kind: ``todo``, then ``execute`` or ``nothing_to_do``."""
-
-    def todo(self) -> Todo:
-        """States of all trials, and the attempts that are missing."""
-        ...
-
-    def execute(self, todo: Todo) -> D:
-        """Make what is missing and record it as it ends."""
-        ...
-
-    def nothing_to_do(self, todo: Todo) -> D:
-        """Say that everything is there."""
-        ...
-
-    def report(self, done: D, *, wall_s: float, as_json: bool, table: bool, strict: bool) -> int:
-        """Print what there is of all trials; returns the exit code."""
-        ...
+    #: Carries out trials of one kind: ``todo``, ``execute`` or ``nothing_to_do``, ``report``.
+    Executor: TypeAlias = Computing | Measuring
 
 
 def run_command(argv: Sequence[str]) -> int:
@@ -90,19 +62,22 @@ def carry_out(
     return worst
 
 
-def _carry_out(executor: Executor[D], *, as_json: bool, table: bool, strict: bool) -> int:
+def _carry_out(executor: Executor, *, as_json: bool, table: bool, strict: bool) -> int:
     began_s = time.monotonic()
     todo = executor.todo()
-    done = executor.execute(todo) if todo.attempts else executor.nothing_to_do(todo)
+    if todo.attempts:
+        executor.execute(todo)
+    else:
+        executor.nothing_to_do(todo)
     wall_s = time.monotonic() - began_s if todo.attempts else 0.0
-    code = executor.report(done, wall_s=wall_s, as_json=as_json, table=table, strict=strict)
-    if done.interrupted:
+    code = executor.report(wall_s=wall_s, as_json=as_json, table=table, strict=strict)
+    if executor.interrupted:
         say("interrupted: the same command goes on where this one stopped")
         return Interrupted.exit_code
     return code
 
 
-def executors(plan: Plan, store: Store) -> Iterator[Executor[Any]]:
+def executors(plan: Plan, store: Store) -> Iterator[Executor]:
     """What carries out the plan's trials: one executor, or two where a plan mixes both kinds."""
     from orchestrator.schedule.evaluate import only_computes
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from orchestrator.errors import UsageError
-
-if TYPE_CHECKING:
-    from orchestrator.record import Store
-    from orchestrator.record.selection import Selection
+from orchestrator.plan import settings_of
+from orchestrator.record import Store, open_store
+from orchestrator.record.selection import Selection, attempt_ids
+from orchestrator.report.analyse.labels import SEPARATOR, axis_name, axis_value, plain_label
 
 
 @contextlib.contextmanager
@@ -24,8 +23,6 @@ def writing(path: Path, flag: str) -> Iterator[None]:
 
 def refuse_the_same(a: Selection, b: Selection) -> None:
     """Refuse to set attempts against themselves: everything would be equal."""
-    from orchestrator.record.selection import attempt_ids
-
     if attempt_ids(a) == attempt_ids(b):
         raise UsageError(
             f"{a.word} and {b.word} are the same attempts",
@@ -34,16 +31,11 @@ def refuse_the_same(a: Selection, b: Selection) -> None:
 
 
 def store_of(overrides: Sequence[str]) -> Store:
-    from orchestrator.plan import settings_of
-    from orchestrator.record import open_store
-
     return open_store(settings_of(overrides).tracking)
 
 
 def labels_of_configs(*selections: Selection) -> dict[str, str]:
     """Names of all trials in play, with the task options that tell them apart."""
-    from orchestrator.report.analyse.labels import SEPARATOR, axis_name, axis_value, plain_label
-
     configs = {h: config for selection in selections for h, config in selection.configs.items()}
     values: dict[str, set[str]] = {}
     for config in configs.values():

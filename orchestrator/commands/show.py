@@ -8,13 +8,12 @@ from orchestrator.commands.output import emit, emit_json
 from orchestrator.commands.selected import store_of
 from orchestrator.errors import UsageError
 from orchestrator.plan.predictions import with_predictions
+from orchestrator.record.cells import cell_of
+from orchestrator.report.show.trial_view import ShowView, show_json
 
 
 def show_command(prefix: str, overrides: Sequence[str], as_json: bool) -> int:
     """One trial: configuration, attempts, metrics with CIs, verdict, provenance, artifacts."""
-    from orchestrator.record.cells import cell_of
-    from orchestrator.report.show.trial_view import ShowView, show_json
-
     store = store_of(overrides)
     if (cell := cell_of(store, prefix)) is not None:
         computed, wanted = [(cell.run_id, cell.report)], cell.report.config_hash

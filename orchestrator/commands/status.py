@@ -5,19 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 import click
 
 from orchestrator.commands.output import emit_json, say
+from orchestrator.commands.selected import store_of
 from orchestrator.errors import UsageError
+from orchestrator.record.drivers import drivers_directory, read_drivers, request_cancel
 
 
 def status_command(overrides: Sequence[str], as_json: bool) -> int:
     """One line per running sweep; stale files of dead drivers are said to be so."""
-    from orchestrator.record.drivers import read_drivers
-
-    states = read_drivers(_drivers_directory(overrides))
+    states = read_drivers(drivers_directory(store_of(overrides).spool_root))
     if as_json:
         emit_json([{**asdict(state), "alive": state.alive} for state in states])
         return 0
@@ -39,9 +38,7 @@ def status_command(overrides: Sequence[str], as_json: bool) -> int:
 
 def cancel_command(sweep: str, overrides: Sequence[str]) -> int:
     """Leave a request that the sweep's driver notices within about a second."""
-    from orchestrator.record.drivers import read_drivers, request_cancel
-
-    directory = _drivers_directory(overrides)
+    directory = drivers_directory(store_of(overrides).spool_root)
     asked = request_cancel(directory, sweep)
     if not asked:
         running = sorted({s.sweep for s in read_drivers(directory) if s.alive is not False})
@@ -52,11 +49,3 @@ def cancel_command(sweep: str, overrides: Sequence[str]) -> int:
     for state in asked:
         say(f"asked {state.sweep} (pid {state.pid} on {state.host}) to stop")
     return 0
-
-
-def _drivers_directory(overrides: Sequence[str]) -> Path:
-    from orchestrator.plan import settings_of
-    from orchestrator.record import open_store
-    from orchestrator.record.drivers import drivers_directory
-
-    return drivers_directory(open_store(settings_of(overrides).tracking).spool_root)

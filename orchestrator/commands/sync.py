@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from orchestrator.commands.output import say
+from orchestrator.commands.selected import store_of
+from orchestrator.record import sync
 
 
 def sync_command(overrides: Sequence[str]) -> int:
     """Record what waits in the spool; 1 if a record had to be set aside."""
-    from orchestrator.plan import settings_of
-    from orchestrator.record import open_store, sync
-
-    store = open_store(settings_of(overrides).tracking)
+    store = store_of(overrides)
     result = sync(store, message=say)
     busy = f", {result.in_use} spools belong to running sweeps" if result.in_use else ""
     say(f"{result.written} attempts recorded in {store.where}{busy}")

@@ -12,13 +12,12 @@ from pathlib import Path
 import click
 
 from orchestrator.errors import UsageError
+from orchestrator.plan import settings_of
+from orchestrator.record import ui_arguments
 
 
 def ui_command(overrides: Sequence[str], host: str, port: int) -> int:
     """Replace this process by MLflow's server on the embedded store; print a server's address."""
-    from orchestrator.plan import settings_of
-    from orchestrator.record import ui_arguments
-
     tracking = settings_of(overrides).tracking
     if tracking.kind == "server":
         click.echo(tracking.uri)

@@ -1,4 +1,4 @@
-"""Counts and sizes as messages write them."""
+"""Counts, sizes and configuration values as messages write them."""
 
 from __future__ import annotations
 
@@ -11,3 +11,12 @@ def counted(number: int, noun: str) -> str:
 def gib(size_bytes: float, digits: int = 1) -> str:
     """``7.5 GiB``, with ``digits`` decimals."""
     return f"{size_bytes / 2**30:.{digits}f} GiB"
+
+
+def plain(value: object) -> str:
+    """A configuration value as YAML would show it."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value)

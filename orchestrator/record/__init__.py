@@ -3,6 +3,7 @@
 Importing this package does not: MLflow is woken by the first write, or the first read of a server.
 """
 
+from orchestrator.record.build import Findings
 from orchestrator.record.liveness import driver_id
 from orchestrator.record.opening import open_store, ui_arguments
 from orchestrator.record.provenance import node_provenance, provenance
@@ -14,6 +15,7 @@ from orchestrator.record.store import AttemptSummary, Store, SweepRun
 
 __all__ = [
     "AttemptSummary",
+    "Findings",
     "ReapSummary",
     "Recording",
     "RecordingSummary",

@@ -49,19 +49,68 @@ class Rejected(StoreError):
 
 
 _INVALID = re.compile(r"INVALID_PARAMETER_VALUE|RESOURCE_DOES_NOT_EXIST|BAD_REQUEST|INVALID_STATE")
-_BUSY = re.compile(r"database (?:table )?is locked|database is busy|TEMPORARILY_UNAVAILABLE", re.I)
-_FULL = re.compile(r"database or disk is full|no space left on device", re.I)
-_READ_ONLY = re.compile(r"readonly database|unable to open database file|permission denied", re.I)
-_NOT_A_DATABASE = re.compile(r"file is not a database|file is encrypted", re.I)
-_MALFORMED = re.compile(r"disk image is malformed|disk I/O error", re.I)
-_OLD_SCHEMA = re.compile(r"out-of-date database schema", re.I)
-_NEW_SCHEMA = re.compile(r"can't locate revision", re.I)
-_DENIED = re.compile(r"\b40[13]\b|not authenticated|unauthorized|permission_denied", re.I)
-_AWAY = re.compile(
-    r"max retries exceeded|connection (?:refused|aborted|reset)|failed to establish|timed? ?out|"
-    r"name or service not known|temporary failure in name resolution|no route to host|"
-    r"\b50[0234]\b|remote end closed|broken pipe|too many 50|newconnectionerror",
-    re.I,
+_DENIED = "rejects these credentials"
+_ELSEWHERE = "choose another tracking.root=DIRECTORY"
+
+# What the text of an error says -> our error, what it means, what to do; the first that fits.
+_MEANINGS: tuple[tuple[str, type[StoreError], str, str], ...] = (
+    (
+        "out-of-date database schema",
+        StoreError,
+        "was written by another version of MLflow",
+        "Back it up, then run: mlflow db upgrade {where}",
+    ),
+    (
+        "can't locate revision",
+        StoreError,
+        "was written by a newer version of MLflow",
+        f"Install that version, or {_ELSEWHERE}",
+    ),
+    (
+        "file is not a database|file is encrypted",
+        StoreError,
+        "is not a SQLite database",
+        f"Move the file away, or {_ELSEWHERE}",
+    ),
+    (
+        "database or disk is full|no space left on device",
+        StoreUnavailable,
+        "no space left on the disk",
+        "Free some; `python -m orchestrator sync` then records what waits in the spool",
+    ),
+    (
+        "disk image is malformed|disk I/O error",
+        StoreError,
+        "is damaged",
+        "Restore it from a backup; what waits in the spool is not lost",
+    ),
+    (
+        "readonly database|unable to open database file|permission denied",
+        StoreError,
+        "cannot be opened for writing",
+        "Check its permissions",
+    ),
+    (
+        "database (?:table )?is locked|database is busy|TEMPORARILY_UNAVAILABLE",
+        StoreUnavailable,
+        "is locked by another process",
+        "Try again when that is done",
+    ),
+    (
+        r"\b40[13]\b|not authenticated|unauthorized|permission_denied",
+        StoreError,
+        _DENIED,
+        "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or _TOKEN",
+    ),
+    (
+        r"max retries exceeded|connection (?:refused|aborted|reset)|failed to establish|"
+        r"timed? ?out|name or service not known|temporary failure in name resolution|"
+        r"no route to host|\b50[0234]\b|"
+        r"remote end closed|broken pipe|too many 50|newconnectionerror",
+        StoreUnavailable,
+        "the tracking server does not answer",
+        "Start it, or check tracking.uri",
+    ),
 )
 
 
@@ -81,46 +130,15 @@ def to_store_error(error: BaseException, where: str) -> StoreError | None:
         chain.append(f"{type(seen).__name__}: {seen} {getattr(seen, 'error_code', '')}")
         seen = seen.__cause__ or seen.__context__
     text = " | ".join(chain)
-    if _OLD_SCHEMA.search(text):
-        fix = f"Back it up, then run: mlflow db upgrade {where}"
-        return StoreError("was written by another version of MLflow", where=where, fix=fix)
-    if _NEW_SCHEMA.search(text):
-        return StoreError(
-            "was written by a newer version of MLflow",
-            where=where,
-            fix="Install that version, or choose another tracking.root=DIRECTORY",
-        )
-    if _NOT_A_DATABASE.search(text):
-        fix = "Move the file away, or choose another tracking.root=DIRECTORY"
-        return StoreError("is not a SQLite database", where=where, fix=fix)
-    if _FULL.search(text):
-        fix = "Free some; `python -m orchestrator sync` then records what waits in the spool"
-        return StoreUnavailable("no space left on the disk", where=where, fix=fix)
-    if _MALFORMED.search(text):
-        fix = "Restore it from a backup; what waits in the spool is not lost"
-        return StoreError("is damaged", where=where, fix=fix)
-    if _READ_ONLY.search(text):
-        return StoreError("cannot be opened for writing", where=where, fix="Check its permissions")
-    if _BUSY.search(text):
-        return StoreUnavailable(
-            "is locked by another process", where=where, fix="Try again when that is done"
-        )
-    if _DENIED.search(text) and not where.startswith("sqlite"):
-        return StoreError(
-            "rejects these credentials",
-            where=where,
-            fix="Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or _TOKEN",
-        )
-    if _AWAY.search(text):
-        return StoreUnavailable(
-            "the tracking server does not answer",
-            where=where,
-            fix="Start it, or check tracking.uri",
-        )
+    for pattern, kind, what, fix in _MEANINGS:
+        if re.search(pattern, text, re.IGNORECASE) and not (
+            what == _DENIED and where.startswith("sqlite")
+        ):
+            return kind(what, where=where, fix=fix.format(where=where))
     if any(name in module for name in ("mlflow", "sqlalchemy", "sqlite3", "requests", "alembic")):
         first = " ".join(str(error).split())
-        kind = Rejected if _INVALID.search(text) else StoreError
-        return kind(f"the tracking store failed: {first[:300]}", where=where)
+        ours = Rejected if _INVALID.search(text) else StoreError
+        return ours(f"the tracking store failed: {first[:300]}", where=where)
     return None
 
 

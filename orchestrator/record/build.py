@@ -58,6 +58,28 @@ def status_of(outcome: Outcome) -> str:
 
 
 @dataclass(frozen=True)
+class Findings:
+    """What a sweep found, for its own run; made from what is recorded (and redacted) already.
+
+    Attributes
+    ----------
+    summary : str
+        Markdown that goes above the description the run has from its beginning.
+    files : mapping of str to bytes
+        Artifacts of the sweep as a whole.
+    tags : mapping of str to str
+        Marks that it is found again by.
+    experiment_tags : mapping of str to str
+        For the experiment, such as a view of its runs (:mod:`orchestrator.record.views`).
+    """
+
+    summary: str = ""
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    experiment_tags: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Builder:
     """Makes the records of one sweep.
 
@@ -115,29 +137,16 @@ class Builder:
         ended_at: float,
         outcomes: Mapping[str, int],
         reason: str | None = None,
-        summary: str = "",
-        files: Mapping[str, bytes] | None = None,
-        tags: Mapping[str, str] | None = None,
-        experiment_tags: Mapping[str, str] | None = None,
+        findings: Findings | None = None,
     ) -> RunRecord:
-        """The parent run's end: how many attempts ended how, and what the sweep found.
-
-        Parameters
-        ----------
-        summary : str
-            Markdown that goes above the description the run has from its beginning.
-        files : mapping of str to bytes, optional
-            Artifacts of the sweep as a whole, made from what is recorded (and redacted) already.
-        tags : mapping of str to str, optional
-            Marks that it is found again by.
-        experiment_tags : mapping of str to str, optional
-            For the experiment, such as a view of its runs.
-        """
-        note = begin.tags.get(NOTE_TAG, "")
+        """The parent run's end: how many attempts ended how, and what the sweep found."""
+        findings = findings or Findings()
+        summary = self.redactor.text(findings.summary).strip()
+        note = f"{summary}\n\n{begin.tags.get(NOTE_TAG, '')}".strip()
         tags = {
             **begin.tags,
-            **(tags or {}),
-            NOTE_TAG: tag_value(f"{self.redactor.text(summary).strip()}\n\n{note}".strip()),
+            **findings.tags,
+            NOTE_TAG: tag_value(note),
             "heartbeat": f"{ended_at:.0f}",
             "outcomes": json.dumps(dict(sorted(outcomes.items()))),
         }
@@ -148,8 +157,8 @@ class Builder:
             status=status,
             end_ms=_ms(ended_at),
             tags=tags,
-            files={**begin.files, **(files or {})},
-            experiment_tags=dict(experiment_tags or {}),
+            files={**begin.files, **findings.files},
+            experiment_tags=dict(findings.experiment_tags),
             metrics=tuple(
                 MetricPoint(f"attempts.{outcome}", float(count), _ms(ended_at))
                 for outcome, count in sorted(outcomes.items())
@@ -277,7 +286,7 @@ class Builder:
         if not report.provenance:
             return dict(self.facts)
         # The node knows its own hardware and packages, not whose command it obeys.
-        known = {k: self.facts[k] for k in ("git", "command", "seed") if k in self.facts}
+        known = {k: self.facts[k] for k in ("git", "command") if k in self.facts}
         return {**known, **report.provenance}
 
     def _config(self, identity: Mapping[str, Any]) -> bytes:

@@ -20,11 +20,12 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.attempt import AttemptReport, Outcome, Verdict
-from orchestrator.errors import StoreError, UsageError
+from orchestrator.errors import StoreError
 from orchestrator.measure.metric import Absent, Metric, MetricSpec, Value
 from orchestrator.measure.registry import find_task
 from orchestrator.measure.task import Evaluation, Task
 from orchestrator.measure.vocabulary import spec_for
+from orchestrator.record.store import only
 
 if TYPE_CHECKING:
     import pyarrow
@@ -123,43 +124,31 @@ def table(
     """
     import pyarrow as pa
 
-    count = len(trials)
     specs = {spec.name: spec for trial in trials[:1] for spec in _task(trial).metrics}
-    metrics: dict[str, list[float | None]] = {}
-    units: dict[str, str] = {}
-    facts: dict[str, list[str | None]] = {}
-    absent: list[str | None] = []
-    for row, trial in enumerate(trials):
-        reasons = {}
-        found = results[trial.hash].found
-        for name, metric in found.metrics.items():
-            if isinstance(metric, (Value, Absent)):
-                units[name] = metric.unit
-                column = metrics.setdefault(name, [])
-                column.extend([None] * (row - len(column)))
-                column.append(metric.value if isinstance(metric, Value) else None)
-            if isinstance(metric, Absent):
-                reasons[name] = metric.reason
-        for name, fact in found.facts.items():
-            texts = facts.setdefault(name, [])
-            texts.extend([None] * (row - len(texts)))
-            texts.append(fact)
-        absent.append(json.dumps(reasons) if reasons else None)
     ended = [results[trial.hash] for trial in trials]
+    units = {
+        name: metric.unit
+        for result in ended
+        for name, metric in result.found.metrics.items()
+        if isinstance(metric, (Value, Absent))
+    }
+    facts = dict.fromkeys(name for result in ended for name in result.found.facts)
     columns: dict[str, Any] = {"hash": pa.array([trial.hash for trial in trials], pa.string())}
     for axis in axes:
         columns[axis] = _axis(pa, [trial.axes.get(axis) for trial in trials])
     columns["outcome"] = pa.array([result.outcome for result in ended], pa.string())
     columns["reason"] = pa.array([result.reason for result in ended], pa.string())
     fields = [pa.field(name, column.type) for name, column in columns.items()]
-    for name, values in metrics.items():
-        columns[name] = pa.array([*values, *[None] * (count - len(values))], pa.float64())
-        spec = json.dumps(asdict(spec_for(name, units[name], specs)))
-        fields.append(pa.field(name, pa.float64(), metadata={"unit": units[name], "spec": spec}))
+    for name, unit in units.items():
+        found = [result.found.metrics.get(name) for result in ended]
+        values = [metric.value if isinstance(metric, Value) else None for metric in found]
+        columns[name] = pa.array(values, pa.float64())
+        spec = json.dumps(asdict(spec_for(name, unit, specs)))
+        fields.append(pa.field(name, pa.float64(), metadata={"unit": unit, "spec": spec}))
     texts_of: dict[str, Sequence[str | None]] = {
-        **{name: [*texts, *[None] * (count - len(texts))] for name, texts in facts.items()},
+        **{name: [result.found.facts.get(name) for result in ended] for name in facts},
         _BASIS: [result.basis for result in ended],
-        _ABSENT: absent,
+        _ABSENT: [_absences(result) for result in ended],
         _CONFIG: [json.dumps(trial.identity, sort_keys=True) for trial in trials],
     }
     for name, column_of in texts_of.items():
@@ -167,6 +156,12 @@ def table(
         kind = {"kind": "fact"} if name in facts else {}
         fields.append(pa.field(name, pa.string(), metadata=kind))
     return pa.Table.from_arrays(list(columns.values()), schema=pa.schema(fields))
+
+
+def _absences(result: Result) -> str | None:
+    metrics = result.found.metrics.items()
+    reasons = {name: metric.reason for name, metric in metrics if isinstance(metric, Absent)}
+    return json.dumps(reasons) if reasons else None
 
 
 def files(found: pyarrow.Table) -> dict[str, bytes]:
@@ -250,10 +245,7 @@ def cell_of(store: Store, prefix: str) -> FoundCell | None:
     if store.find(prefix):  # which also says what is no hash
         return None
     found = find(store, prefix)
-    if len(found) > 1:
-        names = ", ".join(config[: max(len(prefix) + 4, 16)] for config in sorted(found)[:10])
-        raise UsageError(f"{prefix} begins {len(found)} hashes", fix=f"Say which: {names}")
-    return next((several[-1] for several in found.values()), None)
+    return found[only(prefix, sorted(found))][-1] if found else None
 
 
 def _task(trial: Trial) -> Task:

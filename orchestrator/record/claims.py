@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.errors import StoreError
+from orchestrator.measure.grouping import grouped
 from orchestrator.record import spool
 from orchestrator.record.drivers import drivers_directory
 from orchestrator.record.runrecord import ATTEMPT_TAG, RUNNING
@@ -222,37 +223,21 @@ class Claims:
         self._company = self._company or bool(others) or bool(self._shared and self._shared.company)
         if not self._company:
             return None
-        found: dict[str, list[AttemptSummary]] = {}
-        for summary in self._store.recorded(wanted):
-            found.setdefault(summary.config_hash, []).append(summary)
-        return found
+        return grouped(self._store.recorded(wanted), lambda summary: summary.config_hash)
 
     def _other_spools(self) -> list[Path]:
         every = spool.spool_directories(self._store.spool_root)
         return [directory for directory in every if directory != self._own_spool]
 
 
-def open_claims(
-    store: Store,
-    own_spool: Path,
-    *,
-    run_id: Callable[[], str | None],
-    say: Callable[[str], None] = lambda _: None,
-) -> Claims:
-    """The claims of a driver that records into ``store``; :class:`SharedClaims` has ``run_id``."""
-    shared = SharedClaims(store.backend, run_id) if store.is_shared else None
-    return Claims(store, own_spool, shared=shared, say=say)
-
-
 def _spooled(
     directories: Iterable[Path], wanted: frozenset[str]
 ) -> dict[str, list[AttemptSummary]]:
     """Finished attempts of these trials that wait in other drivers' spools."""
-    found: dict[str, list[AttemptSummary]] = {}
-    for directory in directories:
-        for item in spool.unread_in(directory):
-            if item.record.key_tag == ATTEMPT_TAG and item.record.status != RUNNING:
-                summary = summary_of_record(str(item.path), item.record)
-                if summary.config_hash in wanted:
-                    found.setdefault(summary.config_hash, []).append(summary)
-    return found
+    found = [
+        summary_of_record(str(item.path), item.record)
+        for directory in directories
+        for item in spool.unread_in(directory)
+        if item.record.key_tag == ATTEMPT_TAG and item.record.status != RUNNING
+    ]
+    return grouped((s for s in found if s.config_hash in wanted), lambda s: s.config_hash)

@@ -16,7 +16,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import psutil
+from orchestrator.errors import StoreError
+from orchestrator.record.liveness import is_alive
+from orchestrator.record.spool import write_whole
 
 MIN_INTERVAL_S = 1.0
 
@@ -39,13 +41,7 @@ class DriverState:
     @property
     def alive(self) -> bool | None:
         """Whether the process still runs; None when it is on another host."""
-        if self.host != socket.gethostname():
-            return None
-        try:
-            # A later process may have been given the same pid: ours is the one that existed then.
-            return bool(psutil.Process(self.pid).create_time() <= self.started_at + 1.0)
-        except psutil.NoSuchProcess:
-            return False
+        return is_alive(self.driver_id, None) if self.host == socket.gethostname() else None
 
 
 class DriverFile:
@@ -74,16 +70,9 @@ class DriverFile:
             "running": running,
             "updated_at": time.time(),
         }
-        partial = self._path.with_suffix(".tmp")
-        try:
-            descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with open(descriptor, "w") as file:
-                file.write(json.dumps(state))
-            os.replace(partial, self._path)
-        except OSError:
-            # A full disk, say: what other terminals see of a sweep must not end it.
-            with contextlib.suppress(OSError):
-                partial.unlink()
+        # A full disk, say: what other terminals see of a sweep must not end it.
+        with contextlib.suppress(StoreError):
+            write_whole(self._path, json.dumps(state).encode(), durable=False)
 
     def cancel_requested(self) -> bool:
         """Whether ``cancel`` asked this driver to stop."""

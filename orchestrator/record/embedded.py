@@ -27,9 +27,7 @@ from orchestrator.record.store import (
     SUMMARY_TAGS,
     AttemptSummary,
     Store,
-    SweepRun,
-    summary_of_tags,
-    sweep_of_tags,
+    summary_of,
 )
 
 DATABASE = "mlflow.db"
@@ -89,20 +87,10 @@ class EmbeddedStore(Store):
     def recorded(self, hashes: frozenset[str] | None) -> list[AttemptSummary]:
         """See :class:`Store`; 10,000 attempts take some 0.2 s."""
         rows = self._runs("config_hash", SUMMARY_TAGS, hashes)
-        return [
-            summary_of_tags(row.run_id, row.status, row.start_ms, row.end_ms, row.tags)
-            for row in rows
-            if ATTEMPT_TAG in row.tags
-        ]
+        return [summary_of(row) for row in rows if ATTEMPT_TAG in row.tags]
 
-    def sweep_runs(self, name: str | None = None) -> list[SweepRun]:
-        """See :class:`Store`."""
-        found = [
-            sweep_of_tags(row.run_id, row.status, row.start_ms, row.end_ms, row.tags)
-            for row in self._runs(SWEEP_TAG, _SWEEP_TAGS)
-        ]
-        found.sort(key=lambda run: -run.started_at)
-        return [run for run in found if name is None or run.sweep == name]
+    def _sweep_rows(self) -> list[RunRow]:
+        return self._runs(SWEEP_TAG, _SWEEP_TAGS)
 
     def hashes_like(self, prefix: str) -> frozenset[str] | None:
         """See :class:`Store`."""

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from orchestrator.record.run_names import plain
+from orchestrator.measure.wording import plain
 
 # MLflow's own limits; it cuts longer parameter values without a word.
 MAX_PARAM_CHARS = 6_000

@@ -14,7 +14,7 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -27,45 +27,29 @@ GIT_TIMEOUT_S = 5.0
 _HEADER = {key: re.compile(rf"^{key}: *(\S+)", re.MULTILINE) for key in ("Name", "Version")}
 
 
-def provenance(
-    *,
-    seed: int | None = None,
-    devices: Sequence[Mapping[str, Any]] | None = None,
-    command: Sequence[str] | None = None,
-    directory: Path | None = None,
-) -> dict[str, Any]:
+def provenance(*, command: Sequence[str] | None = None) -> dict[str, Any]:
     """This process's surroundings as plain JSON.
 
     Parameters
     ----------
-    seed : int, optional
-        The sweep's or trial's seed.
-    devices : sequence of mappings, optional
-        GPUs and their driver, as telemetry knows them; left out where nobody told.
     command : sequence of str, optional
         The command line; default this process's own. Secrets in it are replaced.
-    directory : Path, optional
-        Whose git commit is meant by ``git``; default the checkout this package runs from, else the
-        current directory.
 
     Notes
     -----
     What cannot be read is absent or None. The unchanging part is gathered once a process.
     """
     redactor = Redactor.of_environment()
-    facts = copy.deepcopy(_unchanging())
-    facts["memory_available_bytes"] = memory.available_bytes()
-    facts["cgroup"] = _cgroup_limits()
-    facts["command"] = redactor.command(list(sys.argv if command is None else command))
-    facts["user"] = user_name()
-    facts["directory"] = redactor.text(str(Path.cwd()))
-    facts["git"] = git_state(directory) if directory else code_git_state()
-    facts["environment"] = _relevant_environment(redactor)
-    if seed is not None:
-        facts["seed"] = seed
-    if devices is not None:
-        facts["devices"] = [redactor.value(dict(device)) for device in devices]
-    return facts
+    facts = node_provenance()
+    environment = facts.pop("environment")
+    return {
+        **facts,
+        "command": redactor.command(list(sys.argv if command is None else command)),
+        "user": user_name(),
+        "directory": redactor.text(str(Path.cwd())),
+        "git": code_git_state(),
+        "environment": environment,
+    }
 
 
 def node_provenance() -> dict[str, Any]:

@@ -22,12 +22,13 @@ from typing import TYPE_CHECKING
 
 from orchestrator.attempt import AttemptReport, AttemptSpec, Outcome, Slot
 from orchestrator.errors import StoreError
-from orchestrator.record.build import Builder
-from orchestrator.record.claims import Claims, open_claims
+from orchestrator.record.build import Builder, Findings
+from orchestrator.record.claims import Claims
 from orchestrator.record.drainer import Drainer
 from orchestrator.record.liveness import HEARTBEAT_PERIOD_S, driver_id
 from orchestrator.record.provenance import provenance
 from orchestrator.record.redact import Redactor
+from orchestrator.record.shared_claims import SharedClaims
 from orchestrator.record.spool import Spool
 from orchestrator.record.spooler import Spooler
 from orchestrator.record.store import Store
@@ -111,7 +112,6 @@ class Recording:
         plan: Plan,
         *,
         todo: int | None = None,
-        seed: int | None = None,
         command: Sequence[str] | None = None,
         labels: Mapping[str, str] | None = None,
         message: Callable[[str], None] | None = None,
@@ -129,22 +129,18 @@ class Recording:
             sweep=plan.sweep,
             driver=self.driver_id,
             redactor=Redactor.of_environment(),
-            facts=provenance(seed=seed, command=command),
+            facts=provenance(command=command),
             labels=labels or {},
         )
         self._begun: dict[str, _Begun] = {}
         self._outcomes: Counter[str] = Counter()
         self._problems: list[str] = []
         self._summary: RecordingSummary | None = None
-        self._findings = ""
-        self._files: dict[str, bytes] = {}
-        self._tags: dict[str, str] = {}
-        self._experiment_tags: dict[str, str] = {}
+        self._findings = Findings()
         self._changed = threading.Condition()
         self._spool = Spool.create(store.spool_root, self.sweep_id)
-        self.claims: Claims = open_claims(
-            store, self._spool.directory, run_id=lambda: self.run_id, say=self._say
-        )
+        shared = SharedClaims(store.backend, lambda: self.run_id) if store.is_shared else None
+        self.claims = Claims(store, self._spool.directory, shared=shared, say=self._say)
         try:
             # In the caller's thread: a disk that is full is said before anything is measured.
             self._parent = self._builder.sweep_begin(plan, time.time(), todo)
@@ -219,23 +215,9 @@ class Recording:
         self._outcomes[report.outcome.value] += 1
         self._spooler.submit(lambda: self._builder.attempt_finish(report, trial))
 
-    def attach(
-        self,
-        summary: str,
-        files: Mapping[str, bytes],
-        tags: Mapping[str, str] | None = None,
-        experiment_tags: Mapping[str, str] | None = None,
-    ) -> None:
-        """What the sweep found, for its own run: Markdown above its description, artifacts, tags.
-
-        Tags of the experiment hold views of its runs (:mod:`orchestrator.record.views`).
-
-        They are written by :meth:`close`; made of what is recorded, and so redacted already.
-        """
-        self._findings = summary
-        self._files = dict(files)
-        self._tags = dict(tags or {})
-        self._experiment_tags = dict(experiment_tags or {})
+    def attach(self, findings: Findings) -> None:
+        """What the sweep found, for its own run; written by :meth:`close`."""
+        self._findings = findings
 
     def flush(self, timeout_s: float | None = None) -> bool:
         """Wait until everything handed over is in the store; False if it cannot be, or not yet."""
@@ -283,15 +265,7 @@ class Recording:
         counts, ended_at = dict(self._outcomes), time.time()
         self._spooler.submit(
             lambda: self._builder.sweep_end(
-                self._parent,
-                status,
-                ended_at,
-                counts,
-                reason,
-                self._findings,
-                self._files,
-                self._tags,
-                self._experiment_tags,
+                self._parent, status, ended_at, counts, reason, self._findings
             )
         )
 

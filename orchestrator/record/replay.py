@@ -12,6 +12,7 @@ from orchestrator.errors import UsageError
 from orchestrator.plan import Plan, Settings, Trial
 from orchestrator.plan.predictions import with_predictions
 from orchestrator.record import AttemptSummary, Store, SweepRun
+from orchestrator.record.selection import known_sweeps
 from orchestrator.telemetry.series import PARQUET_ARTIFACT
 
 
@@ -113,7 +114,6 @@ def _run(store: Store, word: str) -> SweepRun:
     if not runs and len(word) >= 8:
         runs = [run for run in store.sweep_runs() if run.run_id.startswith(word)]
     if not runs:
-        names = ", ".join(sorted({run.sweep for run in store.sweep_runs()}))
-        fix = f"Known sweeps: {names}" if names else "Nothing is recorded yet"
+        fix = known_sweeps(store)
         raise UsageError(f"no sweep {word!r} is recorded", where=store.where, fix=fix)
     return runs[0]

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
+from orchestrator.measure.wording import plain
+
 MAX_LABEL_CHARS = 200
 
 
@@ -50,15 +52,6 @@ def trial_label(
     if not parts:
         parts = [str(task["name"])] if "name" in task else ["trial"]
     return _cut(" · ".join(parts), f" · a{number}")
-
-
-def plain(value: object) -> str:
-    """A configuration value as YAML would show it."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return str(value)
 
 
 def model_label(identity: Mapping[str, Any]) -> str:

@@ -110,14 +110,16 @@ def _summaries(store: Store, word: str) -> Sequence[AttemptSummary]:
     if re.fullmatch(r"[0-9a-f]{12,64}", word):
         return store.attempts([store.resolve(word)]).get(store.resolve(word), [])
     raise UsageError(
-        f"{word!r} is no sweep, run or config hash", where=store.where, fix=_known(store)
+        f"{word!r} is no sweep, run or config hash", where=store.where, fix=known_sweeps(store)
     )
 
 
 def _nth_run(store: Store, sweep: str, position: str) -> SweepRun:
     runs = runs_with_attempts(store, sweep)
     if not runs:
-        raise UsageError(f"no sweep {sweep!r} is recorded", where=store.where, fix=_known(store))
+        raise UsageError(
+            f"no sweep {sweep!r} is recorded", where=store.where, fix=known_sweeps(store)
+        )
     if not re.fullmatch(r"-?[1-9]\d*", position):
         raise UsageError(f"{position!r} is no position", fix=f"{sweep}@-1 is the sweep's last run")
     # @-1 is the last run, @1 the first.
@@ -143,6 +145,7 @@ def _of_hardware(store: Store, fingerprint: str) -> list[AttemptSummary]:
     return [s for s in found if s.hardware_fingerprint == matching[0]]
 
 
-def _known(store: Store) -> str:
+def known_sweeps(store: Store) -> str:
+    """What is recorded, as the fix of a word that means nothing."""
     names = sorted({run.sweep for run in store.sweep_runs()})
     return f"Known sweeps: {', '.join(names)}" if names else "Nothing is recorded yet"

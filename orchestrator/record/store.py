@@ -7,15 +7,17 @@ import os
 import re
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from orchestrator.attempt import AttemptReport
 from orchestrator.errors import StoreError, UsageError
+from orchestrator.measure.grouping import grouped
 from orchestrator.record import spool
 from orchestrator.record.artifacts import CONFIG, PLAN, REPORT
+from orchestrator.record.backend import Backend, RunRow
 from orchestrator.record.runrecord import (
     ATTEMPT_TAG,
     CELLS_TAG,
@@ -24,9 +26,6 @@ from orchestrator.record.runrecord import (
     SWEEP_TAG,
     RunRecord,
 )
-
-if TYPE_CHECKING:
-    from orchestrator.record.backend import Backend, RunRow
 
 MIN_PREFIX_CHARS = 12
 # A run id of an attempt that is still in the spool: `spool:<sweep id>/<file>`.
@@ -171,8 +170,8 @@ class Store(ABC):
         """Attempts the store itself holds, of these trials or of all."""
 
     @abstractmethod
-    def sweep_runs(self, name: str | None = None) -> list[SweepRun]:
-        """Parent runs of the sweep ``name`` (of all sweeps where None), newest first."""
+    def _sweep_rows(self) -> Iterable[RunRow]:
+        """Every parent run."""
 
     @abstractmethod
     def running(self) -> list[RunRow]:
@@ -186,6 +185,11 @@ class Store(ABC):
     def files(self, run_id: str) -> list[str]:
         """Names of a run's artifacts, sorted."""
 
+    def sweep_runs(self, name: str | None = None) -> list[SweepRun]:
+        """Parent runs of the sweep ``name`` (of all sweeps where None), newest first."""
+        found = sorted(map(_sweep_of, self._sweep_rows()), key=lambda run: -run.started_at)
+        return [run for run in found if name is None or run.sweep == name]
+
     def attempts(self, hashes: Iterable[str] | None = None) -> dict[str, list[AttemptSummary]]:
         """Attempts by config hash, oldest first: those recorded and those still in the spool.
 
@@ -197,10 +201,8 @@ class Store(ABC):
         """
         wanted = None if hashes is None else frozenset(hashes)
         found = {summary.attempt_id or summary.run_id: summary for summary in self._all(wanted)}
-        by_hash: dict[str, list[AttemptSummary]] = {}
-        for summary in sorted(found.values(), key=lambda s: (s.started_at, s.number)):
-            by_hash.setdefault(summary.config_hash, []).append(summary)
-        return by_hash
+        in_order = sorted(found.values(), key=lambda s: (s.started_at, s.number))
+        return grouped(in_order, lambda summary: summary.config_hash)
 
     def _all(self, wanted: frozenset[str] | None) -> Iterable[AttemptSummary]:
         if wanted is not None and not wanted:
@@ -257,10 +259,7 @@ class Store(ABC):
         if not found:
             fix = "See the hashes of a sweep with: python -m orchestrator plan +sweep=NAME"
             raise UsageError(f"no attempt of {prefix} is recorded", where=self.where, fix=fix)
-        if len(found) > 1:
-            names = ", ".join(h[: max(len(prefix) + 4, 16)] for h in found[:10])
-            raise UsageError(f"{prefix} begins {len(found)} hashes", fix=f"Say which: {names}")
-        return found[0]
+        return only(prefix, found)
 
     def load(self, run_id: str) -> AttemptReport:
         """The whole report of a finished attempt; its artifacts are read with :meth:`artifact`.
@@ -354,20 +353,19 @@ class Store(ABC):
             ) from error
 
 
-def summary_of_tags(
-    run_id: str, status: str, start_ms: int | None, end_ms: int | None, tags: Mapping[str, str]
-) -> AttemptSummary:
+def summary_of(run: RunRow) -> AttemptSummary:
     """An attempt's summary from its run's columns and tags."""
+    tags = run.tags
     number = tags.get("attempt", "1")
     return AttemptSummary(
-        run_id=run_id,
+        run_id=run.run_id,
         config_hash=tags["config_hash"],
         outcome=tags.get("outcome") or None,
         verdict=tags.get("verdict") or None,
         number=int(number) if number.isdigit() else 1,
-        status=status,
-        started_at=(start_ms or 0) / 1000,
-        ended_at=end_ms / 1000 if end_ms else None,
+        status=run.status,
+        started_at=run.start_ms / 1000,
+        ended_at=run.end_ms / 1000 if run.end_ms else None,
         sweep=tags.get("sweep", ""),
         host=tags.get("host") or None,
         devices=tuple(filter(None, tags.get("gpu_uuids", "").split(","))),
@@ -382,23 +380,30 @@ def summary_of_tags(
 
 def summary_of_record(run_id: str, record: RunRecord) -> AttemptSummary:
     """The same, of an attempt still in the spool."""
-    return summary_of_tags(run_id, record.status, record.start_ms, record.end_ms, record.tags)
-
-
-def sweep_of_tags(
-    run_id: str, status: str, start_ms: int | None, end_ms: int | None, tags: Mapping[str, str]
-) -> SweepRun:
-    """A parent run from its columns and tags."""
-    return SweepRun(
-        run_id=run_id,
-        sweep=tags.get("sweep", ""),
-        status=status,
-        started_at=(start_ms or 0) / 1000,
-        ended_at=end_ms / 1000 if end_ms else None,
-        driver_id=tags.get("driver_id", ""),
-        sweep_id=tags.get(SWEEP_TAG, ""),
-        has_cells=CELLS_TAG in tags,
+    return summary_of(
+        RunRow(run_id, record.status, record.start_ms, record.end_ms, "", "", record.tags)
     )
+
+
+def _sweep_of(run: RunRow) -> SweepRun:
+    return SweepRun(
+        run_id=run.run_id,
+        sweep=run.tags.get("sweep", ""),
+        status=run.status,
+        started_at=run.start_ms / 1000,
+        ended_at=run.end_ms / 1000 if run.end_ms else None,
+        driver_id=run.tags.get("driver_id", ""),
+        sweep_id=run.tags.get(SWEEP_TAG, ""),
+        has_cells=CELLS_TAG in run.tags,
+    )
+
+
+def only(prefix: str, hashes: Sequence[str]) -> str:
+    """The one of ``hashes``, which all begin with ``prefix``; raises ``UsageError`` for several."""
+    if len(hashes) > 1:
+        names = ", ".join(h[: max(len(prefix) + 4, 16)] for h in hashes[:10])
+        raise UsageError(f"{prefix} begins {len(hashes)} hashes", fix=f"Say which: {names}")
+    return hashes[0]
 
 
 def state_directory() -> Path:

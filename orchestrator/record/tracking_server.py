@@ -17,10 +17,8 @@ from orchestrator.record.spool import storage_error
 from orchestrator.record.store import (
     AttemptSummary,
     Store,
-    SweepRun,
     state_directory,
-    summary_of_tags,
-    sweep_of_tags,
+    summary_of,
 )
 
 # Up to this many trials are asked for one by one: dearer than a page, cheaper than a whole store.
@@ -72,7 +70,7 @@ class ServerStore(Store):
     def recorded(self, hashes: frozenset[str] | None) -> list[AttemptSummary]:
         """See :class:`Store`; some 5 ms a run."""
         return [
-            summary_of_tags(row.run_id, row.status, row.start_ms, row.end_ms, row.tags)
+            summary_of(row)
             for row in self._rows(hashes)
             if ATTEMPT_TAG in row.tags and (hashes is None or row.tags["config_hash"] in hashes)
         ]
@@ -91,14 +89,8 @@ class ServerStore(Store):
         waiting = {s.config_hash for s in self._spooled() if s.config_hash.startswith(prefix)}
         return frozenset({row.tags["config_hash"] for row in rows} | waiting)
 
-    def sweep_runs(self, name: str | None = None) -> list[SweepRun]:
-        """See :class:`Store`."""
-        found = [
-            sweep_of_tags(row.run_id, row.status, row.start_ms, row.end_ms, row.tags)
-            for row in self.backend().search(f"tags.{SWEEP_TAG} LIKE '%'")
-        ]
-        found.sort(key=lambda run: -run.started_at)
-        return [run for run in found if name is None or run.sweep == name]
+    def _sweep_rows(self) -> Iterator[RunRow]:
+        return self.backend().search(f"tags.{SWEEP_TAG} LIKE '%'")
 
     def running(self) -> list[RunRow]:
         """See :class:`Store`."""

@@ -20,29 +20,25 @@ from orchestrator.record.runrecord import RUNNING, MetricPoint
 
 _NAME_TAG = "mlflow.runName"
 
+# What every run of ours has when it begins.
+_NEW_RUN = {
+    "source_type": "UNKNOWN",
+    "source_name": "",
+    "entry_point_name": "",
+    "user_id": "orchestrator",
+    "status": RUNNING,
+    "end_time": None,
+    "source_version": "",
+    "lifecycle_stage": "active",
+}
+
 # What is written, by table; every other column must be able to stay empty.
 _WRITTEN = {
-    "SqlRun": frozenset(
-        (
-            "run_uuid",
-            "name",
-            "source_type",
-            "source_name",
-            "entry_point_name",
-            "user_id",
-            "status",
-            "start_time",
-            "end_time",
-            "source_version",
-            "lifecycle_stage",
-            "artifact_uri",
-            "experiment_id",
-        )
-    ),
-    "SqlTag": frozenset(("key", "value", "run_uuid")),
-    "SqlParam": frozenset(("key", "value", "run_uuid")),
-    "SqlMetric": frozenset(("key", "value", "timestamp", "step", "is_nan", "run_uuid")),
-    "SqlLatestMetric": frozenset(("key", "value", "timestamp", "step", "is_nan", "run_uuid")),
+    "SqlRun": {*_NEW_RUN, "run_uuid", "name", "start_time", "artifact_uri", "experiment_id"},
+    "SqlTag": {"key", "value", "run_uuid"},
+    "SqlParam": {"key", "value", "run_uuid"},
+    "SqlMetric": {"key", "value", "timestamp", "step", "is_nan", "run_uuid"},
+    "SqlLatestMetric": {"key", "value", "timestamp", "step", "is_nan", "run_uuid"},
 }
 
 
@@ -102,17 +98,10 @@ class SqliteBackend(Backend):
             if found is not None and found.lifecycle_stage == "active":
                 artifact_uri = f"{found.artifact_location}/{run_id}/artifacts"
                 row = {
+                    **_NEW_RUN,
                     "run_uuid": run_id,
                     "name": name,
-                    "source_type": "UNKNOWN",
-                    "source_name": "",
-                    "entry_point_name": "",
-                    "user_id": "orchestrator",
-                    "status": RUNNING,
                     "start_time": start_ms,
-                    "end_time": None,
-                    "source_version": "",
-                    "lifecycle_stage": "active",
                     "artifact_uri": artifact_uri,
                     "experiment_id": int(experiment_id),
                 }

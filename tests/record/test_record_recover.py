@@ -36,8 +36,8 @@ store = open_store({"root": sys.argv[1]})
 trials = [kit.trial_of(1), kit.trial_of(2)]
 if stage == "half":
     # As on a server, where it takes several calls to make a run whole.
-    from orchestrator.record import transaction
-    transaction.tables_are_known = lambda: False
+    from orchestrator.record import database
+    database.tables_are_known = lambda: False
 if stage == "spooled":
     # MLflow never answers: everything stays in the spool.
     type(store).backend = lambda self: threading.Event().wait()

@@ -12,7 +12,7 @@ from orchestrator.report.analyse.gate import gate
 from orchestrator.report.analyse.gate_rules import rules_from
 from orchestrator.report.analyse.rows import build_table
 from orchestrator.report.show.answer import sentences
-from orchestrator.report.show.compare_view import comparison_view
+from orchestrator.report.show.compare_view import ComparisonView
 from orchestrator.report.show.export import to_json, to_markdown
 from orchestrator.report.show.gate_view import STATES
 from orchestrator.report.show.html import page
@@ -68,7 +68,7 @@ def test_all_views_agree_on_every_ratio(make, monkeypatch, noise, attempts, slow
         assert terminal[row.hash[:12]] == expected
         assert paged[row.hash[:12]] == expected
         assert markdown[row.hash[:12]] == expected
-        shown = lines_of(comparison_view(comparison))
+        shown = lines_of(ComparisonView(comparison))
         data = {found["metric"]: found["verdict"] for found in comparison.to_json()["rows"]}
         gated = {found.metric: found for found in gate(b, a, rules, noise=aa).rows}
         for name, found in judged.items():

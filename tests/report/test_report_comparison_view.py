@@ -11,7 +11,7 @@ from rich.cells import cell_len
 from orchestrator.measure import Samples
 from orchestrator.report.analyse.compare import Comparison, compare
 from orchestrator.report.analyse.labels import labels_of
-from orchestrator.report.show.compare_view import comparison_view, scale_line
+from orchestrator.report.show.compare_view import ComparisonView, scale_line
 from testing.printed import printed
 
 
@@ -31,7 +31,7 @@ def compared(make):
 
 def test_the_regression_is_the_first_thing_said(compared):
     plan, comparison = compared
-    text = printed(comparison_view(comparison, labels=labels_of(plan), names=("old", "new")))
+    text = printed(ComparisonView(comparison, labels=labels_of(plan), names=("old", "new")))
     lines = [line.rstrip() for line in text.splitlines()]
     assert lines[0].startswith("new against old: 1 worse · ")
     assert "tolerance ±3 %, intervals of 90 %" in lines[1]
@@ -47,7 +47,7 @@ def test_the_regression_is_the_first_thing_said(compared):
 @pytest.mark.parametrize("width", [60, 80, 100])
 def test_no_verdict_is_squeezed(compared, width):
     plan, comparison = compared
-    text = printed(comparison_view(comparison, labels=labels_of(plan)), width)
+    text = printed(ComparisonView(comparison, labels=labels_of(plan)), width)
     assert "…" not in text
     assert "▼ worse" in text
     assert max(cell_len(line.rstrip()) for line in text.splitlines()) <= width
@@ -62,7 +62,7 @@ def test_long_figures_and_names_push_no_verdict_out(make, width):
             name = "host_to_device_bytes_per_s"
             report.metrics[name] = Samples(name, "bytes/s", (1.23456e11, 1.3e11, 1.1e11))
     names = ("a-long-sweep-name@-2", "a-long-sweep-name@-1")
-    text = printed(comparison_view(compare(before, before), names=names), width)
+    text = printed(ComparisonView(compare(before, before), names=names), width)
     rows = [line.rstrip() for line in text.splitlines() if line.startswith("  TPOT")]
     assert len(rows) == len(plan.trials)
     assert all(row.endswith(("= same", "~ undecided")) for row in rows)
@@ -74,12 +74,12 @@ def test_two_different_trials_are_both_named(make):
     reports = make.reports(plan)
     fp32, bf16 = (t.hash for t in plan.trials[:2])
     found = compare({fp32: reports[fp32]}, {bf16: reports[bf16]})
-    text = printed(comparison_view(found, labels=labels_of(plan)))
+    text = printed(ComparisonView(found, labels=labels_of(plan)))
     assert f"bf16  {bf16[:12]}  against fp32  {fp32[:12]}" in text
 
 
 def test_nothing_in_common_is_said():
-    text = printed(comparison_view(Comparison((), 0.03, ("a" * 64,), ("b" * 64,))))
+    text = printed(ComparisonView(Comparison((), 0.03, ("a" * 64,), ("b" * 64,))))
     assert "nothing to compare" in text
     assert "only in A: " + "a" * 12 in text
 
@@ -88,7 +88,7 @@ def test_thousands_of_rows_are_cut(make):
     plan = make.plan(prompts=tuple(range(1, 101)))
     reports = {t.hash: [make.report(t)] for t in plan.trials}
     found = compare(reports, reports, metrics=("tpot_s", "ttft_s"))
-    text = printed(comparison_view(found))
+    text = printed(ComparisonView(found))
     assert "… and 680 metrics of other trials" in text
     assert len(text.splitlines()) < 320
 

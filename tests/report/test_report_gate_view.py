@@ -10,7 +10,7 @@ from orchestrator.measure.vocabulary import VOCABULARY
 from orchestrator.report.analyse.gate import GateResult, GateRow, gate
 from orchestrator.report.analyse.gate_rules import rules_from
 from orchestrator.report.analyse.labels import labels_of
-from orchestrator.report.show.gate_view import gate_view
+from orchestrator.report.show.gate_view import GateView
 from testing.printed import printed
 
 
@@ -30,7 +30,7 @@ def test_a_slowdown_is_told_with_its_ratio_and_limit(make):
         },
         name="default",
     )
-    text = printed(gate_view(gate(new, base, rules), labels=labels_of(plan)))
+    text = printed(GateView(gate(new, base, rules), labels=labels_of(plan)))
     lines = [line.rstrip() for line in text.splitlines()]
     assert lines[0] == "▼ gate default: regression  2 regression · 2 pass  exit 1"
     nf4 = f"nf4  {plan.trials[1].hash[:12]}"
@@ -50,7 +50,7 @@ def test_figures_that_do_not_fit_stand_on_a_line_of_their_own(width):
     figures = {"value": 1.106, "ci_low": 0.804, "ci_high": 1.842, "limit": 1.03}
     row = GateRow("difference", "a" * 64, "ttft_s", "inconclusive", **figures)
     label = {"a" * 64: "inference · smollm2_135m · bfloat16 · prompt 512"}
-    text = printed(gate_view(GateResult("default", (row,), None, VOCABULARY), labels=label), width)
+    text = printed(GateView(GateResult("default", (row,), None, VOCABULARY), labels=label), width)
     lines = [line.rstrip() for line in text.splitlines()]
     assert lines[-1].endswith("difference  TTFT  1.11×  [0.804 – 1.842]  limit 1.03×")
     assert (len(lines) == 2) == (width == 140)
@@ -59,13 +59,13 @@ def test_figures_that_do_not_fit_stand_on_a_line_of_their_own(width):
 
 def test_a_pass_is_one_line():
     rows = (GateRow("completes", "a" * 64, None, "pass"),)
-    assert printed(gate_view(GateResult("default", rows))).splitlines() == [
+    assert printed(GateView(GateResult("default", rows))).splitlines() == [
         "✓ gate default: pass  1 pass  exit 0"
     ]
 
 
 def test_nothing_compared_does_not_pass():
-    text = printed(gate_view(GateResult("default", (), "the baseline shares no trial")))
+    text = printed(GateView(GateResult("default", (), "the baseline shares no trial")))
     assert "incomparable" in text
     assert "exit 3" in text
     assert "the baseline shares no trial" in text
@@ -74,6 +74,6 @@ def test_nothing_compared_does_not_pass():
 @pytest.mark.parametrize("width", [60, 100])
 def test_many_rows_are_cut(width):
     row = GateRow("completes", "a" * 64, None, "regression", reason="no attempt is ok\nat all")
-    text = printed(gate_view(GateResult("default", (row,) * 500)), width)
+    text = printed(GateView(GateResult("default", (row,) * 500)), width)
     assert "… and 440 more" in text
     assert max(cell_len(line.rstrip()) for line in text.splitlines()) <= width

@@ -8,7 +8,6 @@ from orchestrator.report.analyse.labels import (
     axis_names,
     axis_text,
     axis_value,
-    label,
     labels_of,
     plain_label,
 )
@@ -16,17 +15,17 @@ from orchestrator.report.analyse.labels import (
 
 def test_a_group_choice_goes_bare_and_lengths_become_an_arrow(make):
     plan = make.plan()
-    assert [label(t, plan) for t in plan.trials[:3]] == [
+    assert list(labels_of(plan).values())[:3] == [
         "fp32 · 512→32",
         "fp32 · 1024→32",
         "bf16 · 512→32",
     ]
-    assert labels_of(plan) == {t.hash: label(t, plan) for t in plan.trials}
+    assert list(labels_of(plan)) == [t.hash for t in plan.trials]
 
 
 def test_an_axis_with_one_value_is_not_repeated_on_every_trial(make):
     plan = make.plan(prompts=(512,))
-    assert [label(t, plan) for t in plan.trials] == ["fp32", "bf16", "int8", "nf4"]
+    assert list(labels_of(plan).values()) == ["fp32", "bf16", "int8", "nf4"]
 
 
 def test_a_plain_value_is_named_after_its_axis(make):
@@ -37,7 +36,7 @@ def test_a_plain_value_is_named_after_its_axis(make):
         trials=(trial,),
         axes={"task.batch_size": ("1", "4"), "task.compile": ("true", "false")},
     )
-    assert label(trial, plan) == "batch 4 · compile on"
+    assert labels_of(plan)[trial.hash] == "batch 4 · compile on"
 
 
 def test_axes_that_go_together_are_said_once_and_words_go_bare(make):
@@ -68,7 +67,7 @@ def test_a_vague_word_keeps_its_axis():
 
 def test_a_sweep_without_axes_is_named_after_what_it_measures(make):
     plan = make.plan(quants=("nf4",), prompts=(512,))
-    assert label(plan.trials[0], plan) == "inference · smollm2_135m · nf4"
+    assert labels_of(plan)[plan.trials[0].hash] == "inference · smollm2_135m · nf4"
     assert plain_label({"task": {"name": "noop", "value": 3}}) == "noop 3"
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.measure.wording import plain
+
 if TYPE_CHECKING:
     from orchestrator.plan import Plan, Trial
 
@@ -34,15 +36,8 @@ def ladder_foot(plan: Plan, axes: Sequence[str], base_axes: Mapping[str, str]) -
 def is_baseline(trial: Trial, base_axes: Mapping[str, str]) -> bool:
     """Whether a trial has the values that make a baseline."""
     return bool(base_axes) and all(
-        spelling(trial.axes.get(axis)) == value for axis, value in base_axes.items()
+        plain(trial.axes.get(axis)) == value for axis, value in base_axes.items()
     )
-
-
-def spelling(value: Any) -> str:
-    """An axis value as it is typed in an override."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return "null" if value is None else str(value)
 
 
 def group_of(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import fmean, variance
 
 # 80 % of normally distributed estimates fall within this many standard deviations.
 _Z80 = 1.2816
@@ -40,16 +41,14 @@ def remaining_s(
         return None
     if left == 0:
         return (0.0, 0.0)
-    mean = sum(durations_s) / seen
+    mean = fmean(durations_s)
     # One duration says nothing about spread: half of it is assumed.
-    variance = (
-        sum((d - mean) ** 2 for d in durations_s) / (seen - 1) if seen > 1 else (mean / 2) ** 2
-    )
+    spread = variance(durations_s) if seen > 1 else (mean / 2) ** 2
     # An attempt already longer than the mean will still take some time.
     tails = [max(mean - elapsed, 0.1 * mean) for elapsed in running_s]
     parallel = max(1, min(slots, left))
     work = waiting * mean + sum(tails)
     expected = max(work / parallel, mean if waiting else max(tails))
     # Of the sum of `left` draws, plus that the mean itself comes from `seen` of them.
-    deviation = math.sqrt(variance * left * (1 + left / seen)) / parallel
+    deviation = math.sqrt(spread * left * (1 + left / seen)) / parallel
     return (max(expected - _Z80 * deviation, 0.0), expected + _Z80 * deviation)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from orchestrator.plan import Plan, Trial
+    from orchestrator.plan import Plan
 
 SEPARATOR = " · "
 HASH_LENGTH = 12
@@ -83,24 +83,19 @@ def telling_axes(plan: Plan) -> list[str]:
     return list(kept.values())
 
 
-def label(trial: Trial, plan: Plan) -> str:
-    """What tells this trial from the others of its plan: ``nf4 · 512→32``.
+def labels_of(plan: Plan) -> dict[str, str]:
+    """What tells each trial of a plan from the others, by config hash: ``nf4 · 512→32``.
 
     Choices of a group and other words appear by value alone (``nf4``, ``async``), numbers and
     switches with their axis' name (``batch 4``), prompt and output length as ``prompt→new``. A plan
     without axes is named after its task, model and quantization.
     """
-    return label_of(trial.axes, trial.identity, telling_axes(plan))
-
-
-def labels_of(plan: Plan) -> dict[str, str]:
-    """Label of every trial of a plan, by config hash."""
     axes = telling_axes(plan)
     return {t.hash: label_of(t.axes, t.identity, axes) for t in plan.trials}
 
 
 def label_of(axes: Mapping[str, Any], identity: Mapping[str, Any], order: list[str]) -> str:
-    """:func:`label` from its parts: the trial's axes, its identity, and the axes worth showing."""
+    """One of :func:`labels_of`: the trial's axes, its identity, and the axes worth showing."""
     shown = [axis for axis in order if axis in axes]
     if not shown:
         return plain_label(identity)

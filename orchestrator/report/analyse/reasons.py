@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol, TypeVar
 
 from orchestrator.attempt import AttemptReport
+from orchestrator.measure.grouping import grouped
 
 
 class Ended(Protocol):
@@ -44,9 +45,6 @@ def why(report: AttemptReport) -> str:
 
 def reasons_once(failures: Sequence[Failure]) -> Iterator[tuple[Failure, str]]:
     """Those that ended alike after one another, a reason of many lines told once."""
-    alike: dict[tuple[str, str | None], list[Failure]] = {}
-    for row in failures:
-        alike.setdefault((row.outcome, row.reason), []).append(row)
-    for (_, reason), rows in alike.items():
+    for (_, reason), rows in grouped(failures, lambda row: (row.outcome, row.reason)).items():
         for index, row in enumerate(rows):
             yield row, "as above" if reason and index else reason or ""

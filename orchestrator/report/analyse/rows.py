@@ -6,19 +6,21 @@ Pure values, no terminal: the table, the exports and the HTML report are renderi
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.attempt import AttemptReport, Outcome
+from orchestrator.measure.grouping import grouped
 from orchestrator.measure.metric import MetricSpec
+from orchestrator.measure.wording import plain
 from orchestrator.report.analyse.baseline import (
     baseline_axes,
     group_of,
     is_baseline,
     ladder_foot,
-    spelling,
 )
 from orchestrator.report.analyse.cell import Cell, pool
 from orchestrator.report.analyse.column_cells import column_cell
@@ -109,10 +111,7 @@ class SweepTable:
     @property
     def outcomes(self) -> dict[str, int]:
         """Trials by outcome, most frequent first."""
-        counts: dict[str, int] = {}
-        for row in self.rows:
-            counts[row.outcome] = counts.get(row.outcome, 0) + 1
-        return dict(sorted(counts.items(), key=lambda item: -item[1]))
+        return dict(Counter(row.outcome for row in self.rows).most_common())
 
 
 def build_table(
@@ -144,7 +143,7 @@ def build_table(
     base_axes = baseline_axes(plan, axes)
     foot = ladder_foot(plan, axes, base_axes)
     if foot is not None:
-        base_axes = {axis: spelling(foot.axes.get(axis)) for axis in axes}
+        base_axes = {axis: plain(foot.axes.get(axis)) for axis in axes}
     counted = {t.hash: believable(reports.get(t.hash, ())) for t in plan.trials}
     columns = {c.name: c for c in _columns(plan) if c.over is None or c.over in axes}
     names = _present(metrics or headline(plan), counted, columns) or _everything(counted)
@@ -268,26 +267,17 @@ def _present(
     derived: Mapping[str, Column],
 ) -> list[str]:
     """Those of ``names`` that at least one attempt measured or said it could not."""
-    seen: set[str] = set()
-    for attempts in believed.values():
-        for report in attempts:
-            seen.update(report.metrics, report.telemetry)
+    reports = (report for attempts in believed.values() for report in attempts)
+    seen = {name for report in reports for name in (*report.metrics, *report.telemetry)}
     return [n for n in names if n in seen or (n in derived and derived[n].metric in seen)]
 
 
 def _everything(believed: Mapping[str, Sequence[AttemptReport]]) -> list[str]:
-    names: dict[str, None] = {}
-    for attempts in believed.values():
-        for report in attempts:
-            names.update(dict.fromkeys(report.metrics))
-    return list(names)
+    reports = (report for attempts in believed.values() for report in attempts)
+    return list(dict.fromkeys(name for report in reports for name in report.metrics))
 
 
 def _ordered(rows: Sequence[TrialRow]) -> list[TrialRow]:
     """Groups in order of first appearance, each led by its baseline."""
-    groups: dict[tuple[tuple[str, Any], ...], list[TrialRow]] = {}
-    for row in rows:
-        groups.setdefault(row.group, []).append(row)
-    return [
-        row for members in groups.values() for row in sorted(members, key=lambda r: not r.baseline)
-    ]
+    groups = grouped(rows, lambda row: row.group).values()
+    return [row for members in groups for row in sorted(members, key=lambda r: not r.baseline)]

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from orchestrator.measure.grouping import grouped
 from orchestrator.measure.metric import MetricSpec
 from orchestrator.report.analyse.cell import Cell
 from orchestrator.report.analyse.labels import SEPARATOR, axis_text
@@ -106,10 +107,7 @@ def _winner(rows: Sequence[TrialRow], name: str) -> TrialRow | None:
 
 
 def _groups(rows: Sequence[TrialRow]) -> dict[_Group, list[TrialRow]]:
-    groups: dict[_Group, list[TrialRow]] = {}
-    for row in rows:
-        groups.setdefault(row.group, []).append(row)
-    return groups
+    return grouped(rows, lambda row: row.group)
 
 
 def _bests(table: SweepTable, measured: Sequence[TrialRow], deciding: str) -> list[str]:
@@ -198,8 +196,7 @@ def _best_everywhere(found: Sequence[_Best], deciding: str) -> str:
     ratios = [cell.ratio for cell in cells if cell.ratio is not None]
     how = ""
     if ratios:
-        low, high = ratio(min(ratios)), ratio(max(ratios))
-        how = f": {title} {low if low == high else f'{low} to {high}'} the baseline"
+        how = f": {title} {_span(ratios)} the baseline"
         lows = [cell.ratio_low for cell in cells if cell.ratio_low is not None]
         highs = [cell.ratio_high for cell in cells if cell.ratio_high is not None]
         if lows and highs:
@@ -209,12 +206,9 @@ def _best_everywhere(found: Sequence[_Best], deciding: str) -> str:
 
 def _beyond_the_limit(found: Sequence[_Best], deciding: str) -> list[str]:
     """What is better still and gives up more quality than the limit allows."""
-    faster: dict[str, list[TrialRow]] = {}
-    for best in found:
-        if best.unlimited is not best.row:
-            faster.setdefault(best.unlimited.own_label, []).append(best.unlimited)
+    faster = [best.unlimited for best in found if best.unlimited is not best.row]
     said = []
-    for name, rows in faster.items():
+    for name, rows in grouped(faster, lambda row: row.own_label).items():
         figures = _span([row.cells[deciding].ratio for row in rows])
         quality = _span([row.cells[_QUALITY].ratio for row in rows])
         where = "" if len(rows) == len(found) else f" in {len(rows)} of {len(found)} groups"
@@ -269,9 +263,7 @@ def _failures(table: SweepTable) -> list[str]:
     failed = [row for row in table.failures if row.outcome != "invalid"]
     if not failed:
         return []
-    causes: dict[tuple[str, str], list[TrialRow]] = {}
-    for row in failed:
-        causes.setdefault((row.outcome, _cause(row)), []).append(row)
+    causes = grouped(failed, lambda row: (row.outcome, _cause(row)))
     parts = []
     for (outcome, cause), rows in list(causes.items())[:_MOST_NAMED]:
         ended = f"{outcome}, {cause}" if cause else outcome

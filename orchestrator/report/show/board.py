@@ -9,8 +9,11 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import median
 
 from orchestrator.attempt import AttemptReport, Outcome, Slot
+from orchestrator.measure.metric import Absent, Samples
+from orchestrator.measure.vocabulary import spec_for
 from orchestrator.report.analyse.eta import remaining_s
 from orchestrator.report.analyse.measured import metric_of
 from orchestrator.report.analyse.reasons import one_line, why
@@ -210,11 +213,6 @@ def plain_line(
 
 
 def _first_metric(report: AttemptReport, headline: Sequence[str]) -> str:
-    from statistics import median
-
-    from orchestrator.measure.metric import Absent, Samples
-    from orchestrator.measure.vocabulary import spec_for
-
     for name in headline:
         metric = metric_of(report, name)
         if metric is None or isinstance(metric, Absent):

@@ -6,13 +6,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from orchestrator.attempt import AttemptReport
+from orchestrator.errors import ConfigError
 from orchestrator.measure.figures import Figure
+from orchestrator.measure.registry import find_task
 from orchestrator.report.analyse.rows import SweepTable, build_table
 from orchestrator.report.show.answer import sentences
 from orchestrator.report.show.export import to_csv, to_json_text, to_markdown
 from orchestrator.report.show.figures import default_figures, draw, metrics_of
 from orchestrator.report.show.figures.strips import draw_strips
 from orchestrator.report.show.html import Strip, common_provenance, page
+from orchestrator.telemetry.history import read_histories
 
 if TYPE_CHECKING:
     from orchestrator.plan import Plan
@@ -68,9 +71,6 @@ def report_files(
 
 def task_figures(plan: Plan) -> list[Figure]:
     """Figures that the plan's tasks ask for, without repeats."""
-    from orchestrator.errors import ConfigError
-    from orchestrator.measure.registry import find_task
-
     figures: dict[Figure, None] = {}
     for name in dict.fromkeys(trial.identity["task"]["name"] for trial in plan.trials):
         try:
@@ -85,8 +85,6 @@ def _strips(
     table: SweepTable, reports: Mapping[str, Sequence[AttemptReport]], telemetry: TelemetryOf
 ) -> Iterator[Strip]:
     """Strips of the attempts in the table's order, as many as the page has room for."""
-    from orchestrator.telemetry.history import read_histories
-
     room = MAX_STRIP_BYTES
     shown = 0
     for row in table.rows:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
 from orchestrator.measure.metric import Value
 from orchestrator.measure.registry import find_task
 from orchestrator.measure.vocabulary import spec_for
+from orchestrator.report.analyse.labels import axis_names, axis_value
+from orchestrator.report.show.units import scale_of
 
 if TYPE_CHECKING:
     import pyarrow
-    from rich.console import RenderableType
 
     from orchestrator.attempt import AttemptReport
     from orchestrator.plan import Plan
@@ -24,13 +29,6 @@ def cells_view(plan: Plan, found: pyarrow.Table) -> RenderableType:
 
     The slice keeps the last axes at their first value, as many as it takes.
     """
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
-    from orchestrator.report.analyse.labels import axis_names, axis_value
-    from orchestrator.report.show.units import scale_of
-
     rows, kept = _slice(plan, found)
     fixed = {axis: rows[0][axis] for axis in plan.axes if axis not in kept} if rows else {}
     units = {f.name: (f.metadata or {}).get(b"unit", b"").decode() for f in found.schema}

@@ -6,18 +6,20 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.measure.grouping import grouped
 from orchestrator.report.analyse.compare import ComparedMetric, Comparison
 from orchestrator.report.analyse.labels import short_hash
 from orchestrator.report.analyse.reasons import one_line
 from orchestrator.report.show.style import STANDING_MARKS
 from orchestrator.report.show.units import quantity, ratio
 from orchestrator.statistics.judge import CONFIDENCE
-
-if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
-    from rich.text import Text
 
 MAX_METRICS = 120
 
@@ -30,35 +32,23 @@ _LEAST_REACH = math.log(1.10)
 _MOST_REACH = math.log(4.0)
 
 
-def comparison_view(
-    comparison: Comparison,
-    *,
-    labels: Mapping[str, str] | None = None,
-    names: tuple[str, str] = ("A", "B"),
-) -> ComparisonView:
-    """A comparison as a rich renderable.
+@dataclass(frozen=True)
+class ComparisonView:
+    """A :class:`Comparison` that rich can print at any width.
 
-    Parameters
+    Attributes
     ----------
-    labels : mapping of str to str, optional
+    labels : mapping of str to str
         Label by config hash.
     names : tuple of str
         What the two sides are called, base first.
     """
-    return ComparisonView(comparison, dict(labels or {}), names)
-
-
-@dataclass(frozen=True)
-class ComparisonView:
-    """A :class:`Comparison` that rich can print at any width."""
 
     comparison: Comparison
-    labels: dict[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
     names: tuple[str, str] = ("A", "B")
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        from rich.text import Text
-
         found = self.comparison
         yield self._heading()
         pairs = _pairs(found.rows)
@@ -85,8 +75,6 @@ class ComparisonView:
                 yield Text(f"only in {side}: {some}{more}", style="dim")
 
     def _heading(self) -> Text:
-        from rich.text import Text
-
         found = self.comparison
         base, new = self.names
         text = Text.assemble((f"{new} against {base}", "bold"), ": ")
@@ -105,8 +93,6 @@ class ComparisonView:
         return text
 
     def _pair_heading(self, hash_a: str, hash_b: str) -> Text:
-        from rich.text import Text
-
         text = Text(self._named(hash_b), style="bold")
         if hash_a != hash_b:
             text.append(f"  against {self._named(hash_a)}", style="not bold")
@@ -147,9 +133,7 @@ def scale_line(low: float | None, mid: float | None, high: float | None, reach: 
 
 def _pairs(rows: Sequence[ComparedMetric]) -> dict[tuple[str, str], list[ComparedMetric]]:
     """Rows by pair of trials; pairs with the worst verdict first, otherwise in their order."""
-    pairs: dict[tuple[str, str], list[ComparedMetric]] = {}
-    for row in rows:
-        pairs.setdefault((row.hash_a, row.hash_b), []).append(row)
+    pairs = grouped(rows, lambda row: (row.hash_a, row.hash_b))
     order = list(STANDING_MARKS)
     return dict(
         sorted(pairs.items(), key=lambda item: min(order.index(r.judged.finding) for r in item[1]))
@@ -165,9 +149,6 @@ def _reach(rows: Sequence[ComparedMetric]) -> float:
 def _metrics(
     rows: Sequence[ComparedMetric], width: int, reach: float, names: tuple[str, str]
 ) -> Sequence[RenderableType]:
-    from rich.padding import Padding
-    from rich.table import Table
-
     # What cannot be compared has no figures to line up; its reason is said beneath.
     compared = [row for row in rows if row.judged.finding != "incomparable"]
     if not compared:
@@ -215,8 +196,6 @@ _LEFT_OUT: tuple[frozenset[str], ...] = (
 
 
 def _columns(rows: Sequence[ComparedMetric], reach: float, names: tuple[str, str]) -> list[_Column]:
-    from rich.text import Text
-
     def cells(text: Callable[[ComparedMetric], str], style: str = "") -> tuple[Text, ...]:
         return tuple(Text(text(row), style=style) for row in rows)
 
@@ -266,12 +245,9 @@ def _interval(row: ComparedMetric) -> str:
 
 def _whys(rows: Sequence[ComparedMetric]) -> list[str]:
     """Reasons; one that several metrics share is said once."""
-    by_reason: dict[str, list[ComparedMetric]] = {}
-    for row in rows:
-        if row.judged.reason:
-            by_reason.setdefault(one_line(row.judged.reason), []).append(row)
+    reasoned = [row for row in rows if row.judged.reason]
     lines = []
-    for reason, concerned in by_reason.items():
+    for reason, concerned in grouped(reasoned, lambda r: one_line(r.judged.reason or "")).items():
         if len(concerned) == len(rows):
             whose = "incomparable: " if concerned[0].judged.finding == "incomparable" else ""
         else:

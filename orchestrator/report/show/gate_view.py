@@ -6,6 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.padding import Padding
+from rich.text import Text
+
 from orchestrator.report.analyse.gate import EXIT_CODES, GateResult, GateRow
 from orchestrator.report.analyse.labels import short_hash
 from orchestrator.report.analyse.reasons import one_line
@@ -13,9 +17,6 @@ from orchestrator.report.show.style import STANDING_MARKS
 from orchestrator.report.show.units import quantity, ratio
 
 if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderResult
-    from rich.text import Text
-
     from orchestrator.measure.metric import MetricSpec
 
 MAX_ROWS = 60
@@ -33,22 +34,14 @@ STATES = {
 _RATIO_RULES = ("difference", "change", "long_over_short")
 
 
-def gate_view(result: GateResult, *, labels: Mapping[str, str] | None = None) -> GateView:
-    """A gate's result as a rich renderable; ``labels`` name trials by config hash."""
-    return GateView(result, dict(labels or {}))
-
-
 @dataclass(frozen=True)
 class GateView:
-    """A :class:`GateResult` that rich can print at any width."""
+    """A :class:`GateResult` that rich can print at any width; ``labels`` are by config hash."""
 
     result: GateResult
-    labels: dict[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        from rich.padding import Padding
-        from rich.text import Text
-
         mark, style = STATES[self.result.state]
         counts = self.result.counts()
         said = " · ".join(f"{counts[s]} {s}" for s in STATES if s in counts)
@@ -72,8 +65,6 @@ class GateView:
 
     def _lines(self, row: GateRow, width: int) -> list[Text]:
         """The trial, the rule and its figures on one line where they fit, else on two."""
-        from rich.text import Text
-
         mark, style = STATES[row.state]
         label = self.labels.get(row.hash)
         short = short_hash(row.hash)

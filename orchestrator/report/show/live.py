@@ -14,17 +14,21 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from orchestrator.errors import ConfigError
+from orchestrator.measure.registry import find_task
 from orchestrator.measure.wording import counted
 from orchestrator.report.analyse.labels import plain_label
 from orchestrator.report.analyse.reasons import one_line
 from orchestrator.report.show.board import Board, plain_line
+from orchestrator.report.show.board_view import draw
 from orchestrator.report.show.style import is_live, writable
 from orchestrator.report.show.units import duration, span
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.live import Live
-
     from orchestrator.attempt import AttemptReport, AttemptSpec, Slot
     from orchestrator.plan import Trial
 
@@ -187,8 +191,6 @@ class LiveView:
                 return
 
     def _redraw(self) -> None:
-        from rich.live import Live
-
         last = None
         # auto_refresh would draw from a thread of rich's own, and stdout is not ours to redirect.
         with Live(
@@ -210,8 +212,6 @@ class LiveView:
         self._print(lines)
 
     def _frame(self, live: Live, last: Any) -> tuple[Any, bool]:
-        from orchestrator.report.show.board_view import draw
-
         size = self._console.size
         with self._lock:
             ending = self._ending
@@ -242,7 +242,6 @@ class LiveView:
             file.write("".join(f"{writable(line, encoding)}\n" for line, _ in lines))
             file.flush()
             return
-        from rich.text import Text
 
         text = Text("\n").join(Text(writable(line, encoding), style) for line, style in lines)
         self._console.print(text, soft_wrap=True, highlight=False)
@@ -304,9 +303,6 @@ class _StrayLines:
 
 @cache
 def _headline(task: str) -> tuple[str, ...]:
-    from orchestrator.errors import ConfigError
-    from orchestrator.measure.registry import find_task
-
     try:
         return find_task(task).headline
     except (ConfigError, ImportError):

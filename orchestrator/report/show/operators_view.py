@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
+from rich.text import Text
 
 from orchestrator.report.analyse.labels import short_hash
 from orchestrator.report.analyse.operators import OperatorChange, OperatorDiff, OperatorSide
 from orchestrator.report.show.units import MISSING, percent, quantity, ratio, scale_of
-
-if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderResult
-    from rich.table import Table
 
 MOST_CHANGES = 15
 _WIDE = 96
@@ -40,8 +40,6 @@ class OperatorDiffView:
     names: tuple[str, str] = ("A", "B")
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        from rich.text import Text
-
         found = self.diff
         yield Text("")
         whose = (
@@ -61,8 +59,6 @@ class OperatorDiffView:
         yield Text(f"  {' · '.join(said)}", style="dim")
 
     def _table(self, width: int) -> Table:
-        from rich.table import Table
-
         found = self.diff
         shown, rest = found.changes[:MOST_CHANGES], found.changes[MOST_CHANGES:]
         scale = scale_of([s.self_s for c in shown for s in (c.a, c.b) if s], "s")
@@ -100,8 +96,6 @@ class OperatorDiffView:
 
 def operator_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """The top operators of one profile, as its fact ``top_operators`` holds them."""
-    from rich.table import Table
-
     grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     grid.add_column("operator", max_width=40, overflow="ellipsis", no_wrap=True)
     phases = list(dict.fromkeys(name for row in rows for name in row.get("phases", {})))

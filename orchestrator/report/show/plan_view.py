@@ -6,7 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.table import Table
+from rich.text import Text
+
 from orchestrator.attempt import Resources
+from orchestrator.measure.grouping import grouped
 from orchestrator.measure.vocabulary import spec_for
 from orchestrator.measure.wording import counted
 from orchestrator.report.analyse.labels import (
@@ -20,9 +25,6 @@ from orchestrator.report.analyse.labels import (
 from orchestrator.report.show.units import quantity
 
 if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
-    from rich.text import Text
-
     from orchestrator.plan import Plan, Trial
 
 MAX_TRIALS = 40
@@ -47,19 +49,14 @@ class KnownState(Protocol):
     def reason(self) -> str | None: ...
 
 
-def plan_view(
-    plan: Plan, states: Mapping[str, KnownState], *, max_trials: int = MAX_TRIALS
-) -> RenderableType:
+def plan_view(plan: Plan, states: Mapping[str, KnownState]) -> RenderableType:
     """A plan as a rich renderable; a trial that ``states`` lacks is new (or infeasible)."""
-    from rich.console import Group
-    from rich.text import Text
-
     found = {trial.hash: _state(trial, states) for trial in plan.trials}
     parts: list[RenderableType] = [Text.assemble((plan.sweep, "bold"), f"  {plan.description}")]
     parts.append(_counts(plan, found))
     if plan.trials:
-        parts += [Text(""), _axes(plan), Text(""), _Trials(plan, found, max_trials)]
-    left = len(plan.trials) - max_trials
+        parts += [Text(""), _axes(plan), Text(""), _Trials(plan, found)]
+    left = len(plan.trials) - MAX_TRIALS
     if left > 0:
         parts.append(Text(f"… and {left} more trials: --json has them all", style="italic"))
     parts += _reasons(plan, found)
@@ -94,8 +91,6 @@ def _state(trial: Trial, states: Mapping[str, KnownState]) -> KnownState:
 
 
 def _counts(plan: Plan, states: Mapping[str, KnownState]) -> Text:
-    from rich.text import Text
-
     text = Text(counted(len(plan.trials), "trial"))
     separator = ": "
     for state, style in _STATE_STYLE.items():
@@ -121,9 +116,6 @@ def _alike(plan: Plan) -> str | None:
 
 
 def _axes(plan: Plan) -> RenderableType:
-    from rich.table import Table
-    from rich.text import Text
-
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(no_wrap=True, style="cyan")
     grid.add_column()
@@ -145,13 +137,9 @@ class _Trials:
 
     plan: Plan
     states: Mapping[str, KnownState]
-    most: int
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        from rich.table import Table
-        from rich.text import Text
-
-        shown = self.plan.trials[: self.most]
+        shown = self.plan.trials[:MAX_TRIALS]
         headings, rows = self._by_axis(shown)
         right = [_is_number(column) for column in zip(*rows, strict=True)]
         right = right[: len(headings)]
@@ -222,15 +210,9 @@ def _predictions(states: Iterable[KnownState]) -> list[str]:
 
 
 def _reasons(plan: Plan, states: Mapping[str, KnownState]) -> Sequence[RenderableType]:
-    from rich.table import Table
-    from rich.text import Text
-
     labels = labels_of(plan)
-    told: dict[tuple[str, str], list[Trial]] = {}
-    for trial in plan.trials:
-        state = states[trial.hash]
-        if state.reason:
-            told.setdefault((state.state, state.reason), []).append(trial)
+    reasoned = [trial for trial in plan.trials if states[trial.hash].reason]
+    told = grouped(reasoned, lambda t: (states[t.hash].state, states[t.hash].reason or ""))
     if not told:
         return []
     grid = Table.grid(padding=(0, 2, 0, 0))

@@ -58,29 +58,10 @@ def standing_mark(judged: Judged, better: str | None) -> str:
     return "" if plain else STANDING_MARKS[judged.finding][0]
 
 
+# Signs, and beneath each the plain one that stands for it.
 _ASCII = str.maketrans(
-    {
-        "·": "|",
-        "→": ">",
-        "…": "~",
-        "–": "-",
-        "×": "x",
-        "±": "+",
-        "µ": "u",
-        "▲": "^",
-        "▼": "v",
-        "✓": "+",
-        "✗": "x",
-        "━": "=",
-        "╌": "-",
-        "░": ".",
-        "▒": ":",
-        "°": " ",
-        "↳": ">",
-        "≥": ">",
-        "≤": "<",
-        "\u00a0": " ",
-    }
+    "·→…–×±µ▲▼✓✗━╌░▒°↳≥≤\u00a0",
+    "|>~-x+u^v+x=-.: >>< ",
 )
 
 

@@ -6,10 +6,16 @@ baseline that shares its other axes. Columns that do not fit go below, never squ
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
+
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
 
 from orchestrator.report.analyse.cell import Cell
 from orchestrator.report.analyse.labels import SEPARATOR, axis_names, axis_text, short_hash
@@ -27,10 +33,6 @@ from orchestrator.report.show.style import (
 from orchestrator.report.show.units import MISSING, Scale, ratio, scale_of
 
 if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
-    from rich.table import Table
-    from rich.text import Text
-
     from orchestrator.attempt import AttemptReport
     from orchestrator.plan import Plan
 
@@ -49,7 +51,6 @@ def final_table(
     *,
     metrics: Sequence[str] | None = None,
     max_rows: int = MAX_ROWS,
-    footer: Sequence[str] | None = None,
     noise: float | None = None,
 ) -> TableView:
     """What a sweep found, as a rich renderable: table, failures, legend and where to look next.
@@ -64,19 +65,17 @@ def final_table(
         Metrics to show instead of the headline of the plan's tasks.
     max_rows : int
         Trials shown before the rest is only counted.
-    footer : sequence of str
-        Lines beneath; by default where to look next.
     noise : float, optional
         Relative A/A noise recorded for this hardware.
     """
     table = build_table(plan, reports, metrics=metrics, limit=max_rows, noise=noise)
-    return TableView(table, max_rows, where_to_look(table) if footer is None else tuple(footer))
+    return TableView(table, max_rows, _where_to_look(table))
 
 
-def where_to_look(table: SweepTable, *, run_url: str | None = None) -> tuple[str, ...]:
+def _where_to_look(table: SweepTable) -> tuple[str, ...]:
     """Lines for the foot of a table: the sweep in MLflow, one trial in full, the same again."""
     best = next((row for row in table.rows if row.outcome == "ok"), None)
-    lines = [f"in MLflow    {run_url or 'python -m orchestrator ui'}"]
+    lines = ["in MLflow    python -m orchestrator ui"]
     if best is not None:
         lines.append(f"one trial    python -m orchestrator show {short_hash(best.hash)}")
         lines.append(f"run it again python -m orchestrator reproduce {short_hash(best.hash)}")
@@ -92,8 +91,6 @@ class TableView:
     footer: tuple[str, ...] = ()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        from rich.text import Text
-
         shown = [row for row in self.table.rows if row.outcome != "not_run"]
         unseen = len(self.table.rows) - len(shown)
         if shown and self.table.metrics:
@@ -113,8 +110,6 @@ class TableView:
                 yield Text(line, overflow="fold")
 
     def _measured(self, rows: Sequence[TrialRow], width: int) -> Iterable[RenderableType]:
-        from rich.text import Text
-
         columns = [c for c in (_column(n, rows) for n in self.table.metrics) if c is not None]
         blocks = _blocks(columns, width - _name_width(self.table, rows))
         # A short table goes on below with the columns that did not fit; a long one would be read
@@ -217,9 +212,6 @@ def _blocks(columns: Sequence[_Column], width: int) -> list[list[_Column]]:
 
 
 def _grid(table: SweepTable, rows: Sequence[TrialRow], columns: Sequence[_Column]) -> Table:
-    from rich.table import Table
-    from rich.text import Text
-
     grid = Table(
         box=None, show_header=True, header_style="bold", padding=(0, _GAP, 0, 0), pad_edge=False
     )
@@ -248,8 +240,6 @@ def _grid(table: SweepTable, rows: Sequence[TrialRow], columns: Sequence[_Column
 
 def _name(row: TrialRow, lines: Sequence[str]) -> Text:
     """``✓ nf4`` over its hash."""
-    from rich.text import Text
-
     failed = row.outcome not in ("ok", "invalid")
     mark, style, _ = ("✗", "red", "") if failed else VERDICT_MARKS[row.verdict]
     text = Text()
@@ -299,8 +289,6 @@ def _group_name(row: TrialRow) -> str:
 
 
 def _cell_text(row: TrialRow, column: _Column, first: bool) -> Text:
-    from rich.text import Text
-
     cell = row.cells[column.name]
     if cell.median is None:
         if row.failed and first:
@@ -335,11 +323,11 @@ def _notes(
     columns: Sequence[_Column],
     unfit: Sequence[_Column],
 ) -> Iterable[Text]:
-    from rich.text import Text
-
     yield Text("")
-    legend = ["median ± half of its 95 % interval"] if _any_interval(rows) else []
-    if any(c.ratio is not None for row in rows for c in row.cells.values()):
+    cells = [cell for row in rows for cell in row.cells.values()]
+    any_interval = any(cell.ci_low is not None for cell in cells)
+    legend = ["median ± half of its 95 % interval"] if any_interval else []
+    if any(cell.ratio is not None for cell in cells):
         legend.append(f"against the baseline: {standings_legend(table.tau)}")
     if any(lines[0].startswith(_AS_ABOVE) for lines in _row_labels(rows)):
         legend.append(f"{_AS_ABOVE} otherwise as above")
@@ -372,10 +360,6 @@ def _notes(
 
 
 def _failures(table: SweepTable, width: int) -> Iterable[Any]:
-    from rich.padding import Padding
-    from rich.table import Table
-    from rich.text import Text
-
     failures = table.failures
     if not failures:
         return
@@ -414,10 +398,6 @@ def _outcome(row: TrialRow) -> tuple[str, str]:
     return row.outcome, OUTCOME_STYLE.get(row.outcome, "")
 
 
-def _any_interval(rows: Sequence[TrialRow]) -> bool:
-    return any(c.ci_low is not None for row in rows for c in row.cells.values())
-
-
 def _name_width(table: SweepTable, rows: Sequence[TrialRow]) -> int:
     single = len({row.group for row in rows}) == 1
     labels = (len(line) for lines in _row_labels(rows) for line in lines)
@@ -433,6 +413,4 @@ def _name_width(table: SweepTable, rows: Sequence[TrialRow]) -> int:
 
 
 def _wrap(text: str, width: int) -> tuple[str, ...]:
-    import textwrap
-
     return tuple(textwrap.wrap(text, width, break_long_words=False)) or ("",)

@@ -8,29 +8,35 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from statistics import fmean, stdev
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
 
 from orchestrator.attempt import AttemptReport
+from orchestrator.measure.grouping import grouped
 from orchestrator.measure.metric import Absent, Metric, Samples, Value
 from orchestrator.report.analyse.cell import Cell, pool
 from orchestrator.report.analyse.labels import plain_label, short_hash
 from orchestrator.report.analyse.measured import believable, metric_of, precision_of, spec_of
 from orchestrator.report.analyse.reasons import one_line, why
 from orchestrator.report.show.board import device_of
+from orchestrator.report.show.operators_view import operator_table
 from orchestrator.report.show.style import OUTCOME_STYLE, VERDICT_MARKS
 from orchestrator.report.show.tree import flat
 from orchestrator.report.show.units import MISSING, duration, quantity, scale_of, with_ci
-
-if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
-    from rich.table import Table
+from orchestrator.statistics.summary import summarise, summarise_attempts
 
 _TOLD = (
     *("median", "ci_low", "ci_high", "mean", "std", "mad", "min", "n", "p95", "p99"),
     *("outliers_mild", "outliers_severe", "bimodal"),
 )
+_STATISTICS = ("median", "95 % interval", "mean", "sd", "least", "n")
 _MOST_TELEMETRY = 40
 _MOST_PHASES = 6
 _NARROW_PHASES = 3
@@ -52,8 +58,6 @@ def show_json(
 
 def attempt_json(run_id: str, report: AttemptReport) -> dict[str, Any]:
     """One attempt of ``show --json``; telemetry aggregates stand beside the task's metrics."""
-    from dataclasses import asdict
-
     slot = report.slot
     return {
         "run_id": run_id,
@@ -83,7 +87,6 @@ def metric_summary(metric: Metric) -> dict[str, Any]:
         return {"value": None, "unit": metric.unit, "reason": metric.reason}
     if not metric.values:
         return {"value": None, "unit": metric.unit, "reason": "no measured samples"}
-    from orchestrator.statistics.summary import summarise
 
     summary = summarise(metric.values)
     return {**{name: getattr(summary, name) for name in _TOLD}, "unit": metric.unit}
@@ -111,8 +114,6 @@ class ShowView:
     artifacts: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        from rich.text import Text
-
         narrow = options.max_width < _NARROW
         yield Text.assemble((plain_label(self.config), "bold"), f"  {short_hash(self.config_hash)}")
         yield Text(self.config_hash, style="dim")
@@ -147,9 +148,6 @@ def _run_of(attempts: Sequence[tuple[str, AttemptReport]], report: AttemptReport
 
 
 def _section(title: str, body: Iterable[RenderableType]) -> list[RenderableType]:
-    from rich.padding import Padding
-    from rich.text import Text
-
     parts = list(body)
     if not parts:
         return []
@@ -158,9 +156,6 @@ def _section(title: str, body: Iterable[RenderableType]) -> list[RenderableType]
 
 def _pairs(tree: Mapping[str, Any]) -> Table:
     """One line a branch: ``model   source=packaged id=smollm2_135m``."""
-    from rich.table import Table
-    from rich.text import Text
-
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(no_wrap=True, style="cyan")
     grid.add_column(overflow="fold")
@@ -174,8 +169,6 @@ def _pairs(tree: Mapping[str, Any]) -> Table:
 
 
 def _attempts(attempts: Sequence[tuple[str, AttemptReport]], narrow: bool) -> Table:
-    from rich.text import Text
-
     grid = _table(
         *("#", "outcome", "verdict", "took"),
         *(["MLflow run"] if narrow else ["started", "where", "MLflow run"]),
@@ -198,8 +191,6 @@ def _attempts(attempts: Sequence[tuple[str, AttemptReport]], narrow: bool) -> Ta
 
 
 def _reasons(attempts: Sequence[tuple[str, AttemptReport]]) -> list[RenderableType]:
-    from rich.text import Text
-
     return [
         Text(f"{report.number}: {why(report)}", style="red")
         for _, report in attempts
@@ -210,37 +201,24 @@ def _reasons(attempts: Sequence[tuple[str, AttemptReport]]) -> list[RenderableTy
 def _metrics(counted: Sequence[AttemptReport], narrow: bool) -> list[RenderableType]:
     names = dict.fromkeys(name for report in counted for name in report.metrics)
     cells = {name: pool(counted, spec_of(counted, name)) for name in names}
-    absent: dict[str, list[str]] = {}
+    missing = [cell for cell in cells.values() if cell.median is None]
+    reasons = grouped(missing, lambda cell: cell.reason or "no reason")
+    absent = {reason: [cell.name for cell in found] for reason, found in reasons.items()}
+    headings = ("median", "n") if narrow else _STATISTICS
+    grid = _table("", *headings, right=range(1, len(headings) + 1), fold=0)
     for cell in cells.values():
         if cell.median is None:
-            absent.setdefault(cell.reason or "no reason", []).append(cell.name)
-    if narrow:
-        grid = _table("", "median", "n", right=(1, 2), fold=0)
-        for cell in cells.values():
-            if cell.median is not None:
-                grid.add_row(
-                    cell.name,
-                    with_ci(cell.median, cell.ci_low, cell.ci_high, cell.unit),
-                    str(cell.n),
-                )
-        return [grid, *_shapes(counted, cells.values()), *_stops(counted), *_absences(absent)]
-    grid = _table(
-        *("", "median", "95 % interval", "mean", "sd", "least", "n"),
-        right=(1, 2, 3, 4, 5, 6),
-        fold=0,
-    )
-    for cell in cells.values():
-        if cell.median is not None:
+            continue
+        if narrow:
+            shown = with_ci(cell.median, cell.ci_low, cell.ci_high, cell.unit)
+            grid.add_row(cell.name, shown, str(cell.n))
+        else:
             grid.add_row(*_statistics(cell, counted))
     return [grid, *_shapes(counted, cells.values()), *_stops(counted), *_absences(absent)]
 
 
 def _shapes(counted: Sequence[AttemptReport], cells: Iterable[Cell]) -> list[RenderableType]:
     """Tails that enough samples tell, outliers counted (never dropped), series in two modes."""
-    from rich.text import Text
-
-    from orchestrator.statistics.summary import summarise_attempts
-
     tails, outliers, modes = [], [], []
     for cell in cells:
         found = [m for r in counted if isinstance(m := metric_of(r, cell.name), Samples)]
@@ -259,8 +237,6 @@ def _shapes(counted: Sequence[AttemptReport], cells: Iterable[Cell]) -> list[Ren
 
 def _stops(counted: Sequence[AttemptReport]) -> list[RenderableType]:
     """Why sampling ended, by the metric it watched."""
-    from rich.text import Text
-
     found: dict[str, dict[str, None]] = {}
     for report in counted:
         for metric in report.metrics.values():
@@ -272,10 +248,6 @@ def _stops(counted: Sequence[AttemptReport]) -> list[RenderableType]:
 
 def _statistics(cell: Cell, counted: Sequence[AttemptReport]) -> list[RenderableType]:
     """One row of the wide table: all in the scale of the median, four digits of it."""
-    from statistics import fmean, stdev
-
-    from rich.text import Text
-
     assert cell.median is not None
     scale = scale_of([cell.median], cell.unit)
     found = [m for r in counted if isinstance(m := metric_of(r, cell.name), Samples)]
@@ -297,8 +269,6 @@ def _statistics(cell: Cell, counted: Sequence[AttemptReport]) -> list[Renderable
 
 def _telemetry(report: AttemptReport, narrow: bool) -> list[RenderableType]:
     """Metrics down, phases across: one look tells the phases apart."""
-    from rich.text import Text
-
     found: dict[str, dict[str, str]] = {}
     absent: dict[str, list[str]] = {}
     brief: dict[tuple[str, str], list[str]] = {}
@@ -341,8 +311,6 @@ def _telemetry(report: AttemptReport, narrow: bool) -> list[RenderableType]:
 
 
 def _rules(report: AttemptReport) -> list[RenderableType]:
-    from rich.text import Text
-
     passed = [rule.rule for rule in report.verdict.rules if rule.state == "pass"]
     rest = [rule for rule in report.verdict.rules if rule.state != "pass"]
     parts: list[RenderableType] = []
@@ -367,7 +335,6 @@ def _operators(report: AttemptReport) -> list[RenderableType]:
     rows = report.facts.get("top_operators")
     if not rows:
         return []
-    from orchestrator.report.show.operators_view import operator_table
 
     return [operator_table(rows)]
 
@@ -375,7 +342,6 @@ def _operators(report: AttemptReport) -> list[RenderableType]:
 def _engaged(report: AttemptReport) -> list[RenderableType]:
     if not report.engaged:
         return []
-    from rich.text import Text
 
     grid = _table("", "asked", "got", "")
     for proof in report.engaged:
@@ -385,8 +351,6 @@ def _engaged(report: AttemptReport) -> list[RenderableType]:
 
 
 def _absences(absent: Mapping[str, Sequence[str]]) -> list[RenderableType]:
-    from rich.text import Text
-
     return [
         Text(f"not had: {', '.join(dict.fromkeys(names))} ({one_line(reason)})", style="dim")
         for reason, names in absent.items()
@@ -395,8 +359,6 @@ def _absences(absent: Mapping[str, Sequence[str]]) -> list[RenderableType]:
 
 def _table(*headings: str, right: Sequence[int] = (), fold: int = -1) -> Table:
     """A table without lines; the column ``fold`` gives way where the terminal is narrow."""
-    from rich.table import Table
-
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     for index, heading in enumerate(headings):
         folds = index == fold % len(headings)

@@ -14,16 +14,8 @@ from orchestrator.measure.metric import spelled
 
 MISSING = "–"
 
-_SI = (
-    (1e15, "P"),
-    (1e12, "T"),
-    (1e9, "G"),
-    (1e6, "M"),
-    (1e3, "k"),
-    (1.0, ""),
-    (1e-3, "m"),
-    (1e-6, "µ"),
-    (1e-9, "n"),
+_SI = tuple(
+    (float(f"1e{3 * i}"), p) for i, p in zip(range(5, -4, -1), (*"PTGMk", "", *"mµn"), strict=True)
 )
 _BINARY = tuple((2.0 ** (10 * i), p) for i, p in reversed(list(enumerate(("", *"KMGTP")))))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from orchestrator.measure.figures import Bars, Breakdown
+from orchestrator.measure.grouping import grouped
 from orchestrator.report.analyse.labels import axis_name, axis_value
 from orchestrator.report.analyse.rows import SweepTable
 from orchestrator.report.analyse.trial_row import TrialRow
@@ -18,6 +19,8 @@ from orchestrator.report.show.figures.drawn import (
     plotly,
     rest_of,
     scale_for,
+    values_of,
+    whiskers,
     wrapped,
 )
 
@@ -34,35 +37,18 @@ def draw_bars(figure: Bars, table: SweepTable, reports: Reports) -> Drawn | None
     scale = scale_for(rows, figure.metric)
     first = table.axes[0] if table.axes else None
     plot = go.Figure()
-    series: dict[str, list[TrialRow]] = {}
-    for row in rows:
-        series.setdefault(rest_of(row, first), []).append(row)
+    series = grouped(rows, lambda row: rest_of(row, first))
     # A ladder, or a sweep of which little is left: nothing would stand side by side.
     alone = first is None or (len(series) == len(rows) > 1)
     if alone:
         series = {"": rows}
     for name, members in series.items():
         cells = [row.cells[figure.metric] for row in members]
-        medians = [cell.median or 0.0 for cell in cells]
-        highs = [
-            cell.ci_high if cell.ci_high is not None else m
-            for cell, m in zip(cells, medians, strict=True)
-        ]
-        lows = [
-            cell.ci_low if cell.ci_low is not None else m
-            for cell, m in zip(cells, medians, strict=True)
-        ]
         plot.add_bar(
             name=name,
             x=[_name(row, None if alone else first) for row in members],
-            y=[m / scale.factor for m in medians],
-            error_y={
-                "type": "data",
-                "array": [(h - m) / scale.factor for h, m in zip(highs, medians, strict=True)],
-                "arrayminus": [
-                    (m - low) / scale.factor for low, m in zip(lows, medians, strict=True)
-                ],
-            },
+            y=values_of(members, figure.metric, scale),
+            error_y=whiskers(cells, scale),
             customdata=[[row.label, row.hash[:12]] for row in members],
             hovertemplate="%{customdata[0]}<br>%{y:.4g} " + scale.symbol + "<br>%{customdata[1]}",
         )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.attempt import AttemptReport
+from orchestrator.report.analyse.cell import Cell
 from orchestrator.report.analyse.labels import SEPARATOR, axis_text
 from orchestrator.report.analyse.rows import SweepTable
 from orchestrator.report.analyse.trial_row import TrialRow
@@ -93,6 +94,21 @@ def having(table: SweepTable, metric: str) -> list[TrialRow]:
 def values_of(rows: Sequence[TrialRow], metric: str, scale: Scale) -> list[float]:
     """The rows' medians in units of ``scale``."""
     return [(row.cells[metric].median or 0.0) / scale.factor for row in rows]
+
+
+def whiskers(cells: Sequence[Cell], scale: Scale) -> dict[str, Any]:
+    """plotly's error bars: from each median to the ends of its interval, where it has one."""
+    spans = [
+        (cell.median, cell.ci_low, cell.ci_high)
+        if cell.median is not None and cell.ci_low is not None and cell.ci_high is not None
+        else (0.0, 0.0, 0.0)
+        for cell in cells
+    ]
+    return {
+        "type": "data",
+        "array": [(high - median) / scale.factor for median, _, high in spans],
+        "arrayminus": [(median - low) / scale.factor for median, low, _ in spans],
+    }
 
 
 def told(row: TrialRow, metric: str) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from orchestrator.measure.figures import Pareto
+from orchestrator.measure.grouping import grouped
 from orchestrator.report.analyse.rows import SweepTable
-from orchestrator.report.analyse.trial_row import TrialRow
 from orchestrator.report.show.answer import pareto_front
 from orchestrator.report.show.figures.drawn import (
     Drawn,
@@ -33,9 +33,7 @@ def draw_pareto(figure: Pareto, table: SweepTable, reports: Reports) -> Drawn | 
         return None
     go = plotly()
     # A short prompt does not beat a long one: only trials of one workload are held together.
-    groups: dict[object, list[TrialRow]] = {}
-    for row in rows:
-        groups.setdefault(row.group, []).append(row)
+    groups = grouped(rows, lambda row: row.group)
     front = {row.hash for members in groups.values() for row in pareto_front(members, names)}
     scales = {name: scale_for(rows, name) for name in names}
     plot = go.Figure()

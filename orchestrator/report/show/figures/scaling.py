@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import linear_regression
 from typing import Any
 
 from orchestrator.measure.figures import Scaling
-from orchestrator.report.analyse.cell import Cell
+from orchestrator.measure.grouping import grouped
 from orchestrator.report.analyse.labels import axis_name
 from orchestrator.report.analyse.rows import SweepTable
 from orchestrator.report.analyse.trial_row import TrialRow
@@ -24,6 +25,7 @@ from orchestrator.report.show.figures.drawn import (
     plotly,
     rest_of,
     scale_for,
+    whiskers,
 )
 from orchestrator.report.show.units import Scale
 
@@ -41,10 +43,7 @@ def exponent(xs: Sequence[float], ys: Sequence[float]) -> float | None:
     points = [(math.log(x), math.log(y)) for x, y in zip(xs, ys, strict=True) if x > 0 and y > 0]
     if len(points) < 3 or len({x for x, _ in points}) < 3:
         return None
-    mean_x = sum(x for x, _ in points) / len(points)
-    mean_y = sum(y for _, y in points) / len(points)
-    over = sum((x - mean_x) * (y - mean_y) for x, y in points)
-    slope = over / sum((x - mean_x) ** 2 for x, _ in points)
+    slope = linear_regression(*zip(*points, strict=True)).slope
     return 0.0 if abs(slope) < 0.005 else slope
 
 
@@ -53,9 +52,7 @@ def draw_scaling(figure: Scaling, table: SweepTable, reports: Reports) -> Drawn 
     if figure.over not in table.axes or not is_numeric(table, figure.over):
         return None
     rows = having(table, figure.metric)
-    series: dict[str, list[TrialRow]] = {}
-    for row in rows:
-        series.setdefault(rest_of(row, figure.over), []).append(row)
+    series = grouped(rows, lambda row: rest_of(row, figure.over))
     if not any(len(members) > 1 for members in series.values()):
         return None
     scale = scale_for(rows, figure.metric)
@@ -105,11 +102,7 @@ def _add_measured(
         y=[y / scale.factor for y in ys],
         mode="lines+markers",
         line={"color": colour},
-        error_y={
-            "type": "data",
-            "array": [(_end(c.ci_high, y) - y) / scale.factor for c, y in _pairs(cells, ys)],
-            "arrayminus": [(y - _end(c.ci_low, y)) / scale.factor for c, y in _pairs(cells, ys)],
-        },
+        error_y=whiskers(cells, scale),
         hovertemplate="%{x}: %{y:.4g} " + scale.symbol,
     )
 
@@ -143,11 +136,3 @@ def _add_predicted(
         hovertemplate="predicted at %{x}: %{y:.4g} " + scale.symbol,
     )
     return True
-
-
-def _end(end: float | None, median: float) -> float:
-    return median if end is None else end
-
-
-def _pairs(cells: Sequence[Cell], ys: Sequence[float]) -> list[tuple[Cell, float]]:
-    return list(zip(cells, ys, strict=True))

@@ -130,11 +130,9 @@ def draw_strips(report: AttemptReport, histories: Histories) -> Drawn | None:
     plot.update_xaxes(range=[0, end_s])
     plot.update_xaxes(row=len(panels), col=1, title="s since the attempt began")
     _add_keys(plot, shades, marks)
-    return drawn(_title(report), _caption(marks), plot, height_px=_height(len(panels)))
-
-
-def _height(panels: int) -> int:
-    return _FRAME_PX + panels * _PANEL_PX
+    return drawn(
+        _title(report), _caption(marks), plot, height_px=_FRAME_PX + len(panels) * _PANEL_PX
+    )
 
 
 def _panels(histories: Histories) -> Iterator[tuple[Panel, list[tuple[str, History]]]]:
@@ -202,18 +200,25 @@ def _colours(shades: Sequence[_Shade]) -> dict[str, str]:
     return {name: PALETTE[at % len(PALETTE)] for at, name in enumerate(names)}
 
 
+def _rectangle(span: _Shade | Stretch, colour: str, *, y0: float) -> dict[str, Any]:
+    """A stretch of time over all panels, from ``y0`` (0 to 1) to the top."""
+    return {
+        "type": "rect",
+        "xref": "x",
+        "yref": "paper",
+        "x0": round(span.begin_s, 3),
+        "x1": round(span.end_s, 3),
+        "y0": y0,
+        "y1": 1,
+        "fillcolor": colour,
+    }
+
+
 def _phase_shapes(shades: Sequence[_Shade]) -> list[dict[str, Any]]:
     colours = _colours(shades)
     return [
         {
-            "type": "rect",
-            "xref": "x",
-            "yref": "paper",
-            "x0": round(shade.begin_s, 3),
-            "x1": round(shade.end_s, 3),
-            "y0": 0,
-            "y1": 1,
-            "fillcolor": colours[shade.name],
+            **_rectangle(shade, colours[shade.name], y0=0),
             "opacity": 0.22 if shade.measured else 0.1,
             "line": {"width": 0},
             "layer": "below",
@@ -225,14 +230,7 @@ def _phase_shapes(shades: Sequence[_Shade]) -> list[dict[str, Any]]:
 def _throttle_shapes(marks: Sequence[Stretch]) -> list[dict[str, Any]]:
     return [
         {
-            "type": "rect",
-            "xref": "x",
-            "yref": "paper",
-            "x0": round(mark.begin_s, 3),
-            "x1": round(mark.end_s, 3),
-            "y0": 0.985,
-            "y1": 1,
-            "fillcolor": mark.colour,
+            **_rectangle(mark, mark.colour, y0=0.985),
             "line": {"width": 1, "color": mark.colour},
         }
         for mark in marks
