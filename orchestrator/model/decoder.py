@@ -115,15 +115,21 @@ def plain_feed_forward(
     )
 
 
-def experts(
-    hidden: int, inner: int, count: int, *, bias: bool = False, router_bias: bool = False
-) -> tuple[Matrix, ...]:
+def experts(hidden: int, inner: int, count: int, *, bias: bool = False) -> tuple[Matrix, ...]:
     """A router and ``count`` gated experts, held as two stacks that are no Linear modules."""
     return (
-        Matrix(ROUTER, hidden, count, router_bias, kind=CUSTOM),
+        Matrix(ROUTER, hidden, count, bias, kind=CUSTOM),
         Matrix(EXPERT, hidden, 2 * inner, bias, count, CUSTOM),
         Matrix(EXPERT, inner, hidden, bias, count, CUSTOM),
     )
+
+
+def active_experts(f: Fields, count: int) -> int:
+    """Experts that a token is routed to, of ``count``."""
+    active = f.size("num_experts_per_tok")
+    if active > count:
+        raise f.wrong("num_experts_per_tok", f"{active} of {count} experts")
+    return active
 
 
 def rotary_buffers(f: Fields, width: int, *, default: float = 1.0, tables: int = 1) -> int:
@@ -289,7 +295,6 @@ def dense(
     tied: bool = False,
     head_bias: bool = False,
     positions: int = 0,
-    last_norm: int | None = None,
 ) -> Architecture:
     """A model whose layers differ in their windows only."""
     count = layer_count(f)
@@ -297,7 +302,7 @@ def dense(
         f,
         [block.layer(window) for window in windows(f, count)],
         hidden=block.heads.hidden,
-        last_norm=block.norm if last_norm is None else last_norm,
+        last_norm=block.norm,
         buffers=buffers,
         tied=tied,
         head_bias=head_bias,
