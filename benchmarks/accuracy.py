@@ -30,7 +30,7 @@ from benchmarks._machine import emit
 from benchmarks.plain_loop import decode_rate
 from orchestrator.engines import transformers as loading
 from orchestrator.engines.transformers import tokens
-from orchestrator.engines.transformers.generation import GreedyGenerator
+from orchestrator.engines.transformers.generation import generator_for
 from orchestrator.isolate import Isolation
 from orchestrator.measure import HostClock, Recorder, Samples, derive
 
@@ -93,17 +93,11 @@ def same_process(
 ) -> list[float]:
     """Ratios of neighbouring sequences on one model: timed by the task's code, and by hand."""
     import torch
-    from transformers import DynamicCache
 
     recorder = Recorder(lambda event: None, HostClock(), directory)
     prepared = loading.prepare(identity, recorder)
     model = loading.load(prepared, identity, recorder)
-    generator = GreedyGenerator(
-        model,
-        recorder.clock,
-        lambda: DynamicCache(config=model.config),
-        prefill_options={"logits_to_keep": 1},
-    )
+    generator = generator_for(model, recorder.clock)
     prompt = tokens.prompt(prepared, 0, 1, options.prompt_tokens)
     ratios = []
     with torch.inference_mode():

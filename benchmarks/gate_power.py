@@ -34,7 +34,7 @@ import yaml
 from benchmarks._machine import emit
 from orchestrator.attempt import AttemptReport, Outcome, Verdict
 from orchestrator.measure.metric import Samples
-from orchestrator.measure.stopping import Progress, StoppingProtocol
+from orchestrator.measure.stopping import StoppingProtocol
 from orchestrator.report.analyse.gate import gate
 from orchestrator.report.analyse.gate_rules import RuleSet, load_rules
 from orchestrator.statistics.judge import TOLERANCE
@@ -106,7 +106,7 @@ def processes(noise: Noise, count: int, rng: np.random.Generator) -> list[np.nda
     for _ in range(count):
         values = np.exp(noise.within(rng, int(protocol["max_repetitions"]))).tolist()
         n = rules.min_repetitions
-        while rules.stop_reason(Progress(values[:n], 0.0)) is None:
+        while rules.stop_reason(values[:n], 0.0) is None:
             n += 1
         pool.append(np.array(values[:n]))
     return pool

@@ -12,17 +12,27 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 from weakref import WeakSet
 
 from orchestrator.measure.clock import Clock, timed
 from orchestrator.measure.recorder import Recorder
-from orchestrator.measure.stopping import Progress, StoppingProtocol
+from orchestrator.measure.stopping import StoppingProtocol
 
 # Recorders whose sampling has begun: a cold start taken after that is not cold.
 _sampling_begun: WeakSet[Recorder] = WeakSet()
+
+
+# Gives a context manager for the phase of that name.
+PhaseMaker: TypeAlias = Callable[[str], Any]
+
+
+@contextmanager
+def no_phase(name: str) -> Iterator[None]:
+    """Stands in for ``recorder.phase`` where nothing is to be marked."""
+    yield
 
 
 class Repetition:
@@ -65,6 +75,15 @@ class Repetition:
         if known != unit:
             raise ValueError(f"{name} is in {known}, not {unit}")
         series.extend(values)
+
+    @contextmanager
+    def phases(self, recorder: Recorder, measured: PhaseMaker) -> Iterator[PhaseMaker]:
+        """``measured`` for a measured repetition; a warm-up is all one phase ``warmup``."""
+        if not self.warmup:
+            yield measured
+            return
+        with recorder.phase("warmup", measured=False):
+            yield no_phase
 
     def _close(self, recorder: Recorder) -> None:
         self._open = False
@@ -128,7 +147,7 @@ def repeat(
         elapsed_s = (clock.now_ns() - begin_ns) / 1e9
         repetition._close(recorder)
         values.append(repetition._watched(watch))
-        reason = rules.stop_reason(Progress(values, elapsed_s))
+        reason = rules.stop_reason(values, elapsed_s)
     recorder.stop(watch, reason)
 
 

@@ -55,9 +55,7 @@ class Datasheet:
         """Cost of starting a kernel, nothing where it is not known."""
         return self.kernel_launch_s or 0.0
 
-    def flops_per_s(
-        self, dtype: str, rows: float = math.inf, part: str = "", *, packed: bool = False
-    ) -> float:
+    def flops_per_s(self, dtype: str, rows: float = math.inf, *, packed: bool = False) -> float:
         """Peak in ``dtype``; the same for any number of rows.
 
         Raises

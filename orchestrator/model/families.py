@@ -417,8 +417,3 @@ READERS: dict[str, Reader] = {
         tied=True,
     ),
 }
-
-
-def known_model_types() -> list[str]:
-    """Model types whose arithmetic is known, sorted."""
-    return sorted(READERS)

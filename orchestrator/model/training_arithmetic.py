@@ -93,11 +93,6 @@ def step_flops(
     return StepFlops(once, 2.0 * once, 3.0 * once + again)
 
 
-def utilisation(step_flops_each: float, step_s: float, peak_flops_per_s: float) -> float:
-    """Share of the peak: MFU of model FLOPs, HFU of hardware FLOPs."""
-    return step_flops_each / (step_s * peak_flops_per_s)
-
-
 @dataclass(frozen=True)
 class TrainingMemory:
     """Memory of a training step at its highest, which is the end of the forward pass.

@@ -104,16 +104,13 @@ def prepare(identity: Identity, recorder: Recorder) -> Prepared:
     Infeasible
         If the device or bitsandbytes is missing here.
     """
-    import torch
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
     from transformers.utils.logging import disable_progress_bar
 
     model = identity["model"]
     with recorder.phase("prepare", measured=False):
         disable_progress_bar()
-        if identity["device"]["kind"] == "cuda" and not torch.cuda.is_available():
-            raise Infeasible("torch sees no CUDA device here", where="device=cuda")
-        torch.set_num_threads(thread_count(identity["device"]))
+        use_device(identity["device"])
         if identity["quant"]["scheme"] != "none":
             import_bitsandbytes()
         if problem := find_problem(model):
@@ -182,7 +179,7 @@ def load_unmeasured(
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """A model in evaluation mode, its weights in memory on the device, nothing recorded."""
-    target = _target_device(device)
+    target = torch_device(device)
     if prepared.directory is None:
         model = architecture.build(prepared.config, seed, quant["dtype"], attention)
         if quant["scheme"] != "none":
@@ -195,6 +192,23 @@ def load_unmeasured(
     refuse_unpackable(model, quant)
     model.requires_grad_(False)
     return model.eval()
+
+
+def torch_device(device: Mapping[str, Any]) -> torch.device:
+    """What torch calls the device of ``identity["device"]``."""
+    import torch
+
+    return torch.device("cuda", 0) if device["kind"] == "cuda" else torch.device("cpu")
+
+
+def use_device(device: Mapping[str, Any]) -> torch.device:
+    """The device, there and with its threads set; :class:`Infeasible` where torch sees none."""
+    import torch
+
+    if device["kind"] == "cuda" and not torch.cuda.is_available():
+        raise Infeasible("torch sees no CUDA device here", where="device=cuda")
+    torch.set_num_threads(thread_count(device))
+    return torch_device(device)
 
 
 def thread_count(device: Mapping[str, Any]) -> int:
@@ -320,12 +334,6 @@ def _bring_into_memory(model: PreTrainedModel, files: tuple[Path, ...]) -> None:
         address = parameter.data_ptr()
         if any(begin <= address < end for begin, end in mapped):
             parameter.data = parameter.data.clone()
-
-
-def _target_device(device: Mapping[str, Any]) -> torch.device:
-    import torch
-
-    return torch.device("cuda", 0) if device["kind"] == "cuda" else torch.device("cpu")
 
 
 def _line(error: BaseException) -> str:

@@ -122,6 +122,13 @@ def ids_digest(ids: list[int]) -> str:
     return digest_text(",".join(map(str, ids)))
 
 
+def output_digest(steps: list[torch.Tensor]) -> str:
+    """16 hex digits of the ids that a generation gave, step by step, (batch, 1) each."""
+    import torch
+
+    return ids_digest(torch.cat(steps, dim=-1).flatten().tolist())[:16]
+
+
 def _ordinary_ids(prepared: Prepared) -> list[int]:
     config: Any = prepared.config.get_text_config(decoder=True)
     special: set[int] = set()
