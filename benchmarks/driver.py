@@ -42,7 +42,6 @@ from orchestrator.schedule import (
     run_sweep,
     start_async,
 )
-from orchestrator.schedule.ports import RecordingPort, ViewPort
 
 NODES = 1_000
 GPUS = 8
@@ -56,7 +55,7 @@ FAILURES = ((Outcome.LOST, 0.01), (Outcome.CRASHED, 0.01), (Outcome.ERROR, 0.03)
 
 
 @dataclass
-class Sink(RecordingPort, ViewPort):
+class Sink:
     """A recording and a view that keep nothing but when slots were busy."""
 
     clock: Callable[[], float] = time.monotonic
@@ -64,6 +63,15 @@ class Sink(RecordingPort, ViewPort):
     started_at: dict[str, float] = field(default_factory=dict)
     busy: list[tuple[float, float]] = field(default_factory=list)
     chains_s: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    def submit(self, spec: AttemptSpec, trial: Trial) -> None:
+        return None
+
+    def withdraw(self, attempt_id: str) -> None:
+        return None
+
+    def begin(self, spec: AttemptSpec, trial: Trial, slot: Slot) -> None:
+        return None
 
     def finish(self, report: AttemptReport, trial: Trial) -> None:
         began = self.started_at.pop(report.attempt_id, None)
@@ -78,6 +86,15 @@ class Sink(RecordingPort, ViewPort):
 
     def started(self, spec: AttemptSpec, trial: Trial, slot: Slot) -> None:
         self.started_at[spec.attempt_id] = self.clock()
+
+    def phase(self, spec: AttemptSpec, name: str) -> None:
+        return None
+
+    def finished(self, report: AttemptReport, trial: Trial) -> None:
+        return None
+
+    def withdrawn(self, spec: AttemptSpec, *, made: bool) -> None:
+        return None
 
     def message(self, text: str) -> None:
         print(text, file=sys.stderr)

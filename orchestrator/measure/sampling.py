@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import Any, TypeAlias
 from weakref import WeakSet
 
-from orchestrator.measure.clock import Clock, timed
+from orchestrator.measure.clock import timed
 from orchestrator.measure.recorder import Recorder
 from orchestrator.measure.stopping import StoppingProtocol
 
@@ -100,9 +100,7 @@ class Repetition:
         return statistics.median(values)
 
 
-def repeat(
-    recorder: Recorder, protocol: Mapping[str, Any], *, watch: str, clock: Clock | None = None
-) -> Iterator[Repetition]:
+def repeat(recorder: Recorder, protocol: Mapping[str, Any], *, watch: str) -> Iterator[Repetition]:
     """Yield repetitions until the protocol is satisfied.
 
     Parameters
@@ -115,8 +113,6 @@ def repeat(
     watch : str
         The metric whose median decides; each measured repetition must record it. Where a
         repetition records several values, their median counts as one.
-    clock : Clock, optional
-        Measures the time cap; the recorder's by default.
 
     Yields
     ------
@@ -131,7 +127,7 @@ def repeat(
     ValueError
         If a measured repetition did not record ``watch``.
     """
-    clock = clock or recorder.clock
+    clock = recorder.clock
     rules = StoppingProtocol.of(protocol)
     _sampling_begun.add(recorder)
     for index in range(rules.warmup):
@@ -152,7 +148,7 @@ def repeat(
 
 
 @contextmanager
-def first_call(recorder: Recorder, *, clock: Clock | None = None) -> Iterator[None]:
+def first_call(recorder: Recorder) -> Iterator[None]:
     """Time the very first call after load, before any warm-up, as ``first_call_s``.
 
     Raises
@@ -162,6 +158,6 @@ def first_call(recorder: Recorder, *, clock: Clock | None = None) -> Iterator[No
     """
     if recorder in _sampling_begun:
         raise RuntimeError("first_call_s must be taken before any repetition")
-    with timed(clock or recorder.clock) as span:
+    with timed(recorder.clock) as span:
         yield
     recorder.value("first_call_s", "s", span.seconds)

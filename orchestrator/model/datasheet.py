@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import orchestrator
-from orchestrator.errors import ConfigError, nearest
+from orchestrator.errors import ConfigError, nearest, one_line
 from orchestrator.model.operations import Operation
 
 # Number formats a peak can be given for.
@@ -160,8 +160,7 @@ def load_datasheet(name: str) -> Datasheet:
     try:
         tree = yaml.safe_load(file.read_text())
     except (OSError, yaml.YAMLError) as error:
-        line = " ".join(str(error).split())[:200]
-        raise ConfigError(f"cannot be read: {line}", where=str(file)) from error
+        raise ConfigError(f"cannot be read: {one_line(error)}", where=str(file)) from error
     if not isinstance(tree, Mapping):
         raise ConfigError("is no mapping of figures", where=str(file))
     return Datasheet.from_mapping(file.stem, tree)

@@ -63,11 +63,8 @@ def activation_bytes_per_token(architecture: Architecture, weights: WeightFormat
     width = DTYPE_BYTES[weights.dtype]
     widest = 0
     for layer, _ in architecture.layers:
-        a = layer.attention
-        kv = a.heads if a.latent is not None else a.kv_heads
-        attention = a.heads * (a.key_dim + a.value_dim) + kv * (a.key_dim + a.value_dim)
         feed_forward = (2 + layer.gated) * inner_width(layer)
-        widest = max(widest, attention, feed_forward)
+        widest = max(widest, layer.attention.token_width, feed_forward)
     return width * (2 * architecture.hidden + widest)
 
 

@@ -129,7 +129,7 @@ def generator_for(
 
     accepts = inspect.signature(model.forward).parameters
     return GreedyGenerator(
-        forward or model,
+        model if forward is None else forward,
         clock,
         lambda: DynamicCache(config=model.config),
         prefill_options={"logits_to_keep": 1} if "logits_to_keep" in accepts else {},

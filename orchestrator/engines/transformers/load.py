@@ -38,6 +38,7 @@ from orchestrator.engines.transformers.quantization import (
     refuse_unpackable,
     transformers_config,
 )
+from orchestrator.errors import one_line
 from orchestrator.host.cpu import usable_cores
 from orchestrator.measure import Identity, Infeasible, InputError, Recorder, timed
 
@@ -263,9 +264,9 @@ def _configuration(directory: Path, trust_remote_code: bool) -> PretrainedConfig
             directory, local_files_only=True, trust_remote_code=trust_remote_code
         )
     except Exception as error:  # its validators raise types of their own
-        line = " ".join(str(error).split())[:300]
         raise InputError(
-            f"this configuration cannot be used: {line}", where=str(directory / "config.json")
+            f"this configuration cannot be used: {one_line(error)}",
+            where=str(directory / "config.json"),
         ) from error
 
 
@@ -300,10 +301,10 @@ def _read(
             ignore_mismatched_sizes=True,  # named below, instead of in a table and a riddle
         )
     except ImportError as error:
-        raise Infeasible(_line(error), where=str(directory)) from error
+        raise Infeasible(one_line(error), where=str(directory)) from error
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise InputError(
-            f"the model cannot be loaded: {_line(error)}", where=str(directory)
+            f"the model cannot be loaded: {one_line(error)}", where=str(directory)
         ) from error
     missing = sorted(notes.get("missing_keys") or ())
     mismatched = sorted(str(entry[0]) for entry in notes.get("mismatched_keys") or ())
@@ -334,7 +335,3 @@ def _bring_into_memory(model: PreTrainedModel, files: tuple[Path, ...]) -> None:
         address = parameter.data_ptr()
         if any(begin <= address < end for begin, end in mapped):
             parameter.data = parameter.data.clone()
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
