@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -139,14 +140,6 @@ def rotary_buffers(f: Fields, width: int, *, default: float = 1.0, tables: int =
     return 2 * tables * ((rotated + 1) // 2)
 
 
-def grouped(layers: Sequence[Layer]) -> tuple[tuple[Layer, int], ...]:
-    """Equal layers together, in order of first appearance."""
-    counts: dict[Layer, int] = {}
-    for layer in layers:
-        counts[layer] = counts.get(layer, 0) + 1
-    return tuple(counts.items())
-
-
 def layer_count(f: Fields) -> int:
     """Number of decoder layers."""
     return f.size("num_hidden_layers", "n_layer")
@@ -275,7 +268,7 @@ def decoder(
         vocabulary=f.size("vocab_size"),
         hidden=hidden,
         embedding=hidden if embedding is None else embedding,
-        layers=grouped(layers),
+        layers=tuple(Counter(layers).items()),  # in order of first appearance
         vectors=last_norm,
         tied=f.flag("tie_word_embeddings", tied),
         positions=positions,
