@@ -39,7 +39,7 @@ def configuration(architecture: Mapping[str, Any]) -> PretrainedConfig:
         return AutoConfig.for_model(model_type, **values)
     except Exception as error:  # its validators raise types of their own
         raise InputError(
-            f"{model_type} refuses this configuration: {one_line(error)}",
+            f"{model_type} rejects this configuration: {one_line(error)}",
             where="model.architecture",
         ) from error
 
