@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import platform
 import resource
 import sys
@@ -10,6 +11,13 @@ from functools import cache
 
 from orchestrator.host import cpu
 from orchestrator.host.memory import physical_bytes
+
+_HOLDS = {
+    "<": operator.lt,
+    "<=": operator.le,
+    "==": operator.eq,
+    ">=": operator.ge,
+}
 
 
 @cache
@@ -28,8 +36,8 @@ def peak_rss_bytes() -> int:
 
 def emit(
     name: str, value: float, unit: str, *, required: str | None = None, n: int | None = None
-) -> None:
-    """Print one figure as one JSON line.
+) -> bool:
+    """Print one figure as one JSON line, and say whether it keeps its limit.
 
     Parameters
     ----------
@@ -45,3 +53,7 @@ def emit(
         line["n"] = n
     line["machine"] = machine()
     print(json.dumps(line), flush=True)
+    if required is None:
+        return True
+    sign, limit = required.split()
+    return bool(_HOLDS[sign](value, float(limit)))

@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -24,17 +25,16 @@ from orchestrator.host.cpu import usable_cores
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks._attempts import attempt, fixed_repetitions, trial_of
 from benchmarks._machine import emit
 from benchmarks.plain_loop import decode_rate
-from orchestrator.attempt import AttemptReport, AttemptSpec, Outcome, Slot
 from orchestrator.engines import transformers as loading
 from orchestrator.engines.transformers import tokens
-from orchestrator.engines.transformers.generation import GreedyGenerator
+from orchestrator.engines.transformers.generation import generator_for
 from orchestrator.isolate import Isolation
 from orchestrator.measure import HostClock, Recorder, Samples, derive
-from orchestrator.tasks.inference import InferenceConfig
 
-ALLOWED = 0.05
+PACKAGED = ["model=smollm2_135m"]
 TINY = {
     "model_type": "llama",
     "vocab_size": 49152,
@@ -48,45 +48,22 @@ TINY = {
 }
 
 
-def identity_of(model: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+def identity_of(model: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
     """A trial's identity: float32, a fixed number of repetitions after one warm-up."""
-    return {
-        "schema": 1,
-        "task": vars(
-            InferenceConfig(prompt_tokens=options.prompt_tokens, new_tokens=options.new_tokens)
-        ),
-        "model": {
-            "source": "packaged",
-            "id": None,
-            "revision": None,
-            "path": None,
-            "architecture": None,
-            "trust_remote_code": False,
-            **model,
-        },
-        "quant": {"scheme": "none", "dtype": "float32", "double_quant": False},
-        "protocol": {
-            "warmup": 1,
-            "min_repetitions": options.repetitions,
-            "max_repetitions": options.repetitions,
-            "max_time_s": 3600.0,
-            "ci_relative_half_width": 0.02,
-            "confidence": 0.95,
-            "resamples": 10_000,
-        },
-        "device": {"kind": "cpu", "threads": None},
-        "seed": 0,
-    }
+    return trial_of(
+        "task=inference",
+        f"task.prompt_tokens={options.prompt_tokens}",
+        f"task.new_tokens={options.new_tokens}",
+        *model,
+        "quant=fp32",
+        "protocol.warmup=1",
+        *fixed_repetitions(options.repetitions),
+    ).identity
 
 
-def reported(isolation: Isolation, identity: dict[str, Any], number: int) -> list[float]:
+def reported(isolation: Isolation, identity: dict[str, Any]) -> list[float]:
     """Decode tokens/s samples of one attempt through the real path."""
-    slot = Slot("node", "host", usable_cores())
-    spec = AttemptSpec(f"accuracy-{number}", "0" * 64, identity)
-    *_, report = isolation.run(spec, slot)
-    if not isinstance(report, AttemptReport) or report.outcome is not Outcome.OK:
-        raise SystemExit(f"attempt {number} ended badly: {getattr(report, 'reason', report)}")
-    metric = report.metrics["decode_tokens_per_s"]
+    metric = attempt(isolation, identity).metrics["decode_tokens_per_s"]
     assert isinstance(metric, Samples)
     return list(metric.values)
 
@@ -116,17 +93,11 @@ def same_process(
 ) -> list[float]:
     """Ratios of neighbouring sequences on one model: timed by the task's code, and by hand."""
     import torch
-    from transformers import DynamicCache
 
     recorder = Recorder(lambda event: None, HostClock(), directory)
     prepared = loading.prepare(identity, recorder)
     model = loading.load(prepared, identity, recorder)
-    generator = GreedyGenerator(
-        model,
-        recorder.clock,
-        lambda: DynamicCache(config=model.config),
-        prefill_options={"logits_to_keep": 1},
-    )
+    generator = generator_for(model, recorder.clock)
     prompt = tokens.prompt(prepared, 0, 1, options.prompt_tokens)
     ratios = []
     with torch.inference_mode():
@@ -156,11 +127,11 @@ def main() -> None:
             for pair in range(options.pairs):
                 # The one that goes first changes too.
                 if pair % 2 == 0:
-                    ours.append(reported(isolation, identity, pair))
+                    ours.append(reported(isolation, identity))
                     theirs.append(by_hand(directory, options))
                 else:
                     theirs.append(by_hand(directory, options))
-                    ours.append(reported(isolation, identity, pair))
+                    ours.append(reported(isolation, identity))
         within = same_process(identity, options, Path(temporary))
     ratios = [
         statistics.median(a) / statistics.median(b) for a, b in zip(ours, theirs, strict=True)
@@ -171,25 +142,24 @@ def main() -> None:
     emit("decode_by_hand", statistics.median(chain(*theirs)), "tokens/s", n=count)
     emit("decode_ratio_lowest", min(ratios), "1", n=count)
     emit("decode_ratio_highest", max(ratios), "1", n=count)
-    emit("decode_disagreement", abs(ratio - 1), "1", required=f"<= {ALLOWED}", n=count)
+    held = emit("decode_disagreement", abs(ratio - 1), "1", required="<= 0.05", n=count)
     emit("decode_ratio_same_process", statistics.median(within), "1", n=len(within))
-    if abs(ratio - 1) > ALLOWED:
-        raise SystemExit(1)
+    sys.exit(not held)
 
 
-def _model(temporary: Path, options: argparse.Namespace) -> tuple[dict[str, Any], Path]:
-    """The identity's model and a directory for the plain loop, of the same weights."""
+def _model(temporary: Path, options: argparse.Namespace) -> tuple[list[str], Path]:
+    """The trial's model, as overrides, and a directory for the plain loop, of the same weights."""
     if options.tiny:
         from orchestrator.engines.transformers import random_weights as architecture
 
         directory = temporary / "model"
         config = architecture.configuration(TINY)
         architecture.build(config, 0, "float32", "sdpa").save_pretrained(directory)
-        return {"source": "path", "path": str(directory)}, directory
+        return ["model=path", f"model.path={directory}"], directory
     recorder = Recorder(lambda event: None, HostClock(), temporary)
-    prepared = loading.prepare(identity_of({}, options), recorder)
+    prepared = loading.prepare(identity_of(PACKAGED, options), recorder)
     assert prepared.directory is not None
-    return {}, prepared.directory
+    return PACKAGED, prepared.directory
 
 
 if __name__ == "__main__":

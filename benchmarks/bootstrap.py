@@ -47,11 +47,11 @@ def cost() -> bool:
     many = rng.lognormal(0.0, 0.03, 100_000)
     sides = [[rng.lognormal(0.0, 0.03, 50) for _ in range(5)] for _ in range(2)]
     one = fastest_s(lambda: median_ci(samples, resamples=10_000))
-    emit("bootstrap.median_ci_200_samples_s", one, "s", required="<= 0.05", n=20)
+    held = emit("bootstrap.median_ci_200_samples_s", one, "s", required="<= 0.05", n=20)
     emit("bootstrap.summary_200_samples_s", fastest_s(lambda: summarise(samples)), "s", n=20)
     emit("bootstrap.summary_100000_samples_s", fastest_s(lambda: summarise(many)), "s", n=20)
     emit("bootstrap.ratio_5_by_5_attempts_s", fastest_s(lambda: ratio_ci(*sides)), "s", n=20)
-    return one <= 0.05
+    return held
 
 
 def coverage(series: int) -> None:

@@ -24,15 +24,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.host.cpu import usable_cores
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks._attempts import attempt, fixed_repetitions, trial_of
 from benchmarks._machine import emit
-from orchestrator.attempt import AttemptReport, AttemptSpec, Outcome, Slot
+from orchestrator.attempt import AttemptReport, Slot
 from orchestrator.isolate import Isolation
 from orchestrator.measure import Phase, Samples
-from orchestrator.plan import build
 from orchestrator.telemetry import Telemetry, Watched
 from orchestrator.telemetry.gpu import GpuSampler
 from orchestrator.telemetry.host import HostSampler
@@ -114,29 +112,11 @@ class Readings:
 
 def identity_of(model: str, *, new_tokens: int, repetitions: int) -> dict[str, Any]:
     """A trial that decodes, a fixed number of times."""
-    plan = build(
-        [
-            *("task=inference", f"model={model}", "quant=fp32", "device=cpu"),
-            *("task.prompt_tokens=4", f"task.new_tokens={new_tokens}", "protocol=quick"),
-            *(f"protocol.min_repetitions={repetitions}", "protocol.max_time_s=100000"),
-            *(
-                f"protocol.max_repetitions={repetitions}",
-                "protocol.ci_relative_half_width=0.000001",
-            ),
-        ],
-        device_kind=lambda cluster: "cpu",
-    )
-    return plan.trials[0].identity
-
-
-def attempt(isolation: Isolation, identity: dict[str, Any], watch: Any) -> AttemptReport:
-    """One attempt on every core, which is where a sampler hurts most."""
-    slot = Slot("node", "host", usable_cores())
-    spec = AttemptSpec(f"bench-{time.time_ns()}", "0" * 64, identity, timeout_s=3600.0)
-    *_, report = isolation.run(spec, slot, watch)
-    if not isinstance(report, AttemptReport) or report.outcome is not Outcome.OK:
-        raise SystemExit(f"the attempt ended badly: {getattr(report, 'reason', report)}")
-    return report
+    return trial_of(
+        *("task=inference", f"model={model}", "quant=fp32", "task.prompt_tokens=4"),
+        *(f"task.new_tokens={new_tokens}", "protocol=quick"),
+        *fixed_repetitions(repetitions),
+    ).identity
 
 
 def median_itl_s(report: AttemptReport) -> float:
@@ -172,7 +152,7 @@ def by_attempts(isolation: Isolation, identity: dict[str, Any], pairs: int) -> l
         took: dict[bool, float] = {}
         for watched in order.sample((True, False), 2):
             watch = Telemetry({"enabled": True}) if watched else None
-            took[watched] = median_itl_s(attempt(isolation, identity, watch))
+            took[watched] = median_itl_s(attempt(isolation, identity, watch=watch))
         slowdowns.append(took[True] / took[False] - 1)
     return slowdowns
 
@@ -191,7 +171,7 @@ def by_readings(
     shares: list[float] = []
     while min(len(taken), len(skipped)) < least:
         watch = Readings(len(shares))
-        attempt(isolation, identity, watch)
+        attempt(isolation, identity, watch=watch)
         with_reading, without, share = watch.windows()
         print(
             f"{len(with_reading)} taken, {len(without)} skipped, a window is {share:.2%} of the "

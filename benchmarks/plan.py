@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -56,18 +55,6 @@ def once(task: str, side: int) -> tuple[float, int]:
         return time.perf_counter() - begin, len(plan.trials)
 
 
-def help_s() -> float:
-    """Seconds of ``--help`` in a fresh interpreter."""
-    begin = time.perf_counter()
-    subprocess.run(
-        [sys.executable, "-m", "orchestrator", "--help"],
-        check=True,
-        stdout=subprocess.DEVNULL,
-        cwd=Path(__file__).resolve().parent.parent,
-    )
-    return time.perf_counter() - begin
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--side", type=int, default=10)
@@ -82,8 +69,6 @@ def main() -> None:
         value = statistics.median(seconds for seconds, _ in taken)
         emit(f"plan_{count}_trials_{task}_s", value, "s", required=required, n=len(taken))
     emit("plan_peak_rss_bytes", peak_rss_bytes(), "bytes", required="< 1073741824")
-    helps = [help_s() for _ in range(args.repeat)]
-    emit("help_s", statistics.median(helps), "s", required="<= 1", n=len(helps))
 
 
 if __name__ == "__main__":

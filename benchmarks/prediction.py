@@ -28,6 +28,7 @@ from orchestrator.host.cpu import usable_cores
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks._attempts import trial_of
 from benchmarks._machine import emit
 
 SMOLLM2 = (
@@ -93,22 +94,16 @@ def configurations(smoke: bool) -> dict[str, list[str]]:
 
 def measure(words: list[str], protocol: str, isolation: Any) -> Any:
     """The report of one attempt, with its predictions."""
-    from orchestrator.attempt import AttemptReport, AttemptSpec, Slot
-    from orchestrator.plan import build
+    from orchestrator.attempt import AttemptSpec, Slot
     from orchestrator.plan.predictions import with_predictions
     from orchestrator.record.provenance import package_versions
     from orchestrator.schedule.ceilings import keep_measured
     from orchestrator.telemetry import hardware_of
 
-    plan = build([*words, "device=cpu", f"protocol={protocol}"], device_kind=lambda _: "cpu")
-    trial = plan.trials[0]
+    trial = trial_of(*words, f"protocol={protocol}")
     slot = Slot("here", socket.gethostname(), usable_cores())
     spec = AttemptSpec(uuid.uuid4().hex, trial.hash, trial.identity)
-    report = None
-    for item in isolation.run(spec, slot):
-        if isinstance(item, AttemptReport):
-            report = item
-    assert report is not None
+    *_, report = isolation.run(spec, slot)
     report.facts |= hardware_of(slot, ())
     report.provenance["packages"] = package_versions()
     keep_measured(report, trial.identity)

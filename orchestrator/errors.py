@@ -145,3 +145,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
         return meant.strip()
     rest = f" … ({len(options)} in all)" if len(options) > _SHOWN else ""
     return f"{meant}Known: {', '.join(options[:_SHOWN])}{rest}"
+
+
+def one_line(error: object) -> str:
+    """What an error says, in one line of at most 300 characters; its type where that is nothing."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

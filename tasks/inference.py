@@ -14,8 +14,7 @@ Greedy, of fixed length, an end-of-text id changes nothing: every repetition doe
 
 from __future__ import annotations
 
-import inspect
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from orchestrator.engines import transformers as loading
@@ -23,7 +22,7 @@ from orchestrator.engines.transformers import tokens
 from orchestrator.engines.transformers.compilation import CompileWatch
 from orchestrator.engines.transformers.expected import expect_inference
 from orchestrator.engines.transformers.feasible import ATTENTIONS
-from orchestrator.engines.transformers.generation import GreedyGenerator, SequenceTiming
+from orchestrator.engines.transformers.generation import SequenceTiming, generator_for
 from orchestrator.measure import (
     Identity,
     Recorder,
@@ -34,12 +33,11 @@ from orchestrator.measure import (
     repeat,
     tracker,
 )
-from orchestrator.measure.options import bounded, choice
+from orchestrator.measure.options import bounded, choice, options_of
 from orchestrator.measure.phase_memory import PhaseMemory
 from orchestrator.tasks import quality
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel
 
 _NO_INTERVAL = "one new token has no interval between tokens"
@@ -89,8 +87,7 @@ def run(identity: Identity, recorder: Recorder) -> None:
     """Measure one trial; see the module for its phases."""
     import torch
 
-    known = {field.name for field in fields(InferenceConfig)}
-    options = InferenceConfig(**{k: v for k, v in identity["task"].items() if k in known})
+    options = options_of(InferenceConfig, identity)
     prepared = loading.prepare(identity, recorder)
     length = options.prompt_tokens + options.new_tokens
     prepared.require_context(length, "prompt_tokens + new_tokens")
@@ -114,15 +111,11 @@ def _measure(
     identity: Identity,
     recorder: Recorder,
 ) -> None:
-    from transformers import DynamicCache
-
     compiling = CompileWatch(model, recorder) if options.compile else None
-    accepts = inspect.signature(model.forward).parameters
-    generator = GreedyGenerator(
-        compiling.forward if compiling else model,
+    generator = generator_for(
+        model,
         recorder.clock,
-        lambda: DynamicCache(config=model.config),
-        prefill_options={"logits_to_keep": 1} if "logits_to_keep" in accepts else {},
+        forward=compiling.forward if compiling else None,
         token_sleep_s=options.token_sleep_s,
     )
     prompt = tokens.prompt(
@@ -145,14 +138,10 @@ def _measure(
     outputs: set[str] = set()
     watch = "tpot_s" if options.new_tokens > 1 else "ttft_s"
     for repetition in repeat(recorder, identity["protocol"], watch=watch):
-        if repetition.warmup:
-            with recorder.phase("warmup", measured=False):
-                timing, ids = generator.sequence(prompt, options.new_tokens)
-        else:
-            phase = memory.phases(recorder)
+        with repetition.phases(recorder, memory.phases(recorder)) as phase:
             timing, ids = generator.sequence(prompt, options.new_tokens, phase)
         _add(repetition, timing, options)
-        outputs.add(_digest(ids))
+        outputs.add(tokens.output_digest(ids))
     if options.new_tokens == 1:
         for name, unit in (("itl_s", "s"), ("tpot_s", "s"), ("decode_tokens_per_s", "tokens/s")):
             recorder.absent(name, unit, _NO_INTERVAL)
@@ -173,12 +162,6 @@ def _add(repetition: Repetition, timing: SequenceTiming, options: InferenceConfi
     if tpot_s is not None and rate is not None:
         repetition.add("tpot_s", "s", tpot_s)
         repetition.add("decode_tokens_per_s", "tokens/s", rate)
-
-
-def _digest(ids: list[torch.Tensor]) -> str:
-    import torch
-
-    return tokens.ids_digest(torch.cat(ids, dim=-1).flatten().tolist())[:16]
 
 
 TASK = Task(

@@ -20,7 +20,7 @@ from __future__ import annotations
 import importlib.util
 import statistics
 from contextlib import nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.engines import transformers as loading
@@ -55,7 +55,7 @@ from orchestrator.measure import (
 )
 from orchestrator.measure.columns import Column
 from orchestrator.measure.figures import Bars, Distribution, Pareto
-from orchestrator.measure.options import bounded, choice
+from orchestrator.measure.options import bounded, choice, options_of
 from orchestrator.measure.phase_memory import PhaseMemory
 
 OWN_TIMING_TOLERANCE = 0.03
@@ -148,8 +148,7 @@ def check(identity: Identity) -> str | None:
 
 def run(identity: Identity, recorder: Recorder) -> None:
     """Measure one trial; see the module for its phases."""
-    known = {field.name for field in fields(LlamaCppConfig)}
-    options = LlamaCppConfig(**{k: v for k, v in identity["task"].items() if k in known})
+    options = options_of(LlamaCppConfig, identity)
     with recorder.phase("prepare", measured=False):
         if problem := find_problem(identity["model"]):
             raise problem.as_input_error()

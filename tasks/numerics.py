@@ -13,13 +13,13 @@ same device. ``quant.dtype`` is the format of the errors and of autocast.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from orchestrator.engines import transformers as loading
-from orchestrator.measure import Identity, Infeasible, MetricSpec, Recorder, Task
+from orchestrator.measure import Identity, MetricSpec, Recorder, Task
 from orchestrator.measure.figures import Bars
-from orchestrator.measure.options import bounded
+from orchestrator.measure.options import bounded, options_of
 
 if TYPE_CHECKING:
     import torch
@@ -66,13 +66,9 @@ def run(identity: Identity, recorder: Recorder) -> None:
     """Compute all three tables; see the module."""
     import torch
 
-    known = {field.name for field in fields(NumericsConfig)}
-    options = NumericsConfig(**{k: v for k, v in identity["task"].items() if k in known})
+    options = options_of(NumericsConfig, identity)
     kind = identity["device"]["kind"]
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise Infeasible("torch sees no CUDA device here", where="device=cuda")
-    torch.set_num_threads(loading.thread_count(identity["device"]))
-    device = torch.device(kind)
+    device = loading.use_device(identity["device"])
     recorder.engaged("device", kind, torch.empty(0, device=device).device.type)
     dtype: torch.dtype = getattr(torch, identity["quant"]["dtype"])
     with recorder.phase("accumulation"):
@@ -133,14 +129,18 @@ def _autocast(dtype: torch.dtype, device: torch.device, seed: int, recorder: Rec
     gradient = first.weight.grad
     assert gradient is not None
     found = {
-        "parameters": _name(first.weight.dtype),
-        "product": _name(product.dtype),
-        "layer_norm": _name(normed.dtype),
-        "logits": _name(logits.dtype),
-        "loss": _name(loss.dtype),
-        "gradients": _name(gradient.dtype),
+        "parameters": loading.dtype_name(first.weight.dtype),
+        "product": loading.dtype_name(product.dtype),
+        "layer_norm": loading.dtype_name(normed.dtype),
+        "logits": loading.dtype_name(logits.dtype),
+        "loss": loading.dtype_name(loss.dtype),
+        "gradients": loading.dtype_name(gradient.dtype),
     }
-    recorder.engaged("autocast", _name(dtype), _name(logits.dtype) if active else "none")
+    recorder.engaged(
+        "autocast",
+        loading.dtype_name(dtype),
+        loading.dtype_name(logits.dtype) if active else "none",
+    )
     recorder.engaged("autocast keeps parameters", "float32", found["parameters"])
     recorder.fact("autocast_dtypes", found)
 
@@ -169,7 +169,9 @@ def _errors(
         "softmax_by_hand": (_softmax_by_hand(logits), logits.double().softmax(-1)),
     }
     for name, (found, exact) in cases.items():
-        recorder.engaged(f"{name} dtype", _name(dtype), _name(found.dtype))
+        recorder.engaged(
+            f"{name} dtype", loading.dtype_name(dtype), loading.dtype_name(found.dtype)
+        )
         error = (found.double() - exact).abs()
         recorder.value(f"{name}_max_absolute_error", "1", float(error.max()))
         relative = float(error.norm() / exact.norm())
@@ -183,10 +185,6 @@ def _softmax_by_hand(logits: torch.Tensor) -> torch.Tensor:
     """Every step rounded to the dtype, where the library's own works in float32 inside."""
     powers = (logits - logits.amax(-1, keepdim=True)).exp()
     return powers / powers.sum(-1, keepdim=True)
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 TASK = Task(

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.engines import transformers as loading
@@ -23,7 +23,7 @@ from orchestrator.engines.transformers import tokens
 from orchestrator.engines.transformers.feasible import ATTENTIONS
 from orchestrator.engines.transformers.reference import Reference, Window, reference_for
 from orchestrator.measure import Identity, Recorder, Task
-from orchestrator.measure.options import bounded, choice
+from orchestrator.measure.options import bounded, choice, options_of
 
 if TYPE_CHECKING:
     import torch
@@ -68,8 +68,7 @@ def run(identity: Identity, recorder: Recorder) -> None:
     """Load the model and measure its quality."""
     import torch
 
-    known = {field.name for field in fields(QualityConfig)}
-    options = QualityConfig(**{k: v for k, v in identity["task"].items() if k in known})
+    options = options_of(QualityConfig, identity)
     prepared = loading.prepare(identity, recorder)
     model = loading.load(prepared, identity, recorder, attention=options.attention)
     with torch.inference_mode():

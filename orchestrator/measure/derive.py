@@ -15,7 +15,7 @@ marks taken at t_0 ... t_(n-1). The time to the first token is none of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 
 def tpot_s(intervals_s: Sequence[float]) -> float | None:
@@ -49,34 +49,3 @@ def mfu(flops: float, seconds: float, peak_flops_per_s: float | None) -> float |
 def joules_per_token(energy_j: float | None, tokens: int) -> float | None:
     """Energy of a phase over the tokens made in it; None where the energy could not be read."""
     return energy_j / tokens if energy_j is not None and tokens > 0 else None
-
-
-def shares(
-    parts_s: Mapping[str, float], whole_s: float, *, other: str = "other"
-) -> dict[str, float]:
-    """Parts of a time as fractions that add up to 1; what no part covers is ``other``.
-
-    Parameters
-    ----------
-    parts_s : mapping of str to float
-        Seconds of disjoint parts.
-    whole_s : float
-        Wall time that holds them.
-
-    Raises
-    ------
-    ValueError
-        If a part is negative or the parts add up to more than the whole (by over 0.1 %): then they
-        overlap, across threads or with each other, and are no shares of it.
-    """
-    if whole_s <= 0.0 or min(parts_s.values(), default=0.0) < 0.0:
-        raise ValueError("times must be positive to have shares")
-    covered = sum(parts_s.values())
-    if covered > whole_s * 1.001:
-        raise ValueError(
-            f"parts take {covered:.6g} s of {whole_s:.6g} s: they overlap and are no shares of it"
-        )
-    # Rounding may let disjoint parts pass the whole by a hair: they still add up to 1.
-    total = max(whole_s, covered)
-    fractions = {name: seconds / total for name, seconds in parts_s.items()}
-    return {**fractions, other: (total - covered) / total}

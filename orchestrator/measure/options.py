@@ -5,8 +5,11 @@ Of the standard library alone: a measured process imports the dataclasses too.
 
 from __future__ import annotations
 
-from dataclasses import field
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import field, fields
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 def choice(*names: str, default: str | None = None) -> Any:
@@ -17,3 +20,9 @@ def choice(*names: str, default: str | None = None) -> Any:
 def bounded(default: Any, *, low: float | None = None, high: float | None = None) -> Any:
     """A number field with inclusive bounds; None passes where the type allows it."""
     return field(default=default, metadata={"low": low, "high": high})
+
+
+def options_of(config: type[T], identity: Mapping[str, Any]) -> T:
+    """``identity["task"]`` as the dataclass ``config``; what it does not know is left out."""
+    known = {one.name for one in fields(config)}  # type: ignore[arg-type]
+    return config(**{k: v for k, v in identity["task"].items() if k in known})

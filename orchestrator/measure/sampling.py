@@ -12,17 +12,27 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 from weakref import WeakSet
 
-from orchestrator.measure.clock import Clock, timed
+from orchestrator.measure.clock import timed
 from orchestrator.measure.recorder import Recorder
-from orchestrator.measure.stopping import Progress, StoppingProtocol
+from orchestrator.measure.stopping import StoppingProtocol
 
 # Recorders whose sampling has begun: a cold start taken after that is not cold.
 _sampling_begun: WeakSet[Recorder] = WeakSet()
+
+
+# Gives a context manager for the phase of that name.
+PhaseMaker: TypeAlias = Callable[[str], Any]
+
+
+@contextmanager
+def no_phase(name: str) -> Iterator[None]:
+    """Stands in for ``recorder.phase`` where nothing is to be marked."""
+    yield
 
 
 class Repetition:
@@ -66,6 +76,15 @@ class Repetition:
             raise ValueError(f"{name} is in {known}, not {unit}")
         series.extend(values)
 
+    @contextmanager
+    def phases(self, recorder: Recorder, measured: PhaseMaker) -> Iterator[PhaseMaker]:
+        """``measured`` for a measured repetition; a warm-up is all one phase ``warmup``."""
+        if not self.warmup:
+            yield measured
+            return
+        with recorder.phase("warmup", measured=False):
+            yield no_phase
+
     def _close(self, recorder: Recorder) -> None:
         self._open = False
         role = "warmup" if self.warmup else "measured"
@@ -81,9 +100,7 @@ class Repetition:
         return statistics.median(values)
 
 
-def repeat(
-    recorder: Recorder, protocol: Mapping[str, Any], *, watch: str, clock: Clock | None = None
-) -> Iterator[Repetition]:
+def repeat(recorder: Recorder, protocol: Mapping[str, Any], *, watch: str) -> Iterator[Repetition]:
     """Yield repetitions until the protocol is satisfied.
 
     Parameters
@@ -96,8 +113,6 @@ def repeat(
     watch : str
         The metric whose median decides; each measured repetition must record it. Where a
         repetition records several values, their median counts as one.
-    clock : Clock, optional
-        Measures the time cap; the recorder's by default.
 
     Yields
     ------
@@ -112,7 +127,7 @@ def repeat(
     ValueError
         If a measured repetition did not record ``watch``.
     """
-    clock = clock or recorder.clock
+    clock = recorder.clock
     rules = StoppingProtocol.of(protocol)
     _sampling_begun.add(recorder)
     for index in range(rules.warmup):
@@ -128,12 +143,12 @@ def repeat(
         elapsed_s = (clock.now_ns() - begin_ns) / 1e9
         repetition._close(recorder)
         values.append(repetition._watched(watch))
-        reason = rules.stop_reason(Progress(values, elapsed_s))
+        reason = rules.stop_reason(values, elapsed_s)
     recorder.stop(watch, reason)
 
 
 @contextmanager
-def first_call(recorder: Recorder, *, clock: Clock | None = None) -> Iterator[None]:
+def first_call(recorder: Recorder) -> Iterator[None]:
     """Time the very first call after load, before any warm-up, as ``first_call_s``.
 
     Raises
@@ -143,6 +158,6 @@ def first_call(recorder: Recorder, *, clock: Clock | None = None) -> Iterator[No
     """
     if recorder in _sampling_begun:
         raise RuntimeError("first_call_s must be taken before any repetition")
-    with timed(clock or recorder.clock) as span:
+    with timed(recorder.clock) as span:
         yield
     recorder.value("first_call_s", "s", span.seconds)

@@ -21,7 +21,7 @@ from orchestrator.model.expectation import (
     Transfer,
     Work,
 )
-from orchestrator.model.families import known_model_types, read_architecture
+from orchestrator.model.families import read_architecture
 from orchestrator.model.fit import (
     Context,
     Memory,
@@ -49,7 +49,6 @@ from orchestrator.model.training_arithmetic import (
     step_flops,
     step_operations,
     training_memory,
-    utilisation,
 )
 from orchestrator.model.weights import WeightFormat, weights_bytes
 
@@ -80,7 +79,6 @@ __all__ = [
     "estimate",
     "flops",
     "known_hardware",
-    "known_model_types",
     "kv_bytes",
     "load_datasheet",
     "longest_context",
@@ -92,6 +90,5 @@ __all__ = [
     "step_flops",
     "step_operations",
     "training_memory",
-    "utilisation",
     "weights_bytes",
 ]

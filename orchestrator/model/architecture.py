@@ -112,6 +112,12 @@ class Attention:
     latent: Latent | None = None
 
     @property
+    def token_width(self) -> int:
+        """Numbers of one token's queries and output, and of its keys and values before a cache."""
+        kv_heads = self.heads if self.latent is not None else self.kv_heads
+        return (self.heads + kv_heads) * (self.key_dim + self.value_dim)
+
+    @property
     def cached_elements(self) -> int:
         """Numbers that the cache keeps of one token."""
         if self.latent is not None:

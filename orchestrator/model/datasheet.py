@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import orchestrator
-from orchestrator.errors import ConfigError, nearest
+from orchestrator.errors import ConfigError, nearest, one_line
 from orchestrator.model.operations import Operation
 
 # Number formats a peak can be given for.
@@ -55,9 +55,7 @@ class Datasheet:
         """Cost of starting a kernel, nothing where it is not known."""
         return self.kernel_launch_s or 0.0
 
-    def flops_per_s(
-        self, dtype: str, rows: float = math.inf, part: str = "", *, packed: bool = False
-    ) -> float:
+    def flops_per_s(self, dtype: str, rows: float = math.inf, *, packed: bool = False) -> float:
         """Peak in ``dtype``; the same for any number of rows.
 
         Raises
@@ -162,8 +160,7 @@ def load_datasheet(name: str) -> Datasheet:
     try:
         tree = yaml.safe_load(file.read_text())
     except (OSError, yaml.YAMLError) as error:
-        line = " ".join(str(error).split())[:200]
-        raise ConfigError(f"cannot be read: {line}", where=str(file)) from error
+        raise ConfigError(f"cannot be read: {one_line(error)}", where=str(file)) from error
     if not isinstance(tree, Mapping):
         raise ConfigError("is no mapping of figures", where=str(file))
     return Datasheet.from_mapping(file.stem, tree)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -115,15 +116,21 @@ def plain_feed_forward(
     )
 
 
-def experts(
-    hidden: int, inner: int, count: int, *, bias: bool = False, router_bias: bool = False
-) -> tuple[Matrix, ...]:
+def experts(hidden: int, inner: int, count: int, *, bias: bool = False) -> tuple[Matrix, ...]:
     """A router and ``count`` gated experts, held as two stacks that are no Linear modules."""
     return (
-        Matrix(ROUTER, hidden, count, router_bias, kind=CUSTOM),
+        Matrix(ROUTER, hidden, count, bias, kind=CUSTOM),
         Matrix(EXPERT, hidden, 2 * inner, bias, count, CUSTOM),
         Matrix(EXPERT, inner, hidden, bias, count, CUSTOM),
     )
+
+
+def active_experts(f: Fields, count: int) -> int:
+    """Experts that a token is routed to, of ``count``."""
+    active = f.size("num_experts_per_tok")
+    if active > count:
+        raise f.wrong("num_experts_per_tok", f"{active} of {count} experts")
+    return active
 
 
 def rotary_buffers(f: Fields, width: int, *, default: float = 1.0, tables: int = 1) -> int:
@@ -131,14 +138,6 @@ def rotary_buffers(f: Fields, width: int, *, default: float = 1.0, tables: int =
     share = f.fraction("partial_rotary_factor", "rotary_pct", default=default)
     rotated = int(width * share)
     return 2 * tables * ((rotated + 1) // 2)
-
-
-def grouped(layers: Sequence[Layer]) -> tuple[tuple[Layer, int], ...]:
-    """Equal layers together, in order of first appearance."""
-    counts: dict[Layer, int] = {}
-    for layer in layers:
-        counts[layer] = counts.get(layer, 0) + 1
-    return tuple(counts.items())
 
 
 def layer_count(f: Fields) -> int:
@@ -269,7 +268,7 @@ def decoder(
         vocabulary=f.size("vocab_size"),
         hidden=hidden,
         embedding=hidden if embedding is None else embedding,
-        layers=grouped(layers),
+        layers=tuple(Counter(layers).items()),  # in order of first appearance
         vectors=last_norm,
         tied=f.flag("tie_word_embeddings", tied),
         positions=positions,
@@ -289,7 +288,6 @@ def dense(
     tied: bool = False,
     head_bias: bool = False,
     positions: int = 0,
-    last_norm: int | None = None,
 ) -> Architecture:
     """A model whose layers differ in their windows only."""
     count = layer_count(f)
@@ -297,7 +295,7 @@ def dense(
         f,
         [block.layer(window) for window in windows(f, count)],
         hidden=block.heads.hidden,
-        last_norm=block.norm if last_norm is None else last_norm,
+        last_norm=block.norm,
         buffers=buffers,
         tied=tied,
         head_bias=head_bias,

@@ -6,15 +6,19 @@ Each is checked against transformers' own model built without memory (``tests/me
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from orchestrator.errors import ConfigError, nearest
 from orchestrator.model.architecture import CUSTOM, LINEAR, Architecture, Matrix
 from orchestrator.model.decoder import (
     Block,
+    Heads,
     WindowRule,
+    active_experts,
     decoder,
     dense,
+    experts,
     fused_projections,
     gated_feed_forward,
     layer_count,
@@ -26,17 +30,11 @@ from orchestrator.model.decoder import (
     windows_where,
 )
 from orchestrator.model.fields import WHERE, Fields
-from orchestrator.model.mixtures import (
-    deepseek,
-    gpt_oss,
-    granitemoe,
-    mixtral,
-    olmoe,
-    qwen2_moe,
-    qwen3_moe,
-)
+from orchestrator.model.mixtures import deepseek, qwen2_moe, qwen3_moe
 
 Reader = Callable[[Fields], Architecture]
+# A truth value: the family's, or that of a field with a default.
+Switch = bool | tuple[str, bool]
 
 
 def read_architecture(config: Mapping[str, Any], *, strict: bool = True) -> Architecture:
@@ -87,83 +85,107 @@ def _check_windows(architecture: Architecture) -> None:
             )
 
 
-def _llama(
+def _no_vectors(f: Fields, heads: Heads) -> int:
+    return 0
+
+
+def _each_head_normed(f: Fields, heads: Heads) -> int:
+    return 2 * heads.head_dim
+
+
+def _all_heads_normed(f: Fields, heads: Heads) -> int:
+    return (heads.heads + heads.kv_heads) * heads.head_dim
+
+
+def _standard(
     f: Fields,
     *,
-    tied: bool = False,
-    windows: WindowRule = no_windows,
-    kv_default: bool = True,
+    kv_name: str | None = "num_key_value_heads",
+    kv_default: bool = False,
     head_dim: str = "optional",
+    bias: Switch = False,
+    output_bias: bool | None = None,
+    fused: bool = False,
+    plain: bool = False,
+    fused_gate: bool = False,
+    inner_bias: Switch = False,
+    expert_count: tuple[str, ...] = (),
+    norm_vectors: int = 1,
+    norms: int = 2,
+    extra_vectors: Callable[[Fields, Heads], int] = _no_vectors,
+    needs_output: bool = False,
+    windows: WindowRule = no_windows,
+    rotary: float = 1.0,
+    tied: bool = False,
+    head_bias: bool = False,
 ) -> Architecture:
-    heads = read_heads(f, kv_default=kv_default, head_dim=head_dim)
-    inner = f.size("intermediate_size")
-    matrices = (
-        *separate_projections(heads, bias=f.flag("attention_bias", False)),
-        *gated_feed_forward(heads.hidden, inner, bias=f.flag("mlp_bias", False)),
+    """A decoder of equal layers with rotary positions; the defaults are Mistral's but its windows.
+
+    Parameters
+    ----------
+    kv_name, kv_default, head_dim
+        As for :func:`read_heads`.
+    bias, output_bias, fused
+        Of the projections.
+    plain, fused_gate, inner_bias
+        Of the feed-forward part: without a gate, or with the gate and up in one matrix.
+    expert_count
+        Fields with the number of experts, of a family of mixtures.
+    norm_vectors
+        Parameters of a norm, in hidden sizes: 2 with a bias, 0 without any.
+    norms, extra_vectors, needs_output
+        As for :class:`Block`.
+    rotary
+        Share of a head that is turned, where the configuration is silent.
+    """
+    heads = read_heads(f, kv_default=kv_default, head_dim=head_dim, kv_name=kv_name)
+    has_bias = _on(f, bias)
+    if fused:
+        matrices = fused_projections(heads, bias=has_bias)
+    else:
+        matrices = separate_projections(heads, bias=has_bias, output_bias=output_bias)
+    inner, inner_has_bias, active = f.size("intermediate_size"), _on(f, inner_bias), 0
+    if expert_count:
+        count = f.size(*expert_count)
+        active = active_experts(f, count)
+        matrices += experts(heads.hidden, inner, count, bias=inner_has_bias)
+    elif plain:
+        matrices += plain_feed_forward(heads.hidden, inner, bias=inner_has_bias)
+    else:
+        matrices += gated_feed_forward(heads.hidden, inner, bias=inner_has_bias, fused=fused_gate)
+    block = Block(
+        heads,
+        matrices,
+        norm=norm_vectors * heads.hidden,
+        norms=norms,
+        extra_vectors=extra_vectors(f, heads),
+        gated=not plain,
+        active_experts=active,
+        needs_output=needs_output,
     )
-    return dense(
-        f,
-        Block(heads, matrices, norm=heads.hidden),
-        windows=windows,
-        buffers=rotary_buffers(f, heads.head_dim),
-        tied=tied,
-    )
+    buffers = rotary_buffers(f, heads.head_dim, default=rotary)
+    return dense(f, block, windows=windows, buffers=buffers, tied=tied, head_bias=head_bias)
 
 
-def _smollm3(f: Fields) -> Architecture:
+def _on(f: Fields, switch: Switch) -> bool:
+    return switch if isinstance(switch, bool) else f.flag(*switch)
+
+
+def _smollm3_windows(f: Fields, count: int) -> list[int | None]:
     interval = f.size("no_rope_layer_interval", default=4)
     rotary = f.values("no_rope_layers")
 
     def unrotated(index: int) -> bool:
         return not rotary[index] if rotary is not None else (index + 1) % interval == 0
 
-    if rotary is not None and len(rotary) != layer_count(f):
-        raise f.wrong("no_rope_layers", f"{len(rotary)} entries for {layer_count(f)} layers")
-    windows = windows_where(unrotated, switch="use_sliding_window")
-    return _llama(f, tied=True, windows=windows)
-
-
-def _mistral(f: Fields) -> Architecture:
-    heads = read_heads(f)
-    matrices = (
-        *separate_projections(heads),
-        *gated_feed_forward(heads.hidden, f.size("intermediate_size")),
-    )
-    return dense(
-        f,
-        Block(heads, matrices, norm=heads.hidden),
-        windows=windows_where(default=4096),
-        buffers=rotary_buffers(f, heads.head_dim),
-    )
+    if rotary is not None and len(rotary) != count:
+        raise f.wrong("no_rope_layers", f"{len(rotary)} entries for {count} layers")
+    return windows_where(unrotated, switch="use_sliding_window")(f, count)
 
 
 def _qwen_windows(f: Fields, count: int) -> list[int | None]:
     first = f.count("max_window_layers", 28)
     return windows_where(lambda index: index >= first, switch="use_sliding_window")(f, count)
-
-
-def _qwen2(f: Fields) -> Architecture:
-    heads = read_heads(f)
-    matrices = (
-        *separate_projections(heads, bias=True, output_bias=False),
-        *gated_feed_forward(heads.hidden, f.size("intermediate_size")),
-    )
-    return dense(
-        f,
-        Block(heads, matrices, norm=heads.hidden),
-        windows=_qwen_windows,
-        buffers=rotary_buffers(f, heads.head_dim),
-    )
-
-
-def _qwen3(f: Fields) -> Architecture:
-    heads = read_heads(f, head_dim="required")
-    matrices = (
-        *separate_projections(heads, bias=f.flag("attention_bias", False)),
-        *gated_feed_forward(heads.hidden, f.size("intermediate_size")),
-    )
-    block = Block(heads, matrices, norm=heads.hidden, extra_vectors=2 * heads.head_dim)
-    return dense(f, block, windows=_qwen_windows, buffers=rotary_buffers(f, heads.head_dim))
 
 
 def _gemma(
@@ -174,7 +196,7 @@ def _gemma(
         *separate_projections(heads, bias=f.flag("attention_bias", False)),
         *gated_feed_forward(heads.hidden, f.size("intermediate_size")),
     )
-    extra = 2 * heads.head_dim if normed_heads else 0
+    extra = _each_head_normed(f, heads) if normed_heads else 0
     block = Block(heads, matrices, norm=heads.hidden, norms=norms, extra_vectors=extra)
     # Gemma 3 turns local and global layers by different frequencies.
     tables = len(set(windows(f, layer_count(f)))) if normed_heads else 1
@@ -185,49 +207,6 @@ def _gemma(
 def _gemma3_windows(f: Fields, count: int) -> list[int | None]:
     pattern = f.size("sliding_window_pattern", "_sliding_window_pattern", default=6)
     return windows_where(lambda index: (index + 1) % pattern != 0, default=4096)(f, count)
-
-
-def _phi3(f: Fields) -> Architecture:
-    heads = read_heads(f, kv_default=True)
-    matrices = (
-        *fused_projections(heads),
-        *gated_feed_forward(heads.hidden, f.size("intermediate_size"), fused=True),
-    )
-    return dense(
-        f,
-        Block(heads, matrices, norm=heads.hidden),
-        windows=windows_where(),
-        buffers=rotary_buffers(f, heads.head_dim),
-    )
-
-
-def _glm4(f: Fields) -> Architecture:
-    heads = read_heads(f)
-    matrices = (
-        *separate_projections(heads, bias=f.flag("attention_bias", True), output_bias=False),
-        *gated_feed_forward(heads.hidden, f.size("intermediate_size"), fused=True),
-    )
-    return dense(
-        f,
-        Block(heads, matrices, norm=heads.hidden, norms=4),
-        buffers=rotary_buffers(f, heads.head_dim, default=0.5),
-    )
-
-
-def _phi(f: Fields) -> Architecture:
-    heads = read_heads(f, kv_default=True, head_dim="derived")
-    matrices = (
-        *separate_projections(heads, bias=True),
-        *plain_feed_forward(heads.hidden, f.size("intermediate_size")),
-    )
-    extra = 4 * heads.head_dim if f.flag("qk_layernorm", False) else 0
-    block = Block(heads, matrices, norm=2 * heads.hidden, norms=1, extra_vectors=extra, gated=False)
-    return dense(
-        f,
-        block,
-        buffers=rotary_buffers(f, heads.head_dim, default=0.5),
-        head_bias=True,
-    )
 
 
 def _gpt2(f: Fields) -> Architecture:
@@ -249,19 +228,6 @@ def _gpt2(f: Fields) -> Architecture:
         buffers=0,
         tied=True,
         positions=f.size("n_positions", "max_position_embeddings"),
-    )
-
-
-def _gpt_neox(f: Fields) -> Architecture:
-    heads = read_heads(f, kv_name=None, head_dim="derived")
-    matrices = (
-        *fused_projections(heads, bias=f.flag("attention_bias", True)),
-        *plain_feed_forward(heads.hidden, f.size("intermediate_size")),
-    )
-    return dense(
-        f,
-        Block(heads, matrices, norm=2 * heads.hidden, gated=False),
-        buffers=rotary_buffers(f, heads.head_dim, default=0.25),
     )
 
 
@@ -292,69 +258,18 @@ def _falcon(f: Fields) -> Architecture:
     return dense(f, block, buffers=buffers, tied=True)
 
 
-def _olmo(f: Fields) -> Architecture:
-    heads = read_heads(f, kv_default=True, head_dim="derived")
-    matrices = (
-        *separate_projections(heads, bias=f.flag("attention_bias", False)),
-        *gated_feed_forward(heads.hidden, f.size("intermediate_size")),
-    )
-    return dense(f, Block(heads, matrices, norm=0), buffers=rotary_buffers(f, heads.head_dim))
-
-
-def _olmo2(f: Fields) -> Architecture:
-    heads = read_heads(f, kv_default=True)
-    matrices = (
-        *separate_projections(heads, bias=f.flag("attention_bias", False)),
-        *gated_feed_forward(heads.hidden, f.size("intermediate_size")),
-    )
-    normed = (heads.heads + heads.kv_heads) * heads.head_dim
-    block = Block(heads, matrices, norm=heads.hidden, extra_vectors=normed, needs_output=True)
-    return dense(f, block, buffers=rotary_buffers(f, heads.head_dim))
-
-
-def _starcoder2(f: Fields) -> Architecture:
-    heads = read_heads(f, head_dim="derived")
-    bias = f.flag("use_bias", True)
-    matrices = (
-        *separate_projections(heads, bias=bias),
-        *plain_feed_forward(heads.hidden, f.size("intermediate_size"), bias=bias),
-    )
-    return dense(
-        f,
-        Block(heads, matrices, norm=2 * heads.hidden, gated=False),
-        windows=windows_where(),
-        buffers=rotary_buffers(f, heads.head_dim),
-        tied=True,
-    )
-
-
-def _cohere(f: Fields) -> Architecture:
-    heads = read_heads(f, kv_default=True)
-    matrices = (
-        *separate_projections(heads, bias=f.flag("attention_bias", False)),
-        *gated_feed_forward(heads.hidden, f.size("intermediate_size")),
-    )
-    normed = (heads.heads + heads.kv_heads) * heads.head_dim
-    extra = normed if f.flag("use_qk_norm", False) else 0
-    block = Block(heads, matrices, norm=heads.hidden, norms=1, extra_vectors=extra)
-    return dense(f, block, buffers=rotary_buffers(f, heads.head_dim), tied=True)
-
-
 def _stablelm(f: Fields) -> Architecture:
-    heads = read_heads(f, kv_default=True, head_dim="derived")
-    matrices = (
-        *separate_projections(heads, bias=f.flag("use_qkv_bias", False), output_bias=False),
-        *gated_feed_forward(heads.hidden, f.size("intermediate_size")),
-    )
-    normed = (heads.heads + heads.kv_heads) * heads.head_dim
-    block = Block(
-        heads,
-        matrices,
-        norm=2 * heads.hidden,
+    return _standard(
+        f,
+        kv_default=True,
+        head_dim="derived",
+        bias=("use_qkv_bias", False),
+        output_bias=False,
+        norm_vectors=2,
         norms=1 if f.flag("use_parallel_residual", False) else 2,
-        extra_vectors=normed if f.flag("qk_layernorm", False) else 0,
+        extra_vectors=_all_heads_normed if f.flag("qk_layernorm", False) else _no_vectors,
+        rotary=0.25,
     )
-    return dense(f, block, buffers=rotary_buffers(f, heads.head_dim, default=0.25))
 
 
 def _opt(f: Fields) -> Architecture:
@@ -388,41 +303,117 @@ def _opt(f: Fields) -> Architecture:
     )
 
 
+_ATTENTION_BIAS = ("attention_bias", False)
+_LOCAL_EXPERTS = ("num_local_experts", "num_experts")
+_llama = partial(_standard, kv_default=True, bias=_ATTENTION_BIAS, inner_bias=("mlp_bias", False))
+
 READERS: dict[str, Reader] = {
-    "cohere": _cohere,
-    "deepseek_v2": lambda f: deepseek(f, corrected=False),
-    "deepseek_v3": lambda f: deepseek(f, corrected=True),
+    "cohere": partial(
+        _standard,
+        kv_default=True,
+        bias=_ATTENTION_BIAS,
+        norms=1,
+        extra_vectors=lambda f, h: _all_heads_normed(f, h) if f.flag("use_qk_norm", False) else 0,
+        tied=True,
+    ),
+    "deepseek_v2": partial(deepseek, corrected=False),
+    "deepseek_v3": partial(deepseek, corrected=True),
     "falcon": _falcon,
     "gemma": _gemma,
-    "gemma2": lambda f: _gemma(
-        f, norms=4, windows=windows_where(lambda i: i % 2 == 0, default=4096)
+    "gemma2": partial(_gemma, norms=4, windows=windows_where(lambda i: i % 2 == 0, default=4096)),
+    "gemma3_text": partial(_gemma, norms=4, windows=_gemma3_windows, normed_heads=True),
+    "glm4": partial(
+        _standard,
+        bias=("attention_bias", True),
+        output_bias=False,
+        fused_gate=True,
+        norms=4,
+        rotary=0.5,
     ),
-    "gemma3_text": lambda f: _gemma(f, norms=4, windows=_gemma3_windows, normed_heads=True),
-    "glm4": _glm4,
     "gpt2": _gpt2,
-    "gpt_neox": _gpt_neox,
-    "gpt_oss": gpt_oss,
+    "gpt_neox": partial(
+        _standard,
+        kv_name=None,
+        head_dim="derived",
+        bias=("attention_bias", True),
+        fused=True,
+        plain=True,
+        inner_bias=True,
+        norm_vectors=2,
+        rotary=0.25,
+    ),
+    "gpt_oss": partial(
+        _standard,
+        kv_default=True,
+        head_dim="required",
+        bias=("attention_bias", True),
+        expert_count=_LOCAL_EXPERTS,
+        inner_bias=True,
+        extra_vectors=lambda f, h: h.heads,  # a learnt sink for each head
+        windows=windows_where(lambda index: index % 2 == 0, default=128),
+    ),
     "granite": _llama,
-    "granitemoe": granitemoe,
+    "granitemoe": partial(
+        _standard, kv_default=True, bias=_ATTENTION_BIAS, expert_count=_LOCAL_EXPERTS
+    ),
     "llama": _llama,
-    "mistral": _mistral,
-    "mixtral": mixtral,
-    "olmo": _olmo,
-    "olmo2": _olmo2,
-    "olmoe": olmoe,
+    "mistral": partial(_standard, windows=windows_where(default=4096)),
+    "mixtral": partial(_standard, expert_count=_LOCAL_EXPERTS, windows=windows_where()),
+    "olmo": partial(
+        _standard, kv_default=True, head_dim="derived", bias=_ATTENTION_BIAS, norm_vectors=0
+    ),
+    "olmo2": partial(
+        _standard,
+        kv_default=True,
+        bias=_ATTENTION_BIAS,
+        extra_vectors=_all_heads_normed,
+        needs_output=True,
+    ),
+    "olmoe": partial(
+        _standard,
+        kv_default=True,
+        head_dim="derived",
+        bias=_ATTENTION_BIAS,
+        expert_count=("num_experts", "num_local_experts"),
+        extra_vectors=_all_heads_normed,
+    ),
     "opt": _opt,
-    "phi": _phi,
-    "phi3": _phi3,
-    "qwen2": _qwen2,
+    "phi": partial(
+        _standard,
+        kv_default=True,
+        head_dim="derived",
+        bias=True,
+        plain=True,
+        inner_bias=True,
+        norm_vectors=2,
+        norms=1,
+        extra_vectors=lambda f, h: 4 * h.head_dim if f.flag("qk_layernorm", False) else 0,
+        rotary=0.5,
+        head_bias=True,
+    ),
+    "phi3": partial(
+        _standard, kv_default=True, fused=True, fused_gate=True, windows=windows_where()
+    ),
+    "qwen2": partial(_standard, bias=True, output_bias=False, windows=_qwen_windows),
     "qwen2_moe": qwen2_moe,
-    "qwen3": _qwen3,
+    "qwen3": partial(
+        _standard,
+        head_dim="required",
+        bias=_ATTENTION_BIAS,
+        extra_vectors=_each_head_normed,
+        windows=_qwen_windows,
+    ),
     "qwen3_moe": qwen3_moe,
-    "smollm3": _smollm3,
+    "smollm3": partial(_llama, tied=True, windows=_smollm3_windows),
     "stablelm": _stablelm,
-    "starcoder2": _starcoder2,
+    "starcoder2": partial(
+        _standard,
+        head_dim="derived",
+        bias=("use_bias", True),
+        plain=True,
+        inner_bias=("use_bias", True),
+        norm_vectors=2,
+        windows=windows_where(),
+        tied=True,
+    ),
 }
-
-
-def known_model_types() -> list[str]:
-    """Model types whose arithmetic is known, sorted."""
-    return sorted(READERS)

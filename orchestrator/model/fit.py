@@ -46,9 +46,8 @@ class Memory:
 class Context:
     """The longest context: tokens of a sequence, and what bounds it.
 
-    ``limited_by`` is ``memory``, ``model`` (its configuration allows no more), ``weights`` (alone
-    they do not fit; ``tokens`` is 0) or ``windows`` (memory stops growing there and the model
-    names no limit).
+    ``limited_by`` is ``memory``, ``model`` (its configuration allows no more) or ``weights`` (alone
+    they do not fit; ``tokens`` is 0).
     """
 
     tokens: int
@@ -64,11 +63,8 @@ def activation_bytes_per_token(architecture: Architecture, weights: WeightFormat
     width = DTYPE_BYTES[weights.dtype]
     widest = 0
     for layer, _ in architecture.layers:
-        a = layer.attention
-        kv = a.heads if a.latent is not None else a.kv_heads
-        attention = a.heads * (a.key_dim + a.value_dim) + kv * (a.key_dim + a.value_dim)
         feed_forward = (2 + layer.gated) * inner_width(layer)
-        widest = max(widest, attention, feed_forward)
+        widest = max(widest, layer.attention.token_width, feed_forward)
     return width * (2 * architecture.hidden + widest)
 
 
@@ -102,25 +98,18 @@ def longest_context(
     batch: int = 1,
     weights: WeightFormat,
     cache: CacheFormat,
-    whole_prefill: bool = True,
 ) -> Context:
     """Tokens of each of ``batch`` sequences that fit into ``available_bytes``, in closed form.
 
     The cache grows by a constant amount a token between the lengths at which a window fills, so
-    memory is piecewise linear and the answer is one division on the right piece.
-
-    Parameters
-    ----------
-    whole_prefill : bool
-        The prompt goes through in one piece, with its activations; else they count for one token.
+    memory is piecewise linear and the answer is one division on the right piece. The prompt goes
+    through in one piece, with its activations.
     """
-    per_token = activation_bytes_per_token(architecture, weights)
     left = available_bytes - weights_bytes(architecture, weights)
     left -= logits_bytes(architecture, weights, batch)
-    left -= 0 if whole_prefill else batch * per_token
     if left < 0:
         return Context(0, "weights")
-    slope_always = batch * per_token if whole_prefill else 0.0
+    slope_always = batch * activation_bytes_per_token(architecture, weights)
     # Each window, and what its layers add a token until it is full.
     growing: dict[int | None, float] = {}
     for layer, count in architecture.layers:
@@ -139,13 +128,10 @@ def longest_context(
         start = end
     if tokens is None:
         slope = slope_always + growing.get(None, 0.0)
-        tokens = None if slope == 0 else start + int(left // slope)
+        tokens = start + int(left // slope)
     limit = architecture.context_tokens
-    if limit is not None and (tokens is None or tokens >= limit):
+    if limit is not None and tokens >= limit:
         return Context(limit, "model")
-    if tokens is None:
-        # Every layer has a window and memory never grows again: only the model could bound it.
-        return Context(start, "windows")
     return Context(tokens, "memory")
 
 

@@ -131,9 +131,7 @@ class Measured:
             return None if once_s is None else once_s * o.launches
         return None
 
-    def flops_per_s(
-        self, dtype: str, rows: float = math.inf, part: str = "", *, packed: bool = False
-    ) -> float:
+    def flops_per_s(self, dtype: str, rows: float = math.inf, *, packed: bool = False) -> float:
         """What products of so many rows reached; with ``packed`` weights, computing alone.
 
         Raises

@@ -16,8 +16,8 @@ from orchestrator.model.architecture import (
 from orchestrator.model.decoder import (
     Block,
     WindowRule,
+    active_experts,
     decoder,
-    dense,
     experts,
     gated_feed_forward,
     layer_count,
@@ -28,68 +28,6 @@ from orchestrator.model.decoder import (
     windows_where,
 )
 from orchestrator.model.fields import Fields
-
-
-def mixtral(f: Fields) -> Architecture:
-    """Mixtral: every layer a mixture, no bias anywhere."""
-    heads = read_heads(f)
-    count = f.size("num_local_experts", "num_experts")
-    matrices = (
-        *separate_projections(heads),
-        *experts(heads.hidden, f.size("intermediate_size"), count),
-    )
-    block = Block(heads, matrices, norm=heads.hidden, active_experts=_active(f, count))
-    return dense(f, block, windows=windows_where(), buffers=rotary_buffers(f, heads.head_dim))
-
-
-def granitemoe(f: Fields) -> Architecture:
-    """Granite's mixture."""
-    heads = read_heads(f, kv_default=True)
-    count = f.size("num_local_experts", "num_experts")
-    matrices = (
-        *separate_projections(heads, bias=f.flag("attention_bias", False)),
-        *experts(heads.hidden, f.size("intermediate_size"), count),
-    )
-    block = Block(heads, matrices, norm=heads.hidden, active_experts=_active(f, count))
-    return dense(f, block, buffers=rotary_buffers(f, heads.head_dim))
-
-
-def olmoe(f: Fields) -> Architecture:
-    """OLMoE: queries and keys normalised over all heads."""
-    heads = read_heads(f, kv_default=True, head_dim="derived")
-    count = f.size("num_experts", "num_local_experts")
-    matrices = (
-        *separate_projections(heads, bias=f.flag("attention_bias", False)),
-        *experts(heads.hidden, f.size("intermediate_size"), count),
-    )
-    block = Block(
-        heads,
-        matrices,
-        norm=heads.hidden,
-        extra_vectors=(heads.heads + heads.kv_heads) * heads.head_dim,
-        active_experts=_active(f, count),
-    )
-    return dense(f, block, buffers=rotary_buffers(f, heads.head_dim))
-
-
-def gpt_oss(f: Fields) -> Architecture:
-    """gpt-oss: biases throughout, a learnt sink for each head, every other layer local."""
-    heads = read_heads(f, kv_default=True, head_dim="required")
-    count = f.size("num_local_experts", "num_experts")
-    inner = f.size("intermediate_size")
-    matrices = (
-        *separate_projections(heads, bias=f.flag("attention_bias", True)),
-        *experts(heads.hidden, inner, count, bias=True, router_bias=True),
-    )
-    block = Block(
-        heads,
-        matrices,
-        norm=heads.hidden,
-        extra_vectors=heads.heads,
-        active_experts=_active(f, count),
-    )
-    windows = windows_where(lambda index: index % 2 == 0, default=128)
-    return dense(f, block, windows=windows, buffers=rotary_buffers(f, heads.head_dim))
 
 
 def qwen2_moe(f: Fields) -> Architecture:
@@ -109,7 +47,7 @@ def qwen2_moe(f: Fields) -> Architecture:
     windows = windows_where(
         lambda index: index % 2 == 0 and index < last, switch="use_sliding_window"
     )
-    active = _active(f, count)
+    active = active_experts(f, count)
     return _interleaved(
         f,
         Block(heads, sparse, norm=hidden, active_experts=active),
@@ -130,7 +68,9 @@ def qwen3_moe(f: Fields) -> Architecture:
     switched = f.flag("use_sliding_window", False)
     return _interleaved(
         f,
-        Block(heads, sparse, norm=hidden, extra_vectors=extra, active_experts=_active(f, count)),
+        Block(
+            heads, sparse, norm=hidden, extra_vectors=extra, active_experts=active_experts(f, count)
+        ),
         Block(heads, dense_layer, norm=hidden, extra_vectors=extra),
         windows=windows_where() if switched else no_windows,
     )
@@ -176,7 +116,7 @@ def deepseek(f: Fields, *, corrected: bool) -> Architecture:
             matrices = (*attention, *experts(hidden, inner, count))
             if shared:
                 matrices = (*matrices, *gated_feed_forward(hidden, shared, bias=mlp_bias))
-            active = _active(f, count)
+            active = active_experts(f, count)
         else:
             inner = f.size("intermediate_size")
             matrices = (*attention, *gated_feed_forward(hidden, inner, bias=mlp_bias))
@@ -198,13 +138,6 @@ def deepseek(f: Fields, *, corrected: bool) -> Architecture:
         buffers=rotary_buffers(f, latent.rotary),
         tied=False,
     )
-
-
-def _active(f: Fields, count: int) -> int:
-    active = f.size("num_experts_per_tok")
-    if active > count:
-        raise f.wrong("num_experts_per_tok", f"{active} of {count} experts")
-    return active
 
 
 def _interleaved(

@@ -18,7 +18,6 @@ from orchestrator.model.architecture import (
     EXPERT,
     FEED_FORWARD,
     HEAD,
-    PROJECTION,
     Architecture,
     Attention,
     Layer,
@@ -208,14 +207,6 @@ def moved_bytes(operations: tuple[Operation, ...]) -> float:
     return sum(operation.count * operation.bytes for operation in operations)
 
 
-def flops_by_part(operations: tuple[Operation, ...]) -> dict[str, float]:
-    """FLOPs of a step by operator class, in order of appearance."""
-    parts: dict[str, float] = {}
-    for operation in operations:
-        parts[operation.part] = parts.get(operation.part, 0.0) + operation.count * operation.flops
-    return parts
-
-
 def attended_pairs(window: int | None, new: int, past: int) -> int:
     """Query-key pairs that a causal mask lets through, for ``new`` tokens after ``past``."""
     if window is None or past + new <= window:
@@ -402,9 +393,3 @@ def _projected_width(layer: Layer) -> int:
 
 def _activation_bytes(weights: WeightFormat) -> int:
     return DTYPE_BYTES[weights.dtype]
-
-
-def attention_share(operations: tuple[Operation, ...]) -> float:
-    """Share of a step's FLOPs that attention takes: its projections, scores and values."""
-    parts = flops_by_part(operations)
-    return (parts.get(ATTENTION, 0.0) + parts.get(PROJECTION, 0.0)) / sum(parts.values())

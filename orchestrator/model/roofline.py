@@ -27,13 +27,11 @@ class Ceilings(Protocol):
         """Seconds that starting one kernel costs; 0 where it is not known."""
         ...
 
-    def flops_per_s(
-        self, dtype: str, rows: float, part: str = "", *, packed: bool = False
-    ) -> float:
+    def flops_per_s(self, dtype: str, rows: float, *, packed: bool = False) -> float:
         """Peak of products in ``dtype`` with so many rows; raises where there is none.
 
-        ``part`` is the operator class: attention may have a ceiling of its own. ``packed`` weights
-        are unpacked on the way, so that reading them in ``dtype`` is no part of it.
+        ``packed`` weights are unpacked on the way, so that reading them in ``dtype`` is no part of
+        it.
         """
         ...
 
@@ -112,9 +110,7 @@ def estimate(operations: Iterable[Operation], ceilings: Ceilings) -> Estimate:
         move_s = operation.bytes / ceilings.bytes_per_s(operation.working_bytes, part)
         compute_s = 0.0
         if operation.flops:
-            peak = ceilings.flops_per_s(
-                operation.dtype, operation.rows, part, packed=operation.packed
-            )
+            peak = ceilings.flops_per_s(operation.dtype, operation.rows, packed=operation.packed)
             compute_s = operation.flops / peak
         timed_s = ceilings.timed_s(operation)
         busy_s = max(compute_s, move_s) if timed_s is None else timed_s

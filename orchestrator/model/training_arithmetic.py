@@ -93,11 +93,6 @@ def step_flops(
     return StepFlops(once, 2.0 * once, 3.0 * once + again)
 
 
-def utilisation(step_flops_each: float, step_s: float, peak_flops_per_s: float) -> float:
-    """Share of the peak: MFU of model FLOPs, HFU of hardware FLOPs."""
-    return step_flops_each / (step_s * peak_flops_per_s)
-
-
 @dataclass(frozen=True)
 class TrainingMemory:
     """Memory of a training step at its highest, which is the end of the forward pass.
@@ -322,7 +317,5 @@ def _kept_bytes_per_token(architecture: Architecture, layer: Layer, active: int,
     hidden = architecture.hidden
     norms = layer.norms * hidden * (_FLOAT32 + active)
     inputs = 2 * hidden * active
-    kv_heads = a.heads if a.latent is not None else a.kv_heads
-    heads = (a.heads * (a.key_dim + a.value_dim) + kv_heads * (a.key_dim + a.value_dim)) * active
     feed_forward = (2 + 2 * layer.gated) * inner_width(layer) * active
-    return norms + inputs + heads + feed_forward + a.heads * _FLOAT32
+    return norms + inputs + a.token_width * active + feed_forward + a.heads * _FLOAT32

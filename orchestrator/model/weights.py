@@ -121,16 +121,16 @@ def weights_bytes(architecture: Architecture, weights: WeightFormat) -> int:
     Equals ``engines.transformers.footprint`` of the loaded model; for a GGUF type the tensors of
     a file that llama.cpp's quantizer writes with its defaults.
     """
-    if weights.is_gguf:
-        return _gguf_bytes(architecture, weights.scheme)
     dense = weights.dense_bytes
     total = embedding_bytes(architecture, weights)
     total += architecture.vectors * dense
     total += sum(matrix_bytes(matrix, weights) for matrix in architecture.outer)
-    if not architecture.tied:
-        total += architecture.head.elements * dense
-    total += architecture.head.biases * dense
-    total += architecture.float32_buffers * _FLOAT32
+    if architecture.tied:
+        total += architecture.head.biases * dense
+    else:
+        total += head_bytes(architecture, weights)
+    if not weights.is_gguf:  # a file holds no rotary frequencies
+        total += architecture.float32_buffers * _FLOAT32
     for layer, count in architecture.layers:
         inner = layer.vectors * dense + layer.float32_buffers * _FLOAT32
         inner += sum(matrix_bytes(matrix, weights) for matrix in layer.matrices)
@@ -183,16 +183,6 @@ def is_quantized(matrix: Matrix, weights: WeightFormat) -> bool:
     return weights.scheme != "none" and matrix.kind == LINEAR
 
 
-def quantized_share(architecture: Architecture, weights: WeightFormat) -> float:
-    """Share of the parameters inside the layers that the format packs."""
-    packed = total = 0
-    for layer, count in architecture.layers:
-        for matrix in layer.matrices:
-            total += count * matrix.elements
-            packed += count * matrix.elements if is_quantized(matrix, weights) else 0
-    return packed / total
-
-
 def _four_bit_bytes(elements: int, weights: WeightFormat) -> int:
     blocks = _ceil(elements, BLOCK)
     size = _ceil(elements, 2) + _CODE_BYTES
@@ -202,21 +192,6 @@ def _four_bit_bytes(elements: int, weights: WeightFormat) -> int:
     if not weights.double_quant:
         return size + blocks * _FLOAT32
     return size + blocks + _ceil(blocks, SCALE_BLOCK) * _FLOAT32 + _SCALE_CODE_BYTES + _FLOAT32
-
-
-def _gguf_bytes(architecture: Architecture, kind: str) -> int:
-    weights = WeightFormat(kind)
-    total = embedding_bytes(architecture, weights)
-    total += architecture.vectors * _FLOAT32 + architecture.head.biases * _FLOAT32
-    total += sum(matrix_bytes(matrix, weights) for matrix in architecture.outer)
-    if not architecture.tied:
-        head = architecture.head
-        total += _gguf_matrix_bytes(head.outputs, head.inputs, _gguf_head_type(kind, head.inputs))
-    for layer, count in architecture.layers:
-        inner = (layer.vectors + layer.float32_buffers) * _FLOAT32
-        inner += sum(matrix_bytes(matrix, weights) for matrix in layer.matrices)
-        total += count * inner
-    return total
 
 
 def _gguf_head_type(kind: str, row: int) -> str:

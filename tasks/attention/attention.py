@@ -14,12 +14,11 @@ No model is loaded; the dtype is that of ``quant`` (``fp32``, ``bf16``, ``fp16``
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.engines import transformers as loading
 from orchestrator.engines.transformers.compilation import CompileWatch
-from orchestrator.engines.transformers.generation import no_phase
 from orchestrator.measure import (
     Identity,
     Infeasible,
@@ -31,9 +30,10 @@ from orchestrator.measure import (
     tracker,
 )
 from orchestrator.measure.figures import Bars, Scaling
-from orchestrator.measure.options import bounded, choice
+from orchestrator.measure.options import bounded, choice, options_of
 from orchestrator.measure.phase_memory import PhaseMemory
 from orchestrator.measure.wording import gib
+from orchestrator.model.weights import DTYPE_BYTES
 from orchestrator.tasks.attention.kernels import (
     COMPILED,
     IMPLEMENTATIONS,
@@ -51,7 +51,6 @@ from orchestrator.tasks.training.training_expected import device_memory_bytes
 if TYPE_CHECKING:
     import torch
 
-_DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Squares of scores that exist at once: two in the forward pass, three in the backward pass.
 _SQUARES = 3
 
@@ -87,7 +86,7 @@ class AttentionConfig:
 
     def square_bytes(self, dtype: str) -> int:
         """All scores."""
-        return self.batch_size * self.heads * self.tokens**2 * _DTYPE_BYTES[dtype]
+        return self.batch_size * self.heads * self.tokens**2 * DTYPE_BYTES[dtype]
 
 
 def check(identity: Identity) -> str | None:
@@ -106,17 +105,11 @@ def check(identity: Identity) -> str | None:
 
 def run(identity: Identity, recorder: Recorder) -> None:
     """Measure one trial; see the module for its phases."""
-    import torch
-
-    known = {field.name for field in fields(AttentionConfig)}
-    options = AttentionConfig(**{k: v for k, v in identity["task"].items() if k in known})
+    options = options_of(AttentionConfig, identity)
     kind, dtype = identity["device"]["kind"], identity["quant"]["dtype"]
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise Infeasible("torch sees no CUDA device here", where="device=cuda")
-    torch.set_num_threads(loading.thread_count(identity["device"]))
+    device = loading.use_device(identity["device"])
     _expect(options, kind, dtype, recorder)
     with recorder.phase("prepare", measured=False):
-        device = torch.device("cuda", 0) if kind == "cuda" else torch.device("cpu")
         inputs, gradient = _inputs(options, dtype, identity["seed"], device)
         if options.implementation in SDPA:
             attend = sdpa(options.implementation, causal=options.causal)
@@ -192,11 +185,8 @@ def _measure(
         return ahead.seconds, back.seconds
 
     for repetition in repeat(recorder, identity["protocol"], watch="attention_s"):
-        if repetition.warmup:
-            with recorder.phase("warmup", measured=False):
-                forward_s, backward_s = one(no_phase)
-        else:
-            forward_s, backward_s = one(phases)
+        with repetition.phases(recorder, phases) as phase:
+            forward_s, backward_s = one(phase)
         repetition.add("forward_s", "s", forward_s)
         repetition.add("backward_s", "s", backward_s)
         repetition.add("attention_s", "s", forward_s + backward_s)
@@ -220,7 +210,7 @@ def _prove(
     import torch
 
     with recorder.phase("engaged", measured=False):
-        dtypes = {str(t.dtype).removeprefix("torch.") for t in inputs}
+        dtypes = {loading.dtype_name(t.dtype) for t in inputs}
         recorder.engaged("dtype", identity["quant"]["dtype"], ", ".join(sorted(dtypes)))
         recorder.engaged("device", identity["device"]["kind"], inputs[0].device.type)
         threads = loading.thread_count(identity["device"])

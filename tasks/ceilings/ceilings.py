@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.engines import transformers as loading
 from orchestrator.errors import ConfigError
 from orchestrator.host.memory import physical_bytes
-from orchestrator.measure import Identity, Infeasible, MetricSpec, Recorder, Task
+from orchestrator.measure import Identity, MetricSpec, Recorder, Task
 from orchestrator.model.measured_device import OPERATIONS, STEADY_SPREAD, Measured
 from orchestrator.tasks.ceilings import layers as ceiling_layers
 from orchestrator.tasks.ceilings.layers import ReferenceLayers
@@ -90,17 +90,11 @@ def asked_operations(options: Mapping[str, Any]) -> frozenset[str]:
 
 def run(identity: Identity, recorder: Recorder) -> None:
     """Measure the ceilings that were asked for; all that was found is the fact ``ceilings``."""
-    import torch
-
     asked = asked_operations(identity["task"])
     most_s = _MOST_S if asked == frozenset(OPERATIONS) else _MOST_AFTER_A_SWEEP_S
-    kind = identity["device"]["kind"]
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise Infeasible("torch sees no CUDA device here", where="device=cuda")
-    torch.set_num_threads(loading.thread_count(identity["device"]))
-    device = torch.device("cuda", 0) if kind == "cuda" else torch.device("cpu")
+    device = loading.use_device(identity["device"])
     timer = Timer(recorder.clock)
-    on_cuda = kind == "cuda"
+    on_cuda = device.type == "cuda"
     operations = Operations(device, CUDA if on_cuda else CPU, timer)
     shape = ceiling_layers.CUDA if on_cuda else ceiling_layers.CPU
     layers = [

@@ -5,10 +5,12 @@ A hint, not a proof: bytes are those of an operator's tensor inputs, read once e
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from orchestrator.engines.transformers import dtype_name
+from orchestrator.measure import Clock, timed
 from orchestrator.tasks.profile.attribution import Operator
 
 if TYPE_CHECKING:
@@ -43,7 +45,7 @@ class Ceiling:
         return "compute" if compute_s > operator.read_bytes / self.bytes_per_s else "memory"
 
 
-def measure_ceiling(device: torch.device, dtype: torch.dtype) -> Ceiling:
+def measure_ceiling(device: torch.device, dtype: torch.dtype, clock: Clock) -> Ceiling:
     """Measure both ceilings; takes a fraction of a second."""
     import torch
 
@@ -53,26 +55,14 @@ def measure_ceiling(device: torch.device, dtype: torch.dtype) -> Ceiling:
     source = torch.ones(_COPY_BYTES[device.type], dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
 
-    def best_s(work: object) -> float:
-        assert callable(work)
-        best = float("inf")
+    def best_s(work: Callable[[], object]) -> float:
+        found = []
         for _ in range(_TRIES + 1):  # the first one is cold, and never the best
-            _sync(device)
-            begin = time.perf_counter()
-            work()
-            _sync(device)
-            best = min(best, time.perf_counter() - begin)
-        return best
+            with timed(clock) as span:
+                work()
+            found.append(span.seconds)
+        return min(found)
 
     product_s = best_s(lambda: left @ right)
     copy_s = best_s(lambda: target.copy_(source))
-    return Ceiling(
-        str(dtype).removeprefix("torch."), 2.0 * side**3 / product_s, 2.0 * source.nbytes / copy_s
-    )
-
-
-def _sync(device: torch.device) -> None:
-    import torch
-
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    return Ceiling(dtype_name(dtype), 2.0 * side**3 / product_s, 2.0 * source.nbytes / copy_s)

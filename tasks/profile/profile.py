@@ -21,11 +21,10 @@ only shares, and ``profiler_overhead`` says how much slower it was, decode steps
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from statistics import mean
 from typing import TYPE_CHECKING, Any
@@ -33,18 +32,17 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.engines import transformers as loading
 from orchestrator.engines.transformers import tokens
 from orchestrator.engines.transformers.feasible import ATTENTIONS
-from orchestrator.engines.transformers.generation import GreedyGenerator, SequenceTiming
+from orchestrator.engines.transformers.generation import SequenceTiming, generator_for
 from orchestrator.measure import (
     ConfigError,
     Identity,
-    InputError,
     MetricSpec,
     Mismatch,
     Recorder,
     Task,
 )
 from orchestrator.measure.figures import Bars, Breakdown, Ranking
-from orchestrator.measure.options import bounded, choice
+from orchestrator.measure.options import bounded, choice, options_of
 from orchestrator.tasks.profile.attribution import Operator, Profile, attribute
 from orchestrator.tasks.profile.bounds import Ceiling, measure_ceiling
 from orchestrator.tasks.profile.capture import capture, mark_phase, no_collection
@@ -137,18 +135,15 @@ def run(identity: Identity, recorder: Recorder) -> None:
     """Profile one trial; see the module for its phases."""
     import torch
 
-    known = {field.name for field in fields(ProfileConfig)}
-    options = ProfileConfig(**{k: v for k, v in identity["task"].items() if k in known})
+    options = options_of(ProfileConfig, identity)
     prompt_tokens, decode_steps = lengths(identity["task"])
     prepared = loading.prepare(identity, recorder)
-    limit = prepared.context_tokens
-    if limit is not None and prompt_tokens + decode_steps > limit:
-        raise InputError(
-            f"the scenario takes {prompt_tokens + decode_steps} tokens, more than the model's "
-            f"context of {limit}",
-            where="task.scenario",
-            fix="Use task.scenario=custom with a shorter prompt",
-        )
+    prepared.require_context(
+        prompt_tokens + decode_steps,
+        "the scenario's tokens",
+        where="task.scenario",
+        fix="Use task.scenario=custom with a shorter prompt",
+    )
     cuda = identity["device"]["kind"] == "cuda"
     with _memory_history(recorder, enabled=cuda and options.memory):
         model = loading.load(prepared, identity, recorder, attention=options.attention)
@@ -166,16 +161,9 @@ def _profile(
     recorder: Recorder,
 ) -> None:
     import torch
-    from transformers import DynamicCache
 
-    accepts = inspect.signature(model.forward).parameters
     clock = recorder.clock
-    generator = GreedyGenerator(
-        model,
-        clock,
-        lambda: DynamicCache(config=model.config),
-        prefill_options={"logits_to_keep": 1} if "logits_to_keep" in accepts else {},
-    )
+    generator = generator_for(model, clock)
 
     @contextmanager
     def phase(name: str) -> Iterator[None]:
@@ -196,7 +184,7 @@ def _profile(
 
     cuda = identity["device"]["kind"] == "cuda"
     dtype = getattr(torch, identity["quant"]["dtype"])
-    ceiling = measure_ceiling(model.device, dtype)
+    ceiling = measure_ceiling(model.device, dtype, clock)
     one_pass = trace_steps == decode_steps
     trace = recorder.artifact("trace.json.gz")
     passes: dict[str, Any] = {"cuda": cuda, "stacks": options.stacks}

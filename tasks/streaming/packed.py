@@ -8,7 +8,6 @@ for every step and stay in memory: a JSON file and a small safetensors file besi
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,23 +20,13 @@ _META = "packed.json"
 _CODES = "codes.safetensors"
 
 
-@dataclass(frozen=True)
-class PackedMeta:
-    """What stays in memory of one packed matrix."""
-
-    shape: tuple[int, int]
-    blocksize: int
-    nested_blocksize: int | None
-    nested_offset: float | None
-
-
 class Packer:
     """Quantizes matrices and gathers what must be remembered of them."""
 
     def __init__(self, scheme: str, *, double_quant: bool) -> None:
         self._scheme = scheme
         self._double_quant = double_quant
-        self._metas: dict[str, PackedMeta] = {}
+        self._metas: dict[str, dict[str, Any]] = {}
         self._codes: dict[str, torch.Tensor] = {}
 
     def pack(self, name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -53,12 +42,12 @@ class Packer:
         if state.nested:
             tensors[name + NESTED_ABSMAX] = state.state2.absmax
             self._codes.setdefault("nested_code", state.state2.code.clone())
-        self._metas[name] = PackedMeta(
-            (int(weight.shape[0]), int(weight.shape[1])),
-            int(state.blocksize),
-            int(state.state2.blocksize) if state.nested else None,
-            float(state.offset) if state.nested else None,
-        )
+        self._metas[name] = {
+            "shape": list(weight.shape),
+            "blocksize": int(state.blocksize),
+            "nested_blocksize": int(state.state2.blocksize) if state.nested else None,
+            "nested_offset": float(state.offset) if state.nested else None,
+        }
         return tensors
 
     def save(self, directory: Path) -> None:
@@ -67,8 +56,8 @@ class Packer:
             return
         from safetensors.torch import save_file
 
-        metas = {name: asdict(meta) for name, meta in self._metas.items()}
-        (directory / _META).write_text(json.dumps({"scheme": self._scheme, "matrices": metas}))
+        kept = {"scheme": self._scheme, "matrices": self._metas}
+        (directory / _META).write_text(json.dumps(kept))
         save_file(self._codes, directory / _CODES)
 
 

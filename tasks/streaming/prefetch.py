@@ -43,18 +43,18 @@ class Pipeline(Protocol):
 
     def release(self, loaded: Loaded) -> None:
         """The unit is not needed any more."""
-        ...
+        return None
 
     def settle(self) -> None:
         """Wait until nothing is under way that was not asked for."""
-        ...
+        return None
 
     def close(self) -> None:
         """Stop threads; idempotent."""
-        ...
+        return None
 
 
-class HeldPipeline:
+class HeldPipeline(Pipeline):
     """Gives weights that are in memory already: what is left of a step is computing.
 
     Of each kind the first unit stands for all, so that it takes less memory than a layer each.
@@ -73,17 +73,11 @@ class HeldPipeline:
         names = ((part.key, part.key.replace(unit.name, held.unit.name, 1)) for part in unit.parts)
         return Loaded(unit, {key: held.tensors[source] for key, source in names}, held.slot)
 
-    def release(self, loaded: Loaded) -> None:
-        return None
-
-    def settle(self) -> None:
-        return None
-
     def close(self) -> None:
         self._held.clear()
 
 
-class SyncPipeline:
+class SyncPipeline(Pipeline):
     """Reads in the foreground, when asked."""
 
     def __init__(self, loader: Loader, ledger: StepLedger) -> None:
@@ -97,12 +91,6 @@ class SyncPipeline:
 
     def release(self, loaded: Loaded) -> None:
         loaded.tensors.clear()
-
-    def settle(self) -> None:
-        return None
-
-    def close(self) -> None:
-        return None
 
 
 class AsyncPipeline:

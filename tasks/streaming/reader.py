@@ -93,9 +93,7 @@ class Reader:
         self.refusal: str | None = None
         ordered = sorted(set(files))
         if direct:
-            self.refusal = (
-                self._open(ordered, _DIRECT) if _DIRECT else "this system has no O_DIRECT"
-            )
+            self.refusal = self._open(ordered, _DIRECT) if _DIRECT else _NO_SUCH_FLAG
         self._direct = direct and self.refusal is None
         if not self._direct:
             self._open(ordered, 0)

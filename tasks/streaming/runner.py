@@ -11,7 +11,7 @@ The model is built without weights; masks, positions and the key-value cache are
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -161,21 +161,16 @@ class StreamedModel:
 
     def stream(self, unit: Unit) -> None:
         """Bring ``unit`` in before its module runs, and drop it afterwards."""
-        module = self._model.get_submodule(unit.name)
 
-        def before(_module: nn.Module, _inputs: Any) -> None:
+        def bring() -> None:
             loaded = self.pipeline.take(unit)
             with self._ledger.foreground("create", unit.name):
                 self._create(unit, loaded.tensors)
                 if self._is_cuda:
                     _synchronize()
             self._held = loaded
-            self._forward_from_ns = self._ledger.now_ns()
 
-        def after(_module: nn.Module, _inputs: Any, _output: Any) -> None:
-            if self._is_cuda:
-                _synchronize()  # the slot is written again as soon as it is released
-            self._ledger.add("forward", unit.name, self._forward_from_ns, self._ledger.now_ns())
+        def drop() -> None:
             with self._ledger.foreground("free", unit.name):
                 for owner, leaf, empty in self._empty[unit.name]:
                     owner._parameters[leaf] = empty
@@ -183,20 +178,25 @@ class StreamedModel:
                 self.pipeline.release(self._held)
                 self._held = None
 
-        module.register_forward_pre_hook(before)
-        module.register_forward_hook(after)
+        self._time(unit, bring, drop)
 
     def time_resident(self, unit: Unit) -> None:
         """Book the forward of a unit that stays in memory."""
+        self._time(unit, lambda: None, lambda: None)
+
+    def _time(self, unit: Unit, bring: Callable[[], None], drop: Callable[[], None]) -> None:
+        """Book the forward of ``unit``, between what is done before it and after it."""
         module = self._model.get_submodule(unit.name)
 
         def before(_module: nn.Module, _inputs: Any) -> None:
+            bring()
             self._forward_from_ns = self._ledger.now_ns()
 
         def after(_module: nn.Module, _inputs: Any, _output: Any) -> None:
             if self._is_cuda:
-                _synchronize()
+                _synchronize()  # the slot is written again as soon as it is released
             self._ledger.add("forward", unit.name, self._forward_from_ns, self._ledger.now_ns())
+            drop()
 
         module.register_forward_pre_hook(before)
         module.register_forward_hook(after)

@@ -53,11 +53,7 @@ class StreamingSession:
         import torch
 
         self.config = prepared.config
-        self.device = (
-            torch.device("cuda", 0)
-            if identity["device"]["kind"] == "cuda"
-            else (torch.device("cpu"))
-        )
+        self.device = loading.torch_device(identity["device"])
         self.ledger = StepLedger(recorder.clock)
         self._options = options
         self._identity = identity

@@ -16,9 +16,6 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.engines import transformers as loading
@@ -27,7 +24,6 @@ from orchestrator.engines.transformers.generation import GreedyGenerator, Sequen
 from orchestrator.measure import (
     ConfigError,
     Identity,
-    InputError,
     MetricSpec,
     Recorder,
     Repetition,
@@ -38,6 +34,7 @@ from orchestrator.measure import (
     timed,
 )
 from orchestrator.measure.figures import Bars, Breakdown
+from orchestrator.measure.options import options_of
 from orchestrator.tasks.streaming import account, bandwidth
 from orchestrator.tasks.streaming.intervals import CATEGORIES, UNATTRIBUTED, CuttingClock
 from orchestrator.tasks.streaming.options import StreamingConfig
@@ -84,17 +81,14 @@ def run(identity: Identity, recorder: Recorder) -> None:
     """Measure one trial; see the module for its phases."""
     import torch
 
-    known = {field.name for field in fields(StreamingConfig)}
-    options = StreamingConfig(**{k: v for k, v in identity["task"].items() if k in known})
+    options = options_of(StreamingConfig, identity)
     prepared = loading.prepare(identity, recorder)
     length = options.prompt_tokens + options.new_tokens
-    if prepared.context_tokens is not None and length > prepared.context_tokens:
-        raise InputError(
-            f"prompt_tokens + new_tokens = {length}, more than the model's context of "
-            f"{prepared.context_tokens}",
-            where="task",
-            fix="Shorten task.prompt_tokens or task.new_tokens",
-        )
+    prepared.require_context(
+        length,
+        "prompt_tokens + new_tokens",
+        fix="Shorten task.prompt_tokens or task.new_tokens",
+    )
     with torch.inference_mode():
         session = StreamingSession(prepared, identity, options, recorder)
         try:
@@ -133,16 +127,13 @@ def _measure(
     for repetition in repeat(recorder, identity["protocol"], watch="tpot_s"):
         session.settle_page_cache()
         ledger.reset()
-        outer = recorder.phase("warmup", measured=False) if repetition.warmup else nullcontext()
-        with outer:
-            timing, ids = generator.sequence(
-                prompt, options.new_tokens, _silent if repetition.warmup else recorder.phase
-            )
+        with repetition.phases(recorder, recorder.phase) as phase:
+            timing, ids = generator.sequence(prompt, options.new_tokens, phase)
         session.budget.check()
         session.check_page_cache(recorder)
         steps = ledger.steps()
         _add(repetition, timing, steps, session, options)
-        outputs.add(_digest(ids))
+        outputs.add(tokens.output_digest(ids))
         if not repetition.warmup:
             tpots_s.append(repetition_tpot_s(timing))
             breakdown.append(
@@ -178,17 +169,6 @@ def _generator(session: StreamingSession, clock: CuttingClock) -> GreedyGenerato
         lambda: DynamicCache(config=session.config),
         prefill_options={"logits_to_keep": 1},
     )
-
-
-def _digest(ids: list[torch.Tensor]) -> str:
-    import torch
-
-    return tokens.ids_digest(torch.cat(ids, dim=-1).flatten().tolist())[:16]
-
-
-@contextmanager
-def _silent(name: str) -> Iterator[None]:
-    yield
 
 
 def _add(

@@ -7,26 +7,20 @@ converted a model would be measured with warm kernels and a fragmented heap.
 
 from __future__ import annotations
 
-import errno
 import json
-import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orchestrator
 from orchestrator.engines.cache import cache_root, publish
 from orchestrator.engines.digest import digest_json
+from orchestrator.engines.separate import run_module
 from orchestrator.engines.transformers import Prepared
-from orchestrator.measure import Identity, InputError
+from orchestrator.measure import Identity
 from orchestrator.tasks.streaming.layout import TensorPlace, places_in
 
 # Part of the cache key: raise it when the same model would be written otherwise.
 STORE_VERSION = 2
-
-EXIT_NO_SPACE = 28
 
 
 @dataclass(frozen=True)
@@ -78,31 +72,12 @@ def _write(request: dict[str, Any], directory: Path) -> None:
     directory.mkdir(mode=0o700)
     order = directory / "request.json"
     order.write_text(json.dumps(request))
-    root = str(Path(orchestrator.__file__).resolve().parents[1])
-    search_path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "orchestrator.tasks.streaming.write_units",
-            str(order),
-            str(directory),
-        ],
-        env={**os.environ, "PYTHONPATH": search_path, "CUDA_VISIBLE_DEVICES": ""},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
+    run_module(
+        "orchestrator.tasks.streaming.write_units",
+        order,
+        directory,
+        failed="the weights cannot be written layer by layer",
+        where=str(request["directory"] or "model.architecture"),
+        fix="Check that its files belong together",
     )
-    if done.returncode == EXIT_NO_SPACE:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory))
-    if done.returncode != 0:
-        sys.stderr.write(done.stdout)
-        last = (done.stdout.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        raise InputError(
-            f"the weights cannot be written layer by layer: {last[:300]}",
-            where=str(request["directory"] or "model.architecture"),
-            fix="Check that its files belong together",
-        )
     order.unlink()

@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.engines.separate import NO_SPACE
 from orchestrator.tasks.streaming.layout import PAGE_BYTES
 from orchestrator.tasks.streaming.packed import Packer
-from orchestrator.tasks.streaming.unit_files import EXIT_NO_SPACE
 
 if TYPE_CHECKING:
     import torch
@@ -95,7 +95,7 @@ def main() -> None:
     except Exception as error:
         # safetensors wraps the system's error in one of its own.
         if "No space left" in str(error) or "os error 28" in str(error):
-            sys.exit(EXIT_NO_SPACE)
+            sys.exit(NO_SPACE)
         raise
 
 

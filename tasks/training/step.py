@@ -18,8 +18,9 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.engines.transformers.generation import no_phase
+from orchestrator.engines.transformers import dtype_name
 from orchestrator.measure import Clock, timed
+from orchestrator.measure.sampling import no_phase
 
 if TYPE_CHECKING:
     import torch
@@ -140,8 +141,3 @@ class TrainingStep:
             if p.requires_grad
         )
         return ", ".join(f"{kind} x {count}" for kind, count in sorted(kinds.items()))
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """``bfloat16`` for ``torch.bfloat16``."""
-    return str(dtype).removeprefix("torch.")

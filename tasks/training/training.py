@@ -17,7 +17,6 @@ moments) and ``task.autocast`` (``bfloat16`` over ``quant=fp32``). All steps see
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.engines import transformers as loading
@@ -27,7 +26,6 @@ from orchestrator.measure import (
     ConfigError,
     CudaMemory,
     Identity,
-    InputError,
     MetricSpec,
     Recorder,
     Repetition,
@@ -37,6 +35,7 @@ from orchestrator.measure import (
     tracker,
 )
 from orchestrator.measure.figures import Bars, Breakdown, Scaling
+from orchestrator.measure.options import options_of
 from orchestrator.measure.phase_memory import PhaseMemory
 from orchestrator.tasks.training.options import TrainingConfig
 from orchestrator.tasks.training.step import StepTiming, TrainingStep
@@ -97,29 +96,18 @@ def expect(identity: Identity, config: Mapping[str, Any] | None) -> Expectation 
         config = identity["model"]["architecture"]
     if config is None or check(identity) is not None:
         return None
-    return expectation(config, _options(identity), identity["quant"]["dtype"])
+    return expectation(config, options_of(TrainingConfig, identity), identity["quant"]["dtype"])
 
 
 def _computed_in(options: TrainingConfig, identity: Identity) -> str:
     return str(identity["quant"]["dtype"]) if options.autocast == "none" else options.autocast
 
 
-def _options(identity: Identity) -> TrainingConfig:
-    known = {field.name for field in fields(TrainingConfig)}
-    return TrainingConfig(**{k: v for k, v in identity["task"].items() if k in known})
-
-
 def run(identity: Identity, recorder: Recorder) -> None:
     """Measure one trial; see the module for its phases."""
-    options = _options(identity)
+    options = options_of(TrainingConfig, identity)
     prepared = loading.prepare(identity, recorder)
-    limit = prepared.context_tokens
-    if limit is not None and options.context_tokens > limit:
-        raise InputError(
-            f"context_tokens = {options.context_tokens}, more than the model's context of {limit}",
-            where="task.context_tokens",
-            fix="Shorten it",
-        )
+    prepared.require_context(options.context_tokens, "context_tokens", where="task.context_tokens")
     expected = Expected(prepared.config.to_dict(), options, identity["quant"]["dtype"])
     # Written down before anything can run out of memory: what was asked for stands in the row.
     if expected.memory is not None:
@@ -178,15 +166,13 @@ def _measure(
         with recorder.phase("compile", measured=False):
             compiling.settle(step.run, most=1 if identity["protocol"]["warmup"] else MOST_ROUNDS)
     metrics = _StepMetrics(options, expected, identity)
-    phase = memory.phases(recorder)
+    phases = memory.phases(recorder)
     for repetition in repeat(recorder, identity["protocol"], watch="step_s"):
-        if repetition.warmup:
-            with recorder.phase("warmup", measured=False):
-                timing = step.run()
-        else:
-            if compiling and repetition.index == 0 and not compiling.is_settled():
-                with recorder.phase("compile", measured=False):
-                    compiling.settle(step.run)
+        first = not repetition.warmup and repetition.index == 0
+        if compiling and first and not compiling.is_settled():
+            with recorder.phase("compile", measured=False):
+                compiling.settle(step.run)
+        with repetition.phases(recorder, phases) as phase:
             timing = step.run(phase)
         metrics.add(repetition, timing)
     metrics.record_absent(recorder)

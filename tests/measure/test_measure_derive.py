@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from orchestrator.measure import FakeClock, Recorder, first_call, repeat, timed
 from orchestrator.measure.derive import (
@@ -18,7 +16,6 @@ from orchestrator.measure.derive import (
     e2e_s,
     joules_per_token,
     mfu,
-    shares,
     step_tokens_per_s,
     tpot_s,
 )
@@ -129,28 +126,6 @@ def test_device_work_is_not_timed_without_waiting_for_the_device(model: Model) -
     with timed(clock) as span:
         model.prefill()
     assert span.seconds == PREFILL_S
-
-
-def test_overlapping_categories_are_no_shares_of_wall_time() -> None:
-    with pytest.raises(ValueError, match="overlap"):
-        shares({"copy": 0.8, "compute": 0.9}, 1.0)
-    assert shares({"copy": 0.25, "compute": 0.5}, 1.0) == {
-        "copy": 0.25,
-        "compute": 0.5,
-        "other": 0.25,
-    }
-    with pytest.raises(ValueError, match="positive"):
-        shares({"copy": -0.1}, 1.0)
-    with pytest.raises(ValueError, match="positive"):
-        shares({}, 0.0)
-
-
-@given(st.lists(st.floats(0.0, 10.0), min_size=1, max_size=8), st.floats(0.001, 10.0))
-def test_shares_add_up_to_one(parts: list[float], rest: float) -> None:
-    named = {f"part {i}": seconds for i, seconds in enumerate(parts)}
-    found = shares(named, sum(parts) + rest)
-    assert sum(found.values()) == pytest.approx(1.0)
-    assert min(found.values()) >= 0.0
 
 
 def test_inter_token_time_averages_the_intervals_there_are(model: Model) -> None:

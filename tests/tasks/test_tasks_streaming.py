@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.engines.separate import NO_SPACE
 from orchestrator.errors import ConfigError
 from orchestrator.measure import InputError, OutOfMemory
 from orchestrator.tasks.streaming.layout import (
@@ -18,7 +19,6 @@ from orchestrator.tasks.streaming.layout import (
 from orchestrator.tasks.streaming.packed import Packer, Unpacker
 from orchestrator.tasks.streaming.runner import ARCHITECTURES
 from orchestrator.tasks.streaming.streaming_expected import expect_streaming
-from orchestrator.tasks.streaming.unit_files import EXIT_NO_SPACE
 from orchestrator.tasks.streaming.write_units import main as write_main
 from orchestrator.tasks.streaming.write_units import write
 from testing.checks import check_of
@@ -337,7 +337,7 @@ def test_the_writer_says_that_the_disk_is_full(
     monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(SystemExit) as caught:
         write_main()
-    assert caught.value.code == EXIT_NO_SPACE
+    assert caught.value.code == NO_SPACE
 
 
 def test_packing_keeps_scales_plain_where_asked() -> None:

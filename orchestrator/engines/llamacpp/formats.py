@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +10,7 @@ from typing import Any
 from orchestrator.engines.cache import cache_root, publish
 from orchestrator.engines.inspection import inspect_gguf
 from orchestrator.engines.llamacpp.gguf_configuration import configuration_of
-from orchestrator.engines.llamacpp.requantize import NO_SPACE
+from orchestrator.engines.separate import run_module
 from orchestrator.measure import InputError, Recorder
 
 SOURCE = "source"
@@ -43,34 +39,15 @@ def in_format(source: Path, digest: str, name: str, recorder: Recorder | None = 
     final = cache_root() / "formats" / f"{digest[:32]}-{name}-v{_VERSION}.gguf"
 
     def build(target: Path) -> None:
-        root = str(Path(__file__).resolve().parents[3])
-        search_path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-        done = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "orchestrator.engines.llamacpp.requantize",
-                str(source),
-                str(target),
-                name,
-            ],
-            env={**os.environ, "PYTHONPATH": search_path, "CUDA_VISIBLE_DEVICES": ""},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
+        run_module(
+            "orchestrator.engines.llamacpp.requantize",
+            source,
+            target,
+            name,
+            failed=f"this GGUF file cannot be written as {name}",
+            where=str(source),
+            fix="Use task.format=source, or a file in another format",
         )
-        if done.returncode == NO_SPACE:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        if done.returncode != 0:
-            sys.stderr.write(done.stdout)
-            last = (done.stdout.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-            raise InputError(
-                f"this GGUF file cannot be written as {name}: {last[:300]}",
-                where=str(source),
-                fix="Use task.format=source, or a file in another format",
-            )
 
     making = recorder.phase("convert", measured=False) if recorder else None
     return publish(final, build, making=making)

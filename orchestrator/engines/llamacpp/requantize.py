@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-NO_SPACE = 28
+from orchestrator.engines.separate import NO_SPACE
+
 _FINER = ("token_embd.weight", "output.weight")
 _FINER_FORMAT = "Q8_0"
 _EIGHT_BITS_OR_MORE = ("BF16", "Q8_0")

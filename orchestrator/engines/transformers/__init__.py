@@ -1,5 +1,6 @@
 """How tasks get a model: found, checked, fetched, loaded, and proven to be what was asked for."""
 
+from orchestrator.engines.transformers.engaged import dtype_name
 from orchestrator.engines.transformers.feasible import (
     check_attention,
     check_compile,
@@ -15,6 +16,8 @@ from orchestrator.engines.transformers.load import (
     prepare,
     release_free_memory,
     thread_count,
+    torch_device,
+    use_device,
 )
 
 __all__ = [
@@ -25,10 +28,13 @@ __all__ = [
     "check_compile",
     "check_length",
     "check_model",
+    "dtype_name",
     "footprint",
     "load",
     "load_unmeasured",
     "prepare",
     "release_free_memory",
     "thread_count",
+    "torch_device",
+    "use_device",
 ]

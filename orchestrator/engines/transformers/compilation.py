@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-# What is compiled as one graph: the whole model, or one of its layers for all of them.
-SCOPES = ("model", "layer")
 MOST_ROUNDS = 8
 
 

@@ -7,14 +7,12 @@ elsewhere (``dequantise.py``).
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 from orchestrator.engines.cache import cache_root, publish
 from orchestrator.engines.inspection import inspect_gguf
-from orchestrator.measure import InputError, Recorder
+from orchestrator.engines.separate import run_module
+from orchestrator.measure import Recorder
 
 # Part of the cache key: raise it when the same file would convert to something else.
 CONVERSION_VERSION = 1
@@ -41,30 +39,13 @@ def converted(gguf: Path, digest: str, recorder: Recorder) -> Path:
 
     def build(directory: Path) -> None:
         inspect_gguf(gguf)
-        root = str(Path(__file__).resolve().parents[3])
-        search_path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-        done = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "orchestrator.engines.transformers.dequantise",
-                str(gguf),
-                str(directory),
-            ],
-            env={**os.environ, "PYTHONPATH": search_path, "CUDA_VISIBLE_DEVICES": ""},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
+        run_module(
+            "orchestrator.engines.transformers.dequantise",
+            gguf,
+            directory,
+            failed="transformers cannot convert this GGUF file",
+            where=str(gguf),
+            fix="Use a GGUF of an architecture it supports, or model=path with safetensors",
         )
-        if done.returncode != 0:
-            sys.stderr.write(done.stdout)
-            last = (done.stdout.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-            raise InputError(
-                f"transformers cannot convert this GGUF file: {last[:300]}",
-                where=str(gguf),
-                fix="Use a GGUF of an architecture it supports, or model=path with safetensors",
-            )
 
     return publish(final, build, making=recorder.phase("convert", measured=False))

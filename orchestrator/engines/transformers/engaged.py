@@ -21,11 +21,16 @@ if TYPE_CHECKING:
 _LEAST_QUANTIZED = 0.5
 
 
+def dtype_name(dtype: Any) -> str:
+    """``bfloat16`` for ``torch.bfloat16``."""
+    return str(dtype).removeprefix("torch.")
+
+
 def linear_kind(module: nn.Module) -> str:
     """What a linear layer's weights are: ``float32``, ``int8``, ``nf4``, ``nf4+double`` ..."""
     weight: Any = module.weight
     kind = type(module).__name__
-    dtype = str(weight.dtype).removeprefix("torch.")
+    dtype = dtype_name(weight.dtype)
     if kind == "Linear":
         return dtype
     if kind == "Linear8bitLt":
@@ -65,17 +70,14 @@ def check_weights(model: nn.Module, quant: Mapping[str, Any], recorder: Recorder
     linears = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head]
     kinds = Counter(linear_kind(module) for module in linears)
     if not kinds:  # GPT-2's kind of layer: no nn.Linear at all
-        kinds = Counter(
-            str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.dim() > 1
-        )
+        kinds = Counter(dtype_name(p.dtype) for p in model.parameters() if p.dim() > 1)
     got = ", ".join(f"{kind} x {count}" for kind, count in sorted(kinds.items()))
     recorder.engaged("weights", asked, got, ok=set(kinds) == {asked})
     if quant["scheme"] != "none":
         _check_share(model, asked, recorder)
-        compute = {str(m.compute_dtype) for m in linears if hasattr(m, "compute_dtype")}
+        compute = {dtype_name(m.compute_dtype) for m in linears if hasattr(m, "compute_dtype")}
         if compute:
-            got = ", ".join(sorted(c.removeprefix("torch.") for c in compute))
-            recorder.engaged("compute dtype", quant["dtype"], got)
+            recorder.engaged("compute dtype", quant["dtype"], ", ".join(sorted(compute)))
 
 
 def check_setting(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -66,12 +67,7 @@ def footprint(model: nn.Module) -> Footprint:
 
 def _logical_count(parameter: Any) -> int:
     state = getattr(parameter, "quant_state", None)
-    if state is None:
-        return int(parameter.numel())
-    count = 1
-    for size in state.shape:
-        count *= size
-    return int(count)
+    return int(parameter.numel()) if state is None else math.prod(state.shape)
 
 
 def _tensors_of(

@@ -11,13 +11,14 @@ emitted, printed or copied to the host between two marks.
 
 from __future__ import annotations
 
+import inspect
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.measure import Clock, timed
+from orchestrator.measure.sampling import PhaseMaker, no_phase
 
 if TYPE_CHECKING:
     import torch
@@ -37,12 +38,6 @@ class SequenceTiming:
 
     ttft_s: float
     intervals_s: tuple[float, ...]
-
-
-@contextmanager
-def no_phase(name: str) -> Iterator[None]:
-    """Stands in for ``recorder.phase`` where a sequence is not to be marked."""
-    yield
 
 
 class GreedyGenerator:
@@ -86,7 +81,7 @@ class GreedyGenerator:
         self,
         prompt: torch.Tensor,
         new_tokens: int,
-        phase: Callable[[str], Any] = no_phase,
+        phase: PhaseMaker = no_phase,
     ) -> tuple[SequenceTiming, list[torch.Tensor]]:
         """Generate ``new_tokens`` for each row of ``prompt``, (batch, length).
 
@@ -120,3 +115,23 @@ class GreedyGenerator:
                     marks.append(clock.mark())
                 intervals = clock.seconds_between(marks)
         return SequenceTiming(span.seconds, tuple(intervals)), tokens
+
+
+def generator_for(
+    model: Any,
+    clock: Clock,
+    *,
+    forward: Callable[..., Any] | None = None,
+    token_sleep_s: float = 0.0,
+) -> GreedyGenerator:
+    """A generator of a transformers model, which ``forward`` is where it is compiled."""
+    from transformers import DynamicCache
+
+    accepts = inspect.signature(model.forward).parameters
+    return GreedyGenerator(
+        model if forward is None else forward,
+        clock,
+        lambda: DynamicCache(config=model.config),
+        prefill_options={"logits_to_keep": 1} if "logits_to_keep" in accepts else {},
+        token_sleep_s=token_sleep_s,
+    )

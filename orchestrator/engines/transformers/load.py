@@ -38,6 +38,7 @@ from orchestrator.engines.transformers.quantization import (
     refuse_unpackable,
     transformers_config,
 )
+from orchestrator.errors import one_line
 from orchestrator.host.cpu import usable_cores
 from orchestrator.measure import Identity, Infeasible, InputError, Recorder, timed
 
@@ -104,16 +105,13 @@ def prepare(identity: Identity, recorder: Recorder) -> Prepared:
     Infeasible
         If the device or bitsandbytes is missing here.
     """
-    import torch
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
     from transformers.utils.logging import disable_progress_bar
 
     model = identity["model"]
     with recorder.phase("prepare", measured=False):
         disable_progress_bar()
-        if identity["device"]["kind"] == "cuda" and not torch.cuda.is_available():
-            raise Infeasible("torch sees no CUDA device here", where="device=cuda")
-        torch.set_num_threads(thread_count(identity["device"]))
+        use_device(identity["device"])
         if identity["quant"]["scheme"] != "none":
             import_bitsandbytes()
         if problem := find_problem(model):
@@ -182,7 +180,7 @@ def load_unmeasured(
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """A model in evaluation mode, its weights in memory on the device, nothing recorded."""
-    target = _target_device(device)
+    target = torch_device(device)
     if prepared.directory is None:
         model = architecture.build(prepared.config, seed, quant["dtype"], attention)
         if quant["scheme"] != "none":
@@ -195,6 +193,23 @@ def load_unmeasured(
     refuse_unpackable(model, quant)
     model.requires_grad_(False)
     return model.eval()
+
+
+def torch_device(device: Mapping[str, Any]) -> torch.device:
+    """What torch calls the device of ``identity["device"]``."""
+    import torch
+
+    return torch.device("cuda", 0) if device["kind"] == "cuda" else torch.device("cpu")
+
+
+def use_device(device: Mapping[str, Any]) -> torch.device:
+    """The device, there and with its threads set; :class:`Infeasible` where torch sees none."""
+    import torch
+
+    if device["kind"] == "cuda" and not torch.cuda.is_available():
+        raise Infeasible("torch sees no CUDA device here", where="device=cuda")
+    torch.set_num_threads(thread_count(device))
+    return torch_device(device)
 
 
 def thread_count(device: Mapping[str, Any]) -> int:
@@ -249,9 +264,9 @@ def _configuration(directory: Path, trust_remote_code: bool) -> PretrainedConfig
             directory, local_files_only=True, trust_remote_code=trust_remote_code
         )
     except Exception as error:  # its validators raise types of their own
-        line = " ".join(str(error).split())[:300]
         raise InputError(
-            f"this configuration cannot be used: {line}", where=str(directory / "config.json")
+            f"this configuration cannot be used: {one_line(error)}",
+            where=str(directory / "config.json"),
         ) from error
 
 
@@ -286,10 +301,10 @@ def _read(
             ignore_mismatched_sizes=True,  # named below, instead of in a table and a riddle
         )
     except ImportError as error:
-        raise Infeasible(_line(error), where=str(directory)) from error
+        raise Infeasible(one_line(error), where=str(directory)) from error
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise InputError(
-            f"the model cannot be loaded: {_line(error)}", where=str(directory)
+            f"the model cannot be loaded: {one_line(error)}", where=str(directory)
         ) from error
     missing = sorted(notes.get("missing_keys") or ())
     mismatched = sorted(str(entry[0]) for entry in notes.get("mismatched_keys") or ())
@@ -320,13 +335,3 @@ def _bring_into_memory(model: PreTrainedModel, files: tuple[Path, ...]) -> None:
         address = parameter.data_ptr()
         if any(begin <= address < end for begin, end in mapped):
             parameter.data = parameter.data.clone()
-
-
-def _target_device(device: Mapping[str, Any]) -> torch.device:
-    import torch
-
-    return torch.device("cuda", 0) if device["kind"] == "cuda" else torch.device("cpu")
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

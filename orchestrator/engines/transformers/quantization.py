@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 FOUR_BIT = ("nf4", "fp4")
 QUANTIZED = ("int8", *FOUR_BIT)
-SCHEMES = ("none", *QUANTIZED)
-DTYPES = ("float32", "bfloat16", "float16")
 
 _BLOCK = 64
 _PACKED_ROWS = 32

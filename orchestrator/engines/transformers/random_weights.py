@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.engines.digest import digest_json
-from orchestrator.errors import nearest
+from orchestrator.errors import nearest, one_line
 from orchestrator.measure import InputError
 
 if TYPE_CHECKING:
@@ -38,9 +38,9 @@ def configuration(architecture: Mapping[str, Any]) -> PretrainedConfig:
     try:
         return AutoConfig.for_model(model_type, **values)
     except Exception as error:  # its validators raise types of their own
-        line = " ".join(str(error).split())[:300]
         raise InputError(
-            f"{model_type} rejects this configuration: {line}", where="model.architecture"
+            f"{model_type} rejects this configuration: {one_line(error)}",
+            where="model.architecture",
         ) from error
 
 
@@ -61,9 +61,8 @@ def build(config: PretrainedConfig, seed: int, dtype: str, attention: str) -> Pr
                 config, dtype=torch.float32, attn_implementation=attention
             )
         except (ValueError, TypeError, ZeroDivisionError, IndexError, AssertionError) as error:
-            line = " ".join(str(error).split())[:300]
             raise InputError(
-                f"{config.model_type} cannot be built as a language model: {line}",
+                f"{config.model_type} cannot be built as a language model: {one_line(error)}",
                 where="model.architecture",
             ) from error
     target = getattr(torch, dtype)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.engines.digest import digest_text
 from orchestrator.engines.transformers import Prepared
+from orchestrator.errors import one_line
 from orchestrator.measure import InputError
 
 if TYPE_CHECKING:
@@ -65,9 +66,8 @@ def text_ids(prepared: Prepared, name: str, count: int, *, trust_remote_code: bo
         )
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     except Exception as error:  # tokenizers raise types of their own
-        line = " ".join(str(error).split())[:300]
         raise InputError(
-            f"the tokenizer cannot be used: {line}", where=str(prepared.directory)
+            f"the tokenizer cannot be used: {one_line(error)}", where=str(prepared.directory)
         ) from error
     if len(ids) < count:
         raise InputError(
@@ -113,13 +113,19 @@ def read_text(name: str, characters: int) -> str:
         with file.open(encoding="utf-8") as stream:
             return stream.read(characters)
     except (OSError, ValueError, KeyError) as error:
-        line = " ".join(str(error).split())[:200]
-        raise InputError(f"this text cannot be read: {line}", where=str(file)) from error
+        raise InputError(f"this text cannot be read: {one_line(error)}", where=str(file)) from error
 
 
 def ids_digest(ids: list[int]) -> str:
     """SHA-256 of a sequence of token ids."""
     return digest_text(",".join(map(str, ids)))
+
+
+def output_digest(steps: list[torch.Tensor]) -> str:
+    """16 hex digits of the ids that a generation gave, step by step, (batch, 1) each."""
+    import torch
+
+    return ids_digest(torch.cat(steps, dim=-1).flatten().tolist())[:16]
 
 
 def _ordinary_ids(prepared: Prepared) -> list[int]:
@@ -169,9 +175,8 @@ def _dataset_file(name: str) -> Path:
     try:
         return Path(hf_hub_download("/".join(parts[:2]), parts[2], repo_type="dataset"))
     except (errors.EntryNotFoundError, errors.HfHubHTTPError, OSError, ValueError) as error:
-        line = " ".join(str(error).split())[:200]
         raise InputError(
-            f"the dataset cannot be fetched: {line}",
+            f"the dataset cannot be fetched: {one_line(error)}",
             where=name,
             fix="Check its name, go online, or use a local file",
         ) from error
