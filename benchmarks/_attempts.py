@@ -8,8 +8,9 @@ from typing import Any
 
 from orchestrator.attempt import AttemptReport, AttemptSpec, Outcome, Slot
 from orchestrator.host.cpu import usable_cores
-from orchestrator.isolate import Isolation
-from orchestrator.plan import Trial, build
+from orchestrator.isolate.isolation import Isolation
+from orchestrator.plan.expand import build
+from orchestrator.plan.trial import Trial
 
 
 def trial_of(*overrides: str) -> Trial:

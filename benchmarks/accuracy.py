@@ -31,7 +31,7 @@ from benchmarks.plain_loop import decode_rate
 from orchestrator.engines import transformers as loading
 from orchestrator.engines.transformers import tokens
 from orchestrator.engines.transformers.generation import generator_for
-from orchestrator.isolate import Isolation
+from orchestrator.isolate.isolation import Isolation
 from orchestrator.measure import HostClock, Recorder, Samples, derive
 
 PACKAGED = ["model=smollm2_135m"]

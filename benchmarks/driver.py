@@ -33,15 +33,11 @@ from benchmarks._machine import emit, peak_rss_bytes
 from orchestrator.attempt import AttemptReport, AttemptSpec, Outcome, Resources, Slot
 from orchestrator.plan.schema import Settings
 from orchestrator.plan.trial import Trial
-from orchestrator.schedule import (
-    Attempt,
-    Fate,
-    Node,
-    SimulatedCluster,
-    SweepResult,
-    run_sweep,
-    start_async,
-)
+from orchestrator.schedule.cluster.ray.cluster import start_async
+from orchestrator.schedule.cluster.simulated import Fate, SimulatedCluster
+from orchestrator.schedule.driver import SweepResult, run_sweep
+from orchestrator.schedule.placement import Node
+from orchestrator.schedule.todo import Attempt
 
 NODES = 1_000
 GPUS = 8

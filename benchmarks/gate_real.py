@@ -31,8 +31,9 @@ from benchmarks._attempts import attempt, trial_of
 from benchmarks._machine import emit
 from orchestrator.attempt import AttemptReport
 from orchestrator.engines import transformers as loading
-from orchestrator.isolate import Isolation
-from orchestrator.plan import Trial, conf_directory
+from orchestrator.isolate.isolation import Isolation
+from orchestrator.plan.places import conf_directory
+from orchestrator.plan.trial import Trial
 from orchestrator.report.analyse.gate import GateResult, gate
 from orchestrator.report.analyse.gate_rules import RuleSet, load_rules
 from orchestrator.report.analyse.measured import samples_of

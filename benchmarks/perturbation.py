@@ -29,13 +29,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks._attempts import attempt, fixed_repetitions, trial_of
 from benchmarks._machine import emit
 from orchestrator.attempt import AttemptReport, Slot
-from orchestrator.isolate import Isolation
+from orchestrator.isolate.isolation import Isolation
 from orchestrator.measure import Phase, Samples
-from orchestrator.telemetry import Telemetry, Watched
+from orchestrator.telemetry import Watched
 from orchestrator.telemetry.gpu import GpuSampler
 from orchestrator.telemetry.host import HostSampler
 from orchestrator.telemetry.pacer import Pacer
-from orchestrator.telemetry.simulate import simulated
+from orchestrator.telemetry.simulate.library import simulated
+from orchestrator.telemetry.watch import Telemetry
 
 REQUIRED_SLOWDOWN = "< 0.005"
 REQUIRED_SHARE = "< 0.03"

@@ -98,7 +98,7 @@ def measure(words: list[str], protocol: str, isolation: Any) -> Any:
     from orchestrator.plan.predictions import with_predictions
     from orchestrator.record.provenance import package_versions
     from orchestrator.schedule.ceilings import keep_measured
-    from orchestrator.telemetry import hardware_of
+    from orchestrator.telemetry.fingerprint import hardware_of
 
     trial = trial_of(*words, f"protocol={protocol}")
     slot = Slot("here", socket.gethostname(), usable_cores())
@@ -175,7 +175,7 @@ class Drift:
 
 def main() -> int:
     """Print one line a configuration and metric, then the mean absolute errors."""
-    from orchestrator.isolate import Isolation
+    from orchestrator.isolate.isolation import Isolation
     from orchestrator.model.known_ceilings import load_this
 
     parser = argparse.ArgumentParser(description=__doc__)

@@ -15,8 +15,8 @@ from collections.abc import Iterator, Sequence
 from unittest import mock
 
 from orchestrator.attempt import AttemptSpec
-from orchestrator.schedule import Demand, Node
 from orchestrator.schedule.events import ClusterEvent
+from orchestrator.schedule.placement import Demand, Node
 from orchestrator.schedule.supervise import supervisor
 from orchestrator.schedule.supervise.cores import pin_process
 from orchestrator.schedule.supervise.supervisor import Cancellation, Grant, attempt_events

@@ -13,7 +13,7 @@ from rich.text import Text
 from orchestrator.commands.findings import Finding, examine
 from orchestrator.commands.output import emit_json
 from orchestrator.measure.grouping import grouped
-from orchestrator.plan import settings_of
+from orchestrator.plan.expand import settings_of
 
 
 def doctor_command(overrides: Sequence[str], simulate: Path | None, as_json: bool) -> int:
@@ -45,7 +45,7 @@ def doctor_command(overrides: Sequence[str], simulate: Path | None, as_json: boo
 
 def _rehearsed(verdict: dict[str, Any], seconds: float = 3.0) -> Iterator[Finding]:
     """What the verdict policy says of the GPUs here, one finding a rule that did not pass."""
-    from orchestrator.telemetry.simulate import rehearse
+    from orchestrator.telemetry.simulate.rehearsal import rehearse
 
     judged = rehearse(verdict, seconds=seconds).verdict
     level = {"valid": "ok", "invalid": "fail"}.get(judged.state, "warn")

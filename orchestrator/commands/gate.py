@@ -10,7 +10,7 @@ from orchestrator.commands.noise import noise_of
 from orchestrator.commands.output import emit, emit_json, say
 from orchestrator.commands.selected import labels_of_configs, refuse_the_same, store_of, writing
 from orchestrator.errors import UsageError
-from orchestrator.plan import conf_directory
+from orchestrator.plan.places import conf_directory
 from orchestrator.record.selection import runs_with_attempts, select
 from orchestrator.report.analyse.gate import gate
 from orchestrator.report.analyse.gate_rules import load_rules

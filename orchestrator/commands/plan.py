@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 from orchestrator.commands.output import emit, emit_json, say
 from orchestrator.commands.run import executors, planned
-from orchestrator.plan import TrialState, hydra_flags, plan_json
+from orchestrator.plan.hydra_cli import hydra_flags
+from orchestrator.plan.plan import TrialState, plan_json
 from orchestrator.plan.preflight import preflight
 from orchestrator.record import open_store
 from orchestrator.report.show.plan_view import plan_view
-from orchestrator.telemetry import devices
+from orchestrator.telemetry.device import devices
 
 
 def plan_command(argv: Sequence[str]) -> int:

@@ -12,7 +12,9 @@ from orchestrator.commands.noise import noise_of
 from orchestrator.commands.output import emit
 from orchestrator.commands.run import carry_out
 from orchestrator.errors import ConfigError, UsageError
-from orchestrator.plan import Settings, config_hash, plan_of, rebuild, settings_of
+from orchestrator.plan.expand import plan_of, settings_of
+from orchestrator.plan.identity import config_hash, rebuild
+from orchestrator.plan.schema import Settings
 from orchestrator.record import Store, open_store
 from orchestrator.record.cells import FoundCell, cell_of
 from orchestrator.record.reports import reports_of

@@ -20,7 +20,9 @@ from orchestrator.errors import Interrupted
 if TYPE_CHECKING:
     from orchestrator.commands.computing import Computing
     from orchestrator.commands.measuring import Measuring
-    from orchestrator.plan import ClusterConfig, Plan, RunArgs
+    from orchestrator.plan.hydra_cli import RunArgs
+    from orchestrator.plan.plan import Plan
+    from orchestrator.plan.schema import ClusterConfig
     from orchestrator.record import Store
 
     #: Carries out trials of one kind: ``todo``, ``execute`` or ``nothing_to_do``, ``report``.
@@ -29,9 +31,9 @@ if TYPE_CHECKING:
 
 def run_command(argv: Sequence[str]) -> int:
     """Run what is missing of a sweep; returns the code of :mod:`.exit_code`, or 130."""
-    from orchestrator.plan import hydra_flags
+    from orchestrator.plan.hydra_cli import hydra_flags
     from orchestrator.plan.preflight import preflight
-    from orchestrator.telemetry import devices
+    from orchestrator.telemetry.device import devices
 
     code = hydra_flags(argv)
     if code is not None:
@@ -95,7 +97,8 @@ def executors(plan: Plan, store: Store) -> Iterator[Executor]:
 
 def planned(argv: Sequence[str]) -> tuple[Plan, RunArgs]:
     """The plan that a command line asks for, and its flags."""
-    from orchestrator.plan import build, parse_run_args
+    from orchestrator.plan.expand import build
+    from orchestrator.plan.hydra_cli import parse_run_args
 
     arguments = parse_run_args(argv)
     plan = build(
@@ -114,9 +117,9 @@ def command_line() -> list[str]:
 
 def _device_kind(cluster: ClusterConfig) -> str:
     if cluster.kind == "local":
-        from orchestrator.telemetry import device_kind_here
+        from orchestrator.telemetry.device import device_kind_here
 
         return device_kind_here()
-    from orchestrator.schedule import cluster_device_kind
+    from orchestrator.schedule.cluster.ray.cluster import cluster_device_kind
 
     return cluster_device_kind(cluster)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from orchestrator.errors import UsageError
-from orchestrator.plan import settings_of
+from orchestrator.plan.expand import settings_of
 from orchestrator.record import Store, open_store
 from orchestrator.record.selection import Selection, attempt_ids
 from orchestrator.report.analyse.labels import SEPARATOR, axis_name, axis_value, plain_label

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from orchestrator.errors import UsageError
-from orchestrator.plan import settings_of
+from orchestrator.plan.expand import settings_of
 from orchestrator.record import ui_arguments
 
 

@@ -48,7 +48,9 @@ from orchestrator.schedule.state import EndedAttempt, SweepState
 from orchestrator.schedule.todo import Attempt, PastAttempt, compute_todo
 
 if TYPE_CHECKING:
-    from orchestrator.plan import Plan, Settings, Trial
+    from orchestrator.plan.plan import Plan
+    from orchestrator.plan.schema import Settings
+    from orchestrator.plan.trial import Trial
 
 # Short enough that a stop is noticed at once, long enough to leave the measured cores alone.
 WAIT_S = 0.25

@@ -12,7 +12,7 @@ from orchestrator.attempt import Outcome
 from orchestrator.schedule.policy import RetryPolicy, retry_policy, units_spent
 
 if TYPE_CHECKING:
-    from orchestrator.plan import Trial
+    from orchestrator.plan.trial import Trial
 
 
 class PastAttempt(Protocol):

@@ -28,7 +28,9 @@ from types import SimpleNamespace
 from orchestrator.attempt import Resources
 from orchestrator.plan.schema import ClusterConfig, Settings, TelemetryConfig
 from orchestrator.plan.trial import Trial
-from orchestrator.schedule import Attempt, emergency_stop, run_sweep, start_async
+from orchestrator.schedule.cluster.ray.cluster import emergency_stop, start_async
+from orchestrator.schedule.driver import run_sweep
+from orchestrator.schedule.todo import Attempt
 
 stop = threading.Event()
 

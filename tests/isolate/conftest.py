@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from orchestrator.attempt import AttemptReport, AttemptSpec, Slot
-from orchestrator.isolate import Isolation
 from orchestrator.isolate.directory import PREFIX
+from orchestrator.isolate.isolation import Isolation
 from testing.waiting import until
 
 CORE = min(os.sched_getaffinity(0))

@@ -12,9 +12,8 @@ import pynvml
 import pytest
 
 from orchestrator.errors import ConfigError
-from orchestrator.telemetry.simulate import environment, read_scenario, scenario_of, shipped
-from orchestrator.telemetry.simulate.library import _SOURCES, LIBRARY
-from orchestrator.telemetry.simulate.scenario import HERE
+from orchestrator.telemetry.simulate.library import _SOURCES, LIBRARY, environment
+from orchestrator.telemetry.simulate.scenario import HERE, read_scenario, scenario_of, shipped
 
 
 def test_library_compiles_without_a_warning(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import yaml
 
 import orchestrator.plan as plan_room
 from orchestrator.errors import ConfigError, UsageError
-from orchestrator.plan import RunArgs, hydra_flags, parse_run_args
+from orchestrator.plan.hydra_cli import RunArgs, hydra_flags, parse_run_args
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

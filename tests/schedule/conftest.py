@@ -17,7 +17,8 @@ import pytest
 from orchestrator.attempt import AttemptReport, AttemptSpec, Resources, Slot
 from orchestrator.plan.schema import ClusterConfig, Settings, TelemetryConfig
 from orchestrator.plan.trial import Trial
-from orchestrator.schedule import Attempt, SweepResult, run_sweep
+from orchestrator.schedule.driver import SweepResult, run_sweep
+from orchestrator.schedule.todo import Attempt
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -171,7 +172,7 @@ def checkout(tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """One local Ray for all tests that need a real one; its core locks are its own."""
-    from orchestrator.schedule import start_async
+    from orchestrator.schedule.cluster.ray.cluster import start_async
 
     with pytest.MonkeyPatch.context() as patch:
         directory: Path = tmp_path_factory.mktemp("local")

@@ -20,9 +20,8 @@ import pytest
 from orchestrator.attempt import AttemptSpec, Outcome, Resources, Slot
 from orchestrator.errors import ClusterError
 from orchestrator.plan.schema import ClusterConfig, TelemetryConfig
-from orchestrator.schedule import start_async
 from orchestrator.schedule.cluster.ray import connection
-from orchestrator.schedule.cluster.ray.cluster import translate
+from orchestrator.schedule.cluster.ray.cluster import start_async, translate
 from orchestrator.schedule.cluster.ray.token import TOKEN
 from testing.waiting import PATIENCE_S, until
 
@@ -207,7 +206,8 @@ def test_another_driver_joins_by_address(kit: Any, ray_cluster: Any, tmp_path: P
             from orchestrator.attempt import Resources
             from orchestrator.plan.schema import ClusterConfig, Settings, TelemetryConfig
             from orchestrator.plan.trial import Trial
-            from orchestrator.schedule import Attempt, run_sweep
+            from orchestrator.schedule.driver import run_sweep
+            from orchestrator.schedule.todo import Attempt
 
             class Port:
                 reports = []

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from orchestrator.attempt import Outcome, Slot
-from orchestrator.schedule import Node
 from orchestrator.schedule.decide import decide, report_without_supervisor, submissions
 from orchestrator.schedule.events import (
     Cancel,
@@ -17,7 +16,7 @@ from orchestrator.schedule.events import (
     Started,
     Ticket,
 )
-from orchestrator.schedule.placement import Demand
+from orchestrator.schedule.placement import Demand, Node
 from orchestrator.schedule.policy import retry_policy
 from orchestrator.schedule.state import SweepState
 

@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 
 import orchestrator.telemetry as telemetry
-from orchestrator.telemetry import Device, Inventory, resolve_visible
 from orchestrator.telemetry import device as device_module
+from orchestrator.telemetry.device import Device, Inventory, resolve_visible
 
 H100 = Device("GPU-aaaa-1", "NVIDIA H100 80GB HBM3", "00000000:10:00.0", 80 * 2**30, "580.95.05")
 A100 = replace(H100, uuid="GPU-aabb-2", name="NVIDIA A100-SXM4-80GB", pci_bus_id="00000000:21:00.0")

@@ -30,7 +30,7 @@ from orchestrator.report.show.units import duration, span
 
 if TYPE_CHECKING:
     from orchestrator.attempt import AttemptReport, AttemptSpec, Slot
-    from orchestrator.plan import Trial
+    from orchestrator.plan.trial import Trial
 
 # The driver shares its cores with what is being measured: every frame is time taken from a trial.
 # Two looks a second are enough for a person, and a frame equal to the last one is not drawn.

@@ -25,7 +25,8 @@ from orchestrator.report.analyse.labels import (
 from orchestrator.report.show.units import quantity
 
 if TYPE_CHECKING:
-    from orchestrator.plan import Plan, Trial
+    from orchestrator.plan.plan import Plan
+    from orchestrator.plan.trial import Trial
 
 MAX_TRIALS = 40
 MAX_REASONS = 12

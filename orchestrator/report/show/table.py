@@ -34,7 +34,7 @@ from orchestrator.report.show.units import MISSING, Scale, ratio, scale_of
 
 if TYPE_CHECKING:
     from orchestrator.attempt import AttemptReport
-    from orchestrator.plan import Plan
+    from orchestrator.plan.plan import Plan
 
 MAX_ROWS = 60
 MAX_FAILURES = 12
