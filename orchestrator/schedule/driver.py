@@ -12,37 +12,20 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.attempt import AttemptReport, AttemptSpec, Outcome, Resources
 from orchestrator.errors import ClusterError
+from orchestrator.schedule import actions, events
 from orchestrator.schedule.claiming import ClaimingCluster
 from orchestrator.schedule.cluster.ray.admission import admit
 from orchestrator.schedule.cluster.ray.cluster import PendingCluster, start_async
 from orchestrator.schedule.decide import avoidable, decide, submissions
-from orchestrator.schedule.events import (
-    Action,
-    Adopt,
-    Begin,
-    Cancel,
-    ClusterGone,
-    Event,
-    Finish,
-    Flight,
-    Limits,
-    NodesSeen,
-    PutOff,
-    Say,
-    ShowPhase,
-    StopRequested,
-    Submit,
-    Tick,
-    Ticket,
-)
+from orchestrator.schedule.flight import Flight, Ticket
 from orchestrator.schedule.order import interleave
 from orchestrator.schedule.placement import Demand, resolve, slots
-from orchestrator.schedule.policy import retry_policy
+from orchestrator.schedule.policy import Limits, retry_policy
 from orchestrator.schedule.ports import ClaimsPort, ClusterPort, RecordingPort, ViewPort
 from orchestrator.schedule.state import EndedAttempt, SweepState
 from orchestrator.schedule.todo import Attempt, PastAttempt, compute_todo
@@ -243,11 +226,8 @@ class Driver:
         start_s = self._common["start_timeout_s"]
         limits = limits or Limits()
         limits = replace(limits, overdue_grace_s=limits.overdue_grace_s + start_s)
-        verdict = self._common["verdict"]
-        policy = retry_policy(
-            invalid_retries=int(verdict.get("retries", 1)),
-            cooldown_s=float(verdict.get("cooldown_s", 30.0)),
-        )
+        verdict = settings.verdict
+        policy = retry_policy(invalid_retries=verdict.retries, cooldown_s=verdict.cooldown_s)
         now = cluster.now()
         nodes = tuple(cluster.nodes())
         demands: dict[Resources, Demand] = {}
@@ -269,23 +249,23 @@ class Driver:
             epoch_s=time.time() - now,
         )
         self._specs: dict[str, AttemptSpec] = {}
-        self._handle(NodesSeen(nodes))
+        self._handle(events.NodesSeen(nodes))
 
     def run(self, stop: threading.Event) -> None:
         """Work until nothing is left or ``stop`` was obeyed."""
         try:
             while True:
                 if stop.is_set():
-                    self._handle(StopRequested())
+                    self._handle(events.StopRequested())
                 self._turn()
                 if self.state.done:
                     return
-                events = self._cluster.wait(WAIT_S)
+                happened = self._cluster.wait(WAIT_S)
                 self.state.now = self._cluster.now()
-                for event in events:
+                for event in happened:
                     self._handle(event)
         except ClusterError as error:
-            self._handle(ClusterGone(error.what))
+            self._handle(events.ClusterGone(error.what))
             raise
         except BaseException:
             # Whatever went wrong here (a store that is full, a bug): no process may outlive it.
@@ -295,28 +275,27 @@ class Driver:
 
     def _turn(self) -> None:
         self.state.now = self._cluster.now()
-        if self.state.now >= self.state.review_at and not self.state.stopping:
-            self._handle(Tick())
-            self._handle(NodesSeen(tuple(self._cluster.nodes())))
-        else:
-            self._handle(Tick())
+        review = self.state.now >= self.state.review_at and not self.state.stopping
+        self._handle(events.Tick())
+        if review:
+            self._handle(events.NodesSeen(tuple(self._cluster.nodes())))
         for action in submissions(self.state):
             self._act(action)
 
-    def _handle(self, event: Event) -> None:
+    def _handle(self, event: events.Event) -> None:
         for action in decide(self.state, event):
             self._act(action)
 
-    def _act(self, action: Action) -> None:
+    def _act(self, action: actions.Action) -> None:
         # Submit creates a flight and Finish ends it: look theirs up on the right side of commit.
-        if isinstance(action, Submit):
+        if isinstance(action, actions.Submit):
             attempt_id = self.state.next_attempt_id
             self.state.commit(action)
             self._submit(attempt_id, action.ticket)
             return
         flight = self.state.flights.get(getattr(action, "attempt_id", ""))
         self.state.commit(action)
-        if isinstance(action, Say):
+        if isinstance(action, actions.Say):
             self._view.message(action.text)
         elif flight is not None:
             self._perform(action, flight)
@@ -337,22 +316,22 @@ class Driver:
         self._cluster.submit(spec, ticket.demand, avoidable(self.state, ticket))
         self._view.submitted(spec, trial)
 
-    def _perform(self, action: Action, flight: Flight) -> None:
+    def _perform(self, action: actions.Action, flight: Flight) -> None:
         trial: Trial = flight.ticket.trial
         spec = self._specs[flight.attempt_id]
-        if isinstance(action, Begin):
+        if isinstance(action, actions.Begin):
             self._recording.begin(spec, trial, action.slot)
             self._view.started(spec, trial, action.slot)
-        elif isinstance(action, ShowPhase):
+        elif isinstance(action, actions.ShowPhase):
             self._view.phase(spec, action.name)
-        elif isinstance(action, Cancel):
+        elif isinstance(action, actions.Cancel):
             self._cluster.cancel(flight.attempt_id, force=action.force)
-        elif isinstance(action, Finish):
+        elif isinstance(action, actions.Finish):
             self._recording.finish(action.report, trial)
             self._view.finished(action.report, trial)
-        elif isinstance(action, PutOff | Adopt):
+        elif isinstance(action, actions.PutOff | actions.Adopt):
             self._recording.withdraw(flight.attempt_id)
-            self._view.withdrawn(spec, made=isinstance(action, Adopt))
+            self._view.withdrawn(spec, made=isinstance(action, actions.Adopt))
         if flight.attempt_id not in self.state.flights:
             del self._specs[flight.attempt_id]
 
@@ -363,12 +342,6 @@ def _common_spec(sweep: str, settings: Settings) -> dict[str, Any]:
         "sweep": sweep,
         "start": settings.isolate.start,
         "start_timeout_s": settings.isolate.start_timeout_s,
-        "telemetry": _plain(settings.telemetry),
-        "verdict": _plain(settings.verdict),
+        "telemetry": asdict(settings.telemetry),
+        "verdict": asdict(settings.verdict),
     }
-
-
-def _plain(settings: Any) -> dict[str, Any]:
-    if is_dataclass(settings) and not isinstance(settings, type):
-        return asdict(settings)
-    return dict(settings)

@@ -13,7 +13,7 @@ import pytest
 
 from orchestrator.attempt import Outcome
 from orchestrator.schedule import Attempt, Fate, Node, SimulatedCluster, run_sweep
-from orchestrator.schedule.events import Limits
+from orchestrator.schedule.policy import Limits
 
 
 @dataclass

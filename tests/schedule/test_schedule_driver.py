@@ -17,9 +17,10 @@ from orchestrator.plan.schema import VerdictConfig
 from orchestrator.plan.trial import Trial
 from orchestrator.schedule import Attempt, Fate, Node, SimulatedCluster, interleave, run_sweep
 from orchestrator.schedule.decide import decide, submissions
-from orchestrator.schedule.events import Limits, NodesSeen, Started, Ticket
+from orchestrator.schedule.events import NodesSeen, Started
+from orchestrator.schedule.flight import Ticket
 from orchestrator.schedule.placement import Demand
-from orchestrator.schedule.policy import retry_policy
+from orchestrator.schedule.policy import Limits, retry_policy
 from orchestrator.schedule.state import SweepState
 
 
