@@ -2,7 +2,6 @@
 
 from orchestrator.schedule.cluster.ray.cluster import (
     PendingCluster,
-    RayCluster,
     cluster_device_kind,
     emergency_stop,
     start_async,
@@ -13,7 +12,7 @@ from orchestrator.schedule.order import interleave
 from orchestrator.schedule.placement import Demand, Node
 from orchestrator.schedule.policy import Retry, retry_policy
 from orchestrator.schedule.ports import ClusterPort, RecordingPort, ViewPort
-from orchestrator.schedule.todo import Attempt, Todo, TrialState, compute_todo
+from orchestrator.schedule.todo import Attempt, Todo, compute_todo
 
 __all__ = [
     "Attempt",
@@ -22,13 +21,11 @@ __all__ = [
     "Fate",
     "Node",
     "PendingCluster",
-    "RayCluster",
     "RecordingPort",
     "Retry",
     "SimulatedCluster",
     "SweepResult",
     "Todo",
-    "TrialState",
     "ViewPort",
     "cluster_device_kind",
     "compute_todo",

@@ -28,10 +28,11 @@ from orchestrator.schedule.placement import Demand, resolve, slots
 from orchestrator.schedule.policy import Limits, retry_policy
 from orchestrator.schedule.ports import ClaimsPort, ClusterPort, RecordingPort, ViewPort
 from orchestrator.schedule.state import EndedAttempt, SweepState
-from orchestrator.schedule.todo import Attempt, PastAttempt, compute_todo
+from orchestrator.schedule.todo import Attempt, compute_todo
 
 if TYPE_CHECKING:
     from orchestrator.plan import Plan, Settings, Trial
+    from orchestrator.record.store import AttemptSummary
 
 # Short enough that a stop is noticed at once, long enough to leave the measured cores alone.
 WAIT_S = 0.25
@@ -142,12 +143,12 @@ def _open(
 
 def _missing(
     plan: Plan, attempts: Sequence[Attempt]
-) -> Callable[[str, Sequence[PastAttempt]], int]:
+) -> Callable[[str, Sequence[AttemptSummary]], int]:
     """How many attempts of a trial are still to be made, by what is recorded of it by now."""
     settings = plan.settings
     trials = {attempt.trial.hash: attempt.trial for attempt in attempts}
 
-    def missing(config_hash: str, recorded: Sequence[PastAttempt]) -> int:
+    def missing(config_hash: str, recorded: Sequence[AttemptSummary]) -> int:
         todo = compute_todo(
             [trials[config_hash]],
             {config_hash: recorded},

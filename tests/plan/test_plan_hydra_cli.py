@@ -163,7 +163,7 @@ def test_completion_is_installed_for_the_program(capsys: pytest.CaptureFixture[s
         ([], RunArgs()),
         (["a=1", "--json", "+b=2"], RunArgs(overrides=("a=1", "+b=2"), json=True)),
         (["--strict", "a=1"], RunArgs(overrides=("a=1",), strict=True)),
-        (["-m", "a=1,2", "-v"], RunArgs(overrides=("a=1,2",), multirun=True, verbose=True)),
+        (["-m", "a=1,2", "-v"], RunArgs(overrides=("a=1,2",), verbose=True)),
         (["-cd", "x", "a=1", "--config-dir=y"], RunArgs(("a=1",), config_dirs=("x", "y"))),
         (["~a", "--config-name", "mine.yaml"], RunArgs(("~a",), config_name="mine")),
         (["a=-1", "b=[1,-2]"], RunArgs(("a=-1", "b=[1,-2]"))),

@@ -43,7 +43,7 @@ T = TypeVar("T")
 class RayCluster:
     """A :class:`~orchestrator.schedule.ports.ClusterPort` on Ray.
 
-    Make one with :meth:`start`; use it as a context manager, or :meth:`close` it.
+    A :class:`PendingCluster` makes one and closes it.
     """
 
     def __init__(self, session: RayConnection) -> None:
@@ -67,16 +67,6 @@ class RayCluster:
             # Ray's retries never surface, and loop for ever over a host out of memory.
             max_retries=0,
         )(supervise)
-
-    @classmethod
-    def start(cls, settings: ClusterConfig) -> RayCluster:
-        """Start or reach the cluster that ``settings`` describe; raises :class:`ClusterError`."""
-        pending = start_async(settings)
-        try:
-            return pending.ready()
-        except BaseException:
-            pending.close()
-            raise
 
     # -- the port ---------------------------------------------------------------------------
 
@@ -213,12 +203,6 @@ class RayCluster:
         self._by_attempt.clear()
         self._identities.clear()
         self._session.close()
-
-    def __enter__(self) -> RayCluster:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     # -- inside -----------------------------------------------------------------------------
 
