@@ -30,7 +30,7 @@ from orchestrator.attempt import AttemptReport, AttemptSpec, Outcome, Slot
 from orchestrator.engines import transformers as loading
 from orchestrator.engines.transformers import tokens
 from orchestrator.engines.transformers.generation import GreedyGenerator
-from orchestrator.isolate import Isolation
+from orchestrator.isolate.isolation import Isolation
 from orchestrator.measure import HostClock, Recorder, Samples, derive
 from orchestrator.tasks.inference import InferenceConfig
 

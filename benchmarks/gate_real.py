@@ -30,8 +30,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks._machine import emit
 from orchestrator.attempt import AttemptReport, AttemptSpec, Outcome, Slot
 from orchestrator.engines import transformers as loading
-from orchestrator.isolate import Isolation
-from orchestrator.plan import Trial, build, conf_directory
+from orchestrator.isolate.isolation import Isolation
+from orchestrator.plan.expand import build
+from orchestrator.plan.places import conf_directory
+from orchestrator.plan.trial import Trial
 from orchestrator.report.analyse.gate import GateResult, gate
 from orchestrator.report.analyse.gate_rules import RuleSet, load_rules
 from orchestrator.report.analyse.measured import samples_of

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks._machine import emit
 from orchestrator.attempt import AttemptReport, AttemptSpec, Outcome, Slot
-from orchestrator.isolate import Isolation
+from orchestrator.isolate.isolation import Isolation
 
 PRELOAD = ("torch", "transformers")
 REQUIRED_S = 0.15

@@ -29,15 +29,15 @@ from orchestrator.host.cpu import usable_cores
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks._machine import emit
-from orchestrator.attempt import AttemptReport, AttemptSpec, Outcome, Slot
-from orchestrator.isolate import Isolation
+from orchestrator.attempt import AttemptReport, AttemptSpec, Observations, Outcome, Slot
+from orchestrator.isolate.isolation import Isolation
 from orchestrator.measure import Phase, Samples
-from orchestrator.plan import build
-from orchestrator.telemetry import Telemetry, Watched
+from orchestrator.plan.expand import build
 from orchestrator.telemetry.gpu import GpuSampler
 from orchestrator.telemetry.host import HostSampler
 from orchestrator.telemetry.pacer import Pacer
-from orchestrator.telemetry.simulate import simulated
+from orchestrator.telemetry.simulate.library import simulated
+from orchestrator.telemetry.watch import Telemetry
 
 REQUIRED_SLOWDOWN = "< 0.005"
 REQUIRED_SHARE = "< 0.03"
@@ -70,12 +70,12 @@ class Readings:
         self._pacer = Pacer("telemetry-host", self._round, lambda: host.period_s)
         self._pacer.start()
 
-    def finish(self, phases: list[Phase]) -> Watched:
+    def finish(self, phases: list[Phase]) -> Observations:
         """End them; the phases tell which decode window each fell into."""
         if self._pacer is not None:
             self._pacer.stop()
         self.phases = phases
-        return Watched()
+        return Observations()
 
     def _round(self) -> None:
         assert self._host is not None

@@ -36,7 +36,7 @@ def groups(directory: Path, side: int) -> None:
 
 def once(task: str, side: int) -> tuple[float, int]:
     """Seconds of one ``build``, and the trials it made."""
-    from orchestrator.plan import build
+    from orchestrator.plan.expand import build
 
     first, second = TASKS[task]
     with tempfile.TemporaryDirectory() as name:

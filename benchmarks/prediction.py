@@ -94,11 +94,11 @@ def configurations(smoke: bool) -> dict[str, list[str]]:
 def measure(words: list[str], protocol: str, isolation: Any) -> Any:
     """The report of one attempt, with its predictions."""
     from orchestrator.attempt import AttemptReport, AttemptSpec, Slot
-    from orchestrator.plan import build
+    from orchestrator.plan.expand import build
     from orchestrator.plan.predictions import with_predictions
     from orchestrator.record.provenance import package_versions
     from orchestrator.schedule.ceilings import keep_measured
-    from orchestrator.telemetry import hardware_of
+    from orchestrator.telemetry.fingerprint import hardware_of
 
     plan = build([*words, "device=cpu", f"protocol={protocol}"], device_kind=lambda _: "cpu")
     trial = plan.trials[0]
@@ -180,7 +180,7 @@ class Drift:
 
 def main() -> int:
     """Print one line a configuration and metric, then the mean absolute errors."""
-    from orchestrator.isolate import Isolation
+    from orchestrator.isolate.isolation import Isolation
     from orchestrator.model.known_ceilings import load_this
 
     parser = argparse.ArgumentParser(description=__doc__)

@@ -27,8 +27,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks._machine import emit, peak_rss_bytes
 from orchestrator.attempt import AttemptReport, AttemptSpec, Outcome, Slot, Verdict
 from orchestrator.measure.metric import Metric, Samples, Value
-from orchestrator.plan import Plan, Trial, config_hash
+from orchestrator.plan.identity import config_hash
+from orchestrator.plan.plan import Plan
 from orchestrator.plan.schema import Settings
+from orchestrator.plan.trial import Trial
 from orchestrator.record import Recording, open_store
 
 REQUIRED_RUNS_PER_S = ">= 20"

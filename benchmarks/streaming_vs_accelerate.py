@@ -30,7 +30,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks._machine import emit
-from orchestrator.plan import conf_directory
+from orchestrator.plan.places import conf_directory
 
 REQUIRED_SPEEDUP = 2.0
 REQUIRED_OVER_BOUND = 1.15

@@ -38,7 +38,7 @@ def program(directory: Path, name: str, script: str) -> None:
 
 def planned(words: list[str]) -> int:
     """How many trials a command line of ours means; raises where a word means nothing."""
-    from orchestrator.plan import build
+    from orchestrator.plan.expand import build
 
     return len(build(words, device_kind=lambda cluster: "cuda").trials)
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.plan import build, config_hash
+from orchestrator.plan.expand import build
+from orchestrator.plan.identity import config_hash
 from testing.commands import orchestrator
 from testing.person import PLANTED, Swept
 

@@ -20,7 +20,7 @@ from orchestrator.schedule.todo import Todo, compute_todo
 if TYPE_CHECKING:
     import pyarrow
 
-    from orchestrator.plan import Plan
+    from orchestrator.plan.plan import Plan
     from orchestrator.record import Store
 
 

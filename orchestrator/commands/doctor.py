@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,16 +19,18 @@ def doctor_command(overrides: Sequence[str], simulate: Path | None, as_json: boo
     With ``simulate`` the GPUs are a scenario's, and the verdict policy is tried on them for a few
     seconds as if they were being measured.
     """
-    from orchestrator.plan import settings_of
+    from orchestrator.plan.expand import settings_of
 
     settings = settings_of(overrides)
-    if simulate is not None:
-        from orchestrator.telemetry.simulate import activate
+    with contextlib.ExitStack() as stack:
+        if simulate is not None:
+            from orchestrator.telemetry.simulate.library import simulated
 
-        activate(simulate)
-    findings = examine(Path(settings.tracking.root))
-    if simulate is not None:
-        findings.extend(_rehearsed(asdict(settings.verdict)))
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="orchestrator-nvml-"))
+            stack.enter_context(simulated(simulate, Path(folder)))
+        findings = examine(Path(settings.tracking.root))
+        if simulate is not None:
+            findings.extend(_rehearsed(asdict(settings.verdict)))
     if as_json:
         emit_json([asdict(finding) for finding in findings])
     else:
@@ -45,7 +49,7 @@ def doctor_command(overrides: Sequence[str], simulate: Path | None, as_json: boo
 
 def _rehearsed(verdict: dict[str, Any], seconds: float = 3.0) -> Iterator[Finding]:
     """What the verdict policy says of the GPUs here, one finding a rule that did not pass."""
-    from orchestrator.telemetry.simulate import rehearse
+    from orchestrator.telemetry.simulate.rehearsal import rehearse
 
     judged = rehearse(verdict, seconds=seconds).verdict
     level = {"valid": "ok", "invalid": "fail"}.get(judged.state, "warn")

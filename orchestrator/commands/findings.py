@@ -124,7 +124,7 @@ def _memory() -> Iterator[Finding]:
 
 
 def _gpus() -> Iterator[Finding]:
-    from orchestrator.telemetry import inventory
+    from orchestrator.telemetry.device import inventory
 
     found = inventory()
     for device in found.devices:

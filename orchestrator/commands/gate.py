@@ -80,7 +80,7 @@ def _newest_against(store: Store, baseline: str) -> tuple[str, str]:
 
 def _rules_file(name: str) -> Path:
     """``conf/gate/NAME.yaml``, or the file itself."""
-    from orchestrator.plan import conf_directory
+    from orchestrator.plan.places import conf_directory
 
     if name.endswith((".yaml", ".yml")) or "/" in name:
         return Path(name)

@@ -22,7 +22,7 @@ from orchestrator.errors import Interrupted
 
 if TYPE_CHECKING:
     from orchestrator.attempt import AttemptReport, AttemptSpec, Slot
-    from orchestrator.plan import Trial
+    from orchestrator.plan.trial import Trial
     from orchestrator.record.drivers import DriverFile
     from orchestrator.schedule.ports import ViewPort
 

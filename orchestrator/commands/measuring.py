@@ -26,10 +26,11 @@ from orchestrator.schedule.todo import Todo, compute_todo
 
 if TYPE_CHECKING:
     from orchestrator.attempt import AttemptReport, AttemptSpec, Slot
-    from orchestrator.plan import Plan, Trial
+    from orchestrator.plan.plan import Plan
+    from orchestrator.plan.trial import Trial
     from orchestrator.record import AttemptSummary, Recording, RecordingSummary, Store
-    from orchestrator.schedule import SweepResult
     from orchestrator.schedule.cluster.ray.cluster import PendingCluster
+    from orchestrator.schedule.driver import SweepResult
 
 # Above this a report and a table are made on request only (`report SWEEP`): reading all attempts
 # takes a while, and nobody reads thousands of lines.
@@ -113,14 +114,15 @@ class Measuring:
         from orchestrator.record import Recording
         from orchestrator.record.drivers import DriverFile, drivers_directory
         from orchestrator.report import LiveView, labels_of
-        from orchestrator.schedule import emergency_stop, run_sweep, start_async
+        from orchestrator.schedule.cluster.ray.cluster import PendingCluster, emergency_stop
+        from orchestrator.schedule.driver import run_sweep
 
         plan, store = self.plan, self._store
         store.check_writable()
         cached = sum(state.state == "cached" for state in todo.states.values())
         # Ray takes seconds to start; the store and its driver are made ready meanwhile.
         needs_ray = any(attempt.trial.infeasible is None for attempt in todo.attempts)
-        starting = start_async(plan.settings.cluster) if needs_ray else None
+        starting = PendingCluster(plan.settings.cluster) if needs_ray else None
         labels = labels_of(plan)
         view = LiveView(
             Console(stderr=True, highlight=False),
@@ -250,8 +252,8 @@ class Measuring:
     ) -> None:
         """What predictions of these attempts need, in an experiment of its own."""
         from orchestrator.record import Recording
-        from orchestrator.schedule import run_sweep
         from orchestrator.schedule.ceilings import measure_missing
+        from orchestrator.schedule.driver import run_sweep
 
         def run(plan: Plan) -> AttemptReport | None:
             trial, view = plan.trials[0], _Unseen()

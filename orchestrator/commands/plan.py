@@ -11,10 +11,11 @@ from orchestrator.commands.run import executors, planned
 
 def plan_command(argv: Sequence[str]) -> int:
     """Every trial of the sweep with its state, what it needs and what is predicted of it."""
-    from orchestrator.plan import hydra_flags, plan_json
+    from orchestrator.plan.hydra_cli import hydra_flags
+    from orchestrator.plan.plan import plan_json
     from orchestrator.plan.preflight import preflight
     from orchestrator.record import open_store
-    from orchestrator.telemetry import devices
+    from orchestrator.telemetry.device import devices
 
     code = hydra_flags(argv)
     if code is not None:

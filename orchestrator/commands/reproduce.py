@@ -14,7 +14,7 @@ from orchestrator.commands.run import carry_out
 from orchestrator.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
-    from orchestrator.plan import Settings
+    from orchestrator.plan.schema import Settings
     from orchestrator.record import Store
     from orchestrator.record.cells import FoundCell
 
@@ -29,7 +29,7 @@ def reproduce_command(prefix: str, argv: Sequence[str], as_json: bool) -> int:
     ConfigError
         The stored configuration does not hash to what was asked for.
     """
-    from orchestrator.plan import plan_of, settings_of
+    from orchestrator.plan.expand import plan_of, settings_of
     from orchestrator.record import open_store
     from orchestrator.record.cells import cell_of
     from orchestrator.record.reports import reports_of
@@ -60,7 +60,7 @@ def reproduce_command(prefix: str, argv: Sequence[str], as_json: bool) -> int:
 
 def _verified(stored: Mapping[str, Any], wanted: str, run_id: str) -> dict[str, Any]:
     """The configuration that was recorded, once it is certain that it is the one asked for."""
-    from orchestrator.plan import config_hash, rebuild
+    from orchestrator.plan.identity import config_hash, rebuild
 
     identity = rebuild(stored)
     if (found := config_hash(identity)) != wanted:
@@ -75,7 +75,7 @@ def _verified(stored: Mapping[str, Any], wanted: str, run_id: str) -> dict[str, 
 
 def _reproduce_cell(cell: FoundCell, store: Store, settings: Settings, as_json: bool) -> int:
     """Compute a cell of a pure sweep again, record it, and say what is not as it was."""
-    from orchestrator.plan import plan_of
+    from orchestrator.plan.expand import plan_of
     from orchestrator.record.cells import cell_of
     from orchestrator.report.show.cells_view import differences
 

@@ -18,9 +18,11 @@ from orchestrator.commands.output import say
 from orchestrator.errors import Interrupted
 
 if TYPE_CHECKING:
-    from orchestrator.plan import ClusterConfig, Plan, RunArgs
+    from orchestrator.plan.hydra_cli import RunArgs
+    from orchestrator.plan.plan import Plan
+    from orchestrator.plan.schema import ClusterConfig
     from orchestrator.record import Store
-    from orchestrator.schedule import Todo
+    from orchestrator.schedule.todo import Todo
 
 
 class Done(Protocol):
@@ -57,9 +59,9 @@ class Executor(Protocol[D]):
 
 def run_command(argv: Sequence[str]) -> int:
     """Run what is missing of a sweep; returns the code of :mod:`.exit_code`, or 130."""
-    from orchestrator.plan import hydra_flags
+    from orchestrator.plan.hydra_cli import hydra_flags
     from orchestrator.plan.preflight import preflight
-    from orchestrator.telemetry import devices
+    from orchestrator.telemetry.device import devices
 
     code = hydra_flags(argv)
     if code is not None:
@@ -120,7 +122,8 @@ def executors(plan: Plan, store: Store) -> Iterator[Executor[Any]]:
 
 def planned(argv: Sequence[str]) -> tuple[Plan, RunArgs]:
     """The plan that a command line asks for, and its flags."""
-    from orchestrator.plan import build, parse_run_args
+    from orchestrator.plan.expand import build
+    from orchestrator.plan.hydra_cli import parse_run_args
 
     arguments = parse_run_args(argv)
     plan = build(
@@ -139,9 +142,9 @@ def command_line() -> list[str]:
 
 def _device_kind(cluster: ClusterConfig) -> str:
     if cluster.kind == "local":
-        from orchestrator.telemetry import device_kind_here
+        from orchestrator.telemetry.device import device_kind_here
 
         return device_kind_here()
-    from orchestrator.schedule import cluster_device_kind
+    from orchestrator.schedule.cluster.ray.cluster import cluster_device_kind
 
     return cluster_device_kind(cluster)

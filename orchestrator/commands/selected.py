@@ -34,7 +34,7 @@ def refuse_the_same(a: Selection, b: Selection) -> None:
 
 
 def store_of(overrides: Sequence[str]) -> Store:
-    from orchestrator.plan import settings_of
+    from orchestrator.plan.expand import settings_of
     from orchestrator.record import open_store
 
     return open_store(settings_of(overrides).tracking)

@@ -55,7 +55,7 @@ def cancel_command(sweep: str, overrides: Sequence[str]) -> int:
 
 
 def _drivers_directory(overrides: Sequence[str]) -> Path:
-    from orchestrator.plan import settings_of
+    from orchestrator.plan.expand import settings_of
     from orchestrator.record import open_store
     from orchestrator.record.drivers import drivers_directory
 

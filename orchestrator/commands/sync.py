@@ -9,7 +9,7 @@ from orchestrator.commands.output import say
 
 def sync_command(overrides: Sequence[str]) -> int:
     """Record what waits in the spool; 1 if a record had to be set aside."""
-    from orchestrator.plan import settings_of
+    from orchestrator.plan.expand import settings_of
     from orchestrator.record import open_store, sync
 
     store = open_store(settings_of(overrides).tracking)

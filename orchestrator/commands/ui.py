@@ -16,7 +16,7 @@ from orchestrator.errors import UsageError
 
 def ui_command(overrides: Sequence[str], host: str, port: int) -> int:
     """Replace this process by MLflow's server on the embedded store; print a server's address."""
-    from orchestrator.plan import settings_of
+    from orchestrator.plan.expand import settings_of
     from orchestrator.record import ui_arguments
 
     tracking = settings_of(overrides).tracking

@@ -61,8 +61,6 @@ class Supervision:
     ----------
     spec, slot : AttemptSpec, Slot
         What to run and where.
-    start : str
-        ``fork`` or ``spawn``.
     preload : tuple of str
         What the child needs imported.
     server : callable
@@ -80,7 +78,6 @@ class Supervision:
         spec: AttemptSpec,
         slot: Slot,
         *,
-        start: str,
         preload: tuple[str, ...],
         server: Callable[[], ForkServer],
         cancel: Cancel,
@@ -89,14 +86,13 @@ class Supervision:
     ) -> None:
         self._spec = spec
         self._slot = slot
-        self._start = start
         self._preload = preload
         self._new_server = server
         self._cancel = cancel
         self._watch = ForgivingObserver(watch)
         self._secrets = secrets
         self._ledger = Ledger()
-        self._facts: dict[str, Any] = {"start": start, "preload": list(preload)}
+        self._facts: dict[str, Any] = {"start": spec.start, "preload": list(preload)}
         self._server: ForkServer | None = None
         self._server_failure: str | None = None
         self._stop: Stop | None = None
@@ -140,7 +136,7 @@ class Supervision:
                 fcntl.fcntl(self._result, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
             try:
                 if self._warm(server):
-                    server.start_child(str(directory.job), self._start, theirs, directory.log)
+                    server.start_child(str(directory.job), self._spec.start, theirs, directory.log)
                     self._take_fork(self._wait_for_message(server))
                 return
             except ServerGone as gone:
@@ -182,7 +178,7 @@ class Supervision:
             server.ready = message
         self._facts["server_pid"] = server.pid
         self._facts["server_threads"] = server.ready["threads"]
-        if server.ready["cuda"] and self._start == "fork":
+        if server.ready["cuda"] and self._spec.start == "fork":
             names = ", ".join(server.preload)
             self._stop = Stop(
                 Outcome.ERROR,

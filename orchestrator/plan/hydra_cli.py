@@ -108,7 +108,7 @@ def hydra_flags(argv: Sequence[str]) -> int | None:
     Raises
     ------
     ConfigError, UsageError
-        As :func:`orchestrator.plan.build`.
+        As :func:`orchestrator.plan.expand.build`.
     """
     words = [word for word in argv if word not in ("-v", "--verbose", "--json", "--strict")]
     if words and words[0] in COMMANDS_WITH_OVERRIDES:

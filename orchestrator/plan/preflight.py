@@ -26,7 +26,9 @@ from orchestrator.measure.wording import counted, gib
 
 if TYPE_CHECKING:
     from orchestrator.model import Ceilings, Expectation
-    from orchestrator.plan import ClusterConfig, Plan, Trial
+    from orchestrator.plan.plan import Plan
+    from orchestrator.plan.schema import ClusterConfig
+    from orchestrator.plan.trial import Trial
 
 _HALF_PRECISION = frozenset(("bfloat16", "float16"))
 # About a second where such products are emulated; decoding one token of a small model stays below.

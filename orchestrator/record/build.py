@@ -35,7 +35,8 @@ from orchestrator.record.runrecord import (
 )
 
 if TYPE_CHECKING:
-    from orchestrator.plan import Plan, Trial
+    from orchestrator.plan.plan import Plan
+    from orchestrator.plan.trial import Trial
 
 REASON_CHARS = 1_000
 MAX_COMMAND_LINE_CHARS = 100

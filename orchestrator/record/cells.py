@@ -29,7 +29,7 @@ from orchestrator.measure.vocabulary import spec_for
 if TYPE_CHECKING:
     import pyarrow
 
-    from orchestrator.plan import Trial
+    from orchestrator.plan.trial import Trial
     from orchestrator.record import Store, SweepRun
 
 PARQUET, CSV = "cells.parquet", "cells.csv"

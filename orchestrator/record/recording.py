@@ -33,7 +33,8 @@ from orchestrator.record.spooler import Spooler
 from orchestrator.record.store import Store
 
 if TYPE_CHECKING:
-    from orchestrator.plan import Plan, Trial
+    from orchestrator.plan.plan import Plan
+    from orchestrator.plan.trial import Trial
 
 # How long `close` waits for a store that is away: longer than a minute's SQLite lock. A person who
 # stopped the sweep waits less; what is spooled is not lost.

@@ -9,8 +9,10 @@ from typing import Any
 
 from orchestrator.attempt import AttemptReport, Resources
 from orchestrator.errors import UsageError
-from orchestrator.plan import Plan, Settings, Trial
+from orchestrator.plan.plan import Plan
 from orchestrator.plan.predictions import with_predictions
+from orchestrator.plan.schema import Settings
+from orchestrator.plan.trial import Trial
 from orchestrator.record import AttemptSummary, Store, SweepRun
 from orchestrator.telemetry.series import PARQUET_ARTIFACT
 

@@ -29,7 +29,8 @@ from orchestrator.model.measured_device import Measured
 from orchestrator.plan.predictions import ceilings_key, needed_ceilings
 
 if TYPE_CHECKING:
-    from orchestrator.plan import Plan, Settings
+    from orchestrator.plan.plan import Plan
+    from orchestrator.plan.schema import Settings
 
 TASK = "ceilings"
 # Longer than this the machine is too busy for what is called a ceiling, and somebody waits.
@@ -149,7 +150,7 @@ def keep_measured(report: AttemptReport, identity: Mapping[str, Any]) -> None:
 
 
 def _plan(missing: Missing, settings: Settings) -> Plan:
-    from orchestrator.plan import build
+    from orchestrator.plan.expand import build
 
     device = missing.device
     words = [f"task={TASK}", f"task.operations={'+'.join(sorted(missing.operations))}"]

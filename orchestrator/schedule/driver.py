@@ -20,7 +20,7 @@ from orchestrator.errors import ClusterError
 from orchestrator.schedule import actions, events
 from orchestrator.schedule.claiming import ClaimingCluster
 from orchestrator.schedule.cluster.ray.admission import admit
-from orchestrator.schedule.cluster.ray.cluster import PendingCluster, start_async
+from orchestrator.schedule.cluster.ray.cluster import PendingCluster
 from orchestrator.schedule.decide import avoidable, decide, submissions
 from orchestrator.schedule.flight import Flight, Ticket
 from orchestrator.schedule.order import interleave
@@ -31,7 +31,9 @@ from orchestrator.schedule.state import EndedAttempt, SweepState
 from orchestrator.schedule.todo import Attempt, compute_todo
 
 if TYPE_CHECKING:
-    from orchestrator.plan import Plan, Settings, Trial
+    from orchestrator.plan.plan import Plan
+    from orchestrator.plan.schema import Settings
+    from orchestrator.plan.trial import Trial
     from orchestrator.record.store import AttemptSummary
 
 # Short enough that a stop is noticed at once, long enough to leave the measured cores alone.
@@ -87,7 +89,7 @@ def run_sweep(
     plan : Plan
         Its settings say where and under which rules; only ``todo`` is run.
     todo : sequence of Attempt
-        From :func:`orchestrator.schedule.compute_todo`.
+        From :func:`orchestrator.schedule.todo.compute_todo`.
     recording, view : RecordingPort, ViewPort
         Told of every start and ending.
     seed : int
@@ -132,7 +134,7 @@ def _open(
     stack: contextlib.ExitStack,
 ) -> ClusterPort:
     if cluster is None:
-        cluster = stack.enter_context(start_async(plan.settings.cluster))
+        cluster = stack.enter_context(PendingCluster(plan.settings.cluster))
     if not isinstance(cluster, PendingCluster):
         return cluster
     joined = cluster.ready(stop=stop)

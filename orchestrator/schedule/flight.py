@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from orchestrator.attempt import Outcome, Slot
 
 if TYPE_CHECKING:
-    from orchestrator.plan import Trial
+    from orchestrator.plan.trial import Trial
     from orchestrator.schedule.placement import Demand
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 from orchestrator.attempt import AttemptReport, AttemptSpec, Slot
 
 if TYPE_CHECKING:
-    from orchestrator.plan import Trial
+    from orchestrator.plan.trial import Trial
     from orchestrator.record.claims import Standing
     from orchestrator.schedule.events import ClusterEvent
     from orchestrator.schedule.placement import Demand, Node

@@ -13,7 +13,7 @@ from orchestrator.plan.plan import TrialState
 from orchestrator.schedule.policy import RetryPolicy, retry_policy, units_spent
 
 if TYPE_CHECKING:
-    from orchestrator.plan import Trial
+    from orchestrator.plan.trial import Trial
     from orchestrator.record.cells import RecordedCell
     from orchestrator.record.store import AttemptSummary
 

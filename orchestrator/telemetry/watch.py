@@ -14,10 +14,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-from orchestrator.attempt import Slot
+from orchestrator.attempt import Observations, Slot
 from orchestrator.measure.metric import Metric, Phase
 from orchestrator.telemetry.aggregate import HostSampling, host_figures
 from orchestrator.telemetry.aggregate_gpu import GpuSampling, gpu_figures
@@ -28,15 +27,6 @@ from orchestrator.telemetry.host import SLOW_EVERY, HostSampler
 from orchestrator.telemetry.pacer import Pacer
 from orchestrator.telemetry.series import PARQUET_ARTIFACT, SeriesSet
 from orchestrator.telemetry.window import windows_by_phase
-
-
-@dataclass
-class Watched:
-    """What was seen of an attempt: aggregates by name, files by name, facts for provenance."""
-
-    aggregates: dict[str, Metric] = field(default_factory=dict)
-    artifacts: dict[str, bytes] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
 
 
 class Telemetry:
@@ -83,11 +73,13 @@ class Telemetry:
         for pacer in self._pacers:
             pacer.start()
 
-    def finish(self, phases: list[Phase]) -> Watched:
+    def finish(self, phases: list[Phase]) -> Observations:
         """Stop sampling and aggregate over the phases; called however the attempt ended."""
         host, gpu = self._host, self._gpu
         if host is None or self._slot is None:
-            return Watched(facts={"telemetry": {"enabled": False}} if not self._enabled else {})
+            return Observations(
+                facts={"telemetry": {"enabled": False}} if not self._enabled else {}
+            )
         hanging = [p for p in self._pacers if not p.stop()]
         host.tick(slow=True)
         host.close()
@@ -130,4 +122,4 @@ class Telemetry:
         except Exception as error:  # what is known of the phases must not be lost with it
             facts["series_absent"] = f"{type(error).__name__}: {error}"
         facts = {"telemetry": facts, **hardware_of(self._slot, devices)}
-        return Watched(aggregates, artifacts, facts)
+        return Observations(aggregates, artifacts, facts)

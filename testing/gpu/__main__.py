@@ -20,7 +20,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from orchestrator.telemetry import Device, inventory, resolve_visible
+from orchestrator.telemetry.device import Device, inventory, resolve_visible
 from testing.gpu.bench import Bench, Facts, Failure, Skip
 from testing.gpu.checks import CHECKS
 

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.attempt import AttemptReport, AttemptSpec, Outcome, Slot
-from orchestrator.isolate import Isolation
+from orchestrator.isolate.isolation import Isolation
 from orchestrator.measure import Absent, Samples, Value
 from orchestrator.measure.registry import find_task
-from orchestrator.telemetry import Device, Telemetry
+from orchestrator.telemetry.device import Device
+from orchestrator.telemetry.watch import Telemetry
 from testing.trial import make_identity
 
 Identity = dict[str, Any]

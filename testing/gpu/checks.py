@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.attempt import AttemptReport, Outcome
-from orchestrator.telemetry import judge, resolve_visible
+from orchestrator.telemetry.device import resolve_visible
+from orchestrator.telemetry.verdict import judge
 from testing.gpu.bench import Bench, Facts, Failure, Skip, figure, figures, require
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -140,7 +140,8 @@ def test_command(
 ) -> None:
     from orchestrator.commands.parser import commands as known
     from orchestrator.commands.parser import main
-    from orchestrator.plan import build, hydra_flags, parse_run_args
+    from orchestrator.plan.expand import build
+    from orchestrator.plan.hydra_cli import hydra_flags, parse_run_args
 
     if command.line.startswith("make "):
         target = shlex.split(command.line, comments=True)[1]

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.attempt import AttemptReport, AttemptSpec, Outcome, Slot
-from orchestrator.isolate import Isolation
 from orchestrator.isolate.directory import LOG_HALF_BYTES, PREFIX
+from orchestrator.isolate.isolation import Isolation
 from orchestrator.measure.metric import Value
 
 SLOT = Slot(node_id="node", host="host", cpus=(min(os.sched_getaffinity(0)),))

@@ -28,7 +28,9 @@ from types import SimpleNamespace
 from orchestrator.attempt import Resources
 from orchestrator.plan.schema import ClusterConfig, Settings, TelemetryConfig
 from orchestrator.plan.trial import Trial
-from orchestrator.schedule import Attempt, emergency_stop, run_sweep, start_async
+from orchestrator.schedule.cluster.ray.cluster import emergency_stop, PendingCluster
+from orchestrator.schedule.driver import run_sweep
+from orchestrator.schedule.todo import Attempt
 
 stop = threading.Event()
 
@@ -65,7 +67,7 @@ settings = Settings(
     cluster=ClusterConfig(cpus=2, gpus=0), telemetry=TelemetryConfig(enabled=False)
 )
 plan = SimpleNamespace(sweep="faults", settings=settings, trials=())
-with start_async(settings.cluster) as cluster:
+with PendingCluster(settings.cluster) as cluster:
     say("starting")
     result = run_sweep(plan, [Attempt(trial(i), 1) for i in range({trials})], recording=Port(),
                        view=Port(), seed=0, stop=stop, cluster=cluster)

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from orchestrator.attempt import AttemptReport, AttemptSpec, Slot
-from orchestrator.isolate import Isolation
 from orchestrator.isolate.directory import PREFIX
+from orchestrator.isolate.isolation import Isolation
 from testing.waiting import until
 
 CORE = min(os.sched_getaffinity(0))
@@ -157,8 +157,8 @@ def probe(
         **options: Any,
     ) -> AttemptReport:
         if not made:
-            made.append(Isolation(start=start, preload=preload, env=env))
-        spec = make_spec({"name": "isolate_probe", "source": source}, **options)
+            made.append(Isolation(preload=preload, env=env))
+        spec = make_spec({"name": "isolate_probe", "source": source}, start=start, **options)
         return last(made[0], spec, slot)
 
     yield run

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("own_temporary")
 SUPERVISOR = """
 import sys
 from orchestrator.attempt import AttemptSpec, Slot
-from orchestrator.isolate import Isolation
+from orchestrator.isolate.isolation import Isolation
 
 class Watch:
     def start(self, slot): pass

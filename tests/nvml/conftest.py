@@ -12,7 +12,8 @@ from typing import Any
 import pyarrow.parquet  # noqa: F401 -- once here, not once in every forked child
 import pytest
 
-from orchestrator.telemetry.simulate import build, scenario_of, simulated
+from orchestrator.telemetry.simulate.library import build, simulated
+from orchestrator.telemetry.simulate.scenario import scenario_of
 from testing.waiting import PATIENCE_S
 
 Play = Callable[..., Any]

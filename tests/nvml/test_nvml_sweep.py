@@ -13,7 +13,8 @@ from typing import Any
 
 from orchestrator.attempt import AttemptReport
 from orchestrator.record import open_store
-from orchestrator.telemetry.simulate import environment, scenario_of
+from orchestrator.telemetry.simulate.library import environment
+from orchestrator.telemetry.simulate.scenario import scenario_of
 
 # A busy machine loses cores to its neighbours: its own state is no subject here, the GPUs' is.
 HOST_RULES = ("steal", "cgroup_throttling", "swap")

@@ -11,7 +11,7 @@ from typing import Any
 from orchestrator.attempt import AttemptReport, AttemptSpec, Outcome, Slot
 from orchestrator.schedule.events import Waiting
 from orchestrator.schedule.supervise.gpu_memory import GpuMemoryGate
-from orchestrator.telemetry import Held, Vacancy
+from orchestrator.telemetry.vacancy import Held, Vacancy
 
 GIB = 2**30
 RULE = {"state": "invalid", "limit": GIB}

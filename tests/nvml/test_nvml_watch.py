@@ -13,7 +13,9 @@ import yaml
 
 from orchestrator.attempt import AttemptReport, Outcome, Slot
 from orchestrator.measure import Absent, Phase, Value
-from orchestrator.telemetry import Telemetry, devices, judge
+from orchestrator.telemetry.device import devices
+from orchestrator.telemetry.verdict import judge
+from orchestrator.telemetry.watch import Telemetry
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "verdict" / "default.yaml"
 RULES = yaml.safe_load(CONF.read_text())["rules"]
@@ -186,7 +188,8 @@ def test_foreign_process_is_invalid(play: Any) -> None:
 
 def with_own_process(gib: int) -> AttemptReport:
     """An attempt whose own process the driver lists; the scenario is written once it has a pid."""
-    from orchestrator.telemetry.simulate import scenario_of, simulated
+    from orchestrator.telemetry.simulate.library import simulated
+    from orchestrator.telemetry.simulate.scenario import scenario_of
 
     with subprocess.Popen(["sleep", "60"], start_new_session=True) as process:
         listed = [{"pid": process.pid, "bytes": gib * 2**30}]
@@ -288,7 +291,7 @@ def test_energy_counter_that_wraps_within_a_phase(play: Any) -> None:
 
 
 def orders() -> tuple[list[str], list[str]]:
-    from orchestrator.telemetry import resolve_visible
+    from orchestrator.telemetry.device import resolve_visible
 
     present = devices()
     return (
@@ -298,7 +301,7 @@ def orders() -> tuple[list[str], list[str]]:
 
 
 def test_pinning_is_by_uuid_where_cuda_lists_gpus_in_another_order(play: Any) -> None:
-    from orchestrator.telemetry.simulate import read_scenario
+    from orchestrator.telemetry.simulate.scenario import read_scenario
 
     scenario = read_scenario("eight")
     present, resolved = play("eight", orders)
@@ -317,7 +320,7 @@ def test_memory_left_by_an_earlier_attempt_is_invalid(play: Any) -> None:
 
 
 def rehearsed(rules: dict[str, Any]) -> AttemptReport:
-    from orchestrator.telemetry.simulate import rehearse
+    from orchestrator.telemetry.simulate.rehearsal import rehearse
 
     return rehearse(rules, seconds=0.4, telemetry={"nvml_period_s": 0.02})
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import ConfigError
-from orchestrator.plan import Plan, build
+from orchestrator.plan.expand import build
+from orchestrator.plan.plan import Plan
 
 Planner = Callable[..., Plan]
 

@@ -12,8 +12,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from orchestrator.attempt import AttemptSpec
-from orchestrator.plan import Plan, Settings, build, conf_directory, settings_of
 from orchestrator.plan.compose import Composer
+from orchestrator.plan.expand import build, settings_of
+from orchestrator.plan.places import conf_directory
+from orchestrator.plan.plan import Plan
+from orchestrator.plan.schema import Settings
 
 GROUPS = ("model", "quant", "protocol", "device", "cluster", "tracking", "telemetry", "verdict")
 NEEDED = {

@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.errors import ConfigError
-from orchestrator.plan import build, canonical_json, config_hash, plan_of, rebuild
+from orchestrator.plan.expand import build, plan_of
+from orchestrator.plan.identity import canonical_json, config_hash, rebuild
 
 numbers = st.integers(-(2**40), 2**40) | st.floats(allow_nan=False, allow_infinity=False)
 scalars = st.none() | st.booleans() | numbers | st.text(max_size=8)

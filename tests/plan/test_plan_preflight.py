@@ -10,7 +10,8 @@ import pytest
 
 from orchestrator.model import Measured
 from orchestrator.model.known_ceilings import keep_ceilings, load_this
-from orchestrator.plan import build, plan_json
+from orchestrator.plan.expand import build
+from orchestrator.plan.plan import plan_json
 from orchestrator.plan.preflight import memory_available, preflight
 
 WORDS = ["device=cpu", "quant=bf16", "model=size/20m,known/llama_2_70b", "task.prompt_tokens=64"]
@@ -80,7 +81,7 @@ def test_times_need_ceilings_of_this_machine() -> None:
 
 
 def test_predictions_stand_in_the_plan() -> None:
-    from orchestrator.plan import TrialState
+    from orchestrator.plan.plan import TrialState
 
     plan = plan_of("device=cpu", "model=size/20m", "quant=fp32")
     found = preflight(plan)

@@ -11,8 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.attempt import Resources
-from orchestrator.plan import Plan, TrialState, build, plan_json
 from orchestrator.plan.compose import Composer
+from orchestrator.plan.expand import build
+from orchestrator.plan.plan import Plan, TrialState, plan_json
 from orchestrator.plan.sweep import read
 
 BASE = "task=noop model=random_tiny"

@@ -17,8 +17,10 @@ import pytest
 
 from orchestrator.attempt import AttemptReport, AttemptSpec, Outcome, Slot, Verdict
 from orchestrator.measure.metric import Absent, Samples, Value
-from orchestrator.plan import Plan, Trial, config_hash
+from orchestrator.plan.identity import config_hash
+from orchestrator.plan.plan import Plan
 from orchestrator.plan.schema import Settings
+from orchestrator.plan.trial import Trial
 from orchestrator.record import Recording, open_store
 from orchestrator.record.database import sqlite_backend
 from orchestrator.record.embedded import EmbeddedStore

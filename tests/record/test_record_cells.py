@@ -17,7 +17,7 @@ from orchestrator.commands.measuring import Measuring
 from orchestrator.commands.run import carry_out, executors
 from orchestrator.errors import UsageError
 from orchestrator.measure.registry import find_task
-from orchestrator.plan import build
+from orchestrator.plan.expand import build
 from orchestrator.record import cells, open_store
 from orchestrator.record.cells import CSV, PARQUET
 from orchestrator.record.replay import replay

@@ -9,7 +9,9 @@ import pytest
 
 from orchestrator.attempt import AttemptReport, Outcome, Resources, Verdict
 from orchestrator.measure import Samples
-from orchestrator.plan import Plan, Settings, Trial
+from orchestrator.plan.plan import Plan
+from orchestrator.plan.schema import Settings
+from orchestrator.plan.trial import Trial
 from orchestrator.report import build_table
 
 P95, LONG = "itl_s.p95", "itl_s.p95_long_over_short"

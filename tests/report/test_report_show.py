@@ -10,7 +10,7 @@ from rich.cells import cell_len
 
 from orchestrator.attempt import Outcome, Resources, RuleResult
 from orchestrator.measure import Absent, Engaged, Samples, Value
-from orchestrator.plan import TrialState
+from orchestrator.plan.plan import TrialState
 from orchestrator.report.show.plan_view import plan_view, resources_text
 from orchestrator.report.show.tree import flat
 from orchestrator.report.show.trial_view import ShowView, metric_summary, show_json

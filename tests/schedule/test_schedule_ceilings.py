@@ -15,8 +15,9 @@ from orchestrator.attempt import AttemptReport, Outcome, Slot
 from orchestrator.errors import ClusterError
 from orchestrator.model import Measured
 from orchestrator.model.known_ceilings import RETRY_AFTER_S, ceilings_directory, load_this
-from orchestrator.plan import Plan, Settings, build
-from orchestrator.plan.schema import TrackingConfig
+from orchestrator.plan.expand import build
+from orchestrator.plan.plan import Plan
+from orchestrator.plan.schema import Settings, TrackingConfig
 from orchestrator.record import open_store
 from orchestrator.schedule import ceilings
 from orchestrator.schedule.ceilings import WORTH_S, measure_missing, missing_ceilings

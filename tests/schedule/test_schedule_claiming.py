@@ -12,8 +12,11 @@ from typing import Any
 import pytest
 
 from orchestrator.attempt import Outcome
-from orchestrator.schedule import Attempt, Fate, Node, SimulatedCluster, run_sweep
+from orchestrator.schedule.cluster.simulated import Fate, SimulatedCluster
+from orchestrator.schedule.driver import run_sweep
+from orchestrator.schedule.placement import Node
 from orchestrator.schedule.policy import Limits
+from orchestrator.schedule.todo import Attempt
 
 
 @dataclass

@@ -15,13 +15,16 @@ from orchestrator.attempt import AttemptSpec, Outcome, Resources
 from orchestrator.errors import ClusterError
 from orchestrator.plan.schema import VerdictConfig
 from orchestrator.plan.trial import Trial
-from orchestrator.schedule import Attempt, Fate, Node, SimulatedCluster, interleave, run_sweep
+from orchestrator.schedule.cluster.simulated import Fate, SimulatedCluster
 from orchestrator.schedule.decide import decide, submissions
+from orchestrator.schedule.driver import run_sweep
 from orchestrator.schedule.events import NodesSeen, Started
 from orchestrator.schedule.flight import Ticket
-from orchestrator.schedule.placement import Demand
+from orchestrator.schedule.order import interleave
+from orchestrator.schedule.placement import Demand, Node
 from orchestrator.schedule.policy import Limits, retry_policy
 from orchestrator.schedule.state import SweepState
+from orchestrator.schedule.todo import Attempt
 
 
 def nodes(count: int, cpus: int = 2) -> list[Node]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.telemetry.simulate import environment
+from orchestrator.telemetry.simulate.library import environment
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -28,7 +28,8 @@ from types import SimpleNamespace
 from orchestrator.attempt import Resources
 from orchestrator.plan.schema import ClusterConfig, Settings
 from orchestrator.plan.trial import Trial
-from orchestrator.schedule import Attempt, run_sweep
+from orchestrator.schedule.driver import run_sweep
+from orchestrator.schedule.todo import Attempt
 
 class Port:
     reports = []
@@ -105,7 +106,7 @@ def run_devices(tmp_path: Path, scenario: str) -> list[str]:
     """UUIDs in PCI order, as a process under the simulation sees them."""
     folder = tmp_path / "look"
     folder.mkdir()
-    code = "from orchestrator.telemetry import devices; print(*[d.uuid for d in devices()])"
+    code = "from orchestrator.telemetry.device import devices; print(*[d.uuid for d in devices()])"
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, **environment(scenario, folder)},

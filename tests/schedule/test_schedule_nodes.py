@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import ClusterError
-from orchestrator.schedule import Node
 from orchestrator.schedule.cluster.ray.admission import refuse_differences, versions_here
 from orchestrator.schedule.cluster.ray.affinity import ModelAffinity
+from orchestrator.schedule.placement import Node
 from testing.commands import orchestrator
 from testing.waiting import PATIENCE_S, until
 from testing.world import Nodes, World
@@ -148,7 +148,9 @@ from orchestrator.attempt import Resources
 from orchestrator.errors import ClusterError
 from orchestrator.plan.schema import ClusterConfig, Settings, TelemetryConfig
 from orchestrator.plan.trial import Trial
-from orchestrator.schedule import Attempt, run_sweep, start_async
+from orchestrator.schedule.cluster.ray.cluster import PendingCluster
+from orchestrator.schedule.driver import run_sweep
+from orchestrator.schedule.todo import Attempt
 from types import SimpleNamespace
 
 address, wanted = sys.argv[1], json.loads(sys.argv[2])
@@ -172,7 +174,7 @@ def all_slots_free():
         time.sleep(0.05)
 
 found, preferred = [], []
-with start_async(settings.cluster) as pending:
+with PendingCluster(settings.cluster) as pending:
     cluster = pending.ready()
     prefer = cluster._preference
     cluster._preference = lambda node_id: preferred.append(node_id) or prefer(node_id)

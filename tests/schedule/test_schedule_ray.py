@@ -20,9 +20,8 @@ import pytest
 from orchestrator.attempt import AttemptSpec, Outcome, Resources, Slot
 from orchestrator.errors import ClusterError
 from orchestrator.plan.schema import ClusterConfig, TelemetryConfig
-from orchestrator.schedule import start_async
 from orchestrator.schedule.cluster.ray import connection
-from orchestrator.schedule.cluster.ray.cluster import translate
+from orchestrator.schedule.cluster.ray.cluster import PendingCluster, translate
 from testing.waiting import PATIENCE_S, until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -184,7 +183,7 @@ def test_a_process_that_did_not_start_is_tried_once_more(
 )
 def test_an_address_where_nothing_is(address: str, said: str) -> None:
     with (
-        start_async(ClusterConfig(kind="ray", address=address)) as pending,
+        PendingCluster(ClusterConfig(kind="ray", address=address)) as pending,
         pytest.raises(ClusterError, match=said) as refused,
     ):
         pending.ready()
@@ -206,7 +205,8 @@ def test_another_driver_joins_by_address(kit: Any, ray_cluster: Any, tmp_path: P
             from orchestrator.attempt import Resources
             from orchestrator.plan.schema import ClusterConfig, Settings, TelemetryConfig
             from orchestrator.plan.trial import Trial
-            from orchestrator.schedule import Attempt, run_sweep
+            from orchestrator.schedule.driver import run_sweep
+            from orchestrator.schedule.todo import Attempt
 
             class Port:
                 reports = []

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from orchestrator.attempt import Outcome
 from orchestrator.plan.trial import Trial
-from orchestrator.schedule import compute_todo
+from orchestrator.schedule.todo import compute_todo
 
 TRIAL = Trial(hash="a" * 64, identity={})
 

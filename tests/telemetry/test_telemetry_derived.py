@@ -6,7 +6,7 @@ import pytest
 
 from orchestrator.attempt import AttemptReport, Outcome, Slot
 from orchestrator.measure import Absent, Metric, Samples, Value
-from orchestrator.telemetry import derived
+from orchestrator.telemetry.derived import derived
 
 
 def report(energy: Metric | None, *, batch: int = 4, new_tokens: int = 5) -> AttemptReport:

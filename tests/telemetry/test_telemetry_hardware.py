@@ -7,7 +7,8 @@ from dataclasses import asdict, replace
 import pytest
 
 from orchestrator.attempt import Slot
-from orchestrator.telemetry import Device, hardware_fingerprint, hardware_of
+from orchestrator.telemetry.device import Device
+from orchestrator.telemetry.fingerprint import hardware_fingerprint, hardware_of
 from orchestrator.telemetry.nvml import SCENARIO_VARIABLE
 
 H100 = Device("GPU-aaaa-1", "NVIDIA H100 80GB HBM3", "00000000:10:00.0", 80 * 2**30, "580.95.05")

@@ -11,8 +11,7 @@ import yaml
 from orchestrator.attempt import AttemptReport, Outcome, RuleResult, Slot
 from orchestrator.errors import ConfigError
 from orchestrator.measure import Absent, Metric, Phase, Samples, Value
-from orchestrator.telemetry import judge, limit_of
-from orchestrator.telemetry.verdict import CHECKS
+from orchestrator.telemetry.verdict import CHECKS, judge, limit_of
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "verdict"
 RULES: dict[str, Any] = yaml.safe_load((CONF / "default.yaml").read_text())["rules"]

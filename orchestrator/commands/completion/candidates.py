@@ -106,7 +106,7 @@ def running(context: click.Context, parameter: click.Parameter, word: str) -> li
 
 def rules(context: click.Context, parameter: click.Parameter, word: str) -> list[CompletionItem]:
     """Gate rules in ``conf/gate``; a path is completed by the shell."""
-    from orchestrator.plan import conf_directory
+    from orchestrator.plan.places import conf_directory
 
     return _plain(sorted(file.stem for file in (conf_directory() / "gate").glob("*.yaml")))
 
@@ -122,7 +122,7 @@ def _given(context: click.Context) -> list[str]:
 
 
 def _store(context: click.Context) -> Store:
-    from orchestrator.plan import settings_of
+    from orchestrator.plan.expand import settings_of
     from orchestrator.record import open_store
 
     return open_store(settings_of(_given(context)).tracking)

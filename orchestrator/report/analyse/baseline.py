@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from orchestrator.plan import Plan, Trial
+    from orchestrator.plan.plan import Plan
+    from orchestrator.plan.trial import Trial
 
 
 def baseline_axes(plan: Plan, axes: Sequence[str]) -> dict[str, str]:

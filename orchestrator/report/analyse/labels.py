@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from orchestrator.plan import Plan, Trial
+    from orchestrator.plan.plan import Plan
+    from orchestrator.plan.trial import Trial
 
 SEPARATOR = " · "
 HASH_LENGTH = 12

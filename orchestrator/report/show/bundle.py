@@ -15,7 +15,7 @@ from orchestrator.report.show.figures.strips import draw_strips
 from orchestrator.report.show.html import Strip, common_provenance, page
 
 if TYPE_CHECKING:
-    from orchestrator.plan import Plan
+    from orchestrator.plan.plan import Plan
 
 # What strips may add to a page that has to stay under 6 MB, of which plotly takes 4.8.
 MAX_STRIPS = 60

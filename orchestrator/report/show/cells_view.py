@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from orchestrator.attempt import AttemptReport
-    from orchestrator.plan import Plan
+    from orchestrator.plan.plan import Plan
 
 # A table that a person reads; of a larger one a slice is shown.
 MOST_SHOWN = 60

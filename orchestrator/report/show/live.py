@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rich.live import Live
 
     from orchestrator.attempt import AttemptReport, AttemptSpec, Slot
-    from orchestrator.plan import Trial
+    from orchestrator.plan.trial import Trial
 
 # The driver shares its cores with what is being measured: every frame is time taken from a trial.
 # Two looks a second are enough for a person, and a frame equal to the last one is not drawn.

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
     from rich.text import Text
 
-    from orchestrator.plan import Plan, Trial, TrialState
+    from orchestrator.plan.plan import Plan, TrialState
+    from orchestrator.plan.trial import Trial
 
 MAX_TRIALS = 40
 MAX_REASONS = 12

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from orchestrator.attempt import AttemptReport
-    from orchestrator.plan import Plan
+    from orchestrator.plan.plan import Plan
 
 MAX_ROWS = 60
 MAX_FAILURES = 12

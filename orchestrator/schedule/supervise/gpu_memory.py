@@ -16,7 +16,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.schedule.events import Waiting
 
 if TYPE_CHECKING:
-    from orchestrator.telemetry import Held
+    from orchestrator.telemetry.vacancy import Held
 
 RULE = "memory_before"
 POLL_S = 0.05
@@ -48,7 +48,8 @@ class GpuMemoryGate:
 
     def wait(self, cancellation: Cancellable) -> Iterator[Waiting]:
         """Return once the GPUs are free, or patience is over; says once what it waits for."""
-        from orchestrator.telemetry import Vacancy, limit_of
+        from orchestrator.telemetry.vacancy import Vacancy
+        from orchestrator.telemetry.verdict import limit_of
 
         try:
             limit = limit_of(self._spec.verdict, RULE) if self._slot.gpus else None
@@ -80,7 +81,7 @@ class GpuMemoryGate:
 
     def report(self) -> AttemptReport:
         """The report of an attempt that was not begun."""
-        from orchestrator.telemetry import judge
+        from orchestrator.telemetry.verdict import judge
 
         waited_s = time.monotonic() - self._began_s
         before = {one.uuid: float(one.used_bytes) for one in self.held}

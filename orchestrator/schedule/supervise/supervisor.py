@@ -49,8 +49,8 @@ from orchestrator.schedule.supervise.gpu_memory import GpuMemoryGate
 from orchestrator.schedule.supervise.locks import Request, local_directory
 
 if TYPE_CHECKING:
-    from orchestrator.isolate import Isolation
-    from orchestrator.telemetry import Device
+    from orchestrator.isolate.isolation import Isolation
+    from orchestrator.telemetry.device import Device
 
 # A phase is shown to a person: more often than this is only load on a measured machine.
 PHASE_PERIOD_S = 1.0
@@ -167,7 +167,7 @@ def _await(
 
 def _with_surroundings(report: AttemptReport, slot: Slot) -> AttemptReport:
     """``report`` with what it ran on, also where telemetry has not said it (off, or failed)."""
-    from orchestrator.telemetry import hardware_of
+    from orchestrator.telemetry.fingerprint import hardware_of
 
     report.provenance = {**_node_provenance(), **report.provenance}
     if "hardware_fingerprint" not in report.facts:
@@ -178,7 +178,7 @@ def _with_surroundings(report: AttemptReport, slot: Slot) -> AttemptReport:
 def _run(
     spec: AttemptSpec, slot: Slot, cancellation: Cancellation
 ) -> Generator[ClusterEvent, None, AttemptReport]:
-    from orchestrator.isolate import Progress
+    from orchestrator.isolate.ledger import Progress
 
     isolation = _warm_isolation()
     items = isolation.run(spec, slot, _telemetry(spec))
@@ -199,7 +199,8 @@ def _run(
 def judged(report: AttemptReport, rules: Mapping[str, Any]) -> AttemptReport:
     """``report`` with its verdict; a measurement that telemetry refuses becomes ``invalid``."""
     from orchestrator.measure.vocabulary import protocol_specs
-    from orchestrator.telemetry import derived, judge
+    from orchestrator.telemetry.derived import derived
+    from orchestrator.telemetry.verdict import judge
 
     try:
         report.telemetry.update(derived(report))
@@ -229,7 +230,7 @@ def core_split(node_cpus: int) -> CoreSplit:
 
 @cache
 def _warm_isolation() -> Isolation:
-    from orchestrator.isolate import Isolation
+    from orchestrator.isolate.isolation import Isolation
 
     return Isolation()
 
@@ -244,7 +245,7 @@ def _node_provenance() -> dict[str, Any]:
 def _telemetry(spec: AttemptSpec) -> Any:
     if not spec.telemetry.get("enabled", True):
         return None
-    from orchestrator.telemetry import Telemetry
+    from orchestrator.telemetry.watch import Telemetry
 
     return Telemetry(spec.telemetry)
 
@@ -256,7 +257,7 @@ def _gpus(gpu_ids: Sequence[str]) -> tuple[tuple[str, ...], str]:
     """
     if not gpu_ids:
         return (), ""
-    from orchestrator.telemetry import resolve_visible
+    from orchestrator.telemetry.device import resolve_visible
 
     found = resolve_visible(",".join(gpu_ids), _devices())
     if len(found) != len(gpu_ids):
@@ -267,7 +268,7 @@ def _gpus(gpu_ids: Sequence[str]) -> tuple[tuple[str, ...], str]:
 
 @cache
 def _devices() -> tuple[Device, ...]:
-    from orchestrator.telemetry import devices
+    from orchestrator.telemetry.device import devices
 
     return tuple(devices())
 

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.errors import OrchestratorError
-from orchestrator.telemetry.simulate import environment, read_scenario, shipped
+from orchestrator.telemetry.simulate.library import environment
+from orchestrator.telemetry.simulate.scenario import read_scenario, shipped
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -239,7 +239,10 @@ class RayCluster:
 
 
 class PendingCluster:
-    """A cluster that is coming up while something else is done; a context manager that ends it."""
+    """A cluster that is coming up while something else is done; a context manager that ends it.
+
+    Begins to start (or reach) it and returns at once: plan meanwhile.
+    """
 
     def __init__(self, settings: ClusterConfig) -> None:
         self._session = RayConnection(settings)
@@ -283,11 +286,6 @@ class PendingCluster:
         self.close()
 
 
-def start_async(settings: ClusterConfig) -> PendingCluster:
-    """Begin to start (or reach) the cluster and return at once: plan meanwhile."""
-    return PendingCluster(settings)
-
-
 def cluster_device_kind(settings: ClusterConfig) -> str:
     """What ``device=auto`` means there: ``cuda`` where any node of the cluster has a GPU.
 
@@ -296,7 +294,7 @@ def cluster_device_kind(settings: ClusterConfig) -> str:
     ClusterError
         The cluster cannot be reached.
     """
-    with start_async(settings) as pending:
+    with PendingCluster(settings) as pending:
         return "cuda" if any(node.gpus for node in pending.ready().nodes()) else "cpu"
 
 

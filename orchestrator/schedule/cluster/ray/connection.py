@@ -267,7 +267,7 @@ def _gpu_uuids(wanted: int | None) -> list[str]:
     """The GPUs a local cluster gets: those this process may see, at most ``wanted``."""
     if wanted == 0:
         return []
-    from orchestrator.telemetry import devices, resolve_visible
+    from orchestrator.telemetry.device import devices, resolve_visible
 
     seen = resolve_visible(os.environ.get("CUDA_VISIBLE_DEVICES"), devices())
     uuids = [device.uuid for device in seen]
