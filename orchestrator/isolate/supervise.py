@@ -26,16 +26,9 @@ from orchestrator.host.cpu import usable_cores
 from orchestrator.isolate import linux
 from orchestrator.isolate.cancel import Cancel
 from orchestrator.isolate.directory import LOG_NAME, AttemptDirectory
-from orchestrator.isolate.ending import (
-    Ending,
-    Judgement,
-    Stop,
-    judge_ending,
-    judge_fork_failure,
-    log_tail,
-)
+from orchestrator.isolate.ending import Ending, judge_ending, judge_fork_failure, log_tail
 from orchestrator.isolate.forkserver import ForkServer, ServerGone
-from orchestrator.isolate.ledger import Ledger, Progress
+from orchestrator.isolate.ledger import End, Ledger, Progress
 from orchestrator.isolate.memory_watch import MemoryWatch
 from orchestrator.isolate.observer import AttemptObserver, ForgivingObserver
 from orchestrator.isolate.variables import (
@@ -95,7 +88,7 @@ class Supervision:
         self._facts: dict[str, Any] = {"start": spec.start, "preload": list(preload)}
         self._server: ForkServer | None = None
         self._server_failure: str | None = None
-        self._stop: Stop | None = None
+        self._stop: End | None = None
         self._trace: str | None = None
         self._directory: AttemptDirectory | None = None
         self._result = -1
@@ -115,7 +108,7 @@ class Supervision:
             try:
                 self._launch()
             except OSError as error:
-                self._stop = Stop(Outcome.ERROR, f"cannot prepare the attempt: {error}")
+                self._stop = End(Outcome.ERROR, f"cannot prepare the attempt: {error}")
             if self._pid is not None:
                 yield from self._supervise()
             report = self._report()
@@ -142,7 +135,7 @@ class Supervision:
             except ServerGone as gone:
                 # Nothing has run yet: a server found dead costs a new one, not the attempt.
                 if not attempts_left:
-                    self._stop = Stop(Outcome.ERROR, f"cannot start a process: {gone}")
+                    self._stop = End(Outcome.ERROR, f"cannot start a process: {gone}")
                 os.close(self._result)
                 self._result = -1
             finally:
@@ -172,7 +165,7 @@ class Supervision:
                 return False
             if message["e"] == "unfit":
                 names = ", ".join(server.preload)
-                self._stop = Stop(Outcome.ERROR, f"cannot import {names}: {message['reason']}")
+                self._stop = End(Outcome.ERROR, f"cannot import {names}: {message['reason']}")
                 self._trace = message["traceback"]
                 return False
             server.ready = message
@@ -180,7 +173,7 @@ class Supervision:
         self._facts["server_threads"] = server.ready["threads"]
         if server.ready["cuda"] and self._spec.start == "fork":
             names = ", ".join(server.preload)
-            self._stop = Stop(
+            self._stop = End(
                 Outcome.ERROR,
                 f"importing {names} initialised CUDA, which a forked process cannot use. "
                 "Set isolate.start=spawn",
@@ -289,7 +282,7 @@ class Supervision:
             self._kill()
         elif self._memory is not None and self._ledger.end is None and self._memory.exceeded():
             held, limit = self._memory.peak_bytes, self._memory.limit_bytes
-            self._stop = Stop(
+            self._stop = End(
                 Outcome.OOM_HOST, f"held {gib(held, 2)}, the memory limit is {gib(limit, 2)}"
             )
             self._kill(grace=False)
@@ -297,7 +290,7 @@ class Supervision:
     def _cancelled(self) -> bool:
         if not self._cancel.is_set():
             return False
-        self._stop = Stop(Outcome.CANCELLED, "cancelled")
+        self._stop = End(Outcome.CANCELLED, "cancelled")
         return True
 
     def _overdue(self) -> bool:
@@ -307,7 +300,7 @@ class Supervision:
             reason = f"no result after {self._spec.timeout_s:g} s"
         else:
             reason = f"did not start within {self._spec.start_timeout_s:g} s"
-        self._stop = Stop(Outcome.TIMEOUT, reason)
+        self._stop = End(Outcome.TIMEOUT, reason)
         return True
 
     def _kill(self, *, grace: bool = True) -> None:
@@ -382,7 +375,7 @@ class Supervision:
             report.facts["telemetry_error"] = self._watch.error
         return report
 
-    def _judge(self, log: bytes) -> Judgement:
+    def _judge(self, log: bytes) -> End:
         now = oom_kills()
         before = self._oom_kills_before
         ending = Ending(
@@ -395,7 +388,7 @@ class Supervision:
             log_tail=log_tail(log),
         )
         judgement = judge_ending(ending)
-        return Judgement(
+        return End(
             judgement.outcome,
             self._redacted(judgement.reason),
             self._redacted(judgement.traceback if self._trace is None else self._trace),

@@ -30,20 +30,13 @@ from orchestrator.attempt import AttemptReport, RuleResult, Verdict
 from orchestrator.errors import ConfigError
 from orchestrator.measure.metric import Absent, Samples, Value
 from orchestrator.telemetry.aggregate_gpu import NEVER_BUSY
-from orchestrator.telemetry.window import ATTEMPT, MEASURED
+from orchestrator.telemetry.window import ATTEMPT, MEASURED, Missing
 
 _BIMODAL_AT_LEAST = 10
 STATES = ("invalid", "flagged", "off")
 
 
-@dataclass(frozen=True)
-class Unknown:
-    """A rule's value that could not be had, and why."""
-
-    reason: str
-
-
-Seen = float | str | Unknown | None
+Seen = float | str | Missing | None
 # None: the rule does not apply to this attempt
 
 
@@ -101,7 +94,7 @@ def judge(report: AttemptReport, rules: Mapping[str, Any]) -> Verdict:
         seen = check.look(report)
         if seen is None:
             continue
-        if isinstance(seen, Unknown):
+        if isinstance(seen, Missing):
             unchecked = unchecked or state == "invalid"
             results.append(RuleResult(name, "unknown", None, limit, seen.reason))
         elif check.broken(seen, limit):
@@ -169,7 +162,7 @@ def _aggregate(
             found = report.telemetry.get(f"{ATTEMPT}.{metric}", found)
         if isinstance(found, Value):
             return found.value
-        return Unknown(found.reason if isinstance(found, Absent) else "no telemetry")
+        return Missing(found.reason if isinstance(found, Absent) else "no telemetry")
 
     return look
 
@@ -187,14 +180,14 @@ def _slowest_clock(report: AttemptReport) -> Seen:
     if ratios:
         return min(ratios)
     seen = _aggregate("sm_clock_ratio", timed=True)(report)
-    return None if seen == Unknown(NEVER_BUSY) else seen
+    return None if seen == Missing(NEVER_BUSY) else seen
 
 
 def _lost(report: AttemptReport) -> Seen:
     watched = report.facts.get("telemetry", {})
     lost, unopened = watched.get("lost"), watched.get("unopened")
     if lost is None or unopened:
-        return Unknown(next(iter(unopened.values())) if unopened else "no telemetry")
+        return Missing(next(iter(unopened.values())) if unopened else "no telemetry")
     return "; ".join(f"{uuid}: {reason}" for uuid, reason in sorted(lost.items()))
 
 
@@ -203,7 +196,7 @@ def _memory_before(report: AttemptReport) -> Seen:
     before = watched.get("device_memory_before_bytes")
     if not before:
         unread = "device memory was not read before the attempt"
-        return Unknown(next(iter((watched.get("unopened") or {}).values()), unread))
+        return Missing(next(iter((watched.get("unopened") or {}).values()), unread))
     return float(max(before.values()))
 
 

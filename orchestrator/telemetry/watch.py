@@ -35,11 +35,10 @@ class Telemetry:
     Parameters
     ----------
     settings : mapping
-        The ``telemetry`` configuration group: ``enabled``, ``nvml_period_s``, ``host_period_s``.
+        The ``telemetry`` configuration group: ``nvml_period_s``, ``host_period_s``.
     """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        self._enabled = bool(settings.get("enabled", True))
         self._nvml_period_s = float(settings.get("nvml_period_s", 0.05))
         self._host_period_s = float(settings.get("host_period_s", 0.1))
         self._slot: Slot | None = None
@@ -52,8 +51,6 @@ class Telemetry:
         """Begin to sample the slot's host and GPUs, before the measured process exists."""
         self._slot = slot
         self._began_ns = time.perf_counter_ns()
-        if not self._enabled:
-            return
         host = self._host = HostSampler(slot.cpus, period_s=self._host_period_s)
         self._pacers.append(Pacer("telemetry-host", host.tick, lambda: host.period_s))
         if slot.gpus:
@@ -77,9 +74,7 @@ class Telemetry:
         """Stop sampling and aggregate over the phases; called however the attempt ended."""
         host, gpu = self._host, self._gpu
         if host is None or self._slot is None:
-            return Observations(
-                facts={"telemetry": {"enabled": False}} if not self._enabled else {}
-            )
+            return Observations()
         hanging = [p for p in self._pacers if not p.stop()]
         host.tick(slow=True)
         host.close()
