@@ -244,8 +244,7 @@ class Supervision:
         try:
             message = self._server.receive()
         except ServerGone as gone:
-            self._server_failure = str(gone)
-            self._kill_what_is_left()
+            self._lose_server(str(gone))
             return
         if message["e"] == "exit":
             self._exit = message
@@ -268,9 +267,7 @@ class Supervision:
         now_s = time.monotonic()
         if self._bury_by_s is not None:
             if now_s > self._bury_by_s:
-                self._server.destroy()
-                self._server_failure = "the fork server could not end the process"
-                self._kill_what_is_left()
+                self._give_up_server()
             return
         if self._ledger.started and "started_s" not in self._facts:
             self._facts["started_s"] = now_s - self._began_s
@@ -309,8 +306,16 @@ class Supervision:
         try:
             self._server.kill_child(grace=grace)
         except ServerGone as gone:
-            self._server_failure = str(gone)
-            self._kill_what_is_left()
+            self._lose_server(str(gone))
+
+    def _give_up_server(self) -> None:
+        assert self._server is not None
+        self._server.destroy()
+        self._lose_server("the fork server could not end the process")
+
+    def _lose_server(self, reason: str) -> None:
+        self._server_failure = reason
+        self._kill_what_is_left()
 
     def _kill_what_is_left(self) -> None:
         """The server is gone, the kernel has killed its child: find what that had started.
@@ -454,6 +459,4 @@ class Supervision:
                 if selector.select(max(0.0, self._bury_by_s - time.monotonic())):
                     self._hear_server()
                 elif time.monotonic() > self._bury_by_s:
-                    self._server.destroy()
-                    self._server_failure = "the fork server could not end the process"
-                    self._kill_what_is_left()
+                    self._give_up_server()

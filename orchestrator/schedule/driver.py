@@ -12,7 +12,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.attempt import AttemptReport, AttemptSpec, Outcome, Resources
@@ -46,8 +46,6 @@ class SweepResult:
 
     Attributes
     ----------
-    outcomes : Counter of str
-        Outcome to number of attempts, retried ones included.
     attempts : tuple of EndedAttempt
         Every attempt that was recorded, in the order they ended.
     interrupted : bool
@@ -60,14 +58,22 @@ class SweepResult:
         Duration of the sweep, and slot time inside attempts.
     """
 
-    outcomes: Counter[str]
     attempts: tuple[EndedAttempt, ...] = ()
     interrupted: bool = False
     unmade: int = 0
     adopted: int = 0
     wall_s: float = 0.0
     busy_s: float = 0.0
-    final: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def outcomes(self) -> Counter[str]:
+        """Outcome to number of attempts, retried ones included."""
+        return Counter(attempt.outcome for attempt in self.attempts)
+
+    @property
+    def final(self) -> dict[str, str]:
+        """Config hash to the outcome of its last attempt."""
+        return {attempt.config_hash: attempt.outcome for attempt in self.attempts}
 
 
 def run_sweep(
@@ -166,18 +172,10 @@ def _missing(
 def _result(
     refused: list[EndedAttempt], state: SweepState | None, interrupted: bool, wall_s: float
 ) -> SweepResult:
-    ended = refused + (state.ended if state else [])
-    final = {attempt.config_hash: attempt.outcome for attempt in ended}
-    return SweepResult(
-        outcomes=Counter(attempt.outcome for attempt in ended),
-        attempts=tuple(ended),
-        interrupted=interrupted,
-        unmade=state.unmade if state else 0,
-        adopted=state.adopted if state else 0,
-        wall_s=wall_s,
-        busy_s=state.busy_s if state else 0.0,
-        final=final,
-    )
+    if state is None:
+        return SweepResult(tuple(refused), interrupted, wall_s=wall_s)
+    ended = (*refused, *state.ended)
+    return SweepResult(ended, interrupted, state.unmade, state.adopted, wall_s, state.busy_s)
 
 
 def _record_infeasible(

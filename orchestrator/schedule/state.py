@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -100,7 +100,6 @@ class SweepState:
         self.delayed: list[tuple[float, int, Ticket]] = []
         self.dropped: set[str] = set()
         self.next_number: dict[str, int] = {}
-        self.outcomes: Counter[str] = Counter()
         self.ended: list[EndedAttempt] = []
         self.busy_s = 0.0
         self.unmade = 0
@@ -179,14 +178,12 @@ class SweepState:
 
     def _finish(self, action: actions.Finish) -> None:
         flight = self._land(action.attempt_id)
-        outcome = action.report.outcome.value
-        self.outcomes[outcome] += 1
         self.ended.append(
             EndedAttempt(
                 flight.ticket.trial.hash,
                 flight.attempt_id,
                 flight.ticket.number,
-                outcome,
+                action.report.outcome.value,
                 action.retried,
             )
         )
