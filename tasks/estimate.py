@@ -116,7 +116,7 @@ def check(identity: Identity) -> str | None:
         )
     if known_config(identity["model"]) is None:
         raise ConfigError(
-            "the configuration of this model is not at hand",
+            "the configuration of this model is not available",
             where="model",
             fix="Use one of model=known/..., model=random or model=path",
         )
@@ -322,7 +322,7 @@ def _formats(identity: Identity) -> tuple[WeightFormat, CacheFormat]:
     if options["gguf"] is not None:
         if quant["scheme"] != "none":
             raise ConfigError(
-                f"has no place beside quant.scheme={quant['scheme']}",
+                f"conflict with quant.scheme={quant['scheme']}",
                 where="task.gguf",
                 fix="Leave quant at bf16, fp16 or fp32: the dtype that is computed in",
             )

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -134,3 +136,19 @@ def test_no_files_import_each_other() -> None:
         if module not in state:
             follow(module, [module])
     assert not circles, "\n".join(" -> ".join(circle) for circle in circles)
+
+
+def test_tests_that_share_a_server_stay_on_one_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Versions of pytest and pytest-xdist that do not fit scatter a group without a word."""
+    for name in ("a", "b"):
+        (tmp_path / f"test_{name}.py").write_text(
+            "import os, pytest\n"
+            "pytestmark = pytest.mark.xdist_group('one')\n"
+            f"def test(): open({str(tmp_path / name)!r}, 'w').write(str(os.getpid()))\n"
+        )
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+    words = ["-m", "pytest", "-q", "-n", "2", "--dist", "loadgroup", "-p", "no:cacheprovider"]
+    subprocess.run([sys.executable, *words], cwd=tmp_path, check=True, capture_output=True)
+    assert (tmp_path / "a").read_text() == (tmp_path / "b").read_text()

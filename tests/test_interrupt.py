@@ -47,6 +47,21 @@ with stop_on_signals(lambda: print("emergency", flush=True), lambda text: None):
     assert done.stdout == "emergency\n"
 
 
+def test_an_alarm_of_rays_signal_handler_does_not_abort_a_clean_stop() -> None:
+    """C++ sets it before Python hears of the signal; it would end the process with SIGABRT."""
+    code = """
+import os, signal
+from orchestrator.commands.interrupt import stop_on_signals
+with stop_on_signals(lambda: None, lambda text: None) as stop:
+    signal.alarm(60)
+    os.kill(os.getpid(), signal.SIGTERM)
+    stop.wait()
+    print(signal.alarm(0))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "0\n"
+
+
 def test_another_terminal_sees_a_driver_and_stops_it(tmp_path: Path) -> None:
     stop = threading.Event()
     view = View()

@@ -131,7 +131,7 @@ def _gpus() -> Iterator[Finding]:
         kind = "simulated GPU" if device.simulated else "GPU"
         yield Finding("ok", f"{kind} {device.name} ({device.uuid})")
     if found.broken:
-        fix = "Compare with nvidia-smi; what it cannot read nobody can watch"
+        fix = "Compare with nvidia-smi"
         yield Finding("fail", f"NVIDIA driver: {found.reason}", fix)
     elif not found.devices:
         yield Finding("ok", f"no NVIDIA GPU: {found.reason}" if found.reason else "no NVIDIA GPU")

@@ -37,6 +37,8 @@ def stop_on_signals(
     stop = threading.Event()
 
     def handle(number: int, frame: FrameType | None) -> None:
+        # Ray's own handler of SIGTERM ran first and has set an alarm that aborts in 3 s.
+        signal.alarm(0)
         if stop.is_set():
             emergency()
             # The interpreter's own teardown would wait for threads that wait for a store.

@@ -107,7 +107,7 @@ def show(config_hash: str, overrides: tuple[str, ...], as_json: bool) -> int:
 )
 @AS_JSON
 def reproduce(config_hash: str, overrides: tuple[str, ...], as_json: bool) -> int:
-    """Run exactly that configuration once more, then compare with what was there."""
+    """Run exactly that configuration once more, then compare with earlier attempts."""
     from orchestrator.commands.reproduce import reproduce_command
 
     return reproduce_command(config_hash, list(overrides), as_json)
@@ -165,7 +165,7 @@ def gate(
     allow_different: bool,
     as_json: bool,
 ) -> int:
-    """Hold NEW (by default the newest run) to the rules: exit 0 pass, 1 regression,
+    """Check NEW (by default the newest run) against the rules: exit 0 pass, 1 regression,
     2 inconclusive, 3 incomparable, 4 not judged: a mistake in the command, the store, a bug."""
     from orchestrator.commands.gate import gate_command
 
@@ -214,7 +214,7 @@ def cancel(sweep: str, overrides: tuple[str, ...]) -> int:
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", default=5000, show_default=True, type=click.IntRange(0, 65535))
 def ui(overrides: tuple[str, ...], host: str, port: int) -> int:
-    """Open the MLflow UI on the right store."""
+    """Open the MLflow UI on this store."""
     from orchestrator.commands.ui import ui_command
 
     return ui_command(list(overrides), host, port)
@@ -223,7 +223,7 @@ def ui(overrides: tuple[str, ...], host: str, port: int) -> int:
 @commands.command()
 @STORE_OVERRIDES
 def sync(overrides: tuple[str, ...]) -> int:
-    """Record what was spooled while the tracking store was away."""
+    """Record what was spooled while the tracking store was unreachable."""
     from orchestrator.commands.sync import sync_command
 
     return sync_command(list(overrides))

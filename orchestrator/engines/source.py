@@ -106,7 +106,7 @@ def directory_problem(directory: Path) -> Problem | None:
         return None
     if any(next(directory.glob(pattern), None) for pattern in _PICKLES):
         return Problem(
-            "only pickle weights here, and a pickle can run code: refused",
+            "only pickled weights, which can run code, so they are not loaded",
             where,
             "Save them again with save_pretrained, which writes safetensors",
         )

@@ -1,4 +1,6 @@
-"""Arithmetic from times to metrics, as PROTOCOL defines them. Pure; each says what it leaves out.
+"""Arithmetic from times to metrics, as docs/protocol.md defines them.
+
+Pure; each says what it leaves out.
 
 A sequence of n output tokens has n token times, the moments each token was there::
 

@@ -80,8 +80,8 @@ def settings_of(
         if space.name != ADHOC or re.split(r"[./]", key)[0] in IDENTITY_KEYS:
             what = f"+sweep={space.name}" if space.name != ADHOC else key
             raise ConfigError(
-                f"{what} says what is measured, and that is settled here",
-                fix="Only settings may stand here, as tracking.root=… and repeats=…",
+                f"{what} is part of the trial, which is fixed here",
+                fix="Change only settings, such as tracking.root=… and repeats=…",
             )
     groups, values = split(space.fixed, composer)
     return Composition(composer.compose(groups), values, ()).settings()

@@ -40,7 +40,7 @@ _SLOW_EMULATED_FLOPS = 1e9
 _TRAINED = "backward_s"
 _OUT_OF_REACH = (
     "this CPU has no instructions for half precision (no AVX-512), in which a step takes some 50 "
-    "times as long as in float32: take quant=fp32, or preflight=warn to measure it all the same"
+    "times as long as in float32: use quant=fp32, or preflight=warn to measure it anyway"
 )
 
 
@@ -143,7 +143,7 @@ def preflight(plan: Plan, gpus: Gpus = tuple, *, times: bool = False) -> Preflig
     if halves:
         warnings.append(
             f"{counted(halves, 'trial')} in half precision, for which this CPU has no instructions "
-            "(no AVX-512): products up to 100 times slower than with quant=fp32"
+            "(no AVX-512): matmuls up to 100 times slower than with quant=fp32"
         )
     checked = dataclasses.replace(plan, trials=tuple(trials))
     return Preflight(checked, predicted, tuple(warnings), doubts)

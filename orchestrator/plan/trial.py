@@ -55,7 +55,7 @@ def resources_of(identity: Mapping[str, Any], asked: ResourcesConfig, task: Task
     gpus = asked.gpus if asked.gpus is not None else int(on_cuda)
     if on_cuda and gpus == 0:
         raise ConfigError(
-            "0 GPUs on device=cuda", where="resources.gpus", fix="Leave it out, or say device=cpu"
+            "0 GPUs on device=cuda", where="resources.gpus", fix="Leave it out, or use device=cpu"
         )
     cpus = asked.cpus
     if cpus is None:

@@ -107,7 +107,7 @@ def to_store_error(error: BaseException, where: str) -> StoreError | None:
         )
     if _DENIED.search(text) and not where.startswith("sqlite"):
         return StoreError(
-            "refuses these credentials",
+            "rejects these credentials",
             where=where,
             fix="Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or _TOKEN",
         )

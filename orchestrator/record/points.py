@@ -17,7 +17,7 @@ from orchestrator.telemetry.series import PARQUET_ARTIFACT
 SYSTEM_PREFIX = "system/"
 PHASES_PREFIX = f"{SYSTEM_PREFIX}phases/"
 
-# PROTOCOL allows 1,000 points a series. Writing one costs the driver some 50 µs of a core that may
+# At most 1,000 points per series. Writing one costs the driver some 50 µs of a core that may
 # be measuring something; 200 draw the same chart, and the whole series is in the Parquet file.
 SERIES_POINTS = 200
 

@@ -167,7 +167,7 @@ def _plan(missing: Missing, settings: Settings) -> Plan:
     return replace(
         plan,
         sweep=TASK,
-        description="What the hardware can do at most: predictions are held against it",
+        description="What the hardware can do at most, for predictions",
         trials=(trial,),
         settings=replace(settings, repeats=1),
     )

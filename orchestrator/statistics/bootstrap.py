@@ -358,7 +358,7 @@ def _note(trials: list[_Trial], between: float | None) -> str | None:
     if all(trial.k > 1 for trial in trials):
         return None
     if any(trial.k > 1 for trial in trials):
-        return "one attempt a side: the other side's spread between processes stands for it"
+        return "one attempt per side: the other side's spread between processes stands for it"
     if between:
-        return f"one attempt a side: a spread of {between:.2%} between processes is assumed"
+        return f"one attempt per side: a spread of {between:.2%} between processes is assumed"
     return ONE_ATTEMPT_NOTE

@@ -8,7 +8,7 @@ import numpy as np
 
 from orchestrator.statistics.bootstrap import FloatArray
 
-# A tail percentile needs samples beyond it: ten of them (PROTOCOL, Sampling 6).
+# A tail percentile needs samples beyond it: ten of them (docs/protocol.md, What is reported).
 PERCENTILE_FLOORS = {95: 200, 99: 1_000}
 
 # Two groups are called modes from these on; see is_bimodal.

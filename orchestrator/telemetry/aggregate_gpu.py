@@ -230,7 +230,7 @@ class _Card:
             return instant
         if self._wall_s < AVERAGE_POWER_OVER_S * 2:
             return Missing(
-                "this GPU tells only power averaged over 1 s, the phase is shorter than 2 s"
+                "this GPU reports only power averaged over 1 s, the phase is shorter than 2 s"
             )
         return self.reading("power_average_w", mean)
 

@@ -11,7 +11,7 @@ _NAME, _UNIT = "joules_per_token", "J/token"
 
 
 def derived(report: AttemptReport) -> dict[str, Metric]:
-    """Metrics that PROTOCOL names and neither the task nor a sampler has alone. Pure."""
+    """Metrics that docs/protocol.md names and neither the task nor a sampler has alone. Pure."""
     return {**_memory(report), **_joules_per_token(report)}
 
 

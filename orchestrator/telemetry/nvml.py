@@ -40,7 +40,7 @@ class Kind(Enum):
 # NVML_ERROR_<name> -> what it means and the reason a person reads. Complete by test.
 TRANSLATION: dict[str, tuple[Kind, str]] = {
     "UNINITIALIZED": (Kind.DEFECT, "NVML was not initialised"),
-    "INVALID_ARGUMENT": (Kind.DEFECT, "NVML refused an argument"),
+    "INVALID_ARGUMENT": (Kind.DEFECT, "NVML rejected an argument"),
     "NOT_SUPPORTED": (Kind.UNSUPPORTED, "this GPU does not support it"),
     "NO_PERMISSION": (Kind.FORBIDDEN, "no permission to read it"),
     "ALREADY_INITIALIZED": (Kind.DEFECT, "NVML was initialised twice"),
@@ -51,7 +51,7 @@ TRANSLATION: dict[str, tuple[Kind, str]] = {
     "TIMEOUT": (Kind.TRANSIENT, "NVML timed out"),
     "IRQ_ISSUE": (Kind.UNAVAILABLE, "the kernel has an interrupt problem with the GPU"),
     "LIBRARY_NOT_FOUND": (Kind.UNAVAILABLE, "no NVIDIA driver here (libnvidia-ml.so.1 not found)"),
-    "FUNCTION_NOT_FOUND": (Kind.UNSUPPORTED, "this driver is too old to tell"),
+    "FUNCTION_NOT_FOUND": (Kind.UNSUPPORTED, "this driver is too old to report it"),
     "CORRUPTED_INFOROM": (Kind.UNSUPPORTED, "the GPU's infoROM is corrupted"),
     "GPU_IS_LOST": (Kind.LOST, "the GPU fell off the bus"),
     "RESET_REQUIRED": (Kind.LOST, "the GPU needs a reset"),
@@ -66,11 +66,11 @@ TRANSLATION: dict[str, tuple[Kind, str]] = {
     "VGPU_ECC_NOT_SUPPORTED": (Kind.UNSUPPORTED, "not possible on a vGPU with ECC"),
     "INSUFFICIENT_RESOURCES": (Kind.TRANSIENT, "NVML ran out of resources"),
     "FREQ_NOT_SUPPORTED": (Kind.UNSUPPORTED, "this frequency is not supported"),
-    "ARGUMENT_VERSION_MISMATCH": (Kind.UNSUPPORTED, "this driver is too old to tell"),
+    "ARGUMENT_VERSION_MISMATCH": (Kind.UNSUPPORTED, "this driver is too old to report it"),
     "DEPRECATED": (Kind.UNSUPPORTED, "this driver no longer tells"),
     "NOT_READY": (Kind.TRANSIENT, "the GPU is not ready"),
     "GPU_NOT_FOUND": (Kind.UNAVAILABLE, "no NVIDIA GPU here"),
-    "INVALID_STATE": (Kind.TRANSIENT, "the GPU is in a state that cannot tell"),
+    "INVALID_STATE": (Kind.TRANSIENT, "the GPU cannot report it in its present state"),
     "RESET_TYPE_NOT_SUPPORTED": (Kind.UNSUPPORTED, "this kind of reset is not supported"),
     "UNKNOWN": (Kind.TRANSIENT, "NVML failed without a reason"),
 }
@@ -165,7 +165,7 @@ class NvmlSession:
             kind, reason = translate(error.value, self._name_of)
             raise NvmlError(reason, where=function, kind=kind) from error
         except (AttributeError, self.pynvml.NVMLLibraryMismatchError) as error:
-            reason = "this driver or nvidia-ml-py is too old to tell"
+            reason = "this driver or nvidia-ml-py is too old to report it"
             raise NvmlError(reason, where=function, kind=Kind.UNSUPPORTED) from error
         except (UnicodeDecodeError, ValueError) as error:
             reason = f"NVML gave nonsense: {error}"

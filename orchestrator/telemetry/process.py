@@ -70,5 +70,5 @@ def split(
     if not own:
         return ProcessSplit(None, foreign, display)
     if any(size is None for size in sizes):
-        return ProcessSplit(None, foreign, display, "this driver does not tell a process's memory")
+        return ProcessSplit(None, foreign, display, "this driver reports no memory per process")
     return ProcessSplit(sum(s for s in sizes if s is not None), foreign, display)

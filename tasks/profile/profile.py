@@ -117,7 +117,7 @@ def lengths(options: dict[str, Any]) -> tuple[int, int]:
         raise ConfigError(
             f"{scenario} has lengths of its own",
             where="task.prompt_tokens, task.decode_steps",
-            fix="Leave them out, or say task.scenario=custom",
+            fix="Leave them out, or use task.scenario=custom",
         )
     return SCENARIOS[scenario]
 
@@ -147,7 +147,7 @@ def run(identity: Identity, recorder: Recorder) -> None:
             f"the scenario takes {prompt_tokens + decode_steps} tokens, more than the model's "
             f"context of {limit}",
             where="task.scenario",
-            fix="Say task.scenario=custom with a shorter prompt",
+            fix="Use task.scenario=custom with a shorter prompt",
         )
     cuda = identity["device"]["kind"] == "cuda"
     with _memory_history(recorder, enabled=cuda and options.memory):

@@ -169,7 +169,7 @@ class Reader:
             if not flag or error.errno not in _REFUSALS:
                 raise
             self.close()
-            return f"refused for {file}: {error.strerror}"
+            return f"rejected for {file}: {error.strerror}"
         return None
 
     def _fill(self, file: Path, offset: int, target: memoryview, wanted: int) -> None:

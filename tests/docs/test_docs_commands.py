@@ -248,8 +248,8 @@ def findings_that_ask_for_something() -> list[list[str]]:
     import ast
 
     found = []
-    for name in ("doctor.py", "operate.py"):
-        tree = ast.parse((ROOT / "orchestrator" / name).read_text(encoding="utf-8"))
+    for name in ("doctor.py", "findings.py"):
+        tree = ast.parse((ROOT / "orchestrator" / "commands" / name).read_text(encoding="utf-8"))
         for call in ast.walk(tree):
             named = isinstance(call, ast.Call) and getattr(call.func, "id", "") == "Finding"
             if not named or (isinstance(call.args[0], ast.Constant) and call.args[0].value == "ok"):

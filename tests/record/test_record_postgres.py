@@ -251,7 +251,7 @@ def test_a_wrong_password_is_one_line(tracking: Tracking) -> None:
     assert done.code == 2
     assert done.out == ""
     (line,) = done.err.splitlines()
-    assert line.startswith(f"error: {tracking.uri}: refuses these credentials")
+    assert line.startswith(f"error: {tracking.uri}: rejects these credentials")
     assert "MLFLOW_TRACKING_PASSWORD" in line
 
 

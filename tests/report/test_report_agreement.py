@@ -100,7 +100,7 @@ def test_who_is_not_told_apart_from_the_best_is_judged_too(make, monkeypatch):
     winner, other = ("bf16", "int8") if best.startswith("bf16") else ("int8", "bf16")
     rows = {row.own_label: row for row in table.rows}
     assert table.judged("tpot_s", rows[other], rows[winner]).finding != "regression"
-    assert f"not told apart from {other} (" in best
+    assert f"not distinguishable from {other} (" in best
     assert "nf4" not in best
 
 

@@ -60,7 +60,7 @@ def test_the_answer_differs_by_group_where_it_does(make, swept):
     reports[bf16.hash] = [make.report(bf16, outcome=Outcome.INVALID, verdict="invalid")]
     said = sentences(build_table(plan, reports, metrics=METRICS))
     assert said[0].startswith("bf16 is best at prompt 128: TPOT 4")
-    assert said[1].startswith("Nothing beats the baseline fp32 at prompt 512: TPOT 6")
+    assert said[1].startswith("No trial is better than the baseline fp32 at prompt 512: TPOT 6")
     assert any(s.startswith("Not to be believed: bf16 · 512→32 (steal time") for s in said)
 
 
@@ -94,7 +94,7 @@ def test_a_tie_is_called_a_tie(make):
     plan = make.plan(prompts=(512,))
     reports = {t.hash: [make.report(t, noise=0.4)] for t in plan.trials}
     best = sentences(build_table(plan, reports, metrics=METRICS))[0]
-    assert "; not told apart from " in best
+    assert "; not distinguishable from " in best
 
 
 def test_flagged_trials_are_counted_by_rule(make):

@@ -1,4 +1,4 @@
-"""``show`` and ``plan`` read well, and their JSON is what DESIGN says."""
+"""``show`` and ``plan`` read well, and their JSON keeps its shape."""
 
 from __future__ import annotations
 

@@ -22,6 +22,7 @@ from orchestrator.errors import ClusterError
 from orchestrator.plan.schema import ClusterConfig, TelemetryConfig
 from orchestrator.schedule.cluster.ray import connection
 from orchestrator.schedule.cluster.ray.cluster import PendingCluster, translate
+from orchestrator.schedule.cluster.ray.token import TOKEN
 from testing.waiting import PATIENCE_S, until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -229,7 +230,13 @@ def test_another_driver_joins_by_address(kit: Any, ray_cluster: Any, tmp_path: P
         )
     )
     done = subprocess.run(
-        [sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=120
+        [sys.executable, str(script)],
+        cwd=tmp_path,
+        # A local cluster's token is in its own driver's memory alone.
+        env={**os.environ, TOKEN: connection._SMALL_BOX[TOKEN]},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 0, done.stderr
     outcome, reason, _ = json.loads(done.stdout)

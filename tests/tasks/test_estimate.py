@@ -15,6 +15,7 @@ from orchestrator.measure import Absent, Value
 from orchestrator.measure.registry import find_task
 from orchestrator.model import read_architecture
 from orchestrator.tasks.estimate import EstimateConfig, check, evaluate
+from testing.checks import check_of
 
 KNOWN = Path(__file__).resolve().parents[2] / "conf" / "model" / "known"
 
@@ -114,7 +115,7 @@ def test_latent_attention_keeps_one_vector_a_token() -> None:
 )
 def test_bad_options_are_named(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        check(identity(**options))
+        check_of("estimate")(identity(**options))
 
 
 def test_a_prompt_beyond_the_context_is_infeasible() -> None:
@@ -127,7 +128,7 @@ def test_a_prompt_beyond_the_context_is_infeasible() -> None:
 def test_a_model_that_would_have_to_be_fetched(tmp_path: Path) -> None:
     hub = identity()
     hub["model"] = {"source": "hub", "id": "a/b", "path": None}
-    with pytest.raises(ConfigError, match="not at hand"):
+    with pytest.raises(ConfigError, match="not available"):
         check(hub)
     (tmp_path / "config.json").write_text("[]")
     assert known_config({"source": "path", "path": str(tmp_path)}) is None

@@ -1,4 +1,4 @@
-"""task=inference on a tiny model: every metric there, and each one what PROTOCOL says."""
+"""task=inference on a tiny model: every metric there, and each one what docs/protocol.md says."""
 
 from __future__ import annotations
 

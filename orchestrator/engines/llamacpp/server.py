@@ -193,7 +193,7 @@ def read_completion(begin_ns: int, chunks: Sequence[tuple[int, Any]]) -> Complet
     Raises
     ------
     InputError
-        If llama.cpp refused the request.
+        If llama.cpp rejected the request.
     Mismatch
         If the stream is not one of tokens with their counts.
     """
@@ -236,7 +236,7 @@ def read_completion(begin_ns: int, chunks: Sequence[tuple[int, Any]]) -> Complet
 def _refuse_error(chunk: Any) -> Any:
     if "error" in chunk:
         raise InputError(
-            f"llama.cpp refused the request: {chunk['error'].get('message', chunk['error'])}",
+            f"llama.cpp rejected the request: {chunk['error'].get('message', chunk['error'])}",
             where="task=llamacpp",
         )
     return chunk

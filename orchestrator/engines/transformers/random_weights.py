@@ -40,7 +40,7 @@ def configuration(architecture: Mapping[str, Any]) -> PretrainedConfig:
     except Exception as error:  # its validators raise types of their own
         line = " ".join(str(error).split())[:300]
         raise InputError(
-            f"{model_type} refuses this configuration: {line}", where="model.architecture"
+            f"{model_type} rejects this configuration: {line}", where="model.architecture"
         ) from error
 
 

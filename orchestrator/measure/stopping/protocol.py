@@ -44,8 +44,8 @@ class StoppingProtocol:
             raise InputError(f"{missing.args[0]} is missing", where="protocol") from None
         if warmup < 0 or least < 1 or most < least or not max_time_s > 0 or not half_width > 0:
             raise InputError(
-                f"warmup {warmup}, min_repetitions {least}, max_repetitions {most}, max_time_s "
-                f"{max_time_s:g}, ci_relative_half_width {half_width:g} cannot be meant together",
+                f"conflict: warmup {warmup}, min_repetitions {least}, max_repetitions {most}, "
+                f"max_time_s {max_time_s:g}, ci_relative_half_width {half_width:g}",
                 where="protocol",
                 fix="Need warmup >= 0, 1 <= min_repetitions <= max_repetitions, the others > 0.",
             )

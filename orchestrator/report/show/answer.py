@@ -163,7 +163,8 @@ def _best_here(best: _Best, deciding: str, several: bool) -> str:
     figure = f"{cell.spec.title} {_figure(cell)}"
     rivals = _rivals(best, deciding)
     if row.baseline:
-        return f"{_limit(best)}Nothing beats the baseline {row.own_label}{place}: {figure}{rivals}."
+        none = f"No trial is better than the baseline {row.own_label}{place}"
+        return f"{_limit(best)}{none}: {figure}{rivals}."
     return f"{_limit(best)}{row.own_label} is best{place}: {figure}{_against(cell)}{rivals}."
 
 
@@ -179,7 +180,7 @@ def _rivals(best: _Best, deciding: str) -> str:
         f"{row.own_label} ({_figure(row.cells[deciding])})" for row in best.rivals[:_MOST_NAMED]
     )
     more = f" and {len(best.rivals) - _MOST_NAMED} more" if len(best.rivals) > _MOST_NAMED else ""
-    return f"; not told apart from {named}{more}"
+    return f"; not distinguishable from {named}{more}"
 
 
 def _best_everywhere(found: Sequence[_Best], deciding: str) -> str:
@@ -188,10 +189,11 @@ def _best_everywhere(found: Sequence[_Best], deciding: str) -> str:
     everywhere = "both groups" if len(found) == 2 else f"all {len(found)} groups"
     limit = _limit(next((best for best in found if best.limited), found[0]))
     unclear = [best for best in found if best.rivals]
-    told = f"; in {len(unclear)} of them not told apart from another" if unclear else ""
+    told = f"; in {len(unclear)} of them not distinguishable from another" if unclear else ""
     if row.baseline:
-        where = f"in any of {len(found)} groups ({title}{told})"
-        return f"{limit}Nothing beats the baseline {row.own_label} {where}."
+        groups = "either group" if len(found) == 2 else f"any of {len(found)} groups"
+        where = f"in {groups} ({title}{told})"
+        return f"{limit}No trial is better than the baseline {row.own_label} {where}."
     cells = [best.row.cells[deciding] for best in found]
     ratios = [cell.ratio for cell in cells if cell.ratio is not None]
     how = ""
@@ -312,9 +314,7 @@ def _doubts(table: SweepTable) -> list[str]:
             said.append(f"{many} {word if word.endswith('s') else f'a {word}'}: {meaning}.")
     blind = sum(row.verdict == "unverified" for row in measured)
     if blind:
-        said.append(
-            f"{_trials(blind, 'run')} without telemetry: nothing vouches for the conditions."
-        )
+        said.append(f"{_trials(blind, 'run')} without telemetry: nothing is known of disturbances.")
     return said
 
 

@@ -32,7 +32,7 @@ VERDICT_MARKS = {
     "valid": ("✓", "green", "telemetry saw nothing wrong"),
     "flagged": ("!", "yellow", "see its rules in `show`"),
     "invalid": ("✗", "red", "not to be believed"),
-    "unverified": ("?", "dim", "telemetry cannot vouch for it"),
+    "unverified": ("?", "dim", "telemetry could not check it"),
 }
 
 #: finding of the judge, worst first -> (mark, style, the word for it in every view)

@@ -53,7 +53,7 @@ def draw_pareto(figure: Pareto, table: SweepTable, reports: Reports) -> Drawn | 
             marker["color"] = values_of(members, figure.colour, scales[figure.colour])
             marker["coloraxis"] = "coloraxis"
         plot.add_scatter(
-            name="nothing beats it" if on_front else "beaten",
+            name="Pareto front" if on_front else "others",
             x=values_of(members, figure.x, scales[figure.x]),
             y=values_of(members, figure.y, scales[figure.y]),
             mode="markers+text" if on_front and len(front) <= 16 else "markers",

@@ -81,7 +81,7 @@ def draw_scaling(figure: Scaling, table: SweepTable, reports: Reports) -> Drawn 
     )
     if not wide and len(set(values)) <= 8:
         plot.update_layout(xaxis_tickvals=sorted(set(values)))
-    beside = f" Beside it, {' and '.join(sorted(said))}." if said else ""
+    beside = f" Also shown: {' and '.join(sorted(said))}." if said else ""
     return drawn(
         f"{table.title(figure.metric)} over {axis_name(figure.over)}",
         "Median with its 95 % interval; ∝ x^k: least-squares exponent from three points on."

@@ -37,7 +37,7 @@ def admit(cluster: RayCluster, tracking: TrackingConfig) -> None:
         raise ClusterError(
             f"{len(hosts)} nodes measure, and {tracking.root}/ of this host has the results",
             where="tracking=embedded",
-            fix="Use tracking=server tracking.uri=http://HOST:PORT, or say that this is meant: "
+            fix="Use tracking=server tracking.uri=http://HOST:PORT, or confirm: "
             "tracking.local_on_cluster=true",
         )
     found = cluster.ask_every_node(versions_here)
