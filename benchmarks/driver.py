@@ -33,7 +33,7 @@ from benchmarks._machine import emit, peak_rss_bytes
 from orchestrator.attempt import AttemptReport, AttemptSpec, Outcome, Resources, Slot
 from orchestrator.plan.schema import Settings
 from orchestrator.plan.trial import Trial
-from orchestrator.schedule.cluster.ray.cluster import start_async
+from orchestrator.schedule.cluster.ray.cluster import PendingCluster
 from orchestrator.schedule.cluster.simulated import Fate, SimulatedCluster
 from orchestrator.schedule.driver import SweepResult, run_sweep
 from orchestrator.schedule.placement import Node
@@ -210,7 +210,7 @@ def _once(made: Sequence[Trial]) -> list[Attempt]:
 def real(count: int) -> None:
     """Empty trials through Ray, isolation and telemetry here, without a recording."""
     began_s = time.monotonic()
-    with start_async(Settings().cluster) as pending:
+    with PendingCluster(Settings().cluster) as pending:
         cluster = pending.ready()
         emit("ray_up_s", time.monotonic() - began_s, "s")
         sweep(_once(trials(4, Resources(cpus=1))), cluster, Sink())

@@ -28,10 +28,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks._attempts import attempt, fixed_repetitions, trial_of
 from benchmarks._machine import emit
-from orchestrator.attempt import AttemptReport, Slot
+from orchestrator.attempt import AttemptReport, Observations, Slot
 from orchestrator.isolate.isolation import Isolation
 from orchestrator.measure import Phase, Samples
-from orchestrator.telemetry import Watched
 from orchestrator.telemetry.gpu import GpuSampler
 from orchestrator.telemetry.host import HostSampler
 from orchestrator.telemetry.pacer import Pacer
@@ -69,12 +68,12 @@ class Readings:
         self._pacer = Pacer("telemetry-host", self._round, lambda: host.period_s)
         self._pacer.start()
 
-    def finish(self, phases: list[Phase]) -> Watched:
+    def finish(self, phases: list[Phase]) -> Observations:
         """End them; the phases tell which decode window each fell into."""
         if self._pacer is not None:
             self._pacer.stop()
         self.phases = phases
-        return Watched()
+        return Observations()
 
     def _round(self) -> None:
         assert self._host is not None

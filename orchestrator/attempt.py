@@ -129,6 +129,15 @@ class AttemptSpec:
     verdict: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass
+class Observations:
+    """What was seen of an attempt from outside: aggregates by name, files by name, facts."""
+
+    aggregates: dict[str, Metric] = field(default_factory=dict)
+    artifacts: dict[str, bytes] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class RuleResult:
     """One verdict rule applied.

@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from unittest import mock
 
 from orchestrator.attempt import AttemptSpec
@@ -20,6 +21,9 @@ from orchestrator.schedule.placement import Demand, Node
 from orchestrator.schedule.supervise import supervisor
 from orchestrator.schedule.supervise.cores import pin_process
 from orchestrator.schedule.supervise.supervisor import Cancellation, Grant, attempt_events
+
+# First of all: it asks whether a cluster is a real one, and must not find ours under that name.
+import_module("orchestrator.schedule.driver")
 
 
 class NearCluster:
@@ -71,5 +75,6 @@ class NearCluster:
 @contextlib.contextmanager
 def near() -> Iterator[None]:
     """Sweeps that this process runs meanwhile take a :class:`NearCluster` for Ray."""
-    with mock.patch("orchestrator.schedule.start_async", side_effect=lambda _: NearCluster()):
+    home = "orchestrator.schedule.cluster.ray.cluster"
+    with mock.patch(f"{home}.PendingCluster", side_effect=lambda _: NearCluster()):
         yield

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -22,14 +24,17 @@ def doctor_command(overrides: Sequence[str], simulate: Path | None, as_json: boo
     With ``simulate`` the GPUs are a scenario's, and the verdict policy is tried on them for a few
     seconds as if they were being measured.
     """
-    settings = settings_of(overrides)
-    if simulate is not None:
-        from orchestrator.telemetry.simulate import activate
 
-        activate(simulate)
-    findings = examine(Path(settings.tracking.root))
-    if simulate is not None:
-        findings.extend(_rehearsed(asdict(settings.verdict)))
+    settings = settings_of(overrides)
+    with contextlib.ExitStack() as stack:
+        if simulate is not None:
+            from orchestrator.telemetry.simulate.library import simulated
+
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="orchestrator-nvml-"))
+            stack.enter_context(simulated(simulate, Path(folder)))
+        findings = examine(Path(settings.tracking.root))
+        if simulate is not None:
+            findings.extend(_rehearsed(asdict(settings.verdict)))
     if as_json:
         emit_json([asdict(finding) for finding in findings])
     else:

@@ -85,7 +85,7 @@ class Measuring:
     def nothing_to_do(self, todo: Todo) -> None:
         """Say so; some of it may only be in the spool of a driver that died."""
         self._recover(say, runs=False)
-        counts = Counter(state.state for state in todo.states)
+        counts = Counter(state.state for state in todo.states.values())
         counted = ", ".join(f"{count} {state}" for state, count in counts.items())
         hint = "; retry.failed=true runs the failed ones again" if counts["failed"] else ""
         say(f"{self.plan.sweep}: nothing left to do ({counted}){hint}")
@@ -99,15 +99,18 @@ class Measuring:
         from orchestrator.record import Recording
         from orchestrator.record.drivers import DriverFile, drivers_directory
         from orchestrator.report import LiveView, labels_of
-        from orchestrator.schedule.cluster.ray.cluster import emergency_stop, start_async
+        from orchestrator.schedule.cluster.ray.cluster import (
+            PendingCluster,
+            emergency_stop,
+        )
         from orchestrator.schedule.driver import run_sweep
 
         plan, store = self.plan, self._store
         store.check_writable()
-        cached = sum(state.state == "cached" for state in todo.states)
+        cached = sum(state.state == "cached" for state in todo.states.values())
         # Ray takes seconds to start; the store and its driver are made ready meanwhile.
         needs_ray = any(attempt.trial.infeasible is None for attempt in todo.attempts)
-        starting = start_async(plan.settings.cluster) if needs_ray else None
+        starting = PendingCluster(plan.settings.cluster) if needs_ray else None
         labels = labels_of(plan)
         view = LiveView(
             Console(stderr=True, highlight=False),

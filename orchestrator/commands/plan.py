@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from orchestrator.commands.output import emit, emit_json, say
 from orchestrator.commands.run import executors, planned
 from orchestrator.plan.hydra_cli import hydra_flags
-from orchestrator.plan.plan import TrialState, plan_json
+from orchestrator.plan.plan import plan_json
 from orchestrator.plan.preflight import preflight
 from orchestrator.record import open_store
 from orchestrator.report.show.plan_view import plan_view
@@ -16,6 +17,7 @@ from orchestrator.telemetry.device import devices
 
 def plan_command(argv: Sequence[str]) -> int:
     """Every trial of the sweep with its state, what it needs and what is predicted of it."""
+
     code = hydra_flags(argv)
     if code is not None:
         return code
@@ -24,13 +26,14 @@ def plan_command(argv: Sequence[str]) -> int:
     plan = checked.plan
     store = open_store(plan.settings.tracking)
     states = {
-        s.trial.hash: TrialState(
-            s.state,
-            s.reason or (checked.doubts.get(s.trial.hash) if s.state == "new" else None),
-            checked.predicted.get(s.trial.hash),
+        config_hash: replace(
+            found,
+            reason=found.reason
+            or (checked.doubts.get(config_hash) if found.state == "new" else None),
+            predicted=checked.predicted.get(config_hash),
         )
         for executor in executors(plan, store)
-        for s in executor.todo().states
+        for config_hash, found in executor.todo().states.items()
     }
     for line in checked.warnings:
         say(line)

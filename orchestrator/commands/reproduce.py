@@ -57,6 +57,7 @@ def reproduce_command(prefix: str, overrides: Sequence[str], as_json: bool) -> i
 
 def _verified(stored: Mapping[str, Any], wanted: str, run_id: str) -> dict[str, Any]:
     """The configuration that was recorded, once it is certain that it is the one asked for."""
+
     identity = rebuild(stored)
     if (found := config_hash(identity)) != wanted:
         raise ConfigError(
@@ -70,6 +71,9 @@ def _verified(stored: Mapping[str, Any], wanted: str, run_id: str) -> dict[str, 
 
 def _reproduce_cell(cell: FoundCell, store: Store, settings: Settings, as_json: bool) -> int:
     """Compute a cell of a pure sweep again, record it, and say what is not as it was."""
+    from orchestrator.plan.expand import plan_of
+    from orchestrator.record.cells import cell_of
+
     wanted = cell.report.config_hash
     identity = _verified(cell.config, wanted, cell.run_id)
     code = carry_out(plan_of(identity, settings), as_json=as_json)

@@ -31,6 +31,7 @@ def refuse_the_same(a: Selection, b: Selection) -> None:
 
 
 def store_of(overrides: Sequence[str]) -> Store:
+
     return open_store(settings_of(overrides).tracking)
 
 

@@ -16,14 +16,6 @@ _LOG_LINES = 20
 
 
 @dataclass(frozen=True)
-class Stop:
-    """Why the supervisor itself put an end to a child."""
-
-    outcome: Outcome
-    reason: str
-
-
-@dataclass(frozen=True)
 class Ending:
     """All there is to judge an ending by.
 
@@ -31,7 +23,7 @@ class Ending:
     ----------
     end : End or None
         The child's own last word.
-    stop : Stop or None
+    stop : End or None
         Set where the supervisor ended it.
     malformed : str or None
         What of the result could not be read.
@@ -46,7 +38,7 @@ class Ending:
     """
 
     end: End | None = None
-    stop: Stop | None = None
+    stop: End | None = None
     malformed: str | None = None
     status: int | None = None
     oom_kills: int | None = None
@@ -54,16 +46,7 @@ class Ending:
     log_tail: str = ""
 
 
-@dataclass(frozen=True)
-class Judgement:
-    """Outcome, the one line, and what a person would look at next."""
-
-    outcome: Outcome
-    reason: str | None
-    traceback: str | None
-
-
-def judge_ending(ending: Ending) -> Judgement:
+def judge_ending(ending: Ending) -> End:
     """Classify an ending. Pure.
 
     A child's own last word counts most: once it is out, how the process then went matters no more.
@@ -72,7 +55,7 @@ def judge_ending(ending: Ending) -> Judgement:
     if ending.malformed is not None:
         return _unsaid(Outcome.ERROR, f"the result cannot be parsed: {ending.malformed}", ending)
     if ending.end is not None:
-        return Judgement(ending.end.outcome, one_line(ending.end.reason), ending.end.traceback)
+        return End(ending.end.outcome, one_line(ending.end.reason), ending.end.traceback)
     if ending.stop is not None:
         return _unsaid(ending.stop.outcome, ending.stop.reason, ending)
     killed = ending.status is not None and os.WIFSIGNALED(ending.status)
@@ -91,10 +74,10 @@ def judge_ending(ending: Ending) -> Judgement:
     return _unsaid(Outcome.CRASHED, reason, ending)
 
 
-def judge_fork_failure(number: int, reason: str) -> Stop:
+def judge_fork_failure(number: int, reason: str) -> End:
     """How an attempt ended whose process could not be made (``number``: errno)."""
     outcome = Outcome.OOM_HOST if number == errno.ENOMEM else Outcome.ERROR
-    return Stop(outcome, f"cannot start a process: {reason}")
+    return End(outcome, f"cannot start a process: {reason}")
 
 
 def one_line(text: str | None) -> str | None:
@@ -110,7 +93,7 @@ def log_tail(log: bytes) -> str:
     return "\n".join(log[-16_384:].decode(errors="replace").splitlines()[-_LOG_LINES:])
 
 
-def _unsaid(outcome: Outcome, reason: str, ending: Ending) -> Judgement:
+def _unsaid(outcome: Outcome, reason: str | None, ending: Ending) -> End:
     tail = ending.log_tail.strip("\n")
     traceback = f"last lines of the log:\n{tail}" if tail else None
-    return Judgement(outcome, one_line(reason), traceback)
+    return End(outcome, one_line(reason), traceback)

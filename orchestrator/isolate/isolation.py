@@ -23,9 +23,6 @@ class Isolation:
 
     Parameters
     ----------
-    start : str, optional
-        ``fork`` (17 ms) or ``spawn`` (a fresh interpreter: seconds, safe whatever is imported);
-        by default what each attempt's spec says.
     preload : sequence of str, optional
         Modules the server imports; by default what each attempt's task names. Another set means
         another server, and the old one ends.
@@ -43,13 +40,9 @@ class Isolation:
 
     def __init__(
         self,
-        start: str | None = None,
         preload: Sequence[str] | None = None,
         env: Mapping[str, str] | None = None,
     ) -> None:
-        if start not in (None, "fork", "spawn"):
-            raise ValueError(f"start is fork or spawn, not {start!r}")
-        self._start = start
         self._preload = None if preload is None else tuple(preload)
         self._env = dict(env or {})
         self._server: ForkServer | None = None
@@ -90,17 +83,15 @@ class Isolation:
     ) -> Iterator[Progress | AttemptReport]:
         self._running = True
         try:
-            start = self._start or spec.start
             preload = self._preload_of(spec)
             # A model that brings its own code must not read the token with which it was fetched.
             hub = not (spec.identity.get("model") or {}).get("trust_remote_code")
             yield from Supervision(
                 spec,
                 slot,
-                start=start,
                 preload=preload,
                 # A spawned interpreter does its own importing; its server stays bare.
-                server=lambda: self._warm_server(preload if start == "fork" else (), hub),
+                server=lambda: self._warm_server(preload if spec.start == "fork" else (), hub),
                 cancel=self._cancel,
                 watch=watch,
                 secrets=secret_values({**os.environ, **self._env}),

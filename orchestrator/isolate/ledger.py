@@ -39,11 +39,14 @@ class Progress:
 
 @dataclass(frozen=True)
 class End:
-    """The child's own word on how it ended, and the most host memory it held."""
+    """How it ended, by the word of the child, of its supervisor or of the judge on both.
+
+    ``memory_bytes``: the most host memory the child says it held.
+    """
 
     outcome: Outcome
-    reason: str | None
-    traceback: str | None
+    reason: str | None = None
+    traceback: str | None = None
     memory_bytes: int | None = None
 
 

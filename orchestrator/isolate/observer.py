@@ -3,34 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Iterator
+from typing import Protocol
 
-from orchestrator.attempt import Slot
-from orchestrator.measure.metric import Metric, Phase
-
-
-@dataclass
-class Observations:
-    """What was seen: aggregates by name, files by name, facts for provenance."""
-
-    aggregates: dict[str, Metric] = field(default_factory=dict)
-    artifacts: dict[str, bytes] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
-
-
-class SupportsObservations(Protocol):
-    """Any object with the attributes of :class:`Observations`."""
-
-    @property
-    def aggregates(self) -> Mapping[str, Metric]: ...
-
-    @property
-    def artifacts(self) -> Mapping[str, bytes]: ...
-
-    @property
-    def facts(self) -> Mapping[str, Any]: ...
+from orchestrator.attempt import Observations, Slot
+from orchestrator.measure.metric import Phase
 
 
 class AttemptObserver(Protocol):
@@ -47,7 +24,7 @@ class AttemptObserver(Protocol):
         """The measured process is ``pid``."""
         ...
 
-    def finish(self, phases: list[Phase]) -> SupportsObservations:
+    def finish(self, phases: list[Phase]) -> Observations:
         """Stop sampling and aggregate over ``phases``; called however the attempt ended."""
         ...
 
@@ -59,7 +36,7 @@ class ForgivingObserver:
     ----------
     error : str or None
         The first failure; later ones follow from it.
-    result : object or None
+    result : Observations or None
         What ``finish`` returned.
     """
 
@@ -67,7 +44,7 @@ class ForgivingObserver:
         self._watch = watch
         self._begun = False
         self.error: str | None = None
-        self.result: SupportsObservations | None = None
+        self.result: Observations | None = None
 
     def start(self, slot: Slot) -> None:
         """See :meth:`AttemptObserver.start`."""

@@ -26,16 +26,9 @@ from orchestrator.host.cpu import usable_cores
 from orchestrator.isolate import linux
 from orchestrator.isolate.cancel import Cancel
 from orchestrator.isolate.directory import LOG_NAME, AttemptDirectory
-from orchestrator.isolate.ending import (
-    Ending,
-    Judgement,
-    Stop,
-    judge_ending,
-    judge_fork_failure,
-    log_tail,
-)
+from orchestrator.isolate.ending import Ending, judge_ending, judge_fork_failure, log_tail
 from orchestrator.isolate.forkserver import ForkServer, ServerGone
-from orchestrator.isolate.ledger import Ledger, Progress
+from orchestrator.isolate.ledger import End, Ledger, Progress
 from orchestrator.isolate.memory_watch import MemoryWatch
 from orchestrator.isolate.observer import AttemptObserver, ForgivingObserver
 from orchestrator.isolate.variables import (
@@ -61,8 +54,6 @@ class Supervision:
     ----------
     spec, slot : AttemptSpec, Slot
         What to run and where.
-    start : str
-        ``fork`` or ``spawn``.
     preload : tuple of str
         What the child needs imported.
     server : callable
@@ -80,7 +71,6 @@ class Supervision:
         spec: AttemptSpec,
         slot: Slot,
         *,
-        start: str,
         preload: tuple[str, ...],
         server: Callable[[], ForkServer],
         cancel: Cancel,
@@ -89,17 +79,16 @@ class Supervision:
     ) -> None:
         self._spec = spec
         self._slot = slot
-        self._start = start
         self._preload = preload
         self._new_server = server
         self._cancel = cancel
         self._watch = ForgivingObserver(watch)
         self._secrets = secrets
         self._ledger = Ledger()
-        self._facts: dict[str, Any] = {"start": start, "preload": list(preload)}
+        self._facts: dict[str, Any] = {"start": spec.start, "preload": list(preload)}
         self._server: ForkServer | None = None
         self._server_failure: str | None = None
-        self._stop: Stop | None = None
+        self._stop: End | None = None
         self._trace: str | None = None
         self._directory: AttemptDirectory | None = None
         self._result = -1
@@ -119,7 +108,7 @@ class Supervision:
             try:
                 self._launch()
             except OSError as error:
-                self._stop = Stop(Outcome.ERROR, f"cannot prepare the attempt: {error}")
+                self._stop = End(Outcome.ERROR, f"cannot prepare the attempt: {error}")
             if self._pid is not None:
                 yield from self._supervise()
             report = self._report()
@@ -140,13 +129,13 @@ class Supervision:
                 fcntl.fcntl(self._result, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
             try:
                 if self._warm(server):
-                    server.start_child(str(directory.job), self._start, theirs, directory.log)
+                    server.start_child(str(directory.job), self._spec.start, theirs, directory.log)
                     self._take_fork(self._wait_for_message(server))
                 return
             except ServerGone as gone:
                 # Nothing has run yet: a server found dead costs a new one, not the attempt.
                 if not attempts_left:
-                    self._stop = Stop(Outcome.ERROR, f"cannot start a process: {gone}")
+                    self._stop = End(Outcome.ERROR, f"cannot start a process: {gone}")
                 os.close(self._result)
                 self._result = -1
             finally:
@@ -176,15 +165,15 @@ class Supervision:
                 return False
             if message["e"] == "unfit":
                 names = ", ".join(server.preload)
-                self._stop = Stop(Outcome.ERROR, f"cannot import {names}: {message['reason']}")
+                self._stop = End(Outcome.ERROR, f"cannot import {names}: {message['reason']}")
                 self._trace = message["traceback"]
                 return False
             server.ready = message
         self._facts["server_pid"] = server.pid
         self._facts["server_threads"] = server.ready["threads"]
-        if server.ready["cuda"] and self._start == "fork":
+        if server.ready["cuda"] and self._spec.start == "fork":
             names = ", ".join(server.preload)
-            self._stop = Stop(
+            self._stop = End(
                 Outcome.ERROR,
                 f"importing {names} initialised CUDA, which a forked process cannot use. "
                 "Set isolate.start=spawn",
@@ -255,8 +244,7 @@ class Supervision:
         try:
             message = self._server.receive()
         except ServerGone as gone:
-            self._server_failure = str(gone)
-            self._kill_what_is_left()
+            self._lose_server(str(gone))
             return
         if message["e"] == "exit":
             self._exit = message
@@ -279,9 +267,7 @@ class Supervision:
         now_s = time.monotonic()
         if self._bury_by_s is not None:
             if now_s > self._bury_by_s:
-                self._server.destroy()
-                self._server_failure = "the fork server could not end the process"
-                self._kill_what_is_left()
+                self._give_up_server()
             return
         if self._ledger.started and "started_s" not in self._facts:
             self._facts["started_s"] = now_s - self._began_s
@@ -293,7 +279,7 @@ class Supervision:
             self._kill()
         elif self._memory is not None and self._ledger.end is None and self._memory.exceeded():
             held, limit = self._memory.peak_bytes, self._memory.limit_bytes
-            self._stop = Stop(
+            self._stop = End(
                 Outcome.OOM_HOST, f"held {gib(held, 2)}, the memory limit is {gib(limit, 2)}"
             )
             self._kill(grace=False)
@@ -301,7 +287,7 @@ class Supervision:
     def _cancelled(self) -> bool:
         if not self._cancel.is_set():
             return False
-        self._stop = Stop(Outcome.CANCELLED, "cancelled")
+        self._stop = End(Outcome.CANCELLED, "cancelled")
         return True
 
     def _overdue(self) -> bool:
@@ -311,7 +297,7 @@ class Supervision:
             reason = f"no result after {self._spec.timeout_s:g} s"
         else:
             reason = f"did not start within {self._spec.start_timeout_s:g} s"
-        self._stop = Stop(Outcome.TIMEOUT, reason)
+        self._stop = End(Outcome.TIMEOUT, reason)
         return True
 
     def _kill(self, *, grace: bool = True) -> None:
@@ -320,8 +306,16 @@ class Supervision:
         try:
             self._server.kill_child(grace=grace)
         except ServerGone as gone:
-            self._server_failure = str(gone)
-            self._kill_what_is_left()
+            self._lose_server(str(gone))
+
+    def _give_up_server(self) -> None:
+        assert self._server is not None
+        self._server.destroy()
+        self._lose_server("the fork server could not end the process")
+
+    def _lose_server(self, reason: str) -> None:
+        self._server_failure = reason
+        self._kill_what_is_left()
 
     def _kill_what_is_left(self) -> None:
         """The server is gone, the kernel has killed its child: find what that had started.
@@ -386,7 +380,7 @@ class Supervision:
             report.facts["telemetry_error"] = self._watch.error
         return report
 
-    def _judge(self, log: bytes) -> Judgement:
+    def _judge(self, log: bytes) -> End:
         now = oom_kills()
         before = self._oom_kills_before
         ending = Ending(
@@ -399,7 +393,7 @@ class Supervision:
             log_tail=log_tail(log),
         )
         judgement = judge_ending(ending)
-        return Judgement(
+        return End(
             judgement.outcome,
             self._redacted(judgement.reason),
             self._redacted(judgement.traceback if self._trace is None else self._trace),
@@ -465,6 +459,4 @@ class Supervision:
                 if selector.select(max(0.0, self._bury_by_s - time.monotonic())):
                     self._hear_server()
                 elif time.monotonic() > self._bury_by_s:
-                    self._server.destroy()
-                    self._server_failure = "the fork server could not end the process"
-                    self._kill_what_is_left()
+                    self._give_up_server()

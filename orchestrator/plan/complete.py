@@ -39,7 +39,7 @@ def complete_override(
     Raises
     ------
     ConfigError
-        As :func:`orchestrator.plan.build`, where the words before cannot be composed.
+        As :func:`orchestrator.plan.expand.build`, where the words before cannot be composed.
     """
     # Of a list of values only the last is unfinished.
     head, comma, tail = word.rpartition(",")

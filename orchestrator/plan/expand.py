@@ -93,7 +93,7 @@ def plan_of(identity: Mapping[str, Any], settings: Settings) -> Plan:
     Raises
     ------
     ConfigError
-        As :func:`orchestrator.plan.rebuild`.
+        As :func:`orchestrator.plan.identity.rebuild`.
     """
     tree = rebuild(identity)
     trial = _trial(tree, {}, settings)

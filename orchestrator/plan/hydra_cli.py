@@ -44,14 +44,11 @@ class RunArgs:
         Directories of a person's own groups, in order.
     config_name : str
         Root file, without ``.yaml``.
-    multirun : bool
-        ``-m`` was there; it changes nothing, several values sweep without it too.
     """
 
     overrides: tuple[str, ...] = ()
     config_dirs: tuple[str, ...] = ()
     config_name: str = "config"
-    multirun: bool = False
     verbose: bool = False
     json: bool = False
     strict: bool = False
@@ -81,24 +78,17 @@ def parse_run_args(argv: Sequence[str]) -> RunArgs:
     flags = [word for word in unknown if word.startswith("-")]
     if flags:
         raise UsageError(f"unknown flag {flags[0]}", fix="--help shows what there is")
-    return RunArgs(
-        overrides=tuple([*found.overrides, *unknown]),
-        config_dirs=tuple(found.config_dir),
-        config_name=found.config_name,
-        multirun=found.multirun,
-        verbose=found.verbose,
-        json=found.json,
-        strict=found.strict,
-    )
+    del found.multirun  # several values sweep without it too
+    found.overrides = (*found.overrides, *unknown)
+    found.config_dirs = tuple(found.config_dirs)
+    return RunArgs(**vars(found))
 
 
 def _add_places(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config-dir", "-cd", action="append", default=[])
-    parser.add_argument("--config-name", "-cn", default="config", type=_without_suffix)
-
-
-def _without_suffix(name: str) -> str:
-    return name.removesuffix(".yaml")
+    parser.add_argument("--config-dir", "-cd", action="append", default=[], dest="config_dirs")
+    parser.add_argument(
+        "--config-name", "-cn", default="config", type=lambda name: name.removesuffix(".yaml")
+    )
 
 
 def hydra_flags(argv: Sequence[str]) -> int | None:
@@ -118,7 +108,7 @@ def hydra_flags(argv: Sequence[str]) -> int | None:
     Raises
     ------
     ConfigError, UsageError
-        As :func:`orchestrator.plan.build`.
+        As :func:`orchestrator.plan.expand.build`.
     """
     words = [word for word in argv if word not in ("-v", "--verbose", "--json", "--strict")]
     if words and words[0] in COMMANDS_WITH_OVERRIDES:
@@ -150,9 +140,9 @@ def _dispatch(words: list[str]) -> int:
     asked = [args.help, args.hydra_help, args.cfg, args.info, args.shell_completion]
     if sum(bool(flag) for flag in asked) > 1:
         raise UsageError("one of --help, --hydra-help, --cfg, --info, -sc at a time")
-    hydra = _hydra(where.config_dir)
+    hydra = _hydra(where.config_dirs)
     try:
-        return _show(hydra, args, flags, where.config_name, where.config_dir)
+        return _show(hydra, args, flags, where.config_name, where.config_dirs)
     finally:
         GlobalHydra.instance().clear()
 

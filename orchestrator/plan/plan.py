@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from orchestrator.plan.schema import Settings
 from orchestrator.plan.trial import Trial
@@ -43,47 +43,48 @@ class Plan:
 
 @dataclass(frozen=True)
 class TrialState:
-    """What is known of a trial before a run: ``new``, ``cached``, ``failed`` or ``infeasible``."""
+    """What a person is told of a trial before anything runs.
+
+    Attributes
+    ----------
+    state : str
+        ``new`` (something is to be run), ``cached`` (measured as often as asked), ``failed``
+        (recorded as failed and not tried again), ``infeasible``.
+    reason : str or None
+        One line, where the state alone does not say it.
+    predicted : dict or None
+        Names that end in their unit (``memory_bytes``) to values.
+    """
 
     state: str = "new"
     reason: str | None = None
     predicted: dict[str, Any] | None = None
 
 
-class KnownState(Protocol):
-    """Anything that says how a trial stands; ``predicted`` is taken too where it is there."""
-
-    @property
-    def state(self) -> str: ...
-
-    @property
-    def reason(self) -> str | None: ...
-
-
-def plan_json(plan: Plan, states: Mapping[str, KnownState]) -> dict[str, Any]:
+def plan_json(plan: Plan, states: Mapping[str, TrialState]) -> dict[str, Any]:
     """``plan --json``.
 
     Parameters
     ----------
-    states : mapping of config hash to KnownState
-        :class:`TrialState` or the like. A hash that is not in it is ``infeasible`` where the plan
-        says so, ``new`` otherwise.
+    states : mapping of config hash to TrialState
+        A hash that is not in it is ``infeasible`` where the plan says so, ``new`` otherwise.
     """
-    return {
-        "sweep": plan.sweep,
-        "trials": [_trial_json(trial, states.get(trial.hash)) for trial in plan.trials],
-    }
+    trials = [_trial_json(trial, states.get(trial.hash) or unrun(trial)) for trial in plan.trials]
+    return {"sweep": plan.sweep, "trials": trials}
 
 
-def _trial_json(trial: Trial, known: KnownState | None) -> dict[str, Any]:
-    if known is None:
-        known = TrialState("infeasible", trial.infeasible) if trial.infeasible else TrialState()
+def unrun(trial: Trial) -> TrialState:
+    """How a trial stands of which nothing is recorded."""
+    return TrialState("infeasible" if trial.infeasible else "new", trial.infeasible)
+
+
+def _trial_json(trial: Trial, known: TrialState) -> dict[str, Any]:
     return {
         "hash": trial.hash,
         "axes": dict(trial.axes),
         "state": known.state,
         "reason": known.reason,
         "resources": asdict(trial.resources),
-        "predicted": getattr(known, "predicted", None),
+        "predicted": known.predicted,
         "config": trial.identity,
     }

@@ -14,11 +14,7 @@ from typing import Any
 
 from hydra import version as hydra_version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.config_repository import (
-    CachingConfigRepository,
-    ConfigRepository,
-    IConfigRepository,
-)
+from hydra._internal.config_repository import CachingConfigRepository, ConfigRepository
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
@@ -183,38 +179,25 @@ class FilesOnce(CachingConfigRepository):
         return result
 
 
-class FreshCopies(IConfigRepository):
-    """A caching repository that never hands its cached nodes out: merging changes them in place."""
+class FreshCopies(FilesOnce):
+    """Never hands out what it keeps: merging changes a node in place.
 
-    def __init__(self, cached: CachingConfigRepository) -> None:
-        self._cached = cached
+    Parameters
+    ----------
+    shared : FilesOnce
+        What either has read, both keep.
+    """
+
+    def __init__(self, shared: FilesOnce) -> None:
+        super().__init__(shared.delegate)
+        self.cache = shared.cache
 
     def load_config(self, config_path: str) -> ConfigResult | None:
-        result = self._cached.load_config(config_path)
+        result = super().load_config(config_path)
         if result is not None:
             result = copy.copy(result)
             result.config = copy.deepcopy(result.config)
         return result
-
-    def get_schema_source(self) -> Any:
-        return self._cached.get_schema_source()
-
-    def group_exists(self, config_path: str) -> bool:
-        return self._cached.group_exists(config_path)
-
-    def config_exists(self, config_path: str) -> bool:
-        return self._cached.config_exists(config_path)
-
-    def get_group_options(
-        self, group_name: str, results_filter: ObjectType | None = ObjectType.CONFIG
-    ) -> list[str]:
-        return self._cached.get_group_options(group_name, results_filter)
-
-    def get_sources(self) -> Any:
-        return self._cached.get_sources()
-
-    def initialize_sources(self, config_search_path: ConfigSearchPath) -> None:
-        self._cached.initialize_sources(config_search_path)
 
 
 def _is_hydras(default: InputDefault) -> bool:

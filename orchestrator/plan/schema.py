@@ -148,8 +148,8 @@ class VerdictConfig:
 
 
 @dataclass
-class RootConfig:
-    """The whole configuration, as composed."""
+class Measured:
+    """What is measured, and the sweep over it."""
 
     task: Any = MISSING
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -158,6 +158,12 @@ class RootConfig:
     device: DeviceConfig = field(default_factory=DeviceConfig)
     seed: int = bounded(0, low=0)
     sweep: SweepConfig = field(default_factory=SweepConfig)
+
+
+@dataclass
+class Settings:
+    """How and where a plan is run; nothing of it is hashed."""
+
     repeats: int = bounded(1, low=1)
     force: bool = False
     retry: RetryConfig = field(default_factory=RetryConfig)
@@ -172,22 +178,9 @@ class RootConfig:
     verdict: VerdictConfig = field(default_factory=VerdictConfig)
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How and where a plan is run; nothing of it is hashed."""
-
-    repeats: int = 1
-    force: bool = False
-    retry: RetryConfig = field(default_factory=RetryConfig)
-    isolate: IsolateConfig = field(default_factory=IsolateConfig)
-    timeout_s: float = 1800.0
-    preflight: str = "warn"
-    ceilings: str = "auto"
-    resources: ResourcesConfig = field(default_factory=ResourcesConfig)
-    cluster: ClusterConfig = field(default_factory=ClusterConfig)
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
-    verdict: VerdictConfig = field(default_factory=VerdictConfig)
+@dataclass
+class RootConfig(Settings, Measured):
+    """The whole configuration, as composed: what is measured, then the settings."""
 
 
 IDENTITY_GROUPS: Mapping[str, type] = {

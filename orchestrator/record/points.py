@@ -85,7 +85,7 @@ def series_points(content: bytes, started_at: float) -> list[MetricPoint]:
     Parameters
     ----------
     content : bytes
-        Parquet as :meth:`~orchestrator.telemetry.SeriesSet.to_parquet` writes it.
+        Parquet as :meth:`~orchestrator.telemetry.series.SeriesSet.to_parquet` writes it.
     started_at : float
         Unix time of the attempt's start.
     """

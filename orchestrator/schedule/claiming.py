@@ -17,12 +17,16 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import TYPE_CHECKING
 
 from orchestrator.attempt import AttemptSpec, Outcome
 from orchestrator.schedule.events import Claimed, ClusterEvent, Ended, MadeElsewhere, Vanished
 from orchestrator.schedule.placement import Demand, Node
-from orchestrator.schedule.ports import ClaimsPort, ClusterPort, StandingPort
-from orchestrator.schedule.todo import PastAttempt
+from orchestrator.schedule.ports import ClaimsPort, ClusterPort
+
+if TYPE_CHECKING:
+    from orchestrator.record.claims import Standing
+    from orchestrator.record.store import AttemptSummary
 
 TEND_S = 1.0
 # So many at once: the first of a long queue shall not wait for the last.
@@ -54,7 +58,7 @@ class ClaimingCluster:
         self,
         cluster: ClusterPort,
         claims: ClaimsPort,
-        missing: Callable[[str, Sequence[PastAttempt]], int],
+        missing: Callable[[str, Sequence[AttemptSummary]], int],
     ) -> None:
         self._cluster = cluster
         self._claims = claims
@@ -168,7 +172,7 @@ class ClaimingCluster:
                 self._changed.notify_all()
 
     def _judge(
-        self, spec: AttemptSpec, standing: StandingPort | None
+        self, spec: AttemptSpec, standing: Standing | None
     ) -> AttemptSpec | Claimed | MadeElsewhere:
         """The attempt as it is to be made, or why it is not."""
         if standing is None:

@@ -15,60 +15,30 @@ from itertools import islice
 from typing import Any
 
 from orchestrator.attempt import AttemptReport, Outcome
-from orchestrator.schedule.events import (
-    Abandon,
-    Action,
-    Adopt,
-    Begin,
-    Cancel,
-    Claimed,
-    ClusterGone,
-    Delay,
-    DropRepeats,
-    Ended,
-    Event,
-    Finish,
-    Flight,
-    Forget,
-    LearnNodes,
-    MadeElsewhere,
-    NodesSeen,
-    PhaseBegan,
-    PutOff,
-    Requeue,
-    Say,
-    ShowPhase,
-    Skip,
-    Started,
-    StopRequested,
-    StopSubmitting,
-    Submit,
-    Tick,
-    Ticket,
-    Vanished,
-    Waiting,
-)
+from orchestrator.schedule import actions, events
+from orchestrator.schedule.flight import Flight, Ticket
 from orchestrator.schedule.placement import Node, slots
 from orchestrator.schedule.state import SweepState
 
+Actions = Iterator[actions.Action]
 
-def decide(state: SweepState, event: Event) -> list[Action]:
+
+def decide(state: SweepState, event: events.Event) -> list[actions.Action]:
     """The actions that ``event`` calls for; commit and perform each, in order.
 
     Events of attempts that are no longer in flight (an answer after a forced end) call for nothing.
     """
-    attempt_id = getattr(event, "attempt_id", None)
-    if attempt_id is not None and attempt_id not in state.flights:
+    if isinstance(event, events.ClusterEvent) and event.attempt_id not in state.flights:
         return []
     return list(_DECISIONS[type(event)](state, event))
 
 
-def submissions(state: SweepState) -> list[Submit | Skip]:
+def submissions(state: SweepState) -> list[actions.Submit | actions.Skip]:
     """What may be given to the cluster now: each lane's queue up to its window."""
     if state.stopping:
         return []
     return [
-        Skip(ticket) if ticket.trial.hash in state.dropped else Submit(ticket)
+        actions.Skip(ticket) if ticket.trial.hash in state.dropped else actions.Submit(ticket)
         for lane in state.lanes.values()
         if lane.ready and lane.room
         for ticket in islice(lane.ready, lane.room)
@@ -83,36 +53,36 @@ def avoidable(state: SweepState, ticket: Ticket) -> frozenset[str]:
     return ticket.avoid if slots(others, ticket.demand) else frozenset()
 
 
-def _started(state: SweepState, event: Started) -> Iterator[Action]:
-    yield Begin(event.attempt_id, event.slot)
+def _started(state: SweepState, event: events.Started) -> Actions:
+    yield actions.Begin(event.attempt_id, event.slot)
 
 
-def _phase(state: SweepState, event: PhaseBegan) -> Iterator[Action]:
-    yield ShowPhase(event.attempt_id, event.name)
+def _phase(state: SweepState, event: events.PhaseBegan) -> Actions:
+    yield actions.ShowPhase(event.attempt_id, event.name)
 
 
-def _waiting(state: SweepState, event: Waiting) -> Iterator[Action]:
-    yield Say(event.text)
+def _waiting(state: SweepState, event: events.Waiting) -> Actions:
+    yield actions.Say(event.text)
 
 
-def _claimed(state: SweepState, event: Claimed) -> Iterator[Action]:
+def _claimed(state: SweepState, event: events.Claimed) -> Actions:
     if state.stopping:
-        yield Forget(event.attempt_id)
+        yield actions.Forget(event.attempt_id)
         return
     ticket = state.flights[event.attempt_id].ticket
     again_at = state.now + state.limits.claimed_wait_s
-    yield PutOff(event.attempt_id, replace(ticket, not_before=again_at))
+    yield actions.PutOff(event.attempt_id, replace(ticket, not_before=again_at))
 
 
-def _made_elsewhere(state: SweepState, event: MadeElsewhere) -> Iterator[Action]:
-    yield Adopt(event.attempt_id)
+def _made_elsewhere(state: SweepState, event: events.MadeElsewhere) -> Actions:
+    yield actions.Adopt(event.attempt_id)
 
 
-def _ended(state: SweepState, event: Ended) -> Iterator[Action]:
+def _ended(state: SweepState, event: events.Ended) -> Actions:
     yield from _finish(state, state.flights[event.attempt_id], event.report)
 
 
-def _vanished(state: SweepState, event: Vanished) -> Iterator[Action]:
+def _vanished(state: SweepState, event: events.Vanished) -> Actions:
     flight = state.flights[event.attempt_id]
     outcome = event.outcome
     if state.stopping and flight.cancelled:
@@ -121,7 +91,7 @@ def _vanished(state: SweepState, event: Vanished) -> Iterator[Action]:
         # Nobody asked for a stop: we gave up on its supervisor, or something else killed it.
         outcome = Outcome.LOST
     if flight.started_at is None and (state.stopping or flight.cancelled):
-        yield Forget(flight.attempt_id)
+        yield actions.Forget(flight.attempt_id)
         return
     yield from _finish(
         state, flight, report_without_supervisor(state, flight, outcome, event.reason)
@@ -147,14 +117,14 @@ def report_without_supervisor(
     )
 
 
-def _finish(state: SweepState, flight: Flight, report: AttemptReport) -> Iterator[Action]:
+def _finish(state: SweepState, flight: Flight, report: AttemptReport) -> Actions:
     ticket = flight.ticket
     retry = None if state.stopping else _retry(state, flight, report.outcome)
-    yield Finish(flight.attempt_id, report, retried=retry is not None)
+    yield actions.Finish(flight.attempt_id, report, retried=retry is not None)
     if retry is not None:
-        yield Delay(retry)
+        yield actions.Delay(retry)
     elif report.outcome is Outcome.INFEASIBLE and ticket.trial.hash not in state.dropped:
-        yield DropRepeats(ticket.trial.hash)
+        yield actions.DropRepeats(ticket.trial.hash)
 
 
 def _retry(state: SweepState, flight: Flight, outcome: Outcome) -> Ticket | None:
@@ -175,13 +145,13 @@ def _retry(state: SweepState, flight: Flight, outcome: Outcome) -> Ticket | None
     )
 
 
-def _nodes_seen(state: SweepState, event: NodesSeen) -> Iterator[Action]:
-    yield LearnNodes(event.nodes)
+def _nodes_seen(state: SweepState, event: events.NodesSeen) -> Actions:
+    yield actions.LearnNodes(event.nodes)
     if not state.stopping:
         yield from _left_on_silent_nodes(state, event.nodes)
 
 
-def _left_on_silent_nodes(state: SweepState, nodes: Sequence[Node]) -> Iterator[Action]:
+def _left_on_silent_nodes(state: SweepState, nodes: Sequence[Node]) -> Actions:
     """What a node took along that was cut off: no connection breaks, so Ray does not say for long.
 
     What a node held that died is reported by Ray itself, well within the grace.
@@ -208,38 +178,38 @@ def _left_on_silent_nodes(state: SweepState, nodes: Sequence[Node]) -> Iterator[
         lost.extend(islice(waiting, idle))
     # One of a trial at a time: the number of its next attempt counts this one.
     for flight in {flight.ticket.trial.hash: flight for flight in lost}.values():
-        yield Cancel(flight.attempt_id, force=True)
+        yield actions.Cancel(flight.attempt_id, force=True)
         reason = "its node does not answer any more"
-        yield from _vanished(state, Vanished(flight.attempt_id, Outcome.LOST, reason))
+        yield from _vanished(state, events.Vanished(flight.attempt_id, Outcome.LOST, reason))
 
 
-def _stop_requested(state: SweepState, event: StopRequested) -> Iterator[Action]:
+def _stop_requested(state: SweepState, event: events.StopRequested) -> Actions:
     if state.stopping:
         return
-    yield StopSubmitting()
+    yield actions.StopSubmitting()
     for attempt_id in state.flights:
-        yield Cancel(attempt_id)
+        yield actions.Cancel(attempt_id)
 
 
-def _cluster_gone(state: SweepState, event: ClusterGone) -> Iterator[Action]:
+def _cluster_gone(state: SweepState, event: events.ClusterGone) -> Actions:
     if not state.stopping:
-        yield StopSubmitting()
+        yield actions.StopSubmitting()
     for flight in state.flights.values():
         if flight.started_at is None:
-            yield Forget(flight.attempt_id)
+            yield actions.Forget(flight.attempt_id)
         else:
             report = report_without_supervisor(state, flight, Outcome.LOST, event.reason)
-            yield Finish(flight.attempt_id, report)
+            yield actions.Finish(flight.attempt_id, report)
 
 
-def _tick(state: SweepState, event: Tick) -> Iterator[Action]:
+def _tick(state: SweepState, event: events.Tick) -> Actions:
     if state.stopping_since is not None:
         if state.now - state.stopping_since >= state.limits.stop_grace_s:
             for flight in state.flights.values():
                 yield from _force(state, flight, "did not stop in time")
         return
     for ticket in state.due():
-        yield Requeue(ticket)
+        yield actions.Requeue(ticket)
     if state.now < state.review_at:
         return
     for flight in state.flights.values():
@@ -249,31 +219,33 @@ def _tick(state: SweepState, event: Tick) -> Iterator[Action]:
         if lane.unplaceable_since is None or not (lane.ready or lane.in_flight):
             continue
         if state.now - lane.unplaceable_since >= state.limits.node_wait_s:
-            yield Say(f"giving up on trials that need {lane.demand}: no node has it any more")
-            yield Abandon(lane.demand)
+            yield actions.Say(
+                f"giving up on trials that need {lane.demand}: no node has it any more"
+            )
+            yield actions.Abandon(lane.demand)
             for flight in state.flights.values():
                 if flight.ticket.demand == lane.demand and flight.started_at is None:
                     yield from _force(state, flight, "no node can hold it any more")
 
 
-def _force(state: SweepState, flight: Flight, reason: str) -> Iterator[Action]:
+def _force(state: SweepState, flight: Flight, reason: str) -> Actions:
     if flight.forced_at is None:
-        yield Cancel(flight.attempt_id, force=True)
+        yield actions.Cancel(flight.attempt_id, force=True)
     elif state.now - flight.forced_at >= state.limits.forced_grace_s:
         # Not even Ray answers (its head may be gone): close the book ourselves.
-        yield from _vanished(state, Vanished(flight.attempt_id, Outcome.CANCELLED, reason))
+        yield from _vanished(state, events.Vanished(flight.attempt_id, Outcome.CANCELLED, reason))
 
 
-_DECISIONS: dict[type, Callable[[SweepState, Any], Iterator[Action]]] = {
-    Started: _started,
-    PhaseBegan: _phase,
-    Waiting: _waiting,
-    Claimed: _claimed,
-    MadeElsewhere: _made_elsewhere,
-    Ended: _ended,
-    Vanished: _vanished,
-    Tick: _tick,
-    NodesSeen: _nodes_seen,
-    StopRequested: _stop_requested,
-    ClusterGone: _cluster_gone,
+_DECISIONS: dict[type, Callable[[SweepState, Any], Actions]] = {
+    events.Started: _started,
+    events.PhaseBegan: _phase,
+    events.Waiting: _waiting,
+    events.Claimed: _claimed,
+    events.MadeElsewhere: _made_elsewhere,
+    events.Ended: _ended,
+    events.Vanished: _vanished,
+    events.Tick: _tick,
+    events.NodesSeen: _nodes_seen,
+    events.StopRequested: _stop_requested,
+    events.ClusterGone: _cluster_gone,
 }

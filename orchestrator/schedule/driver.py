@@ -12,45 +12,29 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.attempt import AttemptReport, AttemptSpec, Outcome, Resources
 from orchestrator.errors import ClusterError
+from orchestrator.schedule import actions, events
 from orchestrator.schedule.claiming import ClaimingCluster
 from orchestrator.schedule.cluster.ray.admission import admit
-from orchestrator.schedule.cluster.ray.cluster import PendingCluster, start_async
+from orchestrator.schedule.cluster.ray.cluster import PendingCluster
 from orchestrator.schedule.decide import avoidable, decide, submissions
-from orchestrator.schedule.events import (
-    Action,
-    Adopt,
-    Begin,
-    Cancel,
-    ClusterGone,
-    Event,
-    Finish,
-    Flight,
-    Limits,
-    NodesSeen,
-    PutOff,
-    Say,
-    ShowPhase,
-    StopRequested,
-    Submit,
-    Tick,
-    Ticket,
-)
+from orchestrator.schedule.flight import Flight, Ticket
 from orchestrator.schedule.order import interleave
 from orchestrator.schedule.placement import Demand, resolve, slots
-from orchestrator.schedule.policy import retry_policy
+from orchestrator.schedule.policy import Limits, retry_policy
 from orchestrator.schedule.ports import ClaimsPort, ClusterPort, RecordingPort, ViewPort
 from orchestrator.schedule.state import EndedAttempt, SweepState
-from orchestrator.schedule.todo import Attempt, PastAttempt, compute_todo
+from orchestrator.schedule.todo import Attempt, compute_todo
 
 if TYPE_CHECKING:
     from orchestrator.plan.plan import Plan
     from orchestrator.plan.schema import Settings
     from orchestrator.plan.trial import Trial
+    from orchestrator.record.store import AttemptSummary
 
 # Short enough that a stop is noticed at once, long enough to leave the measured cores alone.
 WAIT_S = 0.25
@@ -62,8 +46,6 @@ class SweepResult:
 
     Attributes
     ----------
-    outcomes : Counter of str
-        Outcome to number of attempts, retried ones included.
     attempts : tuple of EndedAttempt
         Every attempt that was recorded, in the order they ended.
     interrupted : bool
@@ -76,14 +58,22 @@ class SweepResult:
         Duration of the sweep, and slot time inside attempts.
     """
 
-    outcomes: Counter[str]
     attempts: tuple[EndedAttempt, ...] = ()
     interrupted: bool = False
     unmade: int = 0
     adopted: int = 0
     wall_s: float = 0.0
     busy_s: float = 0.0
-    final: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def outcomes(self) -> Counter[str]:
+        """Outcome to number of attempts, retried ones included."""
+        return Counter(attempt.outcome for attempt in self.attempts)
+
+    @property
+    def final(self) -> dict[str, str]:
+        """Config hash to the outcome of its last attempt."""
+        return {attempt.config_hash: attempt.outcome for attempt in self.attempts}
 
 
 def run_sweep(
@@ -105,7 +95,7 @@ def run_sweep(
     plan : Plan
         Its settings say where and under which rules; only ``todo`` is run.
     todo : sequence of Attempt
-        From :func:`orchestrator.schedule.compute_todo`.
+        From :func:`orchestrator.schedule.todo.compute_todo`.
     recording, view : RecordingPort, ViewPort
         Told of every start and ending.
     seed : int
@@ -150,7 +140,7 @@ def _open(
     stack: contextlib.ExitStack,
 ) -> ClusterPort:
     if cluster is None:
-        cluster = stack.enter_context(start_async(plan.settings.cluster))
+        cluster = stack.enter_context(PendingCluster(plan.settings.cluster))
     if not isinstance(cluster, PendingCluster):
         return cluster
     joined = cluster.ready(stop=stop)
@@ -161,12 +151,12 @@ def _open(
 
 def _missing(
     plan: Plan, attempts: Sequence[Attempt]
-) -> Callable[[str, Sequence[PastAttempt]], int]:
+) -> Callable[[str, Sequence[AttemptSummary]], int]:
     """How many attempts of a trial are still to be made, by what is recorded of it by now."""
     settings = plan.settings
     trials = {attempt.trial.hash: attempt.trial for attempt in attempts}
 
-    def missing(config_hash: str, recorded: Sequence[PastAttempt]) -> int:
+    def missing(config_hash: str, recorded: Sequence[AttemptSummary]) -> int:
         todo = compute_todo(
             [trials[config_hash]],
             {config_hash: recorded},
@@ -182,18 +172,10 @@ def _missing(
 def _result(
     refused: list[EndedAttempt], state: SweepState | None, interrupted: bool, wall_s: float
 ) -> SweepResult:
-    ended = refused + (state.ended if state else [])
-    final = {attempt.config_hash: attempt.outcome for attempt in ended}
-    return SweepResult(
-        outcomes=Counter(attempt.outcome for attempt in ended),
-        attempts=tuple(ended),
-        interrupted=interrupted,
-        unmade=state.unmade if state else 0,
-        adopted=state.adopted if state else 0,
-        wall_s=wall_s,
-        busy_s=state.busy_s if state else 0.0,
-        final=final,
-    )
+    if state is None:
+        return SweepResult(tuple(refused), interrupted, wall_s=wall_s)
+    ended = (*refused, *state.ended)
+    return SweepResult(ended, interrupted, state.unmade, state.adopted, wall_s, state.busy_s)
 
 
 def _record_infeasible(
@@ -245,11 +227,8 @@ class Driver:
         start_s = self._common["start_timeout_s"]
         limits = limits or Limits()
         limits = replace(limits, overdue_grace_s=limits.overdue_grace_s + start_s)
-        verdict = self._common["verdict"]
-        policy = retry_policy(
-            invalid_retries=int(verdict.get("retries", 1)),
-            cooldown_s=float(verdict.get("cooldown_s", 30.0)),
-        )
+        verdict = settings.verdict
+        policy = retry_policy(invalid_retries=verdict.retries, cooldown_s=verdict.cooldown_s)
         now = cluster.now()
         nodes = tuple(cluster.nodes())
         demands: dict[Resources, Demand] = {}
@@ -271,23 +250,23 @@ class Driver:
             epoch_s=time.time() - now,
         )
         self._specs: dict[str, AttemptSpec] = {}
-        self._handle(NodesSeen(nodes))
+        self._handle(events.NodesSeen(nodes))
 
     def run(self, stop: threading.Event) -> None:
         """Work until nothing is left or ``stop`` was obeyed."""
         try:
             while True:
                 if stop.is_set():
-                    self._handle(StopRequested())
+                    self._handle(events.StopRequested())
                 self._turn()
                 if self.state.done:
                     return
-                events = self._cluster.wait(WAIT_S)
+                happened = self._cluster.wait(WAIT_S)
                 self.state.now = self._cluster.now()
-                for event in events:
+                for event in happened:
                     self._handle(event)
         except ClusterError as error:
-            self._handle(ClusterGone(error.what))
+            self._handle(events.ClusterGone(error.what))
             raise
         except BaseException:
             # Whatever went wrong here (a store that is full, a bug): no process may outlive it.
@@ -297,28 +276,27 @@ class Driver:
 
     def _turn(self) -> None:
         self.state.now = self._cluster.now()
-        if self.state.now >= self.state.review_at and not self.state.stopping:
-            self._handle(Tick())
-            self._handle(NodesSeen(tuple(self._cluster.nodes())))
-        else:
-            self._handle(Tick())
+        review = self.state.now >= self.state.review_at and not self.state.stopping
+        self._handle(events.Tick())
+        if review:
+            self._handle(events.NodesSeen(tuple(self._cluster.nodes())))
         for action in submissions(self.state):
             self._act(action)
 
-    def _handle(self, event: Event) -> None:
+    def _handle(self, event: events.Event) -> None:
         for action in decide(self.state, event):
             self._act(action)
 
-    def _act(self, action: Action) -> None:
+    def _act(self, action: actions.Action) -> None:
         # Submit creates a flight and Finish ends it: look theirs up on the right side of commit.
-        if isinstance(action, Submit):
+        if isinstance(action, actions.Submit):
             attempt_id = self.state.next_attempt_id
             self.state.commit(action)
             self._submit(attempt_id, action.ticket)
             return
         flight = self.state.flights.get(getattr(action, "attempt_id", ""))
         self.state.commit(action)
-        if isinstance(action, Say):
+        if isinstance(action, actions.Say):
             self._view.message(action.text)
         elif flight is not None:
             self._perform(action, flight)
@@ -339,22 +317,22 @@ class Driver:
         self._cluster.submit(spec, ticket.demand, avoidable(self.state, ticket))
         self._view.submitted(spec, trial)
 
-    def _perform(self, action: Action, flight: Flight) -> None:
+    def _perform(self, action: actions.Action, flight: Flight) -> None:
         trial: Trial = flight.ticket.trial
         spec = self._specs[flight.attempt_id]
-        if isinstance(action, Begin):
+        if isinstance(action, actions.Begin):
             self._recording.begin(spec, trial, action.slot)
             self._view.started(spec, trial, action.slot)
-        elif isinstance(action, ShowPhase):
+        elif isinstance(action, actions.ShowPhase):
             self._view.phase(spec, action.name)
-        elif isinstance(action, Cancel):
+        elif isinstance(action, actions.Cancel):
             self._cluster.cancel(flight.attempt_id, force=action.force)
-        elif isinstance(action, Finish):
+        elif isinstance(action, actions.Finish):
             self._recording.finish(action.report, trial)
             self._view.finished(action.report, trial)
-        elif isinstance(action, PutOff | Adopt):
+        elif isinstance(action, actions.PutOff | actions.Adopt):
             self._recording.withdraw(flight.attempt_id)
-            self._view.withdrawn(spec, made=isinstance(action, Adopt))
+            self._view.withdrawn(spec, made=isinstance(action, actions.Adopt))
         if flight.attempt_id not in self.state.flights:
             del self._specs[flight.attempt_id]
 
@@ -365,12 +343,6 @@ def _common_spec(sweep: str, settings: Settings) -> dict[str, Any]:
         "sweep": sweep,
         "start": settings.isolate.start,
         "start_timeout_s": settings.isolate.start_timeout_s,
-        "telemetry": _plain(settings.telemetry),
-        "verdict": _plain(settings.verdict),
+        "telemetry": asdict(settings.telemetry),
+        "verdict": asdict(settings.verdict),
     }
-
-
-def _plain(settings: Any) -> dict[str, Any]:
-    if is_dataclass(settings) and not isinstance(settings, type):
-        return asdict(settings)
-    return dict(settings)

@@ -1,4 +1,4 @@
-"""Which endings are tried again, how often, how soon and where: retry policy as data."""
+"""The driver's rules as data: its limits, and which endings are tried again, how soon and where."""
 
 from __future__ import annotations
 
@@ -7,6 +7,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from orchestrator.attempt import Outcome
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The driver's own numbers, in seconds but for ``window_factor`` and ``window_extra``.
+
+    What is handed to the cluster waits there for a slot, and a retry waits behind it: as much as
+    slots take in ``window_cover_s``, ``window_extra`` more, at most ``window_factor`` times the
+    slots in all, and that many until something has ended.
+    """
+
+    window_factor: float = 1.5
+    window_extra: int = 1
+    window_cover_s: float = 5.0
+    nodes_every_s: float = 5.0
+    node_wait_s: float = 300.0
+    stop_grace_s: float = 2.0
+    overdue_grace_s: float = 120.0
+    forced_grace_s: float = 10.0
+    claimed_wait_s: float = 1.0
+    gone_grace_s: float = 30.0
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from orchestrator.attempt import AttemptReport, AttemptSpec, Slot
 
 if TYPE_CHECKING:
     from orchestrator.plan.trial import Trial
+    from orchestrator.record.claims import Standing
     from orchestrator.schedule.events import ClusterEvent
     from orchestrator.schedule.placement import Demand, Node
-    from orchestrator.schedule.todo import PastAttempt
 
 
 class RecordingPort(Protocol):
@@ -62,20 +62,6 @@ class ViewPort(Protocol):
     def message(self, text: str) -> None: ...
 
 
-class StandingPort(Protocol):
-    """A trial that is claimed (``record.claims.Standing`` has it)."""
-
-    @property
-    def attempts(self) -> Sequence[PastAttempt] | None:
-        """Everybody's finished attempts; None where there is nothing new to be known."""
-        ...
-
-    @property
-    def own(self) -> int:
-        """Attempts of this driver that ``attempts`` may or may not hold yet."""
-        ...
-
-
 class ClaimsPort(Protocol):
     """Keeps other drivers on the same store from measuring the same trial at the same time.
 
@@ -87,7 +73,7 @@ class ClaimsPort(Protocol):
         """How long an answer is waited for; then the attempt is made without a claim."""
         ...
 
-    def ask(self, wishes: Mapping[str, str]) -> Mapping[str, StandingPort | None]:
+    def ask(self, wishes: Mapping[str, str]) -> Mapping[str, Standing | None]:
         """Claim the trials (config hashes) of some attempts; None for those another driver has."""
         ...
 

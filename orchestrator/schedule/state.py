@@ -5,32 +5,14 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from orchestrator.schedule.events import (
-    Abandon,
-    Action,
-    Adopt,
-    Begin,
-    Cancel,
-    Delay,
-    DropRepeats,
-    Finish,
-    Flight,
-    Forget,
-    LearnNodes,
-    Limits,
-    PutOff,
-    Requeue,
-    Skip,
-    StopSubmitting,
-    Submit,
-    Ticket,
-)
+from orchestrator.schedule import actions
+from orchestrator.schedule.flight import Flight, Ticket
 from orchestrator.schedule.placement import Demand, Node, slots
-from orchestrator.schedule.policy import RetryPolicy
+from orchestrator.schedule.policy import Limits, RetryPolicy
 
 
 class EndedAttempt(NamedTuple):
@@ -118,7 +100,6 @@ class SweepState:
         self.delayed: list[tuple[float, int, Ticket]] = []
         self.dropped: set[str] = set()
         self.next_number: dict[str, int] = {}
-        self.outcomes: Counter[str] = Counter()
         self.ended: list[EndedAttempt] = []
         self.busy_s = 0.0
         self.unmade = 0
@@ -168,7 +149,7 @@ class SweepState:
                     return
                 yield ticket
 
-    def commit(self, action: Action) -> None:
+    def commit(self, action: actions.Action) -> None:
         """Apply one decision. Actions that only speak to the world change nothing here."""
         apply = _COMMITS.get(type(action))
         if apply is not None:
@@ -176,7 +157,7 @@ class SweepState:
 
     # -- one method an action ---------------------------------------------------------------
 
-    def _submit(self, action: Submit) -> None:
+    def _submit(self, action: actions.Submit) -> None:
         lane = self._lane(action.ticket.demand)
         head = lane.ready.popleft()
         assert head is action.ticket, "tickets are submitted in the order they wait"
@@ -185,71 +166,69 @@ class SweepState:
         lane.in_flight += 1
         self.flights[flight.attempt_id] = flight
 
-    def _skip(self, action: Skip) -> None:
+    def _skip(self, action: actions.Skip) -> None:
         head = self._lane(action.ticket.demand).ready.popleft()
         assert head is action.ticket, "tickets are skipped in the order they wait"
 
-    def _begin(self, action: Begin) -> None:
+    def _begin(self, action: actions.Begin) -> None:
         flight = self.flights[action.attempt_id]
         flight.started_at = self.now
         flight.slot = action.slot
         flight.overdue_at = self.now + flight.ticket.trial.timeout_s + self.limits.overdue_grace_s
 
-    def _finish(self, action: Finish) -> None:
+    def _finish(self, action: actions.Finish) -> None:
         flight = self._land(action.attempt_id)
-        outcome = action.report.outcome.value
-        self.outcomes[outcome] += 1
         self.ended.append(
             EndedAttempt(
                 flight.ticket.trial.hash,
                 flight.attempt_id,
                 flight.ticket.number,
-                outcome,
+                action.report.outcome.value,
                 action.retried,
             )
         )
         if flight.started_at is not None:
             self.busy_s += self.now - flight.started_at
 
-    def _forget(self, action: Forget) -> None:
+    def _forget(self, action: actions.Forget) -> None:
         self._land(action.attempt_id)
         self.unmade += 1
 
-    def _put_off(self, action: PutOff) -> None:
+    def _put_off(self, action: actions.PutOff) -> None:
         self._land(action.attempt_id)
         ticket = action.ticket
         heapq.heappush(self.delayed, (ticket.not_before, next(self._sequence), ticket))
 
-    def _adopt(self, action: Adopt) -> None:
+    def _adopt(self, action: actions.Adopt) -> None:
         self._land(action.attempt_id)
         self.adopted += 1
 
-    def _delay(self, action: Delay) -> None:
+    def _delay(self, action: actions.Delay) -> None:
         ticket = action.ticket
         heapq.heappush(self.delayed, (ticket.not_before, next(self._sequence), ticket))
         self.next_number[ticket.trial.hash] = ticket.number + 1
 
-    def _requeue(self, action: Requeue) -> None:
+    def _requeue(self, action: actions.Requeue) -> None:
         _, _, ticket = heapq.heappop(self.delayed)
         assert ticket is action.ticket, "delayed tickets come back in the order of their times"
         # In front: a retry that waits for the whole sweep again would be its tail.
         self._lane(ticket.demand).ready.appendleft(ticket)
 
-    def _cancel(self, action: Cancel) -> None:
+    def _cancel(self, action: actions.Cancel) -> None:
         flight = self.flights[action.attempt_id]
         flight.cancelled = True
         if action.force:
             flight.forced_at = self.now
 
-    def _drop(self, action: DropRepeats) -> None:
+    def _drop(self, action: actions.DropRepeats) -> None:
         self.dropped.add(action.config_hash)
 
-    def _abandon(self, action: Abandon) -> None:
+    def _abandon(self, action: actions.Abandon) -> None:
         lane = self._lane(action.demand)
         self.unmade += len(lane.ready)
         lane.ready.clear()
 
-    def _learn(self, action: LearnNodes) -> None:
+    def _learn(self, action: actions.LearnNodes) -> None:
         for node_id in {node.node_id for node in self.nodes} - {n.node_id for n in action.nodes}:
             self.gone_since[node_id] = self.now
         self.nodes = action.nodes
@@ -265,7 +244,7 @@ class SweepState:
             elif lane.unplaceable_since is None:
                 lane.unplaceable_since = self.now
 
-    def _stop(self, action: StopSubmitting) -> None:
+    def _stop(self, action: actions.StopSubmitting) -> None:
         self.stopping_since = self.now
         waiting = sum(len(lane.ready) for lane in self.lanes.values()) + len(self.delayed)
         self.unmade += waiting
@@ -285,18 +264,18 @@ class SweepState:
 
 
 _COMMITS: dict[type, Callable[[SweepState, Any], None]] = {
-    Submit: SweepState._submit,
-    Skip: SweepState._skip,
-    Begin: SweepState._begin,
-    Finish: SweepState._finish,
-    Forget: SweepState._forget,
-    PutOff: SweepState._put_off,
-    Adopt: SweepState._adopt,
-    Delay: SweepState._delay,
-    Requeue: SweepState._requeue,
-    Cancel: SweepState._cancel,
-    DropRepeats: SweepState._drop,
-    Abandon: SweepState._abandon,
-    LearnNodes: SweepState._learn,
-    StopSubmitting: SweepState._stop,
+    actions.Submit: SweepState._submit,
+    actions.Skip: SweepState._skip,
+    actions.Begin: SweepState._begin,
+    actions.Finish: SweepState._finish,
+    actions.Forget: SweepState._forget,
+    actions.PutOff: SweepState._put_off,
+    actions.Adopt: SweepState._adopt,
+    actions.Delay: SweepState._delay,
+    actions.Requeue: SweepState._requeue,
+    actions.Cancel: SweepState._cancel,
+    actions.DropRepeats: SweepState._drop,
+    actions.Abandon: SweepState._abandon,
+    actions.LearnNodes: SweepState._learn,
+    actions.StopSubmitting: SweepState._stop,
 }

@@ -6,47 +6,18 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 from orchestrator.attempt import Outcome
+from orchestrator.plan.plan import TrialState
 from orchestrator.schedule.policy import RetryPolicy, retry_policy, units_spent
 
 if TYPE_CHECKING:
     from orchestrator.plan.trial import Trial
+    from orchestrator.record.cells import RecordedCell
+    from orchestrator.record.store import AttemptSummary
 
-
-class PastAttempt(Protocol):
-    """What is asked of a recorded attempt (``record.AttemptSummary`` has it)."""
-
-    @property
-    def outcome(self) -> Any:
-        """An :class:`Outcome`, its value, or None while it runs."""
-        ...
-
-    @property
-    def number(self) -> int:
-        """Its number among the trial's attempts."""
-        ...
-
-    @property
-    def started_at(self) -> float:
-        """Unix time (s)."""
-        ...
-
-    @property
-    def ended_at(self) -> float | None:
-        """Unix time (s)."""
-        ...
-
-    @property
-    def host(self) -> str | None:
-        """Where it ran; None where it was refused before it could."""
-        ...
-
-    @property
-    def attempt_id(self) -> str:
-        """Whose it is: unique to the driver up to the last hyphen."""
-        ...
+    PastAttempt = AttemptSummary | RecordedCell
 
 
 @dataclass(frozen=True)
@@ -70,28 +41,10 @@ class Attempt:
 
 
 @dataclass(frozen=True)
-class TrialState:
-    """What a person is told about a trial before anything runs.
-
-    Attributes
-    ----------
-    state : str
-        ``new`` (something is to be run), ``cached`` (measured as often as asked), ``failed``
-        (recorded as failed and not tried again), ``infeasible``.
-    reason : str or None
-        One line, where the state alone does not say it.
-    """
-
-    trial: Trial
-    state: str
-    reason: str | None = None
-
-
-@dataclass(frozen=True)
 class Todo:
-    """States of all trials in plan order, and the attempts to be made in the same order."""
+    """States of all trials by hash, and the attempts to be made; both in plan order."""
 
-    states: tuple[TrialState, ...]
+    states: dict[str, TrialState]
     attempts: tuple[Attempt, ...]
 
 
@@ -125,13 +78,12 @@ def compute_todo(
         An infeasible trial has one attempt to be made if it was never recorded: its record.
     """
     policy = retry_policy(invalid_retries=invalid_retries)
-    states, attempts = [], []
+    states, attempts = {}, []
     for trial in trials:
         past = existing.get(trial.hash, ())
-        state, made = _one(trial, past, policy, repeats, retry_failed, force)
-        states.append(state)
+        states[trial.hash], made = _one(trial, past, policy, repeats, retry_failed, force)
         attempts.extend(made)
-    return Todo(tuple(states), tuple(attempts))
+    return Todo(states, tuple(attempts))
 
 
 def _one(
@@ -148,33 +100,33 @@ def _one(
     if trial.infeasible is not None:
         # Recorded once without a process; a person sees why in the table and in the store.
         record = [] if counts[Outcome.INFEASIBLE] else [Attempt(trial, number)]
-        return TrialState(trial, "infeasible", trial.infeasible), record
+        return TrialState("infeasible", trial.infeasible), record
     # What was refused before it ran, and is not any more, was never tried: there is a compiler now,
     # or preflight does not skip it.
     counts[Outcome.INFEASIBLE] = sum(
-        attempt.outcome == Outcome.INFEASIBLE.value and attempt.host is not None for attempt in past
+        attempt.outcome == Outcome.INFEASIBLE and attempt.host is not None for attempt in past
     )
     if force:
         reason = "force=true" if past else None
-        return TrialState(trial, "new", reason), _numbered(trial, number, repeats, expected_s)
+        return TrialState("new", reason), _numbered(trial, number, repeats, expected_s)
     spent = 0 if retry_failed else units_spent(counts, policy)
     missing = repeats - counts[Outcome.OK] - spent
     if counts[Outcome.INFEASIBLE] and not retry_failed:
-        return TrialState(trial, "infeasible", _again("found infeasible when it ran")), []
+        return TrialState("infeasible", _again("found infeasible when it ran")), []
     if missing > 0:
         reason = f"{missing} of {repeats} to go" if repeats > 1 and past else None
         made = _numbered(trial, number, missing, expected_s)
         if not retry_failed:
             made[0] = replace(made[0], tries=_unfinished(counts, policy))
-        return TrialState(trial, "new", reason), made
+        return TrialState("new", reason), made
     if spent and counts[Outcome.OK] < repeats:
         endings = ", ".join(
             outcome.value
             for outcome in counts
             if outcome not in (Outcome.OK, Outcome.LOST, Outcome.CANCELLED)
         )
-        return TrialState(trial, "failed", _again(endings)), []
-    return TrialState(trial, "cached"), []
+        return TrialState("failed", _again(endings)), []
+    return TrialState("cached"), []
 
 
 def _numbered(trial: Trial, first: int, count: int, expected_s: float | None) -> list[Attempt]:
@@ -186,7 +138,7 @@ def _usual_s(past: Sequence[PastAttempt]) -> float | None:
     spans_s = [
         attempt.ended_at - attempt.started_at
         for attempt in past
-        if attempt.outcome in (Outcome.OK, Outcome.OK.value) and attempt.ended_at is not None
+        if attempt.outcome == Outcome.OK and attempt.ended_at is not None
     ]
     return statistics.median(spans_s) if spans_s else None
 

@@ -11,14 +11,13 @@ Three tiers, by how fast a value moves and what it costs to ask::
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from orchestrator.telemetry.device import Device
 from orchestrator.telemetry.gpu_reader import SLOW_EVERY, GpuReader
-from orchestrator.telemetry.nvml import NvmlError, NvmlSession, shared_session
+from orchestrator.telemetry.nvml import NvmlError, NvmlSession, answered, shared_session
 from orchestrator.telemetry.series import SeriesSet
 
 OPEN_TIMEOUT_S = 10.0
@@ -58,17 +57,11 @@ class GpuSampler:
 
     def open(self, timeout_s: float = OPEN_TIMEOUT_S) -> None:
         """Find every GPU and read what it held before the attempt; a driver may hang doing so."""
-        found: list[tuple[dict[str, Any], list[GpuReader], dict[str, str]]] = []
-        # On a thread of its own: a driver that hangs must not take the supervisor with it.
-        opening = threading.Thread(
-            target=lambda: found.append(self._open()), name="telemetry-nvml-open", daemon=True
-        )
-        opening.start()
-        opening.join(timeout_s)
-        if not found:
+        found = answered(self._open, timeout_s)
+        if found is None:
             self.unopened = dict.fromkeys(self._uuids, _SILENT)
             return
-        self._driver, self._readers, self.unopened = found[0]
+        self._driver, self._readers, self.unopened = found
         self.absent |= {reader.uuid: reader.absent for reader in self._readers}
 
     def _open(self) -> tuple[dict[str, Any], list[GpuReader], dict[str, str]]:

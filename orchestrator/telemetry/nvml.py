@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import struct
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -271,6 +272,20 @@ def throttle_field_ids(driver_version: str, pynvml: Any) -> dict[str, int]:
         return ids
     names = ("throttle_sw_thermal_s", "throttle_hw_thermal_s", "throttle_power_brake_s")
     return ids | {name: first + i for i, name in enumerate(names)}
+
+
+def answered(ask: Callable[[], T], timeout_s: float) -> T | None:
+    """What ``ask()`` returns; None where it took longer.
+
+    On a thread of its own: a driver that hangs must not take the supervisor with it.
+    """
+    found: list[T] = []
+    asking = threading.Thread(
+        target=lambda: found.append(ask()), name="telemetry-nvml-ask", daemon=True
+    )
+    asking.start()
+    asking.join(timeout_s)
+    return found[0] if found else None
 
 
 _shared: list[NvmlSession] = []

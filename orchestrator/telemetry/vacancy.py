@@ -6,12 +6,11 @@ something of it still lives. What is measured next to it is another figure.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from orchestrator.measure.wording import gib
-from orchestrator.telemetry.nvml import NvmlError, NvmlSession, shared_session
+from orchestrator.telemetry.nvml import NvmlError, NvmlSession, answered, shared_session
 
 ANSWER_TIMEOUT_S = 10.0
 
@@ -61,14 +60,7 @@ class Vacancy:
 
     def is_free(self, timeout_s: float = ANSWER_TIMEOUT_S) -> bool:
         """Whether every GPU holds no more than the limit now; never raises."""
-        found: list[tuple[Held, ...]] = []
-        # On a thread of its own: a driver that hangs must not take the supervisor with it.
-        asking = threading.Thread(
-            target=lambda: found.append(self._look()), name="telemetry-vacancy", daemon=True
-        )
-        asking.start()
-        asking.join(timeout_s)
-        self.held = found[0] if found else ()
+        self.held = answered(self._look, timeout_s) or ()
         return not self.held
 
     def _look(self) -> tuple[Held, ...]:

@@ -21,6 +21,7 @@ SM clock of a GPU that was never busy.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -29,20 +30,13 @@ from orchestrator.attempt import AttemptReport, RuleResult, Verdict
 from orchestrator.errors import ConfigError
 from orchestrator.measure.metric import Absent, Samples, Value
 from orchestrator.telemetry.aggregate_gpu import NEVER_BUSY
-from orchestrator.telemetry.window import ATTEMPT, MEASURED
+from orchestrator.telemetry.window import ATTEMPT, MEASURED, Missing
 
 _BIMODAL_AT_LEAST = 10
 STATES = ("invalid", "flagged", "off")
 
 
-@dataclass(frozen=True)
-class Unknown:
-    """A rule's value that could not be had, and why."""
-
-    reason: str
-
-
-Seen = float | str | Unknown | None
+Seen = float | str | Missing | None
 # None: the rule does not apply to this attempt
 
 
@@ -54,10 +48,10 @@ class Check:
     ----------
     look : callable
         The report's value for this rule.
-    broken : callable
-        ``broken(value, limit)``.
     says : str
         One line for a person, with ``{value}`` and ``{limit}``.
+    broken : callable
+        ``broken(value, limit)``.
     gpu : bool
         Applies only to attempts that own a GPU.
     unit : str
@@ -65,8 +59,8 @@ class Check:
     """
 
     look: Callable[[AttemptReport], Seen]
-    broken: Callable[[Any, Any], bool]
     says: str
+    broken: Callable[[Any, Any], bool] = operator.gt
     gpu: bool = False
     unit: str = ""
 
@@ -100,7 +94,7 @@ def judge(report: AttemptReport, rules: Mapping[str, Any]) -> Verdict:
         seen = check.look(report)
         if seen is None:
             continue
-        if isinstance(seen, Unknown):
+        if isinstance(seen, Missing):
             unchecked = unchecked or state == "invalid"
             results.append(RuleResult(name, "unknown", None, limit, seen.reason))
         elif check.broken(seen, limit):
@@ -110,14 +104,9 @@ def judge(report: AttemptReport, rules: Mapping[str, Any]) -> Verdict:
         else:
             results.append(RuleResult(name, "pass", seen, limit))
     states = {r.state for r in results}
-    if "invalid" in states:
-        overall = "invalid"
-    elif unchecked or not results or not report.telemetry:
-        overall = "unverified"
-    elif "flagged" in states:
-        overall = "flagged"
-    else:
-        overall = "valid"
+    if unchecked or not results or not report.telemetry:
+        states.add("unverified")
+    overall = next((s for s in ("invalid", "unverified", "flagged") if s in states), "valid")
     return Verdict(overall, tuple(results))
 
 
@@ -173,7 +162,7 @@ def _aggregate(
             found = report.telemetry.get(f"{ATTEMPT}.{metric}", found)
         if isinstance(found, Value):
             return found.value
-        return Unknown(found.reason if isinstance(found, Absent) else "no telemetry")
+        return Missing(found.reason if isinstance(found, Absent) else "no telemetry")
 
     return look
 
@@ -191,14 +180,14 @@ def _slowest_clock(report: AttemptReport) -> Seen:
     if ratios:
         return min(ratios)
     seen = _aggregate("sm_clock_ratio", timed=True)(report)
-    return None if seen == Unknown(NEVER_BUSY) else seen
+    return None if seen == Missing(NEVER_BUSY) else seen
 
 
 def _lost(report: AttemptReport) -> Seen:
     watched = report.facts.get("telemetry", {})
     lost, unopened = watched.get("lost"), watched.get("unopened")
     if lost is None or unopened:
-        return Unknown(next(iter(unopened.values())) if unopened else "no telemetry")
+        return Missing(next(iter(unopened.values())) if unopened else "no telemetry")
     return "; ".join(f"{uuid}: {reason}" for uuid, reason in sorted(lost.items()))
 
 
@@ -207,16 +196,13 @@ def _memory_before(report: AttemptReport) -> Seen:
     before = watched.get("device_memory_before_bytes")
     if not before:
         unread = "device memory was not read before the attempt"
-        return Unknown(next(iter((watched.get("unopened") or {}).values()), unread))
+        return Missing(next(iter((watched.get("unopened") or {}).values()), unread))
     return float(max(before.values()))
 
 
 def _bimodal(report: AttemptReport) -> Seen:
-    watched = [
-        m
-        for m in _samples(report)
-        if m.stop_reason is not None and len(m.values) >= _BIMODAL_AT_LEAST
-    ]
+    samples = (m for m in report.metrics.values() if isinstance(m, Samples))
+    watched = [m for m in samples if m.stop_reason and len(m.values) >= _BIMODAL_AT_LEAST]
     if not watched:
         return None
     from orchestrator.statistics.summary import summarise
@@ -224,91 +210,68 @@ def _bimodal(report: AttemptReport) -> Seen:
     return float(sum(bool(summarise(m.values, resamples=100).bimodal) for m in watched))
 
 
-def _samples(report: AttemptReport) -> list[Samples]:
-    return [m for m in report.metrics.values() if isinstance(m, Samples)]
+def _in_phases(metric: str, says: str) -> Check:
+    """Of a GPU's figure over the measured phases."""
+    return Check(_aggregate(metric, timed=True), says, gpu=True)
 
 
-def _over(value: float, limit: float) -> bool:
-    return value > limit
-
-
-def _under(value: float, limit: float) -> bool:
-    return value < limit
+def _at_all(metric: str, says: str, **more: Any) -> Check:
+    """Of a figure that the whole attempt's stands in for."""
+    return Check(_aggregate(metric, whole_attempt=True), says, **more)
 
 
 CHECKS: dict[str, Check] = {
-    "thermal_slowdown": Check(
-        _aggregate("throttle_thermal_s", timed=True),
-        _over,
+    "thermal_slowdown": _in_phases(
+        "throttle_thermal_s",
         "clocks were cut for heat during {value} s of the measured phases (limit {limit} s)",
-        gpu=True,
     ),
-    "hardware_slowdown": Check(
-        _aggregate("throttle_hardware_s", timed=True),
-        _over,
+    "hardware_slowdown": _in_phases(
+        "throttle_hardware_s",
         "hardware slowdown during {value} s of the measured phases (limit {limit} s)",
-        gpu=True,
     ),
-    "power_brake": Check(
-        _aggregate("throttle_power_brake_s", timed=True),
-        _over,
+    "power_brake": _in_phases(
+        "throttle_power_brake_s",
         "power brake during {value} s of the measured phases (limit {limit} s)",
-        gpu=True,
     ),
-    "foreign_process": Check(
-        _aggregate("foreign_processes", whole_attempt=True),
-        _over,
+    "foreign_process": _at_all(
+        "foreign_processes",
         "{value} foreign processes on the attempt's GPU (limit {limit})",
         gpu=True,
     ),
     "sm_clock": Check(
         _slowest_clock,
-        _under,
         "SM clock at {value} of its allowed maximum while busy (limit {limit})",
+        broken=operator.lt,
         gpu=True,
     ),
-    "device_lost": Check(_lost, lambda value, limit: bool(value), "{value}", gpu=True),
-    "swap": Check(
-        _aggregate("swap_bytes", whole_attempt=True),
-        _over,
+    "device_lost": Check(_lost, "{value}", broken=lambda value, limit: bool(value), gpu=True),
+    "swap": _at_all(
+        "swap_bytes",
         "{value} of the measured process were swapped out (limit {limit})",
         unit="bytes",
     ),
-    "cgroup_throttling": Check(
-        _aggregate("cgroup_throttled_ratio", whole_attempt=True),
-        _over,
+    "cgroup_throttling": _at_all(
+        "cgroup_throttled_ratio",
         "the CPU was throttled by its control group for a share of {value} (limit {limit})",
     ),
-    "steal": Check(
-        _aggregate("steal_ratio", whole_attempt=True),
-        _over,
-        "the hypervisor took a share of {value} of the cores (limit {limit})",
+    "steal": _at_all(
+        "steal_ratio", "the hypervisor took a share of {value} of the cores (limit {limit})"
     ),
-    "power_cap": Check(
-        _aggregate("throttle_power_cap_s", timed=True),
-        _over,
+    "power_cap": _in_phases(
+        "throttle_power_cap_s",
         "clocks were cut for the power cap during {value} s of measured phases (limit {limit} s)",
-        gpu=True,
     ),
     "memory_before": Check(
         _memory_before,
-        _over,
         "{value} of the GPU's memory were still in use before the attempt (limit {limit})",
         gpu=True,
         unit="bytes",
     ),
-    "display": Check(
-        _aggregate("display_processes", whole_attempt=True),
-        _over,
-        "{value} processes draw on the attempt's GPU (limit {limit})",
-        gpu=True,
+    "display": _at_all(
+        "display_processes", "{value} processes draw on the attempt's GPU (limit {limit})", gpu=True
     ),
-    "other_load": Check(
-        _aggregate("other_cpu_ratio", whole_attempt=True),
-        _over,
-        "others used a share of {value} of the attempt's cores (limit {limit})",
+    "other_load": _at_all(
+        "other_cpu_ratio", "others used a share of {value} of the attempt's cores (limit {limit})"
     ),
-    "bimodal": Check(
-        _bimodal, _over, "the samples of {value} metrics have two modes (limit {limit})"
-    ),
+    "bimodal": Check(_bimodal, "the samples of {value} metrics have two modes (limit {limit})"),
 }

@@ -14,10 +14,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-from orchestrator.attempt import Slot
+from orchestrator.attempt import Observations, Slot
 from orchestrator.measure.metric import Metric, Phase
 from orchestrator.telemetry.aggregate import HostSampling, host_figures
 from orchestrator.telemetry.aggregate_gpu import GpuSampling, gpu_figures
@@ -30,26 +29,16 @@ from orchestrator.telemetry.series import PARQUET_ARTIFACT, SeriesSet
 from orchestrator.telemetry.window import windows_by_phase
 
 
-@dataclass
-class Watched:
-    """What was seen of an attempt: aggregates by name, files by name, facts for provenance."""
-
-    aggregates: dict[str, Metric] = field(default_factory=dict)
-    artifacts: dict[str, bytes] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
-
-
 class Telemetry:
     """Telemetry of one attempt; ``start``, ``attach`` and ``finish`` are called once each.
 
     Parameters
     ----------
     settings : mapping
-        The ``telemetry`` configuration group: ``enabled``, ``nvml_period_s``, ``host_period_s``.
+        The ``telemetry`` configuration group: ``nvml_period_s``, ``host_period_s``.
     """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        self._enabled = bool(settings.get("enabled", True))
         self._nvml_period_s = float(settings.get("nvml_period_s", 0.05))
         self._host_period_s = float(settings.get("host_period_s", 0.1))
         self._slot: Slot | None = None
@@ -62,8 +51,6 @@ class Telemetry:
         """Begin to sample the slot's host and GPUs, before the measured process exists."""
         self._slot = slot
         self._began_ns = time.perf_counter_ns()
-        if not self._enabled:
-            return
         host = self._host = HostSampler(slot.cpus, period_s=self._host_period_s)
         self._pacers.append(Pacer("telemetry-host", host.tick, lambda: host.period_s))
         if slot.gpus:
@@ -83,11 +70,11 @@ class Telemetry:
         for pacer in self._pacers:
             pacer.start()
 
-    def finish(self, phases: list[Phase]) -> Watched:
+    def finish(self, phases: list[Phase]) -> Observations:
         """Stop sampling and aggregate over the phases; called however the attempt ended."""
         host, gpu = self._host, self._gpu
         if host is None or self._slot is None:
-            return Watched(facts={"telemetry": {"enabled": False}} if not self._enabled else {})
+            return Observations()
         hanging = [p for p in self._pacers if not p.stop()]
         host.tick(slow=True)
         host.close()
@@ -130,4 +117,4 @@ class Telemetry:
         except Exception as error:  # what is known of the phases must not be lost with it
             facts["series_absent"] = f"{type(error).__name__}: {error}"
         facts = {"telemetry": facts, **hardware_of(self._slot, devices)}
-        return Watched(aggregates, artifacts, facts)
+        return Observations(aggregates, artifacts, facts)

@@ -29,6 +29,7 @@ from orchestrator.attempt import Resources
 from orchestrator.plan.schema import ClusterConfig, Settings, TelemetryConfig
 from orchestrator.plan.trial import Trial
 from orchestrator.schedule.cluster.ray.cluster import emergency_stop, start_async
+from orchestrator.schedule.cluster.ray.cluster import emergency_stop, PendingCluster
 from orchestrator.schedule.driver import run_sweep
 from orchestrator.schedule.todo import Attempt
 
@@ -67,7 +68,7 @@ settings = Settings(
     cluster=ClusterConfig(cpus=2, gpus=0), telemetry=TelemetryConfig(enabled=False)
 )
 plan = SimpleNamespace(sweep="faults", settings=settings, trials=())
-with start_async(settings.cluster) as cluster:
+with PendingCluster(settings.cluster) as cluster:
     say("starting")
     result = run_sweep(plan, [Attempt(trial(i), 1) for i in range({trials})], recording=Port(),
                        view=Port(), seed=0, stop=stop, cluster=cluster)

@@ -157,8 +157,8 @@ def probe(
         **options: Any,
     ) -> AttemptReport:
         if not made:
-            made.append(Isolation(start=start, preload=preload, env=env))
-        spec = make_spec({"name": "isolate_probe", "source": source}, **options)
+            made.append(Isolation(preload=preload, env=env))
+        spec = make_spec({"name": "isolate_probe", "source": source}, start=start, **options)
         return last(made[0], spec, slot)
 
     yield run

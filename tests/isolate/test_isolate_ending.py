@@ -17,7 +17,6 @@ from orchestrator.errors import (
 from orchestrator.isolate.child import classify
 from orchestrator.isolate.ending import (
     Ending,
-    Stop,
     judge_ending,
     judge_fork_failure,
     log_tail,
@@ -26,7 +25,7 @@ from orchestrator.isolate.ending import (
 from orchestrator.isolate.ledger import End
 
 KILLED = int(signal.SIGKILL)
-TIMEOUT = Stop(Outcome.TIMEOUT, "no result after 1 s")
+TIMEOUT = End(Outcome.TIMEOUT, "no result after 1 s")
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from orchestrator.attempt import AttemptReport, Outcome, Slot, Verdict
-from orchestrator.isolate import Observations
+from orchestrator.attempt import AttemptReport, Observations, Outcome, Slot, Verdict
 from orchestrator.isolate.isolation import Isolation
 from orchestrator.isolate.ledger import Progress
 from orchestrator.measure.metric import MetricSpec, Phase, Samples, Value

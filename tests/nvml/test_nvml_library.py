@@ -136,8 +136,8 @@ def test_shipped_scenario_is_readable_and_described(name: str) -> None:
     ("tree", "says"),
     [
         ({"devices": [{"model": "h10"}]}, "no model 'h10'"),
-        ({"device": []}, "'devices'"),
-        ({"devices": [{"model": "h100", "steps": {"power": 3}}]}, "'power_w'"),
+        ({"device": []}, "devices"),
+        ({"devices": [{"model": "h100", "steps": {"power": 3}}]}, "power_w"),
         ({"devices": [{"model": "h100", "steps": {"reasons": ["thermal"]}}]}, "thermal"),
         ({"devices": [{"model": "h100", "errors": [{"error": "LOST"}]}]}, "LOST"),
         ({"devices": [{"model": "h100", "steps": {"power_w": [[2, 1], [1, 2]]}}]}, "back in time"),
@@ -164,7 +164,7 @@ def test_a_new_process_sees_the_gpus_through_its_environment(
     import os
 
     program = (
-        "from orchestrator.telemetry import devices, device_kind_here;"
+        "from orchestrator.telemetry.device import devices, device_kind_here;"
         "print([d.name for d in devices()], device_kind_here())"
     )
     added = environment("mig", tmp_path, cache=library_cache)
@@ -182,7 +182,7 @@ def test_a_new_process_sees_the_gpus_through_its_environment(
 
 def test_command_line_runs_a_command_under_a_scenario() -> None:
     command = [sys.executable, "-m", "orchestrator.telemetry.simulate"]
-    program = "from orchestrator.telemetry import devices; raise SystemExit(len(devices()))"
+    program = "from orchestrator.telemetry.device import devices; raise SystemExit(len(devices()))"
     done = subprocess.run([*command, "eight", sys.executable, "-c", program], capture_output=True)
     assert done.returncode == 8
     listed = subprocess.run(command, capture_output=True, text=True)

@@ -49,8 +49,9 @@ def test_a_plan_is_split_by_what_its_tasks_are(tmp_path: Path) -> None:
     def kinds(*words: str) -> list[tuple[type, list[str]]]:
         plan = plan_of(*words, f"tracking.root={tmp_path}")
         store = open_store(plan.settings.tracking)
+        names = {trial.hash: trial.identity["task"]["name"] for trial in plan.trials}
         return [
-            (type(executor), [s.trial.identity["task"]["name"] for s in executor.todo().states])
+            (type(executor), [names[config_hash] for config_hash in executor.todo().states])
             for executor in executors(plan, store)
         ]
 

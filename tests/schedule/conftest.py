@@ -172,11 +172,11 @@ def checkout(tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """One local Ray for all tests that need a real one; its core locks are its own."""
-    from orchestrator.schedule.cluster.ray.cluster import start_async
+    from orchestrator.schedule.cluster.ray.cluster import PendingCluster
 
     with pytest.MonkeyPatch.context() as patch:
         directory: Path = tmp_path_factory.mktemp("local")
         directory.chmod(0o700)
         patch.setenv("ORCHESTRATOR_LOCAL_DIR", str(directory))
-        with start_async(ClusterConfig(cpus=2, gpus=0)) as pending:
+        with PendingCluster(ClusterConfig(cpus=2, gpus=0)) as pending:
             yield pending.ready()

@@ -14,8 +14,8 @@ import pytest
 from orchestrator.attempt import Outcome
 from orchestrator.schedule.cluster.simulated import Fate, SimulatedCluster
 from orchestrator.schedule.driver import run_sweep
-from orchestrator.schedule.events import Limits
 from orchestrator.schedule.placement import Node
+from orchestrator.schedule.policy import Limits
 from orchestrator.schedule.todo import Attempt
 
 

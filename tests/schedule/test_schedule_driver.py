@@ -18,10 +18,11 @@ from orchestrator.plan.trial import Trial
 from orchestrator.schedule.cluster.simulated import Fate, SimulatedCluster
 from orchestrator.schedule.decide import decide, submissions
 from orchestrator.schedule.driver import run_sweep
-from orchestrator.schedule.events import Limits, NodesSeen, Started, Ticket
+from orchestrator.schedule.events import NodesSeen, Started
+from orchestrator.schedule.flight import Ticket
 from orchestrator.schedule.order import interleave
 from orchestrator.schedule.placement import Demand, Node
-from orchestrator.schedule.policy import retry_policy
+from orchestrator.schedule.policy import Limits, retry_policy
 from orchestrator.schedule.state import SweepState
 from orchestrator.schedule.todo import Attempt
 

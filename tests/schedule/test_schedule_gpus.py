@@ -106,7 +106,7 @@ def run_devices(tmp_path: Path, scenario: str) -> list[str]:
     """UUIDs in PCI order, as a process under the simulation sees them."""
     folder = tmp_path / "look"
     folder.mkdir()
-    code = "from orchestrator.telemetry import devices; print(*[d.uuid for d in devices()])"
+    code = "from orchestrator.telemetry.device import devices; print(*[d.uuid for d in devices()])"
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, **environment(scenario, folder)},

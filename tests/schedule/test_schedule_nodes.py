@@ -149,6 +149,7 @@ from orchestrator.errors import ClusterError
 from orchestrator.plan.schema import ClusterConfig, Settings, TelemetryConfig
 from orchestrator.plan.trial import Trial
 from orchestrator.schedule.cluster.ray.cluster import start_async
+from orchestrator.schedule.cluster.ray.cluster import PendingCluster
 from orchestrator.schedule.driver import run_sweep
 from orchestrator.schedule.todo import Attempt
 from types import SimpleNamespace
@@ -174,7 +175,7 @@ def all_slots_free():
         time.sleep(0.05)
 
 found, preferred = [], []
-with start_async(settings.cluster) as pending:
+with PendingCluster(settings.cluster) as pending:
     cluster = pending.ready()
     prefer = cluster._preference
     cluster._preference = lambda node_id: preferred.append(node_id) or prefer(node_id)

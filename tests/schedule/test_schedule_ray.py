@@ -21,7 +21,7 @@ from orchestrator.attempt import AttemptSpec, Outcome, Resources, Slot
 from orchestrator.errors import ClusterError
 from orchestrator.plan.schema import ClusterConfig, TelemetryConfig
 from orchestrator.schedule.cluster.ray import connection
-from orchestrator.schedule.cluster.ray.cluster import start_async, translate
+from orchestrator.schedule.cluster.ray.cluster import PendingCluster, translate
 from orchestrator.schedule.cluster.ray.token import TOKEN
 from testing.waiting import PATIENCE_S, until
 
@@ -184,7 +184,7 @@ def test_a_process_that_did_not_start_is_tried_once_more(
 )
 def test_an_address_where_nothing_is(address: str, said: str) -> None:
     with (
-        start_async(ClusterConfig(kind="ray", address=address)) as pending,
+        PendingCluster(ClusterConfig(kind="ray", address=address)) as pending,
         pytest.raises(ClusterError, match=said) as refused,
     ):
         pending.ready()

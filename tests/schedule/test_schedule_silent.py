@@ -5,19 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from orchestrator.attempt import Outcome, Slot
+from orchestrator.schedule.actions import Cancel, Finish
 from orchestrator.schedule.decide import decide, report_without_supervisor, submissions
-from orchestrator.schedule.events import (
-    Cancel,
-    Ended,
-    Event,
-    Finish,
-    Limits,
-    NodesSeen,
-    Started,
-    Ticket,
-)
+from orchestrator.schedule.events import Ended, Event, NodesSeen, Started
+from orchestrator.schedule.flight import Ticket
 from orchestrator.schedule.placement import Demand, Node
-from orchestrator.schedule.policy import retry_policy
+from orchestrator.schedule.policy import Limits, retry_policy
 from orchestrator.schedule.state import SweepState
 
 THERE, CUT = Node("there", "a", 2), Node("cut", "b", 2)

@@ -132,7 +132,7 @@ def test_a_quota_below_what_ray_was_told(kit: Any, monkeypatch: pytest.MonkeyPat
 def test_refused_measurements_become_invalid(monkeypatch: pytest.MonkeyPatch) -> None:
     broken = RuleResult("steal", "invalid", 0.2, 0.05, "20 % of CPU time stolen")
     monkeypatch.setattr(
-        "orchestrator.telemetry.judge", lambda report, rules: Verdict("invalid", (broken,))
+        "orchestrator.telemetry.verdict.judge", lambda report, rules: Verdict("invalid", (broken,))
     )
     report = judged(AttemptReport("a", "h", Outcome.OK), {})
     assert (report.outcome, report.reason) == (Outcome.INVALID, "20 % of CPU time stolen")

@@ -29,7 +29,7 @@ def _past(outcome: object, number: int) -> SimpleNamespace:
 
 def look(*outcomes: str | None, **asked: Any) -> tuple[str, str | None, list[int]]:
     todo = compute_todo([TRIAL], past(*outcomes), **asked)
-    (state,) = todo.states
+    (state,) = todo.states.values()
     return state.state, state.reason, [attempt.number for attempt in todo.attempts]
 
 
@@ -46,7 +46,7 @@ def test_the_expected_duration_is_that_of_earlier_measurements() -> None:
 
 def test_unknown_trial_is_new() -> None:
     todo = compute_todo([TRIAL], {}, repeats=3)
-    assert [s.state for s in todo.states] == ["new"]
+    assert [s.state for s in todo.states.values()] == ["new"]
     assert [(a.trial, a.number) for a in todo.attempts] == [(TRIAL, n) for n in (1, 2, 3)]
 
 
@@ -98,7 +98,7 @@ def test_infeasible_is_recorded_once() -> None:
     trial = Trial(hash="b" * 64, identity={}, infeasible="no GPU here")
     todo = compute_todo([trial], {}, repeats=5)
     assert [a.number for a in todo.attempts] == [1]
-    assert todo.states[0].reason == "no GPU here"
+    assert todo.states[trial.hash].reason == "no GPU here"
     again = compute_todo([trial], {trial.hash: [_past("infeasible", 1)]}, force=True)
     assert again.attempts == ()
 
@@ -107,15 +107,15 @@ def test_what_was_refused_before_it_ran_runs_once_it_is_not() -> None:
     refused = _past("infeasible", 1)
     refused.host = None
     todo = compute_todo([TRIAL], {TRIAL.hash: [refused]})
-    assert [s.state for s in todo.states] == ["new"]
+    assert [s.state for s in todo.states.values()] == ["new"]
     assert [(a.number, a.tries) for a in todo.attempts] == [(2, ())]
     found = compute_todo([TRIAL], {TRIAL.hash: [refused, _past("infeasible", 2)]})
-    assert [s.state for s in found.states] == ["infeasible"]
+    assert [s.state for s in found.states.values()] == ["infeasible"]
 
 
 def test_outcomes_may_be_the_enumeration() -> None:
     known = {TRIAL.hash: [_past(Outcome.OK, 7)]}
-    assert compute_todo([TRIAL], known).states[0].state == "cached"
+    assert compute_todo([TRIAL], known).states[TRIAL.hash].state == "cached"
     assert compute_todo([TRIAL], known, repeats=2).attempts[0].number == 8
 
 

@@ -32,7 +32,7 @@ def wait_for_rounds(telemetry: Telemetry, count: int) -> None:
 
 def test_figures_per_phase_of_a_real_process(busy_process: subprocess.Popen[bytes]) -> None:
     threads = threading.active_count()
-    telemetry = Telemetry({"enabled": True, "host_period_s": 0.02, "nvml_period_s": 0.05})
+    telemetry = Telemetry({"host_period_s": 0.02, "nvml_period_s": 0.05})
     telemetry.start(SLOT)
     telemetry.attach(busy_process.pid)
     edges = [time.perf_counter_ns()]
@@ -139,12 +139,3 @@ def test_a_gpu_without_a_uuid_is_asked_for_and_explained(
 def _with_session(gpu: object, session: object) -> dict[str, object]:
     kept = gpu.GpuSampler.__init__.__kwdefaults__  # type: ignore[attr-defined]
     return {**kept, "session": session}
-
-
-def test_switched_off() -> None:
-    telemetry = Telemetry({"enabled": False})
-    telemetry.start(SLOT)
-    telemetry.attach(os.getpid())
-    watched = telemetry.finish([Phase("body", 0, 1)])
-    assert watched.aggregates == {}
-    assert watched.artifacts == {}

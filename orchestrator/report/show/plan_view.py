@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
@@ -25,7 +25,10 @@ from orchestrator.report.analyse.labels import (
 from orchestrator.report.show.units import quantity
 
 if TYPE_CHECKING:
-    from orchestrator.plan.plan import Plan
+    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+    from rich.text import Text
+
+    from orchestrator.plan.plan import Plan, TrialState, unrun
     from orchestrator.plan.trial import Trial
 
 MAX_TRIALS = 40
@@ -36,23 +39,9 @@ WHOLE_NODE = "whole node"
 _STATE_STYLE = {"new": "cyan", "cached": "green", "failed": "red", "infeasible": "magenta"}
 
 
-class KnownState(Protocol):
-    """Where a trial stands before a run: ``new``, ``cached``, ``failed`` or ``infeasible``.
-
-    One that also has ``predicted`` (names that end in their unit, ``memory_bytes``, to values)
-    gets columns for it.
-    """
-
-    @property
-    def state(self) -> str: ...
-
-    @property
-    def reason(self) -> str | None: ...
-
-
-def plan_view(plan: Plan, states: Mapping[str, KnownState]) -> RenderableType:
+def plan_view(plan: Plan, states: Mapping[str, TrialState]) -> RenderableType:
     """A plan as a rich renderable; a trial that ``states`` lacks is new (or infeasible)."""
-    found = {trial.hash: _state(trial, states) for trial in plan.trials}
+    found = {t.hash: states.get(t.hash) or unrun(t) for t in plan.trials}
     parts: list[RenderableType] = [Text.assemble((plan.sweep, "bold"), f"  {plan.description}")]
     parts.append(_counts(plan, found))
     if plan.trials:
@@ -79,19 +68,7 @@ def resources_text(resources: Resources) -> str:
     return " · ".join(part for part in parts if part)
 
 
-@dataclass(frozen=True)
-class _State:
-    state: str
-    reason: str | None = None
-
-
-def _state(trial: Trial, states: Mapping[str, KnownState]) -> KnownState:
-    if trial.hash in states:
-        return states[trial.hash]
-    return _State("new" if trial.infeasible is None else "infeasible", trial.infeasible)
-
-
-def _counts(plan: Plan, states: Mapping[str, KnownState]) -> Text:
+def _counts(plan: Plan, states: Mapping[str, TrialState]) -> Text:
     text = Text(counted(len(plan.trials), "trial"))
     separator = ": "
     for state, style in _STATE_STYLE.items():
@@ -137,7 +114,7 @@ class _Trials:
     """The table of trials: a column an axis, or where those do not fit one name a trial."""
 
     plan: Plan
-    states: Mapping[str, KnownState]
+    states: Mapping[str, TrialState]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         shown = self.plan.trials[:MAX_TRIALS]
@@ -176,7 +153,7 @@ class _Trials:
 
     def _predicted(self, shown: Sequence[Trial]) -> tuple[list[str], list[list[str]]]:
         names = _predictions(self.states.values())
-        expected = [getattr(self.states[t.hash], "predicted", None) or {} for t in shown]
+        expected = [self.states[t.hash].predicted or {} for t in shown]
         specs = [spec_for(name) for name in names]
         rows = [[quantity(found.get(s.name), s.unit) for s in specs] for found in expected]
         return [f"predicted\n{spec.title}" for spec in specs], rows
@@ -201,7 +178,7 @@ def _width(rows: Sequence[Sequence[str]]) -> int:
     return sum(width + 2 for width in widths)
 
 
-def _predictions(states: Iterable[KnownState]) -> list[str]:
+def _predictions(states: Iterable[TrialState]) -> list[str]:
     """Predicted quantities to be shown, in the order first met: memory in all, and known times."""
     names: dict[str, None] = {}
     for state in states:
@@ -210,7 +187,7 @@ def _predictions(states: Iterable[KnownState]) -> list[str]:
     return [name for name in names if name == "memory_bytes" or name.endswith("_s")]
 
 
-def _reasons(plan: Plan, states: Mapping[str, KnownState]) -> Sequence[RenderableType]:
+def _reasons(plan: Plan, states: Mapping[str, TrialState]) -> Sequence[RenderableType]:
     labels = labels_of(plan)
     reasoned = [trial for trial in plan.trials if states[trial.hash].reason]
     told = grouped(reasoned, lambda t: (states[t.hash].state, states[t.hash].reason or ""))

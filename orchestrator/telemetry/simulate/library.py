@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import ctypes
 import hashlib
 import os
@@ -51,7 +50,9 @@ def build(cache: Path | None = None) -> Path:
     return library
 
 
-def environment(source: str | Path, folder: Path, *, cache: Path | None = None) -> dict[str, str]:
+def environment(
+    source: str | Path | Scenario, folder: Path, *, cache: Path | None = None
+) -> dict[str, str]:
     """Variables under which a new process sees the scenario, which begins now.
 
     Parameters
@@ -59,10 +60,7 @@ def environment(source: str | Path, folder: Path, *, cache: Path | None = None) 
     folder : Path
         Where the scenario's line file is written; it must outlive the processes.
     """
-    return _environment(read_scenario(source), folder, cache)
-
-
-def _environment(scenario: Scenario, folder: Path, cache: Path | None) -> dict[str, str]:
+    scenario = source if isinstance(source, Scenario) else read_scenario(source)
     library = build(cache)
     path = folder / f"{scenario.name}.scenario"
     path.write_text(scenario.lines(time.perf_counter_ns()))
@@ -71,8 +69,11 @@ def _environment(scenario: Scenario, folder: Path, cache: Path | None) -> dict[s
     return {"LD_LIBRARY_PATH": os.pathsep.join(paths), SCENARIO_VARIABLE: str(path)}
 
 
-def activate(source: str | Path, *, cache: Path | None = None) -> Scenario:
-    """Simulate GPUs in this process and those it starts, until it ends; returns the scenario.
+@contextmanager
+def simulated(
+    source: str | Path | Scenario, folder: Path, *, cache: Path | None = None
+) -> Iterator[Scenario]:
+    """Simulate GPUs in this process and those it starts; afterwards it has no driver again.
 
     The dynamic linker reads ``LD_LIBRARY_PATH`` once, when a process starts. In a running one the
     library is loaded here: a later request for its name is answered with what is loaded already.
@@ -84,33 +85,17 @@ def activate(source: str | Path, *, cache: Path | None = None) -> Scenario:
     UsageError
         If a real NVML is loaded already, or the library cannot be built.
     """
-    scenario = read_scenario(source)
-    folder = Path(tempfile.mkdtemp(prefix="orchestrator-nvml-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    _activate(scenario, folder, cache)
-    return scenario
-
-
-def _activate(scenario: Scenario, folder: Path, cache: Path | None) -> None:
+    scenario = source if isinstance(source, Scenario) else read_scenario(source)
     library = build(cache)
     if _loaded() not in (None, str(library)):
         raise UsageError(
             "this process has loaded NVML already",
             fix="Start it under the simulation: python -m orchestrator.telemetry.simulate",
         )
-    os.environ.update(_environment(scenario, folder, cache))
+    before = {name: os.environ.get(name) for name in ("LD_LIBRARY_PATH", SCENARIO_VARIABLE)}
+    os.environ.update(environment(scenario, folder, cache=cache))
     ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
     nvml.forget_session()
-
-
-@contextmanager
-def simulated(
-    source: str | Path | Scenario, folder: Path, *, cache: Path | None = None
-) -> Iterator[Scenario]:
-    """Simulate GPUs within a block; afterwards this process has no driver again."""
-    scenario = source if isinstance(source, Scenario) else read_scenario(source)
-    before = {name: os.environ.get(name) for name in ("LD_LIBRARY_PATH", SCENARIO_VARIABLE)}
-    _activate(scenario, folder, cache)
     try:
         yield scenario
     finally:

@@ -43,7 +43,7 @@ def rehearse(
     uuids = tuple(device.uuid for device in devices())
     # Where the driver tells of none, an attempt would still be given one by its number.
     slot = Slot(host, host, cores, uuids, ",".join(uuids) or "0")
-    watch = Telemetry({**(telemetry or {}), "enabled": True})
+    watch = Telemetry(telemetry or {})
     started_at = time.time()
     watch.start(slot)
     watch.attach(os.getpid())

@@ -43,7 +43,7 @@ T = TypeVar("T")
 class RayCluster:
     """A :class:`~orchestrator.schedule.ports.ClusterPort` on Ray.
 
-    Make one with :meth:`start`; use it as a context manager, or :meth:`close` it.
+    A :class:`PendingCluster` makes one and closes it.
     """
 
     def __init__(self, session: RayConnection) -> None:
@@ -67,16 +67,6 @@ class RayCluster:
             # Ray's retries never surface, and loop for ever over a host out of memory.
             max_retries=0,
         )(supervise)
-
-    @classmethod
-    def start(cls, settings: ClusterConfig) -> RayCluster:
-        """Start or reach the cluster that ``settings`` describe; raises :class:`ClusterError`."""
-        pending = start_async(settings)
-        try:
-            return pending.ready()
-        except BaseException:
-            pending.close()
-            raise
 
     # -- the port ---------------------------------------------------------------------------
 
@@ -214,12 +204,6 @@ class RayCluster:
         self._identities.clear()
         self._session.close()
 
-    def __enter__(self) -> RayCluster:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     # -- inside -----------------------------------------------------------------------------
 
     def _preference(self, node_id: str) -> Any:
@@ -255,7 +239,10 @@ class RayCluster:
 
 
 class PendingCluster:
-    """A cluster that is coming up while something else is done; a context manager that ends it."""
+    """A cluster that is coming up while something else is done; a context manager that ends it.
+
+    Begins to start (or reach) it and returns at once: plan meanwhile.
+    """
 
     def __init__(self, settings: ClusterConfig) -> None:
         self._session = RayConnection(settings)
@@ -299,11 +286,6 @@ class PendingCluster:
         self.close()
 
 
-def start_async(settings: ClusterConfig) -> PendingCluster:
-    """Begin to start (or reach) the cluster and return at once: plan meanwhile."""
-    return PendingCluster(settings)
-
-
 def cluster_device_kind(settings: ClusterConfig) -> str:
     """What ``device=auto`` means there: ``cuda`` where any node of the cluster has a GPU.
 
@@ -312,7 +294,7 @@ def cluster_device_kind(settings: ClusterConfig) -> str:
     ClusterError
         The cluster cannot be reached.
     """
-    with start_async(settings) as pending:
+    with PendingCluster(settings) as pending:
         return "cuda" if any(node.gpus for node in pending.ready().nodes()) else "cpu"
 
 
