@@ -131,7 +131,17 @@ class AttemptSpec:
 
 @dataclass
 class Observations:
-    """What was seen of an attempt from outside: aggregates by name, files by name, facts."""
+    """What was seen of an attempt from outside.
+
+    Attributes
+    ----------
+    aggregates : dict of str to Metric
+        Figures of whole phases, by name.
+    artifacts : dict of str to bytes
+        Files, by name.
+    facts : dict
+        Everything else, for provenance.
+    """
 
     aggregates: dict[str, Metric] = field(default_factory=dict)
     artifacts: dict[str, bytes] = field(default_factory=dict)

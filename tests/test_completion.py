@@ -125,7 +125,7 @@ def test_a_real_shell_completes(tmux, shell: str, command: str, recorded: Path, 
     home = f"env {' '.join(unset)} HOME={tmp_path} PYTHONPATH={ROOT}"
     install = f"{home} {sys.executable} -m orchestrator completion {shell} --install"
     subprocess.run(install, shell=True, check=True, capture_output=True, timeout=60)
-    tmux.open(f"{home} {command}", width=120, height=20, where=recorded)
+    tmux.open(f"{home} {command}", width=240, height=20, where=recorded)
     lines = [
         (f"{sys.executable} -m orchestrator plan quant=fp32,nf", "quant=fp32,nf4"),
         (f"{sys.executable} -m orchestrator report adh", "report adhoc"),

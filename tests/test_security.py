@@ -12,6 +12,7 @@ import pytest
 from orchestrator.plan.expand import build
 from orchestrator.plan.identity import config_hash
 from testing.commands import orchestrator
+from testing.near import near
 from testing.person import PLANTED, Swept
 
 pytestmark = pytest.mark.xdist_group("swept")
@@ -47,15 +48,17 @@ def test_a_planted_secret_is_nowhere(swept: Swept) -> None:
     assert description, "the place where it was is there"
 
 
-def test_a_tampered_configuration_is_not_reproduced(swept: Swept, tmp_path: Path) -> None:
-    trial = swept.json["trials"][0]
-    runs = swept.copied(tmp_path) / "mlruns"
+def test_a_tampered_configuration_is_not_reproduced(tmp_path: Path) -> None:
+    with near():
+        words = ("task=noop", "task.value=7", "device=cpu", "verdict=off", "--json")
+        trial = json.loads(orchestrator(tmp_path, *words).out)["trials"][0]
+    runs = tmp_path / "mlruns"
     (config,) = runs.rglob(f"{trial['run_id']}/artifacts/config.yaml")
     whole = config.read_text()
-    assert "new_tokens: 6" in whole
-    config.write_text(whole.replace("new_tokens: 6", "new_tokens: 7"))
+    assert "value: 7" in whole
+    config.write_text(whole.replace("value: 7", "value: 8"))
     before = sorted((runs / "artifacts").iterdir())
-    done = orchestrator(runs.parent, "reproduce", trial["hash"])
+    done = orchestrator(tmp_path, "reproduce", trial["hash"])
     assert done.code == 2
     assert done.out == ""
     (line,) = done.err.splitlines()

@@ -28,8 +28,7 @@ from types import SimpleNamespace
 from orchestrator.attempt import Resources
 from orchestrator.plan.schema import ClusterConfig, Settings, TelemetryConfig
 from orchestrator.plan.trial import Trial
-from orchestrator.schedule.cluster.ray.cluster import emergency_stop, start_async
-from orchestrator.schedule.cluster.ray.cluster import emergency_stop, PendingCluster
+from orchestrator.schedule.cluster.ray.cluster import PendingCluster, emergency_stop
 from orchestrator.schedule.driver import run_sweep
 from orchestrator.schedule.todo import Attempt
 

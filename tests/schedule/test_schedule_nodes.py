@@ -148,7 +148,6 @@ from orchestrator.attempt import Resources
 from orchestrator.errors import ClusterError
 from orchestrator.plan.schema import ClusterConfig, Settings, TelemetryConfig
 from orchestrator.plan.trial import Trial
-from orchestrator.schedule.cluster.ray.cluster import start_async
 from orchestrator.schedule.cluster.ray.cluster import PendingCluster
 from orchestrator.schedule.driver import run_sweep
 from orchestrator.schedule.todo import Attempt

@@ -14,6 +14,7 @@ from orchestrator.attempt import Resources
 from orchestrator.measure.grouping import grouped
 from orchestrator.measure.vocabulary import spec_for
 from orchestrator.measure.wording import counted
+from orchestrator.plan.plan import unrun
 from orchestrator.report.analyse.labels import (
     axis_names,
     axis_value,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
     from rich.text import Text
 
-    from orchestrator.plan.plan import Plan, TrialState, unrun
+    from orchestrator.plan.plan import Plan, TrialState
     from orchestrator.plan.trial import Trial
 
 MAX_TRIALS = 40
