@@ -57,6 +57,7 @@ def test_started_together_they_share_the_sweep(world: World, two: list[DriverPro
     assert len(finished) == TRIALS
 
 
+@pytest.mark.long
 def test_one_is_killed_and_the_other_measures_what_is_left(
     world: World, two: list[DriverProcess]
 ) -> None:

@@ -165,6 +165,7 @@ time.time = lambda: _time() - 3600.0 * os.path.exists({trigger!r})
 """
 
 
+@pytest.mark.long
 def test_a_clock_set_back_and_a_database_locked_until_after_the_sweep(world: World) -> None:
     """Measuring waits for neither; the driver waits for the database."""
     trigger = world.directory / "an hour ago"

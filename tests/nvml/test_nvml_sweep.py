@@ -11,6 +11,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from orchestrator.attempt import AttemptReport
 from orchestrator.record import open_store
 from orchestrator.telemetry.simulate.library import environment
@@ -48,6 +50,7 @@ def sweep(
     return done, reports
 
 
+@pytest.mark.long
 def test_no_two_attempts_ever_share_a_gpu(library_cache: Path, tmp_path: Path) -> None:
     scenario = {
         "devices": [{"model": "h100", "count": 2}, {"model": "a100", "count": 2}],

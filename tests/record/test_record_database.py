@@ -132,6 +132,7 @@ def test_a_database_that_did_not_fit_is_made_anew_by_the_same_process(tmp_path: 
     assert experiment.isdigit()
 
 
+@pytest.mark.long
 def test_two_drivers_create_the_database_at_once(tmp_path: Path) -> None:
     code = (
         "import sys, time\n"

@@ -179,6 +179,7 @@ def test_what_task_ceilings_measured_is_kept() -> None:
     assert load_this() == FLAT
 
 
+@pytest.mark.long
 def test_a_sweep_is_followed_by_an_attempt_in_an_experiment_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

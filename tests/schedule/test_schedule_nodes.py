@@ -80,6 +80,7 @@ def test_results_on_this_host_alone_are_refused_with_the_fix(
     assert "tracking.local_on_cluster=true" in last
 
 
+@pytest.mark.long
 def test_the_code_and_conf_of_a_checkout_travel(
     nodes_world: World, nodes: Nodes, checkout: Path
 ) -> None:
@@ -117,6 +118,7 @@ def test_a_node_that_joins_is_used_and_another_terminal_sees_and_stops_it(
     assert set(json.loads(out)["outcomes"]) == {"ok", "cancelled"}
 
 
+@pytest.mark.long
 def test_another_version_on_a_node_is_named_before_anything_runs(
     nodes_world: World, nodes: Nodes, tmp_path: Path
 ) -> None:

@@ -362,7 +362,8 @@ def test_sizes_that_no_model_can_have_are_named_before_anything_starts(
 
 @pytest.mark.usefixtures("shared_compiler")
 @pytest.mark.xdist_group("compiler")
-@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("checkpointing", [False, True])
 def test_one_graph_serves_all_layers(identity: Identity, run: Run, checkpointing: bool) -> None:
     compiled, eager = (
         run(training(identity, compile=compiled, checkpointing=checkpointing))
