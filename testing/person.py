@@ -26,6 +26,8 @@ SWEEP = (
     "quant=fp32,nf4",
     # A CPU without instructions for bfloat16 takes minutes for products in it.
     "quant.dtype=float32",
+    # Of two threads each waits for the other, and where something else has its core both crawl.
+    "device.threads=1",
     "task.prompt_tokens=48",
     "task.new_tokens=6",
     "task.quality_tokens=64",
