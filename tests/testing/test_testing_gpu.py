@@ -110,7 +110,7 @@ def test_a_bare_interpreter_rehearses_the_checks_of_a_gpu(bare: str) -> None:
 
 
 def test_without_a_gpu_it_says_so_and_succeeds(bare: str) -> None:
-    done = call("make", "--no-print-directory", "test-gpu", f"PYTHON={bare}")
+    done = call("make", "--no-print-directory", "test-gpu", f"PYTHON={bare}", "ARGS=")
     assert done.returncode == 0, done.stderr
     (line,) = lines(done).values()
     assert (line["name"], line["state"]) == ("gpu", "skipped")
