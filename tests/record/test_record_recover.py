@@ -50,17 +50,18 @@ for spec, trial in list(zip(specs, trials))[: 0 if stage == "submitted" else 2]:
 if stage in ("submitted", "begun"):
     assert recording.flush(120)
 else:
-    spec = next(iter(recording._begun.values())).spec
-    recording.finish(kit.report_of(spec), trials[0])
-    if stage == "recorded":
-        assert recording.flush(120)
-    elif stage == "half":
+    if stage == "half":
         # Dies when its metrics are written and its status is not.
         def stop(*_):
             print("ready", flush=True)
             time.sleep(600)
         until(lambda: recording.run_id is not None)
         store.backend().end = stop
+    spec = next(iter(recording._begun.values())).spec
+    recording.finish(kit.report_of(spec), trials[0])
+    if stage == "recorded":
+        assert recording.flush(120)
+    elif stage == "half":
         time.sleep(600)
     else:
         until(lambda: list(store.spool_root.rglob("*.finish")))
