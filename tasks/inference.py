@@ -7,6 +7,7 @@
     compile                           where asked for: until no step compiles any more
     warmup ...                        the protocol's, stored beside the samples
     prefill, decode, prefill, ...     samples, until the protocol's stopping rule
+    prove                             that it was causal and its cache held what it was fed
     quality                           where asked for; a pass of its own
 
 Greedy, of fixed length, an end-of-text id changes nothing: every repetition does the same work.
@@ -23,6 +24,7 @@ from orchestrator.engines.transformers.compilation import CompileWatch
 from orchestrator.engines.transformers.expected import expect_inference
 from orchestrator.engines.transformers.feasible import ATTENTIONS
 from orchestrator.engines.transformers.generation import SequenceTiming, generator_for
+from orchestrator.engines.transformers.proofs import prove
 from orchestrator.measure import (
     Identity,
     Recorder,
@@ -149,6 +151,17 @@ def _measure(
     recorder.fact("output_digests", sorted(outputs))
     if compiling:
         compiling.record(recorder)
+    with recorder.phase("prove", measured=False):
+        prove(
+            model,
+            generator,
+            prompt,
+            recorder,
+            quant=identity["quant"],
+            new_tokens=options.new_tokens,
+            prefill_s=timing.ttft_s,
+            fixed_shape=options.compile,
+        )
 
 
 def _add(repetition: Repetition, timing: SequenceTiming, options: InferenceConfig) -> None:

@@ -25,6 +25,7 @@ from pathlib import Path
 
 from orchestrator.engines import transformers as loading
 from orchestrator.engines.digest import digest_files, digest_text
+from orchestrator.engines.gguf_files import gguf_files
 from orchestrator.engines.llamacpp import formats, quality
 from orchestrator.engines.llamacpp.expected import GGUF_TYPE, expect_llamacpp
 from orchestrator.engines.llamacpp.options import context_room, gpu_layers, needed_tokens
@@ -154,7 +155,7 @@ def run(identity: Identity, recorder: Recorder) -> None:
             raise problem.as_input_error()
         packaged = packaged_file() if identity["model"]["source"] == "packaged" else None
         source = packaged or model_path(identity["model"])
-        digest = digest_files([source])
+        digest = digest_files(gguf_files(source))
         file = formats.in_format(source, digest, options.format, recorder)
         contents = formats.contents(file)
         setting = _setting(options, identity, contents, file)
@@ -166,8 +167,8 @@ def run(identity: Identity, recorder: Recorder) -> None:
         "page_cache",
         {
             "controlled": False,
-            "resident_fraction_before_load": resident_fraction([file]),
-            "bytes": file.stat().st_size,
+            "resident_fraction_before_load": resident_fraction(gguf_files(file)),
+            "bytes": sum(each.stat().st_size for each in gguf_files(file)),
         },
     )
     recorder.value("weights_bytes", "bytes", contents.weights_bytes)

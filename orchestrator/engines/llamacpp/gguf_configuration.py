@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gguf import GGUFReader
+    from orchestrator.engines.gguf_files import GgufModel
 
 # Families whose sizes a GGUF file tells under the same few names; Mistral's files say "llama".
 _FAMILIES = ("llama", "qwen2", "qwen3")
@@ -19,16 +19,16 @@ _SIZES = {
 }
 
 
-def configuration_of(reader: GGUFReader) -> dict[str, Any] | None:
+def configuration_of(reader: GgufModel) -> dict[str, Any] | None:
     """The configuration; None for a family that is not known here, or a file that lacks a size."""
-    family = _field(reader, "general.architecture")
-    if family not in _FAMILIES or _field(reader, f"{family}.expert_count"):
+    family = reader.value("general.architecture")
+    if family not in _FAMILIES or reader.value(f"{family}.expert_count"):
         return None
-    sizes = {name: _field(reader, f"{family}.{field}") for name, field in _SIZES.items()}
+    sizes = {name: reader.value(f"{family}.{field}") for name, field in _SIZES.items()}
     if not all(isinstance(size, int) for size in sizes.values()):
         return None
     names = {tensor.name for tensor in reader.tensors}
-    width = _field(reader, f"{family}.attention.key_length")
+    width = reader.value(f"{family}.attention.key_length")
     return {
         "model_type": family,
         "vocab_size": len(reader.fields["tokenizer.ggml.tokens"].data),
@@ -37,8 +37,3 @@ def configuration_of(reader: GGUFReader) -> dict[str, Any] | None:
         "tie_word_embeddings": "output.weight" not in names,
         "attention_bias": "blk.0.attn_q.bias" in names,
     }
-
-
-def _field(reader: GGUFReader, name: str) -> Any:
-    found = reader.fields.get(name)
-    return None if found is None else found.contents()

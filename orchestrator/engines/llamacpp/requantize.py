@@ -9,8 +9,8 @@ from __future__ import annotations
 import errno
 import sys
 from pathlib import Path
-from typing import Any
 
+from orchestrator.engines.gguf_files import GgufModel, copy_fields
 from orchestrator.engines.separate import NO_SPACE
 
 _FINER = ("token_embd.weight", "output.weight")
@@ -27,11 +27,10 @@ def main(source: Path, target: Path, name: str) -> None:
     import numpy as np
     from gguf import quants
 
-    reader = gguf.GGUFReader(source)
-    architecture = reader.fields["general.architecture"].contents()
-    writer = gguf.GGUFWriter(target, str(architecture))
-    _copy_metadata(reader, writer, name)
-    for tensor in reader.tensors:
+    model = GgufModel(source)
+    writer = gguf.GGUFWriter(target, str(model.value("general.architecture")))
+    copy_fields(model, writer, {"general.file_type": _FILE_TYPES[name]})
+    for tensor in model.tensors:
         values = quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
         kind = gguf.GGMLQuantizationType[_format_of(tensor.name, tensor.shape.tolist(), name)]
         if kind is gguf.GGMLQuantizationType.F32:
@@ -54,19 +53,6 @@ def _format_of(name: str, shape: list[int], wanted: str) -> str:
 def table_format(wanted: str) -> str:
     """What embeddings and the output head are written in, in a file of the format ``wanted``."""
     return wanted if wanted in _EIGHT_BITS_OR_MORE else _FINER_FORMAT
-
-
-def _copy_metadata(reader: Any, writer: Any, name: str) -> None:
-    import gguf
-
-    for field in reader.fields.values():
-        # The writer has these from its own arguments, and what is in the file is no more so.
-        if field.name.startswith("GGUF.") or field.name == "general.architecture":
-            continue
-        value = _FILE_TYPES[name] if field.name == "general.file_type" else field.contents()
-        kind = field.types[0]
-        inner = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
-        writer.add_key_value(field.name, value, kind, sub_type=inner)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from orchestrator.engines.separate import run_module
 from orchestrator.measure import Recorder
 
 # Part of the cache key: raise it when the same file would convert to something else.
-CONVERSION_VERSION = 1
+CONVERSION_VERSION = 2
 
 
 def converted(gguf: Path, digest: str, recorder: Recorder) -> Path:

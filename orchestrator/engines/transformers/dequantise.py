@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from orchestrator.engines.gguf_files import GgufModel, write_whole
+from orchestrator.engines.transformers.gguf_rope import ROPE_TENSORS, NotKept, apply_rope
+from orchestrator.measure import InputError
 
 
 def read_once() -> None:
@@ -34,19 +39,38 @@ def read_once() -> None:
 
 def main(gguf: Path, directory: Path) -> None:
     """Write ``config.json``, ``model.safetensors`` (float32) and the tokenizer to ``directory``."""
+    model = GgufModel(gguf)
+    if len(model.files) == 1:
+        _convert(gguf, model, directory)
+        return
+    # transformers reads one file, and fills with random numbers what is in the others.
+    with tempfile.TemporaryDirectory(dir=directory.parent) as scratch:
+        whole = Path(scratch) / "whole.gguf"
+        write_whole(model, whole)
+        _convert(whole, model, directory)
+
+
+def _convert(gguf: Path, source: GgufModel, directory: Path) -> None:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
     read_once()
-    model = AutoModelForCausalLM.from_pretrained(
+    unused = watch_unused()
+    config = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
+    apply_rope(source, config)
+    model, notes = AutoModelForCausalLM.from_pretrained(
         gguf.parent,
         gguf_file=gguf.name,
+        config=config,
         dtype=torch.float32,
         quantization_config=GgufConfig(dequantize=True),
         local_files_only=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
     )
+    _refuse_partial(notes, unused)
     model.save_pretrained(directory)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
@@ -58,5 +82,43 @@ def main(gguf: Path, directory: Path) -> None:
         tokenizer.save_pretrained(directory)
 
 
+def watch_unused() -> set[str]:
+    """A set that takes the names of tensors for which transformers finds no place in the model."""
+    from transformers import modeling_gguf_pytorch_utils as reading
+
+    unused: set[str] = set()
+    kinds = {reading.TensorProcessor, *reading.TENSOR_PROCESSORS.values()}
+    for kind in kinds:
+        if "process" not in vars(kind):
+            continue
+
+        def watched(
+            self: Any, weights: Any, name: str, *, made: Any = kind.process, **more: Any
+        ) -> Any:
+            result = made(self, weights, name, **more)
+            # One that a processor has put into a stack of experts by itself has no name any more.
+            if result.name is not None and result.name not in more["tensor_key_mapping"]:
+                unused.add(name)
+            return result
+
+        kind.process = watched
+    return unused
+
+
+def _refuse_partial(notes: Any, unused: set[str]) -> None:
+    unused = {*unused, *(notes.get("unexpected_keys") or ())} - set(ROPE_TENSORS)
+    mismatched = {str(entry[0]) for entry in notes.get("mismatched_keys") or ()}
+    for names, what in (
+        (unused, "the model has no place for"),
+        (notes.get("missing_keys") or (), "the file lacks"),
+        (mismatched, "the file has another shape of"),
+    ):
+        if names:
+            raise NotKept(f"{what} {len(names)} tensors, for example {min(names)}")
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    try:
+        main(Path(sys.argv[1]), Path(sys.argv[2]))
+    except (NotKept, InputError) as error:
+        sys.exit(str(error))  # its last line is the one shown

@@ -10,15 +10,11 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.engines.transformers.quantization import FOUR_BIT
+from orchestrator.engines.transformers.quantization import FOUR_BIT, LEAST_QUANTIZED
 from orchestrator.measure import Recorder
 
 if TYPE_CHECKING:
     from torch import nn
-
-# Of the parameters outside embeddings, this share at least must be quantized for the label to be
-# true: mixture-of-experts models hold most weights in fused tensors that bitsandbytes leaves alone.
-_LEAST_QUANTIZED = 0.5
 
 
 def dtype_name(dtype: Any) -> str:
@@ -114,5 +110,5 @@ def _check_share(model: nn.Module, asked: str, recorder: Recorder) -> None:
         "quantized share",
         f"{asked} for most parameters outside the embeddings",
         f"{share:.3f}",
-        ok=share >= _LEAST_QUANTIZED,
+        ok=share >= LEAST_QUANTIZED,
     )

@@ -13,7 +13,9 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-from orchestrator.engines.source import context_tokens, find_problem
+from orchestrator.engines.source import context_tokens, find_problem, model_path
+from orchestrator.engines.transformers.configuration import known_config
+from orchestrator.engines.transformers.model_types import packing_problem, type_problem
 from orchestrator.engines.transformers.quantization import QUANTIZED
 from orchestrator.measure import ConfigError, Identity
 
@@ -30,8 +32,16 @@ def check_model(identity: Identity) -> str | None:
     """
     if problem := find_problem(identity["model"]):
         raise problem.as_config_error()
-    if identity["model"]["source"] == "random":
-        _check_sizes(json.dumps(identity["model"]["architecture"], sort_keys=True))
+    model = identity["model"]
+    if model["source"] == "random":
+        _check_sizes(json.dumps(model["architecture"], sort_keys=True))
+    config = known_config(model)
+    if config is not None:
+        where = "model.architecture" if model["source"] == "random" else str(model_path(model))
+        if problem := type_problem(config, where):
+            raise problem.as_config_error()
+        if reason := packing_problem(config, identity["quant"]):
+            return reason
     scheme = identity["quant"]["scheme"]
     if scheme in QUANTIZED and not _installed("bitsandbytes"):
         return f"{scheme} needs bitsandbytes: pip install bitsandbytes"

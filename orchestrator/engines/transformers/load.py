@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.engines.digest import digest_files
-from orchestrator.engines.inspection import inspect_safetensors
+from orchestrator.engines.gguf_files import gguf_files
+from orchestrator.engines.inspection import inspect_safetensors, tensor_names
 from orchestrator.engines.residency import resident_fraction
 from orchestrator.engines.source import (
     context_of,
@@ -32,6 +33,8 @@ from orchestrator.engines.transformers import hub
 from orchestrator.engines.transformers import random_weights as architecture
 from orchestrator.engines.transformers.convert import converted
 from orchestrator.engines.transformers.engaged import check_setting, check_weights
+from orchestrator.engines.transformers.indexed import readable
+from orchestrator.engines.transformers.model_types import packing_problem, type_problem
 from orchestrator.engines.transformers.quantization import (
     import_bitsandbytes,
     quantize_linears,
@@ -164,6 +167,10 @@ def load(
         )
     recorder.value("load_s", "s", span.seconds)
     release_free_memory()
+    if prepared.files:
+        # Whatever was left over or left out has raised by now.
+        asked, got = "all tensors used, all parameters loaded", _tensor_count(prepared.files)
+        recorder.engaged("checkpoint", asked, f"{got} tensors, none left over or out", ok=True)
     check_weights(model, identity["quant"], recorder)
     threads = thread_count(identity["device"])
     check_setting(model, attention, identity["device"], threads, recorder)
@@ -235,7 +242,7 @@ def _prepare(identity: Identity, recorder: Recorder) -> Prepared:
     if source in ("packaged", "gguf"):
         gguf = packaged_file() if source == "packaged" else model_path(model)
         assert gguf is not None  # find_problem has looked
-        digest = digest_files([gguf])
+        digest = digest_files(gguf_files(gguf))
         directory = converted(gguf, digest, recorder)
         files = weight_files(directory)
     else:
@@ -251,8 +258,22 @@ def _prepare(identity: Identity, recorder: Recorder) -> Prepared:
         for file in files:
             inspect_safetensors(file)
         digest = digest_files(files)
+        directory = readable(directory, files, digest)
+    _refuse_other_models(directory, identity["quant"])
     config = _configuration(directory, bool(model["trust_remote_code"]))
     return Prepared(config, directory, tuple(files), digest)
+
+
+def _refuse_other_models(directory: Path, quant: Mapping[str, Any]) -> None:
+    """What planning refuses where it has the configuration; a hub model's is there only now."""
+    try:
+        config = json.loads((directory / "config.json").read_text())
+    except (OSError, ValueError):
+        return  # said when it is read for good
+    if problem := type_problem(config, str(directory)):
+        raise problem.as_input_error()
+    if reason := packing_problem(config, quant):
+        raise Infeasible(reason, where="quant")
 
 
 def _configuration(directory: Path, trust_remote_code: bool) -> PretrainedConfig:
@@ -308,15 +329,25 @@ def _read(
         ) from error
     missing = sorted(notes.get("missing_keys") or ())
     mismatched = sorted(str(entry[0]) for entry in notes.get("mismatched_keys") or ())
-    # transformers fills both with random numbers and goes on.
-    for names, what in ((missing, "lack"), (mismatched, "have another shape in")):
+    unused = sorted(notes.get("unexpected_keys") or ())
+    # transformers fills the first two with random numbers, leaves the third out, and goes on. What
+    # it lists itself as tied, computed or not of this model is in none of them.
+    for names, what in (
+        (missing, "the weights lack"),
+        (mismatched, "the weights have another shape in"),
+        (unused, "the model has no place for"),
+    ):
         if names:
             raise InputError(
-                f"the weights {what} {len(names)} tensors, for example {names[0]}",
+                f"{what} {len(names)} tensors, for example {names[0]}",
                 where=str(directory),
                 fix="The files must belong to config.json",
             )
     return model
+
+
+def _tensor_count(files: tuple[Path, ...]) -> int:
+    return len({name for file in files for name in tensor_names(file)})
 
 
 def _bring_into_memory(model: PreTrainedModel, files: tuple[Path, ...]) -> None:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 FOUR_BIT = ("nf4", "fp4")
 QUANTIZED = ("int8", *FOUR_BIT)
+# Of the parameters outside embeddings, this share at least must be quantized for the label to be
+# true: mixture-of-experts models hold most weights in fused tensors that bitsandbytes leaves alone.
+LEAST_QUANTIZED = 0.5
 
 _BLOCK = 64
 _PACKED_ROWS = 32
