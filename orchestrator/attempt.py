@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from orchestrator.conditions import Conditions
 from orchestrator.measure.metric import (
     Engaged,
     Metric,
@@ -210,6 +211,8 @@ class AttemptReport:
         What was found out on the way (hardware fingerprint, model's class), by name.
     verdict : Verdict
         Whether the measurement may be believed.
+    conditions : Conditions or None
+        What its numbers are true of; None where it never got a slot.
     slot : Slot or None
         Where it ran; None where it never got so far.
     provenance : dict
@@ -246,6 +249,7 @@ class AttemptReport:
     engaged: list[Engaged] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
     verdict: Verdict = field(default_factory=lambda: Verdict("unverified"))
+    conditions: Conditions | None = None
     slot: Slot | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
     artifacts: dict[str, bytes] = field(default_factory=dict)
@@ -289,6 +293,7 @@ class AttemptReport:
         data["specs"] = [asdict(spec) for spec in self.specs.values()]
         data["engaged"] = [asdict(e) for e in self.engaged]
         data["verdict"] = asdict(self.verdict)
+        data["conditions"] = None if self.conditions is None else self.conditions.to_json()
         data["slot"] = None if self.slot is None else asdict(self.slot)
         return data
 
@@ -328,6 +333,8 @@ class AttemptReport:
             engaged=[Engaged(**e) for e in data["engaged"]],
             facts=data["facts"],
             verdict=Verdict(verdict["state"], tuple(RuleResult(**r) for r in verdict["rules"])),
+            # A report from before conditions were recorded has none.
+            conditions=Conditions.from_json(data.get("conditions")),
             slot=slot,
             provenance=data["provenance"],
         )

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from orchestrator.engines import transformers as loading
+from orchestrator.engines.content import content_of, text_content
 from orchestrator.engines.transformers import tokens
 from orchestrator.engines.transformers.compilation import CompileWatch
 from orchestrator.engines.transformers.expected import expect_inference
@@ -177,12 +178,19 @@ def _add(repetition: Repetition, timing: SequenceTiming, options: InferenceConfi
         repetition.add("decode_tokens_per_s", "tokens/s", rate)
 
 
+def content(identity: Identity) -> dict[str, str | None]:
+    """Of the model, and of the text where quality is asked for."""
+    text = text_content("auto") if identity["task"]["quality_tokens"] else {}
+    return content_of(identity["model"]) | text
+
+
 TASK = Task(
     name="inference",
     config=InferenceConfig,
     run=run,
     check=check,
     preload=loading.PRELOAD,
+    content=content,
     expect=expect_inference,
     headline=(
         "tpot_s",

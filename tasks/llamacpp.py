@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.engines import transformers as loading
+from orchestrator.engines.content import content_of, text_content
 from orchestrator.engines.digest import digest_files, digest_text
 from orchestrator.engines.gguf_files import gguf_files
 from orchestrator.engines.llamacpp import formats, quality
@@ -379,11 +380,20 @@ def _measure_quality(
 _P95 = Column("itl_s", "p95")
 _LONG_OVER_SHORT = Column("itl_s", "p95", over="task.new_tokens")
 
+
+def content(identity: Identity) -> dict[str, str | None]:
+    """Of the model, and of the text where quality is asked for."""
+    text = text_content("auto") if identity["task"]["quality_tokens"] else {}
+    return content_of(identity["model"]) | text
+
+
 TASK = Task(
     name="llamacpp",
     config=LlamaCppConfig,
     run=run,
     check=check,
+    content=content,
+    packages=lambda identity: ("xllamacpp",),
     expect=expect_llamacpp,
     columns=(_P95, _LONG_OVER_SHORT),
     headline=(

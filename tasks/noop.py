@@ -35,4 +35,11 @@ def run(identity: Identity, recorder: Recorder) -> None:
             fail(options["fault"], recorder)
 
 
-TASK = Task(name="noop", config=NoopConfig, run=run, whole_node=False, headline=("value",))
+TASK = Task(
+    name="noop",
+    config=NoopConfig,
+    run=run,
+    whole_node=False,
+    headline=("value",),
+    content=lambda identity: {},
+)

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.engines import transformers as loading
+from orchestrator.engines.content import content_of, text_content
 from orchestrator.engines.transformers import tokens
 from orchestrator.engines.transformers.feasible import ATTENTIONS
 from orchestrator.engines.transformers.proofs import prove_causal, rounding_of
@@ -221,11 +222,17 @@ def _token_ids(
     return tokens.text_ids(prepared, name, count, trust_remote_code=trusted), name
 
 
+def content(identity: Identity) -> dict[str, str | None]:
+    """Of the model, and of the text."""
+    return content_of(identity["model"]) | text_content(identity["task"]["text"])
+
+
 TASK = Task(
     name="quality",
     config=QualityConfig,
     run=run,
     check=check,
     preload=loading.PRELOAD,
+    content=content,
     headline=("kl_to_reference", "perplexity", "top1_agreement"),
 )

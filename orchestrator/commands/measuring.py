@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING
 from orchestrator.commands.exit_code import OK, exit_code
 from orchestrator.commands.noise import noise_of
 from orchestrator.commands.output import emit, emit_json, say
+from orchestrator.commands.reuse import reuse_of
 from orchestrator.errors import StoreUnavailable
 from orchestrator.record.reports import reports_of
-from orchestrator.schedule.todo import Todo, compute_todo
+from orchestrator.schedule.todo import Reuse, Todo, compute_todo
 
 if TYPE_CHECKING:
     from orchestrator.attempt import AttemptReport, AttemptSpec, Slot
@@ -61,6 +62,7 @@ class Measuring:
         self._command = list(command)
         self._cached = 0  # trials that were measured before
         # How the attempts went and what was recorded of them; None where nothing was left to do.
+        self._reuse: Reuse | None = None
         self._result: SweepResult | None = None
         self._summary: RecordingSummary | None = None
         self._loaded: dict[str, AttemptReport] = {}  # read from the store already, by run id
@@ -73,13 +75,16 @@ class Measuring:
     def todo(self) -> Todo:
         """States of all trials, and the attempts that are missing."""
         settings = self.plan.settings
+        recorded = self._store.attempts(trial.hash for trial in self.plan.trials)
+        self._reuse = reuse_of(self._store, self.plan, recorded)
         return compute_todo(
             self.plan.trials,
-            self._store.attempts(trial.hash for trial in self.plan.trials),
+            recorded,
             repeats=settings.repeats,
             retry_failed=settings.retry.failed,
             force=settings.force,
             invalid_retries=settings.verdict.retries,
+            reuse=self._reuse,
         )
 
     def nothing_to_do(self, todo: Todo) -> None:
@@ -154,6 +159,7 @@ class Measuring:
                     cluster=starting,
                     # What is to be measured whatever exists is not left to others.
                     claims=None if plan.settings.force else recording.claims,
+                    reuse=self._reuse,
                 )
                 if result.adopted:
                     many = "attempt was" if result.adopted == 1 else "attempts were"

@@ -75,6 +75,12 @@ class Task:
     evaluate : callable or None
         ``evaluate(identity)`` for a pure task, which measures nothing: all its trials are computed
         in one process and recorded as one run with a table. Raises ``TaskError``s.
+    packages : callable or None
+        ``packages(identity)``: names of the distributions that its numbers depend on. By default
+        those of ``preload``, and bitsandbytes where the weights are quantized by it.
+    content : callable or None
+        ``content(identity)``: digests by name of what it reads beside its configuration, None for
+        one that cannot be had now. By default the files of ``identity["model"]``.
     basis : callable or None
         ``basis(identity)`` for a pure task: a digest of what its results depend on beside the
         identity (formulas, files). A recorded result with another one is computed again.
@@ -96,6 +102,8 @@ class Task:
     named: tuple[str, ...] = ()
     figures: tuple[Figure, ...] = ()
     evaluate: Callable[[Identity], Evaluation] | None = None
+    packages: Callable[[Identity], tuple[str, ...]] | None = None
+    content: Callable[[Identity], Mapping[str, str | None]] | None = None
     basis: Callable[[Identity], str] | None = None
     expect: Callable[[Identity, Mapping[str, Any] | None], Expectation | None] | None = None
 

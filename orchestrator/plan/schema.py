@@ -166,6 +166,7 @@ class Settings:
 
     repeats: int = bounded(1, low=1)
     force: bool = False
+    reuse: str = choice("exact", "hash")
     retry: RetryConfig = field(default_factory=RetryConfig)
     isolate: IsolateConfig = field(default_factory=IsolateConfig)
     timeout_s: float = bounded(1800.0, low=0.1)

@@ -28,6 +28,7 @@ from orchestrator.record.redact import Redactor
 from orchestrator.record.run_names import model_label, quant_label, trial_label
 from orchestrator.record.runrecord import (
     ATTEMPT_TAG,
+    CONDITION_TAGS,
     RUNNING,
     SWEEP_TAG,
     MetricPoint,
@@ -232,6 +233,9 @@ class Builder:
         )
         if fingerprint:
             tags["hardware_fingerprint"] = tag_value(fingerprint)
+        if report.conditions is not None:
+            tags["conditions"] = report.conditions.id
+            tags |= {CONDITION_TAGS[group]: i for group, i in report.conditions.ids.items()}
         return replace(
             record,
             status=status_of(report.outcome),

@@ -14,6 +14,7 @@ import zipfile
 from dataclasses import dataclass, field
 from typing import Any
 
+from orchestrator.conditions import GROUPS
 from orchestrator.record.artifacts import safe_name
 
 RECORD_VERSION = 1
@@ -27,6 +28,8 @@ PARENT_TAG = "mlflow.parentRunId"
 # On the run of a pure sweep: how many cells its table holds.
 CELLS_TAG = "cells"
 DIGEST_TAG = "record_digest"
+# Identifiers of the groups of conditions: what attempts may be filtered by.
+CONDITION_TAGS = {group: f"conditions.{group}" for group in GROUPS}
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ import os
 import re
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from orchestrator.record.backend import Backend, RunRow
 from orchestrator.record.runrecord import (
     ATTEMPT_TAG,
     CELLS_TAG,
+    CONDITION_TAGS,
     PARENT_TAG,
     RUNNING,
     SWEEP_TAG,
@@ -45,6 +46,7 @@ SUMMARY_TAGS = (
     "driver_id",
     "simulated",
     "hardware_fingerprint",
+    *CONDITION_TAGS.values(),
     PARENT_TAG,
 )
 
@@ -77,6 +79,8 @@ class AttemptSummary:
         Unix seconds.
     devices : tuple of str
         GPU UUIDs.
+    conditions : mapping of str to str
+        Identifiers of its conditions by group (:attr:`Conditions.ids`); empty where it has none.
     parent_run_id : str
         The sweep's run it was made under; empty while it is in the spool.
     """
@@ -97,6 +101,7 @@ class AttemptSummary:
     driver_id: str = ""
     simulated: bool = False
     hardware_fingerprint: str | None = None
+    conditions: Mapping[str, str] = field(default_factory=dict)
     parent_run_id: str = ""
 
 
@@ -374,6 +379,7 @@ def summary_of(run: RunRow) -> AttemptSummary:
         driver_id=tags.get("driver_id", ""),
         simulated=tags.get("simulated") == "true",
         hardware_fingerprint=tags.get("hardware_fingerprint") or None,
+        conditions={g: tags[tag] for g, tag in CONDITION_TAGS.items() if tag in tags},
         parent_run_id=tags.get(PARENT_TAG, ""),
     )
 

@@ -28,7 +28,7 @@ from orchestrator.schedule.placement import Demand, resolve, slots
 from orchestrator.schedule.policy import Limits, retry_policy
 from orchestrator.schedule.ports import ClaimsPort, ClusterPort, RecordingPort, ViewPort
 from orchestrator.schedule.state import EndedAttempt, SweepState
-from orchestrator.schedule.todo import Attempt, compute_todo
+from orchestrator.schedule.todo import Attempt, Reuse, compute_todo
 
 if TYPE_CHECKING:
     from orchestrator.plan.plan import Plan
@@ -87,6 +87,7 @@ def run_sweep(
     cluster: ClusterPort | PendingCluster | None = None,
     limits: Limits | None = None,
     claims: ClaimsPort | None = None,
+    reuse: Reuse | None = None,
 ) -> SweepResult:
     """Make every attempt of ``todo`` and record how it ended.
 
@@ -107,6 +108,8 @@ def run_sweep(
         ``plan.settings.cluster`` and shuts it down at the end.
     claims : ClaimsPort, optional
         Where other drivers may be at the same trials: what they measure is left to them.
+    reuse : Reuse, optional
+        Which of their attempts count.
 
     Raises
     ------
@@ -123,7 +126,9 @@ def run_sweep(
         if runnable:
             port = _open(plan, cluster, stop, stack)
             if claims is not None:
-                port = stack.enter_context(ClaimingCluster(port, claims, _missing(plan, runnable)))
+                port = stack.enter_context(
+                    ClaimingCluster(port, claims, _missing(plan, runnable, reuse))
+                )
             driver = Driver(plan, runnable, port, recording, view, seed, limits)
             state = driver.state
         # After the driver has looked at all demands: what is refused as a whole records nothing.
@@ -150,7 +155,7 @@ def _open(
 
 
 def _missing(
-    plan: Plan, attempts: Sequence[Attempt]
+    plan: Plan, attempts: Sequence[Attempt], reuse: Reuse | None
 ) -> Callable[[str, Sequence[AttemptSummary]], int]:
     """How many attempts of a trial are still to be made, by what is recorded of it by now."""
     settings = plan.settings
@@ -163,6 +168,7 @@ def _missing(
             repeats=settings.repeats,
             retry_failed=settings.retry.failed,
             invalid_retries=settings.verdict.retries,
+            reuse=reuse,
         )
         return len(todo.attempts)
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from orchestrator.attempt import Outcome
+from orchestrator.conditions import Conditions, difference, same
 from orchestrator.plan.plan import TrialState
 from orchestrator.schedule.policy import RetryPolicy, retry_policy, units_spent
 
@@ -41,6 +42,24 @@ class Attempt:
 
 
 @dataclass(frozen=True)
+class Reuse:
+    """What counts as done: attempts under conditions that this run could meet.
+
+    Attributes
+    ----------
+    possible : mapping of config hash to Conditions
+        What a trial's next attempt could be made under; empty where nothing could run it. Of a
+        trial that is not in it all attempts count.
+    recorded : callable
+        Takes an attempt that was made under others and returns its conditions, to say what is not
+        as it was; None where it has none.
+    """
+
+    possible: Mapping[str, Sequence[Conditions]]
+    recorded: Callable[[AttemptSummary], Conditions | None]
+
+
+@dataclass(frozen=True)
 class Todo:
     """States of all trials by hash, and the attempts to be made; both in plan order."""
 
@@ -56,6 +75,7 @@ def compute_todo(
     retry_failed: bool = False,
     force: bool = False,
     invalid_retries: int = 1,
+    reuse: Reuse | None = None,
 ) -> Todo:
     """Which attempts are missing.
 
@@ -72,6 +92,9 @@ def compute_todo(
     invalid_retries : int
         ``verdict.retries``: an invalid measurement counts as missing until it was retried as often.
 
+    reuse : Reuse, optional
+        Which attempts count; where left out, all of the same hash.
+
     Returns
     -------
     Todo
@@ -81,9 +104,40 @@ def compute_todo(
     states, attempts = {}, []
     for trial in trials:
         past = existing.get(trial.hash, ())
+        stale = None
+        if reuse is not None and past and trial.hash in reuse.possible:
+            past, stale = _comparable(trial, past, reuse)
         states[trial.hash], made = _one(trial, past, policy, repeats, retry_failed, force)
+        if stale is not None and made:
+            first = 1 + max(attempt.number for attempt in existing[trial.hash])
+            made = [replace(one, number=first + at) for at, one in enumerate(made)]
+            if not past:
+                states[trial.hash] = TrialState("stale", stale)
         attempts.extend(made)
     return Todo(states, tuple(attempts))
+
+
+def _comparable(
+    trial: Trial, past: Sequence[PastAttempt], reuse: Reuse
+) -> tuple[Sequence[PastAttempt], str | None]:
+    """Attempts of one class that this run could meet; and what is not as it was of the others.
+
+    Of several such classes the one with most measurements: the rest of a trial belongs where its
+    beginning is.
+    """
+    possible = reuse.possible[trial.hash]
+    ids = [conditions.ids for conditions in possible]
+    classes = [[a for a in past if same(_conditions_of(a), one)] for one in ids]
+    kept = max(classes, key=lambda found: sum(a.outcome == Outcome.OK for a in found), default=[])
+    others = [a for a in past if a not in kept and a.outcome is not None]
+    if not others:
+        return kept, None
+    before = max(others, key=lambda attempt: attempt.started_at)
+    return kept, difference(reuse.recorded(before), possible[0]) if possible else "not checked"
+
+
+def _conditions_of(attempt: PastAttempt) -> Mapping[str, str]:
+    return getattr(attempt, "conditions", {})
 
 
 def _one(

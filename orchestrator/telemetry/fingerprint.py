@@ -15,6 +15,9 @@ from orchestrator.host import cpu
 from orchestrator.telemetry.device import Device
 from orchestrator.telemetry.nvml import SCENARIO_VARIABLE
 
+# Instruction sets that kernels are chosen by.
+_VECTORS = re.compile(r"avx|amx|fma|f16c|sse4|sve|asimd|bf16|fphp|i8mm")
+
 
 def hardware_of(slot: Slot, devices: Sequence[Device]) -> dict[str, Any]:
     """Facts of an attempt on ``slot``, of whose GPUs NVML knows ``devices``.
@@ -43,6 +46,40 @@ def hardware_of(slot: Slot, devices: Sequence[Device]) -> dict[str, Any]:
         "hardware_fingerprint": hardware_fingerprint(facts),
         "simulated": facts["simulated"],
     }
+
+
+def machine_of(slot: Slot, devices: Sequence[Device]) -> dict[str, Any]:
+    """What :class:`~orchestrator.conditions.Conditions` says of the machine, for ``slot``.
+
+    Memory only where it was set aside: without a limit a number does not depend on how much there
+    is.
+    """
+    facts = hardware_of(slot, devices)["hardware"]
+    gpus = [
+        {
+            "name": gpu["name"],
+            "memory_gib": round(gpu["memory_bytes"] / 2**30),
+            "power_limit_w": gpu["power_limit_w"] or 0,
+        }
+        for gpu in facts["gpus"]
+    ]
+    found: dict[str, Any] = {
+        "CPU": facts["cpu"],
+        "instructions": " ".join(sorted(filter(_VECTORS.match, cpu.flags()))),
+        "cores": facts["cores"],
+    }
+    if gpus:
+        found["GPUs"] = len(gpus)
+        found |= {f"GPU {key}": value for key, value in gpus[0].items()}
+        if any(gpu != gpus[0] for gpu in gpus):
+            found["GPUs of several kinds"] = json.dumps(gpus)
+    if "unknown_gpus" in facts:
+        found |= {"unknown GPUs": facts["unknown_gpus"], "host": facts["host"]}
+    if slot.memory_bytes is not None:
+        found["memory_bytes"] = slot.memory_bytes
+    if facts["simulated"]:
+        found["simulated"] = True
+    return found
 
 
 def hardware_fingerprint(facts: Mapping[str, Any]) -> str:

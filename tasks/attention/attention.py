@@ -226,6 +226,7 @@ TASK = Task(
     run=run,
     check=check,
     preload=("torch",),
+    content=lambda identity: {},
     metrics=(
         MetricSpec("memory_before_backward_bytes", "bytes", "lower", title="before backward"),
         MetricSpec("forward_flop_per_s", "flop/s", "higher", title="forward FLOPs"),

@@ -218,6 +218,7 @@ TASK = Task(
     run=run,
     check=check,
     preload=loading.PRELOAD,
+    content=lambda identity: {},
     metrics=(
         *(
             MetricSpec(f"gemm_flop_per_s.{name}", "flop/s", "higher", title=f"matmul {name}")

@@ -47,8 +47,10 @@ from orchestrator.schedule.supervise.cores import (
 )
 from orchestrator.schedule.supervise.gpu_memory import GpuMemoryGate
 from orchestrator.schedule.supervise.locks import Request, local_directory
+from orchestrator.schedule.surroundings import conditions_on
 
 if TYPE_CHECKING:
+    from orchestrator.conditions import Conditions
     from orchestrator.isolate.isolation import Isolation
     from orchestrator.telemetry.device import Device
 
@@ -125,15 +127,17 @@ def attempt_events(
             memory_bytes=grant.memory_bytes,
         )
         pin_process(supervisor_cores(whole, slot.cpus) or whole.measured)
+        # Before anything runs, so that failures have them too.
+        conditions = conditions_on(spec.identity, slot, _devices() if slot.gpus else ())
         memory = GpuMemoryGate(spec, slot)
         yield from memory.wait(cancellation)
         if memory.held and cancellation.asked:
             return
         if memory.refuses:
-            report = _with_surroundings(memory.report(), slot)
+            report = _with_surroundings(memory.report(), slot, conditions)
         else:
             yield Started(spec.attempt_id, slot)
-            report = yield from _run(spec, slot, cancellation)
+            report = yield from _run(spec, slot, conditions, cancellation)
     finally:
         cores.release()
         gpus.release()
@@ -165,10 +169,11 @@ def _await(
     return True
 
 
-def _with_surroundings(report: AttemptReport, slot: Slot) -> AttemptReport:
+def _with_surroundings(report: AttemptReport, slot: Slot, conditions: Conditions) -> AttemptReport:
     """``report`` with what it ran on, also where telemetry has not said it (off, or failed)."""
     from orchestrator.telemetry.fingerprint import hardware_of
 
+    report.conditions = conditions
     report.provenance = {**_node_provenance(), **report.provenance}
     if "hardware_fingerprint" not in report.facts:
         report.facts |= hardware_of(slot, _devices() if slot.gpus else ())
@@ -176,7 +181,7 @@ def _with_surroundings(report: AttemptReport, slot: Slot) -> AttemptReport:
 
 
 def _run(
-    spec: AttemptSpec, slot: Slot, cancellation: Cancellation
+    spec: AttemptSpec, slot: Slot, conditions: Conditions, cancellation: Cancellation
 ) -> Generator[ClusterEvent, None, AttemptReport]:
     from orchestrator.isolate.ledger import Progress
 
@@ -192,7 +197,7 @@ def _run(
             shown_at = time.monotonic()
             yield PhaseBegan(spec.attempt_id, item.name)
     assert report is not None, "an isolation always reports"
-    _with_surroundings(report, slot)
+    _with_surroundings(report, slot, conditions)
     return judged(report, spec.verdict)
 
 

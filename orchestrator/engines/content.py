@@ -1,0 +1,77 @@
+"""Digests of what a loader reads of a model: its weights, and everything else beside them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from orchestrator.engines.digest import digest_files
+from orchestrator.engines.gguf_files import gguf_files
+from orchestrator.engines.source import find_problem, model_path, packaged_file, weight_files
+
+# Configuration, generation settings, tokenizers of every kind, templates, the model's own code.
+_READ = (".json", ".txt", ".model", ".tiktoken", ".jinja", ".vocab", ".merges", ".py")
+_HUB_TIMEOUT_S = 10.0
+
+
+def content_of(model: Mapping[str, Any]) -> dict[str, str | None]:
+    """Digests by name, of ``identity["model"]``; None for what cannot be found out now.
+
+    Of random weights there is none: the configuration is all they are made from. Costs a stat a
+    file where nothing changed.
+    """
+    source = model["source"]
+    if source == "random":
+        return {}
+    if source == "hub":
+        return {"commit": commit_of(str(model.get("id")), model.get("revision"))}
+    if find_problem(model):
+        return {"weights": None}  # said when the trial runs, or before
+    if source == "path":
+        directory = model_path(model)
+        weights = weight_files(directory)
+        return {"weights": digest_files(weights), "model files": _digest_rest(directory)}
+    file = packaged_file() if source == "packaged" else model_path(model)
+    assert file is not None  # find_problem has looked
+    return {"weights": digest_files(gguf_files(file))}
+
+
+def text_content(name: str) -> dict[str, str | None]:
+    """Digest of a text that quality is measured on, by the name ``task.text`` gives it."""
+    if name.startswith("hub:"):
+        repository = "/".join(name.removeprefix("hub:").split("/")[:2])
+        return {"text": commit_of(repository, None, "dataset")}
+    if name in ("auto", "pydoc_topics"):
+        from pydoc_data import topics
+
+        return {"text": digest_files([Path(topics.__file__)])}
+    return {} if name == "random" else {"text": digest_files([Path(name).expanduser()])}
+
+
+def _digest_rest(directory: Path) -> str:
+    files = [path for path in directory.iterdir() if path.suffix in _READ and path.is_file()]
+    return digest_files(files)
+
+
+@lru_cache(maxsize=256)
+def commit_of(repository: str, revision: str | None, kind: str = "model") -> str | None:
+    """The commit that a revision of a hub repository is now; asked once a process.
+
+    Offline, or where the hub does not answer, the cached one. None where neither is to be had.
+    """
+    from huggingface_hub import HfApi, constants, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    if not constants.HF_HUB_OFFLINE:
+        try:
+            told = HfApi().repo_info(
+                repository, revision=revision, repo_type=kind, timeout=_HUB_TIMEOUT_S
+            )
+            return told.sha
+        except (HfHubHTTPError, HFValidationError, OSError):
+            pass
+    found = try_to_load_from_cache(repository, "config.json", revision=revision, repo_type=kind)
+    return Path(found).parent.name if isinstance(found, str | os.PathLike) else None
