@@ -68,6 +68,12 @@ class Measuring:
         self._loaded: dict[str, AttemptReport] = {}  # read from the store already, by run id
 
     @property
+    def _classes(self) -> dict[str, list[str]]:
+        """Identifiers of the conditions that each trial could meet now."""
+        known = self._reuse.possible if self._reuse else {}
+        return {config: [one.id for one in found] for config, found in known.items()}
+
+    @property
     def interrupted(self) -> bool:
         """Whether the user stopped it."""
         return self._result is not None and self._result.interrupted
@@ -177,6 +183,7 @@ class Measuring:
     def report(self, *, wall_s: float, as_json: bool, table: bool, strict: bool) -> int:
         """Print what the sweep found, cached trials too; returns the exit code."""
         from orchestrator.report import final_table, run_json
+        from orchestrator.report.analyse.classes import current
 
         plan, store = self.plan, self._store
         attempts = store.attempts(trial.hash for trial in plan.trials)
@@ -198,7 +205,12 @@ class Measuring:
             many = f"{len(plan.trials):,} trials are too many for a table"
             say(f"{many}: python -m orchestrator report {plan.sweep}")
         elif table:
-            reports = self._predicted(reports_of(store, attempts, self._loaded))
+            reports, left = current(
+                self._predicted(reports_of(store, attempts, self._loaded)), self._classes
+            )
+            if left:
+                many = "attempt was" if left == 1 else "attempts were"
+                say(f"{left} recorded {many} made under other conditions: `show HASH` has them")
             emit(final_table(plan, reports, noise=noise_of(store, reports)))
         now = [(e.config_hash, e.outcome) for e in ended if not e.retried]
         ran = {config for config, _ in now}
@@ -209,11 +221,14 @@ class Measuring:
         return exit_code(results, strict=strict)
 
     def _recorded(self, recording: Recording) -> Reports:
-        """All reports of the plan's trials; none where they are too many, or the store is away."""
+        """Reports that a table is made of; none where they are too many, or the store is away."""
+        from orchestrator.report.analyse.classes import current
+
         trials = self.plan.trials
         if len(trials) > MOST_REPORTED or not recording.flush(REPORT_PATIENCE_S):
             return {}
-        return reports_of(self._store, self._store.attempts(t.hash for t in trials), self._loaded)
+        attempts = self._store.attempts(t.hash for t in trials)
+        return current(reports_of(self._store, attempts, self._loaded), self._classes)[0]
 
     def _predicted(self, reports: Reports) -> Reports:
         """The same with predictions beside what was measured."""

@@ -75,6 +75,16 @@ class RecordedCell:
         return self.result.outcome
 
     @property
+    def run_id(self) -> str:
+        """Of the sweep's run, which holds the table."""
+        return self.run.run_id
+
+    @property
+    def conditions(self) -> Mapping[str, str]:
+        """None: what it depends on is its basis."""
+        return {}
+
+    @property
     def attempt_id(self) -> str:
         """Unique among cells and attempts."""
         return f"{self.run.run_id}/{self.config_hash}"

@@ -70,7 +70,7 @@ def _here(settings: ClusterConfig, trials: Sequence[Trial]) -> dict[str, list[Co
 
 def _asked(trials: Iterable[Trial], nodes: Sequence[Node]) -> dict[str, tuple[Identity, Demand]]:
     """What each trial needs; without those that no node can run, of which the run will say so."""
-    found = {}
+    found: dict[str, tuple[Identity, Demand]] = {}
     for trial in trials:
         try:
             found[trial.hash] = (trial.identity, resolve(trial.resources, nodes))

@@ -6,7 +6,7 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from orchestrator.attempt import Outcome
 from orchestrator.conditions import Conditions, difference, same
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from orchestrator.record.cells import RecordedCell
     from orchestrator.record.store import AttemptSummary
 
-    PastAttempt = AttemptSummary | RecordedCell
+    #: Something recorded that planning may find done.
+    PastAttempt: TypeAlias = AttemptSummary | RecordedCell
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Reuse:
     """
 
     possible: Mapping[str, Sequence[Conditions]]
-    recorded: Callable[[AttemptSummary], Conditions | None]
+    recorded: Callable[[PastAttempt], Conditions | None]
 
 
 @dataclass(frozen=True)
@@ -127,17 +128,13 @@ def _comparable(
     """
     possible = reuse.possible[trial.hash]
     ids = [conditions.ids for conditions in possible]
-    classes = [[a for a in past if same(_conditions_of(a), one)] for one in ids]
+    classes = [[a for a in past if same(a.conditions, one)] for one in ids]
     kept = max(classes, key=lambda found: sum(a.outcome == Outcome.OK for a in found), default=[])
     others = [a for a in past if a not in kept and a.outcome is not None]
     if not others:
         return kept, None
     before = max(others, key=lambda attempt: attempt.started_at)
     return kept, difference(reuse.recorded(before), possible[0]) if possible else "not checked"
-
-
-def _conditions_of(attempt: PastAttempt) -> Mapping[str, str]:
-    return getattr(attempt, "conditions", {})
 
 
 def _one(

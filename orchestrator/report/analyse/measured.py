@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from orchestrator.attempt import AttemptReport, Outcome
+from orchestrator.conditions import UNKNOWN
 from orchestrator.measure.metric import Absent, Metric, MetricSpec, Samples, Value
 from orchestrator.measure.vocabulary import spec_for
 
@@ -20,8 +21,23 @@ PRECISION = {
 
 
 def believable(attempts: Sequence[AttemptReport]) -> list[AttemptReport]:
-    """The attempts whose numbers count: the ok ones, else those that telemetry disbelieves."""
-    return valid(attempts) or [a for a in attempts if a.outcome is Outcome.INVALID]
+    """The attempts whose numbers count, which may be pooled: all of one class of conditions.
+
+    The ok ones, else those that telemetry disbelieves; of several classes the newest.
+    """
+    good = valid(attempts) or [a for a in attempts if a.outcome is Outcome.INVALID]
+    if not good:
+        return []
+    newest = class_of(max(good, key=lambda attempt: (attempt.started_at, attempt.number)))
+    return [attempt for attempt in good if class_of(attempt) == newest]
+
+
+def class_of(report: AttemptReport) -> str:
+    """Attempts of one class may be pooled; what is partly unknown is a class of its own."""
+    if report.conditions is None:
+        return ""
+    known = UNKNOWN not in report.conditions.ids.values()
+    return report.conditions.id if known else f"{report.conditions.id}/{report.attempt_id}"
 
 
 def valid(attempts: Iterable[AttemptReport]) -> list[AttemptReport]:

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.attempt import AttemptReport, Outcome
-from orchestrator.report.analyse.measured import valid
+from orchestrator.conditions import UNKNOWN, Conditions, difference
+from orchestrator.report.analyse.measured import believable, class_of, valid
 
 Attempts = Mapping[str, Sequence[AttemptReport]]
 
@@ -35,13 +36,21 @@ def choose(
     b: Sequence[AttemptReport],
     *,
     allow_different: bool = False,
+    across_software: bool = True,
     names: tuple[str, str] = ("A", "B"),
 ) -> Chosen:
-    """Attempts that were measured well and under the same conditions.
+    """Attempts that were measured well, on one machine and of one content; each side of one class.
 
-    Where sides hold attempts of several machines or weights, those of the conditions that both have
-    and that most attempts share are compared; a note says so. Weights are looked at only where both
-    sides are one trial: two configurations may well name two models.
+    Where sides hold attempts of several machines or contents, those that both have and that most
+    attempts share are compared; a note says so. Content is looked at only where both sides are one
+    trial: two configurations may well name two models.
+
+    Parameters
+    ----------
+    allow_different : bool
+        Whether machine and content may differ too.
+    across_software : bool
+        Whether software may: then a note says in what, else there is no pair.
     """
     usable = []
     for name, side in zip(names, (a, b), strict=True):
@@ -50,44 +59,73 @@ def choose(
             return Chosen(reason=f"{name} has no valid attempt ({_endings(side)})")
         usable.append(good)
     one_trial = len({report.config_hash for side in usable for report in side}) == 1
-    conditions = [[_conditions(r, allow_different, one_trial) for r in side] for side in usable]
-    counts = [Counter(side) for side in conditions]
+    keys = [[_where(r, allow_different, one_trial) for r in side] for side in usable]
+    counts = [Counter(side) for side in keys]
     shared = counts[0].keys() & counts[1].keys()
     if not shared:
-        return Chosen(reason=_difference(*(c.most_common(1)[0][0] for c in counts)))
-    best = max(shared, key=lambda c: (not c[0], min(side[c] for side in counts), str(c)))
-    kept = [
-        tuple(r for r, c in zip(side, of, strict=True) if c == best)
-        for side, of in zip(usable, conditions, strict=True)
+        return Chosen(reason=_difference(usable[0][-1], usable[1][-1], one_trial))
+    best = max(shared, key=lambda key: (not key[0], min(side[key] for side in counts), str(key)))
+    there = [
+        [r for r, key in zip(side, of, strict=True) if key == best]
+        for side, of in zip(usable, keys, strict=True)
     ]
+    kept = _of_one_class(there)
     left = sum(map(len, usable)) - sum(map(len, kept))
-    note = f"{left} attempts under other conditions left out" if left else None
-    return Chosen(kept[0], kept[1], note=note)
+    notes = [f"{left} attempts under other conditions left out"] if left else []
+    before, now = (side[-1].conditions for side in kept)
+    if before and now and before.ids["software"] != now.ids["software"]:
+        software = difference(
+            Conditions(software=before.software), Conditions(software=now.software)
+        )
+        if not across_software:
+            return Chosen(reason=f"different software: {software}")
+        notes.append(software)
+    return Chosen(tuple(kept[0]), tuple(kept[1]), note="; ".join(notes) or None)
 
 
-_Conditions = tuple[bool, "str | None", "str | None"]
+def _of_one_class(sides: Sequence[Sequence[AttemptReport]]) -> list[list[AttemptReport]]:
+    """Of each side the attempts of one class: one that both have, else each side's newest."""
+    classes = [Counter(map(class_of, side)) for side in sides]
+    if shared := classes[0].keys() & classes[1].keys():
+        best = max(shared, key=lambda key: (min(side[key] for side in classes), key))
+        return [[r for r in side if class_of(r) == best] for side in sides]
+    return [believable(side) for side in sides]
 
 
-def _conditions(report: AttemptReport, allow_different: bool, one_trial: bool) -> _Conditions:
-    """Simulated, hardware fingerprint, weights digest: what must be equal to compare."""
+_Where = tuple[bool, "str | None", "str | None"]
+
+
+def _where(report: AttemptReport, allow_different: bool, one_trial: bool) -> _Where:
+    """Simulated, machine, content: what must be equal to compare."""
     known = {**report.facts, **{k: v for k, v in report.provenance.items() if v is not None}}
-    simulated = bool(report.facts.get("simulated") or report.provenance.get("simulated"))
+    simulated = bool(known.get("simulated"))
     if allow_different:
         return simulated, None, None
-    hardware, weights = known.get("hardware_fingerprint"), known.get("weights_digest")
+    machine, content = known.get("hardware_fingerprint"), known.get("weights_digest")
+    if report.conditions is not None:
+        machine, content = (report.conditions.ids[group] for group in ("machine", "content"))
+        if UNKNOWN in (machine, content if one_trial else ""):
+            content = report.attempt_id
     return (
         simulated,
-        None if hardware is None else str(hardware),
-        None if weights is None or not one_trial else str(weights),
+        None if machine is None else str(machine),
+        None if content is None or not one_trial else str(content),
     )
 
 
-def _difference(one: _Conditions, other: _Conditions) -> str:
-    if one[0] != other[0]:
+def _difference(one: AttemptReport, other: AttemptReport, one_trial: bool) -> str:
+    sides = [_where(report, False, one_trial) for report in (one, other)]
+    if sides[0][0] != sides[1][0]:
         return "simulated attempts do not compare with real ones"
+    if one.conditions and other.conditions:
+        before, now = (
+            Conditions(c.machine, {}, c.content if one_trial else {})
+            for c in (one.conditions, other.conditions)
+        )
+        return f"different conditions: {difference(before, now)}"
     for what, position in (("hardware", 1), ("weights", 2)):
-        if one[position] != other[position]:
-            shown = [str(c[position])[:24] if c[position] else "unknown" for c in (one, other)]
+        if sides[0][position] != sides[1][position]:
+            shown = [str(side[position])[:24] if side[position] else "unknown" for side in sides]
             return f"different {what}: {shown[0]} and {shown[1]}"
     return "no attempts under the same conditions"
 

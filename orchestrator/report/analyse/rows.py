@@ -91,7 +91,7 @@ class SweepTable:
         if base.failed:
             return incomparable(f"{names[0]} is {base.outcome}: {base.reason}", self.noise)
         hashes = (base.hash, row.hash)
-        chosen = choose(a, b, names=names)
+        chosen = choose(a, b, across_software=False, names=names)
         return against(chosen, self.specs[metric], hashes, noise=self.noise, names=names).judged
 
     @property

@@ -68,6 +68,9 @@ def attempt_json(run_id: str, report: AttemptReport) -> dict[str, Any]:
             "rules": [asdict(rule) for rule in report.verdict.rules],
         },
         "precision": precision_of([report]),
+        "conditions": None
+        if report.conditions is None
+        else {"id": report.conditions.id, **report.conditions.ids},
         "started": _iso(report.started_at),
         "ended": _iso(report.ended_at),
         "host": None if slot is None else slot.host,
