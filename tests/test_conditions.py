@@ -1,0 +1,127 @@
+"""What a number is true of: which attempts count as done, and that no two classes are pooled."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from orchestrator.conditions import UNKNOWN, Conditions, difference, same
+from orchestrator.host.software import software
+from testing.commands import orchestrator
+from testing.near import near
+
+HERE = Conditions({"CPU": "x", "cores": 1}, {"torch": "2.13.0"}, {"weights": "ab"})
+
+
+def test_an_identifier_depends_on_the_facts_and_not_on_their_order() -> None:
+    again = Conditions({"cores": 1, "CPU": "x"}, {"torch": "2.13.0"}, {"weights": "ab"})
+    assert again.id == HERE.id
+    assert HERE.id.startswith("c:")
+    other = Conditions(HERE.machine, {"torch": "2.14.0"}, HERE.content)
+    assert other.ids["machine"] == HERE.ids["machine"]
+    assert other.ids["software"] != HERE.ids["software"]
+    assert other.id != HERE.id
+    assert Conditions.from_json(json.loads(json.dumps(HERE.to_json()))) == HERE
+
+
+def test_what_is_unknown_equals_nothing() -> None:
+    blind = Conditions(HERE.machine, HERE.software, {"commit": None})
+    assert blind.ids["content"] == UNKNOWN
+    assert same(HERE.ids, HERE.ids)
+    assert not same(blind.ids, blind.ids)
+    assert not same({}, HERE.ids)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "said"),
+    [
+        (HERE, Conditions({"CPU": "x", "cores": 2}, HERE.software, HERE.content), "cores 1, now 2"),
+        (
+            HERE,
+            Conditions(HERE.machine, {"torch": "2.14.0", "X": "1"}, {"weights": "cd"}),
+            "torch 2.13.0, now 2.14.0, X none, now 1, weights: changed",
+        ),
+        (HERE, Conditions(HERE.machine, HERE.software, {"commit": None}), "weights"),
+        (None, HERE, "recorded before conditions were"),
+    ],
+)
+def test_a_difference_is_told_in_a_line(
+    before: Conditions | None, now: Conditions, said: str
+) -> None:
+    assert difference(before, now).startswith(said)
+
+
+def test_variables_count_where_they_change_kernels() -> None:
+    told = software(
+        ["numpy", "no-such-package"],
+        {
+            "ONEDNN_MAX_CPU_ISA": "AVX2",
+            "CUDA_VISIBLE_DEVICES": "0",
+            "OMP_NUM_THREADS": "1",
+            "HOME": "/root",
+        },
+    )
+    assert told["ONEDNN_MAX_CPU_ISA"] == "AVX2"
+    assert set(told) == {"python", "measuring", "numpy", "ONEDNN_MAX_CPU_ISA"}
+
+
+WORDS = ("task=noop", "task.value=1,2", "device=cpu", "verdict=off", "ceilings=off")
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with two trials measured on one core."""
+    place = tmp_path_factory.mktemp("conditions")
+    with near():
+        done = orchestrator(place, *WORDS, "resources.cpus=1", "--json")
+    assert done.code == 0, done.err
+    return place
+
+
+def states(place: Path, *words: str, **variables: str) -> set[tuple[str, str | None]]:
+    planned = orchestrator(place, "plan", *WORDS, *words, "--json", **variables)
+    return {(trial["state"], trial["reason"]) for trial in planned.json["trials"]}
+
+
+def test_what_was_measured_counts_where_it_could_be_measured_again(measured: Path) -> None:
+    assert states(measured, "resources.cpus=1") == {("cached", None)}
+    isa = {"ONEDNN_MAX_CPU_ISA": "AVX2"}
+    told = {("stale", "ONEDNN_MAX_CPU_ISA none, now AVX2")}
+    assert states(measured, "resources.cpus=1", **isa) == told
+    assert states(measured, "resources.cpus=1", "reuse=hash", **isa) == {("cached", None)}
+    memory = {("stale", "memory_bytes none, now 1000000000")}
+    assert states(measured, "resources.cpus=1", "resources.memory_bytes=1000000000") == memory
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_other_conditions_are_measured_and_never_pooled(measured: Path) -> None:
+    assert states(measured, "resources.cpus=2") == {("stale", "cores 1, now 2")}
+    with near():
+        done = orchestrator(measured, *WORDS, "resources.cpus=2", "--json")
+    assert done.json["outcomes"] == {"ok": 2}
+    for cores in (1, 2):
+        again = orchestrator(measured, *WORDS, f"resources.cpus={cores}")
+        assert "nothing left to do (2 cached)" in again.err
+        assert "2 recorded attempts were made under other conditions" in again.err
+        assert "(2)" not in again.out, "two attempts of a trial in one cell"
+    config = done.json["trials"][0]["hash"]
+    attempts = orchestrator(measured, "show", config, "--json").json["attempts"]
+    assert [attempt["outcome"] for attempt in attempts] == ["ok", "ok"]
+    one, other = (attempt["conditions"] for attempt in attempts)
+    assert one["machine"] != other["machine"]
+    assert (one["software"], one["content"]) == (other["software"], other["content"])
+
+
+def test_a_failure_counts_only_where_it_happened(tmp_path: Path) -> None:
+    words = ("task=noop", "task.fault=error", "device=cpu", "verdict=off", "ceilings=off")
+    with near():
+        assert orchestrator(tmp_path, *words).code == 1
+    def state(**variables: str) -> str:
+        planned = orchestrator(tmp_path, "plan", *words, "--json", **variables)
+        return str(planned.json["trials"][0]["state"])
+
+    assert state() == "failed"
+    assert state(MKL_CBWR="AVX2") == "stale"
