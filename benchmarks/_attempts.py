@@ -6,11 +6,10 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestrator.attempt import AttemptReport, AttemptSpec, Outcome, Slot
+from orchestrator.attempt import AttemptReport, Outcome, PlannedAttempt, Slot, Trial
 from orchestrator.host.cpu import usable_cores
 from orchestrator.isolate.isolation import Isolation
 from orchestrator.plan.expand import build
-from orchestrator.plan.trial import Trial
 
 
 def trial_of(*overrides: str) -> Trial:
@@ -45,8 +44,9 @@ def attempt(
         Those it may use; by default all.
     """
     slot = Slot("node", "host", usable_cores() if cores is None else tuple(cores))
-    spec = AttemptSpec(uuid.uuid4().hex, config_hash, dict(identity), timeout_s=3600.0, start=start)
-    *_, report = isolation.run(spec, slot, watch)
+    trial = Trial(config_hash, dict(identity), timeout_s=3600.0)
+    planned = PlannedAttempt(trial, attempt_id=uuid.uuid4().hex, start=start)
+    *_, report = isolation.run(planned, slot, watch)
     if not isinstance(report, AttemptReport) or report.outcome is not Outcome.OK:
         raise SystemExit(f"the attempt ended badly: {getattr(report, 'reason', report)}")
     return report

@@ -30,14 +30,12 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks._machine import emit, peak_rss_bytes
-from orchestrator.attempt import AttemptReport, AttemptSpec, Outcome, Resources, Slot
+from orchestrator.attempt import AttemptReport, Outcome, PlannedAttempt, Resources, Slot, Trial
 from orchestrator.plan.schema import Settings
-from orchestrator.plan.trial import Trial
 from orchestrator.schedule.cluster.ray.cluster import PendingCluster
-from orchestrator.schedule.cluster.simulated import Fate, SimulatedCluster
 from orchestrator.schedule.driver import SweepResult, run_sweep
 from orchestrator.schedule.placement import Node
-from orchestrator.schedule.todo import Attempt
+from testing.simulated_cluster import Fate, SimulatedCluster
 
 NODES = 1_000
 GPUS = 8
@@ -60,13 +58,13 @@ class Sink:
     busy: list[tuple[float, float]] = field(default_factory=list)
     chains_s: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
 
-    def submit(self, spec: AttemptSpec, trial: Trial) -> None:
+    def submit(self, attempt: PlannedAttempt) -> None:
         return None
 
     def withdraw(self, attempt_id: str) -> None:
         return None
 
-    def begin(self, spec: AttemptSpec, trial: Trial, slot: Slot) -> None:
+    def begin(self, attempt: PlannedAttempt, slot: Slot) -> None:
         return None
 
     def finish(self, report: AttemptReport, trial: Trial) -> None:
@@ -76,20 +74,20 @@ class Sink:
             # A trial's attempts come one after another, whatever the order of trials.
             self.chains_s[trial.hash] += self.clock() - began
 
-    def submitted(self, spec: AttemptSpec, trial: Trial) -> None:
-        if spec.number == 1:
+    def submitted(self, attempt: PlannedAttempt) -> None:
+        if attempt.number == 1:
             self.queue_empty_at = self.clock()
 
-    def started(self, spec: AttemptSpec, trial: Trial, slot: Slot) -> None:
-        self.started_at[spec.attempt_id] = self.clock()
+    def started(self, attempt: PlannedAttempt, slot: Slot) -> None:
+        self.started_at[attempt.attempt_id] = self.clock()
 
-    def phase(self, spec: AttemptSpec, name: str) -> None:
+    def phase(self, attempt: PlannedAttempt, name: str) -> None:
         return None
 
     def finished(self, report: AttemptReport, trial: Trial) -> None:
         return None
 
-    def withdrawn(self, spec: AttemptSpec, *, made: bool) -> None:
+    def withdrawn(self, attempt: PlannedAttempt, *, made: bool) -> None:
         return None
 
     def message(self, text: str) -> None:
@@ -114,7 +112,7 @@ def trials(count: int, resources: Resources) -> list[Trial]:
     ]
 
 
-def sweep(todo: Sequence[Attempt], cluster: Any, sink: Sink) -> SweepResult:
+def sweep(todo: Sequence[PlannedAttempt], cluster: Any, sink: Sink) -> SweepResult:
     """Make every attempt."""
     made = tuple(attempt.trial for attempt in todo)
     plan: Any = SimpleNamespace(sweep="driver", settings=Settings(), trials=made)
@@ -136,8 +134,8 @@ def simulated(count: int, *, failing: bool = True) -> float:
         for trial in made
     }
 
-    def fate(spec: AttemptSpec, node: Node) -> Fate:
-        lasts_s = usual_s[spec.config_hash] * generator.lognormvariate(0.0, HISTORY_NOISE)
+    def fate(attempt: PlannedAttempt, node: Node) -> Fate:
+        lasts_s = usual_s[attempt.trial.hash] * generator.lognormvariate(0.0, HISTORY_NOISE)
         (outcome,) = generator.choices(outcomes, weights)
         if lasts_s >= TIMEOUT_S:
             return Fate(TIMEOUT_S, Outcome.TIMEOUT)
@@ -148,7 +146,7 @@ def simulated(count: int, *, failing: bool = True) -> float:
     nodes = [Node(f"n{i}", f"host{i}", 64, GPUS, 1 << 40) for i in range(NODES)]
     cluster = SimulatedCluster(nodes, fate)
     cluster.keep_order = False
-    todo = [Attempt(trial, 1, expected_s=usual_s[trial.hash]) for trial in made]
+    todo = [PlannedAttempt(trial, 1, expected_s=usual_s[trial.hash]) for trial in made]
     sink = Sink(cluster.now)
     gc.collect()
     before_s = time.process_time()
@@ -203,8 +201,8 @@ def plot(cost_s: dict[int, float], path: Path) -> None:
     figure.savefig(path, metadata={"Date": None})
 
 
-def _once(made: Sequence[Trial]) -> list[Attempt]:
-    return [Attempt(trial, 1) for trial in made]
+def _once(made: Sequence[Trial]) -> list[PlannedAttempt]:
+    return [PlannedAttempt(trial, 1) for trial in made]
 
 
 def real(count: int) -> None:

@@ -29,11 +29,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks._attempts import attempt, trial_of
 from benchmarks._machine import emit
-from orchestrator.attempt import AttemptReport
+from orchestrator.attempt import AttemptReport, Trial
 from orchestrator.engines import transformers as loading
 from orchestrator.isolate.isolation import Isolation
 from orchestrator.plan.places import conf_directory
-from orchestrator.plan.trial import Trial
 from orchestrator.report.analyse.gate import GateResult, gate
 from orchestrator.report.analyse.gate_rules import RuleSet, load_rules
 from orchestrator.report.analyse.measured import samples_of

@@ -94,7 +94,7 @@ def configurations(smoke: bool) -> dict[str, list[str]]:
 
 def measure(words: list[str], protocol: str, isolation: Any) -> Any:
     """The report of one attempt, with its predictions."""
-    from orchestrator.attempt import AttemptSpec, Slot
+    from orchestrator.attempt import PlannedAttempt, Slot
     from orchestrator.plan.predictions import with_predictions
     from orchestrator.record.provenance import package_versions
     from orchestrator.schedule.ceilings import keep_measured
@@ -102,8 +102,8 @@ def measure(words: list[str], protocol: str, isolation: Any) -> Any:
 
     trial = trial_of(*words, f"protocol={protocol}")
     slot = Slot("here", socket.gethostname(), usable_cores())
-    spec = AttemptSpec(uuid.uuid4().hex, trial.hash, trial.identity)
-    *_, report = isolation.run(spec, slot)
+    attempt = PlannedAttempt(trial, attempt_id=uuid.uuid4().hex)
+    *_, report = isolation.run(attempt, slot)
     report.facts |= hardware_of(slot, ())
     report.provenance["packages"] = package_versions()
     keep_measured(report, trial.identity)

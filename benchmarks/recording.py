@@ -25,12 +25,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks._machine import emit, peak_rss_bytes
-from orchestrator.attempt import AttemptReport, AttemptSpec, Outcome, Slot, Verdict
+from orchestrator.attempt import AttemptReport, Outcome, PlannedAttempt, Slot, Trial, Verdict
 from orchestrator.measure.metric import Metric, Samples, Value
 from orchestrator.plan.identity import config_hash
 from orchestrator.plan.plan import Plan
 from orchestrator.plan.schema import Settings
-from orchestrator.plan.trial import Trial
 from orchestrator.record import Recording, open_store
 
 REQUIRED_RUNS_PER_S = ">= 20"
@@ -57,14 +56,11 @@ def trial_of(number: int) -> Trial:
     return Trial(config_hash(identity), identity, axes)
 
 
-def report_of(spec: AttemptSpec, rng: random.Random, *, full: bool) -> AttemptReport:
+def report_of(attempt: PlannedAttempt, rng: random.Random, *, full: bool) -> AttemptReport:
     """What an attempt leaves behind."""
     now = time.time()
-    report = AttemptReport(
-        attempt_id=spec.attempt_id,
-        config_hash=spec.config_hash,
-        outcome=Outcome.OK,
-        sweep=spec.sweep,
+    report = attempt.report(
+        Outcome.OK,
         started_at=now - 1,
         ended_at=now,
         duration_s=1.0,
@@ -102,10 +98,10 @@ def record_runs(root: Path, count: int, *, full: bool) -> None:
     waits_s: list[float] = []
     begin_s, begin_cpu_s = time.perf_counter(), time.process_time()
     for number, trial in enumerate(trials):
-        spec = AttemptSpec(uuid.uuid4().hex, trial.hash, trial.identity, "benchmark")
-        report = report_of(spec, rng, full=full)
+        attempt = PlannedAttempt(trial, attempt_id=uuid.uuid4().hex, sweep="benchmark")
+        report = report_of(attempt, rng, full=full)
         called_s = time.perf_counter()
-        recording.begin(spec, trial, slot)
+        recording.begin(attempt, slot)
         recording.finish(report, trial)
         waits_s.append(time.perf_counter() - called_s)
         if number == count // 10:

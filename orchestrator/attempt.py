@@ -1,24 +1,22 @@
 """One execution of a trial on one slot: what is asked of it, where it runs, how it ended.
 
-These are the typed values that travel between the rooms: ``schedule`` builds an
-:class:`AttemptSpec`, ``isolate`` turns it into an :class:`AttemptReport`, ``record`` stores it.
+An attempt has three lives: ``schedule`` makes a :class:`PlannedAttempt` of a :class:`Trial` and
+follows it as a :class:`RunningAttempt`, ``isolate`` turns it into an :class:`AttemptReport`,
+``record`` stores that.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
 from orchestrator.conditions import Conditions
-from orchestrator.measure.metric import (
-    Engaged,
-    Metric,
-    MetricSpec,
-    Phase,
-    metric_from_json,
-    metric_to_json,
-)
+from orchestrator.measure.metric import Engaged, Metric, MetricSpec, Phase
+from orchestrator.measure.plain_json import from_json, to_json
+from orchestrator.measure.wording import counted, gib
+
+AxisValue = str | int | float | bool | None
 
 REPORT_VERSION = 1
 
@@ -50,7 +48,8 @@ class Resources:
     gpus : int
         Whole GPUs.
     cpus : int or None
-        Cores; None for every core of a node that nobody shares.
+        Cores; None for every core of a node that nobody shares, until the driver knows the nodes
+        and has resolved it.
     memory_bytes : int or None
         Host memory set aside for it, and the limit it is held to.
     accelerator : str or None
@@ -61,6 +60,41 @@ class Resources:
     cpus: int | None = None
     memory_bytes: int | None = None
     accelerator: str | None = None
+
+    def __str__(self) -> str:
+        parts = [counted(self.gpus, self.accelerator or "GPU")] if self.gpus else []
+        parts.append(counted(self.cpus or 1, "CPU core"))
+        if self.memory_bytes:
+            parts.append(f"{gib(self.memory_bytes)} memory")
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One fully resolved configuration of a plan.
+
+    Attributes
+    ----------
+    hash : str
+        Config hash, 64 hex digits.
+    identity : dict
+        The tree that is hashed; not to be changed.
+    axes : dict of str to value
+        Where on each axis of the sweep it lies; typed as the configuration has it.
+    resources : Resources
+        What an attempt of it asks of the cluster.
+    timeout_s : float
+        After which an attempt is ended, from its start.
+    infeasible : str or None
+        Why it cannot be done, known before anything is loaded.
+    """
+
+    hash: str
+    identity: dict[str, Any]
+    axes: dict[str, AxisValue] = field(default_factory=dict)
+    resources: Resources = field(default_factory=Resources)
+    timeout_s: float = 1800.0
+    infeasible: str | None = None
 
 
 @dataclass(frozen=True)
@@ -96,38 +130,75 @@ class Slot:
 
 
 @dataclass(frozen=True)
-class AttemptSpec:
-    """Everything a supervisor needs to run one attempt; plain data, travels through Ray.
+class PlannedAttempt:
+    """An attempt to be made: all that the driver, the cluster and a supervisor need to know of it.
+
+    Plain data, travels through Ray.
 
     Attributes
     ----------
-    attempt_id, config_hash, sweep : str
-        Its own name, its trial's hash, the sweep it is made for.
-    identity : dict
-        The trial's full configuration (the hashed tree).
+    trial : Trial
+        What is measured. Its host memory (``resources.memory_bytes``) limits the whole process
+        tree; the driver has resolved its cores.
     number : int
         Which attempt of its trial it is, from 1.
-    timeout_s, start_timeout_s : float
-        After which it is ended, from its start; and how long the start itself may take.
-    memory_limit_bytes : int or None
-        Host memory of its whole process tree; None for no limit.
+    attempt_id : str
+        Its own name; it has one once it is submitted.
+    sweep : str
+        What it is made for.
     start : str
         ``fork`` from a warm server, or ``spawn``.
+    start_timeout_s : float
+        How long the start itself may take.
     telemetry, verdict : dict
         Plain forms of the configuration groups of those names.
+    tries : tuple of Outcome
+        How earlier attempts at this same repeat ended.
+    expected_s : float or None
+        How long it may take: the median of the trial's measurements so far.
+    avoid : frozenset of str
+        Node ids that lost it before.
+    not_before : float
+        On the cluster's clock (s).
     """
 
-    attempt_id: str
-    config_hash: str
-    identity: dict[str, Any]
-    sweep: str = "adhoc"
+    trial: Trial
     number: int = 1
-    timeout_s: float = 1800.0
-    start_timeout_s: float = 120.0
-    memory_limit_bytes: int | None = None
+    attempt_id: str = ""
+    sweep: str = "adhoc"
     start: str = "fork"
+    start_timeout_s: float = 120.0
     telemetry: dict[str, Any] = field(default_factory=dict)
     verdict: dict[str, Any] = field(default_factory=dict)
+    tries: tuple[Outcome, ...] = ()
+    expected_s: float | None = None
+    avoid: frozenset[str] = frozenset()
+    not_before: float = 0.0
+
+    def report(self, outcome: Outcome, reason: str | None = None, **found: Any) -> AttemptReport:
+        """Its report, with what was ``found``: further fields of :class:`AttemptReport`."""
+        return AttemptReport(
+            self.attempt_id,
+            self.trial.hash,
+            outcome,
+            reason,
+            number=self.number,
+            sweep=self.sweep,
+            **found,
+        )
+
+
+@dataclass
+class RunningAttempt:
+    """An attempt that was submitted and has not ended; times are the cluster's clock (s)."""
+
+    planned: PlannedAttempt
+    submitted_at: float
+    started_at: float | None = None
+    slot: Slot | None = None
+    overdue_at: float | None = None
+    cancelled: bool = False
+    forced_at: float | None = None
 
 
 @dataclass
@@ -196,7 +267,7 @@ class AttemptReport:
     Attributes
     ----------
     attempt_id, config_hash, sweep, number : str, str, str, int
-        As of the :class:`AttemptSpec` it answers.
+        As of the :class:`PlannedAttempt` it answers.
     outcome : Outcome
         How it ended.
     reason : str or None
@@ -267,35 +338,9 @@ class AttemptReport:
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the artifacts' content, as plain JSON."""
-        from dataclasses import asdict
-
-        data = {
-            key: getattr(self, key)
-            for key in (
-                "attempt_id",
-                "config_hash",
-                "reason",
-                "traceback",
-                "number",
-                "sweep",
-                "started_at",
-                "ended_at",
-                "duration_s",
-                "facts",
-                "provenance",
-            )
-        }
-        data["version"] = REPORT_VERSION
-        data["outcome"] = self.outcome.value
-        data["phases"] = [asdict(p) for p in self.phases]
-        data["metrics"] = {k: metric_to_json(m) for k, m in self.metrics.items()}
-        data["telemetry"] = {k: metric_to_json(m) for k, m in self.telemetry.items()}
-        data["specs"] = [asdict(spec) for spec in self.specs.values()]
-        data["engaged"] = [asdict(e) for e in self.engaged]
-        data["verdict"] = asdict(self.verdict)
-        data["conditions"] = None if self.conditions is None else self.conditions.to_json()
-        data["slot"] = None if self.slot is None else asdict(self.slot)
-        return data
+        data: dict[str, Any] = to_json(replace(self, artifacts={}))
+        del data["artifacts"]
+        return {**data, "version": REPORT_VERSION, "specs": list(data["specs"].values())}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> AttemptReport:
@@ -306,35 +351,9 @@ class AttemptReport:
         ValueError
             A report of another version.
         """
-        if data.get("version") != REPORT_VERSION:
-            raise ValueError(f"attempt report of version {data.get('version')!r}")
-        slot = data["slot"]
-        if slot is not None:
-            slot = Slot(
-                **{**slot, "cpus": tuple(slot["cpus"]), "gpu_uuids": tuple(slot["gpu_uuids"])}
-            )
-        verdict = data["verdict"]
-        return cls(
-            attempt_id=data["attempt_id"],
-            config_hash=data["config_hash"],
-            outcome=Outcome(data["outcome"]),
-            reason=data["reason"],
-            traceback=data["traceback"],
-            number=data["number"],
-            sweep=data["sweep"],
-            started_at=data["started_at"],
-            ended_at=data["ended_at"],
-            duration_s=data["duration_s"],
-            phases=[Phase(**p) for p in data["phases"]],
-            metrics={k: metric_from_json(m) for k, m in data["metrics"].items()},
-            telemetry={k: metric_from_json(m) for k, m in data["telemetry"].items()},
-            # A report from before metrics were declared has none.
-            specs={spec["name"]: MetricSpec(**spec) for spec in data.get("specs", ())},
-            engaged=[Engaged(**e) for e in data["engaged"]],
-            facts=data["facts"],
-            verdict=Verdict(verdict["state"], tuple(RuleResult(**r) for r in verdict["rules"])),
-            # A report from before conditions were recorded has none.
-            conditions=Conditions.from_json(data.get("conditions")),
-            slot=slot,
-            provenance=data["provenance"],
-        )
+        data = dict(data)
+        if (version := data.pop("version", None)) != REPORT_VERSION:
+            raise ValueError(f"attempt report of version {version!r}")
+        # A report from before metrics were declared has none.
+        data["specs"] = {spec["name"]: spec for spec in data.get("specs", ())}
+        return from_json(cls, data)

@@ -50,15 +50,6 @@ class Conditions:
         """``c:`` and a digest of all three: never to be mistaken for a config hash."""
         return joint_id(self.ids)
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON."""
-        return {group: dict(getattr(self, group)) for group in GROUPS}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any] | None) -> Conditions | None:
-        """Inverse of :meth:`to_json`; None of None (recorded before conditions were)."""
-        return None if data is None else cls(**{group: data[group] for group in GROUPS})
-
 
 def joint_id(ids: Mapping[str, str]) -> str:
     """``c:`` and a digest of the groups' identifiers."""

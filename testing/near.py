@@ -15,9 +15,9 @@ from collections.abc import Iterator, Sequence
 from importlib import import_module
 from unittest import mock
 
-from orchestrator.attempt import AttemptSpec
+from orchestrator.attempt import PlannedAttempt
 from orchestrator.schedule.events import ClusterEvent
-from orchestrator.schedule.placement import Demand, Node
+from orchestrator.schedule.placement import Node
 from orchestrator.schedule.supervise import supervisor
 from orchestrator.schedule.supervise.cores import pin_process
 from orchestrator.schedule.supervise.supervisor import Cancellation, Grant, attempt_events
@@ -31,7 +31,7 @@ class NearCluster:
 
     def __init__(self) -> None:
         self._cores = os.sched_getaffinity(0)
-        self._waiting: queue.Queue[tuple[AttemptSpec, Demand] | None] = queue.Queue()
+        self._waiting: queue.Queue[PlannedAttempt | None] = queue.Queue()
         self._events: queue.Queue[ClusterEvent] = queue.Queue()
         self._cancellations: dict[str, Cancellation] = {}
         # One for all: the kernel ends a fork server with the thread that started it.
@@ -44,9 +44,9 @@ class NearCluster:
     def nodes(self) -> Sequence[Node]:
         return [Node("near", socket.gethostname(), len(self._cores))]
 
-    def submit(self, spec: AttemptSpec, demand: Demand, avoid: frozenset[str]) -> None:
-        self._cancellations[spec.attempt_id] = Cancellation()
-        self._waiting.put((spec, demand))
+    def submit(self, attempt: PlannedAttempt) -> None:
+        self._cancellations[attempt.attempt_id] = Cancellation()
+        self._waiting.put(attempt)
 
     def wait(self, timeout_s: float) -> Sequence[ClusterEvent]:
         with contextlib.suppress(queue.Empty):
@@ -64,9 +64,8 @@ class NearCluster:
 
     def _supervise(self) -> None:
         while (wanted := self._waiting.get()) is not None:
-            spec, demand = wanted
-            grant = Grant("near", demand.cpus, len(self._cores), (), demand.memory_bytes)
-            for event in attempt_events(spec, grant, self._cancellations[spec.attempt_id]):
+            grant = Grant("near", len(self._cores))
+            for event in attempt_events(wanted, grant, self._cancellations[wanted.attempt_id]):
                 self._events.put(event)
         supervisor._warm_isolation().close()
         supervisor._warm_isolation.cache_clear()

@@ -10,6 +10,7 @@ import pytest
 
 from orchestrator.conditions import UNKNOWN, Conditions, difference, same
 from orchestrator.host.software import software
+from orchestrator.measure.plain_json import from_json, to_json
 from testing.commands import orchestrator
 from testing.near import near
 
@@ -24,7 +25,7 @@ def test_an_identifier_depends_on_the_facts_and_not_on_their_order() -> None:
     assert other.ids["machine"] == HERE.ids["machine"]
     assert other.ids["software"] != HERE.ids["software"]
     assert other.id != HERE.id
-    assert Conditions.from_json(json.loads(json.dumps(HERE.to_json()))) == HERE
+    assert from_json(Conditions, json.loads(json.dumps(to_json(HERE)))) == HERE
 
 
 def test_what_is_unknown_equals_nothing() -> None:
@@ -119,6 +120,7 @@ def test_a_failure_counts_only_where_it_happened(tmp_path: Path) -> None:
     words = ("task=noop", "task.fault=error", "device=cpu", "verdict=off", "ceilings=off")
     with near():
         assert orchestrator(tmp_path, *words).code == 1
+
     def state(**variables: str) -> str:
         planned = orchestrator(tmp_path, "plan", *words, "--json", **variables)
         return str(planned.json["trials"][0]["state"])

@@ -21,8 +21,7 @@ from typing import TYPE_CHECKING, NoReturn
 from orchestrator.errors import Interrupted
 
 if TYPE_CHECKING:
-    from orchestrator.attempt import AttemptReport, AttemptSpec, Slot
-    from orchestrator.plan.trial import Trial
+    from orchestrator.attempt import AttemptReport, PlannedAttempt, Slot, Trial
     from orchestrator.record.drivers import DriverFile
     from orchestrator.schedule.ports import ViewPort
 
@@ -82,19 +81,20 @@ class Published:
         self._watcher = threading.Thread(target=self._watch, name="cancel-watch", daemon=True)
         self._watcher.start()
 
-    def submitted(self, spec: AttemptSpec, trial: Trial) -> None:
-        self._view.submitted(spec, trial)
+    def submitted(self, attempt: PlannedAttempt) -> None:
+        self._view.submitted(attempt)
 
-    def withdrawn(self, spec: AttemptSpec, *, made: bool) -> None:
-        self._view.withdrawn(spec, made=made)
+    def withdrawn(self, attempt: PlannedAttempt, *, made: bool) -> None:
+        self._view.withdrawn(attempt, made=made)
 
-    def started(self, spec: AttemptSpec, trial: Trial, slot: Slot) -> None:
-        self._running[spec.attempt_id] = f"{self._labels.get(trial.hash, '')} on {slot.host}"
+    def started(self, attempt: PlannedAttempt, slot: Slot) -> None:
+        label = self._labels.get(attempt.trial.hash, "")
+        self._running[attempt.attempt_id] = f"{label} on {slot.host}"
         self._file.publish(self._outcomes, list(self._running.values()))
-        self._view.started(spec, trial, slot)
+        self._view.started(attempt, slot)
 
-    def phase(self, spec: AttemptSpec, name: str) -> None:
-        self._view.phase(spec, name)
+    def phase(self, attempt: PlannedAttempt, name: str) -> None:
+        self._view.phase(attempt, name)
 
     def finished(self, report: AttemptReport, trial: Trial) -> None:
         self._running.pop(report.attempt_id, None)

@@ -26,9 +26,8 @@ from orchestrator.record.reports import reports_of
 from orchestrator.schedule.todo import Reuse, Todo, compute_todo
 
 if TYPE_CHECKING:
-    from orchestrator.attempt import AttemptReport, AttemptSpec, Slot
+    from orchestrator.attempt import AttemptReport, PlannedAttempt, Slot, Trial
     from orchestrator.plan.plan import Plan
-    from orchestrator.plan.trial import Trial
     from orchestrator.record import AttemptSummary, Recording, RecordingSummary, Store
     from orchestrator.schedule.cluster.ray.cluster import PendingCluster
     from orchestrator.schedule.driver import SweepResult
@@ -345,13 +344,13 @@ class _Unseen:
 
     report: AttemptReport | None = None
 
-    def submitted(self, spec: AttemptSpec, trial: Trial) -> None: ...
+    def submitted(self, attempt: PlannedAttempt) -> None: ...
 
-    def withdrawn(self, spec: AttemptSpec, *, made: bool) -> None: ...
+    def withdrawn(self, attempt: PlannedAttempt, *, made: bool) -> None: ...
 
-    def started(self, spec: AttemptSpec, trial: Trial, slot: Slot) -> None: ...
+    def started(self, attempt: PlannedAttempt, slot: Slot) -> None: ...
 
-    def phase(self, spec: AttemptSpec, name: str) -> None: ...
+    def phase(self, attempt: PlannedAttempt, name: str) -> None: ...
 
     def finished(self, report: AttemptReport, trial: Trial) -> None:
         self.report = report

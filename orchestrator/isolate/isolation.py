@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 
-from orchestrator.attempt import AttemptReport, AttemptSpec, Slot
+from orchestrator.attempt import AttemptReport, PlannedAttempt, Slot
 from orchestrator.errors import OrchestratorError
 from orchestrator.host.secrets import secret_values
 from orchestrator.isolate.cancel import Cancel
@@ -34,7 +34,7 @@ class Isolation:
     ::
 
         with Isolation() as isolation:
-            for item in isolation.run(spec, slot):
+            for item in isolation.run(attempt, slot):
                 ...  # Progress, Progress, ..., AttemptReport
     """
 
@@ -52,13 +52,13 @@ class Isolation:
         sweep()
 
     def run(
-        self, spec: AttemptSpec, slot: Slot, watch: AttemptObserver | None = None
+        self, attempt: PlannedAttempt, slot: Slot, watch: AttemptObserver | None = None
     ) -> Iterator[Progress | AttemptReport]:
         """Run one attempt in a new process.
 
         Parameters
         ----------
-        spec : AttemptSpec
+        attempt : PlannedAttempt
             What to run, with its limits.
         slot : Slot
             The cores and GPUs it is bound to.
@@ -76,22 +76,22 @@ class Isolation:
             raise RuntimeError("an Isolation runs one attempt at a time")
         # Here and not in the generator: a cancel that comes before its first step must count.
         self._cancel.clear()
-        return self._follow(spec, slot, watch)
+        return self._follow(attempt, slot, watch)
 
     def _follow(
-        self, spec: AttemptSpec, slot: Slot, watch: AttemptObserver | None
+        self, attempt: PlannedAttempt, slot: Slot, watch: AttemptObserver | None
     ) -> Iterator[Progress | AttemptReport]:
         self._running = True
         try:
-            preload = self._preload_of(spec)
+            preload = self._preload_of(attempt)
             # A model that brings its own code must not read the token with which it was fetched.
-            hub = not (spec.identity.get("model") or {}).get("trust_remote_code")
+            hub = not (attempt.trial.identity.get("model") or {}).get("trust_remote_code")
             yield from Supervision(
-                spec,
+                attempt,
                 slot,
                 preload=preload,
                 # A spawned interpreter does its own importing; its server stays bare.
-                server=lambda: self._warm_server(preload if spec.start == "fork" else (), hub),
+                server=lambda: self._warm_server(preload if attempt.start == "fork" else (), hub),
                 cancel=self._cancel,
                 watch=watch,
                 secrets=secret_values({**os.environ, **self._env}),
@@ -115,11 +115,11 @@ class Isolation:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _preload_of(self, spec: AttemptSpec) -> tuple[str, ...]:
+    def _preload_of(self, attempt: PlannedAttempt) -> tuple[str, ...]:
         if self._preload is not None:
             return self._preload
         try:
-            return find_task(spec.identity["task"]["name"]).preload
+            return find_task(attempt.trial.identity["task"]["name"]).preload
         except (OrchestratorError, ImportError, KeyError, TypeError):
             return ()  # the child will say what is wrong with it
 

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from orchestrator.attempt import AttemptReport, AttemptSpec, Outcome, Slot
+from orchestrator.attempt import AttemptReport, Outcome, PlannedAttempt, Slot
 from orchestrator.host.cgroup import oom_kills
 from orchestrator.host.cpu import usable_cores
 from orchestrator.isolate import linux
@@ -52,7 +52,7 @@ class Supervision:
 
     Parameters
     ----------
-    spec, slot : AttemptSpec, Slot
+    attempt, slot : PlannedAttempt, Slot
         What to run and where.
     preload : tuple of str
         What the child needs imported.
@@ -68,7 +68,7 @@ class Supervision:
 
     def __init__(
         self,
-        spec: AttemptSpec,
+        attempt: PlannedAttempt,
         slot: Slot,
         *,
         preload: tuple[str, ...],
@@ -77,7 +77,7 @@ class Supervision:
         watch: AttemptObserver | None,
         secrets: list[str],
     ) -> None:
-        self._spec = spec
+        self._attempt = attempt
         self._slot = slot
         self._preload = preload
         self._new_server = server
@@ -85,7 +85,7 @@ class Supervision:
         self._watch = ForgivingObserver(watch)
         self._secrets = secrets
         self._ledger = Ledger()
-        self._facts: dict[str, Any] = {"start": spec.start, "preload": list(preload)}
+        self._facts: dict[str, Any] = {"start": attempt.start, "preload": list(preload)}
         self._server: ForkServer | None = None
         self._server_failure: str | None = None
         self._stop: End | None = None
@@ -97,7 +97,7 @@ class Supervision:
         self._memory: MemoryWatch | None = None
         self._started_at = time.time()
         self._began_s = time.monotonic()
-        self._deadline_s = self._began_s + spec.start_timeout_s
+        self._deadline_s = self._began_s + attempt.start_timeout_s
         self._bury_by_s: float | None = None
         self._oom_kills_before = oom_kills()
 
@@ -129,7 +129,9 @@ class Supervision:
                 fcntl.fcntl(self._result, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
             try:
                 if self._warm(server):
-                    server.start_child(str(directory.job), self._spec.start, theirs, directory.log)
+                    server.start_child(
+                        str(directory.job), self._attempt.start, theirs, directory.log
+                    )
                     self._take_fork(self._wait_for_message(server))
                 return
             except ServerGone as gone:
@@ -143,17 +145,17 @@ class Supervision:
 
     def _job(self, directory: AttemptDirectory) -> dict[str, Any]:
         cpus = sorted(self._slot.cpus)
-        device = self._spec.identity.get("device") or {}
+        device = self._attempt.trial.identity.get("device") or {}
         threads = device.get("threads") or len(cpus or usable_cores())
         self._facts["threads"] = threads
         return {
-            "identity": self._spec.identity,
+            "identity": self._attempt.trial.identity,
             "preload": self._preload,
             "cpus": cpus,
             "threads": threads,
             "artifacts": str(directory.artifacts),
             "environment": attempt_environment(
-                self._slot, threads, self._spec.attempt_id, directory.temporary
+                self._slot, threads, self._attempt.attempt_id, directory.temporary
             ),
         }
 
@@ -171,7 +173,7 @@ class Supervision:
             server.ready = message
         self._facts["server_pid"] = server.pid
         self._facts["server_threads"] = server.ready["threads"]
-        if server.ready["cuda"] and self._spec.start == "fork":
+        if server.ready["cuda"] and self._attempt.start == "fork":
             names = ", ".join(server.preload)
             self._stop = End(
                 Outcome.ERROR,
@@ -193,8 +195,9 @@ class Supervision:
             return
         self._pid = pid = int(message["pid"])
         self._facts["pid"] = pid
-        if self._spec.memory_limit_bytes is not None:
-            self._memory = MemoryWatch(pid, self._spec.memory_limit_bytes)
+        limit_bytes = self._attempt.trial.resources.memory_bytes
+        if limit_bytes is not None:
+            self._memory = MemoryWatch(pid, limit_bytes)
         self._watch.attach(pid)
 
     def _wait_for_message(self, server: ForkServer) -> dict[str, Any] | None:
@@ -271,7 +274,7 @@ class Supervision:
             return
         if self._ledger.started and "started_s" not in self._facts:
             self._facts["started_s"] = now_s - self._began_s
-            self._deadline_s = now_s + self._spec.timeout_s
+            self._deadline_s = now_s + self._attempt.trial.timeout_s
         if self._ledger.end is not None and "ended_s" not in self._facts:
             self._facts["ended_s"] = now_s - self._began_s
             self._deadline_s = now_s + LEAVE_S
@@ -294,9 +297,9 @@ class Supervision:
         if time.monotonic() < self._deadline_s:
             return False
         if self._ledger.started:
-            reason = f"no result after {self._spec.timeout_s:g} s"
+            reason = f"no result after {self._attempt.trial.timeout_s:g} s"
         else:
-            reason = f"did not start within {self._spec.start_timeout_s:g} s"
+            reason = f"did not start within {self._attempt.start_timeout_s:g} s"
         self._stop = End(Outcome.TIMEOUT, reason)
         return True
 
@@ -324,7 +327,7 @@ class Supervision:
         """
         import psutil
 
-        left = list(linux.marked_processes(ATTEMPT_VARIABLE, self._spec.attempt_id))
+        left = list(linux.marked_processes(ATTEMPT_VARIABLE, self._attempt.attempt_id))
         for pid in left:
             linux.kill_quietly(pid)
         if self._pid is not None:
@@ -351,14 +354,10 @@ class Supervision:
         judgement = self._judge(log)
         artifacts[LOG_NAME] = log
         duration_s = time.monotonic() - self._began_s
-        report = AttemptReport(
-            attempt_id=self._spec.attempt_id,
-            config_hash=self._spec.config_hash,
-            outcome=judgement.outcome,
-            reason=judgement.reason,
+        report = self._attempt.report(
+            judgement.outcome,
+            judgement.reason,
             traceback=judgement.traceback,
-            number=self._spec.number,
-            sweep=self._spec.sweep,
             started_at=self._started_at,
             # Not the wall clock's: it may have been set meanwhile.
             ended_at=self._started_at + duration_s,
@@ -406,7 +405,7 @@ class Supervision:
 
     def _metrics(self) -> dict[str, Metric]:
         metrics = self._ledger.metrics
-        device = self._spec.identity.get("device") or {}
+        device = self._attempt.trial.identity.get("device") or {}
         # What the process holds of a GPU is another figure, and only the driver knows it.
         name = "host_memory_bytes" if device.get("kind") == "cuda" else "process_memory_bytes"
         if name not in metrics and self._pid is not None:

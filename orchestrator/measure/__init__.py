@@ -11,7 +11,6 @@ from orchestrator.errors import (
 from orchestrator.measure.clock import (
     Clock,
     CudaClock,
-    FakeClock,
     HostClock,
     Mark,
     clock_for,
@@ -39,7 +38,6 @@ __all__ = [
     "CudaMemory",
     "Engaged",
     "Evaluation",
-    "FakeClock",
     "HostClock",
     "HostMemory",
     "Identity",

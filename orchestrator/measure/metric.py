@@ -7,7 +7,7 @@ truth and are always kept; statistics are computed from them, never stored inste
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 from orchestrator.statistics.judge import Better
 
@@ -104,6 +104,8 @@ class Samples:
         Why sampling stopped: ``ci``, ``max_repetitions``, ``max_time``; None where no rule applied.
     """
 
+    json_kind: ClassVar[str] = "samples"
+
     name: str
     unit: str
     values: tuple[float, ...]
@@ -123,6 +125,8 @@ class Value:
         In ``unit``.
     """
 
+    json_kind: ClassVar[str] = "value"
+
     name: str
     unit: str
     value: float
@@ -140,52 +144,14 @@ class Absent:
         One line.
     """
 
+    json_kind: ClassVar[str] = "absent"
+
     name: str
     unit: str
     reason: str
 
 
 Metric: TypeAlias = Samples | Value | Absent
-
-
-def metric_to_json(metric: Metric) -> dict[str, Any]:
-    """Plain JSON form, the inverse of :func:`metric_from_json`."""
-    if isinstance(metric, Samples):
-        return {
-            "kind": "samples",
-            "name": metric.name,
-            "unit": metric.unit,
-            "values": list(metric.values),
-            "warmup": list(metric.warmup),
-            "stop_reason": metric.stop_reason,
-        }
-    if isinstance(metric, Value):
-        return {"kind": "value", "name": metric.name, "unit": metric.unit, "value": metric.value}
-    return {"kind": "absent", "name": metric.name, "unit": metric.unit, "reason": metric.reason}
-
-
-def metric_from_json(data: dict[str, Any]) -> Metric:
-    """Rebuild a metric.
-
-    Raises
-    ------
-    ValueError
-        An unknown kind.
-    """
-    kind = data["kind"]
-    if kind == "samples":
-        return Samples(
-            data["name"],
-            data["unit"],
-            tuple(float(v) for v in data["values"]),
-            tuple(float(v) for v in data["warmup"]),
-            data["stop_reason"],
-        )
-    if kind == "value":
-        return Value(data["name"], data["unit"], float(data["value"]))
-    if kind == "absent":
-        return Absent(data["name"], data["unit"], data["reason"])
-    raise ValueError(f"unknown metric kind {kind!r}")
 
 
 @dataclass(frozen=True)

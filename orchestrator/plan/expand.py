@@ -9,6 +9,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from orchestrator.attempt import AxisValue, Trial
 from orchestrator.errors import ConfigError, nearest
 from orchestrator.measure.registry import find_task
 from orchestrator.plan.axes import text
@@ -20,7 +21,7 @@ from orchestrator.plan.places import ROOT_CONFIG
 from orchestrator.plan.plan import Plan
 from orchestrator.plan.schema import IDENTITY_KEYS, ClusterConfig, Settings
 from orchestrator.plan.sweep import ADHOC, Space, matches, read
-from orchestrator.plan.trial import AxisValue, Trial, infeasible_reason, resources_of
+from orchestrator.plan.trial import infeasible_reason, resources_of
 
 # Settings that a group chosen along an axis may vary: they belong to a trial, not to the plan.
 PER_TRIAL = ("resources", "timeout_s")

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from orchestrator.attempt import Trial
 from orchestrator.plan.schema import Settings
-from orchestrator.plan.trial import Trial
 
 
 @dataclass(frozen=True)

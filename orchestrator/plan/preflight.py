@@ -25,10 +25,10 @@ from orchestrator.measure.registry import find_task
 from orchestrator.measure.wording import counted, gib
 
 if TYPE_CHECKING:
+    from orchestrator.attempt import Trial
     from orchestrator.model import Ceilings, Expectation
     from orchestrator.plan.plan import Plan
     from orchestrator.plan.schema import ClusterConfig
-    from orchestrator.plan.trial import Trial
 
 _HALF_PRECISION = frozenset(("bfloat16", "float16"))
 # About a second where such products are emulated; decoding one token of a small model stays below.

@@ -1,45 +1,14 @@
-"""A trial: one fully resolved configuration to be measured, and what it asks of the cluster."""
+"""What a trial asks of the cluster, and whether it can be done at all."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.attempt import Resources
 from orchestrator.errors import ConfigError, TaskError
 from orchestrator.measure.task import Task
 from orchestrator.plan.schema import ResourcesConfig
-
-AxisValue = str | int | float | bool | None
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One configuration of a plan.
-
-    Attributes
-    ----------
-    hash : str
-        Config hash, 64 hex digits.
-    identity : dict
-        The tree that is hashed; not to be changed.
-    axes : dict of str to value
-        Where on each axis of the sweep it lies; typed as the configuration has it.
-    resources : Resources
-        What an attempt of it asks of the cluster.
-    timeout_s : float
-        After which an attempt is ended.
-    infeasible : str or None
-        Why it cannot be done, known before anything is loaded.
-    """
-
-    hash: str
-    identity: dict[str, Any]
-    axes: dict[str, AxisValue] = field(default_factory=dict)
-    resources: Resources = field(default_factory=Resources)
-    timeout_s: float = 1800.0
-    infeasible: str | None = None
 
 
 def resources_of(identity: Mapping[str, Any], asked: ResourcesConfig, task: Task) -> Resources:

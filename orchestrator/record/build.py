@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.attempt import AttemptReport, AttemptSpec, Outcome, Slot
+from orchestrator.attempt import AttemptReport, Outcome, PlannedAttempt, Slot, Trial
 from orchestrator.measure.wording import counted
 from orchestrator.plan.predictions import with_predictions
 from orchestrator.record.artifacts import (
@@ -37,7 +37,6 @@ from orchestrator.record.runrecord import (
 
 if TYPE_CHECKING:
     from orchestrator.plan.plan import Plan
-    from orchestrator.plan.trial import Trial
 
 REASON_CHARS = 1_000
 MAX_COMMAND_LINE_CHARS = 100
@@ -167,22 +166,22 @@ class Builder:
             ),
         )
 
-    def attempt_submitted(self, spec: AttemptSpec, trial: Trial, submitted_at: float) -> RunRecord:
+    def attempt_submitted(self, attempt: PlannedAttempt, submitted_at: float) -> RunRecord:
         """The little that is told of an attempt whose driver died before it heard of its start."""
-        record = self._attempt(
-            spec.attempt_id, spec.number, spec.identity, trial, None, submitted_at, self.facts
-        )
         # Every attempt passes here and hardly one is read: JSON is YAML too, and quick to write.
-        return replace(record, files={CONFIG: to_json_bytes(self.redactor.value(spec.identity))})
+        config = to_json_bytes(self.redactor.value(attempt.trial.identity))
+        return self._begun(attempt, None, submitted_at, config)
 
-    def attempt_begin(
-        self, spec: AttemptSpec, trial: Trial, slot: Slot, started_at: float
-    ) -> RunRecord:
+    def attempt_begin(self, attempt: PlannedAttempt, slot: Slot, started_at: float) -> RunRecord:
         """An attempt's run as it is while the attempt runs."""
-        record = self._attempt(
-            spec.attempt_id, spec.number, spec.identity, trial, slot, started_at, self.facts
-        )
-        return replace(record, files={CONFIG: self._config(spec.identity)})
+        return self._begun(attempt, slot, started_at, self._config(attempt.trial.identity))
+
+    def _begun(
+        self, attempt: PlannedAttempt, slot: Slot | None, at: float, config: bytes
+    ) -> RunRecord:
+        trial = attempt.trial
+        record = self._attempt(attempt.attempt_id, attempt.number, trial, slot, at, self.facts)
+        return replace(record, files={CONFIG: config})
 
     def attempt_finish(self, report: AttemptReport, trial: Trial) -> RunRecord:
         """An attempt's run as it shall be for ever: everything the report holds."""
@@ -209,7 +208,7 @@ class Builder:
         }
         started_at = report.started_at or report.ended_at
         record = self._attempt(
-            report.attempt_id, report.number, identity, trial, report.slot, started_at, provenance
+            report.attempt_id, report.number, trial, report.slot, started_at, provenance
         )
         tags = {
             **record.tags,
@@ -252,12 +251,12 @@ class Builder:
         self,
         attempt_id: str,
         number: int,
-        identity: Mapping[str, Any],
         trial: Trial,
         slot: Slot | None,
         started_at: float,
         provenance: Mapping[str, Any],
     ) -> RunRecord:
+        identity = trial.identity
         tags = {
             ATTEMPT_TAG: attempt_id,
             "kind": "attempt",

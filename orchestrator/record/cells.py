@@ -30,7 +30,7 @@ from orchestrator.record.store import only
 if TYPE_CHECKING:
     import pyarrow
 
-    from orchestrator.plan.trial import Trial
+    from orchestrator.attempt import Trial
     from orchestrator.record import Store, SweepRun
 
 PARQUET, CSV = "cells.parquet", "cells.csv"

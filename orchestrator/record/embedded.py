@@ -1,8 +1,8 @@
 """The embedded store: SQLite at ``<root>/mlflow.db``, artifacts beside it.
 
 Read straight from SQLite: MLflow takes two seconds to import and some 4 ms for each run it
-returns, which for ten thousand finished trials is most of a minute. The four columns and two
-tables used are MLflow's oldest; where they are not as expected, MLflow itself is asked.
+returns, which for ten thousand finished trials is most of a minute. The few columns and two
+tables used are MLflow's oldest.
 """
 
 from __future__ import annotations
@@ -41,10 +41,6 @@ FEW = 500
 _SWEEP_TAGS = (SWEEP_TAG, "sweep", "driver_id", CELLS_TAG)
 
 T = TypeVar("T")
-
-
-class _UnknownSchema(Exception):
-    """The tables are not the ones this module knows."""
 
 
 class EmbeddedStore(Store):
@@ -96,20 +92,14 @@ class EmbeddedStore(Store):
         """See :class:`Store`."""
 
         def query(connection: sqlite3.Connection) -> set[str]:
-            return {
-                row[0]
-                for row in connection.execute(
-                    "SELECT DISTINCT value FROM tags"
-                    " WHERE key = 'config_hash' AND substr(value, 1, ?) = ?",
-                    (len(prefix), prefix),
-                )
-            }
+            rows = connection.execute(
+                "SELECT DISTINCT value FROM tags"
+                " WHERE key = 'config_hash' AND substr(value, 1, ?) = ?",
+                (len(prefix), prefix),
+            )
+            return {row[0] for row in rows}
 
-        try:
-            nothing: set[str] = set()
-            recorded = self._query(query, nothing)
-        except _UnknownSchema:
-            return None
+        recorded: set[str] = self._query(query, set())
         waiting = {s.config_hash for s in self._spooled() if s.config_hash.startswith(prefix)}
         return frozenset(recorded | waiting)
 
@@ -129,10 +119,7 @@ class EmbeddedStore(Store):
             ).fetchone()
             return None if row is None else str(row[0])
 
-        try:
-            uri = self._query(query, None)
-        except _UnknownSchema:
-            uri = self.backend().get_run(run_id).artifact_uri
+        uri = self._query(query, None)
         if uri is None:
             raise StoreError(f"no run {run_id}", where=self.where)
         directory = local_directory(uri)
@@ -175,11 +162,7 @@ class EmbeddedStore(Store):
                 if values is None or tags[0] in values
             ]
 
-        try:
-            return self._query(query, [])
-        except _UnknownSchema:
-            rows = self.backend().search(f"tags.{having} LIKE '%'")
-            return [row for row in rows if values is None or row.tags.get(having) in values]
+        return self._query(query, [])
 
     def running(self) -> list[RunRow]:
         """See :class:`Store`."""
@@ -200,10 +183,7 @@ class EmbeddedStore(Store):
                     )
             return found
 
-        try:
-            return self._query(query, [])
-        except _UnknownSchema:
-            return list(self.backend().search("attributes.status = 'RUNNING'"))
+        return self._query(query, [])
 
     def _query(self, query: Callable[[sqlite3.Connection], T], nothing: T) -> T:
         """Run ``query`` read-only; ``nothing`` where nothing was ever recorded."""
@@ -218,16 +198,10 @@ class EmbeddedStore(Store):
                     ).fetchone():
                         return nothing  # being created by another process
                     return query(connection)
-            except sqlite3.OperationalError as error:
-                text = str(error)
-                if "no such table" in text or "no such column" in text:
-                    raise _UnknownSchema(text) from error
-                if "locked" not in text or time.monotonic() > deadline:
+            except sqlite3.DatabaseError as error:
+                if "locked" not in str(error) or time.monotonic() > deadline:
                     with translated(self.where):
                         raise
-            except sqlite3.DatabaseError:
-                with translated(self.where):
-                    raise
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:

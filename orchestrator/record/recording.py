@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from orchestrator.attempt import AttemptReport, AttemptSpec, Outcome, Slot
+from orchestrator.attempt import AttemptReport, Outcome, PlannedAttempt, Slot, Trial
 from orchestrator.errors import StoreError
 from orchestrator.record.build import Builder, Findings
 from orchestrator.record.claims import Claims
@@ -35,7 +35,6 @@ from orchestrator.record.store import Store
 
 if TYPE_CHECKING:
     from orchestrator.plan.plan import Plan
-    from orchestrator.plan.trial import Trial
 
 # How long `close` waits for a store that is away: longer than a minute's SQLite lock. A person who
 # stopped the sweep waits less; what is spooled is not lost.
@@ -71,8 +70,7 @@ class RecordingSummary:
 
 @dataclass(frozen=True)
 class _Begun:
-    spec: AttemptSpec
-    trial: Trial
+    attempt: PlannedAttempt
     slot: Slot
     at: float
 
@@ -175,9 +173,9 @@ class Recording:
         """An attempt's run id; None until the store has it."""
         return self._drainer.run_ids.get(attempt_id)
 
-    def submit(self, spec: AttemptSpec, trial: Trial) -> None:
+    def submit(self, attempt: PlannedAttempt) -> None:
         """An attempt may begin any time now: should we die before we hear of it, it is known."""
-        record = self._builder.attempt_submitted(spec, trial, time.time())
+        record = self._builder.attempt_submitted(attempt, time.time())
         # A disk that is full is the spooler's to report; without the note only a death costs more.
         with contextlib.suppress(StoreError):
             self._spool.submit(record)
@@ -186,7 +184,7 @@ class Recording:
         """An attempt that was submitted will not be made."""
         self._spool.withdraw(attempt_id)
 
-    def begin(self, spec: AttemptSpec, trial: Trial, slot: Slot) -> None:
+    def begin(self, attempt: PlannedAttempt, slot: Slot) -> None:
         """An attempt runs now; returns at once.
 
         Raises
@@ -196,9 +194,9 @@ class Recording:
         """
         if self._spooler.failure is not None:
             raise self._spooler.failure
-        begun = _Begun(spec, trial, slot, time.time())
-        self._begun[spec.attempt_id] = begun
-        self._spooler.submit(lambda: self._builder.attempt_begin(spec, trial, slot, begun.at))
+        begun = _Begun(attempt, slot, time.time())
+        self._begun[attempt.attempt_id] = begun
+        self._spooler.submit(lambda: self._builder.attempt_begin(attempt, slot, begun.at))
 
     def finish(self, report: AttemptReport, trial: Trial) -> None:
         """An attempt ended, begun or not; returns at once, waits only when the disk cannot follow.
@@ -254,15 +252,7 @@ class Recording:
         outcome = Outcome.CANCELLED if status == "KILLED" else Outcome.LOST
         why = "the sweep was stopped" if status == "KILLED" else "nothing was heard of it"
         for begun in list(self._begun.values()):
-            report = AttemptReport(
-                attempt_id=begun.spec.attempt_id,
-                config_hash=begun.spec.config_hash,
-                outcome=outcome,
-                reason=why,
-                number=begun.spec.number,
-                sweep=begun.spec.sweep,
-            )
-            self.finish(report, begun.trial)
+            self.finish(begun.attempt.report(outcome, why), begun.attempt.trial)
         counts, ended_at = dict(self._outcomes), time.time()
         self._spooler.submit(
             lambda: self._builder.sweep_end(

@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.attempt import AttemptReport, Resources
+from orchestrator.attempt import AttemptReport, Resources, Trial
 from orchestrator.errors import UsageError
 from orchestrator.plan.plan import Plan
 from orchestrator.plan.predictions import with_predictions
 from orchestrator.plan.schema import Settings
-from orchestrator.plan.trial import Trial
 from orchestrator.record import AttemptSummary, Store, SweepRun
 from orchestrator.record.selection import known_sweeps
 from orchestrator.telemetry.series import PARQUET_ARTIFACT

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from orchestrator.attempt import AttemptReport, Slot
+from orchestrator.attempt import AttemptReport, PlannedAttempt, Resources, Slot
 
 if TYPE_CHECKING:
-    from orchestrator.schedule.flight import Ticket
-    from orchestrator.schedule.placement import Demand, Node
+    from orchestrator.schedule.placement import Node
 
 
 @dataclass(frozen=True)
@@ -18,74 +17,70 @@ class Action:
 
 
 @dataclass(frozen=True)
-class AttemptAction(Action):
-    """Something to be done about one attempt."""
+class RunningAction(Action):
+    """Something to be done about an attempt that was submitted."""
 
     attempt_id: str
 
 
 @dataclass(frozen=True)
-class TicketAction(Action):
-    """Something to be done about an attempt that is not in flight."""
+class PlannedAction(Action):
+    """Something to be done about an attempt that waits to be submitted."""
 
-    ticket: Ticket
+    attempt: PlannedAttempt
 
 
-class Submit(TicketAction):
+class Submit(PlannedAction):
     """Give the head of a queue to the cluster."""
 
 
-class Skip(TicketAction):
+class Skip(PlannedAction):
     """Leave out the head of a queue: its trial was found infeasible meanwhile."""
 
 
+class Delay(PlannedAction):
+    """Make it another time, not before its time."""
+
+
+class Requeue(PlannedAction):
+    """A delayed attempt's time has come."""
+
+
 @dataclass(frozen=True)
-class Begin(AttemptAction):
+class Begin(RunningAction):
     """Record and show that an attempt started."""
 
     slot: Slot
 
 
 @dataclass(frozen=True)
-class ShowPhase(AttemptAction):
+class ShowPhase(RunningAction):
     """Show a phase."""
 
     name: str
 
 
 @dataclass(frozen=True)
-class Finish(AttemptAction):
+class Finish(RunningAction):
     """Record and show how an attempt ended."""
 
     report: AttemptReport
     retried: bool = False
 
 
-class Forget(AttemptAction):
+class Forget(RunningAction):
     """Drop an attempt that never started: it leaves no trace and is to be made another time."""
 
 
 @dataclass(frozen=True)
-class PutOff(AttemptAction):
-    """Take back an attempt that another driver's claim forbids; ask again later."""
+class Withdraw(RunningAction):
+    """Take back an attempt that another driver makes, or has ``made``."""
 
-    ticket: Ticket
-
-
-class Adopt(AttemptAction):
-    """Leave an attempt out: what another driver measured takes its place."""
-
-
-class Delay(TicketAction):
-    """Try again, not before its time."""
-
-
-class Requeue(TicketAction):
-    """A delayed ticket's time has come."""
+    made: bool
 
 
 @dataclass(frozen=True)
-class Cancel(AttemptAction):
+class Cancel(RunningAction):
     """End an attempt."""
 
     force: bool = False
@@ -102,7 +97,7 @@ class DropRepeats(Action):
 class Abandon(Action):
     """Give up what waits for a node that no longer exists."""
 
-    demand: Demand
+    demand: Resources
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from orchestrator.attempt import AttemptSpec, Outcome
+from orchestrator.attempt import Outcome, PlannedAttempt
 from orchestrator.schedule.events import Claimed, ClusterEvent, Ended, MadeElsewhere, Vanished
-from orchestrator.schedule.placement import Demand, Node
+from orchestrator.schedule.placement import Node
 from orchestrator.schedule.ports import ClaimsPort, ClusterPort
 
 if TYPE_CHECKING:
@@ -33,13 +33,6 @@ TEND_S = 1.0
 MOST_ASKED = 20
 # Between looks at the cluster while an answer is due.
 SHORT_S = 0.02
-
-
-@dataclass(frozen=True)
-class _Wish:
-    spec: AttemptSpec
-    demand: Demand
-    avoid: frozenset[str]
 
 
 class ClaimingCluster:
@@ -64,10 +57,10 @@ class ClaimingCluster:
         self._claims = claims
         self._missing = missing
         self._changed = threading.Condition()
-        self._wishes: dict[str, _Wish] = {}
+        self._wishes: dict[str, PlannedAttempt] = {}
         self._asked: frozenset[str] = frozenset()
         self._asked_at = 0.0
-        self._granted: list[_Wish] = []
+        self._granted: list[PlannedAttempt] = []
         self._unanswered: set[str] = set()
         self._events: list[ClusterEvent] = []
         self._in_flight = 0
@@ -83,9 +76,9 @@ class ClaimingCluster:
     def nodes(self) -> Sequence[Node]:
         return self._cluster.nodes()
 
-    def submit(self, spec: AttemptSpec, demand: Demand, avoid: frozenset[str]) -> None:
+    def submit(self, attempt: PlannedAttempt) -> None:
         with self._changed:
-            self._wishes[spec.attempt_id] = _Wish(spec, demand, avoid)
+            self._wishes[attempt.attempt_id] = attempt
             self._changed.notify_all()
 
     def wait(self, timeout_s: float) -> Sequence[ClusterEvent]:
@@ -98,7 +91,7 @@ class ClaimingCluster:
             granted, self._granted = self._granted, []
             due = bool(self._wishes)
         for wish in granted:
-            self._cluster.submit(wish.spec, wish.demand, wish.avoid)
+            self._cluster.submit(wish)
             self._in_flight += 1
         if events or granted:
             timeout_s = 0.0
@@ -113,7 +106,7 @@ class ClaimingCluster:
     def cancel(self, attempt_id: str, *, force: bool) -> None:
         with self._changed:
             waiting = self._wishes.pop(attempt_id, None) is not None
-            granted = [w for w in self._granted if w.spec.attempt_id != attempt_id]
+            granted = [w for w in self._granted if w.attempt_id != attempt_id]
             waiting = waiting or len(granted) < len(self._granted)
             self._granted = granted
             if waiting:
@@ -142,12 +135,12 @@ class ClaimingCluster:
                 self._changed.wait_for(lambda: self._closed or self._wishes, TEND_S)
                 if self._closed:
                     return
-                asked = [w.spec for w in islice(self._wishes.values(), MOST_ASKED)]
-                self._asked = frozenset(spec.attempt_id for spec in asked)
+                asked = dict(islice(self._wishes.items(), MOST_ASKED))
+                self._asked = frozenset(asked)
                 self._asked_at = time.monotonic()
             try:
                 if asked:
-                    self._ask(asked)
+                    self._ask(list(asked.values()))
                 else:
                     self._claims.tend()
             except Exception:  # whatever is wrong with claims, measuring goes on
@@ -155,39 +148,39 @@ class ClaimingCluster:
             with self._changed:
                 self._asked = frozenset()
 
-    def _ask(self, specs: Sequence[AttemptSpec]) -> None:
+    def _ask(self, asked: Sequence[PlannedAttempt]) -> None:
         # One attempt of a trial at a time: the answer for the second counts the first.
-        firsts = {spec.config_hash: spec for spec in reversed(specs)}
-        wishes = {spec.attempt_id: config_hash for config_hash, spec in firsts.items()}
+        firsts = {attempt.trial.hash: attempt for attempt in reversed(asked)}
+        wishes = {attempt.attempt_id: config_hash for config_hash, attempt in firsts.items()}
         for attempt_id, standing in self._claims.ask(wishes).items():
             answer = self._judge(firsts[wishes[attempt_id]], standing)
             with self._changed:
-                wish = self._wishes.pop(attempt_id, None)
-                if wish is not None and isinstance(answer, AttemptSpec):
-                    self._granted.append(replace(wish, spec=answer))
+                wanted = self._wishes.pop(attempt_id, None) is not None
+                if wanted and isinstance(answer, PlannedAttempt):
+                    self._granted.append(answer)
                 elif attempt_id not in self._unanswered:  # refused, or cancelled meanwhile
                     self._claims.drop(attempt_id)
-                    if wish is not None and not isinstance(answer, AttemptSpec):
+                    if wanted and not isinstance(answer, PlannedAttempt):
                         self._events.append(answer)
                 self._changed.notify_all()
 
     def _judge(
-        self, spec: AttemptSpec, standing: Standing | None
-    ) -> AttemptSpec | Claimed | MadeElsewhere:
+        self, attempt: PlannedAttempt, standing: Standing | None
+    ) -> PlannedAttempt | Claimed | MadeElsewhere:
         """The attempt as it is to be made, or why it is not."""
         if standing is None:
-            return Claimed(spec.attempt_id)
+            return Claimed(attempt.attempt_id)
         if standing.attempts is None:
-            return spec
-        missing = self._missing(spec.config_hash, standing.attempts)
+            return attempt
+        missing = self._missing(attempt.trial.hash, standing.attempts)
         if missing <= 0:
-            return MadeElsewhere(spec.attempt_id)
+            return MadeElsewhere(attempt.attempt_id)
         if missing <= standing.own:
             # Our own other attempts may be all that is missing: ask again when they ended.
-            return Claimed(spec.attempt_id)
-        driver = spec.attempt_id.rpartition("-")[0]
+            return Claimed(attempt.attempt_id)
+        driver = attempt.attempt_id.rpartition("-")[0]
         others = [a.number for a in standing.attempts if not a.attempt_id.startswith(driver)]
-        return replace(spec, number=max(spec.number, 1 + max(others, default=0)))
+        return replace(attempt, number=max(attempt.number, 1 + max(others, default=0)))
 
     def _submit_unanswered(self) -> None:
         """What is being asked for is submitted without a claim."""

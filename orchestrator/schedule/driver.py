@@ -15,25 +15,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.attempt import AttemptReport, AttemptSpec, Outcome, Resources
+from orchestrator.attempt import Outcome, PlannedAttempt, Resources
 from orchestrator.errors import ClusterError
 from orchestrator.schedule import actions, events
 from orchestrator.schedule.claiming import ClaimingCluster
 from orchestrator.schedule.cluster.ray.admission import admit
 from orchestrator.schedule.cluster.ray.cluster import PendingCluster
 from orchestrator.schedule.decide import avoidable, decide, submissions
-from orchestrator.schedule.flight import Flight, Ticket
 from orchestrator.schedule.order import interleave
-from orchestrator.schedule.placement import Demand, resolve, slots
+from orchestrator.schedule.placement import resolve, slots
 from orchestrator.schedule.policy import Limits, retry_policy
 from orchestrator.schedule.ports import ClaimsPort, ClusterPort, RecordingPort, ViewPort
 from orchestrator.schedule.state import EndedAttempt, SweepState
-from orchestrator.schedule.todo import Attempt, Reuse, compute_todo
+from orchestrator.schedule.todo import Reuse, compute_todo
 
 if TYPE_CHECKING:
     from orchestrator.plan.plan import Plan
-    from orchestrator.plan.schema import Settings
-    from orchestrator.plan.trial import Trial
     from orchestrator.record.store import AttemptSummary
 
 # Short enough that a stop is noticed at once, long enough to leave the measured cores alone.
@@ -78,7 +75,7 @@ class SweepResult:
 
 def run_sweep(
     plan: Plan,
-    todo: Sequence[Attempt],
+    todo: Sequence[PlannedAttempt],
     *,
     recording: RecordingPort,
     view: ViewPort,
@@ -95,7 +92,7 @@ def run_sweep(
     ----------
     plan : Plan
         Its settings say where and under which rules; only ``todo`` is run.
-    todo : sequence of Attempt
+    todo : sequence of PlannedAttempt
         From :func:`orchestrator.schedule.todo.compute_todo`.
     recording, view : RecordingPort, ViewPort
         Told of every start and ending.
@@ -155,7 +152,7 @@ def _open(
 
 
 def _missing(
-    plan: Plan, attempts: Sequence[Attempt], reuse: Reuse | None
+    plan: Plan, attempts: Sequence[PlannedAttempt], reuse: Reuse | None
 ) -> Callable[[str, Sequence[AttemptSummary]], int]:
     """How many attempts of a trial are still to be made, by what is recorded of it by now."""
     settings = plan.settings
@@ -185,7 +182,7 @@ def _result(
 
 
 def _record_infeasible(
-    plan: Plan, attempts: Sequence[Attempt], recording: RecordingPort, view: ViewPort
+    plan: Plan, attempts: Sequence[PlannedAttempt], recording: RecordingPort, view: ViewPort
 ) -> list[EndedAttempt]:
     """Record what cannot be done without starting a process for it."""
     ended = []
@@ -194,21 +191,11 @@ def _record_infeasible(
         if trial.infeasible is None:
             continue
         now = time.time()
-        report = AttemptReport(
-            attempt_id=uuid.uuid4().hex,
-            config_hash=trial.hash,
-            outcome=Outcome.INFEASIBLE,
-            reason=trial.infeasible,
-            number=attempt.number,
-            sweep=plan.sweep,
-            started_at=now,
-            ended_at=now,
-        )
+        made = replace(attempt, attempt_id=uuid.uuid4().hex, sweep=plan.sweep)
+        report = made.report(Outcome.INFEASIBLE, trial.infeasible, started_at=now, ended_at=now)
         recording.finish(report, trial)
         view.finished(report, trial)
-        ended.append(
-            EndedAttempt(trial.hash, report.attempt_id, attempt.number, "infeasible", False)
-        )
+        ended.append(EndedAttempt(trial.hash, made.attempt_id, made.number, "infeasible", False))
     return ended
 
 
@@ -218,7 +205,7 @@ class Driver:
     def __init__(
         self,
         plan: Plan,
-        attempts: Sequence[Attempt],
+        attempts: Sequence[PlannedAttempt],
         cluster: ClusterPort,
         recording: RecordingPort,
         view: ViewPort,
@@ -229,33 +216,35 @@ class Driver:
         self._recording = recording
         self._view = view
         settings = plan.settings
-        self._common = _common_spec(plan.sweep, settings)
-        start_s = self._common["start_timeout_s"]
-        limits = limits or Limits()
-        limits = replace(limits, overdue_grace_s=limits.overdue_grace_s + start_s)
+        limits, start_timeout_s = limits or Limits(), settings.isolate.start_timeout_s
+        limits = replace(limits, overdue_grace_s=limits.overdue_grace_s + start_timeout_s)
         verdict = settings.verdict
         policy = retry_policy(invalid_retries=verdict.retries, cooldown_s=verdict.cooldown_s)
         now = cluster.now()
         nodes = tuple(cluster.nodes())
-        demands: dict[Resources, Demand] = {}
+        demands: dict[Resources, Resources] = {}
         for attempt in attempts:
             if attempt.trial.resources not in demands:
                 demands[attempt.trial.resources] = resolve(attempt.trial.resources, nodes)
         number = max((slots(nodes, demand) for demand in set(demands.values())), default=1)
-        tickets = [
-            Ticket(attempt.trial, demands[attempt.trial.resources], attempt.number, attempt.tries)
+        common: dict[str, Any] = {
+            "sweep": plan.sweep,
+            "start": settings.isolate.start,
+            "start_timeout_s": start_timeout_s,
+            "telemetry": asdict(settings.telemetry),
+            "verdict": asdict(settings.verdict),
+        }
+        planned = [
+            replace(
+                attempt,
+                trial=replace(attempt.trial, resources=demands[attempt.trial.resources]),
+                **common,
+            )
             for attempt in interleave(attempts, seed, slots=number)
         ]
-        self.state = SweepState(
-            tickets,
-            policy,
-            limits,
-            uuid.uuid4().hex[:12],
-            sweep=plan.sweep,
-            now=now,
-            epoch_s=time.time() - now,
-        )
-        self._specs: dict[str, AttemptSpec] = {}
+        driver_id = uuid.uuid4().hex[:12]
+        epoch_s = time.time() - now
+        self.state = SweepState(planned, policy, limits, driver_id, now=now, epoch_s=epoch_s)
         self._handle(events.NodesSeen(nodes))
 
     def run(self, stop: threading.Event) -> None:
@@ -276,7 +265,7 @@ class Driver:
             raise
         except BaseException:
             # Whatever went wrong here (a store that is full, a bug): no process may outlive it.
-            for attempt_id in self.state.flights:
+            for attempt_id in self.state.running:
                 self._cluster.cancel(attempt_id, force=True)
             raise
 
@@ -294,61 +283,34 @@ class Driver:
             self._act(action)
 
     def _act(self, action: actions.Action) -> None:
-        # Submit creates a flight and Finish ends it: look theirs up on the right side of commit.
-        if isinstance(action, actions.Submit):
-            attempt_id = self.state.next_attempt_id
-            self.state.commit(action)
-            self._submit(attempt_id, action.ticket)
-            return
-        flight = self.state.flights.get(getattr(action, "attempt_id", ""))
+        # Submit begins the life of an attempt and Finish ends it: look on the right side of commit.
+        submitted_id = self.state.next_attempt_id
+        running = self.state.running.get(getattr(action, "attempt_id", ""))
         self.state.commit(action)
-        if isinstance(action, actions.Say):
+        if isinstance(action, actions.Submit):
+            self._submit(self.state.running[submitted_id].planned)
+        elif isinstance(action, actions.Say):
             self._view.message(action.text)
-        elif flight is not None:
-            self._perform(action, flight)
+        elif running is not None:
+            self._perform(action, running.planned)
 
-    def _submit(self, attempt_id: str, ticket: Ticket) -> None:
-        trial = ticket.trial
-        spec = AttemptSpec(
-            attempt_id=attempt_id,
-            config_hash=trial.hash,
-            identity=trial.identity,
-            number=ticket.number,
-            timeout_s=trial.timeout_s,
-            memory_limit_bytes=ticket.demand.memory_bytes,
-            **self._common,
-        )
-        self._specs[attempt_id] = spec
-        self._recording.submit(spec, trial)
-        self._cluster.submit(spec, ticket.demand, avoidable(self.state, ticket))
-        self._view.submitted(spec, trial)
+    def _submit(self, attempt: PlannedAttempt) -> None:
+        self._recording.submit(attempt)
+        self._cluster.submit(replace(attempt, avoid=avoidable(self.state, attempt)))
+        self._view.submitted(attempt)
 
-    def _perform(self, action: actions.Action, flight: Flight) -> None:
-        trial: Trial = flight.ticket.trial
-        spec = self._specs[flight.attempt_id]
-        if isinstance(action, actions.Begin):
-            self._recording.begin(spec, trial, action.slot)
-            self._view.started(spec, trial, action.slot)
-        elif isinstance(action, actions.ShowPhase):
-            self._view.phase(spec, action.name)
-        elif isinstance(action, actions.Cancel):
-            self._cluster.cancel(flight.attempt_id, force=action.force)
-        elif isinstance(action, actions.Finish):
-            self._recording.finish(action.report, trial)
-            self._view.finished(action.report, trial)
-        elif isinstance(action, actions.PutOff | actions.Adopt):
-            self._recording.withdraw(flight.attempt_id)
-            self._view.withdrawn(spec, made=isinstance(action, actions.Adopt))
-        if flight.attempt_id not in self.state.flights:
-            del self._specs[flight.attempt_id]
-
-
-def _common_spec(sweep: str, settings: Settings) -> dict[str, Any]:
-    """The part of an attempt's specification that all attempts of a sweep share."""
-    return {
-        "sweep": sweep,
-        "start": settings.isolate.start,
-        "start_timeout_s": settings.isolate.start_timeout_s,
-        "telemetry": asdict(settings.telemetry),
-        "verdict": asdict(settings.verdict),
-    }
+    def _perform(self, action: actions.Action, attempt: PlannedAttempt) -> None:
+        match action:
+            case actions.Begin(_, slot):
+                self._recording.begin(attempt, slot)
+                self._view.started(attempt, slot)
+            case actions.ShowPhase(_, name):
+                self._view.phase(attempt, name)
+            case actions.Cancel(attempt_id, force):
+                self._cluster.cancel(attempt_id, force=force)
+            case actions.Finish(_, report):
+                self._recording.finish(report, attempt.trial)
+                self._view.finished(report, attempt.trial)
+            case actions.Withdraw(attempt_id, made):
+                self._recording.withdraw(attempt_id)
+                self._view.withdrawn(attempt, made=made)

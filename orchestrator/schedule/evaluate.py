@@ -10,7 +10,7 @@ from orchestrator.measure.task import Evaluation
 from orchestrator.record.cells import Result, basis_of
 
 if TYPE_CHECKING:
-    from orchestrator.plan.trial import Trial
+    from orchestrator.attempt import Trial
 
 
 def only_computes(trial: Trial) -> bool:

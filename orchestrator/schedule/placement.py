@@ -1,9 +1,9 @@
-"""What a trial needs against what nodes have: demands, slots, and what can never be placed."""
+"""What a trial asks against what nodes have: slots, and what can never be placed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from orchestrator.attempt import Resources
 from orchestrator.errors import ClusterError
@@ -22,28 +22,11 @@ class Node:
     accelerators: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True)
-class Demand:
-    """A trial's resources with nothing left open; hashable, so that equal ones share a queue."""
-
-    cpus: int
-    gpus: int = 0
-    memory_bytes: int | None = None
-    accelerator: str | None = None
-
-    def __str__(self) -> str:
-        parts = [counted(self.gpus, self.accelerator or "GPU")] if self.gpus else []
-        parts.append(counted(self.cpus, "CPU core"))
-        if self.memory_bytes:
-            parts.append(f"{gib(self.memory_bytes)} memory")
-        return ", ".join(parts)
-
-
-def slots_on(node: Node, demand: Demand) -> int:
+def slots_on(node: Node, demand: Resources) -> int:
     """How many attempts of ``demand`` fit on ``node`` at once."""
     if demand.accelerator and demand.accelerator not in node.accelerators:
         return 0
-    fits = [node.cpus // max(demand.cpus, 1)]
+    fits = [node.cpus // (demand.cpus or 1)]
     if demand.gpus:
         fits.append(node.gpus // demand.gpus)
     if demand.memory_bytes and node.memory_bytes is not None:
@@ -51,12 +34,12 @@ def slots_on(node: Node, demand: Demand) -> int:
     return max(0, min(fits))
 
 
-def slots(nodes: Iterable[Node], demand: Demand) -> int:
+def slots(nodes: Iterable[Node], demand: Resources) -> int:
     """How many attempts of ``demand`` fit on ``nodes`` at once."""
     return sum(slots_on(node, demand) for node in nodes)
 
 
-def resolve(resources: Resources, nodes: Sequence[Node]) -> Demand:
+def resolve(resources: Resources, nodes: Sequence[Node]) -> Resources:
     """Close what a trial left open, the same for every attempt of the sweep.
 
     ``cpus`` None is a whole node without GPUs (the smallest that fits: a measurement must not
@@ -67,24 +50,17 @@ def resolve(resources: Resources, nodes: Sequence[Node]) -> Demand:
     ClusterError
         No node can ever hold it (Ray would wait for ever without a word); names the largest node.
     """
-    least = Demand(
-        resources.cpus or 1, resources.gpus, resources.memory_bytes, resources.accelerator
-    )
-    able = [node for node in nodes if slots_on(node, least)]
+    able = [node for node in nodes if slots_on(node, resources)]
     if not able:
-        raise ClusterError(
-            f"no node has {least}",
-            where="resources",
-            fix=_largest(nodes),
-        )
-    if resources.cpus is not None:
-        return least
+        raise ClusterError(f"no node has {resources}", where="resources", fix=_largest(nodes))
+    if resources.cpus:
+        return resources
     if resources.gpus:
         cpus = min(max(1, node.cpus * resources.gpus // node.gpus) for node in able)
     else:
         without_gpus = [node for node in able if not node.gpus]
         cpus = min(node.cpus for node in without_gpus or able)
-    return Demand(cpus, resources.gpus, resources.memory_bytes, resources.accelerator)
+    return replace(resources, cpus=cpus)
 
 
 def _largest(nodes: Sequence[Node]) -> str:

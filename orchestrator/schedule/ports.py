@@ -6,8 +6,8 @@
                                                         `-----shows----------> ViewPort
            ClaimsPort stands before ClusterPort where several drivers share a store
 
-``ClusterPort`` has two implementations: Ray (:mod:`.cluster`) and a simulation in virtual time
-(:mod:`.simulated`); the driver cannot tell them apart.
+Besides Ray (:mod:`.cluster`) ``testing`` has a ``ClusterPort`` in virtual time and one without Ray:
+the driver cannot tell them apart.
 """
 
 from __future__ import annotations
@@ -15,19 +15,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from orchestrator.attempt import AttemptReport, AttemptSpec, Slot
+from orchestrator.attempt import AttemptReport, PlannedAttempt, Slot, Trial
 
 if TYPE_CHECKING:
-    from orchestrator.plan.trial import Trial
     from orchestrator.record.claims import Standing
     from orchestrator.schedule.events import ClusterEvent
-    from orchestrator.schedule.placement import Demand, Node
+    from orchestrator.schedule.placement import Node
 
 
 class RecordingPort(Protocol):
     """Keeps what happened; all calls return at once (the recording queues and spools)."""
 
-    def submit(self, spec: AttemptSpec, trial: Trial) -> None:
+    def submit(self, attempt: PlannedAttempt) -> None:
         """An attempt may begin from now on; kept for the case that this driver dies."""
         ...
 
@@ -35,7 +34,7 @@ class RecordingPort(Protocol):
         """An attempt that was submitted will not be made."""
         ...
 
-    def begin(self, spec: AttemptSpec, trial: Trial, slot: Slot) -> None:
+    def begin(self, attempt: PlannedAttempt, slot: Slot) -> None:
         """An attempt has its slot and starts."""
         ...
 
@@ -47,15 +46,15 @@ class RecordingPort(Protocol):
 class ViewPort(Protocol):
     """Shows a person what happens."""
 
-    def submitted(self, spec: AttemptSpec, trial: Trial) -> None: ...
+    def submitted(self, attempt: PlannedAttempt) -> None: ...
 
-    def withdrawn(self, spec: AttemptSpec, *, made: bool) -> None:
+    def withdrawn(self, attempt: PlannedAttempt, *, made: bool) -> None:
         """Another driver makes what was submitted, or has ``made`` it."""
         ...
 
-    def started(self, spec: AttemptSpec, trial: Trial, slot: Slot) -> None: ...
+    def started(self, attempt: PlannedAttempt, slot: Slot) -> None: ...
 
-    def phase(self, spec: AttemptSpec, name: str) -> None: ...
+    def phase(self, attempt: PlannedAttempt, name: str) -> None: ...
 
     def finished(self, report: AttemptReport, trial: Trial) -> None: ...
 
@@ -97,8 +96,8 @@ class ClusterPort(Protocol):
         """The nodes alive now."""
         ...
 
-    def submit(self, spec: AttemptSpec, demand: Demand, avoid: frozenset[str]) -> None:
-        """Queue one attempt for a slot of ``demand``; never on a node of ``avoid``."""
+    def submit(self, attempt: PlannedAttempt) -> None:
+        """Queue one attempt for a slot of its trial's resources, on no node it is to ``avoid``."""
         ...
 
     def wait(self, timeout_s: float) -> Sequence[ClusterEvent]:

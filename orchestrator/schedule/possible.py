@@ -12,19 +12,19 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from orchestrator.attempt import Slot
+from orchestrator.attempt import Resources, Slot
 from orchestrator.conditions import Conditions
 from orchestrator.errors import ClusterError
 from orchestrator.measure.grouping import grouped
 from orchestrator.schedule.cluster.ray.cluster import PendingCluster
-from orchestrator.schedule.placement import Demand, Node, resolve, slots_on
+from orchestrator.schedule.placement import Node, resolve, slots_on
 from orchestrator.schedule.supervise.cores import allowed_cores, split
 from orchestrator.schedule.surroundings import Identity, conditions_on
 from orchestrator.telemetry.device import Device, devices, resolve_visible
 
 if TYPE_CHECKING:
+    from orchestrator.attempt import Trial
     from orchestrator.plan.schema import ClusterConfig
-    from orchestrator.plan.trial import Trial
 
 
 def possible(settings: ClusterConfig, trials: Iterable[Trial]) -> dict[str, list[Conditions]]:
@@ -68,9 +68,9 @@ def _here(settings: ClusterConfig, trials: Sequence[Trial]) -> dict[str, list[Co
     }
 
 
-def _asked(trials: Iterable[Trial], nodes: Sequence[Node]) -> dict[str, tuple[Identity, Demand]]:
+def _asked(trials: Iterable[Trial], nodes: Sequence[Node]) -> dict[str, tuple[Identity, Resources]]:
     """What each trial needs; without those that no node can run, of which the run will say so."""
-    found: dict[str, tuple[Identity, Demand]] = {}
+    found: dict[str, tuple[Identity, Resources]] = {}
     for trial in trials:
         try:
             found[trial.hash] = (trial.identity, resolve(trial.resources, nodes))
@@ -80,7 +80,7 @@ def _asked(trials: Iterable[Trial], nodes: Sequence[Node]) -> dict[str, tuple[Id
 
 
 def _answers(
-    asked: Sequence[tuple[Identity, Demand]], cpus: dict[str, int]
+    asked: Sequence[tuple[Identity, Resources]], cpus: dict[str, int]
 ) -> list[list[Conditions]]:
     """Of the node this runs on."""
     cores = split(allowed_cores(), cpus.get(socket.gethostname())).measured
@@ -88,7 +88,7 @@ def _answers(
 
 
 def _on(
-    identity: Identity, demand: Demand, cores: Sequence[int], gpus: Sequence[Device]
+    identity: Identity, demand: Resources, cores: Sequence[int], gpus: Sequence[Device]
 ) -> list[Conditions]:
     """One a kind of GPU; which of equal cores and GPUs it gets makes no difference."""
     kinds = grouped(gpus, lambda device: (device.name, device.memory_bytes, device.power_limit_w))

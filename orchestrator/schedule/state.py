@@ -1,4 +1,4 @@
-"""Where a sweep stands: queues, flights and counts. Changed by :meth:`SweepState.commit` alone."""
+"""Where a sweep stands: queues, what runs, counts. Changed by :meth:`SweepState.commit` alone."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import heapq
 import itertools
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
+from orchestrator.attempt import PlannedAttempt, Resources, RunningAttempt
 from orchestrator.schedule import actions
-from orchestrator.schedule.flight import Flight, Ticket
-from orchestrator.schedule.placement import Demand, Node, slots
+from orchestrator.schedule.placement import Node, slots
 from orchestrator.schedule.policy import Limits, RetryPolicy
 
 
@@ -28,9 +29,9 @@ class EndedAttempt(NamedTuple):
 class Lane:
     """Everything with one demand: what waits, how much may be in flight, how much is."""
 
-    def __init__(self, demand: Demand) -> None:
+    def __init__(self, demand: Resources) -> None:
         self.demand = demand
-        self.ready: deque[Ticket] = deque()
+        self.ready: deque[PlannedAttempt] = deque()
         self.window = 0
         self.in_flight = 0
         self.idle_slots = 0
@@ -60,7 +61,7 @@ class SweepState:
 
     Parameters
     ----------
-    tickets : sequence of Ticket
+    attempts : sequence of PlannedAttempt
         In the order they are to run.
     policy : RetryPolicy
         What is tried again.
@@ -68,36 +69,32 @@ class SweepState:
         The driver's own time limits and window.
     driver_id : str
         Prefix of every attempt id; unique to this driver.
-    sweep : str
-        Name of the sweep, for reports.
     now, epoch_s : float
         The cluster's clock at the start, and what to add to it to get Unix time (s).
     """
 
     def __init__(
         self,
-        tickets: Sequence[Ticket],
+        attempts: Sequence[PlannedAttempt],
         policy: RetryPolicy,
         limits: Limits,
         driver_id: str,
         *,
-        sweep: str = "adhoc",
         now: float = 0.0,
         epoch_s: float = 0.0,
     ) -> None:
         self.policy = policy
         self.limits = limits
         self.driver_id = driver_id
-        self.sweep = sweep
         self.now = now
         self.epoch_s = epoch_s
         self.nodes: tuple[Node, ...] = ()
         self.gone_since: dict[str, float] = {}
         self.review_at = now
         self.stopping_since: float | None = None
-        self.lanes: dict[Demand, Lane] = {}
-        self.flights: dict[str, Flight] = {}
-        self.delayed: list[tuple[float, int, Ticket]] = []
+        self.lanes: dict[Resources, Lane] = {}
+        self.running: dict[str, RunningAttempt] = {}
+        self.delayed: list[tuple[float, int, PlannedAttempt]] = []
         self.dropped: set[str] = set()
         self.next_number: dict[str, int] = {}
         self.ended: list[EndedAttempt] = []
@@ -107,11 +104,9 @@ class SweepState:
         self._submitted = 0
         self._began_at = self._looked_at = now
         self._sequence = itertools.count()
-        for ticket in tickets:
-            self._lane(ticket.demand).ready.append(ticket)
-            config_hash = ticket.trial.hash
-            after = max(self.next_number.get(config_hash, 1), ticket.number + 1)
-            self.next_number[config_hash] = after
+        for attempt in attempts:
+            self._lane(attempt).ready.append(attempt)
+            self._count(attempt)
 
     @property
     def stopping(self) -> bool:
@@ -121,117 +116,90 @@ class SweepState:
     @property
     def done(self) -> bool:
         """Nothing runs, and nothing is going to."""
-        if self.flights:
-            return False
-        return self.stopping or not (
-            self.delayed or any(lane.ready for lane in self.lanes.values())
-        )
+        waiting = self.delayed or any(lane.ready for lane in self.lanes.values())
+        return not self.running and (self.stopping or not waiting)
 
     @property
     def next_attempt_id(self) -> str:
         """The id the next submitted attempt will have."""
         return f"{self.driver_id}-{self._submitted + 1}"
 
-    def idle_slots(self, demand: Demand, nodes: Sequence[Node]) -> int:
+    def idle_slots(self, demand: Resources, nodes: Sequence[Node]) -> int:
         """How many attempts with ``demand`` could run on ``nodes`` beside what does."""
         there = {node.node_id for node in nodes}
         running = sum(
-            flight.slot is not None and flight.slot.node_id in there
-            for flight in self.flights.values()
+            attempt.slot is not None and attempt.slot.node_id in there
+            for attempt in self.running.values()
         )
         return max(0, slots(nodes, demand) - running)
 
-    def due(self) -> Iterator[Ticket]:
-        """Delayed tickets whose time has come, earliest first."""
+    def due(self) -> Iterator[PlannedAttempt]:
+        """Delayed attempts whose time has come, earliest first."""
         if self.delayed and self.delayed[0][0] <= self.now:
-            for not_before, _, ticket in sorted(self.delayed, key=lambda entry: entry[:2]):
+            for not_before, _, attempt in sorted(self.delayed, key=lambda entry: entry[:2]):
                 if not_before > self.now:
                     return
-                yield ticket
+                yield attempt
 
     def commit(self, action: actions.Action) -> None:
         """Apply one decision. Actions that only speak to the world change nothing here."""
-        apply = _COMMITS.get(type(action))
-        if apply is not None:
-            apply(self, action)
+        match action:
+            case actions.Submit(attempt):
+                self._take(attempt)
+                submitted = replace(attempt, attempt_id=self.next_attempt_id)
+                self._submitted += 1
+                self._lane(attempt).in_flight += 1
+                self.running[submitted.attempt_id] = RunningAttempt(submitted, self.now)
+            case actions.Skip(attempt):
+                self._take(attempt)
+            case actions.Delay(attempt):
+                entry = (attempt.not_before, next(self._sequence), attempt)
+                heapq.heappush(self.delayed, entry)
+                self._count(attempt)
+            case actions.Requeue(attempt):
+                _, _, first = heapq.heappop(self.delayed)
+                assert first is attempt, "delayed attempts come back in the order of their times"
+                # In front: a retry that waits for the whole sweep again would be its tail.
+                self._lane(attempt).ready.appendleft(attempt)
+            case actions.Begin(attempt_id, slot):
+                running = self.running[attempt_id]
+                running.started_at, running.slot = self.now, slot
+                timeout_s = running.planned.trial.timeout_s
+                running.overdue_at = self.now + timeout_s + self.limits.overdue_grace_s
+            case actions.Finish(attempt_id, report, retried):
+                ended = self._land(attempt_id)
+                planned, outcome = ended.planned, report.outcome.value
+                self.ended.append(
+                    EndedAttempt(planned.trial.hash, attempt_id, planned.number, outcome, retried)
+                )
+                if ended.started_at is not None:
+                    self.busy_s += self.now - ended.started_at
+            case actions.Forget(attempt_id):
+                self._land(attempt_id)
+                self.unmade += 1
+            case actions.Withdraw(attempt_id, made):
+                self._land(attempt_id)
+                self.adopted += made
+            case actions.Cancel(attempt_id, force):
+                self.running[attempt_id].cancelled = True
+                if force:
+                    self.running[attempt_id].forced_at = self.now
+            case actions.DropRepeats(config_hash):
+                self.dropped.add(config_hash)
+            case actions.Abandon(demand):
+                self.unmade += len(self.lanes[demand].ready)
+                self.lanes[demand].ready.clear()
+            case actions.LearnNodes(nodes):
+                self._learn(nodes)
+            case actions.StopSubmitting():
+                self.stopping_since = self.now
+                waiting = sum(len(lane.ready) for lane in self.lanes.values())
+                self.unmade += waiting + len(self.delayed)
 
-    # -- one method an action ---------------------------------------------------------------
-
-    def _submit(self, action: actions.Submit) -> None:
-        lane = self._lane(action.ticket.demand)
-        head = lane.ready.popleft()
-        assert head is action.ticket, "tickets are submitted in the order they wait"
-        flight = Flight(self.next_attempt_id, head, self.now)
-        self._submitted += 1
-        lane.in_flight += 1
-        self.flights[flight.attempt_id] = flight
-
-    def _skip(self, action: actions.Skip) -> None:
-        head = self._lane(action.ticket.demand).ready.popleft()
-        assert head is action.ticket, "tickets are skipped in the order they wait"
-
-    def _begin(self, action: actions.Begin) -> None:
-        flight = self.flights[action.attempt_id]
-        flight.started_at = self.now
-        flight.slot = action.slot
-        flight.overdue_at = self.now + flight.ticket.trial.timeout_s + self.limits.overdue_grace_s
-
-    def _finish(self, action: actions.Finish) -> None:
-        flight = self._land(action.attempt_id)
-        self.ended.append(
-            EndedAttempt(
-                flight.ticket.trial.hash,
-                flight.attempt_id,
-                flight.ticket.number,
-                action.report.outcome.value,
-                action.retried,
-            )
-        )
-        if flight.started_at is not None:
-            self.busy_s += self.now - flight.started_at
-
-    def _forget(self, action: actions.Forget) -> None:
-        self._land(action.attempt_id)
-        self.unmade += 1
-
-    def _put_off(self, action: actions.PutOff) -> None:
-        self._land(action.attempt_id)
-        ticket = action.ticket
-        heapq.heappush(self.delayed, (ticket.not_before, next(self._sequence), ticket))
-
-    def _adopt(self, action: actions.Adopt) -> None:
-        self._land(action.attempt_id)
-        self.adopted += 1
-
-    def _delay(self, action: actions.Delay) -> None:
-        ticket = action.ticket
-        heapq.heappush(self.delayed, (ticket.not_before, next(self._sequence), ticket))
-        self.next_number[ticket.trial.hash] = ticket.number + 1
-
-    def _requeue(self, action: actions.Requeue) -> None:
-        _, _, ticket = heapq.heappop(self.delayed)
-        assert ticket is action.ticket, "delayed tickets come back in the order of their times"
-        # In front: a retry that waits for the whole sweep again would be its tail.
-        self._lane(ticket.demand).ready.appendleft(ticket)
-
-    def _cancel(self, action: actions.Cancel) -> None:
-        flight = self.flights[action.attempt_id]
-        flight.cancelled = True
-        if action.force:
-            flight.forced_at = self.now
-
-    def _drop(self, action: actions.DropRepeats) -> None:
-        self.dropped.add(action.config_hash)
-
-    def _abandon(self, action: actions.Abandon) -> None:
-        lane = self._lane(action.demand)
-        self.unmade += len(lane.ready)
-        lane.ready.clear()
-
-    def _learn(self, action: actions.LearnNodes) -> None:
-        for node_id in {node.node_id for node in self.nodes} - {n.node_id for n in action.nodes}:
+    def _learn(self, nodes: tuple[Node, ...]) -> None:
+        for node_id in {node.node_id for node in self.nodes} - {node.node_id for node in nodes}:
             self.gone_since[node_id] = self.now
-        self.nodes = action.nodes
+        self.nodes = nodes
         elapsed_s = self.now - self._looked_at
         self._looked_at = self.now
         self.review_at = self.now + self.limits.nodes_every_s
@@ -244,38 +212,23 @@ class SweepState:
             elif lane.unplaceable_since is None:
                 lane.unplaceable_since = self.now
 
-    def _stop(self, action: actions.StopSubmitting) -> None:
-        self.stopping_since = self.now
-        waiting = sum(len(lane.ready) for lane in self.lanes.values()) + len(self.delayed)
-        self.unmade += waiting
+    def _take(self, attempt: PlannedAttempt) -> None:
+        head = self._lane(attempt).ready.popleft()
+        assert head is attempt, "attempts leave their queue in the order they wait"
 
-    def _land(self, attempt_id: str) -> Flight:
-        flight = self.flights.pop(attempt_id)
-        lane = self._lane(flight.ticket.demand)
+    def _land(self, attempt_id: str) -> RunningAttempt:
+        running = self.running.pop(attempt_id)
+        lane = self._lane(running.planned)
         lane.in_flight -= 1
         lane.landed += 1
-        return flight
+        return running
 
-    def _lane(self, demand: Demand) -> Lane:
-        lane = self.lanes.get(demand)
-        if lane is None:
-            lane = self.lanes[demand] = Lane(demand)
-        return lane
+    def _count(self, attempt: PlannedAttempt) -> None:
+        known = self.next_number.get(attempt.trial.hash, 1)
+        self.next_number[attempt.trial.hash] = max(known, attempt.number + 1)
 
-
-_COMMITS: dict[type, Callable[[SweepState, Any], None]] = {
-    actions.Submit: SweepState._submit,
-    actions.Skip: SweepState._skip,
-    actions.Begin: SweepState._begin,
-    actions.Finish: SweepState._finish,
-    actions.Forget: SweepState._forget,
-    actions.PutOff: SweepState._put_off,
-    actions.Adopt: SweepState._adopt,
-    actions.Delay: SweepState._delay,
-    actions.Requeue: SweepState._requeue,
-    actions.Cancel: SweepState._cancel,
-    actions.DropRepeats: SweepState._drop,
-    actions.Abandon: SweepState._abandon,
-    actions.LearnNodes: SweepState._learn,
-    actions.StopSubmitting: SweepState._stop,
-}
+    def _lane(self, attempt: PlannedAttempt) -> Lane:
+        demand = attempt.trial.resources
+        if demand not in self.lanes:
+            self.lanes[demand] = Lane(demand)
+        return self.lanes[demand]

@@ -8,38 +8,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
-from orchestrator.attempt import Outcome
+from orchestrator.attempt import Outcome, PlannedAttempt, Trial
 from orchestrator.conditions import Conditions, difference, same
 from orchestrator.plan.plan import TrialState
 from orchestrator.schedule.policy import RetryPolicy, retry_policy, units_spent
 
 if TYPE_CHECKING:
-    from orchestrator.plan.trial import Trial
     from orchestrator.record.cells import RecordedCell
     from orchestrator.record.store import AttemptSummary
 
     #: Something recorded that planning may find done.
     PastAttempt: TypeAlias = AttemptSummary | RecordedCell
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """One attempt to be made.
-
-    Attributes
-    ----------
-    number : int
-        Its number among the trial's attempts.
-    tries : tuple of Outcome
-        Outcomes of earlier ones at the same repeat.
-    expected_s : float or None
-        How long it may take: the median of the trial's measurements so far.
-    """
-
-    trial: Trial
-    number: int
-    tries: tuple[Outcome, ...] = ()
-    expected_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -65,7 +44,7 @@ class Todo:
     """States of all trials by hash, and the attempts to be made; both in plan order."""
 
     states: dict[str, TrialState]
-    attempts: tuple[Attempt, ...]
+    attempts: tuple[PlannedAttempt, ...]
 
 
 def compute_todo(
@@ -144,13 +123,13 @@ def _one(
     repeats: int,
     retry_failed: bool,
     force: bool,
-) -> tuple[TrialState, list[Attempt]]:
+) -> tuple[TrialState, list[PlannedAttempt]]:
     counts = Counter(Outcome(attempt.outcome) for attempt in past if attempt.outcome)
     number = 1 + max((attempt.number for attempt in past), default=0)
     expected_s = _usual_s(past)
     if trial.infeasible is not None:
         # Recorded once without a process; a person sees why in the table and in the store.
-        record = [] if counts[Outcome.INFEASIBLE] else [Attempt(trial, number)]
+        record = [] if counts[Outcome.INFEASIBLE] else [PlannedAttempt(trial, number)]
         return TrialState("infeasible", trial.infeasible), record
     # What was refused before it ran, and is not any more, was never tried: there is a compiler now,
     # or preflight does not skip it.
@@ -180,8 +159,10 @@ def _one(
     return TrialState("cached"), []
 
 
-def _numbered(trial: Trial, first: int, count: int, expected_s: float | None) -> list[Attempt]:
-    return [Attempt(trial, first + offset, expected_s=expected_s) for offset in range(count)]
+def _numbered(
+    trial: Trial, first: int, count: int, expected_s: float | None
+) -> list[PlannedAttempt]:
+    return [PlannedAttempt(trial, first + offset, expected_s=expected_s) for offset in range(count)]
 
 
 def _usual_s(past: Sequence[PastAttempt]) -> float | None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from orchestrator.attempt import AttemptReport, AttemptSpec, Outcome, Slot
+from orchestrator.attempt import AttemptReport, Outcome, PlannedAttempt, Resources, Slot, Trial
 from orchestrator.isolate.isolation import Isolation
 from orchestrator.measure import Absent, Samples, Value
 from orchestrator.measure.registry import find_task
@@ -120,16 +120,19 @@ class Bench:
             gpu_uuids=uuids,
             cuda_visible_devices=",".join(uuids),
         )
-        spec = AttemptSpec(
-            attempt_id=f"check-{os.getpid()}-{self._made}",
-            config_hash="0" * 64,
-            identity=identity,
+        trial = Trial(
+            "0" * 64,
+            identity,
+            resources=Resources(memory_bytes=memory_limit_bytes),
             timeout_s=min(_ATTEMPT_S, self.left_s()),
-            start_timeout_s=self.left_s(),  # the first one's is torch's first import here
-            memory_limit_bytes=memory_limit_bytes,
-            start=start,
         )
-        *_, report = self._isolation.run(spec, slot, Telemetry({}))
+        planned = PlannedAttempt(
+            trial,
+            attempt_id=f"check-{os.getpid()}-{self._made}",
+            start=start,
+            start_timeout_s=self.left_s(),  # the first one's is torch's first import here
+        )
+        *_, report = self._isolation.run(planned, slot, Telemetry({}))
         assert isinstance(report, AttemptReport)
         return report
 

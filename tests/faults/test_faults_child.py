@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.attempt import AttemptReport, AttemptSpec, Outcome, Slot
+from orchestrator.attempt import AttemptReport, Outcome, PlannedAttempt, Resources, Slot, Trial
 from orchestrator.isolate.directory import LOG_HALF_BYTES, PREFIX
 from orchestrator.isolate.isolation import Isolation
 from orchestrator.measure.metric import Value
@@ -29,15 +29,22 @@ def isolation() -> Iterator[Isolation]:
         yield made
 
 
-def attempt(isolation: Isolation, fault: str, **limits: float) -> AttemptReport:
+def attempt(
+    isolation: Isolation,
+    fault: str,
+    timeout_s: float = 1800.0,
+    memory_limit_bytes: int | None = None,
+) -> AttemptReport:
     identity = {
         "schema": 1,
         "task": {"name": "noop", "value": 7, "sleep_s": 0.0, "fault": fault},
         "device": {"kind": "cpu", "threads": None},
         "seed": 0,
     }
-    spec = AttemptSpec(f"fault-{time.monotonic_ns()}", "0" * 64, identity, **limits)
-    *_, report = isolation.run(spec, SLOT)
+    resources = Resources(memory_bytes=memory_limit_bytes)
+    trial = Trial("0" * 64, identity, resources=resources, timeout_s=timeout_s)
+    planned = PlannedAttempt(trial, attempt_id=f"fault-{time.monotonic_ns()}")
+    *_, report = isolation.run(planned, SLOT)
     assert isinstance(report, AttemptReport)
     return report
 

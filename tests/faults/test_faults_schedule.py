@@ -27,10 +27,10 @@ sys.path.insert(0, {root!r})
 from types import SimpleNamespace
 from orchestrator.attempt import Resources
 from orchestrator.plan.schema import ClusterConfig, Settings, TelemetryConfig
-from orchestrator.plan.trial import Trial
+from orchestrator.attempt import Trial
 from orchestrator.schedule.cluster.ray.cluster import PendingCluster, emergency_stop
 from orchestrator.schedule.driver import run_sweep
-from orchestrator.schedule.todo import Attempt
+from orchestrator.attempt import PlannedAttempt
 
 stop = threading.Event()
 
@@ -47,12 +47,12 @@ def say(*words):
     print(json.dumps(words), flush=True)
 
 class Port:
-    def submit(self, spec, trial): pass
+    def submit(self, spec): pass
     def withdraw(self, attempt_id): pass
-    def begin(self, spec, trial, slot): pass
-    def submitted(self, spec, trial): pass
+    def begin(self, spec, slot): pass
+    def submitted(self, spec): pass
     def message(self, text): say("message", text)
-    def started(self, spec, trial, slot): say("started", spec.attempt_id)
+    def started(self, spec, slot): say("started", spec.attempt_id)
     def phase(self, spec, name): say("phase", name)
     def finish(self, report, trial): say("finish", report.outcome.value, report.facts.get("pid"))
     def finished(self, report, trial): pass
@@ -69,7 +69,7 @@ settings = Settings(
 plan = SimpleNamespace(sweep="faults", settings=settings, trials=())
 with PendingCluster(settings.cluster) as cluster:
     say("starting")
-    result = run_sweep(plan, [Attempt(trial(i), 1) for i in range({trials})], recording=Port(),
+    result = run_sweep(plan, [PlannedAttempt(trial(i)) for i in range({trials})], recording=Port(),
                        view=Port(), seed=0, stop=stop, cluster=cluster)
 say("done", dict(result.outcomes), result.interrupted, result.unmade)
 """

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.attempt import AttemptReport, AttemptSpec, Slot
+from orchestrator.attempt import AttemptReport, PlannedAttempt, Resources, Slot, Trial
 from orchestrator.isolate.directory import PREFIX
 from orchestrator.isolate.isolation import Isolation
 from testing.waiting import until
@@ -44,8 +44,10 @@ def make_spec(
     model: dict[str, Any] | None = None,
     threads: int | None = None,
     seed: int = 0,
+    timeout_s: float = 1800.0,
+    memory_limit_bytes: int | None = None,
     **options: Any,
-) -> AttemptSpec:
+) -> PlannedAttempt:
     identity = {
         "schema": 1,
         "task": task,
@@ -55,17 +57,25 @@ def make_spec(
         "device": {"kind": "cpu", "threads": threads},
         "seed": seed,
     }
-    return AttemptSpec(
-        attempt_id=f"test-{time.monotonic_ns()}", config_hash="0" * 64, identity=identity, **options
+    trial = Trial(
+        "0" * 64,
+        identity,
+        resources=Resources(memory_bytes=memory_limit_bytes),
+        timeout_s=timeout_s,
     )
+    return PlannedAttempt(trial, attempt_id=f"test-{time.monotonic_ns()}", **options)
 
 
-def noop(fault: str = "", *, sleep_s: float = 0.0, value: int = 7, **options: Any) -> AttemptSpec:
+def noop(
+    fault: str = "", *, sleep_s: float = 0.0, value: int = 7, **options: Any
+) -> PlannedAttempt:
     task = {"name": "noop", "value": value, "sleep_s": sleep_s, "fault": fault}
     return make_spec(task, **options)
 
 
-def last(isolation: Isolation, spec: AttemptSpec, slot: Slot = SLOT, **more: Any) -> AttemptReport:
+def last(
+    isolation: Isolation, spec: PlannedAttempt, slot: Slot = SLOT, **more: Any
+) -> AttemptReport:
     items = list(isolation.run(spec, slot, **more))
     assert [type(item) for item in items].count(AttemptReport) == 1
     report = items[-1]

@@ -172,7 +172,7 @@ def test_memory_shared_with_the_server_is_shared_out(probe: Probe) -> None:
 
 def test_on_cuda_host_memory_does_not_pass_for_the_devices(isolation: Isolation, h: Any) -> None:
     spec = h.noop()
-    spec.identity["device"]["kind"] = "cuda"
+    spec.trial.identity["device"]["kind"] = "cuda"
     report = h.last(isolation, spec)
     assert report.outcome is Outcome.OK, report.reason
     assert report.metrics["host_memory_bytes"].value > 1e6

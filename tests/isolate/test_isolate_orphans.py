@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("own_temporary")
 
 SUPERVISOR = """
 import sys
-from orchestrator.attempt import AttemptSpec, Slot
+from orchestrator.attempt import PlannedAttempt, Slot, Trial
 from orchestrator.isolate.isolation import Isolation
 
 class Watch:
@@ -29,7 +29,7 @@ class Watch:
 
 task = {"name": "noop", "value": 1, "sleep_s": 0, "fault": sys.argv[1]}
 identity = {"task": task, "device": {"kind": "cpu", "threads": None}, "seed": 0}
-spec, slot = AttemptSpec("a", "0" * 64, identity), Slot("n", "h", ())
+spec, slot = PlannedAttempt(Trial("0" * 64, identity), attempt_id="a"), Slot("n", "h", ())
 for item in Isolation(preload=()).run(spec, slot, Watch()):
     print(item.kind, flush=True)
 """

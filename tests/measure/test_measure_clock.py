@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.measure.clock import Clock, FakeClock, HostClock, clock_for, timed
+from orchestrator.measure.clock import Clock, HostClock, clock_for, timed
+from testing.clock import FakeClock
 
 
 def test_a_host_mark_is_the_time_of_the_call() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.measure import FakeClock, Recorder, first_call, repeat, timed
+from orchestrator.measure import Recorder, first_call, repeat, timed
 from orchestrator.measure.derive import (
     decode_tokens_per_s,
     e2e_s,
@@ -19,6 +19,7 @@ from orchestrator.measure.derive import (
     step_tokens_per_s,
     tpot_s,
 )
+from testing.clock import FakeClock
 
 PREFILL_S = 0.5
 TOKEN_S = 0.02

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.measure import FakeClock, Mismatch, Recorder
+from orchestrator.measure import Mismatch, Recorder
+from testing.clock import FakeClock
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.errors import InputError
-from orchestrator.measure import FakeClock, Recorder, Repetition, first_call, repeat
+from orchestrator.measure import Recorder, Repetition, first_call, repeat
+from testing.clock import FakeClock
 
 PROTOCOL: dict[str, Any] = {
     "warmup": 2,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.attempt import AttemptReport, AttemptSpec, Outcome, Slot
+from orchestrator.attempt import AttemptReport, Outcome, PlannedAttempt, Slot, Trial
 from orchestrator.schedule.events import Waiting
 from orchestrator.schedule.supervise.gpu_memory import GpuMemoryGate
 from orchestrator.telemetry.vacancy import Held, Vacancy
@@ -78,7 +78,7 @@ def test_a_driver_that_hangs_does_not_hold_the_supervisor(play: Any) -> None:
 
 def waited(state: str, wait_s: float) -> tuple[list[Waiting], bool, AttemptReport | None]:
     verdict = {"rules": {"memory_before": {**RULE, "state": state}}, "memory_wait_s": wait_s}
-    spec = AttemptSpec("attempt-1", "h" * 64, {}, sweep="s", number=2, verdict=verdict)
+    spec = PlannedAttempt(Trial("h" * 64, {}), 2, "attempt-1", "s", verdict=verdict)
     memory = GpuMemoryGate(spec, Slot("n", "host", (0,), ("GPU-0123",), "GPU-0123"))
     said = list(memory.wait(Nobody()))
     return said, memory.refuses, memory.report() if memory.held else None
@@ -123,9 +123,8 @@ def test_a_rule_that_only_flags_lets_it_begin_after_the_wait(play: Any) -> None:
 
 
 def cancelled() -> tuple[bool, bool]:
-    spec = AttemptSpec(
-        "a", "h", {}, verdict={"rules": {"memory_before": RULE}, "memory_wait_s": 600.0}
-    )
+    verdict = {"rules": {"memory_before": RULE}, "memory_wait_s": 600.0}
+    spec = PlannedAttempt(Trial("h", {}), verdict=verdict)
     memory = GpuMemoryGate(spec, Slot("n", "host", (0,), ("GPU-0123",)))
     list(memory.wait(Nobody(asked=True)))
     return bool(memory.held), memory.refuses

@@ -11,7 +11,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from orchestrator.attempt import AttemptSpec
+from orchestrator.attempt import Trial
 from orchestrator.plan.compose import Composer
 from orchestrator.plan.expand import build, settings_of
 from orchestrator.plan.places import conf_directory
@@ -139,7 +139,7 @@ def test_defaults_of_files_and_dataclasses_agree() -> None:
     assert settings.cluster == Settings().cluster
     assert settings.tracking == Settings().tracking
     assert settings.telemetry == Settings().telemetry
-    assert settings.timeout_s == AttemptSpec("a", "h", {}).timeout_s
+    assert settings.timeout_s == Trial("h", {}).timeout_s
 
 
 def test_a_verdict_turned_off_refuses_nothing_and_still_looks() -> None:

@@ -15,12 +15,11 @@ from typing import Any
 
 import pytest
 
-from orchestrator.attempt import AttemptReport, AttemptSpec, Outcome, Slot, Verdict
+from orchestrator.attempt import AttemptReport, Outcome, PlannedAttempt, Slot, Trial, Verdict
 from orchestrator.measure.metric import Absent, Samples, Value
 from orchestrator.plan.identity import config_hash
 from orchestrator.plan.plan import Plan
 from orchestrator.plan.schema import Settings
-from orchestrator.plan.trial import Trial
 from orchestrator.record import Recording, open_store
 from orchestrator.record.database import sqlite_backend
 from orchestrator.record.embedded import EmbeddedStore
@@ -51,18 +50,14 @@ def plan_of(trials: list[Trial], sweep: str = "quant") -> Plan:
     return Plan(sweep, "Weights of four bits.", tuple(trials), Settings(), {"quant": "nf4"}, axes)
 
 
-def spec_of(trial: Trial, number: int = 1, sweep: str = "quant") -> AttemptSpec:
-    return AttemptSpec(uuid.uuid4().hex, trial.hash, trial.identity, sweep, number)
+def spec_of(trial: Trial, number: int = 1, sweep: str = "quant") -> PlannedAttempt:
+    return PlannedAttempt(trial, number, uuid.uuid4().hex, sweep)
 
 
-def report_of(spec: AttemptSpec, outcome: Outcome = Outcome.OK, **changes: Any) -> AttemptReport:
+def report_of(spec: PlannedAttempt, outcome: Outcome = Outcome.OK, **changes: Any) -> AttemptReport:
     now = time.time()
-    report = AttemptReport(
-        attempt_id=spec.attempt_id,
-        config_hash=spec.config_hash,
-        outcome=outcome,
-        number=spec.number,
-        sweep=spec.sweep,
+    report = spec.report(
+        outcome,
         started_at=now - 2.0,
         ended_at=now,
         duration_s=2.0,
@@ -86,7 +81,7 @@ def record_one(
     """Record one finished attempt; returns its run id."""
     spec = spec_of(trial)
     with Recording(store, plan_of([trial])) as recording:
-        recording.begin(spec, trial, SLOT)
+        recording.begin(spec, SLOT)
         recording.finish(report_of(spec, outcome, **changes), trial)
         assert recording.flush(60)
         run_id = recording.run_id_of(spec.attempt_id)

@@ -83,7 +83,7 @@ def test_a_claim_lasts_until_the_result_can_be_read(
         assert standing is not None
         assert (list(standing.attempts or ()), standing.own) == ([], 0)
         assert other.ask({"theirs": trial.hash}) == {"theirs": None}
-        recording.begin(spec, trial, kit.SLOT)
+        recording.begin(spec, kit.SLOT)
         assert other.ask({"theirs": trial.hash}) == {"theirs": None}
         recording.finish(kit.report_of(spec), trial)
         until(lambda: other.ask({"theirs": trial.hash})["theirs"] is not None)
@@ -102,7 +102,7 @@ def test_what_a_dead_driver_spooled_is_seen(
     spec = kit.spec_of(trial)
     recording._drainer.stop()
     assert recording.claims.ask({spec.attempt_id: trial.hash})[spec.attempt_id] is not None
-    recording.begin(spec, trial, kit.SLOT)
+    recording.begin(spec, kit.SLOT)
     recording.finish(kit.report_of(spec), trial)
     until(lambda: list(recording._spool.directory.glob("*.finish")))
     recording._spooler.stop()

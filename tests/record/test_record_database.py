@@ -39,26 +39,6 @@ def test_a_moved_root_still_reads(
     assert moved.load(run_id).outcome is Outcome.OK
 
 
-def test_an_unexpected_schema_falls_back_to_mlflow(
-    store: EmbeddedStore, kit: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trial = kit.trial_of(1)
-    run_id = kit.record_one(store, trial)
-    before = store.attempts()
-
-    def unknown(*_: object) -> object:
-        from orchestrator.record.embedded import _UnknownSchema
-
-        raise _UnknownSchema("no such column")
-
-    monkeypatch.setattr(store, "_query", unknown)
-    assert store.attempts() == before
-    assert store.find(trial.hash[:12]) == [trial.hash]
-    assert store.load(run_id).config_hash == trial.hash
-    assert [run.sweep for run in store.sweep_runs("quant")] == ["quant"]
-    assert store.running() == []
-
-
 def test_threads_that_ask_at_once_share_one_backend(tmp_path: Path) -> None:
     store = EmbeddedStore(tmp_path / "mlruns")
     with ThreadPoolExecutor(4) as pool:

@@ -40,7 +40,7 @@ def test_an_attempt_is_a_whole_run(
     recording = Recording(
         store, kit.plan_of([trial]), todo=1, command=["python", "-m", "orchestrator"]
     )
-    recording.begin(spec, trial, kit.SLOT)
+    recording.begin(spec, kit.SLOT)
     assert recording.flush(60)
     run_id = recording.run_id_of(spec.attempt_id)
     # Visible RUNNING while it runs, under its name, with its configuration.
@@ -224,7 +224,7 @@ def test_planted_secrets_are_nowhere(
     spec = kit.spec_of(trial)
     plan = kit.plan_of([trial])
     with Recording(store, plan, command=["x", "--token", "onlyhere99", secret]) as recording:
-        recording.begin(spec, trial, kit.SLOT)
+        recording.begin(spec, kit.SLOT)
         report = kit.report_of(
             spec,
             Outcome.ERROR,

@@ -46,7 +46,7 @@ def test_begin_and_finish_return_at_once(store: EmbeddedStore, kit: SimpleNamesp
         backend.finish = slow  # type: ignore[method-assign]
         for trial in trials:
             spec = kit.spec_of(trial)
-            recording.begin(spec, trial, kit.SLOT)
+            recording.begin(spec, kit.SLOT)
             recording.finish(kit.report_of(spec), trial)
         # Every result is on disk although the store has taken none.
         until(lambda: len(list(store.spool_root.rglob("*.finish"))) == 40)
@@ -61,7 +61,7 @@ def test_what_was_begun_and_never_finished_ends_with_the_sweep(
 ) -> None:
     trial = kit.trial_of(1)
     recording = Recording(store, kit.plan_of([trial]))
-    recording.begin(kit.spec_of(trial), trial, kit.SLOT)
+    recording.begin(kit.spec_of(trial), kit.SLOT)
     summary = recording.close("KILLED", "stopped by a person")
     (attempt,) = store.attempts()[trial.hash]
     assert (attempt.outcome, attempt.status) == ("cancelled", "KILLED")
@@ -90,7 +90,7 @@ def test_a_full_disk_stops_new_attempts_and_loses_nothing(
         recording.finish(kit.report_of(kit.spec_of(trials[0])), trials[0])
         until(lambda: messages)
         with pytest.raises(StoreError, match="no space left on the disk"):
-            recording.begin(kit.spec_of(trials[1]), trials[1], kit.SLOT)
+            recording.begin(kit.spec_of(trials[1]), kit.SLOT)
         # What ran meanwhile can still be handed over.
         recording.finish(kit.report_of(kit.spec_of(trials[2])), trials[2])
         assert not list(store.spool_root.rglob("*.tmp"))

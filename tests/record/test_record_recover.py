@@ -44,9 +44,9 @@ if stage == "spooled":
 recording = Recording(store, kit.plan_of(trials))
 specs = [kit.spec_of(trial) for trial in trials]
 for spec, trial in zip(specs, trials):
-    recording.submit(spec, trial)
+    recording.submit(spec)
 for spec, trial in list(zip(specs, trials))[: 0 if stage == "submitted" else 2]:
-    recording.begin(spec, trial, kit.SLOT)
+    recording.begin(spec, kit.SLOT)
 if stage in ("submitted", "begun"):
     assert recording.flush(120)
 else:
@@ -57,7 +57,7 @@ else:
             time.sleep(600)
         until(lambda: recording.run_id is not None)
         store.backend().end = stop
-    spec = next(iter(recording._begun.values())).spec
+    spec = next(iter(recording._begun.values())).attempt
     recording.finish(kit.report_of(spec), trials[0])
     if stage == "recorded":
         assert recording.flush(120)
@@ -140,7 +140,7 @@ def test_a_living_driver_is_neither_reaped_nor_drained(
 ) -> None:
     trial = kit.trial_of(1)
     with Recording(store, kit.plan_of([trial])) as recording:
-        recording.begin(kit.spec_of(trial), trial, kit.SLOT)
+        recording.begin(kit.spec_of(trial), kit.SLOT)
         assert recording.flush(60)
         assert reap(store).attempts == 0
         assert sync(store).in_use == 1
@@ -155,7 +155,7 @@ def test_another_hosts_driver_is_judged_by_its_heartbeat(
     )
     trial = kit.trial_of(1)
     recording = Recording(store, kit.plan_of([trial]), heartbeat_period_s=0.05)
-    recording.begin(kit.spec_of(trial), trial, kit.SLOT)
+    recording.begin(kit.spec_of(trial), kit.SLOT)
     assert recording.flush(60)
     now = time.time()
     assert reap(store, now=now + STALE_AFTER_S / 2).attempts == 0
@@ -170,7 +170,7 @@ def test_another_hosts_driver_is_judged_by_its_heartbeat(
     assert reap(store, now=time.time() + STALE_AFTER_S + 5).attempts == 1
     assert store.attempts()[trial.hash][0].outcome == "lost"
     # It lived after all: what it reports replaces what was written about it.
-    spec = next(iter(recording._begun.values())).spec
+    spec = next(iter(recording._begun.values())).attempt
     recording.finish(kit.report_of(spec), trial)
     recording.close()
     (attempt,) = store.attempts()[trial.hash]

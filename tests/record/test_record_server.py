@@ -29,7 +29,7 @@ def test_the_whole_way(
     with Recording(store, kit.plan_of(trials, "whole")) as recording:
         for trial in trials:
             spec = kit.spec_of(trial, sweep="whole")
-            recording.begin(spec, trial, kit.SLOT)
+            recording.begin(spec, kit.SLOT)
             recording.finish(kit.report_of(spec), trial)
         assert recording.flush(120)
         assert reap(store).attempts == 0
@@ -68,7 +68,7 @@ def test_the_server_goes_away(
     server.kill()
     for trial in trials[1:]:
         spec = kit.spec_of(trial, sweep="middle")
-        recording.begin(spec, trial, kit.SLOT)
+        recording.begin(spec, kit.SLOT)
         recording.finish(kit.report_of(spec), trial)
     until(lambda: messages)
     assert server.uri in messages[0]
@@ -83,7 +83,7 @@ def test_the_server_goes_away(
     away = Recording(store, kit.plan_of(others, "away"), patience_s=0.5)
     for trial in others:
         spec = kit.spec_of(trial, sweep="away")
-        away.begin(spec, trial, kit.SLOT)
+        away.begin(spec, kit.SLOT)
         away.finish(kit.report_of(spec), trial)
     summary = away.close()
     assert (summary.run_id, summary.recorded, summary.waiting) == (None, 0, 2)

@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 
-from orchestrator.attempt import AttemptReport, Outcome, Resources, RuleResult, Slot, Verdict
+from orchestrator.attempt import AttemptReport, Outcome, Resources, RuleResult, Slot, Trial, Verdict
 from orchestrator.measure import Absent, Samples, Value
 from orchestrator.plan.plan import Plan
 from orchestrator.plan.schema import Settings
-from orchestrator.plan.trial import Trial
 
 SLOWNESS = {"fp32": 1.0, "bf16": 0.8, "int8": 1.9, "nf4": 2.9}
 WEIGHTS_BYTES = {"fp32": 538e6, "bf16": 269e6, "int8": 163e6, "nf4": 103e6}

@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 
-from orchestrator.attempt import AttemptReport, Outcome, Resources, Verdict
+from orchestrator.attempt import AttemptReport, Outcome, Resources, Trial, Verdict
 from orchestrator.measure import Samples
 from orchestrator.plan.plan import Plan
 from orchestrator.plan.schema import Settings
-from orchestrator.plan.trial import Trial
 from orchestrator.report import build_table
 
 P95, LONG = "itl_s.p95", "itl_s.p95_long_over_short"

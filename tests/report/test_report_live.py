@@ -11,7 +11,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from orchestrator.attempt import AttemptSpec, Outcome, RuleResult, Slot
+from orchestrator.attempt import Outcome, PlannedAttempt, RuleResult, Slot
 from orchestrator.measure.metric import Phase
 from orchestrator.report.analyse.labels import labels_of
 from orchestrator.report.show.board import Board, core_ranges, device_of
@@ -35,15 +35,15 @@ class Terminal(io.StringIO):
 
 
 def spec_of(trial, number=1):
-    return AttemptSpec(f"{trial.hash[:12]}-{number}", trial.hash, trial.identity, number=number)
+    return PlannedAttempt(trial, number, f"{trial.hash[:12]}-{number}")
 
 
 def play(view, make, plan, endings):
     """Run a whole sweep through the port; ``endings`` maps a trial's position to an outcome."""
     for trial in plan.trials:
-        view.submitted(spec_of(trial), trial)
+        view.submitted(spec_of(trial))
     for at, trial in enumerate(plan.trials):
-        view.started(spec_of(trial), trial, make.slot())
+        view.started(spec_of(trial), make.slot())
         view.phase(spec_of(trial), "decode")
         outcome, reason = endings.get(at, (Outcome.OK, None))
         view.finished(make.report(trial, outcome=outcome, reason=reason), trial)
@@ -171,8 +171,8 @@ def test_a_long_silence_is_broken_by_a_heartbeat(make, monkeypatch):
     plan = make.plan()
     with LiveView(Console(file=out, width=80), total=8, labels=labels_of(plan)) as view:
         trial = plan.trials[0]
-        view.submitted(spec_of(trial), trial)
-        view.started(spec_of(trial), trial, make.slot())
+        view.submitted(spec_of(trial))
+        view.started(spec_of(trial), make.slot())
         view.phase(spec_of(trial), "load")
         deadline = time.monotonic() + 30
         while "… 1 running (fp32 · 512→32, load" not in out.getvalue():

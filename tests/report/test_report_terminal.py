@@ -15,18 +15,18 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 from rich.console import Console
-from orchestrator.attempt import AttemptReport, AttemptSpec, Outcome, Slot
+from orchestrator.attempt import AttemptReport, Outcome, PlannedAttempt, Slot
 from orchestrator.report import LiveView
 trials = [
     SimpleNamespace(hash=f"{i:064x}", identity={"task": {"name": "noop", "value": i}})
     for i in range(4)
 ]
-specs = [AttemptSpec(f"a{i}", t.hash, t.identity) for i, t in enumerate(trials)]
+specs = [PlannedAttempt(trial, attempt_id=f"a{i}") for i, trial in enumerate(trials)]
 with LiveView(Console(stderr=True), total=5, cached=1, sweep="tried") as view:
-    for spec, trial in zip(specs, trials):
-        view.submitted(spec, trial)
+    for spec in specs:
+        view.submitted(spec)
     for i in (0, 1):
-        view.started(specs[i], trials[i], Slot("n", "node-1", (2 * i, 2 * i + 1)))
+        view.started(specs[i], Slot("n", "node-1", (2 * i, 2 * i + 1)))
     view.phase(specs[0], "decode")
     report = AttemptReport("a1", trials[1].hash, Outcome.OOM_HOST, "killed at 8 GiB")
     view.finished(report, trials[1])

@@ -14,11 +14,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator.attempt import AttemptReport, AttemptSpec, Resources, Slot
+from orchestrator.attempt import AttemptReport, PlannedAttempt, Resources, Slot, Trial
 from orchestrator.plan.schema import ClusterConfig, Settings, TelemetryConfig
-from orchestrator.plan.trial import Trial
 from orchestrator.schedule.driver import SweepResult, run_sweep
-from orchestrator.schedule.todo import Attempt
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -31,15 +29,15 @@ class Recorded:
     begun: list[str] = field(default_factory=list)
     reports: list[AttemptReport] = field(default_factory=list)
 
-    def submit(self, spec: AttemptSpec, trial: Trial) -> None:
-        self.submitted.add(spec.attempt_id)
+    def submit(self, attempt: PlannedAttempt) -> None:
+        self.submitted.add(attempt.attempt_id)
 
     def withdraw(self, attempt_id: str) -> None:
         self.submitted.remove(attempt_id)
 
-    def begin(self, spec: AttemptSpec, trial: Trial, slot: Slot) -> None:
-        assert spec.attempt_id in self.submitted
-        self.begun.append(spec.attempt_id)
+    def begin(self, attempt: PlannedAttempt, slot: Slot) -> None:
+        assert attempt.attempt_id in self.submitted
+        self.begun.append(attempt.attempt_id)
 
     def finish(self, report: AttemptReport, trial: Trial) -> None:
         assert report.config_hash == trial.hash
@@ -63,17 +61,17 @@ class Seen:
 
     events: list[tuple[str, str]] = field(default_factory=list)
     messages: list[str] = field(default_factory=list)
-    on_started: Callable[[AttemptSpec, Slot], None] = lambda spec, slot: None
+    on_started: Callable[[PlannedAttempt, Slot], None] = lambda attempt, slot: None
 
-    def submitted(self, spec: AttemptSpec, trial: Trial) -> None:
-        self.events.append(("submitted", spec.attempt_id))
+    def submitted(self, attempt: PlannedAttempt) -> None:
+        self.events.append(("submitted", attempt.attempt_id))
 
-    def started(self, spec: AttemptSpec, trial: Trial, slot: Slot) -> None:
-        self.events.append(("started", spec.attempt_id))
-        self.on_started(spec, slot)
+    def started(self, attempt: PlannedAttempt, slot: Slot) -> None:
+        self.events.append(("started", attempt.attempt_id))
+        self.on_started(attempt, slot)
 
-    def phase(self, spec: AttemptSpec, name: str) -> None:
-        self.events.append((f"phase {name}", spec.attempt_id))
+    def phase(self, attempt: PlannedAttempt, name: str) -> None:
+        self.events.append((f"phase {name}", attempt.attempt_id))
 
     def finished(self, report: AttemptReport, trial: Trial) -> None:
         self.events.append((f"finished {report.outcome.value}", report.attempt_id))
@@ -134,7 +132,7 @@ def sweep(
     recorded, seen = Recorded(), seen or Seen()
     result = run_sweep(
         make_plan(**settings),
-        [Attempt(trial, number) for trial in trials for number in range(1, repeats + 1)],
+        [PlannedAttempt(trial, number) for trial in trials for number in range(1, repeats + 1)],
         recording=recorded,
         view=seen,
         seed=seed,

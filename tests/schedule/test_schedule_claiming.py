@@ -11,12 +11,11 @@ from typing import Any
 
 import pytest
 
-from orchestrator.attempt import Outcome
-from orchestrator.schedule.cluster.simulated import Fate, SimulatedCluster
+from orchestrator.attempt import Outcome, PlannedAttempt
 from orchestrator.schedule.driver import run_sweep
 from orchestrator.schedule.placement import Node
 from orchestrator.schedule.policy import Limits
-from orchestrator.schedule.todo import Attempt
+from testing.simulated_cluster import Fate, SimulatedCluster
 
 
 @dataclass
@@ -72,7 +71,7 @@ def run(kit: Any) -> Callable[..., Any]:
         result = run_sweep(
             kit.plan(repeats=repeats),
             [
-                Attempt(kit.trial(value), number)
+                PlannedAttempt(kit.trial(value), number)
                 for value in range(trials)
                 for number in range(1, repeats + 1)
             ],

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.errors import ClusterError
+from orchestrator.schedule.cluster.ray import connection
 from orchestrator.schedule.supervise.cores import (
     CoreSplit,
     allowed_cores,
@@ -23,7 +24,12 @@ from orchestrator.schedule.supervise.cores import (
     supervisor_cores,
     to_text,
 )
-from orchestrator.schedule.supervise.locks import DIRECTORY_VARIABLE, Request, local_directory
+from orchestrator.schedule.supervise.locks import (
+    DIRECTORY_VARIABLE,
+    Request,
+    local_directory,
+    private_directory,
+)
 
 NOWHERE = Path("/nonexistent")
 
@@ -176,7 +182,27 @@ def test_a_killed_holder_lets_go(tmp_path: Path) -> None:
 
 def test_the_directory_is_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(DIRECTORY_VARIABLE, str(tmp_path / "ours"))
-    assert local_directory().stat().st_mode & 0o777 == 0o700
+    before = os.umask(0)
+    try:
+        assert local_directory().stat().st_mode & 0o777 == 0o700
+    finally:
+        os.umask(before)
+
+
+def test_a_session_too_deep_for_sockets_goes_to_a_private_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(DIRECTORY_VARIABLE, str(tmp_path / ("deep" * 20)))
+    short = tmp_path / "short"
+    monkeypatch.setattr(connection, "short_directory", lambda: private_directory(short))
+    before = os.umask(0)
+    try:
+        with connection._session_directory() as directory:
+            assert directory.parent.parent == short
+            for made in (short, directory.parent):
+                assert made.stat().st_mode & 0o777 == 0o700
+    finally:
+        os.umask(before)
 
 
 def test_a_directory_that_others_may_write_is_refused(

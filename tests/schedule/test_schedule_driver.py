@@ -11,27 +11,24 @@ from typing import Any
 
 import pytest
 
-from orchestrator.attempt import AttemptSpec, Outcome, Resources
+from orchestrator.attempt import Outcome, PlannedAttempt, Resources, Trial
 from orchestrator.errors import ClusterError
 from orchestrator.plan.schema import VerdictConfig
-from orchestrator.plan.trial import Trial
-from orchestrator.schedule.cluster.simulated import Fate, SimulatedCluster
 from orchestrator.schedule.decide import decide, submissions
 from orchestrator.schedule.driver import run_sweep
 from orchestrator.schedule.events import NodesSeen, Started
-from orchestrator.schedule.flight import Ticket
 from orchestrator.schedule.order import interleave
-from orchestrator.schedule.placement import Demand, Node
+from orchestrator.schedule.placement import Node
 from orchestrator.schedule.policy import Limits, retry_policy
 from orchestrator.schedule.state import SweepState
-from orchestrator.schedule.todo import Attempt
+from testing.simulated_cluster import Fate, SimulatedCluster
 
 
 def nodes(count: int, cpus: int = 2) -> list[Node]:
     return [Node(f"n{i}", f"host{i}", cpus) for i in range(count)]
 
 
-def steady(spec: AttemptSpec, node: Node) -> Fate:
+def steady(attempt: PlannedAttempt, node: Node) -> Fate:
     return Fate(10.0)
 
 
@@ -43,9 +40,9 @@ class Script:
         self.made: Counter[str] = Counter()
         self.nodes: list[str] = []
 
-    def __call__(self, spec: AttemptSpec, node: Node) -> Fate:
-        number = self.made[spec.config_hash]
-        self.made[spec.config_hash] += 1
+    def __call__(self, attempt: PlannedAttempt, node: Node) -> Fate:
+        number = self.made[attempt.trial.hash]
+        self.made[attempt.trial.hash] += 1
         self.nodes.append(node.node_id)
         over = number >= len(self.outcomes)
         return Fate(10.0, Outcome.OK if over else self.outcomes[number])
@@ -65,7 +62,7 @@ def test_every_attempt_runs_once(kit: Any) -> None:
 
 
 def test_order_is_seeded_and_in_rounds(kit: Any) -> None:
-    attempts = [Attempt(kit.trial(i), n) for i in range(30) for n in (1, 2)]
+    attempts = [PlannedAttempt(kit.trial(i), n) for i in range(30) for n in (1, 2)]
     first, same, other = (interleave(attempts, seed) for seed in (1, 1, 2))
     assert first == same
     assert first != other
@@ -78,9 +75,9 @@ def test_the_last_round_runs_the_longest_first() -> None:
     def trial(value: int) -> Trial:
         return Trial(hash=f"{value:064x}", identity={})
 
-    lasting = [Attempt(trial(i), n, expected_s=1.5**i) for i in range(20) for n in (1, 2)]
-    unknown = Attempt(trial(99), 1)
-    ordered = interleave([*lasting, Attempt(trial(99), 0), unknown], 1, slots=2)
+    lasting = [PlannedAttempt(trial(i), n, expected_s=1.5**i) for i in range(20) for n in (1, 2)]
+    unknown = PlannedAttempt(trial(99), 1)
+    ordered = interleave([*lasting, PlannedAttempt(trial(99), 0), unknown], 1, slots=2)
     first, last = ordered[:21], ordered[21:]
     assert last[0] is unknown
     assert [a.expected_s for a in last[1:]] == sorted((1.5**i for i in range(20)), reverse=True)
@@ -89,7 +86,7 @@ def test_the_last_round_runs_the_longest_first() -> None:
     alone = interleave([a for a in lasting if a.number == 1], 1)
     assert [a.expected_s for a in alone] != [a.expected_s for a in last[1:]]
     # About equal durations stay in random order.
-    equal = [Attempt(trial(i), 1, expected_s=60.0 + i / 100) for i in range(20)]
+    equal = [PlannedAttempt(trial(i), 1, expected_s=60.0 + i / 100) for i in range(20)]
     assert interleave(equal, 1, slots=2) == interleave(equal, 1) != equal
 
 
@@ -99,10 +96,10 @@ def test_known_durations_fill_the_slots_to_the_end(kit: Any) -> None:
 
     def makespan_s(known: bool) -> float:
         cluster = SimulatedCluster(
-            nodes(8), lambda spec, node: Fate(lasts[spec.config_hash]), dispatch_s=0.0
+            nodes(8), lambda attempt, node: Fate(lasts[attempt.trial.hash]), dispatch_s=0.0
         )
         todo = [
-            Attempt(trial, 1, expected_s=lasts[trial.hash] if known else None)
+            PlannedAttempt(trial, 1, expected_s=lasts[trial.hash] if known else None)
             for trial in map(kit.trial, range(400))
         ]
         result = run_sweep(
@@ -139,9 +136,9 @@ def test_a_retry_does_not_queue_behind_what_has_time(kit: Any) -> None:
     unlucky = kit.trial(77).hash
     made: Counter[str] = Counter()
 
-    def fate(spec: AttemptSpec, node: Node) -> Fate:
-        made[spec.config_hash] += 1
-        if spec.config_hash == unlucky and made[unlucky] == 1:
+    def fate(attempt: PlannedAttempt, node: Node) -> Fate:
+        made[attempt.trial.hash] += 1
+        if attempt.trial.hash == unlucky and made[unlucky] == 1:
             return Fate(200.0, Outcome.CRASHED)
         return Fate(generator.uniform(100.0, 300.0))
 
@@ -335,7 +332,7 @@ def test_a_cluster_that_is_gone_closes_the_books(kit: Any) -> None:
     with pytest.raises(ClusterError, match="raylet died"):
         run_sweep(
             kit.plan(),
-            [Attempt(kit.trial(i), 1) for i in range(50)],
+            [PlannedAttempt(kit.trial(i), 1) for i in range(50)],
             recording=recorded,
             view=kit.Seen(),
             seed=0,
@@ -358,7 +355,7 @@ def test_a_recording_that_fails_leaves_nothing_running(kit: Any) -> None:
     with pytest.raises(OSError, match="disk full"):
         run_sweep(
             kit.plan(),
-            [Attempt(kit.trial(i), 1) for i in range(20)],
+            [PlannedAttempt(kit.trial(i), 1) for i in range(20)],
             recording=Full(),
             view=kit.Seen(),
             seed=0,
@@ -370,21 +367,20 @@ def test_a_recording_that_fails_leaves_nothing_running(kit: Any) -> None:
 
 
 def test_decide_is_pure(kit: Any) -> None:
-    demand = Demand(1)
-    tickets = [Ticket(kit.trial(i), demand, 1) for i in range(5)]
-    state = SweepState(tickets, retry_policy(), Limits(), "d")
+    planned = [PlannedAttempt(kit.trial(i)) for i in range(5)]
+    state = SweepState(planned, retry_policy(), Limits(), "d")
     for action in decide(state, NodesSeen(tuple(nodes(1)))):
         state.commit(action)
-    before = dataclasses.asdict(dataclasses.replace(tickets[0], trial=None))  # type: ignore[type-var]
+    before = dataclasses.asdict(dataclasses.replace(planned[0], trial=None))  # type: ignore[type-var]
     assert submissions(state) == submissions(state)
     for submit in submissions(state):
         state.commit(submit)
-    (flight, *_) = state.flights.values()
+    (running, *_) = state.running.values()
     slot = type("S", (), {"node_id": "n0"})()
-    event = Started(flight.attempt_id, slot)  # type: ignore[arg-type]
+    event = Started(running.planned.attempt_id, slot)  # type: ignore[arg-type]
     assert decide(state, event) == decide(state, event)
-    assert flight.started_at is None, "deciding must not act"
-    assert dataclasses.asdict(dataclasses.replace(tickets[0], trial=None)) == before  # type: ignore[type-var]
+    assert running.started_at is None, "deciding must not act"
+    assert dataclasses.asdict(dataclasses.replace(planned[0], trial=None)) == before  # type: ignore[type-var]
 
 
 def test_answers_of_the_dead_are_ignored(kit: Any) -> None:
@@ -396,7 +392,7 @@ def test_ten_thousand_trials_with_failures(kit: Any) -> None:
     generator = random.Random(3)
     endings = [Outcome.OK] * 90 + [Outcome.LOST] * 4 + [Outcome.CRASHED] * 3 + [Outcome.ERROR] * 3
 
-    def fate(spec: AttemptSpec, node: Node) -> Fate:
+    def fate(attempt: PlannedAttempt, node: Node) -> Fate:
         return Fate(generator.lognormvariate(3, 1), generator.choice(endings))
 
     cluster = SimulatedCluster(nodes(50, 8), fate)

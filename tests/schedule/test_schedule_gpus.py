@@ -27,9 +27,9 @@ sys.path.insert(0, {root!r})
 from types import SimpleNamespace
 from orchestrator.attempt import Resources
 from orchestrator.plan.schema import ClusterConfig, Settings
-from orchestrator.plan.trial import Trial
+from orchestrator.attempt import Trial
 from orchestrator.schedule.driver import run_sweep
-from orchestrator.schedule.todo import Attempt
+from orchestrator.attempt import PlannedAttempt
 
 class Port:
     reports = []
@@ -45,7 +45,7 @@ def trial(value, gpus):
 settings = Settings(cluster=ClusterConfig(cpus=2))
 plan = SimpleNamespace(sweep="gpus", settings=settings, trials=())
 port = Port()
-todo = [Attempt(trial(*made), 1) for made in enumerate({gpus})]
+todo = [PlannedAttempt(trial(*made), 1) for made in enumerate({gpus})]
 run_sweep(plan, todo, recording=port, view=Port(),
           seed=0, stop=threading.Event())
 print(json.dumps([

@@ -149,10 +149,10 @@ from pathlib import Path
 from orchestrator.attempt import Resources
 from orchestrator.errors import ClusterError
 from orchestrator.plan.schema import ClusterConfig, Settings, TelemetryConfig
-from orchestrator.plan.trial import Trial
+from orchestrator.attempt import Trial
 from orchestrator.schedule.cluster.ray.cluster import PendingCluster
 from orchestrator.schedule.driver import run_sweep
-from orchestrator.schedule.todo import Attempt
+from orchestrator.attempt import PlannedAttempt
 from types import SimpleNamespace
 
 address, wanted = sys.argv[1], json.loads(sys.argv[2])
@@ -189,7 +189,7 @@ with PendingCluster(settings.cluster) as pending:
         preferred.clear()
         all_slots_free()
         try:
-            run_sweep(plan, [Attempt(trial, 1)], recording=port, view=Port(), seed=0,
+            run_sweep(plan, [PlannedAttempt(trial, 1)], recording=port, view=Port(), seed=0,
                       stop=threading.Event(), cluster=cluster)
         except ClusterError as error:
             found.append({"refused": str(error)})

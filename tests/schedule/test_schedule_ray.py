@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from orchestrator.attempt import AttemptSpec, Outcome, Resources, Slot
+from orchestrator.attempt import Outcome, PlannedAttempt, Resources, Slot
 from orchestrator.errors import ClusterError
 from orchestrator.plan.schema import ClusterConfig, TelemetryConfig
 from orchestrator.schedule.cluster.ray import connection
@@ -51,7 +51,7 @@ def test_a_worker_serves_many_attempts(kit: Any, ray_cluster: Any) -> None:
     """Ray's default, a new worker per task, would cost each attempt a new fork server."""
     supervisors = set()
 
-    def note(spec: AttemptSpec, slot: Slot) -> None:
+    def note(spec: PlannedAttempt, slot: Slot) -> None:
         supervisors.update(p.pid for p in _ray_workers())
 
     run = kit.sweep([kit.trial(i) for i in range(12)], ray_cluster, seen=kit.Seen(on_started=note))
@@ -85,7 +85,7 @@ def test_a_task_that_fails_is_one_final_row(kit: Any, ray_cluster: Any) -> None:
 def test_a_killed_supervisor_is_lost_and_run_again(kit: Any, ray_cluster: Any) -> None:
     killed = []
 
-    def kill_first(spec: AttemptSpec, slot: Slot) -> None:
+    def kill_first(spec: PlannedAttempt, slot: Slot) -> None:
         if not killed:
             worker = _busy_worker(spec)
             killed.append(worker.pid)
@@ -205,9 +205,9 @@ def test_another_driver_joins_by_address(kit: Any, ray_cluster: Any, tmp_path: P
             from types import SimpleNamespace
             from orchestrator.attempt import Resources
             from orchestrator.plan.schema import ClusterConfig, Settings, TelemetryConfig
-            from orchestrator.plan.trial import Trial
+            from orchestrator.attempt import Trial
             from orchestrator.schedule.driver import run_sweep
-            from orchestrator.schedule.todo import Attempt
+            from orchestrator.attempt import PlannedAttempt
 
             class Port:
                 reports = []
@@ -222,7 +222,7 @@ def test_another_driver_joins_by_address(kit: Any, ray_cluster: Any, tmp_path: P
             )
             plan = SimpleNamespace(sweep="joined", settings=settings, trials=())
             port = Port()
-            run_sweep(plan, [Attempt(trial, 1)], recording=port, view=Port(), seed=0,
+            run_sweep(plan, [PlannedAttempt(trial, 1)], recording=port, view=Port(), seed=0,
                       stop=threading.Event())
             report = port.reports[0]
             print(json.dumps([report.outcome.value, report.reason, report.facts.get("pid")]))
@@ -255,13 +255,13 @@ def _ray_workers() -> list[psutil.Process]:
     return found
 
 
-def _busy_worker(spec: AttemptSpec) -> psutil.Process:
+def _busy_worker(spec: PlannedAttempt) -> psutil.Process:
     """The worker process that supervises ``spec``: Ray names it after its task."""
 
     def busy() -> psutil.Process | None:
         for process in _ray_workers():
             with contextlib.suppress(psutil.Error):
-                if f"attempt {spec.config_hash[:12]}" in " ".join(process.cmdline()):
+                if f"attempt {spec.trial.hash[:12]}" in " ".join(process.cmdline()):
                     return process
         return None
 

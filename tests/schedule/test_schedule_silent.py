@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from orchestrator.attempt import Outcome, Slot
+from orchestrator.attempt import Outcome, PlannedAttempt, Slot
 from orchestrator.schedule.actions import Cancel, Finish
 from orchestrator.schedule.decide import decide, report_without_supervisor, submissions
 from orchestrator.schedule.events import Ended, Event, NodesSeen, Started
-from orchestrator.schedule.flight import Ticket
-from orchestrator.schedule.placement import Demand, Node
+from orchestrator.schedule.placement import Node
 from orchestrator.schedule.policy import Limits, retry_policy
 from orchestrator.schedule.state import SweepState
 
@@ -26,12 +25,12 @@ def handled(state: SweepState, event: Event) -> list[Any]:
 
 def running(kit: Any, trials: list[Any]) -> SweepState:
     """Seven in flight: two on each node, three in queues."""
-    tickets = [Ticket(trial, Demand(1), 1) for trial in trials]
-    state = SweepState(tickets, retry_policy(), Limits(), "d")
+    planned = [PlannedAttempt(trial) for trial in trials]
+    state = SweepState(planned, retry_policy(), Limits(), "d")
     handled(state, NodesSeen((THERE, CUT)))
     for submit in submissions(state):
         state.commit(submit)
-    assert len(state.flights) == 7
+    assert len(state.running) == 7
     for number, node in enumerate((THERE, THERE, CUT, CUT), start=1):
         handled(state, Started(f"d-{number}", Slot(node.node_id, node.host, (0,))))
     return state
@@ -56,7 +55,7 @@ def test_what_a_silent_node_held_is_lost_after_a_grace(kit: Any) -> None:
 
 
 def ended(state: SweepState, attempt_id: str) -> None:
-    report = report_without_supervisor(state, state.flights[attempt_id], Outcome.OK, "")
+    report = report_without_supervisor(state, state.running[attempt_id], Outcome.OK, "")
     handled(state, Ended(attempt_id, report))
 
 
@@ -70,7 +69,7 @@ def test_what_waited_in_its_queue_is_submitted_again_where_slots_are_idle(kit: A
     assert set(lost) == {"d-3", "d-4", "d-5", "d-6"}, "as many as there are idle slots"
     for submit in submissions(state):
         state.commit(submit)
-    assert set(state.flights) == {"d-7", "d-8", "d-9"}
+    assert set(state.running) == {"d-7", "d-8", "d-9"}
     state.now += GRACE_S
     lost = finished(handled(state, NodesSeen((THERE,))))
     assert set(lost) == {"d-7"}, "the others were submitted when it had gone"

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from orchestrator.attempt import AttemptReport, AttemptSpec, Outcome, RuleResult, Verdict
+from orchestrator.attempt import (
+    AttemptReport,
+    Outcome,
+    PlannedAttempt,
+    Resources,
+    RuleResult,
+    Verdict,
+)
 from orchestrator.schedule.events import Ended, PhaseBegan, Started, Vanished, Waiting
 from orchestrator.schedule.supervise import supervisor
 from orchestrator.schedule.supervise.cores import CoreSplit, pin_process
@@ -29,15 +37,18 @@ def _own_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     pin_process(before)
 
 
-def spec_of(kit: Any, **changes: Any) -> AttemptSpec:
+def spec_of(kit: Any, **changes: Any) -> PlannedAttempt:
     task = changes.pop("task", {})
-    trial = kit.trial(1, **task)
-    values = {"telemetry": {"enabled": False}, "timeout_s": 30.0, **changes}
-    return AttemptSpec("attempt-1", trial.hash, trial.identity, **values)
+    asked = {
+        "timeout_s": changes.pop("timeout_s", 30.0),
+        "resources": Resources(cpus=changes.pop("cpus", 1)),
+    }
+    trial = replace(kit.trial(1, **task), **asked)
+    return PlannedAttempt(trial, attempt_id="attempt-1", telemetry={"enabled": False}, **changes)
 
 
-def grant(cpus: int = 1) -> Grant:
-    return Grant("node", cpus, node_cpus=CPUS)
+def grant() -> Grant:
+    return Grant("node", node_cpus=CPUS)
 
 
 def test_started_phase_report(kit: Any) -> None:
@@ -125,7 +136,7 @@ def test_a_cancel_while_waiting_ends_without_a_word(kit: Any) -> None:
 def test_a_quota_below_what_ray_was_told(kit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     one = CoreSplit((min(os.sched_getaffinity(0)),))
     monkeypatch.setattr(supervisor, "core_split", lambda node_cpus: one)
-    started = next(iter(attempt_events(spec_of(kit), grant(cpus=64), Cancellation())))
+    started = next(iter(attempt_events(spec_of(kit, cpus=64), grant(), Cancellation())))
     assert started.slot.cpus == one.measured
 
 

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.attempt import Outcome
-from orchestrator.plan.trial import Trial
+from orchestrator.attempt import Outcome, Trial
 from orchestrator.schedule.todo import compute_todo
 
 TRIAL = Trial(hash="a" * 64, identity={})

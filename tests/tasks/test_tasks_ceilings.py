@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.measure import FakeClock, Recorder
+from orchestrator.measure import Recorder
 from orchestrator.model import (
     EAGER,
     CacheFormat,
@@ -22,6 +22,7 @@ from orchestrator.tasks.ceilings import ceilings
 from orchestrator.tasks.ceilings import layers as ceiling_layers
 from orchestrator.tasks.ceilings import timed_operations as ceiling_operations
 from orchestrator.tasks.ceilings.timed_operations import SizeScale
+from testing.clock import FakeClock
 
 LLAMA = {
     "model_type": "llama",

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from orchestrator.engines.transformers.generation import GreedyGenerator
-from orchestrator.measure import FakeClock
+from testing.clock import FakeClock
 
 PREFILL_S = 0.5
 STEP_S = 0.02

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.measure import FakeClock, InputError
+from orchestrator.measure import InputError
 from orchestrator.measure.registry import find_task
 from orchestrator.tasks.streaming import account, pages
 from orchestrator.tasks.streaming.buffers import Loader
@@ -28,6 +28,7 @@ from orchestrator.tasks.streaming.layout import (
 )
 from orchestrator.tasks.streaming.prefetch import AsyncPipeline
 from orchestrator.tasks.streaming.reader import Reader, Throttle
+from testing.clock import FakeClock
 
 check = find_task("streaming").check
 

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import ConfigError
-from orchestrator.measure import FakeClock, Infeasible
+from orchestrator.measure import Infeasible
 from orchestrator.measure.registry import find_task
 from orchestrator.model import read_architecture, step_flops
 from orchestrator.tasks.training.step import TrainingStep
 from orchestrator.tasks.training.training_expected import Expected, device_memory_bytes
 from testing.checks import check_of
+from testing.clock import FakeClock
 
 Identity = Callable[..., dict[str, Any]]
 Run = Callable[[dict[str, Any]], Any]

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.measure.wording import plain
 
 if TYPE_CHECKING:
+    from orchestrator.attempt import Trial
     from orchestrator.plan.plan import Plan
-    from orchestrator.plan.trial import Trial
 
 
 def baseline_axes(plan: Plan, axes: Sequence[str]) -> dict[str, str]:

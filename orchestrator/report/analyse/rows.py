@@ -33,10 +33,10 @@ from orchestrator.report.analyse.trial_row import TrialRow
 from orchestrator.statistics.judge import Judged, incomparable, tolerance
 
 if TYPE_CHECKING:
+    from orchestrator.attempt import Trial
     from orchestrator.measure import Task
     from orchestrator.measure.columns import Column
     from orchestrator.plan.plan import Plan
-    from orchestrator.plan.trial import Trial
 
 # Bootstrap work for one table, in resampled values: 3,000 trials must not take minutes to print.
 _RESAMPLING_BUDGET = 60_000_000

@@ -29,8 +29,7 @@ from orchestrator.report.show.style import is_live, writable
 from orchestrator.report.show.units import duration, span
 
 if TYPE_CHECKING:
-    from orchestrator.attempt import AttemptReport, AttemptSpec, Slot
-    from orchestrator.plan.trial import Trial
+    from orchestrator.attempt import AttemptReport, PlannedAttempt, Slot, Trial
 
 # The driver shares its cores with what is being measured: every frame is time taken from a trial.
 # Two looks a second are enough for a person, and a frame equal to the last one is not drawn.
@@ -88,25 +87,25 @@ class LiveView:
 
     # -- the scheduler's side ------------------------------------------------------------------
 
-    def submitted(self, spec: AttemptSpec, trial: Trial) -> None:
+    def submitted(self, attempt: PlannedAttempt) -> None:
         """An attempt has been handed to the cluster and waits for a slot."""
         with self._lock:
-            self._board.submit(spec.attempt_id)
+            self._board.submit(attempt.attempt_id)
 
-    def withdrawn(self, spec: AttemptSpec, *, made: bool) -> None:
+    def withdrawn(self, attempt: PlannedAttempt, *, made: bool) -> None:
         """Another driver makes the attempt, or has ``made`` it: then it is one of those there."""
         with self._lock:
-            self._board.withdraw(spec.attempt_id, made=made)
+            self._board.withdraw(attempt.attempt_id, made=made)
 
-    def started(self, spec: AttemptSpec, trial: Trial, slot: Slot) -> None:
+    def started(self, attempt: PlannedAttempt, slot: Slot) -> None:
         """An attempt has got its slot."""
         with self._lock:
-            self._board.start(spec.attempt_id, self._label(trial), slot, self._clock())
+            self._board.start(attempt.attempt_id, self._label(attempt.trial), slot, self._clock())
 
-    def phase(self, spec: AttemptSpec, name: str) -> None:
+    def phase(self, attempt: PlannedAttempt, name: str) -> None:
         """A running attempt has entered a phase."""
         with self._lock:
-            self._board.enter(spec.attempt_id, name)
+            self._board.enter(attempt.attempt_id, name)
 
     def finished(self, report: AttemptReport, trial: Trial) -> None:
         """An attempt has ended."""

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
     from rich.text import Text
 
+    from orchestrator.attempt import Trial
     from orchestrator.plan.plan import Plan, TrialState
-    from orchestrator.plan.trial import Trial
 
 MAX_TRIALS = 40
 MAX_REASONS = 12

@@ -1,1 +1,1 @@
-"""Where attempts run: Ray (the only folder that imports it), or a cluster in virtual time."""
+"""Where attempts run: Ray, which is imported nowhere else."""

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Protocol
 
-from orchestrator.attempt import AttemptReport, AttemptSpec, Outcome, Slot
+from orchestrator.attempt import AttemptReport, Outcome, PlannedAttempt, Slot
 from orchestrator.errors import ConfigError
 from orchestrator.schedule.events import Waiting
 
@@ -41,9 +41,9 @@ class GpuMemoryGate:
         What was over the limit when last looked at.
     """
 
-    def __init__(self, spec: AttemptSpec, slot: Slot) -> None:
+    def __init__(self, attempt: PlannedAttempt, slot: Slot) -> None:
         self.held: tuple[Held, ...] = ()
-        self._spec, self._slot = spec, slot
+        self._attempt, self._slot = attempt, slot
         self._began_at, self._began_s = time.time(), time.monotonic()
 
     def wait(self, cancellation: Cancellable) -> Iterator[Waiting]:
@@ -52,13 +52,13 @@ class GpuMemoryGate:
         from orchestrator.telemetry.verdict import limit_of
 
         try:
-            limit = limit_of(self._spec.verdict, RULE) if self._slot.gpus else None
+            limit = limit_of(self._attempt.verdict, RULE) if self._slot.gpus else None
         except ConfigError:
             return  # the verdict will say it; a broken rule must not cost the measurement
         if limit is None:
             return
         vacancy = Vacancy(self._slot.gpus, float(limit))
-        patience_s = float(self._spec.verdict.get("memory_wait_s", 0.0))
+        patience_s = float(self._attempt.verdict.get("memory_wait_s", 0.0))
         said = False
         while not vacancy.is_free() and not cancellation.asked:
             waited_s = time.monotonic() - self._began_s
@@ -67,7 +67,8 @@ class GpuMemoryGate:
             if waited_s > SILENCE_S and not said:
                 said = True
                 yield Waiting(
-                    self._spec.attempt_id, f"waiting for memory of earlier work: {vacancy.held[0]}"
+                    self._attempt.attempt_id,
+                    f"waiting for memory of earlier work: {vacancy.held[0]}",
                 )
             time.sleep(POLL_S)
         self.held = vacancy.held
@@ -77,7 +78,7 @@ class GpuMemoryGate:
         """Whether nothing may be measured: memory is held, and the rule is no mere flag."""
         if not self.held:
             return False
-        return str(self._spec.verdict["rules"][RULE].get("state", "invalid")) == "invalid"
+        return str(self._attempt.verdict["rules"][RULE].get("state", "invalid")) == "invalid"
 
     def report(self) -> AttemptReport:
         """The report of an attempt that was not begun."""
@@ -85,18 +86,14 @@ class GpuMemoryGate:
 
         waited_s = time.monotonic() - self._began_s
         before = {one.uuid: float(one.used_bytes) for one in self.held}
-        report = AttemptReport(
-            self._spec.attempt_id,
-            self._spec.config_hash,
+        report = self._attempt.report(
             Outcome.INVALID,
             "not begun: " + "; ".join(map(str, self.held)),
-            number=self._spec.number,
-            sweep=self._spec.sweep,
             started_at=self._began_at,
             ended_at=self._began_at + waited_s,
             duration_s=waited_s,
             slot=self._slot,
             facts={"telemetry": {"device_memory_before_bytes": before}},
         )
-        report.verdict = judge(report, {RULE: self._spec.verdict["rules"][RULE]})
+        report.verdict = judge(report, {RULE: self._attempt.verdict["rules"][RULE]})
         return report

@@ -31,9 +31,19 @@ def local_directory() -> Path:
         Somebody else made it, or others may write to it.
     """
     asked = os.environ.get(DIRECTORY_VARIABLE)
-    path = Path(asked) if asked else Path("/tmp") / f"orchestrator-{os.getuid()}"
+    return private_directory(Path(asked)) if asked else short_directory()
+
+
+def short_directory() -> Path:
+    """Where :func:`local_directory` is unless told otherwise: short enough for sockets in it."""
+    return private_directory(Path("/tmp") / f"orchestrator-{os.getuid()}")
+
+
+def private_directory(path: Path) -> Path:
+    """``path``, created 0700 whatever the umask; raises as :func:`local_directory`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileExistsError):
-        path.mkdir(mode=0o700, parents=bool(asked))
+        path.mkdir(mode=0o700)
     found = path.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
         raise ClusterError(

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.attempt import (
     AttemptReport,
-    AttemptSpec,
     Outcome,
+    PlannedAttempt,
     RuleResult,
     Slot,
     Verdict,
@@ -67,10 +67,8 @@ class Grant:
     """What the cluster gave to this attempt on this node."""
 
     node_id: str
-    cpus: int
     node_cpus: int
     gpu_ids: tuple[str, ...] = ()
-    memory_bytes: int | None = None
 
 
 class Cancellation:
@@ -103,7 +101,7 @@ class Cancellation:
 
 
 def attempt_events(
-    spec: AttemptSpec, grant: Grant, cancellation: Cancellation
+    attempt: PlannedAttempt, grant: Grant, cancellation: Cancellation
 ) -> Iterator[ClusterEvent]:
     """Everything about one attempt, whoever placed it."""
     whole = core_split(grant.node_cpus)
@@ -111,12 +109,13 @@ def attempt_events(
     locks = local_directory() / "locks"
     gpus = Request(locks, [_lock_name(name) for name in gpu_uuids], len(gpu_uuids), queue=False)
     # A container's quota may leave fewer cores than Ray was told of.
-    count = min(grant.cpus, len(whole.measured))
+    wanted = attempt.trial.resources
+    count = min(wanted.cpus or 1, len(whole.measured))
     cores = Request(locks, [f"core-{core}" for core in whole.measured], count)
     try:
         # Always GPUs first: two that need both never wait for each other.
         for request in (gpus, cores):
-            if not (yield from _await(request, spec, cancellation)):
+            if not (yield from _await(request, attempt, cancellation)):
                 return
         slot = Slot(
             node_id=grant.node_id,
@@ -124,34 +123,35 @@ def attempt_events(
             cpus=tuple(sorted(int(name.removeprefix("core-")) for name in cores.held)),
             gpu_uuids=gpu_uuids,
             cuda_visible_devices=visible,
-            memory_bytes=grant.memory_bytes,
+            memory_bytes=wanted.memory_bytes,
         )
         pin_process(supervisor_cores(whole, slot.cpus) or whole.measured)
         # Before anything runs, so that failures have them too.
-        conditions = conditions_on(spec.identity, slot, _devices() if slot.gpus else ())
-        memory = GpuMemoryGate(spec, slot)
+        gpus_here = _devices() if slot.gpus else ()
+        conditions = conditions_on(attempt.trial.identity, slot, gpus_here)
+        memory = GpuMemoryGate(attempt, slot)
         yield from memory.wait(cancellation)
         if memory.held and cancellation.asked:
             return
         if memory.refuses:
             report = _with_surroundings(memory.report(), slot, conditions)
         else:
-            yield Started(spec.attempt_id, slot)
-            report = yield from _run(spec, slot, conditions, cancellation)
+            yield Started(attempt.attempt_id, slot)
+            report = yield from _run(attempt, slot, conditions, cancellation)
     finally:
         cores.release()
         gpus.release()
     # Only now: the driver may count on the slot's being free the moment it has the report.
-    yield Ended(spec.attempt_id, report)
+    yield Ended(attempt.attempt_id, report)
 
 
 def _await(
-    request: Request, spec: AttemptSpec, cancellation: Cancellation
+    request: Request, attempt: PlannedAttempt, cancellation: Cancellation
 ) -> Generator[ClusterEvent, None, bool]:
     """Wait until ``request`` is granted; False where the attempt ended instead."""
     began = time.monotonic()
     # Whoever holds it is measuring, and ends at the latest with a timeout like ours.
-    patience_s = spec.timeout_s + spec.start_timeout_s + PATIENCE_EXTRA_S
+    patience_s = attempt.trial.timeout_s + attempt.start_timeout_s + PATIENCE_EXTRA_S
     said = False
     while not request.granted():
         waited_s = time.monotonic() - began
@@ -159,12 +159,12 @@ def _await(
             return False
         if waited_s > patience_s:
             reason = f"another sweep held the cores or GPUs of {socket.gethostname()} all the time"
-            yield Vanished(spec.attempt_id, Outcome.LOST, reason)
+            yield Vanished(attempt.attempt_id, Outcome.LOST, reason)
             return False
         if waited_s > SILENCE_S and not said:
             said = True
             text = f"waiting for cores or GPUs of {socket.gethostname()}: another sweep has them"
-            yield Waiting(spec.attempt_id, text)
+            yield Waiting(attempt.attempt_id, text)
         time.sleep(POLL_S)
     return True
 
@@ -181,12 +181,12 @@ def _with_surroundings(report: AttemptReport, slot: Slot, conditions: Conditions
 
 
 def _run(
-    spec: AttemptSpec, slot: Slot, conditions: Conditions, cancellation: Cancellation
+    attempt: PlannedAttempt, slot: Slot, conditions: Conditions, cancellation: Cancellation
 ) -> Generator[ClusterEvent, None, AttemptReport]:
     from orchestrator.isolate.ledger import Progress
 
     isolation = _warm_isolation()
-    items = isolation.run(spec, slot, _telemetry(spec))
+    items = isolation.run(attempt, slot, _telemetry(attempt))
     cancellation.passes_to(isolation)
     shown_at = -PHASE_PERIOD_S
     report: AttemptReport | None = None
@@ -195,10 +195,10 @@ def _run(
             report = item
         elif item.kind == "phase" and time.monotonic() - shown_at >= PHASE_PERIOD_S:
             shown_at = time.monotonic()
-            yield PhaseBegan(spec.attempt_id, item.name)
+            yield PhaseBegan(attempt.attempt_id, item.name)
     assert report is not None, "an isolation always reports"
     _with_surroundings(report, slot, conditions)
-    return judged(report, spec.verdict)
+    return judged(report, attempt.verdict)
 
 
 def judged(report: AttemptReport, rules: Mapping[str, Any]) -> AttemptReport:
@@ -247,12 +247,12 @@ def _node_provenance() -> dict[str, Any]:
     return node_provenance()
 
 
-def _telemetry(spec: AttemptSpec) -> Any:
-    if not spec.telemetry.get("enabled", True):
+def _telemetry(attempt: PlannedAttempt) -> Any:
+    if not attempt.telemetry.get("enabled", True):
         return None
     from orchestrator.telemetry.watch import Telemetry
 
-    return Telemetry(spec.telemetry)
+    return Telemetry(attempt.telemetry)
 
 
 def _gpus(gpu_ids: Sequence[str]) -> tuple[tuple[str, ...], str]:

@@ -13,14 +13,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from orchestrator.attempt import AttemptSpec, Outcome
+from orchestrator.attempt import Outcome, PlannedAttempt
 from orchestrator.errors import ClusterError, Interrupted
 from orchestrator.schedule.cluster.ray import aftermath
 from orchestrator.schedule.cluster.ray.affinity import ModelAffinity
 from orchestrator.schedule.cluster.ray.connection import RayConnection
 from orchestrator.schedule.cluster.ray.worker import fetch_report, supervise
 from orchestrator.schedule.events import ClusterEvent, Ended, Started, Vanished
-from orchestrator.schedule.placement import Demand, Node
+from orchestrator.schedule.placement import Node
 
 if TYPE_CHECKING:
     from orchestrator.plan.schema import ClusterConfig
@@ -98,32 +98,31 @@ class RayCluster:
         self._seen = found
         return found
 
-    def submit(self, spec: AttemptSpec, demand: Demand, avoid: frozenset[str]) -> None:
+    def submit(self, attempt: PlannedAttempt) -> None:
+        demand, identity = attempt.trial.resources, attempt.trial.identity
         options: dict[str, Any] = {
             "num_cpus": demand.cpus,
             "num_gpus": demand.gpus,
-            "name": f"attempt {spec.config_hash[:12]} #{spec.number}",
+            "name": f"attempt {attempt.trial.hash[:12]} #{attempt.number}",
         }
         if demand.memory_bytes:
             options["memory"] = demand.memory_bytes
         labels: dict[str, str] = {}
         if demand.accelerator:
             labels[ACCELERATOR_LABEL] = demand.accelerator
-        if avoid:
-            labels["ray.io/node-id"] = f"!in({','.join(sorted(avoid))})"
+        if attempt.avoid:
+            labels["ray.io/node-id"] = f"!in({','.join(sorted(attempt.avoid))})"
         if labels:
             options["label_selector"] = labels
-        elif (home := self._homes.best(spec.identity)) is not None and (
+        elif (home := self._homes.best(identity)) is not None and (
             demand.gpus or home not in self._with_gpus
         ):
             options["scheduling_strategy"] = self._preference(home)
-        self._identities[spec.attempt_id] = spec.identity
+        self._identities[attempt.attempt_id] = identity
         # The first one hands our function to the head.
-        generator = self._session.call(
-            lambda: self._task.options(**options).remote(spec, demand.cpus, demand.memory_bytes)
-        )
-        self._generators[generator] = spec.attempt_id
-        self._by_attempt[spec.attempt_id] = generator
+        generator = self._session.call(lambda: self._task.options(**options).remote(attempt))
+        self._generators[generator] = attempt.attempt_id
+        self._by_attempt[attempt.attempt_id] = generator
 
     def wait(self, timeout_s: float) -> Sequence[ClusterEvent]:
         if not self._generators:

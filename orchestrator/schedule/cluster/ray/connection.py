@@ -16,7 +16,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -34,7 +33,11 @@ from orchestrator.schedule.cluster.ray.head import Head, HeadWatch, patience_s
 from orchestrator.schedule.cluster.ray.token import MODE, TOKEN, read_variables_again, show_token
 from orchestrator.schedule.cluster.ray.variables import variables
 from orchestrator.schedule.supervise.cores import CORES_VARIABLE, allowed_cores, split, to_text
-from orchestrator.schedule.supervise.locks import local_directory
+from orchestrator.schedule.supervise.locks import (
+    local_directory,
+    private_directory,
+    short_directory,
+)
 
 if TYPE_CHECKING:
     from orchestrator.plan.schema import ClusterConfig
@@ -313,8 +316,8 @@ def _session_directory() -> Iterator[Path]:
     """A directory for Ray's logs and sockets, removed at the end; those of dead drivers too."""
     parent = local_directory() / "ray"
     if len(str(parent)) > LONGEST_DIRECTORY - 12:
-        parent = Path(tempfile.gettempdir()) / f"orchestrator-{os.getuid()}" / "ray"
-    parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        parent = short_directory() / "ray"
+    private_directory(parent)
     remove_stale(parent)
     lock = FileLock(parent / f"{os.getpid()}.lock", mode=0o600, thread_local=False)
     lock.acquire(timeout=5)  # another driver may be looking whether it is stale

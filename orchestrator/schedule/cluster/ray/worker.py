@@ -6,21 +6,21 @@ import pickle
 from collections.abc import Iterator
 from functools import cache
 
-from orchestrator.attempt import AttemptReport, AttemptSpec
+from orchestrator.attempt import AttemptReport, PlannedAttempt
 from orchestrator.schedule.events import ClusterEvent, Ended
 from orchestrator.schedule.supervise.supervisor import Cancellation, Grant, attempt_events
 
 KEY_VALUE_NAMESPACE = b"orchestrator"
 
 
-def supervise(spec: AttemptSpec, cpus: int, memory_bytes: int | None) -> Iterator[ClusterEvent]:
+def supervise(attempt: PlannedAttempt) -> Iterator[ClusterEvent]:
     """The Ray task: yields events, the last one with the report.
 
     A cancelled attempt's report cannot be yielded (Ray refuses values of a cancelled task): it is
     left in the cluster's key-value store under the attempt's id.
     """
     with Cancellation() as cancellation:
-        for event in attempt_events(spec, _grant(cpus, memory_bytes), cancellation):
+        for event in attempt_events(attempt, _grant(), cancellation):
             if not cancellation.asked:
                 yield event
             elif isinstance(event, Ended):
@@ -49,13 +49,13 @@ def fetch_report(attempt_id: str) -> AttemptReport | None:
     return report
 
 
-def _grant(cpus: int, memory_bytes: int | None) -> Grant:
+def _grant() -> Grant:
     import ray
 
     context = ray.get_runtime_context()
     node_id = context.get_node_id()
     gpu_ids = tuple(map(str, context.get_accelerator_ids().get("GPU", ())))
-    return Grant(node_id, cpus, _node_cpus(node_id), gpu_ids, memory_bytes)
+    return Grant(node_id, _node_cpus(node_id), gpu_ids)
 
 
 @cache

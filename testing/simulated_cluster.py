@@ -1,6 +1,6 @@
 """A cluster in virtual time: the driver's own code, without processes, as fast as it can decide.
 
-For tests and for measuring the driver itself. Time moves only in :meth:`SimulatedCluster.wait`.
+Time moves only in :meth:`SimulatedCluster.wait`.
 Every operation costs the same however many nodes and attempts there are.
 """
 
@@ -12,9 +12,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from orchestrator.attempt import AttemptReport, AttemptSpec, Outcome, Slot
+from orchestrator.attempt import Outcome, PlannedAttempt, Resources, Slot
 from orchestrator.schedule.events import ClusterEvent, Ended, Started, Vanished
-from orchestrator.schedule.placement import Demand, Node, slots_on
+from orchestrator.schedule.placement import Node, slots_on
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,7 @@ class _Free:
 
 @dataclass
 class _Running:
-    spec: AttemptSpec
-    demand: Demand
+    attempt: PlannedAttempt
     place: _Free
     fate: Fate
     started_at: float
@@ -53,7 +52,7 @@ class SimulatedCluster:
     nodes : iterable of Node
         Alive at the start.
     fate : callable
-        ``fate(spec, node)`` says how an attempt goes on a node.
+        ``fate(attempt, node)`` says how an attempt goes on a node.
     dispatch_s : float
         Time between a slot becoming free and the next attempt starting in it.
     """
@@ -61,7 +60,7 @@ class SimulatedCluster:
     def __init__(
         self,
         nodes: Iterable[Node],
-        fate: Callable[[AttemptSpec, Node], Fate],
+        fate: Callable[[PlannedAttempt, Node], Fate],
         *,
         dispatch_s: float = 0.01,
     ) -> None:
@@ -69,11 +68,11 @@ class SimulatedCluster:
         self._dispatch_s = dispatch_s
         self._now = 0.0
         self._places = {node.node_id: _Free(node, node.cpus, node.gpus) for node in nodes}
-        self._queues: dict[Demand, deque[tuple[AttemptSpec, frozenset[str]]]] = {}
+        self._queues: dict[Resources, deque[PlannedAttempt]] = {}
         # Per demand the nodes that may have room: looked at from the end, dropped when full, put
         # back when something on them ends. Finding a slot then never walks over all nodes. In two
         # tiers: like Ray, keep what needs no GPU away from nodes that have some.
-        self._candidates: dict[Demand, tuple[dict[str, None], dict[str, None]]] = {}
+        self._candidates: dict[Resources, tuple[dict[str, None], dict[str, None]]] = {}
         self._running: dict[str, _Running] = {}
         self._cancelled_queued: set[str] = set()
         self._agenda: list[tuple[float, int, Callable[[], ClusterEvent | None]]] = []
@@ -91,15 +90,16 @@ class SimulatedCluster:
     def nodes(self) -> Sequence[Node]:
         return [place.node for place in self._places.values()]
 
-    def submit(self, spec: AttemptSpec, demand: Demand, avoid: frozenset[str]) -> None:
+    def submit(self, attempt: PlannedAttempt) -> None:
         if self.keep_order:
-            self.submitted.append(spec.config_hash)
+            self.submitted.append(attempt.trial.hash)
+        demand = attempt.trial.resources
         if demand not in self._queues:
             self._queues[demand] = deque()
             self._candidates[demand] = ({}, {})
             for place in self._places.values():
                 self._offer(demand, place.node)
-        self._queues[demand].append((spec, avoid))
+        self._queues[demand].append(attempt)
         self._queued += 1
         self._dispatch(demand)
         self.most_queued = max(self.most_queued, self._queued)
@@ -165,27 +165,25 @@ class SimulatedCluster:
     def _at(self, delay_s: float, happen: Callable[[], ClusterEvent | None]) -> None:
         heapq.heappush(self._agenda, (self._now + delay_s, next(self._sequence), happen))
 
-    def _dispatch(self, demand: Demand) -> None:
+    def _dispatch(self, demand: Resources) -> None:
         queue = self._queues[demand]
         while queue:
-            spec, avoid = queue[0]
-            if spec.attempt_id in self._cancelled_queued:
-                queue.popleft()
-                self._queued -= 1
-                continue
-            place = self._find(demand, avoid)
-            if place is None:
+            attempt = queue[0]
+            cancelled = attempt.attempt_id in self._cancelled_queued
+            place = None if cancelled else self._find(demand, attempt.avoid)
+            if place is None and not cancelled:
                 return
             queue.popleft()
             self._queued -= 1
-            self._start(spec, demand, place)
+            if place is not None:
+                self._start(attempt, place)
 
-    def _offer(self, demand: Demand, node: Node) -> None:
+    def _offer(self, demand: Resources, node: Node) -> None:
         preferred, other = self._candidates[demand]
         tier = other if node.gpus and not demand.gpus else preferred
         tier[node.node_id] = None
 
-    def _find(self, demand: Demand, avoid: frozenset[str]) -> _Free | None:
+    def _find(self, demand: Resources, avoid: frozenset[str]) -> _Free | None:
         for tier in self._candidates[demand]:
             place = self._find_in(tier, demand, avoid)
             if place is not None:
@@ -193,14 +191,14 @@ class SimulatedCluster:
         return None
 
     def _find_in(
-        self, candidates: dict[str, None], demand: Demand, avoid: frozenset[str]
+        self, candidates: dict[str, None], demand: Resources, avoid: frozenset[str]
     ) -> _Free | None:
         passed_over = []
         found = None
         while candidates:
             node_id, _ = candidates.popitem()
             place = self._places[node_id]
-            if place.cpus < demand.cpus or place.gpus < demand.gpus:
+            if place.cpus < (demand.cpus or 1) or place.gpus < demand.gpus:
                 continue
             if not slots_on(place.node, demand):
                 continue
@@ -211,15 +209,16 @@ class SimulatedCluster:
         candidates.update(dict.fromkeys(passed_over))
         return found
 
-    def _start(self, spec: AttemptSpec, demand: Demand, place: _Free) -> None:
-        place.cpus -= demand.cpus
+    def _start(self, attempt: PlannedAttempt, place: _Free) -> None:
+        demand, attempt_id = attempt.trial.resources, attempt.attempt_id
+        cpus = demand.cpus or 1
+        place.cpus -= cpus
         place.gpus -= demand.gpus
-        attempt_id = spec.attempt_id
         place.running.add(attempt_id)
-        slot = Slot(place.node.node_id, place.node.host, tuple(range(demand.cpus)))
-        fate = self._fate(spec, place.node)
+        slot = Slot(place.node.node_id, place.node.host, tuple(range(cpus)))
+        fate = self._fate(attempt, place.node)
         started_at = self._now + self._dispatch_s
-        self._running[attempt_id] = _Running(spec, demand, place, fate, started_at, slot)
+        self._running[attempt_id] = _Running(attempt, place, fate, started_at, slot)
         self._at(self._dispatch_s, lambda: self._begin(attempt_id, slot))
         self._at(self._dispatch_s + fate.duration_s, lambda: self._by_fate(attempt_id))
 
@@ -238,12 +237,8 @@ class SimulatedCluster:
         running = self._release(attempt_id)
         if running is None:
             return None
-        report = AttemptReport(
-            attempt_id=attempt_id,
-            config_hash=running.spec.config_hash,
-            outcome=outcome,
-            number=running.spec.number,
-            sweep=running.spec.sweep,
+        report = running.attempt.report(
+            outcome,
             started_at=running.started_at,
             ended_at=self._now,
             duration_s=self._now - running.started_at,
@@ -263,8 +258,9 @@ class SimulatedCluster:
             return None
         place = running.place
         place.running.discard(attempt_id)
-        place.cpus += running.demand.cpus
-        place.gpus += running.demand.gpus
+        demand = running.attempt.trial.resources
+        place.cpus += demand.cpus or 1
+        place.gpus += demand.gpus
         if self._places.get(place.node.node_id) is place:
             for demand in self._candidates:
                 self._offer(demand, place.node)
