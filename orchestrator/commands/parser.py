@@ -118,7 +118,7 @@ def reproduce(**given: Any) -> int:
 @click.argument("b", shell_complete=_complete("selections"))
 @STORE_OVERRIDES
 @click.option("--metric", "metrics", multiple=True, help="Only these metrics (repeatable).")
-@click.option("--allow-different", is_flag=True, help="Compare across hardware or weights.")
+@click.option("--allow-different", is_flag=True, help="Compare across machines or content.")
 @AS_JSON
 def compare(**given: Any) -> int:
     """Compare two sweeps, hashes or hardware fingerprints: B over A, with CIs and a verdict."""
@@ -148,7 +148,7 @@ def compare(**given: Any) -> int:
     shell_complete=_complete("rules"),
 )
 @click.option("--junit", type=click.Path(dir_okay=False, path_type=Path), help="Write JUnit XML.")
-@click.option("--allow-different", is_flag=True, help="Compare across hardware or weights.")
+@click.option("--allow-different", is_flag=True, help="Compare across machines or content.")
 @AS_JSON
 def gate(words: tuple[str, ...], **given: Any) -> int:
     """Check NEW (by default the newest run) against the rules: exit 0 pass, 1 regression,
