@@ -1,11 +1,19 @@
-"""A trial's identity by hand: what the plan would compose, for whoever has no Hydra."""
+"""A trial's identity by hand, for whoever has no Hydra, and an attempt of it, without Ray."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import os
+import socket
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
+from orchestrator.attempt import AttemptReport, AttemptSpec, Slot
 from orchestrator.measure.registry import find_task
+
+if TYPE_CHECKING:
+    from orchestrator.isolate.isolation import Isolation
 
 TINY = {
     "model_type": "llama",
@@ -62,3 +70,28 @@ def make_identity(
         "device": {"kind": device, "threads": 1},
         "seed": 0,
     }
+
+
+def run_attempt(
+    isolation: Isolation,
+    identity: Mapping[str, Any],
+    *,
+    config_hash: str = "0" * 64,
+    cores: Sequence[int] | None = None,
+    gpu_uuids: tuple[str, ...] = (),
+    watch: Any = None,
+    **asked: Any,
+) -> AttemptReport:
+    """The report of one attempt, however it ends; ``asked`` goes into its ``AttemptSpec``.
+
+    Parameters
+    ----------
+    cores : sequence of int, optional
+        Those it may use; by default all.
+    """
+    cpus = tuple(sorted(os.sched_getaffinity(0)) if cores is None else cores)
+    slot = Slot("local", socket.gethostname(), cpus, gpu_uuids, ",".join(gpu_uuids))
+    spec = AttemptSpec(uuid.uuid4().hex, config_hash, dict(identity), **asked)
+    *_, report = isolation.run(spec, slot, watch)
+    assert isinstance(report, AttemptReport)
+    return report

@@ -8,6 +8,7 @@ writing results into memory that is not reused costs more than computing some of
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -104,6 +105,12 @@ class Timer:
         if count == 1:  # the call just made was a whole block
             return min(once_s, self._block(call, count))
         return min(self._block(call, count) for _ in range(_BLOCKS))
+
+    def least_s(self, call: Callable[[], Any]) -> float:
+        """Seconds of one call, however long it takes."""
+        seconds = self.seconds(call, math.inf)
+        assert seconds is not None
+        return seconds
 
     def kept(
         self,
@@ -207,9 +214,7 @@ class Operations:
 
         count = size // 12
         b, c = torch.rand(count, device=self.device), torch.rand(count, device=self.device)
-        seconds = self.timer.seconds(lambda: torch.add(b, c, alpha=1.5), math.inf)
-        assert seconds is not None
-        return seconds / (12 * count)
+        return self.timer.least_s(lambda: torch.add(b, c, alpha=1.5)) / (12 * count)
 
     def reading(self, size: int) -> float:
         """Seconds a byte of so many weights in turn, by products with one row."""
@@ -219,20 +224,16 @@ class Operations:
         width = 1024
         rows = min(size // (4 * width), 4 * width if self.device.type == "cuda" else width)
         first = torch.rand(rows, width, device=self.device)
-        count = max(1, size // first.nbytes)
-        turn = cycle([first, *(first.clone() for _ in range(count - 1))])
+        turn = _in_turn(first, size)
         vector = torch.rand(1, width, device=self.device)
-        seconds = self.timer.seconds(lambda: linear(vector, next(turn)), math.inf)
-        assert seconds is not None
-        return float(seconds / first.nbytes)
+        return float(self.timer.least_s(lambda: linear(vector, next(turn))) / first.nbytes)
 
     def _products(self, name: str, table: str, size: int) -> Iterator[Point]:
         from torch.nn.functional import linear
 
         for width in self.scale.widths:
             first = self._random(name, width, width)
-            count = min(max(1, size // first.nbytes), _MOST_IN_TURN)
-            turn = cycle([first, *(first.clone() for _ in range(count - 1))])
+            turn = _in_turn(first, size, _MOST_IN_TURN)
             for rows in self._rows(width):
                 x = self._random(name, 1, rows, width)
 
@@ -298,8 +299,7 @@ class Operations:
 
         for span in self.scale.spans:
             first = self._random(name, 1, _HEADS, span, _HEAD_DIM)
-            count = min(max(1, self.scale.far_bytes // first.nbytes), _MOST_IN_TURN)
-            turn = cycle([first, *(first.clone() for _ in range(count - 1))])
+            turn = _in_turn(first, self.scale.far_bytes, _MOST_IN_TURN)
             token = self._random(name, 1, 1, _HEADS, _HEAD_DIM).transpose(1, 2)
 
             def grow(turn: Iterator[Any] = turn, token: torch.Tensor = token) -> Any:
@@ -379,6 +379,12 @@ class Operations:
         import torch
 
         return torch.rand(*shape, device=self.device).to(getattr(torch, name))
+
+
+def _in_turn(first: torch.Tensor, size: int, most: int = sys.maxsize) -> Iterator[torch.Tensor]:
+    """``first`` and copies of it for ever, as many as ``size`` bytes hold."""
+    count = min(max(1, size // first.nbytes), most)
+    return cycle([first, *(first.clone() for _ in range(count - 1))])
 
 
 def _flops(span: int) -> float:

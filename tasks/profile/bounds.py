@@ -5,12 +5,12 @@ A hint, not a proof: bytes are those of an operator's tensor inputs, read once e
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from orchestrator.engines.transformers import dtype_name
-from orchestrator.measure import Clock, timed
+from orchestrator.measure import Clock
+from orchestrator.tasks.ceilings.timed_operations import Timer
 from orchestrator.tasks.profile.attribution import Operator
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 _SIDE = {"cpu": 512, "cuda": 4096}
 _COPY_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}
-_TRIES = 5
 
 
 @dataclass(frozen=True)
@@ -55,14 +54,7 @@ def measure_ceiling(device: torch.device, dtype: torch.dtype, clock: Clock) -> C
     source = torch.ones(_COPY_BYTES[device.type], dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
 
-    def best_s(work: Callable[[], object]) -> float:
-        found = []
-        for _ in range(_TRIES + 1):  # the first one is cold, and never the best
-            with timed(clock) as span:
-                work()
-            found.append(span.seconds)
-        return min(found)
-
-    product_s = best_s(lambda: left @ right)
-    copy_s = best_s(lambda: target.copy_(source))
+    timer = Timer(clock)
+    product_s = timer.least_s(lambda: left @ right)
+    copy_s = timer.least_s(lambda: target.copy_(source))
     return Ceiling(dtype_name(dtype), 2.0 * side**3 / product_s, 2.0 * source.nbytes / copy_s)

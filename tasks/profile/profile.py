@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from statistics import mean
@@ -43,6 +43,7 @@ from orchestrator.measure import (
 )
 from orchestrator.measure.figures import Bars, Breakdown, Ranking
 from orchestrator.measure.options import bounded, choice, options_of
+from orchestrator.tasks._cuda_memory import memory_history
 from orchestrator.tasks.profile.attribution import Operator, Profile, attribute
 from orchestrator.tasks.profile.bounds import Ceiling, measure_ceiling
 from orchestrator.tasks.profile.capture import capture, mark_phase, no_collection
@@ -145,7 +146,7 @@ def run(identity: Identity, recorder: Recorder) -> None:
         fix="Use task.scenario=custom with a shorter prompt",
     )
     cuda = identity["device"]["kind"] == "cuda"
-    with _memory_history(recorder, enabled=cuda and options.memory):
+    with memory_history(recorder) if cuda and options.memory else nullcontext():
         model = loading.load(prepared, identity, recorder, attention=options.attention)
         prompt = tokens.prompt(prepared, identity["seed"], options.batch_size, prompt_tokens)
         with torch.inference_mode():
@@ -311,23 +312,6 @@ def operator_row(
 
 def _brief(row: dict[str, Any]) -> dict[str, Any]:
     return {key: row[key] for key in ("name", "self_s", "share", "phases", "calls", "bound")}
-
-
-@contextmanager
-def _memory_history(recorder: Recorder, *, enabled: bool) -> Iterator[None]:
-    """Leave ``memory_snapshot.pickle`` of the CUDA allocator, also where memory ran out."""
-    if not enabled:
-        yield
-        return
-    import torch
-
-    torch.cuda.memory._record_memory_history(max_entries=100_000)
-    try:
-        yield
-    finally:
-        file = recorder.artifact("memory_snapshot.pickle")
-        torch.cuda.memory._dump_snapshot(str(file))
-        torch.cuda.memory._record_memory_history(enabled=None)
 
 
 TASK = Task(

@@ -262,7 +262,7 @@ def _change(rule: Change, trial: _Pair) -> GateRow:
         "change", trial.hash, rule.metric, "pass", limit=floor if limit is None else limit
     )
     if trial.chosen.reason is not None:
-        return _nothing_to_compare(row, trial)
+        return replace(row, state="incomparable", reason=trial.chosen.reason)
     base, new = samples_of(trial.chosen.a, rule.metric), samples_of(trial.chosen.b, rule.metric)
     if not base and not new:
         return replace(row, state="skipped", reason="not measured")
@@ -280,27 +280,35 @@ def _change(rule: Change, trial: _Pair) -> GateRow:
     if before <= 0.0:
         return replace(row, state="incomparable", reason="the baseline is not positive")
     ratio = after / before
-    if limit is not None and ratio > limit:
-        return replace(row, state="regression", value=ratio, reason=f"up {ratio - 1.0:.1%}")
-    if floor is not None and ratio < floor:
-        return replace(
-            row, state="regression", value=ratio, limit=floor, reason=f"down {1.0 - ratio:.1%}"
-        )
-    return replace(row, value=ratio)
+    up, down = f"up {ratio - 1.0:.1%}", f"down {1.0 - ratio:.1%}"
+    return _bounded(row, ratio, limit, floor, up, down)
 
 
 def _limit(rule: Limit, trial: _Pair) -> GateRow:
     row = GateRow("limit", trial.hash, rule.metric, "pass", limit=rule.at_most or rule.at_least)
     seen = _new_statistic(trial, rule.metric, rule.statistic)
+    return _bounded(row, seen, rule.at_most, rule.at_least, "over", "under")
+
+
+def _bounded(
+    row: GateRow,
+    seen: float | str | None,
+    at_most: float | None,
+    at_least: float | None,
+    over: str,
+    under: str,
+) -> GateRow:
+    """``row`` with what was seen, or why nothing was; a regression where it is out of bounds."""
     if seen is None:
         return replace(row, state="skipped", reason="not measured")
     if isinstance(seen, str):
         return replace(row, state="inconclusive", reason=seen)
-    if rule.at_most is not None and seen > rule.at_most:
-        return replace(row, state="regression", value=seen, limit=rule.at_most, reason="over")
-    if rule.at_least is not None and seen < rule.at_least:
-        return replace(row, state="regression", value=seen, limit=rule.at_least, reason="under")
-    return replace(row, value=seen)
+    row = replace(row, value=seen)
+    if at_most is not None and seen > at_most:
+        return replace(row, state="regression", limit=at_most, reason=over)
+    if at_least is not None and seen < at_least:
+        return replace(row, state="regression", limit=at_least, reason=under)
+    return row
 
 
 def _long_over_short(rule: LongOverShort, trials: Sequence[_Pair]) -> Iterator[GateRow]:
@@ -346,10 +354,6 @@ def _corrected(rows: Sequence[GateRow]) -> list[GateRow]:
             row = replace(row, state="inconclusive", reason=reason)
         out[index] = row
     return out
-
-
-def _nothing_to_compare(row: GateRow, trial: _Pair) -> GateRow:
-    return replace(row, state="incomparable", reason=trial.chosen.reason)
 
 
 def _new_statistic(trial: _Pair, metric: str, statistic: str) -> float | str | None:

@@ -6,17 +6,15 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
 from orchestrator.measure.grouping import grouped
 from orchestrator.report.analyse.compare import ComparedMetric, Comparison
-from orchestrator.report.analyse.labels import short_hash
 from orchestrator.report.analyse.reasons import one_line
+from orchestrator.report.show.parts import GAP, grid, named, numbers, words
 from orchestrator.report.show.style import STANDING_MARKS
 from orchestrator.report.show.units import quantity, ratio
 from orchestrator.statistics.judge import CONFIDENCE
@@ -24,7 +22,6 @@ from orchestrator.statistics.judge import CONFIDENCE
 MAX_METRICS = 120
 
 _INDENT = 2
-_GAP = 2
 _HEADING = 12
 _SCALE_WIDTH = 15
 # The scale ends at the widest change shown, but tells 1 % from nothing on a calm day.
@@ -84,10 +81,10 @@ class ComparisonView:
             for finding, (_, style, word) in STANDING_MARKS.items()
             if counts[finding]
         ]
-        for index, (words, style) in enumerate(said):
-            text.append(" · " if index else "")
-            text.append(words, style=style)
-        text.append("nothing to compare" if not said else "")
+        if said:
+            text.append_text(Text(" · ").join(Text(*each) for each in said))
+        else:
+            text.append("nothing to compare")
         terms = f"\ntolerance ±{100 * found.tau:.3g} %, intervals of {200 * CONFIDENCE - 100:.0f} %"
         text.append(terms, style="dim")
         return text
@@ -99,9 +96,7 @@ class ComparisonView:
         return text
 
     def _named(self, config_hash: str) -> str:
-        label = self.labels.get(config_hash)
-        short = short_hash(config_hash)
-        return f"{label}  {short}" if label else short
+        return named(config_hash, self.labels)
 
 
 def scale_line(low: float | None, mid: float | None, high: float | None, reach: float) -> str:
@@ -156,20 +151,20 @@ def _metrics(
     columns = _columns(compared, reach, names)
     left_out = next((out for out in _LEFT_OUT if _width(columns, out) <= width), _LEFT_OUT[-1])
     shown = [column for column in columns if column.part not in left_out]
-    grid = Table(
-        box=None,
-        padding=(0, _GAP, 0, 0),
-        pad_edge=False,
-        header_style="dim",
-        show_header=any(column.heading for column in shown if column.part != "ratio"),
+    headed = any(column.heading for column in shown if column.part != "ratio")
+    drawn = grid(
+        *(
+            (numbers if column.is_right else words)(
+                column.heading if headed else "",
+                # A name may be cut where nothing else gives way; a figure or a verdict never.
+                min_width=None if column.part == "metric" else column.width,
+            )
+            for column in shown
+        )
     )
-    for column in shown:
-        # A name may be cut where nothing else gives way; a figure or a verdict never.
-        least = None if column.part == "metric" else column.width
-        grid.add_column(column.heading, justify=column.justify, no_wrap=True, min_width=least)
     for cells in zip(*(column.cells for column in shown), strict=True):
-        grid.add_row(*cells)
-    return [Padding(grid, (0, 0, 0, _INDENT))]
+        drawn.add_row(*cells)
+    return [Padding(drawn, (0, 0, 0, _INDENT))]
 
 
 @dataclass(frozen=True)
@@ -179,7 +174,7 @@ class _Column:
     part: str
     heading: str
     cells: tuple[Text, ...]
-    justify: Literal["left", "right"] = "left"
+    is_right: bool = False
 
     @property
     def width(self) -> int:
@@ -211,15 +206,15 @@ def _columns(rows: Sequence[ComparedMetric], reach: float, names: tuple[str, str
             "medians",
             _heading(names[0]),
             cells(lambda r: quantity(r.median_a, r.spec.unit)),
-            "right",
+            True,
         ),
         _Column(
             "medians",
             _heading(names[1]),
             cells(lambda r: quantity(r.median_b, r.spec.unit)),
-            "right",
+            True,
         ),
-        _Column("ratio", "ratio", cells(lambda r: ratio(r.judged.ratio)), "right"),
+        _Column("ratio", "ratio", cells(lambda r: ratio(r.judged.ratio)), True),
         _Column("interval", "interval", cells(_interval, "dim")),
         _Column("scale", "", scales),
         _Column("verdict", "", verdicts),
@@ -233,7 +228,7 @@ def _heading(name: str) -> str:
 
 def _width(columns: Sequence[_Column], left_out: frozenset[str]) -> int:
     shown = [column.width for column in columns if column.part not in left_out]
-    return _INDENT + sum(shown) + _GAP * len(shown)
+    return _INDENT + sum(shown) + GAP * len(shown)
 
 
 def _interval(row: ComparedMetric) -> str:

@@ -11,8 +11,8 @@ from rich.padding import Padding
 from rich.text import Text
 
 from orchestrator.report.analyse.gate import EXIT_CODES, GateResult, GateRow
-from orchestrator.report.analyse.labels import short_hash
 from orchestrator.report.analyse.reasons import one_line
+from orchestrator.report.show.parts import named
 from orchestrator.report.show.style import STANDING_MARKS
 from orchestrator.report.show.units import quantity, ratio
 
@@ -66,9 +66,7 @@ class GateView:
     def _lines(self, row: GateRow, width: int) -> list[Text]:
         """The trial, the rule and its figures on one line where they fit, else on two."""
         mark, style = STATES[row.state]
-        label = self.labels.get(row.hash)
-        short = short_hash(row.hash)
-        parts = [f"{label}  {short}" if label else short, row.rule.replace("_", " ")]
+        parts = [named(row.hash, self.labels), row.rule.replace("_", " ")]
         if row.metric:
             parts.append(self.result.specs[row.metric].title)
         figures = _figures(row, self.result.specs)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
-from rich.table import Table
+from rich.measure import Measurement
+from rich.table import Column, Table
 from rich.text import Text
 
 from orchestrator.attempt import Resources
@@ -23,12 +24,10 @@ from orchestrator.report.analyse.labels import (
     short_hash,
     varying_axes,
 )
+from orchestrator.report.show.parts import GAP, grid, numbers, prose, words
 from orchestrator.report.show.units import quantity
 
 if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
-    from rich.text import Text
-
     from orchestrator.plan.plan import Plan, TrialState
     from orchestrator.plan.trial import Trial
 
@@ -36,6 +35,7 @@ MAX_TRIALS = 40
 MAX_REASONS = 12
 _MOST_VALUES = 12
 _LONGEST_LABEL = 30
+_UNBOUNDED = 10_000
 WHOLE_NODE = "whole node"
 _STATE_STYLE = {"new": "cyan", "cached": "green", "failed": "red", "infeasible": "magenta"}
 
@@ -95,19 +95,17 @@ def _alike(plan: Plan) -> str | None:
 
 
 def _axes(plan: Plan) -> RenderableType:
-    grid = Table.grid(padding=(0, 2, 0, 0))
-    grid.add_column(no_wrap=True, style="cyan")
-    grid.add_column()
+    drawn = grid(words(style="cyan"), Column())
     for axis, values in plan.axes.items():
         shown = [axis_value(value) for value in values[:_MOST_VALUES]]
         more = f", … {len(values)} values" if len(values) > _MOST_VALUES else ""
-        grid.add_row(axis, ", ".join(shown) + more)
+        drawn.add_row(axis, ", ".join(shown) + more)
     if plan.baseline:
         said = ", ".join(f"{axis}={value}" for axis, value in plan.baseline.items())
-        grid.add_row(Text("baseline", style="dim"), Text(said, style="dim"))
+        drawn.add_row(Text("baseline", style="dim"), Text(said, style="dim"))
     if not plan.axes:
-        grid.add_row("no axes", plain_label(plan.trials[0].identity))
-    return grid
+        drawn.add_row("no axes", plain_label(plan.trials[0].identity))
+    return drawn
 
 
 @dataclass(frozen=True)
@@ -119,32 +117,33 @@ class _Trials:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         shown = self.plan.trials[:MAX_TRIALS]
-        headings, rows = self._by_axis(shown)
-        right = [_is_number(column) for column in zip(*rows, strict=True)]
-        right = right[: len(headings)]
+        table = self._drawn(shown, *self._by_axis(shown))
+        needed = Measurement.get(console, options.update(width=_UNBOUNDED), table).maximum + GAP
+        if needed > options.max_width or not varying_axes(self.plan):
+            labels = labels_of(self.plan)
+            table = self._drawn(shown, ["trial"], [[labels[t.hash]] for t in shown])
+        yield table
+
+    def _drawn(
+        self, shown: Sequence[Trial], headings: Sequence[str], rows: Sequence[Sequence[str]]
+    ) -> Table:
         more_headings, more = self._predicted(shown)
         if _alike(self.plan) is None:
             more_headings.append("takes")
-            for row, trial in zip(more, shown, strict=True):
-                row.append(resources_text(trial.resources))
-        fixed = [["hash", "state", *more_headings]]
-        fixed += [
-            [short_hash(t.hash), self._state(t)[0], *m] for t, m in zip(shown, more, strict=True)
-        ]
-        if not headings or _width(fixed) + _width([headings, *rows]) > options.max_width:
-            labels = labels_of(self.plan)
-            headings, rows, right = ["trial"], [[labels[t.hash]] for t in shown], [False]
-        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-        table.add_column("hash", no_wrap=True)
-        table.add_column("state", no_wrap=True)
-        for heading, is_right in zip(headings, right, strict=True):
-            table.add_column(heading, justify="right" if is_right else "left", overflow="fold")
-        for heading in more_headings:
-            is_right = heading != "takes"
-            table.add_column(heading, justify="right" if is_right else "left", no_wrap=True)
+            more = [[*row, resources_text(t.resources)] for row, t in zip(more, shown, strict=True)]
+        columns = zip(*rows, strict=True)
+        table = grid(
+            words("hash"),
+            words("state"),
+            *(
+                prose(heading, justify="right" if all(map(_is_number, texts)) else "left")
+                for heading, texts in zip(headings, columns, strict=True)
+            ),
+            *((words if heading == "takes" else numbers)(heading) for heading in more_headings),
+        )
         for trial, row, rest in zip(shown, rows, more, strict=True):
             table.add_row(short_hash(trial.hash), Text(*self._state(trial)), *row, *rest)
-        yield table
+        return table
 
     def _by_axis(self, shown: Sequence[Trial]) -> tuple[list[str], list[list[str]]]:
         axes = varying_axes(self.plan)
@@ -166,17 +165,8 @@ class _Trials:
         return known.state, _STATE_STYLE.get(known.state, "")
 
 
-def _is_number(texts: Sequence[str]) -> bool:
-    return all(text.replace(".", "", 1).isdigit() for text in texts)
-
-
-def _width(rows: Sequence[Sequence[str]]) -> int:
-    """Columns that a table of these cells takes."""
-    widths = [
-        max(len(part) for cell in column for part in cell.split("\n"))
-        for column in zip(*rows, strict=True)
-    ]
-    return sum(width + 2 for width in widths)
+def _is_number(text: str) -> bool:
+    return text.replace(".", "", 1).isdigit()
 
 
 def _predictions(states: Iterable[TrialState]) -> list[str]:
@@ -194,10 +184,7 @@ def _reasons(plan: Plan, states: Mapping[str, TrialState]) -> Sequence[Renderabl
     told = grouped(reasoned, lambda t: (states[t.hash].state, states[t.hash].reason or ""))
     if not told:
         return []
-    grid = Table.grid(padding=(0, 2, 0, 0))
-    grid.add_column(no_wrap=True)
-    grid.add_column(no_wrap=True)
-    grid.add_column(ratio=1)
+    drawn = grid(words(), words(), Column(ratio=1))
     for (state_name, reason), trials in list(told.items())[:MAX_REASONS]:
         doubtful = state_name == "new"
         style = "yellow" if doubtful else _STATE_STYLE.get(state_name, "")
@@ -206,8 +193,8 @@ def _reasons(plan: Plan, states: Mapping[str, TrialState]) -> Sequence[Renderabl
         name = label if len(label) <= _LONGEST_LABEL else short_hash(trials[0].hash)
         if len(trials) > 1:
             name = f"{len(trials)} trials"
-        grid.add_row(Text(said, style=style), name, reason)
-    parts: list[RenderableType] = [Text(""), grid]
+        drawn.add_row(Text(said, style=style), name, reason)
+    parts: list[RenderableType] = [Text(""), drawn]
     if len(told) > MAX_REASONS:
         parts.append(Text(f"… and {len(told) - MAX_REASONS} more reasons", style="italic"))
     return parts

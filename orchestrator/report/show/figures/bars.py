@@ -8,21 +8,22 @@ from orchestrator.report.analyse.labels import axis_name, axis_value
 from orchestrator.report.analyse.rows import SweepTable
 from orchestrator.report.analyse.trial_row import TrialRow
 from orchestrator.report.show.figures.drawn import (
+    LEGEND_ABOVE,
     MAX_BARS,
     Drawn,
     Reports,
-    axis_title,
     better_line,
     cut,
     drawn,
     having,
-    plotly,
+    new_plot,
     rest_of,
-    scale_for,
+    stacked,
     values_of,
     whiskers,
     wrapped,
 )
+from orchestrator.report.show.parts import scale_for
 
 # A line of a label, what stands above and below the bars, and a figure's height in page.css.
 _LINE_PX, _AROUND_PX, _USUAL_PX = 16, 140, 368
@@ -33,10 +34,9 @@ def draw_bars(figure: Bars, table: SweepTable, reports: Reports) -> Drawn | None
     rows = having(table, figure.metric)[:MAX_BARS]
     if not rows:
         return None
-    go = plotly()
     scale = scale_for(rows, figure.metric)
     first = table.axes[0] if table.axes else None
-    plot = go.Figure()
+    plot = new_plot()
     series = grouped(rows, lambda row: rest_of(row, first))
     # A ladder, or a sweep of which little is left: nothing would stand side by side.
     alone = first is None or (len(series) == len(rows) > 1)
@@ -54,7 +54,7 @@ def draw_bars(figure: Bars, table: SweepTable, reports: Reports) -> Drawn | None
         )
     plot.update_layout(
         barmode="group",
-        yaxis_title=axis_title(table.title(figure.metric), scale),
+        yaxis_title=scale.heading(table.title(figure.metric)),
         xaxis_title=axis_name(first) if first and not alone else "",
         xaxis_type="category",
         showlegend=len(series) > 1,
@@ -82,22 +82,15 @@ def draw_breakdown(figure: Breakdown, table: SweepTable, reports: Reports) -> Dr
     names = [m for m in figure.metrics if any(m in row.cells for row in rows)]
     if not rows or not names:
         return None
-    go = plotly()
     scale = scale_for(rows, names[0])
-    plot = go.Figure()
-    for name in names:
-        plot.add_bar(
-            name=table.title(name),
-            y=[wrapped(row.label) for row in rows],
-            x=[(row.cells[name].median or 0.0) / scale.factor for row in rows],
-            orientation="h",
-            hovertemplate=table.title(name) + ": %{x:.4g} " + scale.symbol,
-        )
-    plot.update_layout(
-        barmode="stack", xaxis_title=scale.symbol, yaxis_autorange="reversed", showlegend=True
+    labels = [wrapped(row.label) for row in rows]
+    plot = stacked(
+        labels,
+        {table.title(name): values_of(rows, name, scale) for name in names},
+        lambda title: f"{title}: %{{x:.4g}} {scale.symbol}",
     )
-    plot.update_layout(legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0})
-    lines = sum(wrapped(row.label).count("<br>") + 1 for row in rows)
+    plot.update_layout(xaxis_title=scale.symbol, legend=LEGEND_ABOVE)
+    lines = sum(label.count("<br>") + 1 for label in labels)
     height_px = _AROUND_PX + _LINE_PX * lines
     return drawn(
         "Where the time goes",

@@ -14,7 +14,7 @@ from orchestrator.report.show.figures.drawn import (
     Reports,
     cut,
     drawn,
-    plotly,
+    stacked,
     wrapped,
 )
 
@@ -39,30 +39,13 @@ def draw_ranking(figure: Ranking, table: SweepTable, reports: Reports) -> Drawn 
         for name, share in shares[label].items():
             totals[name] = totals.get(name, 0.0) + share
     parts = sorted(totals, key=lambda name: -totals[name])[:MAX_PARTS]
-    plot = plotly().Figure()
-    for name in parts:
-        plot.add_bar(
-            name=name,
-            y=labels,
-            x=[shares[label].get(name, 0.0) for label in labels],
-            orientation="h",
-            hovertemplate="%{y}<br>" + name + ": %{x:.1%}<extra></extra>",
-        )
-    rest = [max(1.0 - sum(shares[label].get(n, 0.0) for n in parts), 0.0) for label in labels]
-    plot.add_bar(
-        name=_REST,
-        y=labels,
-        x=rest,
-        orientation="h",
-        marker_color=_REST_COLOUR,
-        hovertemplate="%{y}<br>" + _REST + ": %{x:.1%}<extra></extra>",
+    shown = {name: [shares[label].get(name, 0.0) for label in labels] for name in parts}
+    rest = [max(1.0 - sum(taken), 0.0) for taken in zip(*shown.values(), strict=True)]
+    plot = stacked(
+        labels, {**shown, _REST: rest}, lambda name: f"%{{y}}<br>{name}: %{{x:.1%}}<extra></extra>"
     )
-    plot.update_layout(
-        barmode="stack",
-        xaxis={"tickformat": ".0%", "range": [0, 1]},
-        yaxis_autorange="reversed",
-        showlegend=True,
-    )
+    plot.data[-1].marker.color = _REST_COLOUR
+    plot.update_layout(xaxis={"tickformat": ".0%", "range": [0, 1]})
     return drawn(
         figure.title,
         f"Shares of the whole, which is 100 %. {figure.caption}".strip()

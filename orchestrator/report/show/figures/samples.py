@@ -10,10 +10,9 @@ from orchestrator.report.show.figures.drawn import (
     MAX_LINES,
     Drawn,
     Reports,
-    axis_title,
     cut,
     drawn,
-    plotly,
+    new_plot,
 )
 from orchestrator.report.show.units import scale_of
 
@@ -33,7 +32,6 @@ def draw_distribution(figure: Distribution, table: SweepTable, reports: Reports)
             lines.append((row.label, sorted(samples)))
     if not lines:
         return None
-    go = plotly()
     unit = next(
         m.unit
         for row in table.rows
@@ -41,7 +39,7 @@ def draw_distribution(figure: Distribution, table: SweepTable, reports: Reports)
         if (m := metric_of(report, figure.metric)) is not None
     )
     scale = scale_of([values[len(values) // 2] for _, values in lines], unit)
-    plot = go.Figure()
+    plot = new_plot()
     for label, values in lines[:MAX_LINES]:
         n = len(values)
         # Every sample where there are few; else quantiles, both ends among them.
@@ -55,7 +53,7 @@ def draw_distribution(figure: Distribution, table: SweepTable, reports: Reports)
             hovertemplate="%{y:.1%} within %{x:.4g} " + scale.symbol,
         )
     plot.update_layout(
-        xaxis_title=axis_title(table.title(figure.metric), scale),
+        xaxis_title=scale.heading(table.title(figure.metric)),
         yaxis_title="share of samples",
         yaxis_tickformat=".0%",
         showlegend=True,

@@ -17,16 +17,15 @@ from orchestrator.report.show.figures.drawn import (
     PALETTE,
     Drawn,
     Reports,
-    axis_title,
     cut,
     drawn,
     having,
     is_numeric,
-    plotly,
+    new_plot,
     rest_of,
-    scale_for,
     whiskers,
 )
+from orchestrator.report.show.parts import scale_for
 from orchestrator.report.show.units import Scale
 
 # What follows a predicted metric's name -> how its line is drawn, and against which ceilings.
@@ -56,7 +55,7 @@ def draw_scaling(figure: Scaling, table: SweepTable, reports: Reports) -> Drawn 
     if not any(len(members) > 1 for members in series.values()):
         return None
     scale = scale_for(rows, figure.metric)
-    plot = plotly().Figure()
+    plot = new_plot()
     said: set[str] = set()
     for at, (name, members) in enumerate(list(series.items())[:MAX_LINES]):
         members = sorted(members, key=lambda row: row.axes[figure.over])
@@ -70,7 +69,7 @@ def draw_scaling(figure: Scaling, table: SweepTable, reports: Reports) -> Drawn 
     wide = min(values) > 0 and max(values) / min(values) >= 8
     plot.update_layout(
         xaxis_title=axis_name(figure.over),
-        yaxis_title=axis_title(table.title(figure.metric), scale),
+        yaxis_title=scale.heading(table.title(figure.metric)),
         xaxis_type="log" if wide else "linear",
         yaxis_type="log" if wide or said else "linear",
         yaxis_rangemode="normal" if wide or said else "tozero",

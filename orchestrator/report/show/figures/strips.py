@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.measure.metric import Phase
-from orchestrator.report.show.figures.drawn import PALETTE, Drawn, drawn
+from orchestrator.report.show.figures.drawn import LEGEND_ABOVE, PALETTE, Drawn, drawn
 from orchestrator.report.show.figures.throttling import Stretch, stretches
 from orchestrator.report.show.units import duration, scale_of
 
@@ -123,7 +123,7 @@ def draw_strips(report: AttemptReport, histories: Histories) -> Drawn | None:
     shades = _shades(report.phases, histories.origin_ns, end_s)
     plot.update_layout(
         shapes=[*_phase_shapes(shades), *_throttle_shapes(marks)],
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "font": {"size": 11}},
+        legend={**LEGEND_ABOVE, "font": {"size": 11}},
         showlegend=True,
         hovermode="x unified",
     )
