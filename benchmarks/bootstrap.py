@@ -13,8 +13,9 @@ from collections.abc import Callable
 import numpy as np
 
 from benchmarks._machine import arguments, emit, finish
+from orchestrator.statistics.bootstrap import median_ci, ratio_ci
 from orchestrator.statistics.distribution import is_bimodal
-from orchestrator.statistics.summary import median_ci, ratio_ci, summarise
+from orchestrator.statistics.summary import summarise
 
 # Attempts, noise between and within them, samples an attempt.
 REGIMES = (

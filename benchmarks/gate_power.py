@@ -28,13 +28,14 @@ import numpy as np
 import yaml
 
 from benchmarks._machine import arguments, emit, finish
-from orchestrator.attempt import AttemptReport, Outcome, Verdict
+from orchestrator.attempt import AttemptReport
 from orchestrator.measure.metric import Samples
 from orchestrator.measure.stopping import StoppingProtocol
 from orchestrator.plan.places import conf_directory
 from orchestrator.report.analyse.gate import gate
 from orchestrator.report.analyse.gate_rules import RuleSet, load_rules
 from orchestrator.statistics.judge import TOLERANCE
+from testing.trial import ok_report
 
 CONF = conf_directory()
 WITHIN = 0.03
@@ -117,13 +118,11 @@ def attempts(
     for number, index in enumerate(rng.choice(len(pool), size=REPEATS, replace=False)):
         values = pool[index] * (0.05 * factor * float(np.exp(noise.between(rng))))
         reports.append(
-            AttemptReport(
-                f"{number}",
-                HASH,
-                Outcome.OK,
+            ok_report(
+                Samples(METRIC, "s", tuple(values.tolist())),
+                config_hash=HASH,
+                attempt_id=f"{number}",
                 number=number,
-                metrics={METRIC: Samples(METRIC, "s", tuple(values.tolist()))},
-                verdict=Verdict("valid"),
             )
         )
     return reports

@@ -32,7 +32,7 @@ from orchestrator.plan.trial import Trial
 from orchestrator.report.analyse.gate import GateResult, gate
 from orchestrator.report.analyse.gate_rules import RuleSet, load_rules
 from orchestrator.report.analyse.measured import samples_of
-from orchestrator.statistics.summary import noise_between
+from orchestrator.statistics.bootstrap import noise_between
 
 SLOWDOWN = 0.15
 CALIBRATION = 10

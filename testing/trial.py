@@ -9,7 +9,8 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.attempt import AttemptReport, AttemptSpec, Slot
+from orchestrator.attempt import AttemptReport, AttemptSpec, Outcome, Slot, Verdict
+from orchestrator.measure import Metric
 from orchestrator.measure.registry import find_task
 
 if TYPE_CHECKING:
@@ -70,6 +71,18 @@ def make_identity(
         "device": {"kind": device, "threads": 1},
         "seed": 0,
     }
+
+
+def ok_report(*metrics: Metric, **changes: Any) -> AttemptReport:
+    """The report of an attempt that went well and measured ``metrics``."""
+    given: dict[str, Any] = {
+        "attempt_id": "1",
+        "config_hash": "0" * 64,
+        "outcome": Outcome.OK,
+        "verdict": Verdict("valid"),
+        "metrics": {metric.name: metric for metric in metrics},
+    }
+    return AttemptReport(**{**given, **changes})
 
 
 def run_attempt(

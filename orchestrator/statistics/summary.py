@@ -13,13 +13,8 @@ import numpy as np
 
 from orchestrator.statistics.bootstrap import (
     ONE_ATTEMPT_NOTE,
-    Ratio,
     Series,
     centre_draws,
-    holm,
-    median_ci,
-    noise_between,
-    ratio_ci,
     why_not,
 )
 from orchestrator.statistics.distribution import (
@@ -28,17 +23,6 @@ from orchestrator.statistics.distribution import (
     percentile,
     tukey_outliers,
 )
-
-__all__ = [
-    "Ratio",
-    "Summary",
-    "holm",
-    "median_ci",
-    "noise_between",
-    "ratio_ci",
-    "summarise",
-    "summarise_attempts",
-]
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from orchestrator.attempt import AttemptReport
 from orchestrator.measure.columns import Column
-from orchestrator.measure.metric import MetricSpec, Samples
+from orchestrator.measure.metric import MetricSpec
 from orchestrator.report.analyse.cell import Cell
-from orchestrator.report.analyse.measured import absence, metric_of, valid
+from orchestrator.report.analyse.measured import absence, samples_of, statistic_of, valid
 from orchestrator.report.analyse.trial_row import TrialRow
 from orchestrator.statistics.judge import Judged, tolerance
 
@@ -56,14 +56,7 @@ def _shortest(axis: str, row: TrialRow, rows: Sequence[TrialRow]) -> TrialRow | 
 
 def _statistic(column: Column, attempts: Sequence[AttemptReport]) -> float | str:
     """Of all attempts' samples together, or why there is none."""
-    from orchestrator.statistics.summary import summarise_attempts
-
-    found = [metric_of(report, column.metric) for report in attempts]
-    samples = [metric.values for metric in found if isinstance(metric, Samples) and metric.values]
+    samples = samples_of(attempts, column.metric)
     if not samples:
         return absence(attempts, column.metric)
-    summary = summarise_attempts(samples, resamples=1)
-    value: float | None = getattr(summary, column.statistic)
-    if value is not None:
-        return value
-    return f"{column.statistic} cannot be told from {summary.n} samples"
+    return statistic_of(samples, column.statistic)

@@ -11,7 +11,13 @@ from typing import Any
 
 from orchestrator.attempt import AttemptReport
 from orchestrator.measure.metric import MetricSpec
-from orchestrator.report.analyse.measured import absence, metric_of, samples_of, spec_of
+from orchestrator.report.analyse.measured import (
+    absence,
+    metric_of,
+    samples_of,
+    spec_of,
+    statistic_of,
+)
 from orchestrator.report.analyse.pairing import Attempts, Chosen, choose, pair
 from orchestrator.report.analyse.rounds import rounds_of
 from orchestrator.statistics.judge import CONFIDENCE, Judged, incomparable, judge, tolerance
@@ -175,9 +181,8 @@ def against(
 
 
 def _centre(samples: Sequence[tuple[float, ...]]) -> float | None:
-    from orchestrator.statistics.summary import summarise_attempts
-
-    return summarise_attempts(samples, resamples=1).median
+    found = statistic_of(samples, "median")
+    return None if isinstance(found, str) else found
 
 
 def _with_direction(reports: Iterable[AttemptReport]) -> list[str]:

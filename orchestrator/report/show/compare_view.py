@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.padding import Padding
@@ -14,7 +14,7 @@ from rich.text import Text
 from orchestrator.measure.grouping import grouped
 from orchestrator.report.analyse.compare import ComparedMetric, Comparison
 from orchestrator.report.analyse.reasons import one_line
-from orchestrator.report.show.parts import GAP, grid, named, numbers, words
+from orchestrator.report.show.parts import GAP, TrialNames, grid, numbers, words
 from orchestrator.report.show.style import STANDING_MARKS
 from orchestrator.report.show.units import quantity, ratio
 from orchestrator.statistics.judge import CONFIDENCE
@@ -30,20 +30,10 @@ _MOST_REACH = math.log(4.0)
 
 
 @dataclass(frozen=True)
-class ComparisonView:
-    """A :class:`Comparison` that rich can print at any width.
-
-    Attributes
-    ----------
-    labels : mapping of str to str
-        Label by config hash.
-    names : tuple of str
-        What the two sides are called, base first.
-    """
+class ComparisonView(TrialNames):
+    """A :class:`Comparison` that rich can print."""
 
     comparison: Comparison
-    labels: Mapping[str, str] = field(default_factory=dict)
-    names: tuple[str, str] = ("A", "B")
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         found = self.comparison
@@ -67,7 +57,7 @@ class ComparisonView:
             yield Text(f"note: {note}", style="dim")
         for side, hashes in zip(self.names, (found.only_a, found.only_b), strict=True):
             if hashes:
-                some = ", ".join(self._named(h) for h in hashes[:5])
+                some = ", ".join(self.named(h) for h in hashes[:5])
                 more = f" and {len(hashes) - 5} more" if len(hashes) > 5 else ""
                 yield Text(f"only in {side}: {some}{more}", style="dim")
 
@@ -90,13 +80,10 @@ class ComparisonView:
         return text
 
     def _pair_heading(self, hash_a: str, hash_b: str) -> Text:
-        text = Text(self._named(hash_b), style="bold")
+        text = Text(self.named(hash_b), style="bold")
         if hash_a != hash_b:
-            text.append(f"  against {self._named(hash_a)}", style="not bold")
+            text.append(f"  against {self.named(hash_a)}", style="not bold")
         return text
-
-    def _named(self, config_hash: str) -> str:
-        return named(config_hash, self.labels)
 
 
 def scale_line(low: float | None, mid: float | None, high: float | None, reach: float) -> str:

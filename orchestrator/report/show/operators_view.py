@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.report.analyse.operators import OperatorChange, OperatorDiff, OperatorSide
-from orchestrator.report.show.parts import grid, named, numbers, words
+from orchestrator.report.show.parts import TrialNames, grid, numbers, words
 from orchestrator.report.show.units import MISSING, percent, quantity, ratio, scale_of
 
 MOST_CHANGES = 15
@@ -24,20 +24,10 @@ _MARKS = {"both": ("", ""), "appeared": ("+", "magenta"), "vanished": ("-", "cya
 
 
 @dataclass(frozen=True)
-class OperatorDiffView:
-    """An :class:`OperatorDiff` that rich can print at any width.
-
-    Attributes
-    ----------
-    labels : mapping of str to str
-        Label by config hash.
-    names : tuple of str
-        What the two sides are called, base first.
-    """
+class OperatorDiffView(TrialNames):
+    """An :class:`OperatorDiff` that rich can print."""
 
     diff: OperatorDiff
-    labels: Mapping[str, str] = field(default_factory=dict)
-    names: tuple[str, str] = ("A", "B")
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         found = self.diff
@@ -47,7 +37,7 @@ class OperatorDiffView:
         )
         yield Text.assemble(("operators", "bold"), whose)
         for name, config_hash in zip(self.names, (found.hash_a, found.hash_b), strict=True):
-            yield Text(f"  {name}: {named(config_hash, self.labels)}", style="dim")
+            yield Text(f"  {name}: {self.named(config_hash)}", style="dim")
         if found.reason is not None:
             yield Text(f"  incomparable: {found.reason}", style="magenta")
             return

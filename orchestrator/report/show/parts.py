@@ -7,6 +7,7 @@ Markdown and the figures.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
 from rich.table import Column, Table
@@ -26,6 +27,26 @@ numbers = partial(Column, no_wrap=True, justify="right")
 prose = partial(Column, overflow="fold")
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrialNames:
+    """What a view that is printed at any width calls the trials it is about.
+
+    Attributes
+    ----------
+    labels : mapping of str to str
+        Label by config hash.
+    names : tuple of str
+        What the two sides are called, base first.
+    """
+
+    labels: Mapping[str, str] = field(default_factory=dict)
+    names: tuple[str, str] = ("A", "B")
+
+    def named(self, config_hash: str) -> str:
+        """A trial by its label, where it has one, and its hash."""
+        return "  ".join(filter(None, (self.labels.get(config_hash), short_hash(config_hash))))
+
+
 def grid(*columns: Column, heading_style: str = "dim") -> Table:
     """A table without lines; headed where any of its columns is."""
     return Table(
@@ -36,11 +57,6 @@ def grid(*columns: Column, heading_style: str = "dim") -> Table:
         header_style=heading_style,
         show_header=any(column.header for column in columns),
     )
-
-
-def named(config_hash: str, labels: Mapping[str, str]) -> str:
-    """A trial by its label, where it has one, and its hash."""
-    return "  ".join(filter(None, (labels.get(config_hash), short_hash(config_hash))))
 
 
 def ended(outcome: str) -> Text:
