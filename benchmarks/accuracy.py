@@ -1,11 +1,9 @@
 """Is the reported speed true? Decode tokens/s of an attempt against a plain loop, in turns.
 
 Both run the packaged model in float32 with the same prompt length, output length, repetitions and
-threads. First each in a process of its own, the attempt through isolation: they alternate, so that
-drift of the machine hits both alike, and the ratio is taken within each pair. Then both on one
-model in one process, sequence by sequence, which shows what the project's own code costs and
-little of the machine's noise. Exit status 1 where the two disagree. ``--tiny`` uses a model of two
-layers: a check of this program, not of the claim.
+threads, each in a process of its own, the attempt through isolation: they alternate, so that drift
+of the machine hits both alike, and the ratio is taken within each pair. Exit status 1 where the two
+disagree. ``--tiny`` uses a model of two layers: a check of this program, not of the claim.
 """
 
 from __future__ import annotations
@@ -23,13 +21,10 @@ from typing import Any
 
 from benchmarks._attempts import attempt, fixed_repetitions, trial_of
 from benchmarks._machine import arguments, emit, finish
-from benchmarks.plain_loop import decode_rate
 from orchestrator.engines import transformers as loading
-from orchestrator.engines.transformers import tokens
-from orchestrator.engines.transformers.generation import generator_for
 from orchestrator.host.cpu import usable_cores
 from orchestrator.isolate.isolation import Isolation
-from orchestrator.measure import HostClock, Recorder, Samples, derive
+from orchestrator.measure import HostClock, Recorder, Samples
 from testing.trial import TINY
 
 PACKAGED = ["model=smollm2_135m"]
@@ -75,28 +70,6 @@ def by_hand(directory: Path, options: argparse.Namespace) -> list[float]:
     return rates
 
 
-def same_process(
-    identity: dict[str, Any], options: argparse.Namespace, directory: Path
-) -> list[float]:
-    """Ratios of neighbouring sequences on one model: timed by the task's code, and by hand."""
-    import torch
-
-    recorder = Recorder(lambda event: None, HostClock(), directory)
-    prepared = loading.prepare(identity, recorder)
-    model = loading.load(prepared, identity, recorder)
-    generator = generator_for(model, recorder.clock)
-    prompt = tokens.prompt(prepared, 0, 1, options.prompt_tokens)
-    ratios = []
-    with torch.inference_mode():
-        for round_ in range(options.pairs * options.repetitions + 1):
-            hand = decode_rate(model, prompt, options.new_tokens)
-            timing, _ = generator.sequence(prompt, options.new_tokens, recorder.phase)
-            own = derive.decode_tokens_per_s(timing.intervals_s)
-            if round_ and own is not None:  # the first warms up
-                ratios.append(own / hand)
-    return ratios
-
-
 def main() -> None:
     """Print one JSON line a figure."""
     options = arguments(
@@ -113,7 +86,6 @@ def main() -> None:
                 ours.append(reported(isolation, identity))
                 if not pair % 2:
                     theirs.append(by_hand(directory, options))
-        within = same_process(identity, options, Path(temporary))
     ratios = [
         statistics.median(a) / statistics.median(b) for a, b in zip(ours, theirs, strict=True)
     ]
@@ -124,7 +96,6 @@ def main() -> None:
     emit("decode_ratio_lowest", min(ratios), "1", n=count)
     emit("decode_ratio_highest", max(ratios), "1", n=count)
     emit("decode_disagreement", abs(ratio - 1), "1", required="<= 0.05", n=count)
-    emit("decode_ratio_same_process", statistics.median(within), "1", n=len(within))
     finish()
 
 

@@ -25,12 +25,13 @@ REGIMES = (
     (5, 0.0, 0.03, 30),
     (10, 0.007, 0.002, 20),
 )
+CALLS = 20
 
 
-def fastest_s(call: Callable[[], object], times: int = 20) -> float:
+def fastest_s(call: Callable[[], object]) -> float:
     """The shortest of several calls: what the arithmetic costs, without the neighbours'."""
     durations = []
-    for _ in range(times):
+    for _ in range(CALLS):
         begin = time.perf_counter()
         call()
         durations.append(time.perf_counter() - begin)
@@ -44,10 +45,10 @@ def cost() -> None:
     many = rng.lognormal(0.0, 0.03, 100_000)
     sides = [[rng.lognormal(0.0, 0.03, 50) for _ in range(5)] for _ in range(2)]
     one = fastest_s(lambda: median_ci(samples, resamples=10_000))
-    emit("bootstrap.median_ci_200_samples_s", one, "s", required="<= 0.05", n=20)
-    emit("bootstrap.summary_200_samples_s", fastest_s(lambda: summarise(samples)), "s", n=20)
-    emit("bootstrap.summary_100000_samples_s", fastest_s(lambda: summarise(many)), "s", n=20)
-    emit("bootstrap.ratio_5_by_5_attempts_s", fastest_s(lambda: ratio_ci(*sides)), "s", n=20)
+    emit("bootstrap.median_ci_200_samples_s", one, "s", required="<= 0.05", n=CALLS)
+    emit("bootstrap.summary_200_samples_s", fastest_s(lambda: summarise(samples)), "s", n=CALLS)
+    emit("bootstrap.summary_100000_samples_s", fastest_s(lambda: summarise(many)), "s", n=CALLS)
+    emit("bootstrap.ratio_5_by_5_attempts_s", fastest_s(lambda: ratio_ci(*sides)), "s", n=CALLS)
 
 
 def coverage(series: int) -> None:

@@ -79,8 +79,8 @@ class Adversary:
         self._witness = witness
         self._later: list[tuple[float, Callable[[], None]]] = []
         self._commit = {
-            "child": self._child_fault,
-            "worker": self._worker_fault,
+            "child": lambda: self._kill_one(measured(_ours())),
+            "worker": lambda: self._kill_one(named(_ours(), SUPERVISOR)),
             "node": self._node_fault,
             "driver": self._driver_fault,
             "server": self._server_fault,
@@ -118,12 +118,6 @@ class Adversary:
             write_whole(until, b"%d" % self._plan[0][0], durable=False)
         else:
             until.unlink()
-
-    def _child_fault(self) -> bool:
-        return self._kill_one(measured(_ours()))
-
-    def _worker_fault(self) -> bool:
-        return self._kill_one(named(_ours(), SUPERVISOR))
 
     def _node_fault(self) -> bool:
         if len(self._nodes.alive) < 2:

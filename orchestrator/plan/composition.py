@@ -135,13 +135,9 @@ class Mixture:
     """
 
     def __init__(self, first: Composition, owners: Mapping[str, Composition]) -> None:
-        self._first = first
+        self.first = first
         self._owners = {key: owners.get(key, first) for key in IDENTITY_KEYS}
         self._base = {key: owner.base[key] for key, owner in self._owners.items()}
-
-    @property
-    def first(self) -> Composition:
-        return self._first
 
     def identity(
         self, values: Sequence[tuple[int, Any]], auto: Callable[[], str]
@@ -155,7 +151,7 @@ class Mixture:
         auto : callable
             What ``device=auto`` is.
         """
-        first = self._first
+        first = self.first
         if first.plain:
             tree, typed = copied(self._base), []
             for number, (position, value) in enumerate(values):

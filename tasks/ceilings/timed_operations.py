@@ -246,34 +246,28 @@ class Operations:
                 yield table, width * width, rows, seconds
 
     def _trained_products(self, name: str) -> Iterator[Point]:
-        import torch
-        from torch.nn.functional import linear
-
         for width in self.scale.widths:
             for rows in self._rows(width)[1::2]:
-                x = self._random(name, 1, rows, width).requires_grad_()
-                above = self._random(name, 1, rows, width)
-                count = self._count(above.nbytes + width * width * above.itemsize)
-                weights = [self._random(name, width, width).requires_grad_() for _ in range(count)]
-
-                def ahead(index: int, x: torch.Tensor = x, w: Any = weights) -> Any:
-                    return linear(x, w[index])
-
-                def back(
-                    index: int,
-                    y: torch.Tensor,
-                    x: torch.Tensor = x,
-                    w: Any = weights,
-                    above: torch.Tensor = above,
-                ) -> Any:
-                    # The input's gradient is soon let go, the weight's is kept.
-                    return torch.autograd.grad(y, (x, w[index]), above)[1]
-
-                found = self.timer.kept(ahead, back, count)
+                found = self._trained_product(name, width, rows)
                 if found is None:
                     break
                 yield f"product.forward.{name}", width * width, rows, found[0]
                 yield f"product.backward.{name}", width * width, rows, found[1]
+
+    def _trained_product(self, name: str, width: int, rows: int) -> tuple[float, float] | None:
+        import torch
+        from torch.nn.functional import linear
+
+        x = self._random(name, 1, rows, width).requires_grad_()
+        above = self._random(name, 1, rows, width)
+        count = self._count(above.nbytes + width * width * above.itemsize)
+        weights = [self._random(name, width, width).requires_grad_() for _ in range(count)]
+        return self.timer.kept(
+            lambda index: linear(x, weights[index]),
+            # The input's gradient is soon let go, the weight's is kept.
+            lambda index, y: torch.autograd.grad(y, (x, weights[index]), above)[1],
+            count,
+        )
 
     def _attention(self, name: str, groups: int) -> Iterator[Point]:
         from torch.nn.functional import scaled_dot_product_attention as attend
@@ -310,47 +304,45 @@ class Operations:
                 yield f"append.inference.{name}", 2 * first.nbytes, 1, seconds
 
     def _trained_attention(self, name: str, groups: int) -> Iterator[Point]:
-        import torch
-        from torch.nn.functional import scaled_dot_product_attention as attend
-
         for span in self.scale.spans:
-            inputs = [t.detach().requires_grad_() for t in self._heads(name, span, span, groups)]
-            above = self._heads(name, span, span, 1)[0]
-
-            def ahead(index: int, inputs: Any = inputs) -> Any:
-                query, key, value = inputs
-                return attend(query, key, value, is_causal=True, enable_gqa=groups > 1)
-
-            def back(index: int, y: Any, inputs: Any = inputs, above: Any = above) -> Any:
-                return torch.autograd.grad(y, inputs, above)
-
-            count = min(8, self._count(4 * above.nbytes))
-            found = self.timer.kept(ahead, back, count)
+            found = self._attended(name, groups, span)
             if found is None:
                 break
             yield f"attention.forward.{name}", span, groups, found[0] / _flops(span)
             # Five products where there were two.
             yield f"attention.backward.{name}", span, groups, found[1] / (2.5 * _flops(span))
 
+    def _attended(self, name: str, groups: int, span: int) -> tuple[float, float] | None:
+        import torch
+        from torch.nn.functional import scaled_dot_product_attention as attend
+
+        inputs = [t.detach().requires_grad_() for t in self._heads(name, span, span, groups)]
+        above = self._heads(name, span, span, 1)[0]
+        return self.timer.kept(
+            lambda _: attend(*inputs, is_causal=True, enable_gqa=groups > 1),
+            lambda _, y: torch.autograd.grad(y, inputs, above),
+            min(8, self._count(4 * above.nbytes)),
+        )
+
     def _loss(self, name: str) -> Iterator[Point]:
+        for rows, vocabulary in _LOGITS:
+            found = self._lost(name, rows, vocabulary)
+            if found is None:
+                break
+            yield f"loss.forward.{name}", rows * vocabulary, 1, found[0]
+            yield f"loss.backward.{name}", rows * vocabulary, 1, found[1]
+
+    def _lost(self, name: str, rows: int, vocabulary: int) -> tuple[float, float] | None:
         import torch
         from transformers.loss.loss_utils import ForCausalLMLoss
 
-        for rows, vocabulary in _LOGITS:
-            logits = self._random(name, 1, rows, vocabulary).requires_grad_()
-            labels = torch.zeros(1, rows, dtype=torch.long, device=self.device)
-
-            def ahead(index: int, logits: Any = logits, labels: Any = labels) -> Any:
-                return ForCausalLMLoss(logits, labels, logits.shape[-1])
-
-            def back(index: int, loss: Any, logits: Any = logits) -> Any:
-                return torch.autograd.grad(loss, logits)
-
-            found = self.timer.kept(ahead, back, 2)
-            if found is None:
-                break
-            yield f"loss.forward.{name}", logits.numel(), 1, found[0]
-            yield f"loss.backward.{name}", logits.numel(), 1, found[1]
+        logits = self._random(name, 1, rows, vocabulary).requires_grad_()
+        labels = torch.zeros(1, rows, dtype=torch.long, device=self.device)
+        return self.timer.kept(
+            lambda _: ForCausalLMLoss(logits, labels, vocabulary),
+            lambda _, loss: torch.autograd.grad(loss, logits),
+            2,
+        )
 
     def _optimizer(self, name: str, elements: int) -> float | None:
         """Seconds that one tensor takes; None where that is long."""

@@ -16,8 +16,15 @@ from orchestrator.attempt import AttemptReport, Outcome, Verdict
 from orchestrator.errors import ConfigError
 from orchestrator.measure import Metric, Samples, Value
 from orchestrator.report.analyse.gate import GateResult, GateRow, gate
-from orchestrator.report.analyse.gate_rules import Difference, LongOverShort, load_rules, rules_from
-from orchestrator.report.analyse.scope import Condition, all_but, value_at
+from orchestrator.report.analyse.gate_rules import (
+    Condition,
+    Difference,
+    LongOverShort,
+    all_but,
+    load_rules,
+    rules_from,
+    value_at,
+)
 from orchestrator.report.show.junit import junit_xml
 from testing.trial import ok_report
 

@@ -22,11 +22,15 @@ from orchestrator.report.analyse.compare import against
 from orchestrator.report.analyse.gate_rules import (
     Change,
     Completes,
+    Condition,
     Difference,
     Limit,
     LongOverShort,
     Rule,
     RuleSet,
+    all_but,
+    applies,
+    value_at,
 )
 from orchestrator.report.analyse.labels import short_hash
 from orchestrator.report.analyse.measured import (
@@ -38,7 +42,6 @@ from orchestrator.report.analyse.measured import (
     valid,
 )
 from orchestrator.report.analyse.pairing import Attempts, Chosen, choose, pair
-from orchestrator.report.analyse.scope import Condition, all_but, applies, value_at
 from orchestrator.statistics.bootstrap import holm
 from orchestrator.statistics.judge import CONFIDENCE
 

@@ -14,7 +14,7 @@ from rich.text import Text
 from orchestrator.measure.grouping import grouped
 from orchestrator.report.analyse.compare import ComparedMetric, Comparison
 from orchestrator.report.analyse.reasons import one_line
-from orchestrator.report.show.parts import GAP, TrialNames, grid, numbers, words
+from orchestrator.report.show.parts import GAP, TrialNames, filled, numbers, words
 from orchestrator.report.show.style import STANDING_MARKS
 from orchestrator.report.show.units import quantity, ratio
 from orchestrator.statistics.judge import CONFIDENCE
@@ -139,18 +139,17 @@ def _metrics(
     left_out = next((out for out in _LEFT_OUT if _width(columns, out) <= width), _LEFT_OUT[-1])
     shown = [column for column in columns if column.part not in left_out]
     headed = any(column.heading for column in shown if column.part != "ratio")
-    drawn = grid(
-        *(
+    drawn = filled(
+        (
             (numbers if column.is_right else words)(
                 column.heading if headed else "",
                 # A name may be cut where nothing else gives way; a figure or a verdict never.
                 min_width=None if column.part == "metric" else column.width,
-            )
-            for column in shown
+            ),
+            column.cells,
         )
+        for column in shown
     )
-    for cells in zip(*(column.cells for column in shown), strict=True):
-        drawn.add_row(*cells)
     return [Padding(drawn, (0, 0, 0, _INDENT))]
 
 

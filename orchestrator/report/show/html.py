@@ -14,6 +14,7 @@ from importlib.resources import files
 from typing import Any
 
 from orchestrator.attempt import AttemptReport
+from orchestrator.report.analyse.cell import TrialRow
 from orchestrator.report.analyse.labels import (
     axis_name,
     axis_text,
@@ -22,7 +23,6 @@ from orchestrator.report.analyse.labels import (
 )
 from orchestrator.report.analyse.reasons import reasons_once
 from orchestrator.report.analyse.rows import SweepTable
-from orchestrator.report.analyse.trial_row import TrialRow
 from orchestrator.report.show.answer import sentences
 from orchestrator.report.show.figures import Drawn
 from orchestrator.report.show.parts import measured_metrics, scale_for

@@ -10,12 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+from rich.console import RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
-from orchestrator.report.analyse.cell import Cell
+from orchestrator.report.analyse.cell import Cell, TrialRow
 from orchestrator.report.analyse.labels import short_hash
-from orchestrator.report.analyse.trial_row import TrialRow
 from orchestrator.report.show.style import OUTCOME_STYLE, standing_mark
 from orchestrator.report.show.units import MISSING, Scale, ratio, scale_of
 
@@ -57,6 +57,15 @@ def grid(*columns: Column, heading_style: str = "dim") -> Table:
         header_style=heading_style,
         show_header=any(column.header for column in columns),
     )
+
+
+def filled(columns: Iterable[tuple[Column, Sequence[RenderableType]]], **how: str) -> Table:
+    """A :func:`grid` of columns that come with their cells."""
+    headed, cells = zip(*columns, strict=True)
+    table = grid(*headed, **how)
+    for row in zip(*cells, strict=True):
+        table.add_row(*row)
+    return table
 
 
 def ended(outcome: str) -> Text:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.measure import Measurement
-from rich.table import Column, Table
+from rich.table import Column
 from rich.text import Text
 
 from orchestrator.attempt import Resources
@@ -24,7 +24,7 @@ from orchestrator.report.analyse.labels import (
     short_hash,
     varying_axes,
 )
-from orchestrator.report.show.parts import GAP, grid, numbers, prose, words
+from orchestrator.report.show.parts import GAP, filled, grid, numbers, prose, words
 from orchestrator.report.show.units import quantity
 
 if TYPE_CHECKING:
@@ -116,57 +116,35 @@ class _Trials:
     states: Mapping[str, TrialState]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        shown = self.plan.trials[:MAX_TRIALS]
-        table = self._drawn(shown, *self._by_axis(shown))
+        table = filled(self._columns(by_axis=True))
         needed = Measurement.get(console, options.update(width=_UNBOUNDED), table).maximum + GAP
-        if needed > options.max_width or not varying_axes(self.plan):
+        by_axis = needed <= options.max_width and bool(varying_axes(self.plan))
+        yield table if by_axis else filled(self._columns(by_axis=False))
+
+    def _columns(self, *, by_axis: bool) -> Iterator[tuple[Column, list[RenderableType]]]:
+        shown = self.plan.trials[:MAX_TRIALS]
+        yield words("hash"), [short_hash(trial.hash) for trial in shown]
+        yield words("state"), [Text(*self._state(trial)) for trial in shown]
+        if by_axis:
+            for axis, name in axis_names(varying_axes(self.plan)).items():
+                values = [axis_value(trial.axes.get(axis), axis) for trial in shown]
+                is_number = all(value.replace(".", "", 1).isdigit() for value in values)
+                yield prose(name, justify="right" if is_number else "left"), [*values]
+        else:
             labels = labels_of(self.plan)
-            table = self._drawn(shown, ["trial"], [[labels[t.hash]] for t in shown])
-        yield table
-
-    def _drawn(
-        self, shown: Sequence[Trial], headings: Sequence[str], rows: Sequence[Sequence[str]]
-    ) -> Table:
-        more_headings, more = self._predicted(shown)
+            yield prose("trial"), [labels[trial.hash] for trial in shown]
+        expected = [self.states[trial.hash].predicted or {} for trial in shown]
+        for spec in map(spec_for, _predictions(self.states.values())):
+            figures = [quantity(found.get(spec.name), spec.unit) for found in expected]
+            yield numbers(f"predicted\n{spec.title}"), [*figures]
         if _alike(self.plan) is None:
-            more_headings.append("takes")
-            more = [[*row, resources_text(t.resources)] for row, t in zip(more, shown, strict=True)]
-        columns = zip(*rows, strict=True)
-        table = grid(
-            words("hash"),
-            words("state"),
-            *(
-                prose(heading, justify="right" if all(map(_is_number, texts)) else "left")
-                for heading, texts in zip(headings, columns, strict=True)
-            ),
-            *((words if heading == "takes" else numbers)(heading) for heading in more_headings),
-        )
-        for trial, row, rest in zip(shown, rows, more, strict=True):
-            table.add_row(short_hash(trial.hash), Text(*self._state(trial)), *row, *rest)
-        return table
-
-    def _by_axis(self, shown: Sequence[Trial]) -> tuple[list[str], list[list[str]]]:
-        axes = varying_axes(self.plan)
-        names = axis_names(axes)
-        cells = [[axis_value(trial.axes.get(axis), axis) for axis in axes] for trial in shown]
-        return [names[axis] for axis in axes], cells
-
-    def _predicted(self, shown: Sequence[Trial]) -> tuple[list[str], list[list[str]]]:
-        names = _predictions(self.states.values())
-        expected = [self.states[t.hash].predicted or {} for t in shown]
-        specs = [spec_for(name) for name in names]
-        rows = [[quantity(found.get(s.name), s.unit) for s in specs] for found in expected]
-        return [f"predicted\n{spec.title}" for spec in specs], rows
+            yield words("takes"), [resources_text(trial.resources) for trial in shown]
 
     def _state(self, trial: Trial) -> tuple[str, str]:
         known = self.states[trial.hash]
         if known.state == "new" and known.reason:
             return "new !", "yellow"  # it will run, and is not expected to succeed
         return known.state, _STATE_STYLE.get(known.state, "")
-
-
-def _is_number(text: str) -> bool:
-    return text.replace(".", "", 1).isdigit()
 
 
 def _predictions(states: Iterable[TrialState]) -> list[str]:

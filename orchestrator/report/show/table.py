@@ -17,12 +17,11 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.report.analyse.cell import Cell
+from orchestrator.report.analyse.cell import Cell, TrialRow
 from orchestrator.report.analyse.labels import SEPARATOR, axis_names, axis_text, short_hash
 from orchestrator.report.analyse.measured import PRECISION
 from orchestrator.report.analyse.reasons import one_line, reasons_once
 from orchestrator.report.analyse.rows import SweepTable, build_table
-from orchestrator.report.analyse.trial_row import TrialRow
 from orchestrator.report.show.parts import (
     GAP,
     against_baseline,

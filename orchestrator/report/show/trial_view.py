@@ -130,7 +130,9 @@ class ShowView:
         if counted:
             pooled = f", {len(counted)} attempts pooled" if len(counted) > 1 else ""
             yield from _section(f"metrics{pooled}", _metrics(counted, narrow))
-            yield from _section("top operators", _operators(counted[-1]))
+            # Only ``task=profile`` says this of itself.
+            operators = counted[-1].facts.get("top_operators")
+            yield from _section("top operators", [operator_table(operators)] if operators else [])
             yield from _section("telemetry", _telemetry(counted[-1], narrow))
         last = (counted or reports)[-1]
         yield from _section(f"verdict of attempt {last.number}: {last.verdict.state}", _rules(last))
@@ -327,12 +329,6 @@ def _rules(report: AttemptReport) -> list[RenderableType]:
     if passed:
         parts.append(Text(f"passed: {', '.join(passed)}", style="dim"))
     return parts or [Text("no rule was applied", style="dim")]
-
-
-def _operators(report: AttemptReport) -> list[RenderableType]:
-    """What ``task=profile`` says of itself; any other attempt has none."""
-    rows = report.facts.get("top_operators")
-    return [operator_table(rows)] if rows else []
 
 
 def _engaged(report: AttemptReport) -> list[RenderableType]:

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.attempt import AttemptReport
-from orchestrator.report.analyse.cell import Cell
+from orchestrator.report.analyse.cell import Cell, TrialRow
 from orchestrator.report.analyse.labels import SEPARATOR, axis_text
 from orchestrator.report.analyse.rows import SweepTable
-from orchestrator.report.analyse.trial_row import TrialRow
 from orchestrator.report.show.units import Scale, with_ci
 
 Reports = Mapping[str, Sequence[AttemptReport]]
