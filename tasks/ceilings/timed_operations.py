@@ -317,9 +317,10 @@ class Operations:
         from torch.nn.functional import scaled_dot_product_attention as attend
 
         inputs = [t.detach().requires_grad_() for t in self._heads(name, span, span, groups)]
+        query, key, value = inputs
         above = self._heads(name, span, span, 1)[0]
         return self.timer.kept(
-            lambda _: attend(*inputs, is_causal=True, enable_gqa=groups > 1),
+            lambda _: attend(query, key, value, is_causal=True, enable_gqa=groups > 1),
             lambda _, y: torch.autograd.grad(y, inputs, above),
             min(8, self._count(4 * above.nbytes)),
         )

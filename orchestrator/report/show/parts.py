@@ -59,10 +59,10 @@ def grid(*columns: Column, heading_style: str = "dim") -> Table:
     )
 
 
-def filled(columns: Iterable[tuple[Column, Sequence[RenderableType]]], **how: str) -> Table:
+def filled(columns: Iterable[tuple[Column, Sequence[RenderableType]]]) -> Table:
     """A :func:`grid` of columns that come with their cells."""
     headed, cells = zip(*columns, strict=True)
-    table = grid(*headed, **how)
+    table = grid(*headed)
     for row in zip(*cells, strict=True):
         table.add_row(*row)
     return table
