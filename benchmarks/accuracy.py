@@ -52,7 +52,7 @@ def reported(isolation: Isolation, identity: dict[str, Any]) -> list[float]:
 
 def by_hand(directory: Path, options: argparse.Namespace) -> list[float]:
     """Decode tokens/s samples of the plain loop."""
-    program = Path(__file__).with_name("plain_loop.py")
+    program = Path(__file__).with_name("_plain_loop.py")
     numbers = (
         options.prompt_tokens,
         options.new_tokens,
