@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from orchestrator.attempt import AttemptReport, Outcome, PlannedAttempt, Slot, Trial
-from orchestrator.host.cpu import usable_cores
+from orchestrator.attempt import AttemptReport, Outcome, Trial
 from orchestrator.isolate.isolation import Isolation
 from orchestrator.plan.expand import build
+from testing.trial import run_attempt
 
 
 def trial_of(*overrides: str) -> Trial:
@@ -27,26 +26,9 @@ def fixed_repetitions(count: int) -> tuple[str, ...]:
     )
 
 
-def attempt(
-    isolation: Isolation,
-    identity: Mapping[str, Any],
-    *,
-    config_hash: str = "0" * 64,
-    cores: Sequence[int] | None = None,
-    watch: Any = None,
-    start: str = "fork",
-) -> AttemptReport:
-    """The report of one attempt; ends the program where it is not ``ok``.
-
-    Parameters
-    ----------
-    cores : sequence of int, optional
-        Those it may use; by default all.
-    """
-    slot = Slot("node", "host", usable_cores() if cores is None else tuple(cores))
-    trial = Trial(config_hash, dict(identity), timeout_s=3600.0)
-    planned = PlannedAttempt(trial, attempt_id=uuid.uuid4().hex, start=start)
-    *_, report = isolation.run(planned, slot, watch)
-    if not isinstance(report, AttemptReport) or report.outcome is not Outcome.OK:
-        raise SystemExit(f"the attempt ended badly: {getattr(report, 'reason', report)}")
+def attempt(isolation: Isolation, identity: Mapping[str, Any], **how: Any) -> AttemptReport:
+    """:func:`testing.trial.run_attempt`; ends the program where it is not ``ok``."""
+    report = run_attempt(isolation, identity, timeout_s=3600.0, **how)
+    if report.outcome is not Outcome.OK:
+        raise SystemExit(f"the attempt ended badly: {report.reason}")
     return report

@@ -1,13 +1,15 @@
-"""What every benchmark shares: the machine in words, and one JSON line a figure."""
+"""What every benchmark shares: its options, the machine in words, and one JSON line a figure."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import operator
 import platform
 import resource
 import sys
 from functools import cache
+from typing import Any
 
 from orchestrator.host import cpu
 from orchestrator.host.memory import physical_bytes
@@ -18,6 +20,42 @@ _HOLDS = {
     "==": operator.eq,
     ">=": operator.ge,
 }
+_missed: list[str] = []
+
+
+def arguments(about: str | None, **defaults: Any) -> argparse.Namespace:
+    """What the command line says, by ``--name VALUE`` for each of ``defaults``.
+
+    A default of False makes a switch, a sequence an option of several values.
+
+    Parameters
+    ----------
+    about : str or None
+        The benchmark's docstring; ``--help`` shows it, and every default.
+    """
+    parser = argparse.ArgumentParser(
+        description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for name, default in defaults.items():
+        flag = f"--{name.replace('_', '-')}"
+        if default is False:
+            parser.add_argument(flag, action="store_true")
+            continue
+        several = isinstance(default, (list, tuple))
+        parser.add_argument(
+            flag,
+            type=type(default[0] if several else default),
+            nargs="*" if several else None,
+            default=default,
+            metavar="X",
+            help="%(default)s where left out",
+        )
+    return parser.parse_args()
+
+
+def finish(*, failed: bool = False) -> None:
+    """End the program: with 1 where a figure missed its limit, or something else ``failed``."""
+    sys.exit(bool(_missed) or failed)
 
 
 @cache
@@ -56,4 +94,7 @@ def emit(
     if required is None:
         return True
     sign, limit = required.split()
-    return bool(_HOLDS[sign](value, float(limit)))
+    held = bool(_HOLDS[sign](value, float(limit)))
+    if not held:
+        _missed.append(name)
+    return held

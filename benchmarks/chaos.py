@@ -5,7 +5,9 @@ adversary kills measured processes, their supervisors, nodes (others join), the 
 again by the same command) and the tracking server (back after seconds). At the end every trial must
 have exactly one measurement, every execution must be accounted for, and nothing may be left.
 
-    python benchmarks/chaos.py [--seed 0 1 2] [--trials 500]
+    python benchmarks/chaos.py [--seed 0 1 2] [--trials 500] [--limit 600]
+
+``--limit``: seconds that a seed may take.
 
 What the adversary does is tied to how many trials have been executed, and not to the clock: a slow
 machine sees the same faults. Executions are counted by the trials themselves, in a file that
@@ -14,7 +16,6 @@ neither the driver nor the store can touch; trials wait while a fault that is du
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import random
 import signal
@@ -27,10 +28,9 @@ from typing import Any, TypeVar
 
 import psutil
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks._machine import emit
+from benchmarks._machine import arguments, emit, finish
 from orchestrator.record.spool import write_whole
+from testing.faults import of_attempts, on_cluster
 from testing.servers import TrackingServer
 from testing.world import (
     SUPERVISOR,
@@ -79,8 +79,8 @@ class Adversary:
         self._witness = witness
         self._later: list[tuple[float, Callable[[], None]]] = []
         self._commit = {
-            "child": self._child_fault,
-            "worker": self._worker_fault,
+            "child": lambda: self._kill_one(measured(_ours())),
+            "worker": lambda: self._kill_one(named(_ours(), SUPERVISOR)),
             "node": self._node_fault,
             "driver": self._driver_fault,
             "server": self._server_fault,
@@ -118,12 +118,6 @@ class Adversary:
             write_whole(until, b"%d" % self._plan[0][0], durable=False)
         else:
             until.unlink()
-
-    def _child_fault(self) -> bool:
-        return self._kill_one(measured(_ours()))
-
-    def _worker_fault(self) -> bool:
-        return self._kill_one(named(_ours(), SUPERVISOR))
 
     def _node_fault(self) -> bool:
         if len(self._nodes.alive) < 2:
@@ -173,12 +167,20 @@ def run(seed: int, trials: int, limit_s: float) -> bool:
         nodes = Nodes(world, NODES)
         stack.callback(nodes.close)
         witness = world.directory / "witness"
-        driver = DriverProcess(world, _words(nodes.address, server.uri, trials, witness))
+        words = on_cluster(
+            nodes,
+            *(f"task.value=range({trials})", f"task.sleep_s={SLEEP_S}"),
+            *(f"task.fault='witness:{witness}'", "sweep.name=chaos", "timeout_s=60"),
+            *("tracking=server", f"tracking.uri={server.uri}"),
+            # A child killed twice has failed as often as is tried again: not the trial's fault.
+            "retry.failed=true",
+        )
+        driver = DriverProcess(world, words)
         adversary = Adversary(seed, trials, nodes, server, driver, witness)
         ready_s = time.monotonic() - began
         _until_finished(driver, adversary, witness, limit_s)
         wall_s = time.monotonic() - began - ready_s
-        orphans = _orphans(world)
+        orphans = _settled(lambda: of_attempts(world))
         # The same command once more: nothing may run.
         before = _lines(witness)
         driver.start()
@@ -195,26 +197,6 @@ def run(seed: int, trials: int, limit_s: float) -> bool:
         ok &= _check(not left, f"left running: {[process.cmdline()[:4] for process in left]}")
         emit("chaos.orphans", len(orphans) + len(left), "1", required="== 0", n=trials)
     return ok
-
-
-def _words(address: str, uri: str, trials: int, witness: Path) -> list[str]:
-    return [
-        "task=noop",
-        f"task.value=range({trials})",
-        f"task.sleep_s={SLEEP_S}",
-        f"task.fault='witness:{witness}'",
-        "device=cpu",
-        "sweep.name=chaos",
-        "cluster=ray",
-        f"cluster.address={address}",
-        "tracking=server",
-        f"tracking.uri={uri}",
-        "telemetry.enabled=false",
-        "timeout_s=60",
-        "preflight=off",
-        # A child killed twice has failed as often as is tried again; it is not the trial's fault.
-        "retry.failed=true",
-    ]
 
 
 def _until_finished(
@@ -279,7 +261,7 @@ def _judge(
         emit("chaos.duplicated", duplicated, "1", required="== 0", n=trials),
         emit("chaos.unaccounted", len(unaccounted), "1", required="== 0", n=len(executed)),
     ]
-    spooled = [p for p in (world.directory / "state").rglob("*.finish")]
+    spooled = list((world.directory / "state").rglob("*.finish"))
     held = _settled(world.held_directories)
     results = [
         _check(not unaccounted, f"executed and not recorded: {unaccounted}"),
@@ -294,32 +276,13 @@ def _judge(
 
 def _attempt_runs(uri: str) -> list[Any]:
     """Every attempt's run, through MLflow's own client."""
-    from mlflow.tracking import MlflowClient
+    import mlflow
 
-    client = MlflowClient(uri)
-    found: list[Any] = []
-    for experiment in client.search_experiments():
-        token = None
-        while True:
-            page = client.search_runs(
-                [experiment.experiment_id], "tags.kind = 'attempt'", page_token=token
-            )
-            found += page
-            token = page.token
-            if not token:
-                break
-    return found
-
-
-def _orphans(world: World) -> list[psutil.Process]:
-    """Measured processes and their supervisors that outlive the last driver."""
-    return _settled(
-        lambda: [
-            process
-            for process in world.processes()
-            if process in named([process], SUPERVISOR) or process in measured(world.processes())
-        ]
+    mlflow.set_tracking_uri(uri)
+    runs: list[Any] = mlflow.search_runs(
+        filter_string="tags.kind = 'attempt'", search_all_experiments=True, output_format="list"
     )
+    return runs
 
 
 def _contents(directories: list[Path]) -> list[str]:
@@ -348,13 +311,9 @@ def _check(holds: bool, text: str) -> bool:
 
 def main() -> None:
     """Run every seed; exit 1 if one did not come out whole."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seed", type=int, nargs="*", default=[0, 1, 2])
-    parser.add_argument("--trials", type=int, default=500)
-    parser.add_argument("--limit", type=float, default=600.0, help="seconds a seed may take")
-    options = parser.parse_args()
+    options = arguments(__doc__, seed=[0, 1, 2], trials=500, limit=600.0)
     results = [run(seed, options.trials, options.limit) for seed in options.seed]
-    sys.exit(0 if all(results) else 1)
+    finish(failed=not all(results))
 
 
 if __name__ == "__main__":

@@ -2,9 +2,8 @@
 
 1,000 nodes with 8 GPUs each in virtual time, log-normal durations, one attempt in twenty failing.
 Each trial's duration is known to within some percent, as from an earlier run. CPU time is the whole
-process's, the simulated cluster's included: the driver's share is smaller.
-``--trials`` takes other sizes, ``--plot FILE.svg`` draws the cost over them, ``--real N`` adds N
-empty trials through Ray on this machine.
+process's, the simulated cluster's included: the driver's share is smaller. ``--trials`` takes other
+sizes, ``--plot FILE.svg`` draws the cost over them. ``scale.py`` measures the same driver on Ray.
 
 No order can beat the makespan bound: all slot time divided by the slots, or the one trial whose
 attempts (the lost ones too) take longest. Utilisation over the whole sweep is held to 97 % at sizes
@@ -13,7 +12,6 @@ where the bound itself allows it.
 
 from __future__ import annotations
 
-import argparse
 import gc
 import hashlib
 import random
@@ -21,19 +19,15 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks._machine import emit, peak_rss_bytes
+from benchmarks._machine import arguments, emit, peak_rss_bytes
 from orchestrator.attempt import AttemptReport, Outcome, PlannedAttempt, Resources, Slot, Trial
 from orchestrator.plan.schema import Settings
-from orchestrator.schedule.cluster.ray.cluster import PendingCluster
-from orchestrator.schedule.driver import SweepResult, run_sweep
+from orchestrator.schedule.driver import run_sweep
 from orchestrator.schedule.placement import Node
 from testing.simulated_cluster import Fate, SimulatedCluster
 
@@ -52,20 +46,11 @@ FAILURES = ((Outcome.LOST, 0.01), (Outcome.CRASHED, 0.01), (Outcome.ERROR, 0.03)
 class Sink:
     """A recording and a view that keep nothing but when slots were busy."""
 
-    clock: Callable[[], float] = time.monotonic
+    clock: Callable[[], float]
     queue_empty_at: float = 0.0
     started_at: dict[str, float] = field(default_factory=dict)
     busy: list[tuple[float, float]] = field(default_factory=list)
     chains_s: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-
-    def submit(self, attempt: PlannedAttempt) -> None:
-        return None
-
-    def withdraw(self, attempt_id: str) -> None:
-        return None
-
-    def begin(self, attempt: PlannedAttempt, slot: Slot) -> None:
-        return None
 
     def finish(self, report: AttemptReport, trial: Trial) -> None:
         began = self.started_at.pop(report.attempt_id, None)
@@ -81,20 +66,14 @@ class Sink:
     def started(self, attempt: PlannedAttempt, slot: Slot) -> None:
         self.started_at[attempt.attempt_id] = self.clock()
 
-    def phase(self, attempt: PlannedAttempt, name: str) -> None:
-        return None
-
-    def finished(self, report: AttemptReport, trial: Trial) -> None:
-        return None
-
-    def withdrawn(self, attempt: PlannedAttempt, *, made: bool) -> None:
-        return None
-
     def message(self, text: str) -> None:
         print(text, file=sys.stderr)
 
+    def __getattr__(self, name: str) -> Any:
+        return lambda *told, **more: None
 
-def trials(count: int, resources: Resources) -> list[Trial]:
+
+def trials(count: int) -> list[Trial]:
     """Distinct empty trials."""
     common = {"model": {}, "quant": {}, "protocol": {}, "device": {"kind": "cpu", "threads": None}}
     return [
@@ -106,19 +85,10 @@ def trials(count: int, resources: Resources) -> list[Trial]:
                 **common,
                 "seed": 0,
             },
-            resources=resources,
+            resources=Resources(gpus=1),
         )
         for value in range(count)
     ]
-
-
-def sweep(todo: Sequence[PlannedAttempt], cluster: Any, sink: Sink) -> SweepResult:
-    """Make every attempt."""
-    made = tuple(attempt.trial for attempt in todo)
-    plan: Any = SimpleNamespace(sweep="driver", settings=Settings(), trials=made)
-    return run_sweep(
-        plan, todo, recording=sink, view=sink, seed=0, stop=threading.Event(), cluster=cluster
-    )
 
 
 def simulated(count: int, *, failing: bool = True) -> float:
@@ -128,7 +98,7 @@ def simulated(count: int, *, failing: bool = True) -> float:
     outcomes = [outcome for outcome, _ in FAILURES] + [Outcome.OK]
     weights = [share if failing else 0.0 for _, share in FAILURES]
     weights.append(1.0 - sum(weights))
-    made = trials(count, Resources(gpus=1))
+    made = trials(count)
     usual_s = {
         trial.hash: min(TIMEOUT_S, MEDIAN_S * generator.lognormvariate(0.0, SPREAD))
         for trial in made
@@ -147,10 +117,11 @@ def simulated(count: int, *, failing: bool = True) -> float:
     cluster = SimulatedCluster(nodes, fate)
     cluster.keep_order = False
     todo = [PlannedAttempt(trial, 1, expected_s=usual_s[trial.hash]) for trial in made]
-    sink = Sink(cluster.now)
+    plan: Any = SimpleNamespace(sweep="driver", settings=Settings(), trials=tuple(made))
+    stop, sink = threading.Event(), Sink(cluster.now)
     gc.collect()
     before_s = time.process_time()
-    result = sweep(todo, cluster, sink)
+    result = run_sweep(plan, todo, recording=sink, view=sink, seed=0, stop=stop, cluster=cluster)
     cpu_s = time.process_time() - before_s
     assert len(result.final) == count
     assert result.unmade == 0
@@ -180,7 +151,7 @@ def simulated(count: int, *, failing: bool = True) -> float:
     return cpu_s / count
 
 
-def plot(cost_s: dict[int, float], path: Path) -> None:
+def plot(cost_s: dict[int, float], path: str) -> None:
     """Draw the cost of a trial over the size of the sweep."""
     import matplotlib
 
@@ -197,45 +168,16 @@ def plot(cost_s: dict[int, float], path: Path) -> None:
     axes.set_xlabel("trials in the sweep")
     axes.set_ylabel("driver CPU per trial (ms)")
     axes.spines[["top", "right"]].set_visible(False)
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None})
 
 
-def _once(made: Sequence[Trial]) -> list[PlannedAttempt]:
-    return [PlannedAttempt(trial, 1) for trial in made]
-
-
-def real(count: int) -> None:
-    """Empty trials through Ray, isolation and telemetry here, without a recording."""
-    began_s = time.monotonic()
-    with PendingCluster(Settings().cluster) as pending:
-        cluster = pending.ready()
-        emit("ray_up_s", time.monotonic() - began_s, "s")
-        sweep(_once(trials(4, Resources(cpus=1))), cluster, Sink())
-        emit("first_trials_recorded_s", time.monotonic() - began_s, "s", n=4)
-        before_s = time.process_time()
-        result = sweep(_once(trials(count, Resources(cpus=1))), cluster, Sink())
-        cpu_s = time.process_time() - before_s
-        assert result.outcomes == {"ok": count}, result.outcomes
-        emit("isolated_trials_per_s", count / result.wall_s, "1/s", required=">= 12", n=count)
-        emit("driver_cpu_per_real_trial_s", cpu_s / count, "s", n=count)
-        before_s = time.monotonic()
-    emit("ray_down_s", time.monotonic() - before_s, "s")
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--trials", type=int, nargs="*", default=SIZES)
-    parser.add_argument("--plot", type=Path, metavar="FILE.svg")
-    parser.add_argument("--real", type=int, default=0, metavar="N")
-    options = parser.parse_args()
+    options = arguments(__doc__, trials=SIZES, plot="")
     cost_s = {count: simulated(count) for count in options.trials}
     # What fails late is made again when the rest has ended: that tail is shown, not hidden.
     simulated(max(options.trials), failing=False)
     if options.plot:
         plot(cost_s, options.plot)
-    if options.real:
-        real(options.real)
 
 
 if __name__ == "__main__":

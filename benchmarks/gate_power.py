@@ -14,32 +14,30 @@ processes, and four variants of the same size:
 Besides the rates required, the rate at a slowdown of exactly the tolerance is printed: there the
 gate is at the edge of its claim and should err in about 5 % of cases, by its confidence of 0.95.
 
-Run it as ``python benchmarks/gate_power.py``; ``--pairs 100`` for a quick look.
+Run it as ``python benchmarks/gate_power.py``; ``--pairs 100`` of each kind, instead of 2,000 and
+500, for a quick look. ``--pool``: processes a variant.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import yaml
 
-from benchmarks._machine import emit
-from orchestrator.attempt import AttemptReport, Outcome, Verdict
+from benchmarks._machine import arguments, emit, finish
+from orchestrator.attempt import AttemptReport
 from orchestrator.measure.metric import Samples
 from orchestrator.measure.stopping import StoppingProtocol
+from orchestrator.plan.places import conf_directory
 from orchestrator.report.analyse.gate import gate
 from orchestrator.report.analyse.gate_rules import RuleSet, load_rules
 from orchestrator.statistics.judge import TOLERANCE
+from testing.trial import ok_report
 
-CONF = Path(__file__).resolve().parent.parent / "conf"
+CONF = conf_directory()
 WITHIN = 0.03
 BETWEEN = 0.007
 REPEATS = 5
@@ -120,13 +118,11 @@ def attempts(
     for number, index in enumerate(rng.choice(len(pool), size=REPEATS, replace=False)):
         values = pool[index] * (0.05 * factor * float(np.exp(noise.between(rng))))
         reports.append(
-            AttemptReport(
-                f"{number}",
-                HASH,
-                Outcome.OK,
+            ok_report(
+                Samples(METRIC, "s", tuple(values.tolist())),
+                config_hash=HASH,
+                attempt_id=f"{number}",
                 number=number,
-                metrics={METRIC: Samples(METRIC, "s", tuple(values.tolist()))},
-                verdict=Verdict("valid"),
             )
         )
     return reports
@@ -149,10 +145,9 @@ def regressions(
     return found / pairs
 
 
-def simulate(aa_pairs: int, slow_pairs: int, pool_size: int, seed: int) -> bool:
-    """Every variant's error rates; True if all are within what is required."""
+def simulate(aa_pairs: int, slow_pairs: int, pool_size: int, seed: int) -> None:
+    """Every variant's error rates."""
     rules = load_rules(CONF / "gate" / "default.yaml")
-    good = True
     for name, noise in VARIANTS.items():
         rng = np.random.default_rng([seed, len(name), sum(map(ord, name))])
         pool = processes(noise, pool_size, rng)
@@ -165,20 +160,15 @@ def simulate(aa_pairs: int, slow_pairs: int, pool_size: int, seed: int) -> bool:
             (0.10, slow_pairs, "found_10_percent", ">= 0.99"),
         ):
             rate = regressions(pool, noise, rules, slowdown, pairs, rng)
-            good &= emit(f"gate_power.{name}.{label}", rate, "1", required=required, n=pairs)
-    return good
+            emit(f"gate_power.{name}.{label}", rate, "1", required=required, n=pairs)
 
 
-def main() -> int:
+def main() -> None:
     """Exit 0 if every figure is within what is required."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--pairs", type=int, help="pairs of each kind, instead of 2,000 and 500")
-    parser.add_argument("--pool", type=int, default=POOL, help="processes a variant")
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    good = simulate(given.pairs or AA_PAIRS, given.pairs or SLOW_PAIRS, given.pool, given.seed)
-    return 0 if good else 1
+    given = arguments(__doc__, pairs=0, pool=POOL, seed=0)
+    simulate(given.pairs or AA_PAIRS, given.pairs or SLOW_PAIRS, given.pool, given.seed)
+    finish()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -6,13 +6,13 @@ core each, as many at once as there are cores; the three sides take turns, as a 
 so that drift of the machine hits all alike.
 
 The gate judges by its default rules, and where it says "inconclusive" of the slowed side it is
-given what it asks for: some more attempts of every side, up to ``--most``. At none of these looks
-may the same again be a regression; the slowed one must be found at last.
+given what it asks for: some more attempts of every side (``--repeats``), up to ``--most``. At none
+of these looks may the same again be a regression; the slowed one must be found at last. ``--model``
+is an entry of ``conf/model``.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 import queue
 import random
@@ -20,23 +20,18 @@ import statistics
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
-
-from orchestrator.host.cpu import usable_cores
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks._attempts import attempt, trial_of
-from benchmarks._machine import emit
+from benchmarks._machine import arguments, emit, finish
 from orchestrator.attempt import AttemptReport, Trial
 from orchestrator.engines import transformers as loading
+from orchestrator.host.cpu import usable_cores
 from orchestrator.isolate.isolation import Isolation
 from orchestrator.plan.places import conf_directory
 from orchestrator.report.analyse.gate import GateResult, gate
 from orchestrator.report.analyse.gate_rules import RuleSet, load_rules
 from orchestrator.report.analyse.measured import samples_of
-from orchestrator.statistics.summary import noise_between
+from orchestrator.statistics.bootstrap import noise_between
 
 SLOWDOWN = 0.15
 CALIBRATION = 10
@@ -52,53 +47,37 @@ OVERRIDES = (
 )
 
 
-class Bench:
-    """Makes attempts of one trial, with or without a sleep in each token, on one core."""
-
-    def __init__(self, identity: dict[str, Any], config_hash: str, core: int) -> None:
-        self._isolation = Isolation(preload=loading.PRELOAD)
-        self._identity = identity
-        self._hash = config_hash
-        self._core = core
-
-    def attempt(self, token_sleep_s: float = 0.0) -> AttemptReport:
-        """One attempt; a slowed one goes under the same hash, as a regression would."""
-        identity = copy.deepcopy(self._identity)
-        identity["task"]["token_sleep_s"] = token_sleep_s
-        return attempt(self._isolation, identity, config_hash=self._hash, cores=(self._core,))
-
-    def close(self) -> None:
-        """End its fork server."""
-        self._isolation.close()
-
-
 class Slots:
-    """One :class:`Bench` a core; what is asked of them starts in the order it was asked."""
+    """An isolation a core; what is asked of them starts in the order it was asked."""
 
-    def __init__(self, identity: dict[str, Any], config_hash: str) -> None:
-        cores = list(usable_cores())
-        self._benches = [Bench(identity, config_hash, core) for core in cores]
-        self._idle: queue.SimpleQueue[Bench] = queue.SimpleQueue()
-        for bench in self._benches:
-            self._idle.put(bench)
-        self._threads = ThreadPoolExecutor(len(cores))
+    def __init__(self, trial: Trial) -> None:
+        self._trial = trial
+        self._isolations = {core: Isolation(preload=loading.PRELOAD) for core in usable_cores()}
+        self._idle: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for core in self._isolations:
+            self._idle.put(core)
+        self._threads = ThreadPoolExecutor(len(self._isolations))
 
     def attempts(self, sleeps_s: Sequence[float]) -> list[AttemptReport]:
         """An attempt for each sleep."""
         return list(self._threads.map(self._attempt, sleeps_s))
 
     def _attempt(self, token_sleep_s: float) -> AttemptReport:
-        bench = self._idle.get()
+        """One attempt; a slowed one goes under the same hash, as a regression would."""
+        identity = copy.deepcopy(self._trial.identity)
+        identity["task"]["token_sleep_s"] = token_sleep_s
+        core = self._idle.get()
         try:
-            return bench.attempt(token_sleep_s)
+            isolation = self._isolations[core]
+            return attempt(isolation, identity, config_hash=self._trial.hash, cores=(core,))
         finally:
-            self._idle.put(bench)
+            self._idle.put(core)
 
     def close(self) -> None:
         """End everything."""
         self._threads.shutdown()
-        for bench in self._benches:
-            bench.close()
+        for isolation in self._isolations.values():
+            isolation.close()
 
 
 class Pair:
@@ -157,15 +136,9 @@ def show(name: str, judged: GateResult) -> None:
             print(f"{name}: {row}", file=sys.stderr)
 
 
-def main() -> int:
-    """Print one JSON line a figure; 1 if the gate was wrong once."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pairs", type=int, default=20)
-    parser.add_argument("--repeats", type=int, default=5, help="attempts a side between looks")
-    parser.add_argument("--most", type=int, default=40, help="attempts a side at most")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--model", default="random", help="conf/model entry")
-    options = parser.parse_args()
+def main() -> None:
+    """Print one JSON line a figure; exit 1 if the gate was wrong once."""
+    options = arguments(__doc__, pairs=20, repeats=5, most=40, seed=0, model="random")
     trial = trial_of(*OVERRIDES, f"model={options.model}")
     rules = load_rules(conf_directory() / "gate" / "default.yaml")
     order = random.Random(options.seed)
@@ -173,7 +146,7 @@ def main() -> int:
     slowed: list[float] = []
     attempts: list[int] = []
     everything: list[AttemptReport] = []
-    slots = Slots(trial.identity, trial.hash)
+    slots = Slots(trial)
     try:
         slots.attempts([0.0, 0.0])  # fills the page cache and the fork servers
         sleep_s = calibrated_sleep_s(slots)
@@ -199,17 +172,17 @@ def main() -> int:
             print(f"pair {number}: {said}; the same again: {same.state}", file=sys.stderr)
     finally:
         slots.close()
-    held = emit("gate_real_false_regressions", false_alarms, "1", required="<= 0", n=options.pairs)
+    emit("gate_real_false_regressions", false_alarms, "1", required="<= 0", n=options.pairs)
     share = found / options.pairs
-    held &= emit("gate_real_slowdowns_found", share, "1", required=">= 1", n=options.pairs)
+    emit("gate_real_slowdowns_found", share, "1", required=">= 1", n=options.pairs)
     emit("gate_real_attempts_a_side_mean", statistics.mean(attempts), "1", n=options.pairs)
     emit("gate_real_attempts_a_side_most", max(attempts), "1", n=options.pairs)
     emit("gate_real_slowdown_median", statistics.median(slowed), "1", n=options.pairs)
     noise = noise_between(samples_of(everything, "tpot_s"))
     if noise is not None:
         emit("gate_real_noise_between", noise, "1", n=len(everything))
-    return int(not held)
+    finish()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

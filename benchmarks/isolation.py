@@ -6,16 +6,11 @@ the cost: directory, fork of a process with torch and transformers loaded, slot,
 
 from __future__ import annotations
 
-import argparse
 import statistics
-import sys
 import time
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks._attempts import attempt, trial_of
-from benchmarks._machine import emit
+from benchmarks._machine import arguments, emit
 from orchestrator.isolate.isolation import Isolation
 
 PRELOAD = ("torch", "transformers")
@@ -34,10 +29,7 @@ def cost_s(isolation: Isolation, number: int, start: str) -> float:
 
 def main() -> None:
     """Print one JSON line a figure."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--attempts", type=int, default=100)
-    parser.add_argument("--spawned", type=int, default=3)
-    options = parser.parse_args()
+    options = arguments(__doc__, attempts=100, spawned=3)
     with Isolation(preload=PRELOAD) as isolation:
         cold_s = cost_s(isolation, 0, "fork")
         costs_s = [cost_s(isolation, n, "fork") for n in range(1, options.attempts + 1)]

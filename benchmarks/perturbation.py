@@ -1,18 +1,18 @@
 """What telemetry costs the measurement: decode with it on against off, and reading eight GPUs.
 
-Three figures:
+Two figures:
 
-- attempts: pairs of whole attempts of ``task=inference``, one watched and one not, in random order.
-  What a person gets; between two processes decode differs by more than telemetry costs.
-- readings: within attempts, each round of the sampler is taken or skipped by the toss of a coin,
-  and the decode window it falls into is held against its neighbours. The same cost without the
-  noise between processes, from thousands of interleaved windows.
+- readings: within attempts of ``task=inference``, each round of the sampler is taken or skipped by
+  the toss of a coin, and the decode window it falls into is held against its neighbours. Between
+  two processes decode differs by more than telemetry costs; interleaved windows know no such noise.
 - eight simulated GPUs read every 50 ms: the supervisor's CPU time, as a share of one core.
+
+``--model`` is an entry of ``conf/model``, ``--readings`` how many are taken and how many skipped,
+``--repetitions`` how often an attempt decodes.
 """
 
 from __future__ import annotations
 
-import argparse
 import bisect
 import os
 import random
@@ -20,22 +20,18 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from benchmarks._attempts import attempt, fixed_repetitions, trial_of
-from benchmarks._machine import emit
-from orchestrator.attempt import AttemptReport, Observations, Slot
+from benchmarks._machine import arguments, emit
+from orchestrator.attempt import Observations, Slot
 from orchestrator.isolate.isolation import Isolation
-from orchestrator.measure import Phase, Samples
+from orchestrator.measure import Phase
 from orchestrator.telemetry.gpu import GpuSampler
 from orchestrator.telemetry.host import HostSampler
 from orchestrator.telemetry.pacer import Pacer
 from orchestrator.telemetry.simulate.library import simulated
-from orchestrator.telemetry.watch import Telemetry
 
 REQUIRED_SLOWDOWN = "< 0.005"
 REQUIRED_SHARE = "< 0.03"
@@ -119,44 +115,6 @@ def identity_of(model: str, *, new_tokens: int, repetitions: int) -> dict[str, A
     ).identity
 
 
-def median_itl_s(report: AttemptReport) -> float:
-    """Median time between two tokens."""
-    series = report.metrics["itl_s"]
-    assert isinstance(series, Samples)
-    return statistics.median(series.values)
-
-
-def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
-    """Median and its 95 % bootstrap interval."""
-    from orchestrator.statistics.summary import summarise
-
-    found = summarise(values, resamples=RESAMPLES, seed=seed)
-    assert found.median is not None
-    assert found.ci_low is not None
-    assert found.ci_high is not None
-    return found.median, found.ci_low, found.ci_high
-
-
-def report_slowdown(name: str, found: float, low: float, high: float, n: int) -> None:
-    """Three lines: the slowdown and its 95 % interval."""
-    emit(name, found, "1", required=REQUIRED_SLOWDOWN, n=n)
-    emit(f"{name}_ci_low", low, "1", n=n)
-    emit(f"{name}_ci_high", high, "1", required=REQUIRED_SLOWDOWN, n=n)
-
-
-def by_attempts(isolation: Isolation, identity: dict[str, Any], pairs: int) -> list[float]:
-    """Slowdown of the watched attempt in each pair, their order drawn at random."""
-    order = random.Random(0)
-    slowdowns = []
-    for _ in range(pairs):
-        took: dict[bool, float] = {}
-        for watched in order.sample((True, False), 2):
-            watch = Telemetry({"enabled": True}) if watched else None
-            took[watched] = median_itl_s(attempt(isolation, identity, watch=watch))
-        slowdowns.append(took[True] / took[False] - 1)
-    return slowdowns
-
-
 def by_readings(
     isolation: Isolation, identity: dict[str, Any], least: int
 ) -> tuple[float, float, float, int]:
@@ -213,29 +171,20 @@ def eight_gpus(seconds: float) -> float:
 
 def main() -> None:
     """Print one JSON line a figure."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="random", help="conf/model entry to decode with")
-    parser.add_argument("--pairs", type=int, default=20, help="pairs of whole attempts")
-    parser.add_argument("--readings", type=int, default=100, help="readings taken and skipped")
-    parser.add_argument("--new-tokens", type=int, default=3)
-    parser.add_argument("--repetitions", type=int, default=160, help="decode windows an attempt")
-    parser.add_argument("--gpu-seconds", type=float, default=20.0)
-    options = parser.parse_args()
+    options = arguments(
+        __doc__, model="random", readings=100, new_tokens=3, repetitions=1600, gpu_seconds=20.0
+    )
     share = eight_gpus(options.gpu_seconds)
     emit("nvml_eight_gpus_core_share", share, "1", required=REQUIRED_SHARE)
-    tokens = options.new_tokens
     with Isolation() as isolation:
-        if options.readings:
-            repetitions = 10 * options.repetitions
-            identity = identity_of(options.model, new_tokens=tokens, repetitions=repetitions)
-            found, low, high, n = by_readings(isolation, identity, options.readings)
-            report_slowdown("telemetry_slowdown_readings", found, low, high, n)
-        if options.pairs:
-            identity = identity_of(
-                options.model, new_tokens=tokens, repetitions=options.repetitions
-            )
-            slowdowns = by_attempts(isolation, identity, options.pairs)
-            report_slowdown("telemetry_slowdown_attempts", *interval(slowdowns), n=len(slowdowns))
+        identity = identity_of(
+            options.model, new_tokens=options.new_tokens, repetitions=options.repetitions
+        )
+        found, low, high, n = by_readings(isolation, identity, options.readings)
+    name = "telemetry_slowdown_readings"
+    emit(name, found, "1", required=REQUIRED_SLOWDOWN, n=n)
+    emit(f"{name}_ci_low", low, "1", n=n)
+    emit(f"{name}_ci_high", high, "1", required=REQUIRED_SLOWDOWN, n=n)
 
 
 if __name__ == "__main__":

@@ -5,16 +5,12 @@ Run it as ``python benchmarks/plan.py``; ``--side N`` makes N × N × N × N tri
 
 from __future__ import annotations
 
-import argparse
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from benchmarks._machine import emit, peak_rss_bytes
+from benchmarks._machine import arguments, emit, peak_rss_bytes
 
 # Planned once for a working task (its check included) and once for one that checks nothing.
 TASKS = {"inference": ("prompt_tokens", "new_tokens"), "noop": ("value", "sleep_s")}
@@ -56,10 +52,7 @@ def once(task: str, side: int) -> tuple[float, int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--side", type=int, default=10)
-    parser.add_argument("--repeat", type=int, default=3)
-    args = parser.parse_args()
+    args = arguments(__doc__, side=10, repeat=3)
     for task in TASKS:
         taken = [once(task, args.side) for _ in range(args.repeat)]
         count = taken[0][1]

@@ -7,29 +7,22 @@ each: where they are slower than when the ceilings were measured (``drift``), it
 
 Run it as ``python benchmarks/prediction.py`` on a machine that does nothing else: some minutes.
 ``--smoke`` tries two small configurations, ``--only TEXT`` those with it in their name;
-``--protocol standard`` measures longer.
+``--protocol standard`` (or ``strict``) measures longer.
 """
 
 from __future__ import annotations
 
-import argparse
-import math
 import os
-import socket
 import sys
 import tempfile
 import time
-import uuid
-from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from orchestrator.host.cpu import usable_cores
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from benchmarks._attempts import trial_of
-from benchmarks._machine import emit
+from benchmarks._machine import arguments, emit
+from orchestrator.host.cpu import usable_cores
+from testing.trial import run_attempt
 
 SMOLLM2 = (
     "model=random",
@@ -94,17 +87,15 @@ def configurations(smoke: bool) -> dict[str, list[str]]:
 
 def measure(words: list[str], protocol: str, isolation: Any) -> Any:
     """The report of one attempt, with its predictions."""
-    from orchestrator.attempt import PlannedAttempt, Slot
     from orchestrator.plan.predictions import with_predictions
     from orchestrator.record.provenance import package_versions
     from orchestrator.schedule.ceilings import keep_measured
     from orchestrator.telemetry.fingerprint import hardware_of
 
     trial = trial_of(*words, f"protocol={protocol}")
-    slot = Slot("here", socket.gethostname(), usable_cores())
-    attempt = PlannedAttempt(trial, attempt_id=uuid.uuid4().hex)
-    *_, report = isolation.run(attempt, slot)
-    report.facts |= hardware_of(slot, ())
+    report = run_attempt(isolation, trial.identity, config_hash=trial.hash)
+    assert report.slot is not None
+    report.facts |= hardware_of(report.slot, ())
     report.provenance["packages"] = package_versions()
     keep_measured(report, trial.identity)
     return with_predictions(report, trial.identity)
@@ -168,9 +159,7 @@ class Drift:
         return max(reading, self._compute() / self._computing_s)
 
     def _compute(self) -> float:
-        seconds = self._timer.seconds(lambda: self._square @ self._square, math.inf)
-        assert seconds is not None
-        return seconds
+        return self._timer.least_s(lambda: self._square @ self._square)
 
 
 def main() -> int:
@@ -178,11 +167,7 @@ def main() -> int:
     from orchestrator.isolate.isolation import Isolation
     from orchestrator.model.known_ceilings import load_this
 
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--smoke", action="store_true")
-    parser.add_argument("--only", default="", help="configurations with this in their name")
-    parser.add_argument("--protocol", default="quick", choices=("quick", "standard", "strict"))
-    arguments = parser.parse_args()
+    options = arguments(__doc__, smoke=False, only="", protocol="quick")
     errors: dict[str, list[float]] = {kind: [] for kind in KINDS.values()}
     with tempfile.TemporaryDirectory() as cache, Isolation() as isolation:
         # The ceilings of this hour, not those of a busier one.
@@ -190,15 +175,15 @@ def main() -> int:
         if not measure_ceilings(isolation):
             return 1
         drift = Drift()
-        wanted = configurations(arguments.smoke)
+        wanted = configurations(options.smoke)
         half = load_this(("cpu",)).flops_per_s("bfloat16", PREFILL_ROWS)
         if half < SLOWEST_HALF_FLOP_PER_S:
             print("bf16 left out: this CPU has no instructions for it", file=sys.stderr)
             wanted = {name: words for name, words in wanted.items() if ".bf16." not in name}
         for name, words in wanted.items():
-            if arguments.only not in name:
+            if options.only not in name:
                 continue
-            report = measure_steadily(name, words, arguments.protocol, isolation, drift)
+            report = measure_steadily(name, words, options.protocol, isolation, drift)
             if report.outcome.value != "ok":
                 print(f"{name}: {report.outcome.value}: {report.reason}", file=sys.stderr)
                 continue

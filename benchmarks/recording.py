@@ -1,8 +1,6 @@
-"""How fast attempts are recorded, and how fast ten thousand of them are looked up.
+"""How fast attempts are recorded: the whole way of a report but for the attempt itself.
 
-One JSON object a line: ``{"name", "value", "unit", "required"?, "n"?, "machine"}``.
-
-    python benchmarks/recording.py [--runs 400] [--lookup 10000]
+    python benchmarks/recording.py [--runs 400]
 
 An empty attempt (``task=noop``) has thirty parameters, one metric and six artifacts; a full one has
 four sampled metrics with their statistics, forty telemetry aggregates and nine artifacts besides.
@@ -11,20 +9,15 @@ The spool, the artifacts and SQLite are on a real disk.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import random
-import sqlite3
 import sys
 import tempfile
 import time
 import uuid
 from pathlib import Path
-from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from benchmarks._machine import emit, peak_rss_bytes
+from benchmarks._machine import arguments, emit, peak_rss_bytes
 from orchestrator.attempt import AttemptReport, Outcome, PlannedAttempt, Slot, Trial, Verdict
 from orchestrator.measure.metric import Metric, Samples, Value
 from orchestrator.plan.identity import config_hash
@@ -33,7 +26,6 @@ from orchestrator.plan.schema import Settings
 from orchestrator.record import Recording, open_store
 
 REQUIRED_RUNS_PER_S = ">= 20"
-REQUIRED_LOOKUP_S = "<= 1"
 CALLS = 30
 
 
@@ -122,60 +114,12 @@ def record_runs(root: Path, count: int, *, full: bool) -> None:
     emit(f"recording.{kind}_memory_growth_bytes", late_bytes - early_bytes, "bytes", n=count)
 
 
-def look_up(root: Path, count: int) -> None:
-    """Resume: every attempt of ``count`` finished trials.
-
-    The rows are copies of a recorded run, made in SQL: writing them through MLflow would take
-    minutes and is measured above.
-    """
-    store = open_store({"kind": "embedded", "root": str(root)})
-    have = sum(len(group) for group in store.attempts().values())
-    with sqlite3.connect(root / "mlflow.db") as connection:
-        (model,) = connection.execute(
-            "SELECT run_uuid FROM tags WHERE key = 'attempt_id' LIMIT 1"
-        ).fetchone()
-        names = [row[1] for row in connection.execute("PRAGMA table_info(runs)")]
-        rest = ", ".join(name for name in names if name != "run_uuid")
-        for _ in range(count - have):
-            run_id = uuid.uuid4().hex
-            connection.execute(
-                f"INSERT INTO runs (run_uuid, {rest}) SELECT ?, {rest} FROM runs"
-                " WHERE run_uuid = ?",
-                (run_id, model),
-            )
-            connection.execute(
-                "INSERT INTO tags (run_uuid, key, value) SELECT ?, key, CASE key"
-                " WHEN 'attempt_id' THEN ? WHEN 'config_hash' THEN ? ELSE value END"
-                " FROM tags WHERE run_uuid = ?",
-                (run_id, run_id, run_id * 2, model),
-            )
-    wall_s: list[float] = []
-    found: dict[str, Any] = {}
-    for _ in range(5):
-        begin_s = time.perf_counter()
-        found = store.attempts()
-        wall_s.append(time.perf_counter() - begin_s)
-    if sum(len(group) for group in found.values()) != max(count, have):
-        raise SystemExit("attempts are missing from the look-up")
-    emit(
-        "recording.lookup_s", sorted(wall_s)[2], "s", required=REQUIRED_LOOKUP_S, n=max(count, have)
-    )
-    some = list(found)[:200]
-    begin_s = time.perf_counter()
-    store.attempts(some)
-    emit("recording.lookup_200_of_all_s", time.perf_counter() - begin_s, "s", n=max(count, have))
-
-
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=400)
-    parser.add_argument("--lookup", type=int, default=10_000)
-    options = parser.parse_args()
+    options = arguments(__doc__, runs=400)
     with tempfile.TemporaryDirectory(prefix="orchestrator-benchmark-") as directory:
         record_runs(Path(directory), options.runs, full=False)
         record_runs(Path(directory), options.runs, full=True)
-        look_up(Path(directory), options.lookup)
 
 
 if __name__ == "__main__":

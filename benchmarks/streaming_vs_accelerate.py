@@ -27,28 +27,26 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from benchmarks._attempts import fixed_repetitions, trial_of
-from benchmarks._machine import emit
+from benchmarks._machine import arguments, emit, finish
 
 _PROMPT_TOKENS = 16
 
 
-def identity_of(arguments: argparse.Namespace) -> dict[str, Any]:
+def identity_of(options: argparse.Namespace) -> dict[str, Any]:
     """The trial: the ladder's dual prefetch, weights in bf16."""
     return trial_of(
-        *("task=streaming", f"model={arguments.model}", "quant=bf16"),
-        *(f"task.prompt_tokens={_PROMPT_TOKENS}", f"task.new_tokens={arguments.steps + 1}"),
+        *("task=streaming", f"model={options.model}", "quant=bf16"),
+        *(f"task.prompt_tokens={_PROMPT_TOKENS}", f"task.new_tokens={options.steps + 1}"),
         *("task.transfer=async", "task.depth=2", "task.workers=2"),
         *("task.page_cache=dropped", "task.direct=true"),
-        f"task.budget_bytes={arguments.budget_bytes}",
-        f"task.disk_bytes_per_s={arguments.disk_bytes_per_s or 'null'}",
+        f"task.budget_bytes={options.budget_bytes}",
+        f"task.disk_bytes_per_s={options.disk_bytes_per_s or 'null'}",
         *("protocol.warmup=1", *fixed_repetitions(1)),
     ).identity
 
 
-def measure_ours(arguments: argparse.Namespace) -> dict[str, Any]:
+def measure_ours(options: argparse.Namespace) -> dict[str, Any]:
     """The task itself, as an attempt runs it."""
     from orchestrator.measure import Recorder
     from orchestrator.measure.clock import clock_for
@@ -57,7 +55,7 @@ def measure_ours(arguments: argparse.Namespace) -> dict[str, Any]:
     events: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as directory:
         recorder = Recorder(events.append, clock_for("cpu"), Path(directory))
-        find_task("streaming").run(identity_of(arguments), recorder)
+        find_task("streaming").run(identity_of(options), recorder)
     values = {e["name"]: e["value"] for e in events if e["e"] == "value"}
     steps_s = [
         value
@@ -68,7 +66,7 @@ def measure_ours(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"steps_s": steps_s, **values}
 
 
-def measure_accelerate(arguments: argparse.Namespace) -> dict[str, Any]:
+def measure_accelerate(options: argparse.Namespace) -> dict[str, Any]:
     """The same weights files behind accelerate's hooks, its embedding, norm and head resident."""
     import torch
     from accelerate import dispatch_model
@@ -84,7 +82,7 @@ def measure_accelerate(arguments: argparse.Namespace) -> dict[str, Any]:
     from orchestrator.tasks.streaming.runner import build_empty
     from orchestrator.tasks.streaming.unit_files import open_store
 
-    identity = identity_of(arguments)
+    identity = identity_of(options)
     with tempfile.TemporaryDirectory() as directory:
         recorder = Recorder(lambda event: None, clock_for("cpu"), Path(directory))
         prepared = loading.prepare(identity, recorder)
@@ -117,8 +115,8 @@ def measure_accelerate(arguments: argparse.Namespace) -> dict[str, Any]:
         main_device="cpu",
         offload_index=index,
     )
-    if arguments.disk_bytes_per_s:
-        throttle = Throttle(arguments.disk_bytes_per_s)
+    if options.disk_bytes_per_s:
+        throttle = Throttle(options.disk_bytes_per_s)
         plain = OffloadedWeightsLoader.__getitem__
 
         def slowed(self: OffloadedWeightsLoader, key: str) -> torch.Tensor:
@@ -135,7 +133,7 @@ def measure_accelerate(arguments: argparse.Namespace) -> dict[str, Any]:
     with torch.inference_mode():
         cache = DynamicCache(config=prepared.config)
         logits = model(input_ids=prompt, past_key_values=cache, logits_to_keep=1).logits
-        for _ in range(arguments.steps):
+        for _ in range(options.steps):
             token = logits[:, -1].argmax(-1, keepdim=True)
             reader.drop_cache()
             begin_s = time.perf_counter()
@@ -145,12 +143,12 @@ def measure_accelerate(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"steps_s": steps_s, "peak_memory_bytes": (memory.peak_bytes() or 0) - before}
 
 
-def run_side(side: str, arguments: argparse.Namespace) -> dict[str, Any]:
+def run_side(side: str, options: argparse.Namespace) -> dict[str, Any]:
     """Measure one side in a fresh process."""
-    asked = [f"--model={arguments.model}", f"--steps={arguments.steps}"]
-    asked.append(f"--budget-bytes={arguments.budget_bytes}")
-    if arguments.disk_bytes_per_s:
-        asked.append(f"--disk-bytes-per-s={arguments.disk_bytes_per_s}")
+    asked = [f"--model={options.model}", f"--steps={options.steps}"]
+    asked.append(f"--budget-bytes={options.budget_bytes}")
+    if options.disk_bytes_per_s:
+        asked.append(f"--disk-bytes-per-s={options.disk_bytes_per_s}")
     done = subprocess.run(
         [sys.executable, __file__, *asked, "--side", side],
         stdin=subprocess.DEVNULL,
@@ -166,52 +164,48 @@ def run_side(side: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     """Alternate both sides, compare the medians of their steps; then on a slower disk."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="random_1b")
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--budget-bytes", type=int, default=700_000_000)
-    parser.add_argument("--throttled-bytes-per-s", type=float, default=5e8)
-    parser.add_argument("--disk-bytes-per-s", type=float, default=None, help=argparse.SUPPRESS)
-    parser.add_argument("--side", choices=("ours", "accelerate"), help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.side:
-        measure = measure_ours if arguments.side == "ours" else measure_accelerate
-        print(json.dumps(measure(arguments)))
+    options = arguments(
+        __doc__,
+        **{"model": "random_1b", "rounds": 2, "steps": 4, "budget_bytes": 700_000_000},
+        **{"throttled_bytes_per_s": 5e8, "disk_bytes_per_s": 0.0, "side": ""},
+    )
+    if options.side:
+        measure = measure_ours if options.side == "ours" else measure_accelerate
+        print(json.dumps(measure(options)))
         return
 
     name = "streaming_vs_accelerate"
-    held = compare(name, arguments, speedup_required=">= 2")
-    if arguments.throttled_bytes_per_s:
-        emit(f"{name}.throttled.disk_bytes_per_s", arguments.throttled_bytes_per_s, "bytes/s")
-        arguments.disk_bytes_per_s = arguments.throttled_bytes_per_s
-        arguments.rounds, arguments.steps = 1, 2
-        held &= compare(f"{name}.throttled", arguments, speedup_required=None)
-    sys.exit(not held)
+    compare(name, options, speedup_required=">= 2")
+    if options.throttled_bytes_per_s:
+        emit(f"{name}.throttled.disk_bytes_per_s", options.throttled_bytes_per_s, "bytes/s")
+        options.disk_bytes_per_s = options.throttled_bytes_per_s
+        options.rounds, options.steps = 1, 2
+        compare(f"{name}.throttled", options, speedup_required=None)
+    finish()
 
 
-def compare(name: str, arguments: argparse.Namespace, *, speedup_required: str | None) -> bool:
-    """Both sides in turn, their figures printed; whether what is required holds."""
+def compare(name: str, options: argparse.Namespace, *, speedup_required: str | None) -> None:
+    """Both sides in turn, their figures printed."""
     found: dict[str, list[dict[str, Any]]] = {"ours": [], "accelerate": []}
-    for _ in range(arguments.rounds):
+    for _ in range(options.rounds):
         for side, results in found.items():
-            results.append(run_side(side, arguments))
+            results.append(run_side(side, options))
     medians_s = {}
     for side, results in found.items():
         steps_s = [step for result in results for step in result["steps_s"]]
         medians_s[side] = statistics.median(steps_s)
         emit(f"{name}.{side}.step_s", medians_s[side], "s", n=len(steps_s))
         peak = max(result["peak_memory_bytes"] for result in results)
-        required = f"<= {arguments.budget_bytes}" if side == "ours" else None
+        required = f"<= {options.budget_bytes}" if side == "ours" else None
         emit(f"{name}.{side}.peak_memory_bytes", peak, "bytes", required=required)
     ours = found["ours"]
     for metric, unit in (("disk_bandwidth_bytes_per_s", "bytes/s"), ("compute_bound_s", "s")):
         value = statistics.median(result[metric] for result in ours)
         emit(f"{name}.{metric}", value, unit, n=len(ours))
     over_bound = statistics.median(result["tpot_over_bound"] for result in ours)
-    held = emit(f"{name}.step_over_bound", over_bound, "1", required="<= 1.15", n=len(ours))
+    emit(f"{name}.step_over_bound", over_bound, "1", required="<= 1.15", n=len(ours))
     speedup = medians_s["accelerate"] / medians_s["ours"]
-    return held & emit(f"{name}.speedup", speedup, "1", required=speedup_required)
+    emit(f"{name}.speedup", speedup, "1", required=speedup_required)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ out and uses a model of two layers instead.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import subprocess
@@ -15,9 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks._machine import emit
+from benchmarks._machine import arguments, emit
 
 SMALL = ("+sweep=quant", "model=random_tiny", "quant=fp32", "task.quality_tokens=0")
 TIMES = 5
@@ -54,9 +51,7 @@ def first_trial_s(directory: Path, began: float, run_id: str) -> float:
 
 def main() -> None:
     """Print one JSON line a figure."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--short", action="store_true")
-    options = parser.parse_args()
+    options = arguments(__doc__, short=False)
     sweep = SMALL if options.short else ("+sweep=quant",)
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)

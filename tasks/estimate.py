@@ -179,7 +179,9 @@ def evaluate(identity: Identity) -> Evaluation:
     else:
         job = _Job(architecture, batch, prompt, options["new_tokens"], weights, cache)
         execution = Execution(absorbed=options["absorbed"])
-        values["compute_bound_batch"] = _crossing(job, execution, options["hardware"])
+        values["compute_bound_batch"] = _crossing(
+            architecture, prompt, weights, cache, execution, options["hardware"]
+        )
         values |= _times(job, execution, device, facts)
     return Evaluation({name: _metric(name, values[name]) for name in _SPECS}, facts, infeasible)
 
@@ -271,27 +273,20 @@ def _times(
     }
 
 
-def _crossing(job: _Job, execution: Execution, hardware: str) -> float | str:
-    found = _crossing_of(job.architecture, job.prompt, job.weights, job.cache, execution, hardware)
-    if found is None:
-        return "reading a sequence's cache takes longer than computing its token"
-    return found
-
-
 @lru_cache(maxsize=65536)
-def _crossing_of(
+def _crossing(
     architecture: Architecture,
     past: int,
     weights: WeightFormat,
     cache: CacheFormat,
     execution: Execution,
     hardware: str,
-) -> float | str | None:
-    """The same for every batch size of a sweep."""
+) -> float | str:
+    """The batch that is bound by computing, or why there is none: one for all sizes of a sweep."""
     from orchestrator.model import compute_bound_batch
 
     try:
-        return compute_bound_batch(
+        found = compute_bound_batch(
             architecture,
             past,
             weights=weights,
@@ -301,6 +296,11 @@ def _crossing_of(
         )
     except ConfigError as error:
         return str(error)
+    return (
+        "reading a sequence's cache takes longer than computing its token"
+        if found is None
+        else found
+    )
 
 
 def _architecture(model: Mapping[str, Any]) -> Architecture:

@@ -1,11 +1,28 @@
-"""A trial's identity by hand: what the plan would compose, for whoever has no Hydra."""
+"""A trial's identity by hand, for whoever has no Hydra, and an attempt of it, without Ray."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import os
+import socket
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
+from orchestrator.attempt import (
+    AttemptReport,
+    Outcome,
+    PlannedAttempt,
+    Resources,
+    Slot,
+    Trial,
+    Verdict,
+)
+from orchestrator.measure import Metric
 from orchestrator.measure.registry import find_task
+
+if TYPE_CHECKING:
+    from orchestrator.isolate.isolation import Isolation
 
 TINY = {
     "model_type": "llama",
@@ -62,3 +79,48 @@ def make_identity(
         "device": {"kind": device, "threads": 1},
         "seed": 0,
     }
+
+
+def ok_report(*metrics: Metric, **changes: Any) -> AttemptReport:
+    """The report of an attempt that went well and measured ``metrics``."""
+    given: dict[str, Any] = {
+        "attempt_id": "1",
+        "config_hash": "0" * 64,
+        "outcome": Outcome.OK,
+        "verdict": Verdict("valid"),
+        "metrics": {metric.name: metric for metric in metrics},
+    }
+    return AttemptReport(**{**given, **changes})
+
+
+def run_attempt(
+    isolation: Isolation,
+    identity: Mapping[str, Any],
+    *,
+    config_hash: str = "0" * 64,
+    cores: Sequence[int] | None = None,
+    gpu_uuids: tuple[str, ...] = (),
+    watch: Any = None,
+    timeout_s: float = 1800.0,
+    memory_limit_bytes: int | None = None,
+    **asked: Any,
+) -> AttemptReport:
+    """The report of one attempt, however it ends; ``asked`` goes into its ``PlannedAttempt``.
+
+    Parameters
+    ----------
+    cores : sequence of int, optional
+        Those it may use; by default all.
+    """
+    cpus = tuple(sorted(os.sched_getaffinity(0)) if cores is None else cores)
+    slot = Slot("local", socket.gethostname(), cpus, gpu_uuids, ",".join(gpu_uuids))
+    trial = Trial(
+        config_hash,
+        dict(identity),
+        resources=Resources(memory_bytes=memory_limit_bytes),
+        timeout_s=timeout_s,
+    )
+    planned = PlannedAttempt(trial, attempt_id=uuid.uuid4().hex, **asked)
+    *_, report = isolation.run(planned, slot, watch)
+    assert isinstance(report, AttemptReport)
+    return report

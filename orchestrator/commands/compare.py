@@ -61,7 +61,7 @@ def compare_command(
     labels = labels_of_configs(base, new)
     emit(ComparisonView(comparison, labels=labels, names=(a, b)))
     for diff in operators:
-        emit(OperatorDiffView(diff, labels))
+        emit(OperatorDiffView(diff, labels=labels))
     return 0
 
 

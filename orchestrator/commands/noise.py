@@ -24,7 +24,7 @@ def noise_of(store: Store, *sides: Mapping[str, Sequence[AttemptReport]]) -> flo
         trial of an A/A sweep has three attempts on that hardware.
     """
     from orchestrator.report.analyse.measured import samples_of
-    from orchestrator.statistics.summary import noise_between
+    from orchestrator.statistics.bootstrap import noise_between
 
     reports = (report for side in sides for found in side.values() for report in found)
     fingerprints = {report.facts.get("hardware_fingerprint") for report in reports} - {None}

@@ -191,8 +191,8 @@ def from_file(key: str, spec: Any, options: Callable[[str], list[str] | None], w
         As :func:`parse`; also for a mapping.
     """
     if isinstance(spec, list):
-        prefix = "+" * (len(key) - len(key.lstrip("+")))
-        return axis_of(key.lstrip("+"), spec, prefix, where)
+        name = key.lstrip("+")
+        return axis_of(name, spec, key.removesuffix(name), where)
     if isinstance(spec, dict):
         raise ConfigError(
             f"axis {key} is a mapping", where=where, fix='Write a list, or text such as "a,b"'

@@ -20,14 +20,12 @@ from orchestrator.plan.schema import (
     MISSING,
     SCHEMA_VERSION,
     SETTING_KEYS,
-    ClusterConfig,
     RootConfig,
     Settings,
     field_problems,
 )
 from orchestrator.plan.values import assign
 
-DeviceKind = Callable[[ClusterConfig], str]
 Tree = dict[str, Any]
 
 
@@ -106,7 +104,7 @@ class Composition:
             self._typed[seen] = fitted
         return self._typed[seen]
 
-    def resolved(self, values: Sequence[Any], device_kind: DeviceKind) -> tuple[Tree, list[Any]]:
+    def resolved(self, values: Sequence[Any], auto: Callable[[], str]) -> tuple[Tree, list[Any]]:
         """Identity and typed values of one trial, interpolations resolved: slow, always right."""
         config = copy.deepcopy(self._config)
         for axis, value in zip(self.axes, values, strict=True):
@@ -114,18 +112,11 @@ class Composition:
         check_task(config)
         with translated():
             if _resolved(config, "device.kind") == "auto":
-                config.device.kind = self.device_kind(device_kind)
+                config.device.kind = auto()
             typed = [_resolved(config, key) for key in self._keys]
             tree: Tree = {key: copied(_resolved(config, key)) for key in IDENTITY_KEYS}
         check_values(tree, self.task.config)
         return tree, typed
-
-    def device_kind(self, device_kind: DeviceKind) -> str:
-        """What ``auto`` is on the cluster of this configuration."""
-        kind = device_kind(ClusterConfig(**self.settings_tree["cluster"]))
-        if kind not in ("cpu", "cuda"):
-            raise ConfigError(f"device=auto came out as {kind!r}", where="device.kind")
-        return kind
 
 
 class Mixture:
@@ -144,16 +135,12 @@ class Mixture:
     """
 
     def __init__(self, first: Composition, owners: Mapping[str, Composition]) -> None:
-        self._first = first
+        self.first = first
         self._owners = {key: owners.get(key, first) for key in IDENTITY_KEYS}
         self._base = {key: owner.base[key] for key, owner in self._owners.items()}
 
-    @property
-    def first(self) -> Composition:
-        return self._first
-
     def identity(
-        self, values: Sequence[tuple[int, Any]], device_kind: DeviceKind
+        self, values: Sequence[tuple[int, Any]], auto: Callable[[], str]
     ) -> tuple[Tree, list[Any]]:
         """The identity of one trial, and its values on the value axes as typed.
 
@@ -161,8 +148,10 @@ class Mixture:
         ----------
         values : sequence of (int, value)
             For each value axis, the position of the value on it and the value as written.
+        auto : callable
+            What ``device=auto`` is.
         """
-        first = self._first
+        first = self.first
         if first.plain:
             tree, typed = copied(self._base), []
             for number, (position, value) in enumerate(values):
@@ -171,10 +160,10 @@ class Mixture:
                 typed.append(owner.fitted(number, position, value))
                 put(tree, key, copied(typed[-1]))
         else:
-            tree, typed = first.resolved([value for _, value in values], device_kind)
+            tree, typed = first.resolved([value for _, value in values], auto)
         # What depends on where a person stands is settled here: `auto`, and relative paths.
         if tree["device"]["kind"] == "auto":
-            tree["device"]["kind"] = first.device_kind(device_kind)
+            tree["device"]["kind"] = auto()
         if tree["model"]["path"]:
             tree["model"]["path"] = os.path.abspath(os.path.expanduser(tree["model"]["path"]))
         return {"schema": SCHEMA_VERSION, **tree}, typed
@@ -182,19 +171,16 @@ class Mixture:
 
 def _check_settings(tree: Tree) -> None:
     """Refuse settings that make no sense together."""
-    tracking, cluster = tree["tracking"], tree["cluster"]
-    if tracking["kind"] == "server" and not tracking["uri"]:
-        raise _must_be_given("tracking.uri")
-    if tracking["kind"] == "embedded" and tracking["uri"]:
-        raise ConfigError(
-            "has no effect on tracking=embedded", where="tracking.uri", fix="Say tracking=server"
-        )
-    if cluster["kind"] == "ray" and not cluster["address"]:
-        raise _must_be_given("cluster.address")
-    if cluster["kind"] == "local" and cluster["address"]:
-        raise ConfigError(
-            "has no effect on cluster=local", where="cluster.address", fix="Say cluster=ray"
-        )
+    for group, key, needed_by in (("tracking", "uri", "server"), ("cluster", "address", "ray")):
+        kind, value = tree[group]["kind"], tree[group][key]
+        if kind == needed_by and not value:
+            raise _must_be_given(f"{group}.{key}")
+        if kind != needed_by and value:
+            raise ConfigError(
+                f"has no effect on {group}={kind}",
+                where=f"{group}.{key}",
+                fix=f"Say {group}={needed_by}",
+            )
 
 
 def _resolved(config: DictConfig, key: str) -> Any:

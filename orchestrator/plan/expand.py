@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,15 @@ from orchestrator.measure.registry import find_task
 from orchestrator.plan.axes import text
 from orchestrator.plan.choices import check_axis, choice_of, split, without_hydra
 from orchestrator.plan.compose import Composer
-from orchestrator.plan.composition import Composition, DeviceKind, Mixture
+from orchestrator.plan.composition import Composition, Mixture
 from orchestrator.plan.identity import check_together, config_hash, rebuild
 from orchestrator.plan.places import ROOT_CONFIG
 from orchestrator.plan.plan import Plan
 from orchestrator.plan.schema import IDENTITY_KEYS, ClusterConfig, Settings
 from orchestrator.plan.sweep import ADHOC, Space, matches, read
 from orchestrator.plan.trial import infeasible_reason, resources_of
+
+DeviceKind = Callable[[ClusterConfig], str]
 
 # Settings that a group chosen along an axis may vary: they belong to a trial, not to the plan.
 PER_TRIAL = ("resources", "timeout_s")
@@ -43,8 +45,8 @@ def build(
     config_dirs : sequence of path
         A person's own directories of groups.
     device_kind : callable
-        Takes the ``ClusterConfig`` and returns ``"cpu"`` or ``"cuda"``; called at most once for
-        each cluster, and only where ``device=auto`` is to be decided.
+        Takes the ``ClusterConfig`` and returns ``"cpu"`` or ``"cuda"``; called at most once, and
+        only where ``device=auto`` is to be decided.
     config_name : str
         Root file, without ``.yaml``.
 
@@ -53,10 +55,7 @@ def build(
     ConfigError
         For everything that cannot be meant, in one line.
     """
-    words, searched = without_hydra(overrides)
-    composer = Composer([*config_dirs, *searched], config_name)
-    space = read(words, composer)
-    return _Expansion(space, composer, _once(device_kind)).plan()
+    return _Expansion(*_read(overrides, config_dirs, config_name), device_kind).plan()
 
 
 def settings_of(
@@ -72,9 +71,7 @@ def settings_of(
     ConfigError
         As :func:`build`, and where a word says what is measured: such a command would ignore it.
     """
-    words, searched = without_hydra(overrides)
-    composer = Composer([*config_dirs, *searched], config_name)
-    space = read(words, composer)
+    space, composer = _read(overrides, config_dirs, config_name)
     keys = [item.key for item in space.fixed]
     keys += [axis.key for block in space.blocks for axis in block.axes]
     for key in keys:
@@ -86,6 +83,14 @@ def settings_of(
             )
     groups, values = split(space.fixed, composer)
     return Composition(composer.compose(groups), values, ()).settings()
+
+
+def _read(
+    overrides: Sequence[str], config_dirs: Sequence[Path | str], config_name: str
+) -> tuple[Space, Composer]:
+    words, searched = without_hydra(overrides)
+    composer = Composer([*config_dirs, *searched], config_name)
+    return read(words, composer), composer
 
 
 def plan_of(identity: Mapping[str, Any], settings: Settings) -> Plan:
@@ -112,7 +117,7 @@ class _Expansion:
     def __init__(self, space: Space, composer: Composer, device_kind: DeviceKind) -> None:
         self._space = space
         self._composer = composer
-        self._device_kind = device_kind
+        self._ask_device_kind = device_kind
         self._groups, self._values = split(space.fixed, composer)
         self._axes = space.axes
         self._is_group = [composer.is_group(axis.key) for axis in self._axes]
@@ -124,6 +129,15 @@ class _Expansion:
         self._sources: dict[tuple[str, ...], tuple[Mixture, Settings]] = {}
         self._composed: dict[tuple[str, ...], Composition] = {}
         self._first: tuple[Composition, Settings] | None = None
+
+    @cached_property
+    def _auto(self) -> str:
+        """What ``device=auto`` is. Looking at the cluster costs, and a plan has one of it."""
+        assert self._first is not None
+        kind = self._ask_device_kind(self._first[1].cluster)
+        if kind not in ("cpu", "cuda"):
+            raise ConfigError(f"device=auto came out as {kind!r}", where="device.kind")
+        return kind
 
     def plan(self) -> Plan:
         trials: dict[str, Trial] = {}
@@ -175,7 +189,7 @@ class _Expansion:
         )
         source, settings = self._source(chosen)
         values = [item for item, is_group in zip(row, self._is_group, strict=True) if not is_group]
-        tree, typed = source.identity(values, self._device_kind)
+        tree, typed = source.identity(values, lambda: self._auto)
         check_together(tree)
         options, fitted = iter(chosen), iter(typed)
         axes = {
@@ -286,13 +300,3 @@ def _same_settings(first: Mapping[str, Any], other: Mapping[str, Any], chosen: A
                 where=key,
                 fix="Run the sweep once for each",
             )
-
-
-def _once(device_kind: DeviceKind) -> DeviceKind:
-    """Looking at a cluster costs; ask once for each."""
-
-    @cache
-    def by_cluster(fields: tuple[tuple[str, Any], ...]) -> str:
-        return device_kind(ClusterConfig(**dict(fields)))
-
-    return lambda cluster: by_cluster(tuple(sorted(vars(cluster).items())))

@@ -122,8 +122,11 @@ def hydra_flags(argv: Sequence[str]) -> int | None:
 
 
 def _dispatch(words: list[str]) -> int:
+    from hydra._internal.hydra import Hydra
     from hydra._internal.utils import get_args_parser
     from hydra.core.global_hydra import GlobalHydra
+
+    from orchestrator.plan.repository import TypedLoader, search_path
 
     places = _Parser(add_help=False, allow_abbrev=False)
     _add_places(places)
@@ -140,23 +143,14 @@ def _dispatch(words: list[str]) -> int:
     asked = [args.help, args.hydra_help, args.cfg, args.info, args.shell_completion]
     if sum(bool(flag) for flag in asked) > 1:
         raise UsageError("one of --help, --hydra-help, --cfg, --info, -sc at a time")
-    hydra = _hydra(where.config_dirs)
+    GlobalHydra.instance().clear()
+    loader = TypedLoader(search_path(where.config_dirs))
+    hydra = Hydra(task_name=PROGRAM, config_loader=loader)
+    GlobalHydra.instance().initialize(hydra)
     try:
         return _show(hydra, args, flags, where.config_name, where.config_dirs)
     finally:
         GlobalHydra.instance().clear()
-
-
-def _hydra(config_dirs: Sequence[str]) -> Any:
-    from hydra._internal.hydra import Hydra
-    from hydra.core.global_hydra import GlobalHydra
-
-    from orchestrator.plan.repository import TypedLoader, search_path
-
-    GlobalHydra.instance().clear()
-    hydra = Hydra(task_name=PROGRAM, config_loader=TypedLoader(search_path(config_dirs)))
-    GlobalHydra.instance().initialize(hydra)
-    return hydra
 
 
 def _show(
@@ -241,7 +235,7 @@ def _single(overrides: Sequence[str], config_dirs: Sequence[str], config_name: s
     for value in values:
         assign(config, value)
     words = [word for word in own if word.lstrip("+").startswith("sweep.")]
-    words += [f"+sweep={word.partition('=')[2]}" for word in own if _is_sweep(word)]
+    words += [f"+{word.lstrip('+')}" for word in own if word.lstrip("+").startswith("sweep=")]
     words += [f"{key}={option}" for key, option in groups.items()]
     for value in values:
         fitted = value.value
@@ -251,10 +245,6 @@ def _single(overrides: Sequence[str], config_dirs: Sequence[str], config_name: s
         text = "" if value.prefix == "~" else f"={Override._get_value_element_as_str(fitted)}"
         words.append(f"{mark}{value.key}{text}")
     return [*hydras, *words]
-
-
-def _is_sweep(word: str) -> bool:
-    return word.lstrip("+").startswith("sweep=")
 
 
 def _complete(hydra: Any, words: Sequence[str], config_name: str) -> int:

@@ -105,7 +105,8 @@ def preflight(plan: Plan, gpus: Gpus = tuple, *, times: bool = False) -> Preflig
     doubts: dict[str, str] = {}
     halves, emulates = 0, emulates_half_precision()
     for trial in plan.trials:
-        if _wants_gpu(trial) and plan.settings.cluster.kind == "local" and not gpus():
+        on_gpu = trial.identity["device"]["kind"] == "cuda"
+        if on_gpu and plan.settings.cluster.kind == "local" and not gpus():
             doubts[trial.hash] = "there is no GPU here"
         expectation = _expectation(trial)
         if expectation is not None:
@@ -160,10 +161,6 @@ def memory_available(trial: Trial, cluster: ClusterConfig, gpus: Gpus = tuple) -
         return None
     smallest = min((float(gpu.memory_bytes) for gpu in gpus()), default=None)
     return None if smallest is None else smallest * max(trial.resources.gpus, 1)
-
-
-def _wants_gpu(trial: Trial) -> bool:
-    return bool(trial.identity["device"]["kind"] == "cuda")
 
 
 def _expectation(trial: Trial) -> Expectation | None:

@@ -120,8 +120,8 @@ def read(overrides: Sequence[str], composer: Composer) -> Space:
 
 def parse_set(key: str, value: Any, where: str) -> Fixed:
     """One entry of a sweep file's ``set``; text is taken as it is, never as several values."""
-    prefix = "+" * (len(key) - len(key.lstrip("+")))
-    return Fixed(key.lstrip("+"), value, prefix, where)
+    name = key.lstrip("+")
+    return Fixed(name, value, key.removesuffix(name), where)
 
 
 def _options(composer: Composer) -> Any:

@@ -34,12 +34,10 @@ def assign(config: DictConfig, item: Fixed) -> None:
         Unknown key (with the nearest ones), wrong type, a deletion of a typed field, NaN.
     """
     path = item.key.split(".")
-    parent: Any = config
+    parent = config
     for depth, name in enumerate(path[:-1]):
         parent = _child(config, parent, name, path[: depth + 1], item)
     name = path[-1]
-    if not isinstance(parent, DictConfig):
-        raise ConfigError(f"{'.'.join(path[:-1])} has no fields", where=_shown(item))
     typed = _field_names(parent)
     if typed is not None and name not in typed:
         raise _unknown(config, item)
@@ -61,9 +59,7 @@ def _update(config: DictConfig, parent: DictConfig, item: Fixed) -> None:
         return
     name = item.key.rsplit(".", 1)[-1]
     # OmegaConf cannot merge a mapping into a field that is null.
-    merge = not (isinstance(value, dict) and parent._get_node(name) is None) and not (
-        isinstance(value, dict) and OmegaConf.select(parent, name) is None
-    )
+    merge = not (isinstance(value, dict) and OmegaConf.select(parent, name) is None)
     try:
         OmegaConf.update(config, item.key, value, merge=merge, force_add=bool(item.prefix))
     except ValidationError as error:
@@ -84,9 +80,9 @@ def _update(config: DictConfig, parent: DictConfig, item: Fixed) -> None:
         raise ConfigError(condensed(str(error)), where=_shown(item)) from error
 
 
-def _child(config: DictConfig, parent: Any, name: str, path: list[str], item: Fixed) -> Any:
-    if not isinstance(parent, DictConfig):
-        raise ConfigError(f"{'.'.join(path[:-1])} has no fields", where=_shown(item))
+def _child(
+    config: DictConfig, parent: DictConfig, name: str, path: list[str], item: Fixed
+) -> DictConfig:
     typed = _field_names(parent)
     if (typed is not None and name not in typed) or (typed is None and name not in parent):
         if typed is None and item.prefix in ("+", "++"):
@@ -95,17 +91,18 @@ def _child(config: DictConfig, parent: Any, name: str, path: list[str], item: Fi
         else:
             raise _unknown(config, item)
     node = parent._get_node(name)
-    if isinstance(node, DictConfig) and node._is_none():
-        if item.prefix in ("+", "++"):
-            parent[name] = {}
-            return parent[name]
+    if not isinstance(node, DictConfig):
+        raise ConfigError(f"{'.'.join(path)} is a single value, without fields", where=_shown(item))
+    if not node._is_none():
+        return node
+    if item.prefix not in ("+", "++"):
         raise ConfigError(
             f"{'.'.join(path)} is empty in this configuration, so it has no {item.key}",
             where=_shown(item),
         )
-    if isinstance(node, DictConfig):
-        return node
-    raise ConfigError(f"{'.'.join(path)} is a single value, without fields", where=_shown(item))
+    parent[name] = {}
+    made: DictConfig = parent[name]
+    return made
 
 
 def _delete(

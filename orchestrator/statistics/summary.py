@@ -13,13 +13,8 @@ import numpy as np
 
 from orchestrator.statistics.bootstrap import (
     ONE_ATTEMPT_NOTE,
-    Ratio,
     Series,
     centre_draws,
-    holm,
-    median_ci,
-    noise_between,
-    ratio_ci,
     why_not,
 )
 from orchestrator.statistics.distribution import (
@@ -28,17 +23,6 @@ from orchestrator.statistics.distribution import (
     percentile,
     tukey_outliers,
 )
-
-__all__ = [
-    "Ratio",
-    "Summary",
-    "holm",
-    "median_ci",
-    "noise_between",
-    "ratio_ci",
-    "summarise",
-    "summarise_attempts",
-]
 
 
 @dataclass(frozen=True)
@@ -100,19 +84,13 @@ class Summary:
         return asdict(self)
 
 
-def summarise(
-    values: Series, *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
-) -> Summary:
+def summarise(values: Series, *, confidence: float = 0.95, resamples: int = 10_000) -> Summary:
     """Statistics of one attempt's samples; the interval is the bootstrap of their median."""
-    return summarise_attempts([values], confidence=confidence, resamples=resamples, seed=seed)
+    return summarise_attempts([values], confidence=confidence, resamples=resamples)
 
 
 def summarise_attempts(
-    attempts: Sequence[Series],
-    *,
-    confidence: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
+    attempts: Sequence[Series], *, confidence: float = 0.95, resamples: int = 10_000
 ) -> Summary:
     """Statistics over attempts, each a series of samples; the interval is hierarchical.
 
@@ -133,7 +111,7 @@ def summarise_attempts(
     low: float | None = None
     high: float | None = None
     if n > 1:
-        centre, draws = centre_draws(usable, resamples=resamples, seed=seed)
+        centre, draws = centre_draws(usable, resamples=resamples)
         tail = (1.0 - confidence) / 2.0
         low, high = (float(q) for q in np.quantile(draws, [tail, 1.0 - tail]))
     mild, severe = tukey_outliers(pooled)

@@ -34,6 +34,7 @@ from orchestrator.measure.options import bounded, choice, options_of
 from orchestrator.measure.phase_memory import PhaseMemory
 from orchestrator.measure.wording import gib
 from orchestrator.model.weights import DTYPE_BYTES
+from orchestrator.tasks._cuda_memory import device_memory_bytes
 from orchestrator.tasks.attention.kernels import (
     COMPILED,
     IMPLEMENTATIONS,
@@ -46,7 +47,6 @@ from orchestrator.tasks.attention.kernels import (
     refuse_unavailable,
     sdpa,
 )
-from orchestrator.tasks.training.training_expected import device_memory_bytes
 
 if TYPE_CHECKING:
     import torch

@@ -8,6 +8,7 @@ writing results into memory that is not reused costs more than computing some of
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -104,6 +105,12 @@ class Timer:
         if count == 1:  # the call just made was a whole block
             return min(once_s, self._block(call, count))
         return min(self._block(call, count) for _ in range(_BLOCKS))
+
+    def least_s(self, call: Callable[[], Any]) -> float:
+        """Seconds of one call, however long it takes."""
+        seconds = self.seconds(call, math.inf)
+        assert seconds is not None
+        return seconds
 
     def kept(
         self,
@@ -207,9 +214,7 @@ class Operations:
 
         count = size // 12
         b, c = torch.rand(count, device=self.device), torch.rand(count, device=self.device)
-        seconds = self.timer.seconds(lambda: torch.add(b, c, alpha=1.5), math.inf)
-        assert seconds is not None
-        return seconds / (12 * count)
+        return self.timer.least_s(lambda: torch.add(b, c, alpha=1.5)) / (12 * count)
 
     def reading(self, size: int) -> float:
         """Seconds a byte of so many weights in turn, by products with one row."""
@@ -219,20 +224,16 @@ class Operations:
         width = 1024
         rows = min(size // (4 * width), 4 * width if self.device.type == "cuda" else width)
         first = torch.rand(rows, width, device=self.device)
-        count = max(1, size // first.nbytes)
-        turn = cycle([first, *(first.clone() for _ in range(count - 1))])
+        turn = _in_turn(first, size)
         vector = torch.rand(1, width, device=self.device)
-        seconds = self.timer.seconds(lambda: linear(vector, next(turn)), math.inf)
-        assert seconds is not None
-        return float(seconds / first.nbytes)
+        return float(self.timer.least_s(lambda: linear(vector, next(turn))) / first.nbytes)
 
     def _products(self, name: str, table: str, size: int) -> Iterator[Point]:
         from torch.nn.functional import linear
 
         for width in self.scale.widths:
             first = self._random(name, width, width)
-            count = min(max(1, size // first.nbytes), _MOST_IN_TURN)
-            turn = cycle([first, *(first.clone() for _ in range(count - 1))])
+            turn = _in_turn(first, size, _MOST_IN_TURN)
             for rows in self._rows(width):
                 x = self._random(name, 1, rows, width)
 
@@ -245,34 +246,28 @@ class Operations:
                 yield table, width * width, rows, seconds
 
     def _trained_products(self, name: str) -> Iterator[Point]:
-        import torch
-        from torch.nn.functional import linear
-
         for width in self.scale.widths:
             for rows in self._rows(width)[1::2]:
-                x = self._random(name, 1, rows, width).requires_grad_()
-                above = self._random(name, 1, rows, width)
-                count = self._count(above.nbytes + width * width * above.itemsize)
-                weights = [self._random(name, width, width).requires_grad_() for _ in range(count)]
-
-                def ahead(index: int, x: torch.Tensor = x, w: Any = weights) -> Any:
-                    return linear(x, w[index])
-
-                def back(
-                    index: int,
-                    y: torch.Tensor,
-                    x: torch.Tensor = x,
-                    w: Any = weights,
-                    above: torch.Tensor = above,
-                ) -> Any:
-                    # The input's gradient is soon let go, the weight's is kept.
-                    return torch.autograd.grad(y, (x, w[index]), above)[1]
-
-                found = self.timer.kept(ahead, back, count)
+                found = self._trained_product(name, width, rows)
                 if found is None:
                     break
                 yield f"product.forward.{name}", width * width, rows, found[0]
                 yield f"product.backward.{name}", width * width, rows, found[1]
+
+    def _trained_product(self, name: str, width: int, rows: int) -> tuple[float, float] | None:
+        import torch
+        from torch.nn.functional import linear
+
+        x = self._random(name, 1, rows, width).requires_grad_()
+        above = self._random(name, 1, rows, width)
+        count = self._count(above.nbytes + width * width * above.itemsize)
+        weights = [self._random(name, width, width).requires_grad_() for _ in range(count)]
+        return self.timer.kept(
+            lambda index: linear(x, weights[index]),
+            # The input's gradient is soon let go, the weight's is kept.
+            lambda index, y: torch.autograd.grad(y, (x, weights[index]), above)[1],
+            count,
+        )
 
     def _attention(self, name: str, groups: int) -> Iterator[Point]:
         from torch.nn.functional import scaled_dot_product_attention as attend
@@ -298,8 +293,7 @@ class Operations:
 
         for span in self.scale.spans:
             first = self._random(name, 1, _HEADS, span, _HEAD_DIM)
-            count = min(max(1, self.scale.far_bytes // first.nbytes), _MOST_IN_TURN)
-            turn = cycle([first, *(first.clone() for _ in range(count - 1))])
+            turn = _in_turn(first, self.scale.far_bytes, _MOST_IN_TURN)
             token = self._random(name, 1, 1, _HEADS, _HEAD_DIM).transpose(1, 2)
 
             def grow(turn: Iterator[Any] = turn, token: torch.Tensor = token) -> Any:
@@ -310,47 +304,46 @@ class Operations:
                 yield f"append.inference.{name}", 2 * first.nbytes, 1, seconds
 
     def _trained_attention(self, name: str, groups: int) -> Iterator[Point]:
-        import torch
-        from torch.nn.functional import scaled_dot_product_attention as attend
-
         for span in self.scale.spans:
-            inputs = [t.detach().requires_grad_() for t in self._heads(name, span, span, groups)]
-            above = self._heads(name, span, span, 1)[0]
-
-            def ahead(index: int, inputs: Any = inputs) -> Any:
-                query, key, value = inputs
-                return attend(query, key, value, is_causal=True, enable_gqa=groups > 1)
-
-            def back(index: int, y: Any, inputs: Any = inputs, above: Any = above) -> Any:
-                return torch.autograd.grad(y, inputs, above)
-
-            count = min(8, self._count(4 * above.nbytes))
-            found = self.timer.kept(ahead, back, count)
+            found = self._attended(name, groups, span)
             if found is None:
                 break
             yield f"attention.forward.{name}", span, groups, found[0] / _flops(span)
             # Five products where there were two.
             yield f"attention.backward.{name}", span, groups, found[1] / (2.5 * _flops(span))
 
+    def _attended(self, name: str, groups: int, span: int) -> tuple[float, float] | None:
+        import torch
+        from torch.nn.functional import scaled_dot_product_attention as attend
+
+        inputs = [t.detach().requires_grad_() for t in self._heads(name, span, span, groups)]
+        query, key, value = inputs
+        above = self._heads(name, span, span, 1)[0]
+        return self.timer.kept(
+            lambda _: attend(query, key, value, is_causal=True, enable_gqa=groups > 1),
+            lambda _, y: torch.autograd.grad(y, inputs, above),
+            min(8, self._count(4 * above.nbytes)),
+        )
+
     def _loss(self, name: str) -> Iterator[Point]:
+        for rows, vocabulary in _LOGITS:
+            found = self._lost(name, rows, vocabulary)
+            if found is None:
+                break
+            yield f"loss.forward.{name}", rows * vocabulary, 1, found[0]
+            yield f"loss.backward.{name}", rows * vocabulary, 1, found[1]
+
+    def _lost(self, name: str, rows: int, vocabulary: int) -> tuple[float, float] | None:
         import torch
         from transformers.loss.loss_utils import ForCausalLMLoss
 
-        for rows, vocabulary in _LOGITS:
-            logits = self._random(name, 1, rows, vocabulary).requires_grad_()
-            labels = torch.zeros(1, rows, dtype=torch.long, device=self.device)
-
-            def ahead(index: int, logits: Any = logits, labels: Any = labels) -> Any:
-                return ForCausalLMLoss(logits, labels, logits.shape[-1])
-
-            def back(index: int, loss: Any, logits: Any = logits) -> Any:
-                return torch.autograd.grad(loss, logits)
-
-            found = self.timer.kept(ahead, back, 2)
-            if found is None:
-                break
-            yield f"loss.forward.{name}", logits.numel(), 1, found[0]
-            yield f"loss.backward.{name}", logits.numel(), 1, found[1]
+        logits = self._random(name, 1, rows, vocabulary).requires_grad_()
+        labels = torch.zeros(1, rows, dtype=torch.long, device=self.device)
+        return self.timer.kept(
+            lambda _: ForCausalLMLoss(logits, labels, vocabulary),
+            lambda _, loss: torch.autograd.grad(loss, logits),
+            2,
+        )
 
     def _optimizer(self, name: str, elements: int) -> float | None:
         """Seconds that one tensor takes; None where that is long."""
@@ -379,6 +372,12 @@ class Operations:
         import torch
 
         return torch.rand(*shape, device=self.device).to(getattr(torch, name))
+
+
+def _in_turn(first: torch.Tensor, size: int, most: int = sys.maxsize) -> Iterator[torch.Tensor]:
+    """``first`` and copies of it for ever, as many as ``size`` bytes hold."""
+    count = min(max(1, size // first.nbytes), most)
+    return cycle([first, *(first.clone() for _ in range(count - 1))])
 
 
 def _flops(span: int) -> float:

@@ -9,18 +9,21 @@
 
 Every nanosecond is counted once: an inner call's time is not its caller's, a phase has none of its
 own, and what a kernel takes is not what its launch took. So shares add up to one.
+
+Floating-point operations of operators that the profiler counts none for, from their shapes.
+
+torch.profiler knows products and sums of its own (``aten::mm``, ``aten::mul``); attention and the
+products of bitsandbytes are the rest of a transformer's work. A multiply-add is two operations.
 """
 
 from __future__ import annotations
 
-import bisect
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from math import prod
 from typing import Any
 
-from orchestrator.tasks.profile.flops import flops_of
 from orchestrator.tasks.profile.profiler_events import Event, Kind, Shapes
 
 # How far the sum of all shares may be from one; only rounding can bring it there.
@@ -140,15 +143,16 @@ def attribute(events: Iterable[Event], *, device: bool) -> Profile:
     """
     listed = list(events)
     windows = _Windows([event for event in listed if event.kind is Kind.PHASE])
-    operators, phases = windows.within([e for e in listed if e.kind is Kind.OPERATOR])
+    within = windows.within([event for event in listed if event.kind is Kind.OPERATOR])
+    operators = [event for event, _ in within]
     on_device = [event for event in listed if event.on_device]
     by_correlation = {e.correlation: e for e in operators if e.correlation} if on_device else {}
-    work: list[tuple[Event, Event | None, str]] = []
-    for event in on_device:
-        launcher = by_correlation.get(event.correlation)
-        of_phase = windows.at(launcher.start_ns if launcher else event.start_ns)
-        if of_phase:
-            work.append((event, launcher, of_phase))
+    work = [
+        (event, by_correlation.get(event.correlation), phase)
+        for event, phase in windows.within(
+            on_device, lambda event: by_correlation.get(event.correlation, event)
+        )
+    ]
     if device and not work:
         raise ValueError("no kernel was captured on the device")
     if not operators and not work:
@@ -156,7 +160,7 @@ def attribute(events: Iterable[Event], *, device: bool) -> Profile:
 
     table: dict[str, Operator] = {}
     own_ns = [0] * len(operators) if device else self_times(operators)
-    for event, phase, self_ns in zip(operators, phases, own_ns, strict=True):
+    for (event, phase), self_ns in zip(within, own_ns, strict=True):
         entry = table.get(event.name)
         if entry is None:
             entry = table[event.name] = Operator(event.name)
@@ -265,23 +269,18 @@ class _Windows:
         self._starts = [phase.start_ns for phase in self._phases]
         self.names = list(dict.fromkeys(phase.name for phase in self._phases))
 
-    def at(self, moment_ns: int) -> str | None:
-        """The phase a moment lies in."""
-        place = bisect.bisect_right(self._starts, moment_ns) - 1
-        if place < 0 or moment_ns >= self._phases[place].end_ns:
-            return None
-        return self._phases[place].name
-
-    def within(self, events: Sequence[Event]) -> tuple[list[Event], list[str]]:
-        """Those that begin in a phase, and which phase it is of each."""
+    def within(
+        self, events: Sequence[Event], cause: Callable[[Event], Event] = lambda event: event
+    ) -> list[tuple[Event, str]]:
+        """Those whose cause begins in a phase, each with that phase."""
         import numpy as np
 
-        starts = np.fromiter((event.start_ns for event in events), np.int64, len(events))
+        begins = (cause(event).start_ns for event in events)
+        starts = np.fromiter(begins, np.int64, len(events))
         places = np.searchsorted(np.array(self._starts, np.int64), starts, side="right") - 1
         ends = np.array([phase.end_ns for phase in self._phases], np.int64)
         inside = np.flatnonzero((places >= 0) & (starts < ends[places])).tolist()
-        names = [phase.name for phase in self._phases]
-        return [events[i] for i in inside], [names[places[i]] for i in inside]
+        return [(events[i], self._phases[places[i]].name) for i in inside]
 
     def wall_ns(self) -> dict[str, int]:
         wall = dict.fromkeys(self.names, 0)
@@ -321,3 +320,37 @@ def _copies(events: Iterable[Event]) -> dict[str, Copies]:
             before.busy_ns + event.duration_ns,
         )
     return seen
+
+
+_FOUR_BIT = ("bitsandbytes::gemv_4bit", "bitsandbytes::gemm_4bit")
+_INT8 = ("bitsandbytes::int8_linear_matmul", "aten::_int_mm")
+
+
+@lru_cache(maxsize=4096)
+def flops_of(name: str, shapes: Shapes) -> int:
+    """Of one call; 0 where they are not known.
+
+    Parameters
+    ----------
+    shapes : tuple of tuple of int
+        Attention: query (batch, heads, tokens, width), key and value (batch, heads, past, width);
+        counted in full, as ``torch.utils.flop_counter`` does, whatever a causal mask hides.
+        Four-bit products: input (..., inputs), weights of two values a byte. Eight-bit products:
+        input (rows, inputs), weights of (inputs, outputs) or turned.
+    """
+    if name.startswith("aten::_scaled_dot_product_") and _have(shapes, 4, 4, 4):
+        batch, heads, tokens, width = shapes[0]
+        return 2 * batch * heads * tokens * shapes[1][2] * (width + shapes[2][3])
+    if name in _FOUR_BIT and len(shapes) > 1 and shapes[0]:
+        rows = prod(shapes[0][:-1])
+        return 2 * rows * 2 * prod(shapes[1])
+    if name in _INT8 and _have(shapes, 2, 2):
+        rows = shapes[0][0]
+        return 2 * rows * prod(shapes[1])
+    return 0
+
+
+def _have(shapes: Shapes, *dimensions: int) -> bool:
+    return len(shapes) >= len(dimensions) and all(
+        len(shape) == count for shape, count in zip(shapes, dimensions, strict=False)
+    )

@@ -17,23 +17,27 @@ only shares, and ``profiler_overhead`` says how much slower it was, decode steps
 ``prefill.self_share``  of all self time; ``decode.self_share`` is the rest
 ``top_operator_share``  of the operator with the longest self time
 ======================  ===========================================================================
+
+``bound`` says which of the device's limits, measured beside it, an operator works against. A hint,
+not a proof: bytes are those of an operator's tensor inputs, read once each.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.engines import transformers as loading
-from orchestrator.engines.transformers import tokens
+from orchestrator.engines.transformers import dtype_name, tokens
 from orchestrator.engines.transformers.feasible import ATTENTIONS
 from orchestrator.engines.transformers.generation import SequenceTiming, generator_for
 from orchestrator.measure import (
+    Clock,
     ConfigError,
     Identity,
     MetricSpec,
@@ -43,12 +47,59 @@ from orchestrator.measure import (
 )
 from orchestrator.measure.figures import Bars, Breakdown, Ranking
 from orchestrator.measure.options import bounded, choice, options_of
+from orchestrator.tasks._cuda_memory import memory_history
+from orchestrator.tasks.ceilings.timed_operations import Timer
 from orchestrator.tasks.profile.attribution import Operator, Profile, attribute
-from orchestrator.tasks.profile.bounds import Ceiling, measure_ceiling
 from orchestrator.tasks.profile.capture import capture, mark_phase, no_collection
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
+
+
+_SIDE = {"cpu": 512, "cuda": 4096}
+_COPY_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """The best of a few matrix products and copies on this device.
+
+    Attributes
+    ----------
+    flops_per_s : float
+        Square product in ``dtype``.
+    bytes_per_s : float
+        A copy's bytes read and written.
+    """
+
+    dtype: str
+    flops_per_s: float
+    bytes_per_s: float
+
+    def bound(self, operator: Operator) -> str | None:
+        """``compute`` or ``memory``; None for an operator whose FLOPs or bytes are not known."""
+        if not operator.flops or not operator.read_bytes:
+            return None
+        compute_s = operator.flops / self.flops_per_s
+        return "compute" if compute_s > operator.read_bytes / self.bytes_per_s else "memory"
+
+
+def measure_ceiling(device: torch.device, dtype: torch.dtype, clock: Clock) -> Ceiling:
+    """Measure both ceilings; takes a fraction of a second."""
+    import torch
+
+    side = _SIDE[device.type]
+    left = torch.randn(side, side, device=device).to(dtype)
+    right = torch.randn(side, side, device=device).to(dtype)
+    source = torch.ones(_COPY_BYTES[device.type], dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+
+    timer = Timer(clock)
+    product_s = timer.least_s(lambda: left @ right)
+    copy_s = timer.least_s(lambda: target.copy_(source))
+    return Ceiling(dtype_name(dtype), 2.0 * side**3 / product_s, 2.0 * source.nbytes / copy_s)
+
 
 # name -> prompt tokens, decode steps
 SCENARIOS = {"prefill_dominant": (1024, 8), "decode_dominant": (16, 128)}
@@ -145,7 +196,7 @@ def run(identity: Identity, recorder: Recorder) -> None:
         fix="Use task.scenario=custom with a shorter prompt",
     )
     cuda = identity["device"]["kind"] == "cuda"
-    with _memory_history(recorder, enabled=cuda and options.memory):
+    with memory_history(recorder) if cuda and options.memory else nullcontext():
         model = loading.load(prepared, identity, recorder, attention=options.attention)
         prompt = tokens.prompt(prepared, identity["seed"], options.batch_size, prompt_tokens)
         with torch.inference_mode():
@@ -311,23 +362,6 @@ def operator_row(
 
 def _brief(row: dict[str, Any]) -> dict[str, Any]:
     return {key: row[key] for key in ("name", "self_s", "share", "phases", "calls", "bound")}
-
-
-@contextmanager
-def _memory_history(recorder: Recorder, *, enabled: bool) -> Iterator[None]:
-    """Leave ``memory_snapshot.pickle`` of the CUDA allocator, also where memory ran out."""
-    if not enabled:
-        yield
-        return
-    import torch
-
-    torch.cuda.memory._record_memory_history(max_entries=100_000)
-    try:
-        yield
-    finally:
-        file = recorder.artifact("memory_snapshot.pickle")
-        torch.cuda.memory._dump_snapshot(str(file))
-        torch.cuda.memory._record_memory_history(enabled=None)
 
 
 TASK = Task(

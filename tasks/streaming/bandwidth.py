@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from orchestrator.tasks.streaming import pages
+from orchestrator.tasks.streaming.buffers import lasting
 from orchestrator.tasks.streaming.layout import PAGE_BYTES, Extent, Unit, extent_at
 from orchestrator.tasks.streaming.reader import Reader
 
@@ -37,9 +37,7 @@ class DiskProbe:
     def __init__(self, units: Sequence[Unit], reader: Reader) -> None:
         self._reader = reader
         self._chunks = _chunks(units, reader.chunk_bytes)
-        self._buffers = [
-            pages.lasting(reader.chunk_bytes + PAGE_BYTES) for _ in range(max(_THREADS))
-        ]
+        self._buffers = [lasting(reader.chunk_bytes + PAGE_BYTES) for _ in range(max(_THREADS))]
         self._rates: dict[int, list[float]] = {count: [] for count in _THREADS}
 
     def round(self) -> None:

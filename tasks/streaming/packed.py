@@ -62,12 +62,18 @@ class Packer:
 
 
 class Unpacker:
-    """Gives back matrices that :class:`Packer` packed; knows none where ``directory`` has none."""
+    """Gives back matrices that :class:`Packer` packed; knows none where ``directory`` has none.
+
+    Attributes
+    ----------
+    scheme : str
+        ``nf4`` or ``fp4``; empty where nothing is packed.
+    """
 
     def __init__(self, directory: Path | None, device: torch.device, dtype: torch.dtype) -> None:
         self._dtype = dtype
         self._states: dict[str, dict[str, Any]] = {}
-        self._scheme = ""
+        self.scheme = ""
         self._codes: dict[str, torch.Tensor] = {}
         if directory is None or not (directory / _META).is_file():
             return
@@ -78,7 +84,7 @@ class Unpacker:
 
         self._functional = import_bitsandbytes().functional
         kept = json.loads((directory / _META).read_text())
-        self._scheme = str(kept["scheme"])
+        self.scheme = str(kept["scheme"])
         self._codes = load_file(directory / _CODES, device=str(device))
         for name, meta in kept["matrices"].items():
             offset = meta["nested_offset"]
@@ -87,11 +93,6 @@ class Unpacker:
                 "shape": torch.Size(meta["shape"]),
                 "nested_offset": None if offset is None else torch.tensor(offset, device=device),
             }
-
-    @property
-    def scheme(self) -> str:
-        """``nf4`` or ``fp4``; empty where nothing is packed."""
-        return self._scheme
 
     def __contains__(self, name: object) -> bool:
         return name in self._states
@@ -117,7 +118,7 @@ class Unpacker:
             shape=meta["shape"],
             code=self._codes["code"],
             blocksize=meta["blocksize"],
-            quant_type=self._scheme,
+            quant_type=self.scheme,
             dtype=self._dtype,
             offset=meta["nested_offset"],
             state2=state2,

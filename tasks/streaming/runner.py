@@ -147,13 +147,12 @@ class StreamedModel:
         self._held: Loaded | None = None
         self._forward_from_ns = 0
         self._is_cuda = any(buffer.device.type == "cuda" for buffer in model.buffers())
-        self._empty: dict[str, list[tuple[nn.Module, str, nn.Parameter]]] = {}
-        for unit in units:
-            self._attach(unit)
+        self._empty = {unit.name: list(self._parameters(unit)) for unit in units}
 
     def keep(self, unit: Unit, tensors: dict[str, torch.Tensor]) -> None:
         """Make a unit resident: ``tensors`` are its flat bytes, in memory of their own."""
         self._create(unit, tensors)
+        self._time(unit, lambda: None, lambda: None)
 
     def __call__(self, **inputs: Any) -> Any:
         """The model's own forward."""
@@ -180,10 +179,6 @@ class StreamedModel:
 
         self._time(unit, bring, drop)
 
-    def time_resident(self, unit: Unit) -> None:
-        """Book the forward of a unit that stays in memory."""
-        self._time(unit, lambda: None, lambda: None)
-
     def _time(self, unit: Unit, bring: Callable[[], None], drop: Callable[[], None]) -> None:
         """Book the forward of ``unit``, between what is done before it and after it."""
         module = self._model.get_submodule(unit.name)
@@ -201,13 +196,12 @@ class StreamedModel:
         module.register_forward_pre_hook(before)
         module.register_forward_hook(after)
 
-    def _attach(self, unit: Unit) -> None:
+    def _parameters(self, unit: Unit) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
+        """Module, name and value of each of its parameters."""
         root = self._model.get_submodule(unit.name)
-        places: list[tuple[nn.Module, str, nn.Parameter]] = []
         for path, parameter in root.named_parameters():
             owner_path, _, leaf = path.rpartition(".")
-            places.append((root.get_submodule(owner_path), leaf, parameter))
-        self._empty[unit.name] = places
+            yield root.get_submodule(owner_path), leaf, parameter
 
     def _create(self, unit: Unit, tensors: dict[str, torch.Tensor]) -> None:
         from torch import nn

@@ -12,7 +12,7 @@ from orchestrator.tasks.streaming.bandwidth import DiskProbe
 from orchestrator.tasks.streaming.budget import Budget
 from orchestrator.tasks.streaming.buffers import Loader
 from orchestrator.tasks.streaming.intervals import StepLedger
-from orchestrator.tasks.streaming.layout import Unit, largest_bytes
+from orchestrator.tasks.streaming.layout import PAGE_BYTES, Unit, largest_bytes
 from orchestrator.tasks.streaming.options import StreamingConfig
 from orchestrator.tasks.streaming.packed import ABSMAX, NESTED_ABSMAX, Unpacker
 from orchestrator.tasks.streaming.prefetch import (
@@ -27,7 +27,6 @@ from orchestrator.tasks.streaming.unit_files import open_store
 
 # The page cache is dropped page by page: each read may leave one at either end, and the kernel's
 # readahead a little beyond.
-_PAGE_BYTES = 4096
 _READAHEAD_BYTES = 4 << 20
 _LEFT_OVER = 0.1
 
@@ -81,7 +80,13 @@ class StreamingSession:
         self._best_reader = Reader(self.files, cached=warm, direct=not warm, throttle=throttle)
         self.disk = DiskProbe(self.ring, self._best_reader)
         self._unpacker = Unpacker(store.directory, self.device, dtype)
-        self.loader = self._loader(largest_bytes(self.ring))
+        self.loader = Loader(
+            self.reader,
+            self.device,
+            capacity_bytes=largest_bytes(self.ring),
+            single=options.buffer == "single",
+            pinned=options.pinned,
+        )
         self.settle_page_cache()
         recorder.fact("streamed_from", "cache" if store.directory else "checkpoint")
         loading.release_free_memory()
@@ -120,12 +125,11 @@ class StreamingSession:
                 tensors = {part.key: held[unit.extents[0]]}
             else:
                 # Memory of its own, that no slot will overwrite.
-                loader = self._loader(unit.buffer_bytes)
-                tensors = loader.load(unit, loader.new_slot(), self.ledger.background)
+                slot = self.loader.new_slot(unit.buffer_bytes)
+                tensors = self.loader.load(unit, slot, self.ledger.background)
                 if unit.kind == "embedding":
                     held[unit.extents[0]] = tensors[unit.parts[0].key]
             self.streamed.keep(unit, tensors)
-            self.streamed.time_resident(unit)
         for unit in self.ring:
             self.streamed.stream(unit)
 
@@ -173,7 +177,7 @@ class StreamingSession:
             return  # the kernel does not tell about files of others
         total = sum(file.stat().st_size for file in self.files)
         extents = sum(len(unit.extents) for unit in self.units)
-        allowed = _LEFT_OVER * total + 2 * _PAGE_BYTES * extents + _READAHEAD_BYTES
+        allowed = _LEFT_OVER * total + 2 * PAGE_BYTES * extents + _READAHEAD_BYTES
         warm = self._options.page_cache == "warm"
         good = fraction >= 1 - _LEFT_OVER if warm else fraction * total <= allowed
         if not good:
@@ -203,15 +207,6 @@ class StreamingSession:
             self.ledger,
             depth=self._options.depth,
             workers=self._options.workers,
-        )
-
-    def _loader(self, capacity_bytes: int) -> Loader:
-        return Loader(
-            self.reader,
-            self.device,
-            capacity_bytes=capacity_bytes,
-            single=self._options.buffer == "single",
-            pinned=self._options.pinned,
         )
 
     def _needed_bytes(self) -> int:

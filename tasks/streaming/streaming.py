@@ -35,8 +35,16 @@ from orchestrator.measure import (
 )
 from orchestrator.measure.figures import Bars, Breakdown
 from orchestrator.measure.options import options_of
-from orchestrator.tasks.streaming import account, bandwidth
-from orchestrator.tasks.streaming.intervals import CATEGORIES, UNATTRIBUTED, CuttingClock
+from orchestrator.tasks.streaming.bandwidth import h2d_bytes_per_s
+from orchestrator.tasks.streaming.intervals import (
+    CATEGORIES,
+    UNATTRIBUTED,
+    CuttingClock,
+    best_step_s,
+    bottleneck,
+    overlap_efficiency,
+)
+from orchestrator.tasks.streaming.layout import largest_bytes
 from orchestrator.tasks.streaming.options import StreamingConfig
 from orchestrator.tasks.streaming.runner import ARCHITECTURES
 from orchestrator.tasks.streaming.session import StreamingSession
@@ -113,7 +121,7 @@ def _measure(
         recorder.value(f"{stage}_bytes", "bytes", nbytes)
 
     ledger = session.ledger
-    generator = _generator(session, CuttingClock(recorder.clock, ledger))
+    generator = _generator(session, recorder)
     prompt = tokens.prompt(
         prepared, identity["seed"], options.batch_size, options.prompt_tokens
     ).to(session.device)
@@ -149,7 +157,7 @@ def _measure(
         recorder.absent("peak_memory_bytes", "bytes", session.budget.absent_reason)
     else:
         recorder.value("peak_memory_bytes", "bytes", session.budget.peak_bytes)
-    recorder.fact("bottleneck", account.bottleneck(session.busy_s()))
+    recorder.fact("bottleneck", bottleneck(session.busy_s()))
     _bound(session, prompt, statistics.median(tpots_s), options, recorder)
 
 
@@ -160,12 +168,12 @@ def repetition_tpot_s(timing: SequenceTiming) -> float:
     return tpot_s
 
 
-def _generator(session: StreamingSession, clock: CuttingClock) -> GreedyGenerator:
+def _generator(session: StreamingSession, recorder: Recorder) -> GreedyGenerator:
     from transformers import DynamicCache
 
     return GreedyGenerator(
         session.streamed,
-        clock,
+        CuttingClock(recorder.clock, session.ledger),
         lambda: DynamicCache(config=session.config),
         prefill_options={"logits_to_keep": 1},
     )
@@ -195,7 +203,7 @@ def _add(
         repetition.add(f"{stage}_busy_s", "s", seconds / count)
     wall_s = sum(timing.intervals_s)
     repetition.add("disk_bytes_per_s", "bytes/s", session.step_bytes * count / wall_s)
-    if (efficiency := account.overlap_efficiency(busy_s, wall_s)) is not None:
+    if (efficiency := overlap_efficiency(busy_s, wall_s)) is not None:
         repetition.add("overlap_efficiency", "1", efficiency)
 
 
@@ -227,7 +235,7 @@ def _bound(
     with recorder.phase("calibrate", measured=False):
         session.hold_weights()
         ledger.reset()
-        generator = _generator(session, CuttingClock(recorder.clock, ledger))
+        generator = _generator(session, recorder)
         generator.sequence(prompt, _CALIBRATION_STEPS + 1)
         steps = ledger.steps()
     compute_s = statistics.median(s["create"] + s["forward"] + s["free"] for s in steps)
@@ -235,15 +243,14 @@ def _bound(
     bandwidth_of = {"disk": session.disk.bytes_per_s}
     if session.device.type == "cuda":
         with recorder.phase("bandwidth", measured=False):
-            largest = max(unit.buffer_bytes for unit in session.ring)
-            bandwidth_of["h2d"] = bandwidth.h2d_bytes_per_s(
-                largest, session.device, pinned=options.pinned
+            bandwidth_of["h2d"] = h2d_bytes_per_s(
+                largest_bytes(session.ring), session.device, pinned=options.pinned
             )
     for stage, rate in bandwidth_of.items():
         recorder.value(f"{stage}_bandwidth_bytes_per_s", "bytes/s", rate)
         recorder.value(f"{stage}_achieved_share", "1", session.step_bytes / tpot_s / rate)
     bytes_of = dict.fromkeys(bandwidth_of, float(session.step_bytes))
-    bound_s = account.bound_s(bytes_of, bandwidth_of, compute_s)
+    bound_s = best_step_s(bytes_of, bandwidth_of, compute_s)
     recorder.value("bound_s", "s", bound_s)
     recorder.value("tpot_over_bound", "1", tpot_s / bound_s)
 

@@ -37,11 +37,11 @@ from orchestrator.measure import (
 from orchestrator.measure.figures import Bars, Breakdown, Scaling
 from orchestrator.measure.options import options_of
 from orchestrator.measure.phase_memory import PhaseMemory
+from orchestrator.tasks._cuda_memory import device_memory_bytes, memory_history
 from orchestrator.tasks.training.options import TrainingConfig
 from orchestrator.tasks.training.step import StepTiming, TrainingStep
 from orchestrator.tasks.training.training_expected import (
     Expected,
-    device_memory_bytes,
     expectation,
     peak_flops_per_s,
 )
@@ -180,7 +180,8 @@ def _measure(
     if compiling:
         compiling.record(recorder)
     if options.memory_snapshot:
-        _snapshot(step, recorder)
+        with recorder.phase("memory_snapshot", measured=False), memory_history(recorder):
+            step.run()
 
 
 class _StepMetrics:
@@ -257,16 +258,6 @@ def _record_allocator(device_kind: str, memory: PhaseMemory, recorder: Recorder)
         for device in range(torch.cuda.device_count())
     )
     recorder.value("allocator_retries", "1", retries)
-
-
-def _snapshot(step: TrainingStep, recorder: Recorder) -> None:
-    import torch
-
-    with recorder.phase("memory_snapshot", measured=False):
-        torch.cuda.memory._record_memory_history()
-        step.run()
-        torch.cuda.memory._dump_snapshot(str(recorder.artifact("memory_snapshot.pickle")))
-        torch.cuda.memory._record_memory_history(enabled=None)
 
 
 TASK = Task(

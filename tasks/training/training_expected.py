@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from orchestrator.host.memory import usable_bytes
 from orchestrator.measure import ConfigError, Infeasible
 from orchestrator.measure.wording import gib
 from orchestrator.model import (
@@ -153,15 +152,6 @@ def _phases(
 
 def _compute_dtype(options: TrainingConfig) -> str | None:
     return None if options.autocast == "none" else options.autocast
-
-
-def device_memory_bytes(device_kind: str) -> int | None:
-    """All memory of the device: of the first GPU, or of the host as far as its cgroup goes."""
-    if device_kind == "cuda":
-        import torch
-
-        return int(torch.cuda.get_device_properties(0).total_memory)
-    return usable_bytes()
 
 
 def peak_flops_per_s(device_kind: str, dtype: str) -> tuple[float | None, str]:

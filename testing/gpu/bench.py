@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import statistics
 import sys
 import time
@@ -11,13 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from orchestrator.attempt import AttemptReport, Outcome, PlannedAttempt, Resources, Slot, Trial
+from orchestrator.attempt import AttemptReport, Outcome
 from orchestrator.isolate.isolation import Isolation
 from orchestrator.measure import Absent, Samples, Value
 from orchestrator.measure.registry import find_task
 from orchestrator.telemetry.device import Device
 from orchestrator.telemetry.watch import Telemetry
-from testing.trial import make_identity
+from testing.trial import make_identity, run_attempt
 
 Identity = dict[str, Any]
 Facts = dict[str, Any]
@@ -80,7 +78,6 @@ class Bench:
             preload=find_task("inference").preload,
             env={"ORCHESTRATOR_CACHE": str(directory / "cache")},
         )
-        self._made = 0
 
     @property
     def cuda(self) -> bool:
@@ -111,30 +108,17 @@ class Bench:
         """Run it, however it ends; raises :class:`Skip` where its task says that it cannot be."""
         if reason := find_task(identity["task"]["name"]).check(identity):
             raise Skip(reason)
-        self._made += 1
         uuids = tuple(d.uuid for d in (device or (self.devices[0] if self.devices else None),) if d)
-        slot = Slot(
-            node_id="local",
-            host=socket.gethostname(),
-            cpus=tuple(sorted(os.sched_getaffinity(0))),
-            gpu_uuids=uuids,
-            cuda_visible_devices=",".join(uuids),
-        )
-        trial = Trial(
-            "0" * 64,
+        return run_attempt(
+            self._isolation,
             identity,
-            resources=Resources(memory_bytes=memory_limit_bytes),
+            gpu_uuids=uuids,
+            watch=Telemetry({}),
             timeout_s=min(_ATTEMPT_S, self.left_s()),
-        )
-        planned = PlannedAttempt(
-            trial,
-            attempt_id=f"check-{os.getpid()}-{self._made}",
             start=start,
             start_timeout_s=self.left_s(),  # the first one's is torch's first import here
+            memory_limit_bytes=memory_limit_bytes,
         )
-        *_, report = self._isolation.run(planned, slot, Telemetry({}))
-        assert isinstance(report, AttemptReport)
-        return report
 
     def measure(self, identity: Identity, **how: Any) -> AttemptReport:
         """An :meth:`attempt` that must end well, watched and with all its proofs."""

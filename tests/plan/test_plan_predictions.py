@@ -15,18 +15,9 @@ from orchestrator.model.known_ceilings import keep_ceilings, load_ceilings, load
 from orchestrator.model.measured_device import OPERATIONS
 from orchestrator.plan.predictions import ceilings_key, needed_ceilings, with_predictions
 from orchestrator.tasks.training.training import TrainingConfig
+from testing.trial import TINY
 
-CONFIG = {
-    "model_type": "llama",
-    "vocab_size": 256,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 2048,
-    "tie_word_embeddings": True,
-}
+CONFIG = {**TINY, "max_position_embeddings": 2048}
 SLOT = Slot("n", "h", (0, 1))
 FLAT = Measured(
     "this",

@@ -13,6 +13,7 @@ from orchestrator.attempt import AttemptReport, Outcome, Verdict
 from orchestrator.measure import Absent, Metric, Samples, Value
 from orchestrator.report.analyse.compare import Comparison, compare
 from orchestrator.report.analyse.pairing import choose, pair
+from testing.trial import ok_report
 
 HASH = "a" * 64
 OTHER = "b" * 64
@@ -24,15 +25,7 @@ def series(name: str, unit: str, values: Sequence[float]) -> Samples:
 
 
 def attempt(*metrics: Metric, **changes: Any) -> AttemptReport:
-    given: dict[str, Any] = {
-        "attempt_id": "1",
-        "config_hash": HASH,
-        "outcome": Outcome.OK,
-        "verdict": Verdict("valid"),
-        "facts": dict(MACHINE),
-        "metrics": {m.name: m for m in metrics},
-    }
-    return AttemptReport(**{**given, **changes})
+    return ok_report(*metrics, **{"config_hash": HASH, "facts": dict(MACHINE), **changes})
 
 
 def side(

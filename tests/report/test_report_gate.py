@@ -16,9 +16,17 @@ from orchestrator.attempt import AttemptReport, Outcome, Verdict
 from orchestrator.errors import ConfigError
 from orchestrator.measure import Metric, Samples, Value
 from orchestrator.report.analyse.gate import GateResult, GateRow, gate
-from orchestrator.report.analyse.gate_rules import Difference, LongOverShort, load_rules, rules_from
-from orchestrator.report.analyse.scope import Condition, all_but, value_at
+from orchestrator.report.analyse.gate_rules import (
+    Condition,
+    Difference,
+    LongOverShort,
+    all_but,
+    load_rules,
+    rules_from,
+    value_at,
+)
 from orchestrator.report.show.junit import junit_xml
+from testing.trial import ok_report
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "gate"
 SHORT, LONG, EXTRA = "a" * 64, "b" * 64, "c" * 64
@@ -35,14 +43,7 @@ CONFIGS = {SHORT: config(64), LONG: config(512)}
 
 
 def attempt(*metrics: Metric, **changes: Any) -> AttemptReport:
-    given: dict[str, Any] = {
-        "attempt_id": "1",
-        "config_hash": SHORT,
-        "outcome": Outcome.OK,
-        "verdict": Verdict("valid"),
-        "metrics": {m.name: m for m in metrics},
-    }
-    return AttemptReport(**{**given, **changes})
+    return ok_report(*metrics, **{"config_hash": SHORT, **changes})
 
 
 def noisy(name: str, centre: float, seed: int = 0, *, n: int = 20, count: int = 5) -> list[Metric]:

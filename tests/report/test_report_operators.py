@@ -66,7 +66,9 @@ def test_what_is_no_table_is_none() -> None:
 
 def test_the_view_says_what_took_longer_and_what_the_rest_is() -> None:
     many = table(**{f"op{i:02}": 1.0 + i for i in range(20)})
-    text = printed(OperatorDiffView(diff_operators(A, BEFORE, B, many), {A: "fp32", B: "nf4"}))
+    text = printed(
+        OperatorDiffView(diff_operators(A, BEFORE, B, many), labels={A: "fp32", B: "nf4"})
+    )
     assert "A: fp32  aaaaaaaaaaaa" in text
     assert "+ op19" in text
     assert "- mm" in text

@@ -16,8 +16,7 @@ from orchestrator.report.analyse.rows import build_table
 from orchestrator.report.show.answer import pareto_front, sentences
 from orchestrator.report.show.bundle import report_files
 from orchestrator.report.show.figures import default_figures, draw, exponent
-from orchestrator.report.show.figures.strips import STRIP_POINTS, draw_strips
-from orchestrator.report.show.figures.throttling import stretches
+from orchestrator.report.show.figures.strips import STRIP_POINTS, draw_strips, stretches
 from orchestrator.report.show.html import common_provenance, page
 from orchestrator.telemetry.history import read_histories
 from orchestrator.telemetry.series import SeriesSet

@@ -11,7 +11,7 @@ import pytest
 from orchestrator.attempt import AttemptReport, Outcome, Verdict
 from orchestrator.measure import Samples
 from orchestrator.report.analyse.compare import compare
-from orchestrator.report.analyse.rounds import LEAST_ROUNDS, rounds_of
+from orchestrator.report.analyse.pairing import LEAST_ROUNDS, rounds_of
 
 HASH = "a" * 64
 K = 6

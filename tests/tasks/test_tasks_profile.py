@@ -20,13 +20,13 @@ from orchestrator.measure.registry import find_task
 from orchestrator.tasks.profile.attribution import (
     Operator,
     attribute,
+    flops_of,
     input_bytes,
     self_times,
     union_ns,
 )
-from orchestrator.tasks.profile.bounds import Ceiling
 from orchestrator.tasks.profile.capture import _events
-from orchestrator.tasks.profile.flops import flops_of
+from orchestrator.tasks.profile.profile import Ceiling
 from orchestrator.tasks.profile.profiler_events import Event, Kind
 from testing.checks import check_of
 

@@ -15,9 +15,14 @@ from hypothesis import strategies as st
 
 from orchestrator.measure import InputError
 from orchestrator.measure.registry import find_task
-from orchestrator.tasks.streaming import account, pages
-from orchestrator.tasks.streaming.buffers import Loader
-from orchestrator.tasks.streaming.intervals import CuttingClock, StepLedger
+from orchestrator.tasks.streaming.buffers import Loader, lasting
+from orchestrator.tasks.streaming.intervals import (
+    CuttingClock,
+    StepLedger,
+    best_step_s,
+    bottleneck,
+    overlap_efficiency,
+)
 from orchestrator.tasks.streaming.layout import (
     ALIGNMENT_BYTES,
     PAGE_BYTES,
@@ -118,12 +123,12 @@ def test_a_mark_and_its_cut_are_one_moment_although_the_thread_lost_its_core() -
 
 def test_the_account_of_overlap() -> None:
     busy_s = {"disk": 3.0, "compute": 2.0}
-    assert account.overlap_efficiency(busy_s, 5.0) == 0.0
-    assert account.overlap_efficiency(busy_s, 3.0) == 1.0
-    assert account.overlap_efficiency({"disk": 3.0}, 3.0) is None
-    assert account.bottleneck(busy_s) == "disk"
-    assert account.bound_s({"disk": 100.0}, {"disk": 50.0}, 1.5) == 2.0
-    assert account.bound_s({"disk": 100.0}, {"disk": 50.0}, 2.5) == 2.5
+    assert overlap_efficiency(busy_s, 5.0) == 0.0
+    assert overlap_efficiency(busy_s, 3.0) == 1.0
+    assert overlap_efficiency({"disk": 3.0}, 3.0) is None
+    assert bottleneck(busy_s) == "disk"
+    assert best_step_s({"disk": 100.0}, {"disk": 50.0}, 1.5) == 2.0
+    assert best_step_s({"disk": 100.0}, {"disk": 50.0}, 2.5) == 2.5
 
 
 def test_a_throttle_lets_so_many_bytes_pass_whoever_asks() -> None:
@@ -211,7 +216,7 @@ def test_a_read_brings_every_byte_to_an_aligned_place(
     extent = extent_at(file, offset, nbytes, room_offset=2 * PAGE_BYTES)
     for options in ({"direct": True}, {"cached": True}, {}):
         reader = Reader([file], **options)
-        host = pages.lasting(2 * PAGE_BYTES + extent.room_bytes)
+        host = lasting(2 * PAGE_BYTES + extent.room_bytes)
         reader.read(extent, memoryview(host.numpy()))
         found = host[extent.buffer_offset :][:nbytes]
         assert found.data_ptr() % ALIGNMENT_BYTES == 0
@@ -223,7 +228,7 @@ def test_lasting_memory_asks_for_huge_pages() -> None:
     modes = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     if not modes.exists():
         pytest.skip("no transparent huge pages")
-    held = pages.lasting(16 << 20)
+    held = lasting(16 << 20)
     assert held.data_ptr() % (2 << 20) == 0
     begin = f"{held.data_ptr():x}"
     lines = iter(Path("/proc/self/smaps").read_text().splitlines())
@@ -257,7 +262,7 @@ def test_what_was_read_is_not_left_in_the_page_cache(tmp_path: Path, direct: boo
     file = tmp_path / "f"
     file.write_bytes(bytes(1 << 20))
     whole = extent_at(file, 0, 1 << 20)
-    host = pages.lasting(whole.room_bytes + PAGE_BYTES)
+    host = lasting(whole.room_bytes + PAGE_BYTES)
     target = memoryview(host.numpy())
     if resident_fraction([file]) is None:
         pytest.skip("the kernel does not tell")

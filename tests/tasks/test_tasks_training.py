@@ -11,8 +11,9 @@ from orchestrator.errors import ConfigError
 from orchestrator.measure import Infeasible
 from orchestrator.measure.registry import find_task
 from orchestrator.model import read_architecture, step_flops
+from orchestrator.tasks._cuda_memory import device_memory_bytes
 from orchestrator.tasks.training.step import TrainingStep
-from orchestrator.tasks.training.training_expected import Expected, device_memory_bytes
+from orchestrator.tasks.training.training_expected import Expected
 from testing.checks import check_of
 from testing.clock import FakeClock
 

@@ -1,14 +1,21 @@
-"""One metric of one trial: pooled over its attempts, and how it stands to the baseline."""
+"""A sweep's table, trial by trial: what each is, how it ended, and its metrics as cells.
+
+A cell is one metric of one trial, pooled over its attempts, and how it stands to the baseline; or a
+column that a task derives from samples (:mod:`orchestrator.measure.columns`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from orchestrator.attempt import AttemptReport
+from orchestrator.measure.columns import Column
 from orchestrator.measure.metric import MetricSpec
-from orchestrator.report.analyse.measured import absence, samples_of
-from orchestrator.statistics.judge import Finding, Judged
+from orchestrator.report.analyse.labels import label_of
+from orchestrator.report.analyse.measured import absence, samples_of, statistic_of, valid
+from orchestrator.statistics.judge import Finding, Judged, tolerance
 
 
 @dataclass(frozen=True)
@@ -80,3 +87,111 @@ def pool(attempts: Sequence[AttemptReport], spec: MetricSpec, *, resamples: int 
     found = summarise_attempts(samples, resamples=1 if flat else resamples)
     reason = found.reason if found.median is None else None
     return Cell(spec, found.median, found.ci_low, found.ci_high, found.n, reason)
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    """One trial of the sweep: what it is, how it ended, what it measured.
+
+    Attributes
+    ----------
+    hash, label : str
+        Config hash, and what tells the trial from the others of its sweep.
+    axes : dict of str to value
+        Where on each axis it lies.
+    group : tuple of (str, value)
+        Values of every axis but the baseline's: rows of one group are compared.
+    baseline : bool
+        Whether it is what the others of its group are compared with.
+    outcome : str
+        ``ok`` if any attempt was, else the last attempt's; ``not_run`` without one.
+    reason : str or None
+        Why it is not ``ok``.
+    verdict : str
+        The best of the attempts that count.
+    attempts : int
+        How many count.
+    flags : tuple of str
+        Rules that ask for doubt about attempts that count.
+    cells : dict of str to Cell
+        By metric.
+    precision : str or None
+        ``few samples`` or ``wide interval`` where sampling did not reach what the protocol asks.
+    words : tuple of str
+        What its task names of it that is no number, and its precision.
+    """
+
+    hash: str
+    label: str
+    axes: dict[str, Any]
+    group: tuple[tuple[str, Any], ...]
+    baseline: bool
+    outcome: str
+    reason: str | None
+    verdict: str
+    attempts: int
+    flags: tuple[str, ...] = ()
+    cells: dict[str, Cell] = field(default_factory=dict)
+    precision: str | None = None
+    words: tuple[str, ...] = ()
+
+    @property
+    def own_label(self) -> str:
+        """The label without what the trial's whole group shares."""
+        grouping = {axis for axis, _ in self.group}
+        own = [axis for axis in self.axes if axis not in grouping]
+        return label_of(self.axes, {}, own) if own and grouping else self.label
+
+    @property
+    def failed(self) -> bool:
+        """Whether there is an ending to explain (a trial that never ran has none)."""
+        return self.outcome not in ("ok", "not_run")
+
+
+def column_cell(
+    column: Column,
+    row: TrialRow,
+    rows: Sequence[TrialRow],
+    counted: Mapping[str, Sequence[AttemptReport]],
+    spec: MetricSpec,
+    base: TrialRow | None,
+) -> Cell:
+    """A figure derived from samples. It has no interval, so its ratio decides nothing."""
+    seen = _statistic(column, counted[row.hash])
+    if isinstance(seen, str):
+        return Cell(spec, reason=seen)
+    if column.over is None:
+        before = None if base is None else _statistic(column, valid(counted[base.hash]))
+        if not isinstance(before, float) or before <= 0:
+            return Cell(spec, seen)
+        reason = f"a {column.statistic} has no interval"
+        judged = Judged("inconclusive", tolerance(None), seen / before, reason=reason)
+        return Cell(spec, seen, judged=judged)
+    shortest = _shortest(column.over, row, [other for other in rows if counted[other.hash]])
+    if shortest is None:
+        return Cell(spec, reason=f"{column.over} is no number here")
+    short = _statistic(column, counted[shortest.hash])
+    if isinstance(short, str) or short <= 0:
+        said = short if isinstance(short, str) else "not positive"
+        return Cell(spec, reason=f"the shortest output's {column.statistic}: {said}")
+    return Cell(spec, seen / short)
+
+
+def _shortest(axis: str, row: TrialRow, rows: Sequence[TrialRow]) -> TrialRow | None:
+    """Of the trials that differ from this one in ``axis`` alone, the one with its least value."""
+    rest = {name: value for name, value in row.axes.items() if name != axis}
+    alike = [
+        other
+        for other in rows
+        if {name: value for name, value in other.axes.items() if name != axis} == rest
+        and isinstance(other.axes[axis], (int, float))
+    ]
+    return min(alike, key=lambda other: other.axes[axis], default=None)
+
+
+def _statistic(column: Column, attempts: Sequence[AttemptReport]) -> float | str:
+    """Of all attempts' samples together, or why there is none."""
+    samples = samples_of(attempts, column.metric)
+    if not samples:
+        return absence(attempts, column.metric)
+    return statistic_of(samples, column.statistic)

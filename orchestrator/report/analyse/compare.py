@@ -11,9 +11,14 @@ from typing import Any
 
 from orchestrator.attempt import AttemptReport
 from orchestrator.measure.metric import MetricSpec
-from orchestrator.report.analyse.measured import absence, metric_of, samples_of, spec_of
-from orchestrator.report.analyse.pairing import Attempts, Chosen, choose, pair
-from orchestrator.report.analyse.rounds import rounds_of
+from orchestrator.report.analyse.measured import (
+    absence,
+    metric_of,
+    samples_of,
+    spec_of,
+    statistic_of,
+)
+from orchestrator.report.analyse.pairing import Attempts, Chosen, choose, pair, rounds_of
 from orchestrator.statistics.judge import CONFIDENCE, Judged, incomparable, judge, tolerance
 
 
@@ -96,7 +101,6 @@ def compare(
     noise: float | None = None,
     allow_different: bool = False,
     metrics: Sequence[str] | None = None,
-    names: tuple[str, str] = ("A", "B"),
 ) -> Comparison:
     """Compare ``b`` (new) with ``a`` (base).
 
@@ -110,18 +114,16 @@ def compare(
         Compare across hardware and weights. Simulated attempts never compare with real ones.
     metrics : sequence of str, optional
         Names of task metrics or telemetry; all task metrics with a direction by default.
-    names : tuple of str
-        What reasons call the two sides.
     """
     pairs = pair(a, b)
     rows = []
     for hash_a, hash_b in pairs:
         both = [*a[hash_a], *b[hash_b]]
-        chosen = choose(a[hash_a], b[hash_b], allow_different=allow_different, names=names)
+        chosen = choose(a[hash_a], b[hash_b], allow_different=allow_different)
         for name in metrics if metrics is not None else _with_direction(both):
             if any(metric_of(report, name) is not None for report in both):
                 spec = spec_of(both, name)
-                rows.append(against(chosen, spec, (hash_a, hash_b), noise=noise, names=names))
+                rows.append(against(chosen, spec, (hash_a, hash_b), noise=noise))
     paired_a, paired_b = {p[0] for p in pairs}, {p[1] for p in pairs}
     return Comparison(
         tuple(rows),
@@ -139,7 +141,7 @@ def against(
     noise: float | None = None,
     names: tuple[str, str] = ("A", "B"),
 ) -> ComparedMetric:
-    """One metric of ``chosen``'s B against its A; ``noise`` and ``names`` as of :func:`compare`."""
+    """One metric of ``chosen``'s B against its A; ``names`` are what reasons call the two."""
     if chosen.reason is not None:
         return ComparedMetric(*hashes, spec, incomparable(chosen.reason, noise))
     a, b = chosen.a, chosen.b
@@ -175,9 +177,8 @@ def against(
 
 
 def _centre(samples: Sequence[tuple[float, ...]]) -> float | None:
-    from orchestrator.statistics.summary import summarise_attempts
-
-    return summarise_attempts(samples, resamples=1).median
+    found = statistic_of(samples, "median")
+    return None if isinstance(found, str) else found
 
 
 def _with_direction(reports: Iterable[AttemptReport]) -> list[str]:

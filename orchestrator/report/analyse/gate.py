@@ -22,18 +22,28 @@ from orchestrator.report.analyse.compare import against
 from orchestrator.report.analyse.gate_rules import (
     Change,
     Completes,
+    Condition,
     Difference,
     Limit,
     LongOverShort,
     Rule,
     RuleSet,
+    all_but,
+    applies,
+    value_at,
 )
 from orchestrator.report.analyse.labels import short_hash
-from orchestrator.report.analyse.measured import absence, metric_of, samples_of, spec_of, valid
+from orchestrator.report.analyse.measured import (
+    absence,
+    metric_of,
+    samples_of,
+    spec_of,
+    statistic_of,
+    valid,
+)
 from orchestrator.report.analyse.pairing import Attempts, Chosen, choose, pair
-from orchestrator.report.analyse.scope import all_but, applies, value_at
+from orchestrator.statistics.bootstrap import holm
 from orchestrator.statistics.judge import CONFIDENCE
-from orchestrator.statistics.summary import Summary, holm, summarise_attempts
 
 EXIT_CODES = {"pass": 0, "regression": 1, "inconclusive": 2, "incomparable": 3}
 _SIDES = ("the baseline", "new")
@@ -262,7 +272,7 @@ def _change(rule: Change, trial: _Pair) -> GateRow:
         "change", trial.hash, rule.metric, "pass", limit=floor if limit is None else limit
     )
     if trial.chosen.reason is not None:
-        return _nothing_to_compare(row, trial)
+        return replace(row, state="incomparable", reason=trial.chosen.reason)
     base, new = samples_of(trial.chosen.a, rule.metric), samples_of(trial.chosen.b, rule.metric)
     if not base and not new:
         return replace(row, state="skipped", reason="not measured")
@@ -272,35 +282,34 @@ def _change(rule: Change, trial: _Pair) -> GateRow:
         if not side:
             reason = f"{name}: {absence(reports, rule.metric)}"
             return replace(row, state="incomparable", reason=reason)
-    before, after = _statistic(base, rule.statistic), _statistic(new, rule.statistic)
+    before, after = statistic_of(base, rule.statistic), statistic_of(new, rule.statistic)
     if isinstance(before, str) or isinstance(after, str):
-        return replace(
-            row, state="inconclusive", reason=next(x for x in (before, after) if isinstance(x, str))
-        )
+        return _held(row, before if isinstance(before, str) else after, Condition())
     if before <= 0.0:
         return replace(row, state="incomparable", reason="the baseline is not positive")
-    ratio = after / before
-    if limit is not None and ratio > limit:
-        return replace(row, state="regression", value=ratio, reason=f"up {ratio - 1.0:.1%}")
-    if floor is not None and ratio < floor:
-        return replace(
-            row, state="regression", value=ratio, limit=floor, reason=f"down {1.0 - ratio:.1%}"
-        )
-    return replace(row, value=ratio)
+    return _held(row, after / before, Condition(at_least=floor, at_most=limit))
 
 
 def _limit(rule: Limit, trial: _Pair) -> GateRow:
     row = GateRow("limit", trial.hash, rule.metric, "pass", limit=rule.at_most or rule.at_least)
     seen = _new_statistic(trial, rule.metric, rule.statistic)
+    return _held(row, seen, Condition(at_least=rule.at_least, at_most=rule.at_most))
+
+
+def _held(row: GateRow, seen: float | str | None, bounds: Condition) -> GateRow:
+    """``row`` with what was seen, held to its bounds; or why nothing was."""
     if seen is None:
         return replace(row, state="skipped", reason="not measured")
     if isinstance(seen, str):
         return replace(row, state="inconclusive", reason=seen)
-    if rule.at_most is not None and seen > rule.at_most:
-        return replace(row, state="regression", value=seen, limit=rule.at_most, reason="over")
-    if rule.at_least is not None and seen < rule.at_least:
-        return replace(row, state="regression", value=seen, limit=rule.at_least, reason="under")
-    return replace(row, value=seen)
+    if bounds.holds(seen):
+        return replace(row, value=seen)
+    over = bounds.at_most is not None and seen > bounds.at_most
+    reason = "over" if over else "under"
+    if row.rule == "change":
+        reason = f"up {seen - 1.0:.1%}" if over else f"down {1.0 - seen:.1%}"
+    limit = bounds.at_most if over else bounds.at_least
+    return replace(row, state="regression", value=seen, limit=limit, reason=reason)
 
 
 def _long_over_short(rule: LongOverShort, trials: Sequence[_Pair]) -> Iterator[GateRow]:
@@ -319,19 +328,15 @@ def _long_over_short(rule: LongOverShort, trials: Sequence[_Pair]) -> Iterator[G
         if short is None or long is None:
             continue
         row = GateRow(rule.kind, long.hash, rule.metric, "pass", limit=rule.at_most)
-        figures = [_new_statistic(t, rule.metric, rule.statistic) for t in (long, short)]
-        reasons = [f for f in figures if isinstance(f, str)]
-        numbers = [f for f in figures if isinstance(f, float)]
-        if reasons:
-            yield replace(row, state="inconclusive", reason=reasons[0])
-        elif len(numbers) < 2:
-            yield replace(row, state="skipped", reason="not measured")
-        elif numbers[1] <= 0.0:
+        seen, least = (_new_statistic(t, rule.metric, rule.statistic) for t in (long, short))
+        if not isinstance(seen, float) or not isinstance(least, float):
+            reasons = [reason for reason in (seen, least) if isinstance(reason, str)]
+            yield _held(row, reasons[0] if reasons else None, Condition())
+        elif least <= 0.0:
             yield replace(row, state="incomparable", reason="the short output's is not positive")
         else:
-            ratio = numbers[0] / numbers[1]
-            state = "regression" if ratio > rule.at_most else "pass"
-            yield replace(row, state=state, value=ratio, reason=f"against {short_hash(short.hash)}")
+            found = _held(row, seen / least, Condition(at_most=rule.at_most))
+            yield replace(found, reason=f"against {short_hash(short.hash)}")
 
 
 def _corrected(rows: Sequence[GateRow]) -> list[GateRow]:
@@ -348,24 +353,12 @@ def _corrected(rows: Sequence[GateRow]) -> list[GateRow]:
     return out
 
 
-def _nothing_to_compare(row: GateRow, trial: _Pair) -> GateRow:
-    return replace(row, state="incomparable", reason=trial.chosen.reason)
-
-
 def _new_statistic(trial: _Pair, metric: str, statistic: str) -> float | str | None:
     """The new attempts' figure, or why there is none; None where it was never measured."""
     samples = samples_of(valid(trial.new), metric)
     if not samples:
         return None
-    return _statistic(samples, statistic)
-
-
-def _statistic(samples: Sequence[Sequence[float]], name: str) -> float | str:
-    summary: Summary = summarise_attempts(samples, resamples=1)
-    value: float | None = getattr(summary, name)
-    if value is not None:
-        return value
-    return summary.reason or f"{name} cannot be told from {summary.n} samples"
+    return statistic_of(samples, statistic)
 
 
 def _metrics_of(rule: Rule) -> tuple[str | None, ...]:

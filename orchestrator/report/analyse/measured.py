@@ -62,6 +62,17 @@ def samples_of(attempts: Iterable[AttemptReport], name: str) -> list[tuple[float
     return found
 
 
+def statistic_of(samples: Sequence[Sequence[float]], name: str) -> float | str:
+    """``median``, ``p95`` … of all attempts' samples together, or why there is none."""
+    from orchestrator.statistics.summary import summarise_attempts
+
+    summary = summarise_attempts(samples, resamples=1)
+    value: float | None = getattr(summary, name)
+    if value is not None:
+        return value
+    return summary.reason or f"{name} cannot be told from {summary.n} samples"
+
+
 def absence(attempts: Iterable[AttemptReport], name: str) -> str:
     """Why a metric has no samples, as its task said it."""
     found = (metric_of(report, name) for report in attempts)

@@ -2,6 +2,8 @@
 
 Pure values, no terminal: the table, the exports and the HTML report are renderings of a
 :class:`SweepTable`.
+
+Which trial the others are held against: the sweep's own baseline, else its first axis' first value.
 """
 
 from __future__ import annotations
@@ -16,20 +18,12 @@ from orchestrator.attempt import AttemptReport, Outcome
 from orchestrator.measure.grouping import grouped
 from orchestrator.measure.metric import MetricSpec
 from orchestrator.measure.wording import plain
-from orchestrator.report.analyse.baseline import (
-    baseline_axes,
-    group_of,
-    is_baseline,
-    ladder_foot,
-)
-from orchestrator.report.analyse.cell import Cell, pool
-from orchestrator.report.analyse.column_cells import column_cell
+from orchestrator.report.analyse.cell import Cell, TrialRow, column_cell, pool
 from orchestrator.report.analyse.compare import against
 from orchestrator.report.analyse.labels import labels_of, varying_axes
 from orchestrator.report.analyse.measured import believable, precision_of, spec_of
 from orchestrator.report.analyse.pairing import choose
 from orchestrator.report.analyse.reasons import why
-from orchestrator.report.analyse.trial_row import TrialRow
 from orchestrator.statistics.judge import Judged, incomparable, tolerance
 
 if TYPE_CHECKING:
@@ -37,6 +31,7 @@ if TYPE_CHECKING:
     from orchestrator.measure import Task
     from orchestrator.measure.columns import Column
     from orchestrator.plan.plan import Plan
+
 
 # Bootstrap work for one table, in resampled values: 3,000 trials must not take minutes to print.
 _RESAMPLING_BUDGET = 60_000_000
@@ -154,7 +149,7 @@ def build_table(
         if is_baseline(trial, base_axes):
             baselines.setdefault(group_of(trial, axes, base_axes), trial.hash)
 
-    named = [name for task in _tasks(plan) for name in task.named]
+    named = [name for task in tasks_of(plan) for name in task.named]
     measured = [report for found in counted.values() for report in found]
     specs = {
         name: columns[name].spec(spec_of(measured, columns[name].metric))
@@ -210,14 +205,15 @@ def build_table(
 
 def headline(plan: Plan) -> list[str]:
     """Headline metrics of the plan's tasks in order, without repeats."""
-    return list(dict.fromkeys(name for task in _tasks(plan) for name in task.headline))
+    return list(dict.fromkeys(name for task in tasks_of(plan) for name in task.headline))
 
 
 def _columns(plan: Plan) -> list[Column]:
-    return [column for task in _tasks(plan) for column in task.columns]
+    return [column for task in tasks_of(plan) for column in task.columns]
 
 
-def _tasks(plan: Plan) -> Iterator[Task]:
+def tasks_of(plan: Plan) -> Iterator[Task]:
+    """The plan's tasks, each once; of those that are installed here."""
     from orchestrator.errors import ConfigError
     from orchestrator.measure.registry import find_task
 
@@ -282,3 +278,39 @@ def _ordered(rows: Sequence[TrialRow]) -> list[TrialRow]:
     """Groups in order of first appearance, each led by its baseline."""
     groups = grouped(rows, lambda row: row.group).values()
     return [row for members in groups for row in sorted(members, key=lambda r: not r.baseline)]
+
+
+def baseline_axes(plan: Plan, axes: Sequence[str]) -> dict[str, str]:
+    """Axis values that make a trial a baseline: the sweep's own, else its first axis' first."""
+    named = {axis: str(value) for axis, value in plan.baseline.items() if axis in axes}
+    if named or not axes:
+        return named
+    return {axes[0]: str(plan.axes[axes[0]][0])}
+
+
+def ladder_foot(plan: Plan, axes: Sequence[str], base_axes: Mapping[str, str]) -> Trial | None:
+    """The one baseline of a sweep whose axes change together, so that its group is itself alone.
+
+    Every other trial is then held against it: none of them has a baseline of its own.
+    """
+    feet = [trial for trial in plan.trials if is_baseline(trial, base_axes)]
+    if len(feet) != 1:
+        return None
+    group = group_of(feet[0], axes, base_axes)
+    others = [trial for trial in plan.trials if trial is not feet[0]]
+    alone = all(group_of(trial, axes, base_axes) != group for trial in others)
+    return feet[0] if others and alone else None
+
+
+def is_baseline(trial: Trial, base_axes: Mapping[str, str]) -> bool:
+    """Whether a trial has the values that make a baseline."""
+    return bool(base_axes) and all(
+        plain(trial.axes.get(axis)) == value for axis, value in base_axes.items()
+    )
+
+
+def group_of(
+    trial: Trial, axes: Sequence[str], base_axes: Mapping[str, str]
+) -> tuple[tuple[str, Any], ...]:
+    """The axis values that a trial shares with the baseline it is held against."""
+    return tuple((axis, trial.axes.get(axis)) for axis in axes if axis not in base_axes)

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 
 from orchestrator.measure.grouping import grouped
 from orchestrator.measure.metric import MetricSpec
-from orchestrator.report.analyse.cell import Cell
+from orchestrator.report.analyse.cell import Cell, TrialRow
 from orchestrator.report.analyse.labels import SEPARATOR, axis_text
 from orchestrator.report.analyse.measured import PRECISION
 from orchestrator.report.analyse.rows import SweepTable
-from orchestrator.report.analyse.trial_row import TrialRow
 from orchestrator.report.show.style import STANDING_MARKS
 from orchestrator.report.show.units import ratio, with_ci
 

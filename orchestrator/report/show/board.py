@@ -12,10 +12,8 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from orchestrator.attempt import AttemptReport, Outcome, Slot
-from orchestrator.measure.metric import Absent, Samples
-from orchestrator.measure.vocabulary import spec_for
 from orchestrator.report.analyse.eta import remaining_s
-from orchestrator.report.analyse.measured import metric_of
+from orchestrator.report.analyse.measured import samples_of, spec_of
 from orchestrator.report.analyse.reasons import one_line, why
 from orchestrator.report.show.units import duration, quantity
 
@@ -214,12 +212,7 @@ def plain_line(
 
 def _first_metric(report: AttemptReport, headline: Sequence[str]) -> str:
     for name in headline:
-        metric = metric_of(report, name)
-        if metric is None or isinstance(metric, Absent):
-            continue
-        if isinstance(metric, Samples) and not metric.values:
-            continue
-        spec = spec_for(name, metric.unit, report.specs)
-        value = median(metric.values) if isinstance(metric, Samples) else metric.value
-        return f"{spec.title} {quantity(value, spec.unit)}"
+        if found := samples_of([report], name):
+            spec = spec_of([report], name)
+            return f"{spec.title} {quantity(median(found[0]), spec.unit)}"
     return ""

@@ -6,10 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from orchestrator.attempt import AttemptReport
-from orchestrator.errors import ConfigError
 from orchestrator.measure.figures import Figure
-from orchestrator.measure.registry import find_task
-from orchestrator.report.analyse.rows import SweepTable, build_table
+from orchestrator.report.analyse.rows import SweepTable, build_table, tasks_of
 from orchestrator.report.show.answer import sentences
 from orchestrator.report.show.export import to_csv, to_json_text, to_markdown
 from orchestrator.report.show.figures import default_figures, draw, metrics_of
@@ -71,14 +69,7 @@ def report_files(
 
 def task_figures(plan: Plan) -> list[Figure]:
     """Figures that the plan's tasks ask for, without repeats."""
-    figures: dict[Figure, None] = {}
-    for name in dict.fromkeys(trial.identity["task"]["name"] for trial in plan.trials):
-        try:
-            figures.update(dict.fromkeys(find_task(name).figures))
-        except (ConfigError, ImportError):
-            # Recorded by somebody whose task is not installed here.
-            continue
-    return list(figures)
+    return list(dict.fromkeys(figure for task in tasks_of(plan) for figure in task.figures))
 
 
 def _strips(

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
-from rich.table import Table
+from rich.table import Column
 from rich.text import Text
 
 from orchestrator.measure.metric import Value
 from orchestrator.measure.registry import find_task
 from orchestrator.measure.vocabulary import spec_for
 from orchestrator.report.analyse.labels import axis_names, axis_value
+from orchestrator.report.show.parts import grid, words
 from orchestrator.report.show.units import scale_of
 
 if TYPE_CHECKING:
@@ -35,19 +36,19 @@ def cells_view(plan: Plan, found: pyarrow.Table) -> RenderableType:
     task = find_task(plan.trials[0].identity["task"]["name"])
     wanted = [name for name in task.headline if name in units]
     specs = {spec.name: spec for spec in task.metrics}
-    drawn = Table(box=None, pad_edge=False, header_style="bold")
     names = axis_names(list(kept))
-    for axis in kept:
-        drawn.add_column(names[axis], no_wrap=True)
     scales = {name: scale_of([row[name] for row in rows], units[name]) for name in wanted}
-    for name in wanted:
-        title = spec_for(name, units[name], specs).title
-        drawn.add_column(f"{title}\n{scales[name].symbol}", justify="right")
+    titles = {name: spec_for(name, units[name], specs).title for name in wanted}
+    drawn = grid(
+        *(words(names[axis]) for axis in kept),
+        *(Column(f"{titles[n]}\n{scales[n].symbol}", justify="right") for n in wanted),
+        heading_style="bold",
+    )
     for row in rows:
         style = "" if row["outcome"] == "ok" else "dim"
         values = [axis_value(row[axis]) for axis in kept]
-        numbers = (scales[name].number(row[name]) for name in wanted)
-        drawn.add_row(*values, *numbers, style=style)
+        figures = (scales[name].number(row[name]) for name in wanted)
+        drawn.add_row(*values, *figures, style=style)
     parts: list[RenderableType] = [drawn]
     if fixed:
         said = ", ".join(f"{axis}={axis_value(value)}" for axis, value in fixed.items())

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
 from orchestrator.measure.grouping import grouped
 from orchestrator.report.analyse.compare import ComparedMetric, Comparison
-from orchestrator.report.analyse.labels import short_hash
 from orchestrator.report.analyse.reasons import one_line
+from orchestrator.report.show.parts import GAP, TrialNames, filled, numbers, words
 from orchestrator.report.show.style import STANDING_MARKS
 from orchestrator.report.show.units import quantity, ratio
 from orchestrator.statistics.judge import CONFIDENCE
@@ -24,7 +22,6 @@ from orchestrator.statistics.judge import CONFIDENCE
 MAX_METRICS = 120
 
 _INDENT = 2
-_GAP = 2
 _HEADING = 12
 _SCALE_WIDTH = 15
 # The scale ends at the widest change shown, but tells 1 % from nothing on a calm day.
@@ -33,20 +30,10 @@ _MOST_REACH = math.log(4.0)
 
 
 @dataclass(frozen=True)
-class ComparisonView:
-    """A :class:`Comparison` that rich can print at any width.
-
-    Attributes
-    ----------
-    labels : mapping of str to str
-        Label by config hash.
-    names : tuple of str
-        What the two sides are called, base first.
-    """
+class ComparisonView(TrialNames):
+    """A :class:`Comparison` that rich can print."""
 
     comparison: Comparison
-    labels: Mapping[str, str] = field(default_factory=dict)
-    names: tuple[str, str] = ("A", "B")
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         found = self.comparison
@@ -70,7 +57,7 @@ class ComparisonView:
             yield Text(f"note: {note}", style="dim")
         for side, hashes in zip(self.names, (found.only_a, found.only_b), strict=True):
             if hashes:
-                some = ", ".join(self._named(h) for h in hashes[:5])
+                some = ", ".join(self.named(h) for h in hashes[:5])
                 more = f" and {len(hashes) - 5} more" if len(hashes) > 5 else ""
                 yield Text(f"only in {side}: {some}{more}", style="dim")
 
@@ -84,24 +71,19 @@ class ComparisonView:
             for finding, (_, style, word) in STANDING_MARKS.items()
             if counts[finding]
         ]
-        for index, (words, style) in enumerate(said):
-            text.append(" · " if index else "")
-            text.append(words, style=style)
-        text.append("nothing to compare" if not said else "")
+        if said:
+            text.append_text(Text(" · ").join(Text(*each) for each in said))
+        else:
+            text.append("nothing to compare")
         terms = f"\ntolerance ±{100 * found.tau:.3g} %, intervals of {200 * CONFIDENCE - 100:.0f} %"
         text.append(terms, style="dim")
         return text
 
     def _pair_heading(self, hash_a: str, hash_b: str) -> Text:
-        text = Text(self._named(hash_b), style="bold")
+        text = Text(self.named(hash_b), style="bold")
         if hash_a != hash_b:
-            text.append(f"  against {self._named(hash_a)}", style="not bold")
+            text.append(f"  against {self.named(hash_a)}", style="not bold")
         return text
-
-    def _named(self, config_hash: str) -> str:
-        label = self.labels.get(config_hash)
-        short = short_hash(config_hash)
-        return f"{label}  {short}" if label else short
 
 
 def scale_line(low: float | None, mid: float | None, high: float | None, reach: float) -> str:
@@ -156,20 +138,19 @@ def _metrics(
     columns = _columns(compared, reach, names)
     left_out = next((out for out in _LEFT_OUT if _width(columns, out) <= width), _LEFT_OUT[-1])
     shown = [column for column in columns if column.part not in left_out]
-    grid = Table(
-        box=None,
-        padding=(0, _GAP, 0, 0),
-        pad_edge=False,
-        header_style="dim",
-        show_header=any(column.heading for column in shown if column.part != "ratio"),
+    headed = any(column.heading for column in shown if column.part != "ratio")
+    drawn = filled(
+        (
+            (numbers if column.is_right else words)(
+                column.heading if headed else "",
+                # A name may be cut where nothing else gives way; a figure or a verdict never.
+                min_width=None if column.part == "metric" else column.width,
+            ),
+            column.cells,
+        )
+        for column in shown
     )
-    for column in shown:
-        # A name may be cut where nothing else gives way; a figure or a verdict never.
-        least = None if column.part == "metric" else column.width
-        grid.add_column(column.heading, justify=column.justify, no_wrap=True, min_width=least)
-    for cells in zip(*(column.cells for column in shown), strict=True):
-        grid.add_row(*cells)
-    return [Padding(grid, (0, 0, 0, _INDENT))]
+    return [Padding(drawn, (0, 0, 0, _INDENT))]
 
 
 @dataclass(frozen=True)
@@ -179,7 +160,7 @@ class _Column:
     part: str
     heading: str
     cells: tuple[Text, ...]
-    justify: Literal["left", "right"] = "left"
+    is_right: bool = False
 
     @property
     def width(self) -> int:
@@ -211,15 +192,15 @@ def _columns(rows: Sequence[ComparedMetric], reach: float, names: tuple[str, str
             "medians",
             _heading(names[0]),
             cells(lambda r: quantity(r.median_a, r.spec.unit)),
-            "right",
+            True,
         ),
         _Column(
             "medians",
             _heading(names[1]),
             cells(lambda r: quantity(r.median_b, r.spec.unit)),
-            "right",
+            True,
         ),
-        _Column("ratio", "ratio", cells(lambda r: ratio(r.judged.ratio)), "right"),
+        _Column("ratio", "ratio", cells(lambda r: ratio(r.judged.ratio)), True),
         _Column("interval", "interval", cells(_interval, "dim")),
         _Column("scale", "", scales),
         _Column("verdict", "", verdicts),
@@ -233,7 +214,7 @@ def _heading(name: str) -> str:
 
 def _width(columns: Sequence[_Column], left_out: frozenset[str]) -> int:
     shown = [column.width for column in columns if column.part not in left_out]
-    return _INDENT + sum(shown) + _GAP * len(shown)
+    return _INDENT + sum(shown) + GAP * len(shown)
 
 
 def _interval(row: ComparedMetric) -> str:

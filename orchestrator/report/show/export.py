@@ -12,17 +12,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from orchestrator.report.analyse.cell import Cell
-from orchestrator.report.analyse.labels import short_hash
 from orchestrator.report.analyse.rows import SweepTable
-from orchestrator.report.analyse.trial_row import TrialRow
-from orchestrator.report.show.style import VERDICT_MARKS, standing_mark, standings_legend
-from orchestrator.report.show.units import MISSING, ratio, scale_of
+from orchestrator.report.show.parts import measured_metrics, scale_for
+from orchestrator.report.show.templates import rendered
 
 _MOST_MARKDOWN_ROWS = 200
 # MLflow cuts off what is wider than its page, and folds a description after some three lines.
 _MOST_PAGE_METRICS = 6
-# Between a sign and its ratio: alone at a line's end it reads as part of the figure before.
-_NO_BREAK = "\u00a0"
 _STATISTICS = ("median", "ci_low", "ci_high", "n", "ratio", "ratio_low", "ratio_high")
 
 
@@ -89,11 +85,7 @@ def to_markdown(table: SweepTable, *, summary: Sequence[str] = ()) -> str:
     summary : sequence of str
         Sentences that go above the table.
     """
-    parts = [f"# {table.sweep}"]
-    if table.description:
-        parts.append(table.description)
-    parts += [*summary, *_markdown_body(table, table.metrics)]
-    return "\n\n".join(parts) + "\n"
+    return _markdown(table, table.metrics, summary, heading=True)
 
 
 def to_page_markdown(table: SweepTable, *, summary: Sequence[str] = ()) -> str:
@@ -102,71 +94,22 @@ def to_page_markdown(table: SweepTable, *, summary: Sequence[str] = ()) -> str:
     The answer comes first, since the page shows only the first lines until it is unfolded; columns
     that would be cut off at the page's edge are left to the report.
     """
-    shown = table.metrics[:_MOST_PAGE_METRICS]
-    parts = [*summary, *_markdown_body(table, shown)]
-    if len(shown) < len(table.metrics):
-        parts.append("All columns, and figures: `report.html` among the artifacts.")
-    return "\n\n".join(parts) + "\n"
+    return _markdown(table, table.metrics[:_MOST_PAGE_METRICS], summary, heading=False)
 
 
-def _markdown_body(table: SweepTable, metrics: Sequence[str]) -> list[str]:
-    parts = ["**" + " · ".join(f"{n} {o}" for o, n in table.outcomes.items()) + "**"]
+def _markdown(
+    table: SweepTable, metrics: Sequence[str], summary: Sequence[str], *, heading: bool
+) -> str:
     measured = [row for row in table.rows if row.outcome in ("ok", "invalid")]
-    names = [n for n in metrics if any(r.cells[n].median is not None for r in measured)]
-    if measured and names:
-        parts.append(_markdown_table(table, measured[:_MOST_MARKDOWN_ROWS], names))
-        if len(measured) > _MOST_MARKDOWN_ROWS:
-            parts.append(f"… and {len(measured) - _MOST_MARKDOWN_ROWS} more trials in `table.csv`.")
-        parts.append(_legend(measured, table.tau))
-        parts += [f"No ratios: {_md(reason)}." for reason in table.missing_ratios]
-    if table.failures:
-        parts.append("## Without a result to rely on")
-        lines = [
-            f"- `{row.outcome}` {_md(row.label)} `{short_hash(row.hash)}`: {_md(row.reason or '')}"
-            for row in table.failures[:_MOST_MARKDOWN_ROWS]
-        ]
-        parts.append("\n".join(lines))
-    return parts
-
-
-def _markdown_table(table: SweepTable, rows: Sequence[TrialRow], names: Sequence[str]) -> str:
-    scales = {}
-    for name in names:
-        cells = [row.cells[name] for row in rows if row.cells[name].median is not None]
-        scales[name] = scale_of([cell.median for cell in cells], cells[0].unit)
-    heads = [
-        f"{table.title(n)} ({scales[n].symbol})" if scales[n].symbol else table.title(n)
-        for n in names
-    ]
-    lines = [
-        "| " + " | ".join(["trial", "hash", *heads]) + " |",
-        "|" + "|".join(["---", "---", *("---:" for _ in names)]) + "|",
-    ]
-    for row in rows:
-        mark = VERDICT_MARKS[row.verdict][0]
-        name = f"**{_md(row.label)}**" if row.baseline else _md(row.label)
-        cells_text = []
-        for metric in names:
-            cell = row.cells[metric]
-            text = MISSING
-            if cell.median is not None:
-                text = scales[metric].interval(cell.median, cell.ci_low, cell.ci_high)
-            if cell.judged and cell.ratio is not None and row.outcome == "ok":
-                sign = standing_mark(cell.judged, cell.spec.better)
-                text += f" ({f'{sign}{_NO_BREAK}{ratio(cell.ratio)}'.strip()})"
-            cells_text.append(text)
-        lines.append(
-            "| " + " | ".join([f"{mark} {name}", f"`{short_hash(row.hash)}`", *cells_text]) + " |"
-        )
-    return "\n".join(lines)
-
-
-def _legend(rows: Sequence[TrialRow], tau: float) -> str:
-    signs = standings_legend(tau)
-    verdicts = dict.fromkeys(row.verdict for row in rows)
-    marks = ", ".join(f"{VERDICT_MARKS[v][0]} {v}" for v in verdicts)
-    based = "; bold: baseline" if any(row.baseline for row in rows) else ""
-    return f"Median ± half of its 95 % interval (ratio to the baseline: {signs}). {marks}{based}."
+    return rendered(
+        "table.md",
+        table,
+        heading=heading,
+        summary=summary,
+        metrics=metrics,
+        columns={name: scale_for(measured, name) for name in measured_metrics(measured, metrics)},
+        most=_MOST_MARKDOWN_ROWS,
+    )
 
 
 def _cell_json(cell: Cell) -> dict[str, Any]:
@@ -183,11 +126,3 @@ def _plain(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     return repr(value) if isinstance(value, float) else str(value)
-
-
-def _md(text: str) -> str:
-    """Text inside a Markdown table or list: a pipe or a line break must not end the cell."""
-    text = " ".join(text.split()).replace("\\", "\\\\")
-    for sign in "|*_`<>[]":
-        text = text.replace(sign, f"\\{sign}")
-    return text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -11,8 +11,8 @@ from rich.padding import Padding
 from rich.text import Text
 
 from orchestrator.report.analyse.gate import EXIT_CODES, GateResult, GateRow
-from orchestrator.report.analyse.labels import short_hash
 from orchestrator.report.analyse.reasons import one_line
+from orchestrator.report.show.parts import TrialNames
 from orchestrator.report.show.style import STANDING_MARKS
 from orchestrator.report.show.units import quantity, ratio
 
@@ -35,11 +35,10 @@ _RATIO_RULES = ("difference", "change", "long_over_short")
 
 
 @dataclass(frozen=True)
-class GateView:
-    """A :class:`GateResult` that rich can print at any width; ``labels`` are by config hash."""
+class GateView(TrialNames):
+    """A :class:`GateResult` that rich can print."""
 
     result: GateResult
-    labels: Mapping[str, str] = field(default_factory=dict)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         mark, style = STATES[self.result.state]
@@ -66,9 +65,7 @@ class GateView:
     def _lines(self, row: GateRow, width: int) -> list[Text]:
         """The trial, the rule and its figures on one line where they fit, else on two."""
         mark, style = STATES[row.state]
-        label = self.labels.get(row.hash)
-        short = short_hash(row.hash)
-        parts = [f"{label}  {short}" if label else short, row.rule.replace("_", " ")]
+        parts = [self.named(row.hash), row.rule.replace("_", " ")]
         if row.metric:
             parts.append(self.result.specs[row.metric].title)
         figures = _figures(row, self.result.specs)

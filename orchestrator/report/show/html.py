@@ -14,7 +14,7 @@ from importlib.resources import files
 from typing import Any
 
 from orchestrator.attempt import AttemptReport
-from orchestrator.report.analyse.cell import Cell
+from orchestrator.report.analyse.cell import TrialRow
 from orchestrator.report.analyse.labels import (
     axis_name,
     axis_text,
@@ -23,17 +23,12 @@ from orchestrator.report.analyse.labels import (
 )
 from orchestrator.report.analyse.reasons import reasons_once
 from orchestrator.report.analyse.rows import SweepTable
-from orchestrator.report.analyse.trial_row import TrialRow
 from orchestrator.report.show.answer import sentences
 from orchestrator.report.show.figures import Drawn
-from orchestrator.report.show.style import (
-    OUTCOME_STYLE,
-    VERDICT_MARKS,
-    standing_mark,
-    standings_legend,
-)
-from orchestrator.report.show.tree import flat
-from orchestrator.report.show.units import MISSING, Scale, ratio, scale_of
+from orchestrator.report.show.parts import measured_metrics, scale_for
+from orchestrator.report.show.style import OUTCOME_STYLE
+from orchestrator.report.show.templates import rendered
+from orchestrator.report.show.units import Scale
 
 MAX_ROWS = 500
 MAX_FAILURES = 200
@@ -75,33 +70,19 @@ def page(
     command : str, optional
         What to type to run the sweep again.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("orchestrator.report.show", "assets"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(short=short_hash, flat=flat)
     assets = files("orchestrator.report.show") / "assets"
     css, js = ((assets / name).read_text("utf-8") for name in ("page.css", "page.js"))
     measured = [row for row in table.rows if row.outcome in ("ok", "invalid")]
-    return environment.get_template("page.html").render(
-        table=table,
+    return rendered(
+        "page.html",
+        table,
         css=css,
         js=js,
         plotly=_plotly() if figures or strips else "",
         classes=_CLASS,
         outcome_styles=OUTCOME_STYLE,
-        verdicts=VERDICT_MARKS,
         answer=sentences(table),
-        signs=standings_legend(table.tau),
-        measured=measured,
         columns=list(_headings(table, measured)),
-        beneath=_beneath,
-        missing=MISSING,
         max_rows=MAX_ROWS,
         figures=figures,
         matrix=_matrix(table),
@@ -156,21 +137,10 @@ def _plotly() -> str:
 
 def _headings(table: SweepTable, rows: Sequence[TrialRow]) -> Iterator[Heading]:
     """Of the metrics that any of ``rows`` has a value of."""
-    for name in table.metrics:
-        cells = [row.cells[name] for row in rows if row.cells[name].median is not None]
-        if cells:
-            spec = table.specs[name]
-            scale = scale_of([cell.median for cell in cells], cells[0].unit)
-            meaning = f"{name}: {spec.meaning}" if spec.meaning else name
-            yield Heading(name, spec.title, meaning, scale)
-
-
-def _beneath(cell: Cell) -> tuple[str, str, str] | None:
-    """Class, sign and text of the ratio to the baseline."""
-    if cell.judged is None or cell.ratio is None:
-        return None
-    sign = standing_mark(cell.judged, cell.spec.better)
-    return cell.judged.finding if sign else "", sign, ratio(cell.ratio)
+    for name in measured_metrics(rows, table.metrics):
+        spec = table.specs[name]
+        meaning = f"{name}: {spec.meaning}" if spec.meaning else name
+        yield Heading(name, spec.title, meaning, scale_for(rows, name))
 
 
 def _matrix(table: SweepTable) -> Matrix | None:

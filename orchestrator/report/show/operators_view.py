@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.report.analyse.labels import short_hash
 from orchestrator.report.analyse.operators import OperatorChange, OperatorDiff, OperatorSide
+from orchestrator.report.show.parts import TrialNames, grid, numbers, words
 from orchestrator.report.show.units import MISSING, percent, quantity, ratio, scale_of
 
 MOST_CHANGES = 15
@@ -24,20 +24,10 @@ _MARKS = {"both": ("", ""), "appeared": ("+", "magenta"), "vanished": ("-", "cya
 
 
 @dataclass(frozen=True)
-class OperatorDiffView:
-    """An :class:`OperatorDiff` that rich can print at any width.
-
-    Attributes
-    ----------
-    labels : mapping of str to str
-        Label by config hash.
-    names : tuple of str
-        What the two sides are called, base first.
-    """
+class OperatorDiffView(TrialNames):
+    """An :class:`OperatorDiff` that rich can print."""
 
     diff: OperatorDiff
-    labels: Mapping[str, str] = field(default_factory=dict)
-    names: tuple[str, str] = ("A", "B")
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         found = self.diff
@@ -47,8 +37,7 @@ class OperatorDiffView:
         )
         yield Text.assemble(("operators", "bold"), whose)
         for name, config_hash in zip(self.names, (found.hash_a, found.hash_b), strict=True):
-            label = self.labels.get(config_hash, "")
-            yield Text(f"  {name}: {label}  {short_hash(config_hash)}", style="dim")
+            yield Text(f"  {name}: {self.named(config_hash)}", style="dim")
         if found.reason is not None:
             yield Text(f"  incomparable: {found.reason}", style="magenta")
             return
@@ -63,15 +52,10 @@ class OperatorDiffView:
         shown, rest = found.changes[:MOST_CHANGES], found.changes[MOST_CHANGES:]
         scale = scale_of([s.self_s for c in shown for s in (c.a, c.b) if s], "s")
         wide = width >= _WIDE
-        grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
         name_width = min(max(width - _FIGURES_WIDTH, 26), 40) if wide else 26
-        grid.add_column("  operator", max_width=name_width, overflow="ellipsis")
-        a, b = self.names
-        headings = [f"{a} {scale.symbol}", f"{b} {scale.symbol}", "Δ", "ratio"]
-        for heading in [*headings, *(["share", "calls"] if wide else [])]:
-            grid.add_column(heading, justify="right")
-        for column in grid.columns:
-            column.no_wrap = True
+        headings = [*(f"{name} {scale.symbol}" for name in self.names), "Δ", "ratio"]
+        headings += ["share", "calls"] if wide else []
+        drawn = grid(words("  operator", max_width=name_width), *map(numbers, headings))
 
         def row(
             name: str, a: OperatorSide | None, b: OperatorSide | None, mark: str, style: str
@@ -84,25 +68,23 @@ class OperatorDiffView:
             if wide:
                 cells.append(_both(*(percent(s.share) if s else MISSING for s in (a, b))))
                 cells.append(_both(*(str(s.calls) if s else MISSING for s in (a, b))))
-            grid.add_row(*cells, style=style)
+            drawn.add_row(*cells, style=style)
 
         for change in shown:
             row(change.name, change.a, change.b, *_MARKS[change.state])
         if rest:
             row(f"{len(rest)} others (--json)", *_sum(rest), "", "dim")
         row("all", *_sum(found.changes), "", "bold")
-        return grid
+        return drawn
 
 
 def operator_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """The top operators of one profile, as its fact ``top_operators`` holds them."""
-    grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-    grid.add_column("operator", max_width=40, overflow="ellipsis", no_wrap=True)
     phases = list(dict.fromkeys(name for row in rows for name in row.get("phases", {})))
-    for heading in ("self", "share", *phases, "calls", "bound"):
-        grid.add_column(heading, justify="right", no_wrap=True)
+    headings = ("self", "share", *phases, "calls", "bound")
+    drawn = grid(words("operator", max_width=40), *map(numbers, headings))
     for row in rows:
-        grid.add_row(
+        drawn.add_row(
             str(row["name"]),
             quantity(row.get("self_s"), "s"),
             percent(row["share"]),
@@ -110,7 +92,7 @@ def operator_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             str(row["calls"]),
             row.get("bound") or MISSING,
         )
-    return grid
+    return drawn
 
 
 def _both(a: str, b: str) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
-from rich.table import Table
+from rich.measure import Measurement
+from rich.table import Column
 from rich.text import Text
 
 from orchestrator.attempt import Resources
@@ -23,12 +24,10 @@ from orchestrator.report.analyse.labels import (
     short_hash,
     varying_axes,
 )
+from orchestrator.report.show.parts import GAP, filled, grid, numbers, prose, words
 from orchestrator.report.show.units import quantity
 
 if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
-    from rich.text import Text
-
     from orchestrator.attempt import Trial
     from orchestrator.plan.plan import Plan, TrialState
 
@@ -36,6 +35,7 @@ MAX_TRIALS = 40
 MAX_REASONS = 12
 _MOST_VALUES = 12
 _LONGEST_LABEL = 30
+_UNBOUNDED = 10_000
 WHOLE_NODE = "whole node"
 _STATE_STYLE = {"new": "cyan", "cached": "green", "failed": "red", "infeasible": "magenta"}
 
@@ -95,19 +95,17 @@ def _alike(plan: Plan) -> str | None:
 
 
 def _axes(plan: Plan) -> RenderableType:
-    grid = Table.grid(padding=(0, 2, 0, 0))
-    grid.add_column(no_wrap=True, style="cyan")
-    grid.add_column()
+    drawn = grid(words(style="cyan"), Column())
     for axis, values in plan.axes.items():
         shown = [axis_value(value) for value in values[:_MOST_VALUES]]
         more = f", … {len(values)} values" if len(values) > _MOST_VALUES else ""
-        grid.add_row(axis, ", ".join(shown) + more)
+        drawn.add_row(axis, ", ".join(shown) + more)
     if plan.baseline:
         said = ", ".join(f"{axis}={value}" for axis, value in plan.baseline.items())
-        grid.add_row(Text("baseline", style="dim"), Text(said, style="dim"))
+        drawn.add_row(Text("baseline", style="dim"), Text(said, style="dim"))
     if not plan.axes:
-        grid.add_row("no axes", plain_label(plan.trials[0].identity))
-    return grid
+        drawn.add_row("no axes", plain_label(plan.trials[0].identity))
+    return drawn
 
 
 @dataclass(frozen=True)
@@ -118,65 +116,35 @@ class _Trials:
     states: Mapping[str, TrialState]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        table = filled(self._columns(by_axis=True))
+        needed = Measurement.get(console, options.update(width=_UNBOUNDED), table).maximum + GAP
+        by_axis = needed <= options.max_width and bool(varying_axes(self.plan))
+        yield table if by_axis else filled(self._columns(by_axis=False))
+
+    def _columns(self, *, by_axis: bool) -> Iterator[tuple[Column, list[RenderableType]]]:
         shown = self.plan.trials[:MAX_TRIALS]
-        headings, rows = self._by_axis(shown)
-        right = [_is_number(column) for column in zip(*rows, strict=True)]
-        right = right[: len(headings)]
-        more_headings, more = self._predicted(shown)
-        if _alike(self.plan) is None:
-            more_headings.append("takes")
-            for row, trial in zip(more, shown, strict=True):
-                row.append(resources_text(trial.resources))
-        fixed = [["hash", "state", *more_headings]]
-        fixed += [
-            [short_hash(t.hash), self._state(t)[0], *m] for t, m in zip(shown, more, strict=True)
-        ]
-        if not headings or _width(fixed) + _width([headings, *rows]) > options.max_width:
+        yield words("hash"), [short_hash(trial.hash) for trial in shown]
+        yield words("state"), [Text(*self._state(trial)) for trial in shown]
+        if by_axis:
+            for axis, name in axis_names(varying_axes(self.plan)).items():
+                values = [axis_value(trial.axes.get(axis), axis) for trial in shown]
+                is_number = all(value.replace(".", "", 1).isdigit() for value in values)
+                yield prose(name, justify="right" if is_number else "left"), [*values]
+        else:
             labels = labels_of(self.plan)
-            headings, rows, right = ["trial"], [[labels[t.hash]] for t in shown], [False]
-        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-        table.add_column("hash", no_wrap=True)
-        table.add_column("state", no_wrap=True)
-        for heading, is_right in zip(headings, right, strict=True):
-            table.add_column(heading, justify="right" if is_right else "left", overflow="fold")
-        for heading in more_headings:
-            is_right = heading != "takes"
-            table.add_column(heading, justify="right" if is_right else "left", no_wrap=True)
-        for trial, row, rest in zip(shown, rows, more, strict=True):
-            table.add_row(short_hash(trial.hash), Text(*self._state(trial)), *row, *rest)
-        yield table
-
-    def _by_axis(self, shown: Sequence[Trial]) -> tuple[list[str], list[list[str]]]:
-        axes = varying_axes(self.plan)
-        names = axis_names(axes)
-        cells = [[axis_value(trial.axes.get(axis), axis) for axis in axes] for trial in shown]
-        return [names[axis] for axis in axes], cells
-
-    def _predicted(self, shown: Sequence[Trial]) -> tuple[list[str], list[list[str]]]:
-        names = _predictions(self.states.values())
-        expected = [self.states[t.hash].predicted or {} for t in shown]
-        specs = [spec_for(name) for name in names]
-        rows = [[quantity(found.get(s.name), s.unit) for s in specs] for found in expected]
-        return [f"predicted\n{spec.title}" for spec in specs], rows
+            yield prose("trial"), [labels[trial.hash] for trial in shown]
+        expected = [self.states[trial.hash].predicted or {} for trial in shown]
+        for spec in map(spec_for, _predictions(self.states.values())):
+            figures = [quantity(found.get(spec.name), spec.unit) for found in expected]
+            yield numbers(f"predicted\n{spec.title}"), [*figures]
+        if _alike(self.plan) is None:
+            yield words("takes"), [resources_text(trial.resources) for trial in shown]
 
     def _state(self, trial: Trial) -> tuple[str, str]:
         known = self.states[trial.hash]
         if known.state == "new" and known.reason:
             return "new !", "yellow"  # it will run, and is not expected to succeed
         return known.state, _STATE_STYLE.get(known.state, "")
-
-
-def _is_number(texts: Sequence[str]) -> bool:
-    return all(text.replace(".", "", 1).isdigit() for text in texts)
-
-
-def _width(rows: Sequence[Sequence[str]]) -> int:
-    """Columns that a table of these cells takes."""
-    widths = [
-        max(len(part) for cell in column for part in cell.split("\n"))
-        for column in zip(*rows, strict=True)
-    ]
-    return sum(width + 2 for width in widths)
 
 
 def _predictions(states: Iterable[TrialState]) -> list[str]:
@@ -194,10 +162,7 @@ def _reasons(plan: Plan, states: Mapping[str, TrialState]) -> Sequence[Renderabl
     told = grouped(reasoned, lambda t: (states[t.hash].state, states[t.hash].reason or ""))
     if not told:
         return []
-    grid = Table.grid(padding=(0, 2, 0, 0))
-    grid.add_column(no_wrap=True)
-    grid.add_column(no_wrap=True)
-    grid.add_column(ratio=1)
+    drawn = grid(words(), words(), Column(ratio=1))
     for (state_name, reason), trials in list(told.items())[:MAX_REASONS]:
         doubtful = state_name == "new"
         style = "yellow" if doubtful else _STATE_STYLE.get(state_name, "")
@@ -206,8 +171,8 @@ def _reasons(plan: Plan, states: Mapping[str, TrialState]) -> Sequence[Renderabl
         name = label if len(label) <= _LONGEST_LABEL else short_hash(trials[0].hash)
         if len(trials) > 1:
             name = f"{len(trials)} trials"
-        grid.add_row(Text(said, style=style), name, reason)
-    parts: list[RenderableType] = [Text(""), grid]
+        drawn.add_row(Text(said, style=style), name, reason)
+    parts: list[RenderableType] = [Text(""), drawn]
     if len(told) > MAX_REASONS:
         parts.append(Text(f"… and {len(told) - MAX_REASONS} more reasons", style="italic"))
     return parts

@@ -44,6 +44,8 @@ STANDING_MARKS: dict[Finding, tuple[str, str, str]] = {
     "equivalent": ("=", "dim", "same"),
 }
 
+STANDING_STYLES: dict[str, str] = {finding: mark[1] for finding, mark in STANDING_MARKS.items()}
+
 
 def standings_legend(tau: float) -> str:
     """What marks before ratios mean: ``▲ better, ▼ worse, = same (within 3 %), ~ undecided``."""

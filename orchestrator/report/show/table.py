@@ -17,20 +17,24 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.report.analyse.cell import Cell
+from orchestrator.report.analyse.cell import Cell, TrialRow
 from orchestrator.report.analyse.labels import SEPARATOR, axis_names, axis_text, short_hash
 from orchestrator.report.analyse.measured import PRECISION
 from orchestrator.report.analyse.reasons import one_line, reasons_once
 from orchestrator.report.analyse.rows import SweepTable, build_table
-from orchestrator.report.analyse.trial_row import TrialRow
-from orchestrator.report.show.style import (
-    OUTCOME_STYLE,
-    STANDING_MARKS,
-    VERDICT_MARKS,
-    standing_mark,
-    standings_legend,
+from orchestrator.report.show.parts import (
+    GAP,
+    against_baseline,
+    ended,
+    grid,
+    numbers,
+    prose,
+    scale_for,
+    value_text,
+    words,
 )
-from orchestrator.report.show.units import MISSING, Scale, ratio, scale_of
+from orchestrator.report.show.style import STANDING_STYLES, VERDICT_MARKS, standings_legend
+from orchestrator.report.show.units import MISSING, Scale
 
 if TYPE_CHECKING:
     from orchestrator.attempt import AttemptReport
@@ -42,7 +46,6 @@ _NAME_WIDTH = 30
 _AS_ABOVE = "…"
 _NARROW = 80
 _MOST_STACKED = 16
-_GAP = 2
 
 
 def final_table(
@@ -191,8 +194,8 @@ def _column(name: str, rows: Sequence[TrialRow]) -> _Column | None:
     cells = [row.cells[name] for row in rows if row.cells[name].median is not None]
     if not cells:
         return None
-    scale = scale_of([cell.median for cell in cells], cells[0].unit)
-    texts = [_value(cell, scale) for cell in cells] + [_ratio(cell)[0] for cell in cells]
+    scale = scale_for(rows, name)
+    texts = [value_text(cell, scale) for cell in cells] + [_ratio(cell)[0] for cell in cells]
     body = max(map(len, texts))
     heading = _wrap(cells[0].spec.title, max(body, 9))
     return _Column(name, scale, heading, max(body, *map(len, (*heading, scale.symbol))))
@@ -203,39 +206,38 @@ def _blocks(columns: Sequence[_Column], width: int) -> list[list[_Column]]:
     blocks: list[list[_Column]] = [[]]
     used = 0
     for column in columns:
-        if blocks[-1] and used + _GAP + column.width > width:
+        if blocks[-1] and used + GAP + column.width > width:
             blocks.append([])
             used = 0
         blocks[-1].append(column)
-        used += _GAP + column.width
+        used += GAP + column.width
     return [block for block in blocks if block]
 
 
 def _grid(table: SweepTable, rows: Sequence[TrialRow], columns: Sequence[_Column]) -> Table:
-    grid = Table(
-        box=None, show_header=True, header_style="bold", padding=(0, _GAP, 0, 0), pad_edge=False
-    )
     depth = max(len(c.heading) for c in columns)
-    name_heading = [""] * (depth - 1) + [table.sweep]
-    grid.add_column(Text("\n".join(name_heading)), no_wrap=True)
-    for column in columns:
-        heading = [""] * (depth - len(column.heading)) + list(column.heading)
-        grid.add_column(
-            Text("\n".join([*heading, column.scale.symbol])),
-            justify="right",
-            no_wrap=True,
-            min_width=column.width,
-        )
+
+    def heading(lines: Sequence[str]) -> Text:
+        return Text("\n".join([""] * (depth - len(lines)) + list(lines)))
+
+    drawn = grid(
+        words(heading([table.sweep])),
+        *(
+            numbers(heading(c.heading).append(f"\n{c.scale.symbol}"), min_width=c.width)
+            for c in columns
+        ),
+        heading_style="bold",
+    )
     group: object = None
     single = len({row.group for row in rows}) == 1
     for row, lines in zip(rows, _row_labels(rows), strict=True):
         if row.group != group and not single:
             if group is not None:
-                grid.add_row("")
-            grid.add_row(Text(_group_name(row), style="bold"))
+                drawn.add_row("")
+            drawn.add_row(Text(_group_name(row), style="bold"))
         group = row.group
-        grid.add_row(_name(row, lines), *(_cell_text(row, c, c is columns[0]) for c in columns))
-    return grid
+        drawn.add_row(_name(row, lines), *(_cell_text(row, c, c is columns[0]) for c in columns))
+    return drawn
 
 
 def _name(row: TrialRow, lines: Sequence[str]) -> Text:
@@ -292,9 +294,11 @@ def _cell_text(row: TrialRow, column: _Column, first: bool) -> Text:
     cell = row.cells[column.name]
     if cell.median is None:
         if row.failed and first:
-            return Text(*_outcome(row))
+            return ended(row.outcome)
         return Text("" if row.failed else MISSING, style="dim")
-    text = Text(_value(cell, column.scale), style="dim strike" if row.outcome == "invalid" else "")
+    text = Text(
+        value_text(cell, column.scale), style="dim strike" if row.outcome == "invalid" else ""
+    )
     if row.baseline:
         return text.append("\nbaseline", style="dim") if first else text
     if cell.ratio is not None and row.outcome == "ok":
@@ -303,18 +307,12 @@ def _cell_text(row: TrialRow, column: _Column, first: bool) -> Text:
     return text
 
 
-def _value(cell: Cell, scale: Scale) -> str:
-    if cell.median is None:
-        return MISSING
-    return scale.interval(cell.median, cell.ci_low, cell.ci_high)
-
-
 def _ratio(cell: Cell) -> tuple[str, str]:
-    if cell.judged is None or cell.ratio is None:
+    found = against_baseline(cell)
+    if found is None:
         return "", ""
-    mark = standing_mark(cell.judged, cell.spec.better)
-    style = STANDING_MARKS[cell.judged.finding][1] if mark else ""
-    return f"{mark} {ratio(cell.ratio)}".strip(), style
+    finding, sign, ratio = found
+    return f"{sign} {ratio}".strip(), STANDING_STYLES.get(finding, "")
 
 
 def _notes(
@@ -373,29 +371,16 @@ def _failures(table: SweepTable, width: int) -> Iterable[Any]:
     if width < _NARROW:
         for row, reason in shown:
             yield Text.assemble(
-                _outcome(row), "  ", row.label, (f"  {short_hash(row.hash)}", "dim")
+                ended(row.outcome), "  ", row.label, (f"  {short_hash(row.hash)}", "dim")
             )
             yield Padding(Text(reason), (0, 0, 0, 2))
     else:
-        grid = Table.grid(padding=(0, _GAP, 0, 0))
-        grid.add_column(no_wrap=True)
-        grid.add_column(max_width=width // 3, overflow="fold")
-        grid.add_column(no_wrap=True)
-        grid.add_column(ratio=1)
+        drawn = grid(words(), prose(max_width=width // 3), words(style="dim"), prose(ratio=1))
         for row, reason in shown:
-            grid.add_row(
-                Text(*_outcome(row)),
-                row.label,
-                Text(short_hash(row.hash), style="dim"),
-                Text(reason, overflow="fold"),
-            )
-        yield grid
+            drawn.add_row(ended(row.outcome), row.label, short_hash(row.hash), reason)
+        yield drawn
     if len(failures) > MAX_FAILURES:
         yield Text(f"… and {len(failures) - MAX_FAILURES} more", style="italic")
-
-
-def _outcome(row: TrialRow) -> tuple[str, str]:
-    return row.outcome, OUTCOME_STYLE.get(row.outcome, "")
 
 
 def _name_width(table: SweepTable, rows: Sequence[TrialRow]) -> int:

@@ -27,7 +27,8 @@ from orchestrator.report.analyse.measured import believable, metric_of, precisio
 from orchestrator.report.analyse.reasons import one_line, why
 from orchestrator.report.show.board import device_of
 from orchestrator.report.show.operators_view import operator_table
-from orchestrator.report.show.style import OUTCOME_STYLE, VERDICT_MARKS
+from orchestrator.report.show.parts import ended, grid, numbers, prose, words
+from orchestrator.report.show.style import VERDICT_MARKS
 from orchestrator.report.show.tree import flat
 from orchestrator.report.show.units import MISSING, duration, quantity, scale_of, with_ci
 from orchestrator.statistics.summary import summarise, summarise_attempts
@@ -132,7 +133,9 @@ class ShowView:
         if counted:
             pooled = f", {len(counted)} attempts pooled" if len(counted) > 1 else ""
             yield from _section(f"metrics{pooled}", _metrics(counted, narrow))
-            yield from _section("top operators", _operators(counted[-1]))
+            # Only ``task=profile`` says this of itself.
+            operators = counted[-1].facts.get("top_operators")
+            yield from _section("top operators", [operator_table(operators)] if operators else [])
             yield from _section("telemetry", _telemetry(counted[-1], narrow))
         last = (counted or reports)[-1]
         yield from _section(f"verdict of attempt {last.number}: {last.verdict.state}", _rules(last))
@@ -159,38 +162,36 @@ def _section(title: str, body: Iterable[RenderableType]) -> list[RenderableType]
 
 def _pairs(tree: Mapping[str, Any]) -> Table:
     """One line a branch: ``model   source=packaged id=smollm2_135m``."""
-    grid = Table.grid(padding=(0, 2, 0, 0))
-    grid.add_column(no_wrap=True, style="cyan")
-    grid.add_column(overflow="fold")
+    drawn = grid(words(style="cyan"), prose())
     for key, value in tree.items():
         said = "" if value is None else flat(value)
         if key == "command" and isinstance(value, (list, tuple)):
             said = shlex.join(map(str, value))
         if said:
-            grid.add_row(str(key), Text(said, overflow="fold"))
-    return grid
+            drawn.add_row(str(key), Text(said))
+    return drawn
 
 
 def _attempts(attempts: Sequence[tuple[str, AttemptReport]], narrow: bool) -> Table:
-    grid = _table(
-        *("#", "outcome", "verdict", "took"),
-        *(["MLflow run"] if narrow else ["started", "where", "MLflow run"]),
-        right=(3,),
+    drawn = grid(
+        *(words("#"), words("outcome"), words("verdict"), numbers("took")),
+        *(() if narrow else (words("started"), words("where"))),
+        prose("MLflow run"),
     )
     for run_id, report in attempts:
         # Nothing was measured by an attempt that failed: there is nothing to believe or not.
         state = report.verdict.state if believable([report]) else MISSING
         mark, style, _ = VERDICT_MARKS.get(state, ("", "", ""))
         where = "" if report.slot is None else f"{report.slot.host} {device_of(report.slot)}"
-        grid.add_row(
+        drawn.add_row(
             str(report.number),
-            Text(report.outcome.value, OUTCOME_STYLE.get(report.outcome.value, "")),
+            ended(report.outcome.value),
             Text(f"{mark} {state}".strip(), style),
             duration(report.duration_s),
             *([] if narrow else [_local(report.started_at), where]),
             run_id[:8] if narrow else run_id,
         )
-    return grid
+    return drawn
 
 
 def _reasons(attempts: Sequence[tuple[str, AttemptReport]]) -> list[RenderableType]:
@@ -208,16 +209,16 @@ def _metrics(counted: Sequence[AttemptReport], narrow: bool) -> list[RenderableT
     reasons = grouped(missing, lambda cell: cell.reason or "no reason")
     absent = {reason: [cell.name for cell in found] for reason, found in reasons.items()}
     headings = ("median", "n") if narrow else _STATISTICS
-    grid = _table("", *headings, right=range(1, len(headings) + 1), fold=0)
+    drawn = grid(prose(), *map(numbers, headings))
     for cell in cells.values():
         if cell.median is None:
             continue
         if narrow:
             shown = with_ci(cell.median, cell.ci_low, cell.ci_high, cell.unit)
-            grid.add_row(cell.name, shown, str(cell.n))
+            drawn.add_row(cell.name, shown, str(cell.n))
         else:
-            grid.add_row(*_statistics(cell, counted))
-    return [grid, *_shapes(counted, cells.values()), *_stops(counted), *_absences(absent)]
+            drawn.add_row(*_statistics(cell, counted))
+    return [drawn, *_shapes(counted, cells.values()), *_stops(counted), *_absences(absent)]
 
 
 def _shapes(counted: Sequence[AttemptReport], cells: Iterable[Cell]) -> list[RenderableType]:
@@ -296,11 +297,11 @@ def _telemetry(report: AttemptReport, narrow: bool) -> list[RenderableType]:
         told = sorted(phases, key=lambda phase: -sum(phase in values for values in found.values()))
         most = told[: _NARROW_PHASES if narrow else _MOST_PHASES]
         shown = [phase for phase in phases if phase in most]
-        grid = _table("", *shown, right=range(1, len(shown) + 1), fold=0)
+        drawn = grid(prose(), *map(numbers, shown))
         for name, values in list(found.items())[:_MOST_TELEMETRY]:
             if values.keys() & set(shown):
-                grid.add_row(name, *(values.get(phase, "") for phase in shown))
-        parts.append(grid)
+                drawn.add_row(name, *(values.get(phase, "") for phase in shown))
+        parts.append(drawn)
         left = [*(p for p in phases if p not in shown), *list(found)[_MOST_TELEMETRY:]]
         if left:
             parts.append(Text(f"… and {', '.join(left)} (--json)", style="italic"))
@@ -318,39 +319,30 @@ def _rules(report: AttemptReport) -> list[RenderableType]:
     rest = [rule for rule in report.verdict.rules if rule.state != "pass"]
     parts: list[RenderableType] = []
     if rest:
-        grid = _table("rule", "state", "seen", "limit", "")
+        drawn = grid(*map(words, ("rule", "state", "seen", "limit")), prose())
         for rule in rest:
-            grid.add_row(
+            drawn.add_row(
                 rule.rule,
                 Text(rule.state, _VERDICT_STYLE.get(rule.state, "")),
                 _plain(rule.value),
                 _plain(rule.limit),
-                Text(one_line(rule.reason or ""), overflow="fold"),
+                Text(one_line(rule.reason or "")),
             )
-        parts.append(grid)
+        parts.append(drawn)
     if passed:
         parts.append(Text(f"passed: {', '.join(passed)}", style="dim"))
     return parts or [Text("no rule was applied", style="dim")]
-
-
-def _operators(report: AttemptReport) -> list[RenderableType]:
-    """What ``task=profile`` says of itself; any other attempt has none."""
-    rows = report.facts.get("top_operators")
-    if not rows:
-        return []
-
-    return [operator_table(rows)]
 
 
 def _engaged(report: AttemptReport) -> list[RenderableType]:
     if not report.engaged:
         return []
 
-    grid = _table("", "asked", "got", "")
+    drawn = grid(words(), words("asked"), words("got"), prose())
     for proof in report.engaged:
         mark = Text("✓", "green") if proof.ok else Text("✗", "red")
-        grid.add_row(proof.what, proof.asked, proof.got, mark)
-    return [grid]
+        drawn.add_row(proof.what, proof.asked, proof.got, mark)
+    return [drawn]
 
 
 def _absences(absent: Mapping[str, Sequence[str]]) -> list[RenderableType]:
@@ -358,20 +350,6 @@ def _absences(absent: Mapping[str, Sequence[str]]) -> list[RenderableType]:
         Text(f"not had: {', '.join(dict.fromkeys(names))} ({one_line(reason)})", style="dim")
         for reason, names in absent.items()
     ]
-
-
-def _table(*headings: str, right: Sequence[int] = (), fold: int = -1) -> Table:
-    """A table without lines; the column ``fold`` gives way where the terminal is narrow."""
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-    for index, heading in enumerate(headings):
-        folds = index == fold % len(headings)
-        table.add_column(
-            heading,
-            justify="right" if index in right else "left",
-            no_wrap=not folds,
-            overflow="fold" if folds else "ellipsis",
-        )
-    return table
 
 
 def _plain(value: float | str | None) -> str:

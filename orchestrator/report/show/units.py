@@ -51,6 +51,10 @@ class Scale:
         number = self.number(value, digits)
         return number if value is None else _join(number, self.symbol)
 
+    def heading(self, title: str) -> str:
+        """What a column or an axis of such values is headed with: ``TTFT (ms)``."""
+        return title + (f" ({self.symbol})" if self.symbol else "")
+
     def interval(self, median: float, ci_low: float | None, ci_high: float | None) -> str:
         """``61.2 ±0.8``: the median and the half-width of its interval, without the symbol.
 

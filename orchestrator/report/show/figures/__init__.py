@@ -19,12 +19,15 @@ from orchestrator.measure.figures import (
     Scaling,
 )
 from orchestrator.report.analyse.rows import SweepTable
-from orchestrator.report.show.figures.bars import draw_bars, draw_breakdown
+from orchestrator.report.show.figures.bars import draw_bars, draw_breakdown, draw_ranking
 from orchestrator.report.show.figures.drawn import Drawn, Reports, is_numeric
+from orchestrator.report.show.figures.lines import (
+    draw_distribution,
+    draw_scaling,
+    exponent,
+    predicted_names,
+)
 from orchestrator.report.show.figures.pareto import draw_pareto
-from orchestrator.report.show.figures.ranking import draw_ranking
-from orchestrator.report.show.figures.samples import draw_distribution
-from orchestrator.report.show.figures.scaling import draw_scaling, exponent, predicted_names
 
 __all__ = ["Drawn", "Reports", "default_figures", "draw", "exponent", "metrics_of"]
 

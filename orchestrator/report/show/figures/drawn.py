@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.attempt import AttemptReport
-from orchestrator.report.analyse.cell import Cell
+from orchestrator.report.analyse.cell import Cell, TrialRow
 from orchestrator.report.analyse.labels import SEPARATOR, axis_text
 from orchestrator.report.analyse.rows import SweepTable
-from orchestrator.report.analyse.trial_row import TrialRow
-from orchestrator.report.show.units import Scale, scale_of, with_ci
+from orchestrator.report.show.units import Scale, with_ci
 
 Reports = Mapping[str, Sequence[AttemptReport]]
 
@@ -55,11 +54,26 @@ class Drawn:
         return text.replace("<", "\\u003c")
 
 
-def plotly() -> Any:
-    """plotly's figure classes, imported when the first figure is drawn."""
+#: A legend in one line above the figure.
+LEGEND_ABOVE = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
+
+
+def new_plot() -> Any:
+    """An empty plotly figure; plotly is imported when the first one is drawn."""
     import plotly.graph_objects as go
 
-    return go
+    return go.Figure()
+
+
+def stacked(
+    labels: Sequence[str], parts: Mapping[str, Sequence[float]], hover: Callable[[str], str]
+) -> Any:
+    """A plotly figure of one horizontal bar a label, made of ``parts`` end to end."""
+    plot = new_plot()
+    for name, values in parts.items():
+        plot.add_bar(name=name, y=labels, x=values, orientation="h", hovertemplate=hover(name))
+    plot.update_layout(barmode="stack", yaxis_autorange="reversed", showlegend=True)
+    return plot
 
 
 def drawn(title: str, caption: str, plot: Any, *, height_px: int | None = None) -> Drawn:
@@ -116,17 +130,6 @@ def told(row: TrialRow, metric: str) -> str:
     cell = row.cells[metric]
     assert cell.median is not None
     return f"{cell.spec.title} {with_ci(cell.median, cell.ci_low, cell.ci_high, cell.unit)}"
-
-
-def scale_for(rows: Sequence[TrialRow], metric: str) -> Scale:
-    """The scale that suits the rows' medians."""
-    cells = [row.cells[metric] for row in rows if row.cells[metric].median is not None]
-    return scale_of([cell.median for cell in cells], cells[0].unit if cells else "")
-
-
-def axis_title(title: str, scale: Scale) -> str:
-    """``TTFT (ms)``."""
-    return title + (f" ({scale.symbol})" if scale.symbol else "")
 
 
 def better_line(metric: str, rows: Sequence[TrialRow]) -> str:

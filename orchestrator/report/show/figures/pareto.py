@@ -11,14 +11,13 @@ from orchestrator.report.show.answer import pareto_front
 from orchestrator.report.show.figures.drawn import (
     Drawn,
     Reports,
-    axis_title,
     drawn,
     having,
-    plotly,
-    scale_for,
+    new_plot,
     told,
     values_of,
 )
+from orchestrator.report.show.parts import scale_for
 
 
 def draw_pareto(figure: Pareto, table: SweepTable, reports: Reports) -> Drawn | None:
@@ -31,12 +30,11 @@ def draw_pareto(figure: Pareto, table: SweepTable, reports: Reports) -> Drawn | 
     ]
     if len(rows) < 2:
         return None
-    go = plotly()
     # A short prompt does not beat a long one: only trials of one workload are held together.
     groups = grouped(rows, lambda row: row.group)
     front = {row.hash for members in groups.values() for row in pareto_front(members, names)}
     scales = {name: scale_for(rows, name) for name in names}
-    plot = go.Figure()
+    plot = new_plot()
     for on_front in (True, False):
         members = [row for row in rows if (row.hash in front) == on_front]
         if not members:
@@ -69,12 +67,12 @@ def draw_pareto(figure: Pareto, table: SweepTable, reports: Reports) -> Drawn | 
     pad = 0.16 * (max(xs) - min(xs) or abs(max(xs)) or 1.0)
     plot.update_layout(
         xaxis_range=[min(xs) - pad, max(xs) + pad],
-        xaxis_title=axis_title(table.title(figure.x), scales[figure.x]),
-        yaxis_title=axis_title(table.title(figure.y), scales[figure.y]),
+        xaxis_title=scales[figure.x].heading(table.title(figure.x)),
+        yaxis_title=scales[figure.y].heading(table.title(figure.y)),
         showlegend=False,
     )
     if figure.colour is not None:
-        title = axis_title(table.title(figure.colour), scales[figure.colour])
+        title = scales[figure.colour].heading(table.title(figure.colour))
         bar = {"title": {"text": title, "side": "right"}, "thickness": 14}
         plot.update_layout(coloraxis={"colorscale": "Viridis", "colorbar": bar})
     said = " × ".join(table.title(name) for name in names)

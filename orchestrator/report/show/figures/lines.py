@@ -1,4 +1,7 @@
-"""One metric along a numeric axis: measured, fitted, and what the roofline allows."""
+"""Lines: one metric along a numeric axis, or the share of its samples at or under each value.
+
+Along an axis: measured, fitted, and what the roofline allows.
+"""
 
 from __future__ import annotations
 
@@ -7,27 +10,28 @@ from collections.abc import Sequence
 from statistics import linear_regression
 from typing import Any
 
-from orchestrator.measure.figures import Scaling
+from orchestrator.measure.figures import Distribution, Scaling
 from orchestrator.measure.grouping import grouped
+from orchestrator.measure.metric import Samples
+from orchestrator.report.analyse.cell import TrialRow
 from orchestrator.report.analyse.labels import axis_name
+from orchestrator.report.analyse.measured import believable, metric_of
 from orchestrator.report.analyse.rows import SweepTable
-from orchestrator.report.analyse.trial_row import TrialRow
 from orchestrator.report.show.figures.drawn import (
     MAX_LINES,
     PALETTE,
     Drawn,
     Reports,
-    axis_title,
     cut,
     drawn,
     having,
     is_numeric,
-    plotly,
+    new_plot,
     rest_of,
-    scale_for,
     whiskers,
 )
-from orchestrator.report.show.units import Scale
+from orchestrator.report.show.parts import scale_for
+from orchestrator.report.show.units import Scale, scale_of
 
 # What follows a predicted metric's name -> how its line is drawn, and against which ceilings.
 _ROOFLINES = {"": ("dash", "measured ceilings"), ".datasheet": ("dot", "data sheet")}
@@ -56,7 +60,7 @@ def draw_scaling(figure: Scaling, table: SweepTable, reports: Reports) -> Drawn 
     if not any(len(members) > 1 for members in series.values()):
         return None
     scale = scale_for(rows, figure.metric)
-    plot = plotly().Figure()
+    plot = new_plot()
     said: set[str] = set()
     for at, (name, members) in enumerate(list(series.items())[:MAX_LINES]):
         members = sorted(members, key=lambda row: row.axes[figure.over])
@@ -70,7 +74,7 @@ def draw_scaling(figure: Scaling, table: SweepTable, reports: Reports) -> Drawn 
     wide = min(values) > 0 and max(values) / min(values) >= 8
     plot.update_layout(
         xaxis_title=axis_name(figure.over),
-        yaxis_title=axis_title(table.title(figure.metric), scale),
+        yaxis_title=scale.heading(table.title(figure.metric)),
         xaxis_type="log" if wide else "linear",
         yaxis_type="log" if wide or said else "linear",
         yaxis_rangemode="normal" if wide or said else "tozero",
@@ -136,3 +140,53 @@ def _add_predicted(
         hovertemplate="predicted at %{x}: %{y:.4g} " + scale.symbol,
     )
     return True
+
+
+ECDF_POINTS = 200
+
+
+def draw_distribution(figure: Distribution, table: SweepTable, reports: Reports) -> Drawn | None:
+    """The empirical distribution of the pooled samples, a line a trial."""
+    lines: list[tuple[str, list[float]]] = []
+    for row in table.rows:
+        samples: list[float] = []
+        for report in believable(reports.get(row.hash, ())):
+            metric = metric_of(report, figure.metric)
+            if isinstance(metric, Samples):
+                samples.extend(metric.values)
+        if len(samples) > 1 and row.outcome == "ok":
+            lines.append((row.label, sorted(samples)))
+    if not lines:
+        return None
+    unit = next(
+        m.unit
+        for row in table.rows
+        for report in reports.get(row.hash, ())
+        if (m := metric_of(report, figure.metric)) is not None
+    )
+    scale = scale_of([values[len(values) // 2] for _, values in lines], unit)
+    plot = new_plot()
+    for label, values in lines[:MAX_LINES]:
+        n = len(values)
+        # Every sample where there are few; else quantiles, both ends among them.
+        at = sorted({round(i * (n - 1) / (ECDF_POINTS - 1)) for i in range(ECDF_POINTS)})
+        plot.add_scatter(
+            name=label,
+            x=[values[i] / scale.factor for i in at],
+            y=[(i + 1) / n for i in at],
+            mode="lines",
+            line_shape="hv",
+            hovertemplate="%{y:.1%} within %{x:.4g} " + scale.symbol,
+        )
+    plot.update_layout(
+        xaxis_title=scale.heading(table.title(figure.metric)),
+        yaxis_title="share of samples",
+        yaxis_tickformat=".0%",
+        showlegend=True,
+    )
+    return drawn(
+        f"{table.title(figure.metric)}: every sample",
+        "Share of samples at or under a value; steep is steady, a step is two modes."
+        + cut(len(lines), MAX_LINES),
+        plot,
+    )

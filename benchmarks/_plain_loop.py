@@ -1,6 +1,6 @@
 """Decode speed by hand: what anyone would write to time a model, with nothing of this project.
 
-``python benchmarks/plain_loop.py DIRECTORY PROMPT_TOKENS NEW_TOKENS REPETITIONS THREADS`` prints a
+``python benchmarks/_plain_loop.py DIRECTORY PROMPT_TOKENS NEW_TOKENS REPETITIONS THREADS`` prints a
 JSON list of decode tokens/s. ``accuracy.py`` compares the orchestrator's figure with it.
 """
 

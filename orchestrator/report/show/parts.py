@@ -1,0 +1,99 @@
+"""What every view is put together from: grids, names of trials, values and their ratios.
+
+Grids are the terminal's. How a metric's values are written is one for all: the terminal, the page,
+Markdown and the figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from rich.console import RenderableType
+from rich.table import Column, Table
+from rich.text import Text
+
+from orchestrator.report.analyse.cell import Cell, TrialRow
+from orchestrator.report.analyse.labels import short_hash
+from orchestrator.report.show.style import OUTCOME_STYLE, standing_mark
+from orchestrator.report.show.units import MISSING, Scale, ratio, scale_of
+
+GAP = 2
+
+#: Columns of a grid: of words that stay on their line, of numbers, of prose that may be folded.
+words = partial(Column, no_wrap=True)
+numbers = partial(Column, no_wrap=True, justify="right")
+prose = partial(Column, overflow="fold")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialNames:
+    """What a view that is printed at any width calls the trials it is about.
+
+    Attributes
+    ----------
+    labels : mapping of str to str
+        Label by config hash.
+    names : tuple of str
+        What the two sides are called, base first.
+    """
+
+    labels: Mapping[str, str] = field(default_factory=dict)
+    names: tuple[str, str] = ("A", "B")
+
+    def named(self, config_hash: str) -> str:
+        """A trial by its label, where it has one, and its hash."""
+        return "  ".join(filter(None, (self.labels.get(config_hash), short_hash(config_hash))))
+
+
+def grid(*columns: Column, heading_style: str = "dim") -> Table:
+    """A table without lines; headed where any of its columns is."""
+    return Table(
+        *columns,
+        box=None,
+        padding=(0, GAP, 0, 0),
+        pad_edge=False,
+        header_style=heading_style,
+        show_header=any(column.header for column in columns),
+    )
+
+
+def filled(columns: Iterable[tuple[Column, Sequence[RenderableType]]]) -> Table:
+    """A :func:`grid` of columns that come with their cells."""
+    headed, cells = zip(*columns, strict=True)
+    table = grid(*headed)
+    for row in zip(*cells, strict=True):
+        table.add_row(*row)
+    return table
+
+
+def ended(outcome: str) -> Text:
+    """An outcome in its colour."""
+    return Text(outcome, OUTCOME_STYLE.get(outcome, ""))
+
+
+def scale_for(rows: Iterable[TrialRow], metric: str) -> Scale:
+    """The scale that suits the rows' medians."""
+    cells = [row.cells[metric] for row in rows if row.cells[metric].median is not None]
+    return scale_of([cell.median for cell in cells], cells[0].unit if cells else "")
+
+
+def measured_metrics(rows: Sequence[TrialRow], metrics: Iterable[str]) -> list[str]:
+    """Those of ``metrics`` that any of the rows has a value of."""
+    return [name for name in metrics if any(row.cells[name].median is not None for row in rows)]
+
+
+def value_text(cell: Cell, scale: Scale) -> str:
+    """``61.2 ±0.8``, or a dash."""
+    if cell.median is None:
+        return MISSING
+    return scale.interval(cell.median, cell.ci_low, cell.ci_high)
+
+
+def against_baseline(cell: Cell) -> tuple[str, str, str] | None:
+    """The ratio to the baseline: what it means, where it means anything, its sign and its text."""
+    if cell.judged is None or cell.ratio is None:
+        return None
+    sign = standing_mark(cell.judged, cell.spec.better)
+    return cell.judged.finding if sign else "", sign, ratio(cell.ratio)
