@@ -93,7 +93,7 @@ def test_what_was_measured_counts_where_it_could_be_measured_again(measured: Pat
     told = {("stale", "ONEDNN_MAX_CPU_ISA none, now AVX2")}
     assert states(measured, "resources.cpus=1", **isa) == told
     assert states(measured, "resources.cpus=1", "reuse=hash", **isa) == {("cached", None)}
-    memory = {("stale", "memory_bytes none, now 1000000000")}
+    memory = {("stale", "memory_limit_bytes none, now 1000000000")}
     assert states(measured, "resources.cpus=1", "resources.memory_bytes=1000000000") == memory
 
 
@@ -103,12 +103,15 @@ def test_other_conditions_are_measured_and_never_pooled(measured: Path) -> None:
     with near():
         done = orchestrator(measured, *WORDS, "resources.cpus=2", "--json")
     assert done.json["outcomes"] == {"ok": 2}
+    assert done.json["stale"] == 2
     for cores in (1, 2):
         again = orchestrator(measured, *WORDS, f"resources.cpus={cores}")
         assert "nothing left to do (2 cached)" in again.err
         assert "2 recorded attempts were made under other conditions" in again.err
         assert "(2)" not in again.out, "two attempts of a trial in one cell"
     config = done.json["trials"][0]["hash"]
+    shown = orchestrator(measured, "show", config).out
+    assert "attempt 1: cores 1, now 2 (not pooled)" in shown
     attempts = orchestrator(measured, "show", config, "--json").json["attempts"]
     assert [attempt["outcome"] for attempt in attempts] == ["ok", "ok"]
     one, other = (attempt["conditions"] for attempt in attempts)

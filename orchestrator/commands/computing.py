@@ -109,6 +109,7 @@ class Computing:
             "run_id": run_ids[self.plan.trials[-1].hash],
             "outcomes": dict(Counter(row["outcome"] for row in rows)),
             "cached": len(self._known),
+            "stale": 0,
             "wall_s": wall_s,
             "trials": [
                 {"hash": r["hash"], "outcome": r["outcome"], "run_id": run_ids[r["hash"]]}

@@ -59,7 +59,7 @@ class Measuring:
         self.plan = plan
         self._store = store
         self._command = list(command)
-        self._cached = 0  # trials that were measured before
+        self._cached = self._stale = 0  # trials measured before, under these conditions or others
         # How the attempts went and what was recorded of them; None where nothing was left to do.
         self._reuse: Reuse | None = None
         self._result: SweepResult | None = None
@@ -117,7 +117,10 @@ class Measuring:
 
         plan, store = self.plan, self._store
         store.check_writable()
-        cached = sum(state.state == "cached" for state in todo.states.values())
+        cached, self._stale = (
+            sum(state.state == kind for state in todo.states.values())
+            for kind in ("cached", "stale")
+        )
         # Ray takes seconds to start; the store and its driver are made ready meanwhile.
         needs_ray = any(attempt.trial.infeasible is None for attempt in todo.attempts)
         starting = PendingCluster(plan.settings.cluster) if needs_ray else None
@@ -197,6 +200,7 @@ class Measuring:
                     run_id=(summary.run_id or "") if summary else (runs[0].run_id if runs else ""),
                     run_ids=summary.run_ids if summary else {},
                     cached=self._cached,
+                    stale=self._stale,
                     wall_s=wall_s,
                 )
             )

@@ -76,7 +76,7 @@ def machine_of(slot: Slot, devices: Sequence[Device]) -> dict[str, Any]:
     if "unknown_gpus" in facts:
         found |= {"unknown GPUs": facts["unknown_gpus"], "host": facts["host"]}
     if slot.memory_bytes is not None:
-        found["memory_bytes"] = slot.memory_bytes
+        found["memory_limit_bytes"] = slot.memory_bytes
     if facts["simulated"]:
         found["simulated"] = True
     return found

@@ -37,7 +37,13 @@ _MOST_VALUES = 12
 _LONGEST_LABEL = 30
 _UNBOUNDED = 10_000
 WHOLE_NODE = "whole node"
-_STATE_STYLE = {"new": "cyan", "cached": "green", "failed": "red", "infeasible": "magenta"}
+_STATE_STYLE = {
+    "new": "cyan",
+    "stale": "yellow",
+    "cached": "green",
+    "failed": "red",
+    "infeasible": "magenta",
+}
 
 
 def plan_view(plan: Plan, states: Mapping[str, TrialState]) -> RenderableType:

@@ -157,6 +157,7 @@ def run_json(
     run_id: str,
     run_ids: Mapping[str, str],
     cached: int,
+    stale: int = 0,
     wall_s: float,
 ) -> dict[str, Any]:
     """What ``run --json`` prints; an attempt that was tried again is not an ending and left out.
@@ -167,6 +168,8 @@ def run_json(
         The attempts of this run, in the order they ended.
     run_id : str
         The sweep's MLflow run.
+    stale : int
+        Trials that were measured before, under other conditions.
     run_ids : mapping of str to str
         MLflow run by attempt id; an attempt that is still in the spool has none.
     """
@@ -184,6 +187,7 @@ def run_json(
         "run_id": run_id,
         "outcomes": dict(Counter(trial["outcome"] for trial in trials)),
         "cached": cached,
+        "stale": stale,
         "wall_s": wall_s,
         "trials": trials,
     }

@@ -19,11 +19,18 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.attempt import AttemptReport
+from orchestrator.conditions import GROUPS, difference
 from orchestrator.measure.grouping import grouped
 from orchestrator.measure.metric import Absent, Metric, Samples, Value
 from orchestrator.report.analyse.cell import Cell, pool
 from orchestrator.report.analyse.labels import plain_label, short_hash
-from orchestrator.report.analyse.measured import believable, metric_of, precision_of, spec_of
+from orchestrator.report.analyse.measured import (
+    believable,
+    class_of,
+    metric_of,
+    precision_of,
+    spec_of,
+)
 from orchestrator.report.analyse.reasons import one_line, why
 from orchestrator.report.show.board import device_of
 from orchestrator.report.show.operators_view import operator_table
@@ -130,6 +137,7 @@ class ShowView:
         )
         reports = [report for _, report in self.attempts]
         counted = believable(reports)
+        yield from _section("conditions", _conditions(reports, last_counted(reports)))
         if counted:
             pooled = f", {len(counted)} attempts pooled" if len(counted) > 1 else ""
             yield from _section(f"metrics{pooled}", _metrics(counted, narrow))
@@ -146,6 +154,35 @@ class ShowView:
         if names:
             yield from _section("artifacts", [Text(", ".join(names))])
         yield Text(f"\nagain: python -m orchestrator reproduce {short_hash(self.config_hash)}")
+
+
+def last_counted(reports: Sequence[AttemptReport]) -> AttemptReport:
+    """The attempt whose conditions are shown: the newest that counts, else the last."""
+    return (believable(reports) or reports)[-1]
+
+
+def _conditions(reports: Sequence[AttemptReport], shown: AttemptReport) -> list[RenderableType]:
+    """Those of the attempts that are pooled; of others, what was not as it is there."""
+    if shown.conditions is None:
+        return []
+    now = shown.conditions
+    classes = grouped(reports, class_of)
+    parts: list[RenderableType] = [Text(f"{now.id}  {_numbers(classes[class_of(shown)])}")]
+    parts.append(_pairs({group: getattr(now, group) or None for group in GROUPS}))
+    parts += [
+        Text(
+            f"{_numbers(others)}: {difference(others[-1].conditions, now)} (not pooled)",
+            style="dim",
+        )
+        for key, others in classes.items()
+        if key != class_of(shown) and others[-1].slot is not None
+    ]
+    return parts
+
+
+def _numbers(attempts: Sequence[AttemptReport]) -> str:
+    numbers_of = ", ".join(str(report.number) for report in attempts)
+    return f"attempt{'s' if len(attempts) > 1 else ''} {numbers_of}"
 
 
 def _run_of(attempts: Sequence[tuple[str, AttemptReport]], report: AttemptReport) -> str:
