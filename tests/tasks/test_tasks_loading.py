@@ -273,7 +273,7 @@ class _Hub(http.server.BaseHTTPRequestHandler):
                 for file in self.files.iterdir()
             ]
             self.answer(json.dumps(entries).encode(), "application/json")
-        elif path.startswith("/api/models/some/tiny/"):
+        elif path.startswith("/api/models/some/tiny"):
             siblings = [{"rfilename": file.name} for file in self.files.iterdir()]
             self.answer(
                 json.dumps({"id": "some/tiny", "sha": self.commit, "siblings": siblings}).encode(),
@@ -347,6 +347,36 @@ for name in {names!r}:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
+
+
+def test_the_content_of_a_hub_model_is_its_commit(
+    hub_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def commit(repository: str = "some/tiny", **environment: str) -> str:
+        program = f"""
+from orchestrator.engines.content import content_of
+print(content_of({{"source": "hub", "id": {repository!r}, "revision": None}})["commit"])
+"""
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+        return subprocess.run(
+            [sys.executable, "-c", program],
+            cwd=ROOT,
+            env={**clean, "HF_HOME": str(tmp_path), **environment},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=120,
+        ).stdout.strip()
+
+    first = _Hub.commit
+    assert commit(HF_HUB_OFFLINE="1") == "None", "unknown equals nothing"
+    assert commit(HF_ENDPOINT=hub_address) == first
+    _fetch(["some/tiny"], tmp_path, HF_ENDPOINT=hub_address)
+    # The branch moves: what was measured before is stale.
+    monkeypatch.setattr(_Hub, "commit", first[::-1])
+    assert commit(HF_ENDPOINT=hub_address) == first[::-1]
+    assert commit(HF_HUB_OFFLINE="1") == first
+    assert commit("some/gated", HF_ENDPOINT=hub_address) == "None"
 
 
 def test_what_the_hub_refuses_is_said_with_the_fix(hub_address: str, tmp_path: Path) -> None:
