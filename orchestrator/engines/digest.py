@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +14,8 @@ from orchestrator.engines.cache import cache_root, publish
 from orchestrator.host.cpu import usable_cores
 
 _CHUNK_BYTES = 1 << 22
+# Digests of this process, which a plan of thousands of trials asks for one model.
+_KNOWN: dict[tuple[str, int, int, int], str] = {}
 
 
 def digest_text(text: str) -> str:
@@ -28,23 +31,31 @@ def digest_json(value: Mapping[str, Any]) -> str:
 def digest_files(files: Iterable[Path]) -> str:
     """SHA-256 over the names and contents of ``files``, whatever order they are given in.
 
-    A file's own digest is remembered under its path, size and modification time, so a model is
-    read through once, not once an attempt.
+    A file's own digest is remembered under its path, size, modification time and inode, so a model
+    is read through once, not once an attempt.
     """
     ordered = sorted(files, key=lambda file: file.name)
-    # hashlib lets other threads run while it reads a large block.
-    with ThreadPoolExecutor(max_workers=len(usable_cores())) as pool:
-        digests = list(pool.map(_digest_file, ordered))
+    seen = [_seen(file) for file in ordered]
+    if all(each in _KNOWN for each in seen):
+        digests = [_KNOWN[each] for each in seen]
+    else:
+        # hashlib lets other threads run while it reads a large block.
+        with ThreadPoolExecutor(max_workers=len(usable_cores())) as pool:
+            digests = list(pool.map(_digest_file, ordered))
+        _KNOWN.update(zip(seen, digests, strict=True))
     lines = [f"{file.name} {digest}" for file, digest in zip(ordered, digests, strict=True)]
     return digest_text("\n".join(lines))
 
 
+def _seen(file: Path) -> tuple[str, int, int, int]:
+    """Path, size, modification time and inode: where all are as they were, so is the content."""
+    found = file.stat()
+    return os.path.realpath(file), found.st_size, found.st_mtime_ns, found.st_ino
+
+
 def _digest_file(file: Path) -> str:
     path = file.resolve()
-    seen = path.stat()
-    key = digest_json(
-        {"path": str(path), "size": seen.st_size, "mtime_ns": seen.st_mtime_ns, "ino": seen.st_ino}
-    )
+    key = digest_json(dict(zip(("path", "size", "mtime_ns", "ino"), _seen(file), strict=True)))
 
     def compute(target: Path) -> None:
         digest = hashlib.sha256()

@@ -19,7 +19,7 @@ from orchestrator.measure.grouping import grouped
 from orchestrator.schedule.cluster.ray.cluster import PendingCluster
 from orchestrator.schedule.placement import Node, resolve, slots_on
 from orchestrator.schedule.supervise.cores import allowed_cores, split
-from orchestrator.schedule.surroundings import Identity, conditions_on
+from orchestrator.schedule.surroundings import Identity, Surroundings
 from orchestrator.telemetry.device import Device, devices, resolve_visible
 
 if TYPE_CHECKING:
@@ -57,52 +57,56 @@ def possible(settings: ClusterConfig, trials: Iterable[Trial]) -> dict[str, list
 
 
 def _here(settings: ClusterConfig, trials: Sequence[Trial]) -> dict[str, list[Conditions]]:
-    cores = split(allowed_cores(), settings.cpus).measured
-    known = devices()
-    seen = resolve_visible(os.environ.get("CUDA_VISIBLE_DEVICES"), known)
+    seen = resolve_visible(os.environ.get("CUDA_VISIBLE_DEVICES"), devices())
     gpus = len(seen) if settings.gpus is None else settings.gpus
-    node = Node("", socket.gethostname(), settings.cpus or len(cores), gpus)
+    place = _Place(settings.cpus, seen[:gpus])
+    node = Node("", place.host, settings.cpus or len(place.cores), gpus)
     return {trial.hash: [] for trial in trials} | {
-        config_hash: _on(identity, demand, cores, seen[:gpus])
+        config_hash: place.classes(identity, demand)
         for config_hash, (identity, demand) in _asked(trials, [node]).items()
     }
 
 
 def _asked(trials: Iterable[Trial], nodes: Sequence[Node]) -> dict[str, tuple[Identity, Resources]]:
     """What each trial needs; without those that no node can run, of which the run will say so."""
-    found: dict[str, tuple[Identity, Resources]] = {}
-    for trial in trials:
+    demands: dict[Resources, Resources | None] = {}
+    for wish in {trial.resources for trial in trials}:
         try:
-            found[trial.hash] = (trial.identity, resolve(trial.resources, nodes))
+            demands[wish] = resolve(wish, nodes)
         except ClusterError:
-            continue
-    return found
+            demands[wish] = None
+    return {
+        trial.hash: (trial.identity, demand)
+        for trial in trials
+        if (demand := demands[trial.resources]) is not None
+    }
 
 
 def _answers(
     asked: Sequence[tuple[Identity, Resources]], cpus: dict[str, int]
 ) -> list[list[Conditions]]:
     """Of the node this runs on."""
-    cores = split(allowed_cores(), cpus.get(socket.gethostname())).measured
-    return [_on(identity, demand, cores, devices()) for identity, demand in asked]
+    place = _Place(cpus.get(socket.gethostname()), devices())
+    return [place.classes(identity, demand) for identity, demand in asked]
 
 
-def _on(
-    identity: Identity, demand: Resources, cores: Sequence[int], gpus: Sequence[Device]
-) -> list[Conditions]:
-    """One a kind of GPU; which of equal cores and GPUs it gets makes no difference."""
-    kinds = grouped(gpus, lambda device: (device.name, device.memory_bytes, device.power_limit_w))
-    choices = [alike[: demand.gpus] for alike in kinds.values()] if demand.gpus else [[]]
-    found = []
-    for chosen in choices:
-        uuids = tuple(device.uuid for device in chosen)
-        slot = Slot(
-            node_id="",
-            host=socket.gethostname(),
-            cpus=tuple(cores[: demand.cpus]),
-            gpu_uuids=uuids,
-            cuda_visible_devices=",".join(uuids),
-            memory_bytes=demand.memory_bytes,
-        )
-        found.append(conditions_on(identity, slot, chosen))
-    return found
+class _Place:
+    """This host as attempts would find it: its measured cores and its kinds of GPU."""
+
+    def __init__(self, cpus: int | None, gpus: Sequence[Device]) -> None:
+        self.host = socket.gethostname()
+        self.cores = split(allowed_cores(), cpus).measured
+        self._surroundings = Surroundings(gpus)
+        alike = grouped(gpus, lambda gpu: (gpu.name, gpu.memory_bytes, gpu.power_limit_w))
+        self._kinds = [tuple(gpu.uuid for gpu in kind) for kind in alike.values()]
+
+    def classes(self, identity: Identity, demand: Resources) -> list[Conditions]:
+        """One a kind of GPU; which of equal cores and GPUs it gets makes no difference."""
+        choices = [uuids[: demand.gpus] for uuids in self._kinds] if demand.gpus else [()]
+        cores = self.cores[: demand.cpus]
+        return [
+            self._surroundings.of(
+                identity, Slot("", self.host, cores, uuids, ",".join(uuids), demand.memory_bytes)
+            )
+            for uuids in choices
+        ]

@@ -25,24 +25,36 @@ if TYPE_CHECKING:
 Identity = Mapping[str, Any]
 
 
-def conditions_on(identity: Identity, slot: Slot, devices: Sequence[Device]) -> Conditions:
-    """What numbers of this configuration are true of, made on ``slot`` of this host now.
+class Surroundings:
+    """Of this host; what does not change in the life of an object is found out once.
 
     Parameters
     ----------
     devices : sequence of Device
-        GPUs that NVML knows here; of them the slot's count.
+        GPUs that NVML knows here.
     """
-    task = find_task(identity["task"]["name"])
-    machine = machine_of(slot, devices)
-    if machine["cores"] == identity["device"]["threads"]:
-        # The configuration itself asks for as many: trials that differ in it may be compared.
-        machine["cores"] = "as threads"
-    packages = software(_packages(task, identity), without_secrets(os.environ, hub=False))
-    drivers = {d.driver_version.split(".")[0] for d in devices if d.uuid in slot.gpus}
-    if drivers:
-        packages["driver"] = "/".join(sorted(drivers))
-    return Conditions(machine, packages, _content(task, identity))
+
+    def __init__(self, devices: Sequence[Device]) -> None:
+        self._devices = devices
+        self._environment = without_secrets(os.environ, hub=False)
+        self._machines: dict[Slot, dict[str, Any]] = {}
+        self._software: dict[tuple[str, ...], dict[str, str]] = {}
+
+    def of(self, identity: Identity, slot: Slot) -> Conditions:
+        """What numbers of this configuration are true of, made on ``slot`` now."""
+        task = find_task(identity["task"]["name"])
+        packages = _packages(task, identity)
+        if slot not in self._machines:
+            self._machines[slot] = machine_of(slot, self._devices)
+        if packages not in self._software:
+            self._software[packages] = software(packages, self._environment)
+        machine, installed = dict(self._machines[slot]), dict(self._software[packages])
+        if machine["cores"] == identity["device"]["threads"]:
+            # The configuration itself asks for as many: trials that differ in it may be compared.
+            machine["cores"] = "as threads"
+        if drivers := {d.driver_version for d in self._devices if d.uuid in slot.gpus}:
+            installed["driver"] = "/".join(sorted({text.split(".")[0] for text in drivers}))
+        return Conditions(machine, installed, _content(task, identity))
 
 
 def _packages(task: Task, identity: Identity) -> tuple[str, ...]:

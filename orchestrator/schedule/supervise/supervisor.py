@@ -47,7 +47,7 @@ from orchestrator.schedule.supervise.cores import (
 )
 from orchestrator.schedule.supervise.gpu_memory import GpuMemoryGate
 from orchestrator.schedule.supervise.locks import Request, local_directory
-from orchestrator.schedule.surroundings import conditions_on
+from orchestrator.schedule.surroundings import Surroundings
 
 if TYPE_CHECKING:
     from orchestrator.conditions import Conditions
@@ -127,8 +127,8 @@ def attempt_events(
         )
         pin_process(supervisor_cores(whole, slot.cpus) or whole.measured)
         # Before anything runs, so that failures have them too.
-        gpus_here = _devices() if slot.gpus else ()
-        conditions = conditions_on(attempt.trial.identity, slot, gpus_here)
+        surroundings = Surroundings(_devices() if slot.gpus else ())
+        conditions = surroundings.of(attempt.trial.identity, slot)
         memory = GpuMemoryGate(attempt, slot)
         yield from memory.wait(cancellation)
         if memory.held and cancellation.asked:
