@@ -21,7 +21,6 @@ from orchestrator.commands.exit_code import OK, exit_code
 from orchestrator.commands.noise import noise_of
 from orchestrator.commands.output import emit, emit_json, say
 from orchestrator.errors import StoreUnavailable
-from orchestrator.record.reports import reports_of
 from orchestrator.schedule.todo import Todo, compute_todo
 
 if TYPE_CHECKING:
@@ -71,15 +70,9 @@ class Measuring:
 
     def todo(self) -> Todo:
         """States of all trials, and the attempts that are missing."""
-        settings = self.plan.settings
-        return compute_todo(
-            self.plan.trials,
-            self._store.attempts(trial.hash for trial in self.plan.trials),
-            repeats=settings.repeats,
-            retry_failed=settings.retry.failed,
-            force=settings.force,
-            invalid_retries=settings.verdict.retries,
-        )
+        trials = self.plan.trials
+        known = self._store.attempts(trial.hash for trial in trials)
+        return compute_todo(trials, known, self.plan.settings)
 
     def nothing_to_do(self, todo: Todo) -> None:
         """Say so; some of it may only be in the spool of a driver that died."""
@@ -191,7 +184,7 @@ class Measuring:
             many = f"{len(plan.trials):,} trials are too many for a table"
             say(f"{many}: python -m orchestrator report {plan.sweep}")
         elif table:
-            reports = self._predicted(reports_of(store, attempts, self._loaded))
+            reports = self._predicted(store.reports(attempts, self._loaded))
             emit(final_table(plan, reports, noise=noise_of(store, reports)))
         now = [(e.config_hash, e.outcome) for e in ended if not e.retried]
         ran = {config for config, _ in now}
@@ -206,7 +199,7 @@ class Measuring:
         trials = self.plan.trials
         if len(trials) > MOST_REPORTED or not recording.flush(REPORT_PATIENCE_S):
             return {}
-        return reports_of(self._store, self._store.attempts(t.hash for t in trials), self._loaded)
+        return self._store.reports(self._store.attempts(t.hash for t in trials), self._loaded)
 
     def _predicted(self, reports: Reports) -> Reports:
         """The same with predictions beside what was measured."""
@@ -233,7 +226,8 @@ class Measuring:
         def run(plan: Plan) -> AttemptReport | None:
             trial, view = plan.trials[0], _Unseen()
             known = self._store.attempts([trial.hash])
-            todo = compute_todo(plan.trials, known, repeats=1, force=True)
+            settings = dataclasses.replace(plan.settings, force=True)
+            todo = compute_todo(plan.trials, known, settings)
             with Recording(
                 self._store, plan, todo=1, command=self._command, message=message
             ) as recording:

@@ -13,10 +13,8 @@ from orchestrator.plan.plan import TrialState
 from orchestrator.schedule.policy import RetryPolicy, retry_policy, units_spent
 
 if TYPE_CHECKING:
-    from orchestrator.record.cells import RecordedCell
+    from orchestrator.plan.schema import Settings
     from orchestrator.record.store import AttemptSummary
-
-    PastAttempt = AttemptSummary | RecordedCell
 
 
 @dataclass(frozen=True)
@@ -28,13 +26,7 @@ class Todo:
 
 
 def compute_todo(
-    trials: Iterable[Trial],
-    existing: Mapping[str, Sequence[PastAttempt]],
-    *,
-    repeats: int = 1,
-    retry_failed: bool = False,
-    force: bool = False,
-    invalid_retries: int = 1,
+    trials: Iterable[Trial], existing: Mapping[str, Sequence[AttemptSummary]], settings: Settings
 ) -> Todo:
     """Which attempts are missing.
 
@@ -42,37 +34,29 @@ def compute_todo(
     ----------
     existing : mapping of config hash to attempts
         What the store has; trials it does not know are new.
-    repeats : int
-        Measurements wanted of every trial.
-    retry_failed : bool
-        Whether failures (and measurements refused too often) are to be tried again.
-    force : bool
-        Add ``repeats`` attempts to everything, whatever exists.
-    invalid_retries : int
-        ``verdict.retries``: an invalid measurement counts as missing until it was retried as often.
+    settings : Settings
+        ``repeats`` (measurements wanted of every trial), ``force`` (add so many, whatever exists),
+        ``retry.failed`` (failures, and measurements refused too often, are tried again) and
+        ``verdict.retries`` (an invalid measurement is missing until it was retried as often).
 
     Returns
     -------
     Todo
         An infeasible trial has one attempt to be made if it was never recorded: its record.
     """
-    policy = retry_policy(invalid_retries=invalid_retries)
+    policy = retry_policy(invalid_retries=settings.verdict.retries)
     states, attempts = {}, []
     for trial in trials:
         past = existing.get(trial.hash, ())
-        states[trial.hash], made = _one(trial, past, policy, repeats, retry_failed, force)
+        states[trial.hash], made = _one(trial, past, policy, settings)
         attempts.extend(made)
     return Todo(states, tuple(attempts))
 
 
 def _one(
-    trial: Trial,
-    past: Sequence[PastAttempt],
-    policy: RetryPolicy,
-    repeats: int,
-    retry_failed: bool,
-    force: bool,
+    trial: Trial, past: Sequence[AttemptSummary], policy: RetryPolicy, settings: Settings
 ) -> tuple[TrialState, list[PlannedAttempt]]:
+    repeats, retry_failed = settings.repeats, settings.retry.failed
     counts = Counter(Outcome(attempt.outcome) for attempt in past if attempt.outcome)
     number = 1 + max((attempt.number for attempt in past), default=0)
     expected_s = _usual_s(past)
@@ -85,13 +69,13 @@ def _one(
     counts[Outcome.INFEASIBLE] = sum(
         attempt.outcome == Outcome.INFEASIBLE and attempt.host is not None for attempt in past
     )
-    if force:
+    if settings.force:
         reason = "force=true" if past else None
         return TrialState("new", reason), _numbered(trial, number, repeats, expected_s)
     spent = 0 if retry_failed else units_spent(counts, policy)
     missing = repeats - counts[Outcome.OK] - spent
     if counts[Outcome.INFEASIBLE] and not retry_failed:
-        return TrialState("infeasible", _again("found infeasible when it ran")), []
+        return FOUND_INFEASIBLE, []
     if missing > 0:
         reason = f"{missing} of {repeats} to go" if repeats > 1 and past else None
         made = _numbered(trial, number, missing, expected_s)
@@ -114,7 +98,7 @@ def _numbered(
     return [PlannedAttempt(trial, first + offset, expected_s=expected_s) for offset in range(count)]
 
 
-def _usual_s(past: Sequence[PastAttempt]) -> float | None:
+def _usual_s(past: Sequence[AttemptSummary]) -> float | None:
     """How long measurements of this trial took; None where there is none to go by."""
     spans_s = [
         attempt.ended_at - attempt.started_at
@@ -135,3 +119,6 @@ def _unfinished(counts: Mapping[Outcome, int], policy: RetryPolicy) -> tuple[Out
 
 def _again(what: str) -> str:
     return f"{what} (retry.failed=true tries again)"
+
+
+FOUND_INFEASIBLE = TrialState("infeasible", _again("found infeasible when it ran"))
