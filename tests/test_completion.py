@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.commands.completion import SHELLS, script
 from orchestrator.commands.completion.candidates import candidates
+from orchestrator.commands.completion.install import SHELLS, script
 from orchestrator.commands.parser import commands, main
 
 pytestmark = pytest.mark.xdist_group("recorded")

@@ -84,7 +84,7 @@ def test_a_dead_driver_is_said_to_be_dead(tmp_path: Path) -> None:
     code = f"""
 from pathlib import Path
 from orchestrator.record.drivers import DriverFile
-DriverFile(Path({str(tmp_path)!r}), "gone", "quant", 1, 0).publish({{}}, [], force=True)
+DriverFile(Path({str(tmp_path)!r}), "gone", "quant", 1, 0).publish({{}}, [])
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
     (state,) = read_drivers(tmp_path)
@@ -94,5 +94,5 @@ DriverFile(Path({str(tmp_path)!r}), "gone", "quant", 1, 0).publish({{}}, [], for
 
 def test_an_unreadable_file_does_not_hide_the_others(tmp_path: Path) -> None:
     (tmp_path / "half.json").write_text("{")
-    DriverFile(tmp_path, "me", "quant", 1, 0).publish({}, [], force=True)
+    DriverFile(tmp_path, "me", "quant", 1, 0).publish({}, [])
     assert [state.driver_id for state in read_drivers(tmp_path)] == ["me"]

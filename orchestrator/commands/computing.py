@@ -9,12 +9,14 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.attempt import PlannedAttempt, Trial
 from orchestrator.commands.exit_code import exit_code
 from orchestrator.commands.output import emit, emit_json, say
+from orchestrator.plan.plan import TrialState, unrun
 from orchestrator.record import cells
 from orchestrator.record.runrecord import CELLS_TAG
 from orchestrator.schedule.evaluate import compute
-from orchestrator.schedule.todo import Todo, compute_todo
+from orchestrator.schedule.todo import FOUND_INFEASIBLE, Todo
 
 if TYPE_CHECKING:
     import pyarrow
@@ -47,18 +49,21 @@ class Computing:
         self.plan = plan
         self._store = store
         self._command = list(command)
-        force = plan.settings.force
-        self._known = {} if force else cells.recorded(store, plan.trials)
+        self._known = {} if plan.settings.force else cells.recorded(store, plan.trials)
         self._results = {config: cell.result for config, cell in self._known.items()}
         self._run_ids = {config: cell.run.run_id for config, cell in self._known.items()}
 
     def todo(self) -> Todo:
-        """Cells that are not recorded; one that is counts as often as is asked for."""
-        repeats = self.plan.settings.repeats
-        known = {config: [cell] * repeats for config, cell in self._known.items()}
-        return compute_todo(
-            self.plan.trials, known, repeats=repeats, force=self.plan.settings.force
-        )
+        """Cells that are not recorded."""
+        states = {trial.hash: self._state(trial) for trial in self.plan.trials}
+        missing = [trial for trial in self.plan.trials if trial.hash not in self._known]
+        return Todo(states, tuple(map(PlannedAttempt, missing)))
+
+    def _state(self, trial: Trial) -> TrialState:
+        if trial.infeasible is not None or trial.hash not in self._known:
+            return unrun(trial)
+        found = self._known[trial.hash].result
+        return FOUND_INFEASIBLE if found.outcome == "infeasible" else TrialState("cached")
 
     def execute(self, todo: Todo) -> None:
         """Compute what is missing and record all of it as one run."""

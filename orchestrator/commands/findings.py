@@ -15,9 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-from orchestrator.host import cpu, memory
-from orchestrator.host.cgroup import cpu_limit
-from orchestrator.host.cpu import emulates_half_precision
+from orchestrator.host import cgroup, cpu, memory
 from orchestrator.measure.wording import gib
 
 GIB = 1024**3
@@ -94,13 +92,13 @@ def _cores() -> Iterator[Finding]:
     governor = cpu.governor()
     if governor not in (None, "performance"):
         yield Finding("warn", f"CPU governor {governor}", "cpupower frequency-set -g performance")
-    if (limit := cpu_limit()) is not None and limit < len(allowed):
+    if (limit := cgroup.cpu_limit()) is not None and limit < len(allowed):
         fix = "Raise the CPU limit of the container or job"
         yield Finding("warn", f"cgroup limits CPU time to {limit:g} cores", fix)
 
 
 def _half_precision() -> Iterator[Finding]:
-    if emulates_half_precision():
+    if cpu.emulates_half_precision():
         yield Finding(
             "warn",
             "no AVX-512: on this CPU bfloat16 and float16 prefill up to 100 times slower than fp32",

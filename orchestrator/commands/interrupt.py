@@ -77,7 +77,7 @@ class Published:
         self._running: dict[str, str] = {}
         self._ended = threading.Event()
         self._stop = stop
-        self._file.publish(self._outcomes, [], force=True)
+        self._file.publish(self._outcomes, [])
         self._watcher = threading.Thread(target=self._watch, name="cancel-watch", daemon=True)
         self._watcher.start()
 

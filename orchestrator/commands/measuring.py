@@ -22,7 +22,6 @@ from orchestrator.commands.noise import noise_of
 from orchestrator.commands.output import emit, emit_json, say
 from orchestrator.commands.reuse import reuse_of
 from orchestrator.errors import StoreUnavailable
-from orchestrator.record.reports import reports_of
 from orchestrator.schedule.todo import Reuse, Todo, compute_todo
 
 if TYPE_CHECKING:
@@ -79,18 +78,10 @@ class Measuring:
 
     def todo(self) -> Todo:
         """States of all trials, and the attempts that are missing."""
-        settings = self.plan.settings
-        recorded = self._store.attempts(trial.hash for trial in self.plan.trials)
-        self._reuse = reuse_of(self._store, self.plan, recorded)
-        return compute_todo(
-            self.plan.trials,
-            recorded,
-            repeats=settings.repeats,
-            retry_failed=settings.retry.failed,
-            force=settings.force,
-            invalid_retries=settings.verdict.retries,
-            reuse=self._reuse,
-        )
+        trials = self.plan.trials
+        known = self._store.attempts(trial.hash for trial in trials)
+        self._reuse = reuse_of(self._store, self.plan, known)
+        return compute_todo(trials, known, self.plan.settings, reuse=self._reuse)
 
     def nothing_to_do(self, todo: Todo) -> None:
         """Say so; some of it may only be in the spool of a driver that died."""
@@ -209,7 +200,7 @@ class Measuring:
             say(f"{many}: python -m orchestrator report {plan.sweep}")
         elif table:
             reports, left = current(
-                self._predicted(reports_of(store, attempts, self._loaded)), self._classes
+                self._predicted(store.reports(attempts, self._loaded)), self._classes
             )
             if left:
                 many = "attempt was" if left == 1 else "attempts were"
@@ -230,8 +221,8 @@ class Measuring:
         trials = self.plan.trials
         if len(trials) > MOST_REPORTED or not recording.flush(REPORT_PATIENCE_S):
             return {}
-        attempts = self._store.attempts(t.hash for t in trials)
-        return current(reports_of(self._store, attempts, self._loaded), self._classes)[0]
+        recorded = self._store.attempts(t.hash for t in trials)
+        return current(self._store.reports(recorded, self._loaded), self._classes)[0]
 
     def _predicted(self, reports: Reports) -> Reports:
         """The same with predictions beside what was measured."""
@@ -258,7 +249,8 @@ class Measuring:
         def run(plan: Plan) -> AttemptReport | None:
             trial, view = plan.trials[0], _Unseen()
             known = self._store.attempts([trial.hash])
-            todo = compute_todo(plan.trials, known, repeats=1, force=True)
+            settings = dataclasses.replace(plan.settings, force=True)
+            todo = compute_todo(plan.trials, known, settings)
             with Recording(
                 self._store, plan, todo=1, command=self._command, message=message
             ) as recording:

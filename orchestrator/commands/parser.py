@@ -28,10 +28,11 @@ def _complete(kind: str) -> Callable[[click.Context, click.Parameter, str], list
     def found(
         context: click.Context, parameter: click.Parameter, word: str
     ) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
         from orchestrator.commands.completion import candidates
 
-        offered: list[CompletionItem] = getattr(candidates, kind)(context, parameter, word)
-        return offered
+        return [CompletionItem(offered) for offered in getattr(candidates, kind)(context, word)]
 
     return found
 
@@ -242,8 +243,8 @@ def completion(shell: str, install: bool, line: str | None) -> int:
 
         click.echo("\n".join(candidates(line, commands)))
         return 0
-    from orchestrator.commands.completion import install as put
-    from orchestrator.commands.completion import script
+    from orchestrator.commands.completion.install import install as put
+    from orchestrator.commands.completion.install import script
 
     if not install:
         click.echo(script(shell), nl=False)

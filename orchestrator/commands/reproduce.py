@@ -17,7 +17,6 @@ from orchestrator.plan.identity import config_hash, rebuild
 from orchestrator.plan.schema import Settings
 from orchestrator.record import Store, open_store
 from orchestrator.record.cells import FoundCell, cell_of
-from orchestrator.record.reports import reports_of
 from orchestrator.report.analyse.compare import compare
 from orchestrator.report.show.cells_view import differences
 from orchestrator.report.show.compare_view import ComparisonView
@@ -38,7 +37,7 @@ def reproduce_command(prefix: str, overrides: Sequence[str], as_json: bool) -> i
     if (cell := cell_of(store, prefix)) is not None:
         return _reproduce_cell(cell, store, settings, as_json)
     wanted = store.resolve(prefix)
-    before = reports_of(store, store.attempts([wanted]))
+    before = store.reports(store.attempts([wanted]))
     runs = [s for s in store.attempts([wanted])[wanted] if s.outcome]
     if not runs:
         raise UsageError(f"no finished attempt of {prefix} is recorded", where=store.where)
@@ -47,7 +46,7 @@ def reproduce_command(prefix: str, overrides: Sequence[str], as_json: bool) -> i
     known = {report.attempt_id for reports in before.values() for report in reports}
     after = {
         config: [report for report in reports if report.attempt_id not in known]
-        for config, reports in reports_of(store, store.attempts([wanted])).items()
+        for config, reports in store.reports(store.attempts([wanted])).items()
     }
     if code == 0 and before.get(wanted) and not as_json:
         noise = noise_of(store, before)
@@ -71,9 +70,6 @@ def _verified(stored: Mapping[str, Any], wanted: str, run_id: str) -> dict[str, 
 
 def _reproduce_cell(cell: FoundCell, store: Store, settings: Settings, as_json: bool) -> int:
     """Compute a cell of a pure sweep again, record it, and say what is not as it was."""
-    from orchestrator.plan.expand import plan_of
-    from orchestrator.record.cells import cell_of
-
     wanted = cell.report.config_hash
     identity = _verified(cell.config, wanted, cell.run_id)
     code = carry_out(plan_of(identity, settings), as_json=as_json)

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from orchestrator.conditions import Conditions
     from orchestrator.plan.plan import Plan
     from orchestrator.record import AttemptSummary, Store
-    from orchestrator.schedule.todo import PastAttempt
 
 
 def reuse_of(
@@ -25,7 +24,7 @@ def reuse_of(
         return None
     known: dict[tuple[str, ...], Conditions | None] = {}
 
-    def conditions_of(attempt: PastAttempt) -> Conditions | None:
+    def conditions_of(attempt: AttemptSummary) -> Conditions | None:
         # One report a class is read, not one a trial.
         key = tuple(attempt.conditions.values())
         if key and key not in known:

@@ -9,7 +9,7 @@ from pathlib import Path
 from orchestrator.errors import UsageError
 from orchestrator.plan.expand import settings_of
 from orchestrator.record import Store, open_store
-from orchestrator.record.selection import Selection, attempt_ids
+from orchestrator.record.selection import Selection
 from orchestrator.report.analyse.labels import SEPARATOR, axis_name, axis_value, plain_label
 
 
@@ -23,7 +23,7 @@ def writing(path: Path, flag: str) -> Iterator[None]:
 
 def refuse_the_same(a: Selection, b: Selection) -> None:
     """Refuse to set attempts against themselves: everything would be equal."""
-    if attempt_ids(a) == attempt_ids(b):
+    if a.run_ids.keys() == b.run_ids.keys():
         raise UsageError(
             f"{a.word} and {b.word} are the same attempts",
             fix="Of a sweep's runs, NAME@-1 is the last and NAME@-2 the one before",

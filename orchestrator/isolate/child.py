@@ -143,9 +143,8 @@ def _measure(job: Job, pipe: ResultPipe) -> None:
 def _clock(device_kind: str) -> Clock:
     """The device's clock where torch can reach the device; a task without torch has the host's."""
     torch = sys.modules.get("torch")
-    if device_kind == "cuda" and torch is not None and torch.cuda.is_available():
-        return clock_for("cuda")
-    return clock_for("cpu")
+    on_cuda = device_kind == "cuda" and torch is not None and torch.cuda.is_available()
+    return clock_for("cuda" if on_cuda else "cpu")
 
 
 def _set_threads_and_seeds(threads: int, seed: int) -> None:

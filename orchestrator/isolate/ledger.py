@@ -24,6 +24,7 @@ from orchestrator.measure.metric import (
     Samples,
     Value,
 )
+from orchestrator.measure.plain_json import from_json
 
 MAX_LINE_BYTES = 64 << 20
 
@@ -119,6 +120,7 @@ class Ledger:
 
     def _take(self, event: dict[str, Any], news: list[Progress]) -> None:
         kind = event["e"]
+        del event["e"]
         if kind == "phase":
             self._phase(event, news)
         elif kind == "samples":
@@ -127,18 +129,11 @@ class Ledger:
             target.extend([float(value) for value in event["values"]])
         elif kind == "stop":
             self._series(event["name"], "").stop_reason = str(event["reason"])
-        elif kind == "value":
-            name = str(event["name"])
-            self._metrics[name] = Value(name, str(event["unit"]), float(event["value"]))
-        elif kind == "absent":
-            name = str(event["name"])
-            self._metrics[name] = Absent(name, str(event["unit"]), str(event["reason"]))
+        elif kind in ("value", "absent"):
+            shape: type[Value] | type[Absent] = Value if kind == "value" else Absent
+            self._metrics[str(event["name"])] = from_json(shape, event)
         elif kind == "engaged":
-            self.engaged.append(
-                Engaged(
-                    str(event["what"]), str(event["asked"]), str(event["got"]), event["ok"] is True
-                )
-            )
+            self.engaged.append(from_json(Engaged, event))
         elif kind == "fact":
             self.facts[str(event["key"])] = event["value"]
         elif kind == "specs":
@@ -149,14 +144,7 @@ class Ledger:
             self.started = True
             news.append(Progress("started", "", time.time()))
         elif kind == "end":
-            reason, traceback = event["reason"], event["traceback"]
-            memory_bytes = event.get("memory_bytes")
-            self.end = End(
-                Outcome(event["outcome"]),
-                None if reason is None else str(reason),
-                None if traceback is None else str(traceback),
-                None if memory_bytes is None else int(memory_bytes),
-            )
+            self.end = from_json(End, event)
         else:
             raise ValueError(f"unknown event {kind!r}")
 

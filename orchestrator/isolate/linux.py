@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 from orchestrator.host.memory import PAGE_BYTES
@@ -118,16 +117,6 @@ def proportional_bytes(pid: int) -> int | None:
     except (OSError, IndexError):
         return None
     return None
-
-
-def marked_processes(variable: str, value: str) -> Iterator[int]:
-    """Processes of this user that were started with ``variable=value`` in their environment."""
-    marker = f"{variable}={value}".encode()
-    for entry in os.listdir("/proc"):
-        if entry.isdigit() and int(entry) != os.getpid():
-            with contextlib.suppress(OSError):
-                if marker in Path(f"/proc/{entry}/environ").read_bytes().split(b"\0"):
-                    yield int(entry)
 
 
 def describe_status(status: int) -> str:

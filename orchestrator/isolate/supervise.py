@@ -18,9 +18,9 @@ import os
 import selectors
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
-from orchestrator.attempt import AttemptReport, Outcome, PlannedAttempt, Slot
+from orchestrator.attempt import AttemptReport, Observations, Outcome, PlannedAttempt, Slot
 from orchestrator.host.cgroup import oom_kills
 from orchestrator.host.cpu import usable_cores
 from orchestrator.isolate import linux
@@ -30,7 +30,7 @@ from orchestrator.isolate.ending import Ending, judge_ending, judge_fork_failure
 from orchestrator.isolate.forkserver import ForkServer, ServerGone
 from orchestrator.isolate.ledger import End, Ledger, Progress
 from orchestrator.isolate.memory_watch import MemoryWatch
-from orchestrator.isolate.observer import AttemptObserver, ForgivingObserver
+from orchestrator.isolate.observer import AttemptObserver
 from orchestrator.isolate.variables import (
     ATTEMPT_VARIABLE,
     attempt_environment,
@@ -45,6 +45,8 @@ LEAVE_S = 10.0
 BURY_S = 12.0
 DIE_S = 2.0  # for what SIGKILL was sent to; a driver may hold it a moment in the kernel
 _PIPE_BYTES = 1 << 20
+
+T = TypeVar("T")
 
 
 class Supervision:
@@ -82,7 +84,9 @@ class Supervision:
         self._preload = preload
         self._new_server = server
         self._cancel = cancel
-        self._watch = ForgivingObserver(watch)
+        self._watch = watch
+        self._watch_error: str | None = None
+        self._watched: Observations | None = None
         self._secrets = secrets
         self._ledger = Ledger()
         self._facts: dict[str, Any] = {"start": attempt.start, "preload": list(preload)}
@@ -104,7 +108,7 @@ class Supervision:
     def follow(self) -> Iterator[Progress | AttemptReport]:
         """Run the attempt; yields progress, then the report. Leaves no process, however it ends."""
         try:
-            self._watch.start(self._slot)
+            self._observe(lambda watch: watch.start(self._slot))
             try:
                 self._launch()
             except OSError as error:
@@ -198,7 +202,7 @@ class Supervision:
         limit_bytes = self._attempt.trial.resources.memory_bytes
         if limit_bytes is not None:
             self._memory = MemoryWatch(pid, limit_bytes)
-        self._watch.attach(pid)
+        self._observe(lambda watch: watch.attach(pid))
 
     def _wait_for_message(self, server: ForkServer) -> dict[str, Any] | None:
         """The server's next word; None where time ran out or the attempt was cancelled."""
@@ -270,7 +274,8 @@ class Supervision:
         now_s = time.monotonic()
         if self._bury_by_s is not None:
             if now_s > self._bury_by_s:
-                self._give_up_server()
+                self._server.destroy()
+                self._lose_server("the fork server could not end the process")
             return
         if self._ledger.started and "started_s" not in self._facts:
             self._facts["started_s"] = now_s - self._began_s
@@ -311,11 +316,6 @@ class Supervision:
         except ServerGone as gone:
             self._lose_server(str(gone))
 
-    def _give_up_server(self) -> None:
-        assert self._server is not None
-        self._server.destroy()
-        self._lose_server("the fork server could not end the process")
-
     def _lose_server(self, reason: str) -> None:
         self._server_failure = reason
         self._kill_what_is_left()
@@ -327,22 +327,22 @@ class Supervision:
         """
         import psutil
 
-        left = list(linux.marked_processes(ATTEMPT_VARIABLE, self._attempt.attempt_id))
-        for pid in left:
-            linux.kill_quietly(pid)
+        left = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                if process.pid != self._pid:
+                    if process.environ().get(ATTEMPT_VARIABLE) != self._attempt.attempt_id:
+                        continue
+                    process.kill()
+                left.append(process)
         if self._pid is not None:
             linux.kill_group_quietly(self._pid)
-            left.append(self._pid)
-        dying = []
-        for pid in left:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                dying.append(psutil.Process(pid))
-        psutil.wait_procs(dying, timeout=DIE_S)
+        psutil.wait_procs(left, timeout=DIE_S)
 
     # -- report --------------------------------------------------------------------------------
 
     def _report(self) -> AttemptReport:
-        self._watch.finish(list(self._ledger.phases))
+        self._finish_watching()
         ledger, directory = self._ledger, self._directory
         log = b""
         artifacts: dict[str, bytes] = {}
@@ -370,14 +370,30 @@ class Supervision:
             slot=self._slot,
             artifacts=artifacts,
         )
-        watched = self._watch.result
-        if watched is not None:
-            report.telemetry.update(watched.aggregates)
-            report.facts.update(watched.facts)
-            report.artifacts.update(watched.artifacts)
-        if self._watch.error is not None:
-            report.facts["telemetry_error"] = self._watch.error
+        if self._watched is not None:
+            report.telemetry.update(self._watched.aggregates)
+            report.facts.update(self._watched.facts)
+            report.artifacts.update(self._watched.artifacts)
+        if self._watch_error is not None:
+            report.facts["telemetry_error"] = self._watch_error
         return report
+
+    def _observe(self, tell: Callable[[AttemptObserver], T], *, last: bool = False) -> T | None:
+        """Tell the observer, if there is one; its first failure is kept, not raised."""
+        watch = self._watch
+        if last:
+            self._watch = None
+        if watch is not None:
+            try:
+                return tell(watch)
+            except Exception as error:
+                self._watch_error = self._watch_error or f"{type(error).__name__}: {error}"
+        return None
+
+    def _finish_watching(self) -> None:
+        phases = list(self._ledger.phases)
+        seen = self._observe(lambda watch: watch.finish(phases), last=True)
+        self._watched = seen or self._watched
 
     def _judge(self, log: bytes) -> End:
         now = oom_kills()
@@ -437,25 +453,15 @@ class Supervision:
         try:
             if self._pid is not None and self._exit is None and self._server_failure is None:
                 self._kill(grace=False)
-                self._await_burial()
+                for _ in self._supervise():
+                    pass
         except BaseException:
             if self._server is not None:
                 self._server.destroy()
             raise
         finally:
-            self._watch.finish(list(self._ledger.phases))
+            self._finish_watching()
             if self._result >= 0:
                 os.close(self._result)
             if self._directory is not None:
                 self._directory.remove()
-
-    def _await_burial(self) -> None:
-        assert self._server is not None
-        assert self._bury_by_s is not None
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._server, selectors.EVENT_READ)
-            while self._exit is None and self._server_failure is None:
-                if selector.select(max(0.0, self._bury_by_s - time.monotonic())):
-                    self._hear_server()
-                elif time.monotonic() > self._bury_by_s:
-                    self._give_up_server()

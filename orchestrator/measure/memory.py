@@ -159,15 +159,5 @@ class CudaMemory:
 
 
 def tracker(device_kind: str) -> MemoryTracker:
-    """The tracker of a device kind: ``cpu`` or ``cuda``.
-
-    Raises
-    ------
-    ValueError
-        Any other kind.
-    """
-    if device_kind == "cuda":
-        return CudaMemory()
-    if device_kind == "cpu":
-        return HostMemory()
-    raise ValueError(f"no memory tracker for device kind {device_kind!r}: cpu or cuda")
+    """The tracker of a device kind: ``cpu`` or ``cuda``."""
+    return CudaMemory() if device_kind == "cuda" else HostMemory()

@@ -66,12 +66,15 @@ class MetricSpec:
         Times, sizes, energies and temperatures are better low, rates are better high, anything else
         has no good direction; nothing is taken to be exact.
         """
-        if unit is None:
-            unit = next((u for end, u in _ENDINGS.items() if name.endswith(end)), "1")
-        unit = spelled(unit)
+        unit = unit_of(name) if unit is None else spelled(unit)
         if unit.endswith("/s"):
             return cls(name, unit, "higher")
         return cls(name, unit, "lower" if unit in _LESS_IS_BETTER else None)
+
+
+def unit_of(name: str) -> str:
+    """The unit that a name ends in; ``1`` where it ends in none."""
+    return next((unit for ending, unit in _ENDINGS.items() if name.endswith(ending)), "1")
 
 
 def spelled(unit: str) -> str:

@@ -47,7 +47,7 @@ _hints: Callable[[type], dict[str, Any]] = cache(get_type_hints)
 
 
 def _typed(kind: Any, data: Any) -> Any:
-    if data is None or kind is Any:
+    if kind is Any:
         return data
     origin, inner = get_origin(kind), get_args(kind)
     if origin in (list, tuple):
@@ -56,11 +56,10 @@ def _typed(kind: Any, data: Any) -> Any:
     if origin is dict:
         return {key: _typed(inner[1], one) for key, one in data.items()}
     if origin is UnionType:
-        classes = [one for one in inner if hasattr(one, "__dataclass_fields__")]
-        if len(classes) > 1:
-            kind = {one.json_kind: one for one in classes}[data["kind"]]
-        else:
-            kind = classes[0] if classes else Any
+        known = [one for one in inner if one is not type(None)]
+        if len(known) > 1 and isinstance(data, Mapping):
+            known = [{one.json_kind: one for one in known}[data["kind"]]]
+        return data if data is None or len(known) != 1 else _typed(known[0], data)
     if hasattr(kind, "__dataclass_fields__"):
         return from_json(kind, data)
-    return kind(data) if isinstance(kind, type) and issubclass(kind, (Enum, float)) else data
+    return kind(data) if isinstance(kind, type) else data

@@ -61,9 +61,7 @@ class Recorder:
 
         On CUDA it is an NVTX range as well: the timeline of Nsight Systems shows it by its name.
         """
-        index = self._indices.get(name, 0)
-        self._indices[name] = index + 1
-        common = {"e": "phase", "name": name, "index": index, "measured": measured}
+        common = self._window(name, measured)
         self.clock.sync()
         with ExitStack() as timeline:
             if (nvtx := self.clock.nvtx) is not None:
@@ -71,7 +69,7 @@ class Recorder:
                 timeline.callback(nvtx.range_pop)
             self._emit({**common, "edge": "begin", "t_ns": self.clock.now_ns()})
             try:
-                yield index
+                yield common["index"]
             finally:
                 # It may be an out-of-memory: a sync then raises again and hides the first.
                 self._emit({**common, "edge": "end", "t_ns": self.clock.now_ns()})
@@ -82,11 +80,15 @@ class Recorder:
         For a call whose phases show only from inside (a library that generates by itself): telling
         them as they pass would be work in the middle of what is timed.
         """
-        index = self._indices.get(name, 0)
-        self._indices[name] = index + 1
-        common = {"e": "phase", "name": name, "index": index, "measured": measured}
+        common = self._window(name, measured)
         self._emit({**common, "edge": "begin", "t_ns": begin_ns})
         self._emit({**common, "edge": "end", "t_ns": end_ns})
+
+    def _window(self, name: str, measured: bool) -> Event:
+        """What both edges of the next window of this name say."""
+        index = self._indices.get(name, 0)
+        self._indices[name] = index + 1
+        return {"e": "phase", "name": name, "index": index, "measured": measured}
 
     def samples(
         self, name: str, unit: str, values: Sequence[float], *, role: str = "measured"

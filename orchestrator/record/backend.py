@@ -6,7 +6,7 @@ import ctypes
 import functools
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlparse
 from orchestrator.errors import StoreError
 from orchestrator.record.artifacts import safe_name
 from orchestrator.record.boundary import mlflow_quiet, translated
-from orchestrator.record.runrecord import MetricPoint
+from orchestrator.record.runrecord import RunRecord
 
 # MLflow's limits for one log_batch.
 MAX_PARAMS, MAX_TAGS, MAX_ENTITIES = 100, 100, 1_000
@@ -117,53 +117,26 @@ class Backend:
         if directory is not None:
             write_files(directory, files)
             return
-        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
         with tempfile.TemporaryDirectory(prefix="orchestrator-") as temporary:
             write_files(Path(temporary), files)
             with translated(self._where):
-                get_artifact_repository(run.artifact_uri, self._uri).log_artifacts(temporary)
+                self._elsewhere(run).log_artifacts(temporary)
 
-    def log(
-        self,
-        run_id: str,
-        metrics: Iterable[MetricPoint],
-        params: Mapping[str, str],
-        tags: Mapping[str, str],
-    ) -> None:
-        """Metrics and parameters, then tags; in as few calls as MLflow allows."""
-        from mlflow.entities import Metric, Param, RunTag
+    def finish(self, run_id: str, record: RunRecord, tags: Mapping[str, str]) -> None:
+        """All that a run holds, ``tags``, and then its terminal status; may be repeated."""
+        from mlflow.entities import Metric, Param
 
-        points = [Metric(m.key, m.value, m.timestamp_ms, m.step) for m in metrics]
-        pairs = [Param(key, value) for key, value in params.items()]
-        marks = [RunTag(key, value) for key, value in tags.items()]
+        points = [Metric(m.key, m.value, m.timestamp_ms, m.step) for m in record.metrics]
+        pairs = [Param(key, value) for key, value in record.params.items()]
         with translated(self._where):
-            while True:
+            while points or pairs:
                 some = pairs[:MAX_PARAMS]
-                room = MAX_ENTITIES - len(some) - min(len(marks), MAX_TAGS)
-                batch = points[:room]
-                pairs, points = pairs[len(some) :], points[len(batch) :]
-                last = not pairs and not points and len(marks) <= MAX_TAGS
-                # Tags come last of all: they say that the rest is there.
-                self._store.log_batch(run_id, batch, some, marks if last else [])
-                if last:
-                    return
-                if not pairs and not points:
-                    self._store.log_batch(run_id, [], [], marks[:MAX_TAGS])
-                    marks = marks[MAX_TAGS:]
-
-    def finish(
-        self,
-        run_id: str,
-        metrics: Iterable[MetricPoint],
-        params: Mapping[str, str],
-        tags: Mapping[str, str],
-        status: str,
-        end_ms: int,
-    ) -> None:
-        """All that a run holds and then its terminal status; may be repeated."""
-        self.log(run_id, metrics, params, tags)
-        self.end(run_id, status, end_ms)
+                room = MAX_ENTITIES - len(some)
+                self._store.log_batch(run_id, points[:room], some, [])
+                points, pairs = points[room:], pairs[MAX_PARAMS:]
+        # Tags come last of all: they say that the rest is there.
+        self.tag(run_id, tags)
+        self.end(run_id, record.status, record.end_ms or record.start_ms)
 
     def end(self, run_id: str, status: str, end_ms: int) -> None:
         """Give a run its terminal status."""
@@ -199,50 +172,44 @@ class Backend:
         with translated(self._where):
             return _row(self._store.get_run(run_id))
 
-    def search(self, condition: str, experiments: list[str] | None = None) -> Iterator[RunRow]:
+    def search(
+        self, condition: str, experiments: list[str] | None = None, *, page_size: int = PAGE_SIZE
+    ) -> Iterator[RunRow]:
         """Active runs that meet an MLflow filter, newest first, a page at a time."""
         from mlflow.entities import ViewType
 
         ids = self.experiment_ids() if experiments is None else experiments
-        token: str | None = None
-        while ids:
-            with translated(self._where):
-                page = self._store.search_runs(
-                    ids, condition, ViewType.ACTIVE_ONLY, PAGE_SIZE, None, token
-                )
-            yield from map(_row, page)
-            token = page.token
-            if not token:
-                return
-
-    def newest(self, condition: str, count: int) -> list[RunRow]:
-        """The ``count`` runs begun last of those that meet an MLflow filter."""
-        from mlflow.entities import ViewType
-
-        with translated(self._where):
-            ids = self.experiment_ids()
-            if not ids:
-                return []
-            page = self._store.search_runs(
-                ids, condition, ViewType.ACTIVE_ONLY, count, ["attributes.start_time DESC"], None
+        if ids:
+            yield from map(
+                _row,
+                self._pages(
+                    lambda token: self._store.search_runs(
+                        ids, condition, ViewType.ACTIVE_ONLY, page_size, None, token
+                    )
+                ),
             )
-            return [_row(run) for run in page]
 
     def experiment_ids(self) -> list[str]:
         """Every active experiment."""
         from mlflow.entities import ViewType
 
-        ids: list[str] = []
+        found = self._pages(
+            lambda token: self._store.search_experiments(
+                ViewType.ACTIVE_ONLY, PAGE_SIZE, None, None, token
+            )
+        )
+        return [str(experiment.experiment_id) for experiment in found]
+
+    def _pages(self, ask: Callable[[str | None], Any]) -> Iterator[Any]:
+        """All that the pages hold which ``ask(token)`` gives one by one."""
         token: str | None = None
         while True:
             with translated(self._where):
-                page = self._store.search_experiments(
-                    ViewType.ACTIVE_ONLY, PAGE_SIZE, None, None, token
-                )
-            ids += [str(experiment.experiment_id) for experiment in page]
+                page = ask(token)
+            yield from page
             token = page.token
             if not token:
-                return ids
+                return
 
     def settle(self) -> None:
         """Make the files put so far durable; a server's are its own business."""
@@ -255,12 +222,10 @@ class Backend:
         if directory is not None:
             return (directory / safe_name(name)).read_bytes()
         from mlflow.exceptions import MlflowException
-        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
         with tempfile.TemporaryDirectory(prefix="orchestrator-") as temporary:
-            repository = get_artifact_repository(run.artifact_uri, self._uri)
             try:
-                path = repository.download_artifacts(safe_name(name), temporary)
+                path = self._elsewhere(run).download_artifacts(safe_name(name), temporary)
             except (MlflowException, OSError) as error:
                 if "404" in str(error) or "No such" in str(error) or "does not exist" in str(error):
                     raise FileNotFoundError(name) from error
@@ -275,16 +240,20 @@ class Backend:
             return sorted(
                 str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()
             )
-        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
         names: list[str] = []
         folders: list[str | None] = [None]
         with translated(self._where):
-            repository = get_artifact_repository(run.artifact_uri, self._uri)
+            repository = self._elsewhere(run)
             while folders:
                 for info in repository.list_artifacts(folders.pop()):
                     (folders if info.is_dir else names).append(info.path)
         return sorted(names)
+
+    def _elsewhere(self, run: RunRow) -> Any:
+        """The artifact repository of a run whose files are not on this host."""
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        return get_artifact_repository(run.artifact_uri, self._uri)
 
 
 def server_backend(uri: str, where: str) -> Backend:

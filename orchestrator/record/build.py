@@ -34,6 +34,7 @@ from orchestrator.record.runrecord import (
     MetricPoint,
     RunRecord,
 )
+from orchestrator.record.store import AttemptSummary, summary_of_record
 
 if TYPE_CHECKING:
     from orchestrator.plan.plan import Plan
@@ -311,42 +312,41 @@ def gpu_names(facts: Mapping[str, Any]) -> str:
     return ", ".join(dict.fromkeys(str(gpu["name"]) for gpu in gpus if gpu.get("name")))
 
 
-def lost_report(
-    tags: Mapping[str, str], *, started_at: float, ended_at: float, reason: str
-) -> AttemptReport:
-    """The report of an attempt whose driver died before it could report."""
-    uuids = tuple(filter(None, tags.get("gpu_uuids", "").split(",")))
-    host = tags.get("host")
-    number = tags.get("attempt", "1")
-    return AttemptReport(
-        attempt_id=tags.get(ATTEMPT_TAG, ""),
-        config_hash=tags.get("config_hash", ""),
-        outcome=Outcome.LOST,
-        reason=reason,
-        number=int(number) if number.isdigit() else 1,
-        sweep=tags.get("sweep", ""),
-        started_at=started_at,
+def lost_attempt(
+    attempt: AttemptSummary, *, ended_at: float, reason: str
+) -> tuple[dict[str, str], dict[str, bytes]]:
+    """Tags and files of an attempt whose driver died before it could report."""
+    slot = None
+    if attempt.host:
+        slot = Slot(node_id="", host=attempt.host, cpus=(), gpu_uuids=attempt.devices)
+    report = AttemptReport(
+        attempt.attempt_id,
+        attempt.config_hash,
+        Outcome.LOST,
+        reason,
+        number=attempt.number,
+        sweep=attempt.sweep,
+        started_at=attempt.started_at,
         ended_at=ended_at,
-        slot=Slot(node_id="", host=host, cpus=(), gpu_uuids=uuids) if host else None,
+        slot=slot,
     )
+    tags = {
+        "outcome": Outcome.LOST.value,
+        "verdict": report.verdict.state,
+        "reason": tag_value(reason, REASON_CHARS),
+    }
+    return tags, {REPORT: to_json_bytes(report.to_json())}
 
 
 def lost_record(begin: RunRecord, *, ended_at: float, reason: str) -> RunRecord:
     """A begun attempt of a dead driver, ended as lost."""
-    report = lost_report(
-        begin.tags, started_at=begin.start_ms / 1000, ended_at=ended_at, reason=reason
-    )
+    tags, files = lost_attempt(summary_of_record("", begin), ended_at=ended_at, reason=reason)
     return replace(
         begin,
         status=status_of(Outcome.LOST),
         end_ms=_ms(ended_at),
-        tags={
-            **begin.tags,
-            "outcome": Outcome.LOST.value,
-            "verdict": report.verdict.state,
-            "reason": tag_value(reason, REASON_CHARS),
-        },
-        files={**begin.files, REPORT: to_json_bytes(report.to_json())},
+        tags=begin.tags | tags,
+        files=begin.files | files,
     )
 
 

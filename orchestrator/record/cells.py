@@ -62,47 +62,10 @@ class Result:
 
 @dataclass(frozen=True)
 class RecordedCell:
-    """A cell in the store; what planning asks of an attempt (outcome, number) it has too."""
+    """A cell in the store, and the run that holds it."""
 
-    config_hash: str
     run: SweepRun
     result: Result
-    number: int = 1
-
-    @property
-    def outcome(self) -> str:
-        """``ok`` or ``infeasible``."""
-        return self.result.outcome
-
-    @property
-    def run_id(self) -> str:
-        """Of the sweep's run, which holds the table."""
-        return self.run.run_id
-
-    @property
-    def conditions(self) -> Mapping[str, str]:
-        """None: what it depends on is its basis."""
-        return {}
-
-    @property
-    def attempt_id(self) -> str:
-        """Unique among cells and attempts."""
-        return f"{self.run.run_id}/{self.config_hash}"
-
-    @property
-    def host(self) -> str:
-        """Unknown, and never None: it was computed."""
-        return ""
-
-    @property
-    def started_at(self) -> float:
-        """When its sweep's run began."""
-        return self.run.started_at
-
-    @property
-    def ended_at(self) -> float | None:
-        """None: no cell took a time of its own."""
-        return None
 
 
 @dataclass(frozen=True)
@@ -210,7 +173,7 @@ def recorded(store: Store, trials: Sequence[Trial]) -> dict[str, RecordedCell]:
             wanted = row["hash"] in missing and row["outcome"] in _KEPT
             if wanted and row[_BASIS] == bases[row["hash"]]:
                 result = _result(row, whole.schema)
-                known[row["hash"]] = RecordedCell(row["hash"], run, result)
+                known[row["hash"]] = RecordedCell(run, result)
     return known
 
 

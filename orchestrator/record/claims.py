@@ -93,7 +93,7 @@ class HostLocks:
 
 
 class Claims:
-    """This driver's claims. ``ask`` from one thread, ``recorded`` from any.
+    """This driver's claims. ``ask`` from one thread, ``drop`` from any.
 
     Parameters
     ----------
@@ -185,11 +185,7 @@ class Claims:
         return found
 
     def drop(self, attempt_id: str) -> None:
-        """This attempt will not be made."""
-        self.recorded(attempt_id)
-
-    def recorded(self, attempt_id: str) -> None:
-        """The result of this attempt can be read by others now."""
+        """This attempt will not be made, or others can read its result now; from any thread."""
         with self._lock:
             config_hash = self._hashes.pop(attempt_id, None)
             if config_hash is None:

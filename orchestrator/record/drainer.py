@@ -223,9 +223,6 @@ class Drainer:
                 self._said = str(error)
                 self._say(f"{error} (results wait in the spool)")
 
-        def give_up(state: RetryCallState) -> None:
-            return None
-
         retrying = Retrying(
             retry=retry_if_exception(
                 lambda error: isinstance(error, StoreError) and not isinstance(error, Rejected)
@@ -234,7 +231,7 @@ class Drainer:
             stop=stop_when_event_set(self._stop),
             sleep=sleep_using_event(self._stop),
             before_sleep=trouble,
-            retry_error_callback=give_up,
+            retry_error_callback=lambda state: None,
         )
         result: T | None = retrying(call)
         if result is not None:

@@ -57,11 +57,9 @@ class DriverFile:
         )
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
-    def publish(
-        self, outcomes: Mapping[str, int], running: list[str], *, force: bool = False
-    ) -> None:
+    def publish(self, outcomes: Mapping[str, int], running: list[str]) -> None:
         """Write the state, unless it was written less than a second ago or cannot be."""
-        if not force and time.monotonic() - self._last_s < MIN_INTERVAL_S:
+        if time.monotonic() - self._last_s < MIN_INTERVAL_S:
             return
         self._last_s = time.monotonic()
         state = {

@@ -88,20 +88,17 @@ class EmbeddedStore(Store):
     def _sweep_rows(self) -> list[RunRow]:
         return self._runs(SWEEP_TAG, _SWEEP_TAGS)
 
-    def hashes_like(self, prefix: str) -> frozenset[str] | None:
-        """See :class:`Store`."""
-
+    def _hashes_like(self, prefix: str) -> set[str]:
         def query(connection: sqlite3.Connection) -> set[str]:
             rows = connection.execute(
-                "SELECT DISTINCT value FROM tags"
-                " WHERE key = 'config_hash' AND substr(value, 1, ?) = ?",
+                "SELECT DISTINCT h.value FROM tags h JOIN runs r ON r.run_uuid = h.run_uuid"
+                " WHERE h.key = 'config_hash' AND substr(h.value, 1, ?) = ?"
+                " AND r.lifecycle_stage = 'active'",
                 (len(prefix), prefix),
             )
             return {row[0] for row in rows}
 
-        recorded: set[str] = self._query(query, set())
-        waiting = {s.config_hash for s in self._spooled() if s.config_hash.startswith(prefix)}
-        return frozenset(recorded | waiting)
+        return self._query(query, set())
 
     def file(self, run_id: str, name: str) -> bytes:
         """See :class:`Store`."""

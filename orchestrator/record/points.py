@@ -21,19 +21,8 @@ PHASES_PREFIX = f"{SYSTEM_PREFIX}phases/"
 # be measuring something; 200 draw the same chart, and the whole series is in the Parquet file.
 SERIES_POINTS = 200
 
-# Statistic of a summary -> what follows the metric's name; the median is the metric itself.
-_STATISTICS = (
-    ("median", ""),
-    ("ci_low", ".ci_low"),
-    ("ci_high", ".ci_high"),
-    ("mean", ".mean"),
-    ("std", ".std"),
-    ("mad", ".mad"),
-    ("min", ".min"),
-    ("n", ".n"),
-    ("p95", ".p95"),
-    ("p99", ".p99"),
-)
+# Of a summary; the median has the metric's own name, the others follow it after a dot.
+_STATISTICS = ("median", "ci_low", "ci_high", "mean", "std", "mad", "min", "n", "p95", "p99")
 
 
 def metric_points(report: AttemptReport, protocol: Mapping[str, Any]) -> list[MetricPoint]:
@@ -73,10 +62,10 @@ def _numbers(key: str, metric: Metric, protocol: Mapping[str, Any]) -> Iterator[
         confidence=float(protocol.get("confidence", 0.95)),
         resamples=int(protocol.get("resamples", 10_000)),
     )
-    for statistic, suffix in _STATISTICS:
+    for statistic in _STATISTICS:
         value = getattr(summary, statistic, None)
         if value is not None and math.isfinite(value):
-            yield key + suffix, float(value)
+            yield key if statistic == "median" else f"{key}.{statistic}", float(value)
 
 
 def series_points(content: bytes, started_at: float) -> list[MetricPoint]:

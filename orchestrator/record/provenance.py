@@ -56,7 +56,8 @@ def node_provenance() -> dict[str, Any]:
     """The part that belongs to the node an attempt runs on; command and git are the driver's."""
     facts = copy.deepcopy(_unchanging())
     facts["memory_available_bytes"] = memory.available_bytes()
-    facts["cgroup"] = _cgroup_limits()
+    # None means no limit; cpus are cores' worth of time.
+    facts["cgroup"] = {"cpus": cgroup.cpu_limit(), "memory_bytes": cgroup.memory_limit_bytes()}
     facts["environment"] = _relevant_environment(Redactor.of_environment())
     return facts
 
@@ -122,11 +123,6 @@ def cpu_facts() -> dict[str, Any]:
         "cores_usable": len(cpu.usable_cores()),
         "features": sorted(cpu.flags() & _FEATURES),
     }
-
-
-def _cgroup_limits() -> dict[str, Any]:
-    """Cores' worth of CPU time, and memory; None means no limit."""
-    return {"cpus": cgroup.cpu_limit(), "memory_bytes": cgroup.memory_limit_bytes()}
 
 
 @cache

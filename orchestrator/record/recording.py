@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from orchestrator.attempt import AttemptReport, Outcome, PlannedAttempt, Slot, Trial
+from orchestrator.attempt import AttemptReport, Outcome, PlannedAttempt, RunningAttempt, Slot, Trial
 from orchestrator.errors import StoreError
 from orchestrator.record.build import Builder, Findings
 from orchestrator.record.claims import Claims
@@ -48,7 +48,7 @@ class RecordingSummary:
 
     Attributes
     ----------
-    run_id, experiment : str or None, str
+    run_id : str or None
         The parent run; None if the store was never reached.
     recorded, waiting : int
         Attempts in MLflow, and attempts still in the spool.
@@ -60,19 +60,11 @@ class RecordingSummary:
     """
 
     run_id: str | None
-    experiment: str
     recorded: int
     waiting: int
     run_ids: dict[str, str] = field(default_factory=dict)
     outcomes: dict[str, int] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Begun:
-    attempt: PlannedAttempt
-    slot: Slot
-    at: float
 
 
 class Recording:
@@ -131,7 +123,7 @@ class Recording:
             facts=provenance(command=command),
             labels=labels or {},
         )
-        self._begun: dict[str, _Begun] = {}
+        self._begun: dict[str, RunningAttempt] = {}
         self._outcomes: Counter[str] = Counter()
         self._problems: list[str] = []
         self._summary: RecordingSummary | None = None
@@ -154,7 +146,7 @@ class Recording:
             say=self._say,
             changed=self._changed,
             heartbeat_period_s=heartbeat_period_s,
-            recorded=self.claims.recorded,
+            recorded=self.claims.drop,
         )
         self._drainer.add(begin.path)
         self._spooler = Spooler(
@@ -168,10 +160,6 @@ class Recording:
     def run_id(self) -> str | None:
         """The parent run's id; None until the store has it."""
         return self._drainer.run_id
-
-    def run_id_of(self, attempt_id: str) -> str | None:
-        """An attempt's run id; None until the store has it."""
-        return self._drainer.run_ids.get(attempt_id)
 
     def submit(self, attempt: PlannedAttempt) -> None:
         """An attempt may begin any time now: should we die before we hear of it, it is known."""
@@ -194,9 +182,9 @@ class Recording:
         """
         if self._spooler.failure is not None:
             raise self._spooler.failure
-        begun = _Begun(attempt, slot, time.time())
-        self._begun[attempt.attempt_id] = begun
-        self._spooler.submit(lambda: self._builder.attempt_begin(attempt, slot, begun.at))
+        now = time.time()
+        self._begun[attempt.attempt_id] = RunningAttempt(attempt, now, now, slot)
+        self._spooler.submit(lambda: self._builder.attempt_begin(attempt, slot, now))
 
     def finish(self, report: AttemptReport, trial: Trial) -> None:
         """An attempt ended, begun or not; returns at once, waits only when the disk cannot follow.
@@ -209,7 +197,7 @@ class Recording:
         begun = self._begun.pop(report.attempt_id, None)
         if begun is not None:
             report.slot = report.slot or begun.slot
-            report.started_at = report.started_at or begun.at
+            report.started_at = report.started_at or begun.submitted_at
         report.ended_at = report.ended_at or time.time()
         self._outcomes[report.outcome.value] += 1
         self._spooler.submit(lambda: self._builder.attempt_finish(report, trial))
@@ -252,7 +240,7 @@ class Recording:
         outcome = Outcome.CANCELLED if status == "KILLED" else Outcome.LOST
         why = "the sweep was stopped" if status == "KILLED" else "nothing was heard of it"
         for begun in list(self._begun.values()):
-            self.finish(begun.attempt.report(outcome, why), begun.attempt.trial)
+            self.finish(begun.planned.report(outcome, why), begun.planned.trial)
         counts, ended_at = dict(self._outcomes), time.time()
         self._spooler.submit(
             lambda: self._builder.sweep_end(
@@ -279,7 +267,6 @@ class Recording:
             )
         self._summary = RecordingSummary(
             run_id=self._drainer.run_id,
-            experiment=self.sweep,
             recorded=self._drainer.recorded,
             waiting=len(waiting),
             run_ids=dict(self._drainer.run_ids),

@@ -9,10 +9,9 @@ from pathlib import Path
 
 from orchestrator.attempt import Outcome
 from orchestrator.record import spool
-from orchestrator.record.artifacts import REPORT, to_json_bytes
 from orchestrator.record.backend import RunRow
 from orchestrator.record.boundary import Rejected
-from orchestrator.record.build import lost_record, lost_report, status_of
+from orchestrator.record.build import lost_attempt, lost_record, status_of
 from orchestrator.record.liveness import is_alive
 from orchestrator.record.runrecord import (
     ATTEMPT_TAG,
@@ -23,7 +22,7 @@ from orchestrator.record.runrecord import (
     RunRecord,
 )
 from orchestrator.record.spool import CorruptRecord, Spool, Spooled
-from orchestrator.record.store import Store
+from orchestrator.record.store import Store, summary_of
 from orchestrator.record.writer import Writer
 
 LOST = "the driver died before the attempt could report"
@@ -189,10 +188,9 @@ def reap(store: Store, *, now: float | None = None) -> ReapSummary:
 
 
 def _end_as_lost(store: Store, run: RunRow, now: float) -> None:
-    report = lost_report(run.tags, started_at=run.start_ms / 1000, ended_at=now, reason=LOST)
+    tags, files = lost_attempt(summary_of(run), ended_at=now, reason=LOST)
     backend = store.backend()
-    backend.put_files(run, {REPORT: to_json_bytes(report.to_json())})
-    tags = {"outcome": Outcome.LOST.value, "verdict": report.verdict.state, "reason": LOST}
+    backend.put_files(run, files)
     backend.tag(run.run_id, {**tags, DIGEST_TAG: "reaped"})
     backend.end(run.run_id, status_of(Outcome.LOST), round(now * 1000))
 

@@ -54,7 +54,7 @@ def replay(store: Store, sweep: str) -> Replayed:
     data = store.plan(run.run_id)
     summaries = store.attempts(trial["hash"] for trial in data["trials"])
     ended = {c: [a for a in found if a.outcome] for c, found in summaries.items()}
-    loaded = store.load_all([attempt.run_id for found in ended.values() for attempt in found])
+    reports = store.reports(summaries)
     attempts: dict[str, list[AttemptReport]] = {}
     trials = []
     for entry in data["trials"]:
@@ -62,9 +62,8 @@ def replay(store: Store, sweep: str) -> Replayed:
         if not finished:
             continue  # planned and never made: there is no configuration to show
         trial = _trial(store, entry, finished)
-        attempts[trial.hash] = [
-            with_predictions(loaded[attempt.run_id], trial.identity) for attempt in finished
-        ]
+        found = reports[trial.hash]
+        attempts[trial.hash] = [with_predictions(report, trial.identity) for report in found]
         trials.append(trial)
     if not trials and run.has_cells:
         raise UsageError(

@@ -12,7 +12,7 @@ import io
 import json
 import zipfile
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from orchestrator.conditions import GROUPS
 from orchestrator.record.artifacts import safe_name
@@ -32,9 +32,8 @@ DIGEST_TAG = "record_digest"
 CONDITION_TAGS = {group: f"conditions.{group}" for group in GROUPS}
 
 
-@dataclass(frozen=True)
-class MetricPoint:
-    """One point of a metric's history."""
+class MetricPoint(NamedTuple):
+    """One point of a metric's history; a record holds thousands of them."""
 
     key: str
     value: float
@@ -78,9 +77,8 @@ class RunRecord:
 
     def to_bytes(self) -> bytes:
         """A zip archive of ``record.json`` and the files."""
-        data = {k: v for k, v in self.__dict__.items() if k not in ("files", "metrics")}
+        data = {k: v for k, v in self.__dict__.items() if k != "files"}
         data["version"] = RECORD_VERSION
-        data["metrics"] = [_row(point) for point in self.metrics]
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
             archive.writestr(zipfile.ZipInfo("record.json"), json.dumps(data, allow_nan=False))
@@ -110,11 +108,6 @@ class RunRecord:
             return cls(**data, files=loaded)
         except TypeError as error:
             raise ValueError(f"not a run record: {error}") from error
-
-
-def _row(point: MetricPoint) -> tuple[str, float, int, int]:
-    """The point as a row; a record holds thousands of them."""
-    return (point.key, point.value, point.timestamp_ms, point.step)
 
 
 def digest_of(content: bytes) -> str:

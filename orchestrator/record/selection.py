@@ -12,12 +12,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.attempt import AttemptReport
 from orchestrator.errors import UsageError
+from orchestrator.measure.grouping import grouped
 from orchestrator.measure.wording import counted
 from orchestrator.record import AttemptSummary, Store, SweepRun
 
@@ -54,11 +55,6 @@ class Selection:
         }
 
 
-def attempt_ids(selection: Selection) -> set[str]:
-    """Which attempts were selected."""
-    return {r.attempt_id for reports in selection.attempts.values() for r in reports}
-
-
 def select(store: Store, word: str) -> Selection:
     """The attempts that ``word`` means.
 
@@ -70,23 +66,13 @@ def select(store: Store, word: str) -> Selection:
     summaries = [s for s in _summaries(store, word) if s.outcome]
     if not summaries:
         raise UsageError(f"nothing finished is recorded for {word!r}", where=store.where)
-    return load(store, word, summaries)
-
-
-def load(store: Store, word: str, summaries: Iterable[AttemptSummary]) -> Selection:
-    """Read the whole reports of ``summaries``."""
-    attempts: dict[str, list[AttemptReport]] = {}
-    configs: dict[str, dict[str, Any]] = {}
-    run_ids: dict[str, str] = {}
-    summaries = list(summaries)
-    reports = store.load_all([summary.run_id for summary in summaries])
-    for summary in summaries:
-        report = reports[summary.run_id]
-        attempts.setdefault(summary.config_hash, []).append(report)
-        run_ids[report.attempt_id] = summary.run_id
-        if summary.config_hash not in configs:
-            configs[summary.config_hash] = store.identity(summary.run_id)
-    return Selection(word, attempts, configs, run_ids)
+    found = grouped(summaries, lambda summary: summary.config_hash)
+    return Selection(
+        word,
+        store.reports(found),
+        {config: store.identity(group[0].run_id) for config, group in found.items()},
+        {summary.attempt_id: summary.run_id for summary in summaries},
+    )
 
 
 def runs_with_attempts(store: Store, sweep: str) -> list[SweepRun]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
+from itertools import islice
 
 from orchestrator.errors import StoreError, StoreUnavailable
 from orchestrator.record.backend import Backend, RunRow
@@ -149,11 +150,11 @@ class SharedClaims:
                 if key.startswith(PREFIX) and value:
                     found.setdefault(value, []).append(run.run_id)
         if not self.company:
-            newest = self._backend().newest(f"tags.{SWEEP_TAG} LIKE '%'", NEWEST)
+            every = self._backend().search(f"tags.{SWEEP_TAG} LIKE '%'", page_size=NEWEST)
             since_ms = self._began_ms - CLOCKS_DIFFER_MS
             self.company = any(
                 run.run_id != run_id and (run.end_ms is None or run.end_ms > since_ms)
-                for run in newest
+                for run in islice(every, NEWEST)
             )
         return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,6 @@ from orchestrator.record.spool import storage_error
 from orchestrator.record.store import (
     AttemptSummary,
     Store,
-    state_directory,
     summary_of,
 )
 
@@ -55,7 +55,9 @@ class ServerStore(Store):
         # Without the credentials: they may change while results wait.
         name = re.sub(r"[^A-Za-z0-9.\-]", "_", f"{parts.hostname}{port}")
         key = f"{name}-{hashlib.sha256(self.where.encode()).hexdigest()[:8]}"
-        self.spool_root = (state or state_directory()) / "spool" / key
+        # XDG's state home is for what must survive.
+        base = os.environ.get("XDG_STATE_HOME") or os.path.join(Path.home(), ".local", "state")
+        self.spool_root = (state or Path(base) / "orchestrator") / "spool" / key
 
     def _open_backend(self) -> Backend:
         return server_backend(self.uri, self.where)
@@ -83,11 +85,9 @@ class ServerStore(Store):
         for config_hash in sorted(hashes):
             yield from self.backend().search(f"tags.config_hash = '{config_hash}'", experiments)
 
-    def hashes_like(self, prefix: str) -> frozenset[str] | None:
-        """See :class:`Store`."""
+    def _hashes_like(self, prefix: str) -> set[str]:
         rows = self.backend().search(f"tags.config_hash LIKE '{prefix}%'")
-        waiting = {s.config_hash for s in self._spooled() if s.config_hash.startswith(prefix)}
-        return frozenset({row.tags["config_hash"] for row in rows} | waiting)
+        return {row.tags["config_hash"] for row in rows}
 
     def _sweep_rows(self) -> Iterator[RunRow]:
         return self.backend().search(f"tags.{SWEEP_TAG} LIKE '%'")

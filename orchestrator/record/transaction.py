@@ -16,7 +16,7 @@ from typing import Any
 from orchestrator.record.backend import Backend, RunRow
 from orchestrator.record.boundary import Rejected, translated
 from orchestrator.record.params import legal_key
-from orchestrator.record.runrecord import RUNNING, MetricPoint
+from orchestrator.record.runrecord import RUNNING, MetricPoint, RunRecord
 
 _NAME_TAG = "mlflow.runName"
 
@@ -112,22 +112,14 @@ class SqliteBackend(Backend):
         # It is gone: MLflow says so in its own words.
         return super().create_run(experiment_id, name, start_ms, tags)
 
-    def finish(
-        self,
-        run_id: str,
-        metrics: Iterable[MetricPoint],
-        params: Mapping[str, str],
-        tags: Mapping[str, str],
-        status: str,
-        end_ms: int,
-    ) -> None:
+    def finish(self, run_id: str, record: RunRecord, tags: Mapping[str, str]) -> None:
         """See :class:`Backend`."""
         from sqlalchemy import tuple_, update
         from sqlalchemy.dialects.sqlite import insert
 
         run, tag, param, metric, latest = (self._tables[name] for name in _WRITTEN)
-        points = [_point(run_id, point) for point in metrics]
-        self._check(run_id, [*params, *tags, *(point["key"] for point in points)])
+        points = [_point(run_id, point) for point in record.metrics]
+        self._check(run_id, [*record.params, *tags, *(point["key"] for point in points)])
         newest: dict[str, dict[str, Any]] = {}
         for point in points:
             best = newest.get(point["key"])
@@ -148,7 +140,7 @@ class SqliteBackend(Backend):
         )
         # What is there already stays: the record may be written a second time after a crash.
         writes = (
-            (insert(param).on_conflict_do_nothing(), _pairs(run_id, params)),
+            (insert(param).on_conflict_do_nothing(), _pairs(run_id, record.params)),
             (insert(metric).on_conflict_do_nothing(), points),
             (put_latest, list(newest.values())),
             (put_tag, _pairs(run_id, tags)),
@@ -156,7 +148,7 @@ class SqliteBackend(Backend):
         close = (
             update(run)
             .where(run.c.run_uuid == run_id, run.c.lifecycle_stage == "active")
-            .values(status=status, end_time=end_ms)
+            .values(status=record.status, end_time=record.end_ms or record.start_ms)
         )
         with translated(self._where), self._engine.begin() as connection:
             # First of all: it takes the write lock, and a run that was deleted gets nothing.

@@ -68,13 +68,12 @@ class Writer:
         self._backend.put_files(run, record.files)
         tags = {k: v for k, v in record.tags.items() if run.tags.get(k) != v}
         tags[DIGEST_TAG] = digest
-        end_ms = record.end_ms or record.start_ms
         if record.experiment_tags:
             # Before the end, which makes a second writing of the record leave everything alone. A
             # convenience must not hold up results: an older server may refuse so long a value.
             with suppress(StoreError):
                 self._backend.tag_experiment(run.experiment_id, record.experiment_tags)
-        self._backend.finish(run.run_id, record.metrics, record.params, tags, record.status, end_ms)
+        self._backend.finish(run.run_id, record, tags)
         return run.run_id
 
     def settle(self) -> None:

@@ -43,12 +43,13 @@ def submissions(state: SweepState) -> list[actions.Submit | actions.Skip]:
     ]
 
 
-def avoidable(state: SweepState, attempt: PlannedAttempt) -> frozenset[str]:
-    """The nodes to keep ``attempt`` away from: none, where nothing else could hold it."""
+def avoiding(state: SweepState, attempt: PlannedAttempt) -> PlannedAttempt:
+    """``attempt`` for the cluster: it avoids no node where nothing else could hold it."""
     if not attempt.avoid:
-        return attempt.avoid
+        return attempt
     others = [node for node in state.nodes if node.node_id not in attempt.avoid]
-    return attempt.avoid if slots(others, attempt.trial.resources) else frozenset()
+    elsewhere = slots(others, attempt.trial.resources)
+    return attempt if elsewhere else replace(attempt, avoid=frozenset())
 
 
 def _decisions(state: SweepState, event: events.Event) -> Actions:

@@ -21,7 +21,7 @@ from orchestrator.schedule import actions, events
 from orchestrator.schedule.claiming import ClaimingCluster
 from orchestrator.schedule.cluster.ray.admission import admit
 from orchestrator.schedule.cluster.ray.cluster import PendingCluster
-from orchestrator.schedule.decide import avoidable, decide, submissions
+from orchestrator.schedule.decide import avoiding, decide, submissions
 from orchestrator.schedule.order import interleave
 from orchestrator.schedule.placement import resolve, slots
 from orchestrator.schedule.policy import Limits, retry_policy
@@ -155,18 +155,11 @@ def _missing(
     plan: Plan, attempts: Sequence[PlannedAttempt], reuse: Reuse | None
 ) -> Callable[[str, Sequence[AttemptSummary]], int]:
     """How many attempts of a trial are still to be made, by what is recorded of it by now."""
-    settings = plan.settings
     trials = {attempt.trial.hash: attempt.trial for attempt in attempts}
+    settings = replace(plan.settings, force=False)
 
     def missing(config_hash: str, recorded: Sequence[AttemptSummary]) -> int:
-        todo = compute_todo(
-            [trials[config_hash]],
-            {config_hash: recorded},
-            repeats=settings.repeats,
-            retry_failed=settings.retry.failed,
-            invalid_retries=settings.verdict.retries,
-            reuse=reuse,
-        )
+        todo = compute_todo([trials[config_hash]], {config_hash: recorded}, settings, reuse=reuse)
         return len(todo.attempts)
 
     return missing
@@ -296,7 +289,7 @@ class Driver:
 
     def _submit(self, attempt: PlannedAttempt) -> None:
         self._recording.submit(attempt)
-        self._cluster.submit(replace(attempt, avoid=avoidable(self.state, attempt)))
+        self._cluster.submit(avoiding(self.state, attempt))
         self._view.submitted(attempt)
 
     def _perform(self, action: actions.Action, attempt: PlannedAttempt) -> None:

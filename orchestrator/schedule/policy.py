@@ -58,8 +58,6 @@ class Retry:
 
 RetryPolicy = Mapping[Outcome, Retry]
 
-FINAL = Retry()
-
 
 def retry_policy(*, invalid_retries: int = 1, cooldown_s: float = 30.0) -> RetryPolicy:
     """The policy of this program; what an attempt has proved (a timeout, say) is final.
@@ -71,20 +69,15 @@ def retry_policy(*, invalid_retries: int = 1, cooldown_s: float = 30.0) -> Retry
     cooldown_s : float
         ``verdict.cooldown_s``: what refused it (heat, a neighbour) needs time to go away.
     """
-    return {
-        Outcome.OK: FINAL,
+    tried_again = {
         Outcome.INVALID: Retry(times=invalid_retries, delay_s=cooldown_s),
-        Outcome.OOM_DEVICE: FINAL,
         # The neighbours on that host may have eaten the memory: once more, later, elsewhere.
         Outcome.OOM_HOST: Retry(times=1, delay_s=5.0, elsewhere=True),
-        Outcome.TIMEOUT: FINAL,
         Outcome.CRASHED: Retry(times=1, delay_s=1.0),
-        Outcome.ERROR: FINAL,
-        Outcome.INFEASIBLE: FINAL,
         # The attempt did nothing wrong; a node that dies again and again must not spin us.
         Outcome.LOST: Retry(times=4, delay_s=1.0, growth=3.0, elsewhere=True),
-        Outcome.CANCELLED: FINAL,
     }
+    return {outcome: tried_again.get(outcome, Retry()) for outcome in Outcome}
 
 
 def units_spent(counts: Mapping[Outcome, int], policy: RetryPolicy) -> int:

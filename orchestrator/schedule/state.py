@@ -229,6 +229,7 @@ class SweepState:
 
     def _lane(self, attempt: PlannedAttempt) -> Lane:
         demand = attempt.trial.resources
-        if demand not in self.lanes:
-            self.lanes[demand] = Lane(demand)
-        return self.lanes[demand]
+        lane = self.lanes.get(demand)
+        if lane is None:
+            lane = self.lanes[demand] = Lane(demand)
+        return lane

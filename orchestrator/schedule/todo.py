@@ -6,7 +6,7 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from orchestrator.attempt import Outcome, PlannedAttempt, Trial
 from orchestrator.conditions import Conditions, difference, same
@@ -14,11 +14,8 @@ from orchestrator.plan.plan import TrialState
 from orchestrator.schedule.policy import RetryPolicy, retry_policy, units_spent
 
 if TYPE_CHECKING:
-    from orchestrator.record.cells import RecordedCell
+    from orchestrator.plan.schema import Settings
     from orchestrator.record.store import AttemptSummary
-
-    #: Something recorded that planning may find done.
-    PastAttempt: TypeAlias = AttemptSummary | RecordedCell
 
 
 @dataclass(frozen=True)
@@ -36,7 +33,7 @@ class Reuse:
     """
 
     possible: Mapping[str, Sequence[Conditions]]
-    recorded: Callable[[PastAttempt], Conditions | None]
+    recorded: Callable[[AttemptSummary], Conditions | None]
 
 
 @dataclass(frozen=True)
@@ -49,12 +46,9 @@ class Todo:
 
 def compute_todo(
     trials: Iterable[Trial],
-    existing: Mapping[str, Sequence[PastAttempt]],
+    existing: Mapping[str, Sequence[AttemptSummary]],
+    settings: Settings,
     *,
-    repeats: int = 1,
-    retry_failed: bool = False,
-    force: bool = False,
-    invalid_retries: int = 1,
     reuse: Reuse | None = None,
 ) -> Todo:
     """Which attempts are missing.
@@ -63,14 +57,10 @@ def compute_todo(
     ----------
     existing : mapping of config hash to attempts
         What the store has; trials it does not know are new.
-    repeats : int
-        Measurements wanted of every trial.
-    retry_failed : bool
-        Whether failures (and measurements refused too often) are to be tried again.
-    force : bool
-        Add ``repeats`` attempts to everything, whatever exists.
-    invalid_retries : int
-        ``verdict.retries``: an invalid measurement counts as missing until it was retried as often.
+    settings : Settings
+        ``repeats`` (measurements wanted of every trial), ``force`` (add so many, whatever exists),
+        ``retry.failed`` (failures, and measurements refused too often, are tried again) and
+        ``verdict.retries`` (an invalid measurement is missing until it was retried as often).
 
     reuse : Reuse, optional
         Which attempts count; where left out, all of the same hash.
@@ -80,14 +70,14 @@ def compute_todo(
     Todo
         An infeasible trial has one attempt to be made if it was never recorded: its record.
     """
-    policy = retry_policy(invalid_retries=invalid_retries)
+    policy = retry_policy(invalid_retries=settings.verdict.retries)
     states, attempts = {}, []
     for trial in trials:
         past = existing.get(trial.hash, ())
         stale = None
         if reuse is not None and past and trial.hash in reuse.possible:
             past, stale = _comparable(trial, past, reuse)
-        states[trial.hash], made = _one(trial, past, policy, repeats, retry_failed, force)
+        states[trial.hash], made = _one(trial, past, policy, settings)
         if stale is not None and made:
             first = 1 + max(attempt.number for attempt in existing[trial.hash])
             made = [replace(one, number=first + at) for at, one in enumerate(made)]
@@ -98,8 +88,8 @@ def compute_todo(
 
 
 def _comparable(
-    trial: Trial, past: Sequence[PastAttempt], reuse: Reuse
-) -> tuple[Sequence[PastAttempt], str | None]:
+    trial: Trial, past: Sequence[AttemptSummary], reuse: Reuse
+) -> tuple[Sequence[AttemptSummary], str | None]:
     """Attempts of one class that this run could meet; and what is not as it was of the others.
 
     Of several such classes the one with most measurements: the rest of a trial belongs where its
@@ -117,13 +107,9 @@ def _comparable(
 
 
 def _one(
-    trial: Trial,
-    past: Sequence[PastAttempt],
-    policy: RetryPolicy,
-    repeats: int,
-    retry_failed: bool,
-    force: bool,
+    trial: Trial, past: Sequence[AttemptSummary], policy: RetryPolicy, settings: Settings
 ) -> tuple[TrialState, list[PlannedAttempt]]:
+    repeats, retry_failed = settings.repeats, settings.retry.failed
     counts = Counter(Outcome(attempt.outcome) for attempt in past if attempt.outcome)
     number = 1 + max((attempt.number for attempt in past), default=0)
     expected_s = _usual_s(past)
@@ -136,13 +122,13 @@ def _one(
     counts[Outcome.INFEASIBLE] = sum(
         attempt.outcome == Outcome.INFEASIBLE and attempt.host is not None for attempt in past
     )
-    if force:
+    if settings.force:
         reason = "force=true" if past else None
         return TrialState("new", reason), _numbered(trial, number, repeats, expected_s)
     spent = 0 if retry_failed else units_spent(counts, policy)
     missing = repeats - counts[Outcome.OK] - spent
     if counts[Outcome.INFEASIBLE] and not retry_failed:
-        return TrialState("infeasible", _again("found infeasible when it ran")), []
+        return FOUND_INFEASIBLE, []
     if missing > 0:
         reason = f"{missing} of {repeats} to go" if repeats > 1 and past else None
         made = _numbered(trial, number, missing, expected_s)
@@ -165,7 +151,7 @@ def _numbered(
     return [PlannedAttempt(trial, first + offset, expected_s=expected_s) for offset in range(count)]
 
 
-def _usual_s(past: Sequence[PastAttempt]) -> float | None:
+def _usual_s(past: Sequence[AttemptSummary]) -> float | None:
     """How long measurements of this trial took; None where there is none to go by."""
     spans_s = [
         attempt.ended_at - attempt.started_at
@@ -186,3 +172,6 @@ def _unfinished(counts: Mapping[Outcome, int], policy: RetryPolicy) -> tuple[Out
 
 def _again(what: str) -> str:
     return f"{what} (retry.failed=true tries again)"
+
+
+FOUND_INFEASIBLE = TrialState("infeasible", _again("found infeasible when it ran"))

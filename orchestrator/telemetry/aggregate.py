@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from orchestrator.measure.metric import Absent, Metric, Value
+from orchestrator.measure.metric import Absent, Metric, Value, unit_of
 from orchestrator.telemetry.series import SeriesSet
 from orchestrator.telemetry.window import (
     Figure,
@@ -17,6 +17,7 @@ from orchestrator.telemetry.window import (
     gained,
     mean,
     of_readings,
+    together,
     total_s,
 )
 
@@ -41,9 +42,9 @@ class Figures:
         self._phase, self._reasons = phase, absent
         self.found: dict[str, Metric] = {}
 
-    def put(self, metric: str, unit: str, figure: Figure, *, reads: str | None = None) -> None:
+    def put(self, metric: str, figure: Figure, *, reads: str | None = None) -> None:
         """Add a figure; ``reads`` names the series whose reason explains an absence."""
-        name = f"{self._phase}.{metric}"
+        name, unit = f"{self._phase}.{metric}", unit_of(metric)
         if isinstance(figure, Missing):
             reason = self._reasons.get(reads or metric, figure.reason)
             self.found[name] = Absent(name, unit, reason)
@@ -75,33 +76,34 @@ def host_figures(
         return of_readings(series.get(source, metric), windows, max, period_s=period_s)
 
     cpu_s = delta("process", "cpu_s", fast)
-    out.put("cpu_s", "s", cpu_s)
-    out.put("cpu_utilization", "1", _over(cpu_s, wall_s * sampling.cores))
-    out.put("rss_bytes", "bytes", peak("process", "rss_bytes", fast))
-    out.put("pss_bytes", "bytes", peak("process", "pss_bytes", slow))
-    out.put("minor_faults", "1", delta("process", "minor_faults", fast))
-    out.put("major_faults", "1", delta("process", "major_faults", fast))
+    out.put("cpu_s", cpu_s)
+    out.put("cpu_utilization", _over(cpu_s, wall_s * sampling.cores))
+    out.put("rss_bytes", peak("process", "rss_bytes", fast))
+    out.put("pss_bytes", peak("process", "pss_bytes", slow))
+    out.put("minor_faults", delta("process", "minor_faults", fast))
+    out.put("major_faults", delta("process", "major_faults", fast))
     for metric in ("disk_read_bytes", "disk_write_bytes"):
-        out.put(metric, "bytes", delta("process", metric, slow))
-    out.put("swap_bytes", "bytes", peak("process", "swap_bytes", slow))
+        out.put(metric, delta("process", metric, slow))
+    out.put("swap_bytes", peak("process", "swap_bytes", slow))
     ticks_s = max(slow, TICKS_AT_LEAST_S)
     busy_s = delta("host", "busy_s", slow, ticks_s)
     steal_s = delta("host", "steal_s", slow, ticks_s)
-    out.put("steal_ratio", "1", _over(steal_s, wall_s * sampling.cores), reads="steal_s")
+    out.put("steal_ratio", _over(steal_s, wall_s * sampling.cores), reads="steal_s")
     own_s = delta("host", "supervisor_cpu_s", slow, ticks_s)
-    out.put("other_cpu_ratio", "1", _others(busy_s, cpu_s, own_s, wall_s * sampling.cores))
+    others_s = together((busy_s, cpu_s, own_s), lambda s: max(0.0, s[0] - s[1] - s[2]))
+    out.put("other_cpu_ratio", _over(others_s, wall_s * sampling.cores))
     for kind in ("cpu", "memory", "io"):
         waited = delta("host", f"psi_{kind}_s", slow)
-        out.put(f"psi_{kind}_ratio", "1", _over(waited, wall_s), reads=f"psi_{kind}_s")
+        out.put(f"psi_{kind}_ratio", _over(waited, wall_s), reads=f"psi_{kind}_s")
     throttled_s = delta("host", "cgroup_throttled_s", slow)
-    out.put("cgroup_throttled_s", "s", throttled_s)
-    out.put("cgroup_throttled_ratio", "1", _over(throttled_s, wall_s), reads="cgroup_throttled_s")
-    out.put("cgroup_memory_bytes", "bytes", peak("host", "cgroup_memory_bytes", slow))
+    out.put("cgroup_throttled_s", throttled_s)
+    out.put("cgroup_throttled_ratio", _over(throttled_s, wall_s), reads="cgroup_throttled_s")
+    out.put("cgroup_memory_bytes", peak("host", "cgroup_memory_bytes", slow))
     clock = of_readings(series.get("host", "cpu_frequency_hz"), windows, mean, period_s=slow)
-    out.put("cpu_frequency_hz", "Hz", clock)
+    out.put("cpu_frequency_hz", clock)
     rapl = series.get("host", "rapl_energy_j")
     energy = gained(rapl, windows, period_s=slow, modulus=sampling.rapl_range_j)
-    out.put("rapl_energy_j", "J", energy)
+    out.put("rapl_energy_j", energy)
     return out.found
 
 
@@ -109,15 +111,3 @@ def _over(figure: Figure, whole: float) -> Figure:
     if isinstance(figure, Missing):
         return figure
     return figure / whole if whole > 0 else Missing("the window has no length")
-
-
-def _others(busy_s: Figure, cpu_s: Figure, own_s: Figure, capacity_s: float) -> Figure:
-    for figure in (busy_s, cpu_s, own_s):
-        if isinstance(figure, Missing):
-            return figure
-    assert not isinstance(busy_s, Missing)
-    assert not isinstance(cpu_s, Missing)
-    assert not isinstance(own_s, Missing)
-    if capacity_s <= 0:
-        return Missing("the window has no length")
-    return max(0.0, busy_s - cpu_s - own_s) / capacity_s

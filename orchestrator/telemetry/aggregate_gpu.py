@@ -23,6 +23,7 @@ from orchestrator.telemetry.window import (
     of_readings,
     refresh_s,
     spacing_s,
+    together,
     total_s,
 )
 
@@ -50,14 +51,6 @@ REASON_BITS = {
 
 
 @dataclass(frozen=True)
-class GpuSampling:
-    """Which GPUs were sampled, and how often."""
-
-    period_s: float
-    uuids: Sequence[str] = ()
-
-
-@dataclass(frozen=True)
 class Energy:
     """Energy over some windows, and how far off it may be."""
 
@@ -69,54 +62,58 @@ def gpu_figures(
     phase: str,
     windows: Sequence[Window],
     series: SeriesSet,
-    sampling: GpuSampling,
+    uuids: Sequence[str],
     absent: Mapping[str, Mapping[str, str]],
+    *,
+    period_s: float,
 ) -> dict[str, Metric]:
     """Figures of every GPU of the attempt over one phase's windows.
 
     Parameters
     ----------
+    period_s : float
+        How often they were sampled.
     absent : mapping of uuid to mapping of metric to reason
         Why a GPU has no series of a metric; ``*`` stands for all of them.
     """
     out = Figures(phase, {})
-    if not sampling.uuids:
-        for metric, unit in (("energy_j", "J"), ("power_w", "W")):
-            out.put(metric, unit, Missing("the attempt owns no GPU"))
+    if not uuids:
+        for metric in ("energy_j", "power_w"):
+            out.put(metric, Missing("the attempt owns no GPU"))
         return out.found
-    cards = [_Card(u, windows, series, sampling, absent.get(u, {})) for u in sampling.uuids]
+    cards = [_Card(u, windows, series, period_s, absent.get(u, {})) for u in uuids]
 
-    def put(metric: str, unit: str, how: Callable[[Sequence[float]], float], *of: Figure) -> None:
-        out.put(metric, unit, _together(of, how))
+    def put(metric: str, how: Callable[[Sequence[float]], float], *of: Figure) -> None:
+        out.put(metric, together(of, how))
 
     energies = [card.energy() for card in cards]
-    put("energy_j", "J", sum, *(e.joules for e in energies))
-    put("energy_error_j", "J", sum, *(e.error_j for e in energies))
-    put("power_w", "W", sum, *(c.power(e) for c, e in zip(cards, energies, strict=True)))
-    put("power_max_w", "W", sum, *(c.reading("power_w", max) for c in cards))
-    put("power_limit_w", "W", sum, *(c.slow_reading("power_limit_w", min) for c in cards))
-    put("sm_clock_hz", "Hz", mean, *(c.reading("sm_clock_hz", mean) for c in cards))
-    put("sm_clock_min_hz", "Hz", min, *(c.reading("sm_clock_hz", min) for c in cards))
+    put("energy_j", sum, *(e.joules for e in energies))
+    put("energy_error_j", sum, *(e.error_j for e in energies))
+    put("power_w", sum, *(c.power(e) for c, e in zip(cards, energies, strict=True)))
+    put("power_max_w", sum, *(c.reading("power_w", max) for c in cards))
+    put("power_limit_w", sum, *(c.slow_reading("power_limit_w", min) for c in cards))
+    put("sm_clock_hz", mean, *(c.reading("sm_clock_hz", mean) for c in cards))
+    put("sm_clock_min_hz", min, *(c.reading("sm_clock_hz", min) for c in cards))
     ratios = [c.clock_ratio() for c in cards]
     # A GPU that waited for the others must not hide how slow they were.
-    put("sm_clock_ratio", "1", min, *([r for r in ratios if r != Missing(NEVER_BUSY)] or ratios))
-    put("memory_clock_hz", "Hz", mean, *(c.reading("memory_clock_hz", mean) for c in cards))
-    put("temperature_max_c", "°C", max, *(c.reading("temperature_c", max) for c in cards))
+    put("sm_clock_ratio", min, *([r for r in ratios if r != Missing(NEVER_BUSY)] or ratios))
+    put("memory_clock_hz", mean, *(c.reading("memory_clock_hz", mean) for c in cards))
+    put("temperature_max_c", max, *(c.reading("temperature_c", max) for c in cards))
     hottest = (c.reading("memory_temperature_c", max) for c in cards)
-    put("memory_temperature_max_c", "°C", max, *hottest)
-    put("pstate_max", "1", max, *(c.reading("pstate", max) for c in cards))
-    put("gpu_utilization", "1", mean, *(c.reading("gpu_utilization", mean) for c in cards))
+    put("memory_temperature_max_c", max, *hottest)
+    put("pstate_max", max, *(c.reading("pstate", max) for c in cards))
+    put("gpu_utilization", mean, *(c.reading("gpu_utilization", mean) for c in cards))
     busy = (c.reading("memory_utilization", mean) for c in cards)
-    put("memory_utilization", "1", mean, *busy)
+    put("memory_utilization", mean, *busy)
     for metric in ("device_memory_bytes", "process_memory_bytes"):
-        put(metric, "bytes", sum, *(c.reading(metric, max) for c in cards))
+        put(metric, sum, *(c.reading(metric, max) for c in cards))
     for metric in ("foreign_processes", "display_processes"):
-        put(metric, "1", max, *(c.reading(metric, max) for c in cards))
+        put(metric, max, *(c.reading(metric, max) for c in cards))
     for metric in ("pcie_generation", "pcie_width"):
-        put(metric, "1", min, *(c.slow_reading(metric, min) for c in cards))
-    put("ecc_uncorrected", "1", sum, *(c.counter("ecc_uncorrected") for c in cards))
+        put(metric, min, *(c.slow_reading(metric, min) for c in cards))
+    put("ecc_uncorrected", sum, *(c.counter("ecc_uncorrected") for c in cards))
     for metric, counters, bits in _THROTTLES:
-        put(metric, "s", max, *(c.throttled(counters, bits) for c in cards))
+        put(metric, max, *(c.throttled(counters, bits) for c in cards))
     return out.found
 
 
@@ -151,11 +148,11 @@ class _Card:
         uuid: str,
         windows: Sequence[Window],
         series: SeriesSet,
-        sampling: GpuSampling,
+        period_s: float,
         absent: Mapping[str, str],
     ) -> None:
         self._uuid, self._windows, self._series = uuid, windows, series
-        self._period_s, self._absent = sampling.period_s, absent
+        self._period_s, self._absent = period_s, absent
         self._wall_s = total_s(windows)
 
     def _get(self, metric: str) -> Series | None:
@@ -168,25 +165,16 @@ class _Card:
         return Missing(reason) if reason else figure
 
     def reading(self, metric: str, how: Callable[[Sequence[float]], float]) -> Figure:
-        throughout = metric not in _RARE
+        series, throughout = self._get(metric), metric not in _RARE
         found = of_readings(
-            self._get(metric),
-            self._windows,
-            how,
-            period_s=self._period_s,
-            throughout=throughout,
+            series, self._windows, how, period_s=self._period_s, throughout=throughout
         )
         return self._explained(metric, found)
 
     def slow_reading(self, metric: str, how: Callable[[Sequence[float]], float]) -> Figure:
         """A value that hardly moves: the last reading before the windows stands in for them."""
         series = self._get(metric)
-        if (
-            series is not None
-            and len(series)
-            and self._windows
-            and not inside(series, self._windows)
-        ):
+        if series is not None and self._windows and not inside(series, self._windows):
             before = bisect_left(series.t_ns, self._windows[0][0])
             if before:
                 return series.values[before - 1]
@@ -242,11 +230,10 @@ class _Card:
         if clock is None or allowed <= 0:
             return self._explained("sm_clock_hz", Missing("was never read"))
         busy = self._get("gpu_utilization")
-        busy_at = (
-            None
-            if busy is None
-            else {t for t, u in zip(busy.t_ns, busy.values, strict=True) if u >= BUSY_AT_LEAST}
-        )
+        busy_at = None
+        if busy is not None:
+            times = zip(busy.t_ns, busy.values, strict=True)
+            busy_at = {t for t, u in times if u >= BUSY_AT_LEAST}
         found = [
             value
             for begin, end in self._windows
@@ -284,9 +271,3 @@ class _Card:
             "clocks_event_reasons", lambda values: mean([bool(int(v) & bits) for v in values])
         )
         return share if isinstance(share, Missing) else share * self._wall_s
-
-
-def _together(figures: Sequence[Figure], how: Callable[[Sequence[float]], float]) -> Figure:
-    known = [f for f in figures if not isinstance(f, Missing)]
-    missing = [f for f in figures if isinstance(f, Missing)]
-    return missing[0] if missing else float(how(known))

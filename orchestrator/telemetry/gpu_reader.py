@@ -7,6 +7,7 @@ do not exist.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -37,12 +38,16 @@ class GpuReader:
         parent = self.device.parent_uuid
         mig = parent is not None
         self._board = self._handle if parent is None else session.handle(parent)
-        self._fast: dict[str, tuple[str, Probe]] = {}
-        self._slow: dict[str, tuple[str, Probe]] = {}
-        self._fields: dict[str, tuple[str, int, float, bool]] = {}
+        self._fast: dict[str, Probe] = {}
+        self._slow: dict[str, Probe] = {}
+        self._fields: dict[str, tuple[int, float]] = {}
         self._prepare(mig)
-        self.baseline = frozenset(self._pids() or ())
-        self.memory_before_bytes = self._left_bytes()
+        self.baseline: frozenset[int] = frozenset()
+        self.memory_before_bytes: float | None = None
+        with contextlib.suppress(NvmlError):
+            self.baseline = frozenset(p.pid for p in session.processes(self._handle))
+        with contextlib.suppress(NvmlError):
+            self.memory_before_bytes = float(session.left_bytes(self._handle))
 
     def read(self, now: int, round_number: int, is_ours: Callable[[int], bool] | None) -> None:
         """One round; everything it learns goes into the series, every refusal into ``absent``."""
@@ -60,33 +65,28 @@ class GpuReader:
                 self.lost = error.what
 
     def _prepare(self, mig: bool) -> None:
-        nvml, board, own = self._session.pynvml, self._board, self._handle
-        call = self._session.call
-
-        def probe(function: str, *arguments: Any, scale: float = 1.0) -> Probe:
-            return lambda: call(function, *arguments) * scale
-
+        nvml, board, own, probe = self._session.pynvml, self._board, self._handle, self._probe
         clock = "nvmlDeviceGetClockInfo"
         self._fast = {
-            "sm_clock_hz": ("Hz", probe(clock, board, nvml.NVML_CLOCK_SM, scale=1e6)),
-            "memory_clock_hz": ("Hz", probe(clock, board, nvml.NVML_CLOCK_MEM, scale=1e6)),
-            "temperature_c": ("°C", probe("nvmlDeviceGetTemperature", board, 0)),
-            "pstate": ("1", probe("nvmlDeviceGetPerformanceState", board)),
-            "clocks_event_reasons": ("1", self._reasons),
-            "device_memory_bytes": ("bytes", lambda: float(self._session.used_bytes(own))),
+            "sm_clock_hz": probe(clock, board, nvml.NVML_CLOCK_SM, scale=1e6),
+            "memory_clock_hz": probe(clock, board, nvml.NVML_CLOCK_MEM, scale=1e6),
+            "temperature_c": probe("nvmlDeviceGetTemperature", board, 0),
+            "pstate": probe("nvmlDeviceGetPerformanceState", board),
+            "clocks_event_reasons": self._reasons,
+            "device_memory_bytes": lambda: float(self._session.used_bytes(own)),
         }
         if mig:
             reason = f"MIG slices of {self.device.parent_uuid} share it"
             self.absent |= dict.fromkeys(_SHARED_BY_SLICES, reason)
         else:
-            self._fast["gpu_utilization"] = ("1", self._utilization)
+            self._fast["gpu_utilization"] = self._utilization
         self._slow = {
-            "power_limit_w": ("W", probe("nvmlDeviceGetEnforcedPowerLimit", board, scale=1e-3)),
-            "pcie_generation": ("1", probe("nvmlDeviceGetCurrPcieLinkGeneration", board)),
-            "pcie_width": ("1", probe("nvmlDeviceGetCurrPcieLinkWidth", board)),
-            "ecc_corrected": ("1", probe("nvmlDeviceGetTotalEccErrors", board, 0, 0)),
-            "ecc_uncorrected": ("1", probe("nvmlDeviceGetTotalEccErrors", board, 1, 0)),
-            "sm_clock_allowed_hz": ("Hz", self._allowed_clock_hz),
+            "power_limit_w": probe("nvmlDeviceGetEnforcedPowerLimit", board, scale=1e-3),
+            "pcie_generation": probe("nvmlDeviceGetCurrPcieLinkGeneration", board),
+            "pcie_width": probe("nvmlDeviceGetCurrPcieLinkWidth", board),
+            "ecc_corrected": probe("nvmlDeviceGetTotalEccErrors", board, 0, 0),
+            "ecc_uncorrected": probe("nvmlDeviceGetTotalEccErrors", board, 1, 0),
+            "sm_clock_allowed_hz": self._allowed_clock_hz,
         }
         if mig:
             del self._slow["power_limit_w"]
@@ -94,41 +94,45 @@ class GpuReader:
 
     def _prepare_fields(self, mig: bool) -> None:
         nvml, call, board = self._session.pynvml, self._session.call, self._board
-        wanted = {"memory_temperature_c": ("°C", nvml.NVML_FI_DEV_MEMORY_TEMP, 1.0, False)}
+        wanted = {"memory_temperature_c": (nvml.NVML_FI_DEV_MEMORY_TEMP, 1.0)}
         if not mig:
             wanted |= {
-                "energy_j": ("J", nvml.NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION, 1e-3, True),
-                "power_w": ("W", nvml.NVML_FI_DEV_POWER_INSTANT, 1e-3, False),
-                "power_average_w": ("W", nvml.NVML_FI_DEV_POWER_AVERAGE, 1e-3, False),
+                "energy_j": (nvml.NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION, 1e-3),
+                "power_w": (nvml.NVML_FI_DEV_POWER_INSTANT, 1e-3),
+                "power_average_w": (nvml.NVML_FI_DEV_POWER_AVERAGE, 1e-3),
             }
         ids = throttle_field_ids(self._session.driver_version, nvml)
-        wanted |= {name: ("s", number, 1e-9, True) for name, number in ids.items()}
+        wanted |= {name: (number, 1e-9) for name, number in ids.items()}
         self._fields = dict(wanted)
         self._read_fields(time.perf_counter_ns())
-        fallback: dict[str, Probe] = {}
-        if "energy_j" in wanted and "energy_j" not in self._fields:
+        refused = wanted.keys() - self._fields.keys()
+        if "energy_j" in refused:
             function = "nvmlDeviceGetTotalEnergyConsumption"
-            fallback["energy_j"] = lambda: call(function, board) * 1e-3
-        if "power_w" in wanted and "power_w" not in self._fields:
+            self._fast["energy_j"] = self._probe(function, board, scale=1e-3)
+        if "power_w" in refused:
             # nvmlDeviceGetPowerUsage is instantaneous up to GA100 and a 1 s average after it.
             capability = self.device.compute_capability or ""
             instant = tuple(map(int, capability.split("."))) <= (8, 0) if capability else False
             name = "power_w" if instant else "power_average_w"
-            if name not in self._fields:
-                fallback[name] = lambda: call("nvmlDeviceGetPowerUsage", board) * 1e-3
+            if name in refused:
+                self._fast[name] = self._probe("nvmlDeviceGetPowerUsage", board, scale=1e-3)
         for metric, policy in (("throttle_power_cap_s", 0), ("throttle_thermal_policy_s", 1)):
-            if metric in wanted and metric not in self._fields:
-                fallback[metric] = lambda p=policy: (  # type: ignore[misc]
+            if metric in refused:
+                self._fast[metric] = lambda p=policy: (  # type: ignore[misc]
                     call("nvmlDeviceGetViolationStatus", board, p).violationTime * 1e-9
                 )
-        for metric, probe in fallback.items():
-            unit = wanted[metric][0]
-            self._fast[metric] = (unit, probe)
+
+    def _probe(self, function: str, *arguments: Any, scale: float = 1.0) -> Probe:
+        return lambda: self._session.call(function, *arguments) * scale
+
+    def _add(self, metric: str, now: int, value: float) -> None:
+        counter = metric.startswith(_COUNTERS)
+        self._series.add(self.uuid, metric, now, value, counter=counter)
 
     def _read_fields(self, now: int) -> None:
         if not self._fields:
             return
-        ids = [number for _, number, _, _ in self._fields.values()]
+        ids = [number for number, _ in self._fields.values()]
         try:
             answers = self._session.fields(self._board, ids)
         except NvmlError as error:
@@ -137,20 +141,17 @@ class GpuReader:
                 self._fields = {}
                 return
             raise
-        for (metric, (unit, _, scale, counter)), answer in zip(
-            list(self._fields.items()), answers, strict=True
-        ):
+        for (metric, (_, scale)), answer in zip(list(self._fields.items()), answers, strict=True):
             if answer.value is not None:
-                value = answer.value * scale
-                self._series.add(self.uuid, metric, unit, now, value, counter=counter)
+                self._add(metric, now, answer.value * scale)
             elif answer.kind is Kind.LOST:
                 raise NvmlError(str(answer.reason), kind=Kind.LOST)
             elif answer.kind in _FINAL:
                 self.absent[metric] = str(answer.reason)
                 del self._fields[metric]
 
-    def _read_probes(self, now: int, probes: dict[str, tuple[str, Probe]]) -> None:
-        for metric, (unit, probe) in list(probes.items()):
+    def _read_probes(self, now: int, probes: dict[str, Probe]) -> None:
+        for metric, probe in list(probes.items()):
             try:
                 value = probe()
             except NvmlError as error:
@@ -165,11 +166,9 @@ class GpuReader:
                     continue
                 raise
             self.absent.pop(metric, None)
-            counter = metric in _COUNTERS
-            self._series.add(self.uuid, metric, unit, now, value, counter=counter)
+            self._add(metric, now, value)
             if metric == "gpu_utilization":  # one call tells both
-                add, memory = self._series.add, self._memory_utilization
-                add(self.uuid, "memory_utilization", "1", now, memory)
+                self._add("memory_utilization", now, self._memory_utilization)
 
     def _read_processes(self, now: int, is_ours: Callable[[int], bool]) -> None:
         try:
@@ -183,11 +182,10 @@ class GpuReader:
         shares: ProcessSplit = split(
             found, is_ours, host_namespace=in_host_namespace(), baseline=self.baseline
         )
-        add = self._series.add
-        add(self.uuid, "foreign_processes", "1", now, shares.foreign)
-        add(self.uuid, "display_processes", "1", now, shares.display)
+        self._add("foreign_processes", now, shares.foreign)
+        self._add("display_processes", now, shares.display)
         if shares.own_bytes is not None:
-            add(self.uuid, "process_memory_bytes", "bytes", now, shares.own_bytes)
+            self._add("process_memory_bytes", now, shares.own_bytes)
         self.absent["process_memory_bytes"] = (
             shares.reason or "the measured process was not seen on the GPU"
         )
@@ -221,29 +219,9 @@ class GpuReader:
         maximum = self._session.call("nvmlDeviceGetMaxClockInfo", self._board, nvml.NVML_CLOCK_SM)
         return float(maximum) * 1e6
 
-    def _pids(self) -> list[int] | None:
-        try:
-            return [p.pid for p in self._session.processes(self._handle)]
-        except NvmlError:
-            return None
-
-    def _left_bytes(self) -> float | None:
-        try:
-            return float(self._session.left_bytes(self._handle))
-        except NvmlError:
-            return None
-
 
 _SHARED_BY_SLICES = (
     *("energy_j", "power_w", "power_average_w", "power_limit_w"),
     *("gpu_utilization", "memory_utilization"),
 )
-_COUNTERS = frozenset(
-    {
-        "energy_j",
-        "throttle_power_cap_s",
-        "throttle_thermal_policy_s",
-        "ecc_corrected",
-        "ecc_uncorrected",
-    }
-)
+_COUNTERS = ("energy_j", "throttle_", "ecc_")

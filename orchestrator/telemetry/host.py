@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from orchestrator.host.cgroup import ROOT
@@ -71,7 +71,6 @@ class HostSampler:
         self._proc, self._now_ns, self._cost_ns = proc, now_ns, cost_ns
         self._wanted = {f"cpu{n}".encode() for n in cpus} or {b"cpu"}
         self._mean_cost_s = 0.0
-        self._stat: KernelFile | None = None
         self._process: dict[str, KernelFile] = {}
         self._pss_due_ns = 0
         self._pss_read_ns = 0
@@ -97,8 +96,8 @@ class HostSampler:
     def attach(self, pid: int) -> None:
         """Start following the measured process, reading everything once."""
         root = self._proc / str(pid)
-        self._process = {k: KernelFile(root / k) for k in ("io", "status", "smaps_rollup")}
-        self._stat = KernelFile(root / "stat")
+        names = ("stat", "io", "status", "smaps_rollup")
+        self._process = {name: KernelFile(root / name) for name in names}
         self._pss_read_ns = self._now_ns()
         self._pss_due_ns = self._pss_read_ns + round(PSS_FIRST_S * 1e9)
         for name, metric in (("io", "disk_read_bytes"), ("io", "disk_write_bytes")):
@@ -128,61 +127,59 @@ class HostSampler:
 
     def close(self) -> None:
         """Give every descriptor back."""
-        files = [*self._host.values(), *self._process.values(), *self._rapl, *self._frequency]
-        for file in [*files, *([self._stat] if self._stat else [])]:
-            file.close()
+        for files in (self._host.values(), self._process.values(), self._rapl, self._frequency):
+            for file in files:
+                file.close()
 
     def _read_process(self, now: int) -> None:
-        data = self._stat.read() if self._stat is not None else None
+        data = _content(self._process, "stat")
         if data is None:
             return
         # The command name may hold spaces and parentheses: fields count from the last ')'.
         parts = data[data.rfind(b")") + 2 :].split()
         add = self.series.add
         cpu_s = (int(parts[11]) + int(parts[12]) + int(parts[13]) + int(parts[14])) * _TICK_S
-        add("process", "cpu_s", "s", now, cpu_s, counter=True)
-        add("process", "rss_bytes", "bytes", now, int(parts[21]) * PAGE_BYTES)
-        add("process", "minor_faults", "1", now, int(parts[7]), counter=True)
-        add("process", "major_faults", "1", now, int(parts[9]), counter=True)
+        add("process", "cpu_s", now, cpu_s, counter=True)
+        add("process", "rss_bytes", now, int(parts[21]) * PAGE_BYTES)
+        add("process", "minor_faults", now, int(parts[7]), counter=True)
+        add("process", "major_faults", now, int(parts[9]), counter=True)
 
     def _read_slow(self, now: int) -> None:
         add = self.series.add
         if data := self._host["stat"].read():
             busy, steal = _cpu_times(data, self._wanted)
-            add("host", "busy_s", "s", now, busy * _TICK_S, counter=True)
-            add("host", "steal_s", "s", now, steal * _TICK_S, counter=True)
-            add("host", "supervisor_cpu_s", "s", now, time.process_time(), counter=True)
+            add("host", "busy_s", now, busy * _TICK_S, counter=True)
+            add("host", "steal_s", now, steal * _TICK_S, counter=True)
+            add("host", "supervisor_cpu_s", now, time.process_time(), counter=True)
         for kind in _PSI:
             if data := self._host[f"psi_{kind}"].read():
                 total_us = int(data.split(b"total=", 1)[1].split(None, 1)[0])
-                add("host", f"psi_{kind}_s", "s", now, total_us / 1e6, counter=True)
+                add("host", f"psi_{kind}_s", now, total_us / 1e6, counter=True)
         self._read_cgroup(now)
-        for name, file in self._process.items():
-            if name != "smaps_rollup" and (data := file.read()):
-                found = numbers(data)
-                if name == "io":
-                    for key in ("read_bytes", "write_bytes"):
-                        add("process", f"disk_{key}", "bytes", now, found[key], counter=True)
-                elif "VmHWM" in found:  # a zombie's status has no memory lines
-                    add("process", "rss_peak_bytes", "bytes", now, found["VmHWM"] * 1024)
-                    add("process", "swap_bytes", "bytes", now, found.get("VmSwap", 0) * 1024)
+        if data := _content(self._process, "io"):
+            found = numbers(data)
+            for key in ("read_bytes", "write_bytes"):
+                add("process", f"disk_{key}", now, found[key], counter=True)
+        found = numbers(_content(self._process, "status") or b"")
+        if "VmHWM" in found:  # a zombie's status has no memory lines
+            add("process", "rss_peak_bytes", now, found["VmHWM"] * 1024)
+            add("process", "swap_bytes", now, found.get("VmSwap", 0) * 1024)
         rapl = [int(d) for file in self._rapl if (d := file.read())]
         if rapl:
-            add("host", "rapl_energy_j", "J", now, sum(rapl) / 1e6, counter=True)
+            add("host", "rapl_energy_j", now, sum(rapl) / 1e6, counter=True)
         clocks = [int(d) for file in self._frequency if (d := file.read())]
         if clocks:
-            add("host", "cpu_frequency_hz", "Hz", now, 1e3 * sum(clocks) / len(clocks))
+            add("host", "cpu_frequency_hz", now, 1e3 * sum(clocks) / len(clocks))
 
     def _read_cgroup(self, now: int) -> None:
         add = self.series.add
-        if (file := self._host.get("cgroup_cpu")) and (data := file.read()):
-            throttled = numbers(data).get(self._throttled_key)
-            if throttled is not None:
-                seconds = throttled * self._throttled_unit_s
-                add("host", "cgroup_throttled_s", "s", now, seconds, counter=True)
+        throttled = numbers(_content(self._host, "cgroup_cpu") or b"").get(self._throttled_key)
+        if throttled is not None:
+            seconds = throttled * self._throttled_unit_s
+            add("host", "cgroup_throttled_s", now, seconds, counter=True)
         for name in ("memory", "memory_peak"):
-            if (file := self._host.get(f"cgroup_{name}")) and (data := file.read()):
-                add("host", f"cgroup_{name}_bytes", "bytes", now, int(data))
+            if data := _content(self._host, f"cgroup_{name}"):
+                add("host", f"cgroup_{name}_bytes", now, int(data))
 
     def _read_pss(self, now: int) -> None:
         resident = self.series.get("process", "rss_bytes")
@@ -201,7 +198,7 @@ class HostSampler:
         self._pss_page_s = (self._now_ns() - now) / 1e9 / pages
         self._pss_read_ns = now
         if data and "Pss" in (found := numbers(data)):
-            self.series.add("process", "pss_bytes", "bytes", now, found["Pss"] * 1024)
+            self.series.add("process", "pss_bytes", now, found["Pss"] * 1024)
             self.absent.pop("pss_bytes", None)
         self._pss_gap_s = min(2 * self._pss_gap_s, PSS_MAX_S)
         self._pss_due_ns = now + round(self._pss_gap_s * 1e9)
@@ -216,6 +213,10 @@ class HostSampler:
             self.absent["rapl_energy_j"] = reason or "this CPU has no RAPL counters here"
         if all(f.reason for f in self._frequency):
             self.absent["cpu_frequency_hz"] = "no cpufreq driver on this host"
+
+
+def _content(files: Mapping[str, KernelFile], name: str) -> bytes | None:
+    return files[name].read() if name in files else None
 
 
 def _cpu_times(stat: bytes, wanted: set[bytes]) -> tuple[int, int]:

@@ -85,15 +85,8 @@ NO_GPU_HERE = frozenset(
 class NvmlError(OrchestratorError):
     """An NVML call failed; ``kind`` says whether asking again makes sense."""
 
-    def __init__(
-        self,
-        what: str,
-        *,
-        where: str | None = None,
-        fix: str | None = None,
-        kind: Kind = Kind.TRANSIENT,
-    ) -> None:
-        super().__init__(what, where=where, fix=fix)
+    def __init__(self, what: str, *, kind: Kind, where: str | None = None) -> None:
+        super().__init__(what, where=where)
         self.kind = kind
 
 

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from orchestrator.measure.metric import unit_of
+
 PARQUET_ARTIFACT = "telemetry.parquet"
 
 # In the Parquet file's own metadata: what no row can say.
@@ -61,19 +63,13 @@ class SeriesSet:
         self._series: dict[tuple[str, str], Series] = {}
 
     def add(
-        self,
-        source: str,
-        metric: str,
-        unit: str,
-        t_ns: int,
-        value: float,
-        *,
-        counter: bool = False,
+        self, source: str, metric: str, t_ns: int, value: float, *, counter: bool = False
     ) -> None:
         """Append one reading to the series of that source and metric."""
         series = self._series.get((source, metric))
         if series is None:
-            series = self._series[source, metric] = Series(source, metric, unit, counter)
+            series = Series(source, metric, unit_of(metric), counter)
+            self._series[source, metric] = series
         series.t_ns.append(t_ns)
         series.values.append(value)
 

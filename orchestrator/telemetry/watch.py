@@ -19,7 +19,7 @@ from typing import Any
 from orchestrator.attempt import Observations, Slot
 from orchestrator.measure.metric import Metric, Phase
 from orchestrator.telemetry.aggregate import HostSampling, host_figures
-from orchestrator.telemetry.aggregate_gpu import GpuSampling, gpu_figures
+from orchestrator.telemetry.aggregate_gpu import gpu_figures
 from orchestrator.telemetry.device import Device
 from orchestrator.telemetry.fingerprint import hardware_of
 from orchestrator.telemetry.gpu import GpuSampler
@@ -108,9 +108,10 @@ class Telemetry:
         aggregates: dict[str, Metric] = {}
         for phase, found in windows.items():
             aggregates |= host_figures(phase, found, series, sampling, host.absent)
-            gpus = GpuSampling(self._nvml_period_s, self._slot.gpus)
             reasons = gpu.absent if gpu is not None else {}
-            aggregates |= gpu_figures(phase, found, series, gpus, reasons)
+            aggregates |= gpu_figures(
+                phase, found, series, self._slot.gpus, reasons, period_s=self._nvml_period_s
+            )
         artifacts: dict[str, bytes] = {}
         try:
             artifacts[PARQUET_ARTIFACT] = series.to_parquet()

@@ -106,6 +106,13 @@ def of_readings(
     return how(found)
 
 
+def together(figures: Sequence[Figure], how: Callable[[Sequence[float]], float]) -> Figure:
+    """``how`` of several figures; missing, with its reason, where one of them is."""
+    known = [figure for figure in figures if not isinstance(figure, Missing)]
+    missing = [figure for figure in figures if isinstance(figure, Missing)]
+    return missing[0] if missing else float(how(known))
+
+
 def mean(values: Sequence[float]) -> float:
     """Arithmetic mean of at least one value."""
     return sum(values) / len(values)

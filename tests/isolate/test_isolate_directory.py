@@ -55,23 +55,7 @@ def test_artifacts_are_collected_and_the_missing_named(
     (directory.artifacts / "link.txt").symlink_to(outside)
     (directory.artifacts / "link_dir").symlink_to(tmp_path)
     os.mkfifo(directory.artifacts / "pipe")
-    contents, missing = directory.collect(
-        [
-            "sub/good.json",
-            "big.bin",
-            "link.txt",
-            "link_dir/outside.txt",
-            "../job.json",
-            "/etc/hostname",
-            "pipe",
-            "sub",
-            "never.txt",
-            "log.txt",
-            "nul\0byte",
-        ]
-    )
-    assert contents == {"sub/good.json": b"{}"}
-    assert set(missing) == {
+    refused = [
         "big.bin",
         "link.txt",
         "link_dir/outside.txt",
@@ -82,7 +66,10 @@ def test_artifacts_are_collected_and_the_missing_named(
         "never.txt",
         "log.txt",
         "nul\0byte",
-    }
+    ]
+    contents, missing = directory.collect(["sub/good.json", *refused])
+    assert contents == {"sub/good.json": b"{}"}
+    assert list(missing) == refused
     assert missing["never.txt"] == "declared and never written"
     assert "100 are kept at most" in missing["big.bin"]
 

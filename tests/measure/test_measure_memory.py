@@ -81,8 +81,3 @@ def test_what_proc_does_not_have_is_none_with_a_reason(tmp_path: Path) -> None:
     (tmp_path / "status").write_text("Name:\tkernel thread\n")
     assert memory.peak_bytes() is None
     assert "has no VmHWM" in (memory.absent_reason or "")
-
-
-def test_an_unknown_device_kind_is_refused() -> None:
-    with pytest.raises(ValueError, match="tpu"):
-        tracker("tpu")

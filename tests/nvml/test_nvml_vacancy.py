@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,6 @@ from orchestrator.telemetry.vacancy import Held, Vacancy
 
 GIB = 2**30
 RULE = {"state": "invalid", "limit": GIB}
-
-
-@dataclass
-class Nobody:
-    """Cancels nothing."""
-
-    asked: bool = False
 
 
 def gpu(**what: Any) -> dict[str, Any]:
@@ -80,7 +72,7 @@ def waited(state: str, wait_s: float) -> tuple[list[Waiting], bool, AttemptRepor
     verdict = {"rules": {"memory_before": {**RULE, "state": state}}, "memory_wait_s": wait_s}
     spec = PlannedAttempt(Trial("h" * 64, {}), 2, "attempt-1", "s", verdict=verdict)
     memory = GpuMemoryGate(spec, Slot("n", "host", (0,), ("GPU-0123",), "GPU-0123"))
-    said = list(memory.wait(Nobody()))
+    said = list(memory.wait(lambda: False))
     return said, memory.refuses, memory.report() if memory.held else None
 
 
@@ -126,7 +118,7 @@ def cancelled() -> tuple[bool, bool]:
     verdict = {"rules": {"memory_before": RULE}, "memory_wait_s": 600.0}
     spec = PlannedAttempt(Trial("h", {}), verdict=verdict)
     memory = GpuMemoryGate(spec, Slot("n", "host", (0,), ("GPU-0123",)))
-    list(memory.wait(Nobody(asked=True)))
+    list(memory.wait(lambda: True))
     return bool(memory.held), memory.refuses
 
 

@@ -84,7 +84,7 @@ def record_one(
         recording.begin(spec, SLOT)
         recording.finish(report_of(spec, outcome, **changes), trial)
         assert recording.flush(60)
-        run_id = recording.run_id_of(spec.attempt_id)
+        run_id = recording._drainer.run_ids[spec.attempt_id]
     assert run_id is not None
     return run_id
 

@@ -42,7 +42,7 @@ def test_an_attempt_is_a_whole_run(
     )
     recording.begin(spec, kit.SLOT)
     assert recording.flush(60)
-    run_id = recording.run_id_of(spec.attempt_id)
+    run_id = recording._drainer.run_ids[spec.attempt_id]
     # Visible RUNNING while it runs, under its name, with its configuration.
     running = client(store).get_run(run_id)
     assert running.info.status == "RUNNING"

@@ -18,9 +18,10 @@ from orchestrator.attempt import Outcome
 from orchestrator.commands.run import carry_out
 from orchestrator.plan.schema import Settings, TrackingConfig
 from orchestrator.record import Recording, open_store, reap, spool, sync
+from orchestrator.record.build import Builder
 from orchestrator.record.embedded import EmbeddedStore
 from orchestrator.record.liveness import STALE_AFTER_S, driver_id, is_alive
-from orchestrator.record.runrecord import ATTEMPT_TAG
+from orchestrator.record.runrecord import ATTEMPT_TAG, RunRecord
 from orchestrator.record.writer import Writer
 from testing.waiting import until
 
@@ -57,7 +58,7 @@ else:
             time.sleep(600)
         until(lambda: recording.run_id is not None)
         store.backend().end = stop
-    spec = next(iter(recording._begun.values())).attempt
+    spec = next(iter(recording._begun.values())).planned
     recording.finish(kit.report_of(spec), trials[0])
     if stage == "recorded":
         assert recording.flush(120)
@@ -170,7 +171,7 @@ def test_another_hosts_driver_is_judged_by_its_heartbeat(
     assert reap(store, now=time.time() + STALE_AFTER_S + 5).attempts == 1
     assert store.attempts()[trial.hash][0].outcome == "lost"
     # It lived after all: what it reports replaces what was written about it.
-    spec = next(iter(recording._begun.values())).attempt
+    spec = next(iter(recording._begun.values())).planned
     recording.finish(kit.report_of(spec), trial)
     recording.close()
     (attempt,) = store.attempts()[trial.hash]
@@ -234,21 +235,26 @@ def test_a_create_whose_answer_was_lost_leaves_one_run(
     assert len(list(backend.search(f"tags.{ATTEMPT_TAG} = '{spec.attempt_id}'"))) == 1
 
 
+def finished(kit: SimpleNamespace, count: int) -> list[RunRecord]:
+    """Records of so many attempts that ended."""
+    builder = Builder("s" * 32, "quant", "nobody:1:1:1")
+    trials = [kit.trial_of(value) for value in range(count)]
+    return [builder.attempt_finish(kit.report_of(kit.spec_of(trial)), trial) for trial in trials]
+
+
+def left_behind(store: EmbeddedStore, records: list[RunRecord]) -> list[Path]:
+    """Where a driver that is dead has spooled them."""
+    left = spool.Spool.create(store.spool_root, "s" * 32)
+    paths = [left.write(record).path for record in records]
+    left.close()
+    return paths
+
+
 def test_a_corrupt_record_does_not_block_the_others(
     store: EmbeddedStore, kit: SimpleNamespace
 ) -> None:
-    trials = [kit.trial_of(value) for value in range(3)]
-    from orchestrator.record.build import Builder
-
-    builder = Builder("s" * 32, "quant", "nobody:1:1:1")
-    left = spool.Spool.create(store.spool_root, "s" * 32)
-    paths = [
-        left.write(builder.attempt_finish(kit.report_of(kit.spec_of(trial)), trial)).path
-        for trial in trials
-    ]
-    damaged = paths[1]
+    damaged = left_behind(store, finished(kit, 3))[1]
     damaged.write_bytes(damaged.read_bytes()[:-100])
-    left.close()
     assert len(store.attempts()) == 2
     summary = sync(store)
     assert summary.written == 2
@@ -262,21 +268,12 @@ def test_a_corrupt_record_does_not_block_the_others(
 def test_a_record_the_store_refuses_is_set_aside(
     store: EmbeddedStore, kit: SimpleNamespace
 ) -> None:
-    import dataclasses
-
-    from orchestrator.record.build import Builder
-
-    trials = [kit.trial_of(value) for value in range(2)]
-    builder = Builder("s" * 32, "quant", "nobody:1:1:1")
-    left = spool.Spool.create(store.spool_root, "s" * 32)
-    bad = builder.attempt_finish(kit.report_of(kit.spec_of(trials[0])), trials[0])
-    left.write(dataclasses.replace(bad, params={"not\nlegal": "x"}))
-    left.write(builder.attempt_finish(kit.report_of(kit.spec_of(trials[1])), trials[1]))
-    left.close()
+    bad, good = finished(kit, 2)
+    left_behind(store, [replace(bad, params={"not\nlegal": "x"}), good])
     summary = sync(store)
     assert summary.written == 1
     assert len(summary.messages) == 1
-    assert store.attempts()[trials[1].hash][0].outcome == "ok"
+    assert store.attempts()[good.tags["config_hash"]][0].outcome == "ok"
 
 
 def test_driver_ids_tell_processes_apart() -> None:

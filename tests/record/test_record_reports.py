@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from orchestrator.record.reports import reports_of
+from orchestrator.record.store import Store
 
 
 def test_a_report_is_read_from_the_store_once() -> None:
@@ -22,7 +22,7 @@ def test_a_report_is_read_from_the_store_once() -> None:
     )
     loaded: dict[str, Any] = {}
     attempts: Any = {"a": [ended, running]}
-    assert reports_of(store, attempts, loaded) == {"a": ["report of 1"]}
+    assert Store.reports(store, attempts, loaded) == {"a": ["report of 1"]}
     later: Any = {"a": [ended], "b": [SimpleNamespace(run_id="3", outcome="crashed")]}
-    assert reports_of(store, later, loaded) == {"a": ["report of 1"], "b": ["report of 3"]}
+    assert Store.reports(store, later, loaded) == {"a": ["report of 1"], "b": ["report of 3"]}
     assert asked == ["1", "3"]

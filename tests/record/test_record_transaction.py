@@ -89,9 +89,7 @@ def test_written_again_nothing_changes(
 ) -> None:
     run_id = Writer(backend).apply(record, "first")
     before = seen(store.uri, run_id)
-    backend.finish(
-        run_id, record.metrics, record.params, record.tags, record.status, record.end_ms or 0
-    )
+    backend.finish(run_id, record, record.tags)
     assert seen(store.uri, run_id) == before
 
 
@@ -104,7 +102,7 @@ def test_a_run_is_whole_or_not_there(backend: SqliteBackend, record: RunRecord) 
     torn = dataclasses.replace(record, tags={**record.tags, "torn": object()})  # type: ignore[dict-item]
     (run,) = backend.search("attributes.status = 'RUNNING'")
     with pytest.raises(StoreError, match="tracking store failed"):
-        backend.finish(run.run_id, torn.metrics, torn.params, torn.tags, "FINISHED", 1)
+        backend.finish(run.run_id, torn, torn.tags)
     assert backend.get_run(run.run_id).status == "RUNNING"
 
 

@@ -58,8 +58,8 @@ class _Refusing:
     def tag_experiment(self, experiment_id, tags):
         raise StoreError("too long")
 
-    def finish(self, run_id, metrics, params, tags, status, end_ms):
-        self.ended.append(status)
+    def finish(self, run_id, record, tags):
+        self.ended.append(record.status)
 
 
 def test_a_refused_view_does_not_hold_up_the_results():

@@ -215,14 +215,14 @@ def watched(origin_ns: int = 10**12, seconds: int = 20) -> SeriesSet:
     for i in range(seconds * 20):
         at = origin_ns + i * 50_000_000
         capped_s += 0.05 if 5 <= i / 20 < 8 else 0.0
-        series.add("GPU-1", "power_w", "W", at, 600.0 if i == 77 else 300.0 + i % 3)
-        series.add("GPU-1", "sm_clock_hz", "Hz", at, 1.9e9)
-        series.add("GPU-1", "temperature_c", "°C", at, 61.0 + i % 2)
-        series.add("GPU-1", "device_memory_bytes", "bytes", at, 8e9)
-        series.add("GPU-1", "throttle_power_cap_s", "s", at, capped_s, counter=True)
-        series.add("process", "cpu_s", "s", at, 2 * i / 20, counter=True)
-        series.add("process", "rss_bytes", "bytes", at, 1e9 + i)
-        series.add("host", "cgroup_throttled_s", "s", at, 0.0, counter=True)
+        series.add("GPU-1", "power_w", at, 600.0 if i == 77 else 300.0 + i % 3)
+        series.add("GPU-1", "sm_clock_hz", at, 1.9e9)
+        series.add("GPU-1", "temperature_c", at, 61.0 + i % 2)
+        series.add("GPU-1", "device_memory_bytes", at, 8e9)
+        series.add("GPU-1", "throttle_power_cap_s", at, capped_s, counter=True)
+        series.add("process", "cpu_s", at, 2 * i / 20, counter=True)
+        series.add("process", "rss_bytes", at, 1e9 + i)
+        series.add("host", "cgroup_throttled_s", at, 0.0, counter=True)
     return series
 
 
@@ -250,8 +250,8 @@ def test_strips_show_what_was_read_phases_and_throttling(make):
 def test_reasons_tell_of_throttling_where_counters_do_not():
     series = SeriesSet(0)
     for i, reasons in enumerate([0, 0x20, 0x20, 0, 0x8]):
-        series.add("GPU-1", "clocks_event_reasons", "1", i * 10**9, float(reasons))
-        series.add("host", "steal_s", "s", i * 10**9, 0.5 * (i == 4), counter=True)
+        series.add("GPU-1", "clocks_event_reasons", i * 10**9, float(reasons))
+        series.add("host", "steal_s", i * 10**9, 0.5 * (i == 4), counter=True)
     found = stretches(read_histories(series.to_parquet()))
     assert [(s.kind, s.begin_s, s.end_s) for s in found] == [
         ("thermal slowdown", 0.0, 2.0),

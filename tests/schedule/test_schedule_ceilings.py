@@ -23,17 +23,9 @@ from orchestrator.schedule import ceilings
 from orchestrator.schedule.ceilings import WORTH_S, measure_missing, missing_ceilings
 from testing.commands import orchestrator
 from testing.near import near
+from testing.trial import TINY
 
 Attempts = list[tuple[dict[str, Any], AttemptReport]]
-CONFIG = {
-    "model_type": "llama",
-    "vocab_size": 256,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
 FLAT = Measured(
     "this",
     {"product.far.float32": ((5e5, 1.0, 1e-5),)},
@@ -57,8 +49,7 @@ def attempts(*words: str, cpus: tuple[int, ...] = (0, 1), took_s: float = WORTH_
     """One ``ok`` attempt of each trial that the overrides mean."""
     plan = planned("task=inference", "model=random_tiny", *words)
     return [
-        (trial.identity, made(trial.hash, cpus, took_s, model_config=CONFIG))
-        for trial in plan.trials
+        (trial.identity, made(trial.hash, cpus, took_s, model_config=TINY)) for trial in plan.trials
     ]
 
 

@@ -217,7 +217,8 @@ def test_a_head_that_is_slow_to_name_its_nodes_holds_up_nothing(
         answers.append(futures.Future())
         return answers[-1]
 
-    cluster = RayCluster(cast(RayConnection, SimpleNamespace(check=lambda: None, ask=ask)))
+    connected = SimpleNamespace(check=lambda: None, questions=SimpleNamespace(begin=ask))
+    cluster = RayCluster(cast(RayConnection, connected))
 
     def seen() -> list[str]:
         return [node.node_id for node in cluster.nodes()]

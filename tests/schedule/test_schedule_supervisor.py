@@ -85,12 +85,18 @@ def test_a_generator_left_early_frees_its_cores(kit: Any) -> None:
     ).granted()
 
 
-def test_cores_in_other_hands_are_waited_for(kit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "SILENCE_S", 0.1)
+def in_other_hands() -> Request:
+    """Every core of this host, held by another driver."""
     directory = Path(os.environ[DIRECTORY_VARIABLE])
     directory.mkdir(mode=0o700)
     other = Request(directory / "locks", _names(), len(_names()))
     assert other.granted()
+    return other
+
+
+def test_cores_in_other_hands_are_waited_for(kit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "SILENCE_S", 0.1)
+    other = in_other_hands()
     events = attempt_events(spec_of(kit), grant(), Cancellation())
     assert isinstance(next(events), Waiting)
     other.release()
@@ -99,15 +105,13 @@ def test_cores_in_other_hands_are_waited_for(kit: Any, monkeypatch: pytest.Monke
 
 def test_waiting_is_bounded(kit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "PATIENCE_EXTRA_S", 0.3)
-    directory = Path(os.environ[DIRECTORY_VARIABLE])
-    directory.mkdir(mode=0o700)
-    other = Request(directory / "locks", _names(), len(_names()))
-    assert other.granted()
+    other = in_other_hands()
     spec = spec_of(kit, timeout_s=0.0, start_timeout_s=0.0)
     (event,) = attempt_events(spec, grant(), Cancellation())
     assert isinstance(event, Vanished)
     assert event.outcome is Outcome.LOST
     assert "another sweep" in event.reason
+    other.release()
 
 
 def test_a_cancel_keeps_what_was_measured(kit: Any) -> None:

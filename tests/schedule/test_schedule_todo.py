@@ -10,9 +10,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.attempt import Outcome, Trial
-from orchestrator.schedule.todo import compute_todo
+from orchestrator.plan.schema import RetryConfig, Settings, VerdictConfig
+from orchestrator.schedule.todo import Todo, compute_todo
 
 TRIAL = Trial(hash="a" * 64, identity={})
+
+
+def todo_of(
+    trials: list[Trial],
+    existing: Any,
+    *,
+    repeats: int = 1,
+    force: bool = False,
+    retry_failed: bool = False,
+    invalid_retries: int = 1,
+) -> Todo:
+    retry, verdict = RetryConfig(retry_failed), VerdictConfig(invalid_retries)
+    settings = Settings(repeats=repeats, force=force, retry=retry, verdict=verdict)
+    return compute_todo(trials, existing, settings)
 
 
 def past(*outcomes: str | None) -> dict[str, list[Any]]:
@@ -27,14 +42,14 @@ def _past(outcome: object, number: int) -> SimpleNamespace:
 
 
 def look(*outcomes: str | None, **asked: Any) -> tuple[str, str | None, list[int]]:
-    todo = compute_todo([TRIAL], past(*outcomes), **asked)
+    todo = todo_of([TRIAL], past(*outcomes), **asked)
     (state,) = todo.states.values()
     return state.state, state.reason, [attempt.number for attempt in todo.attempts]
 
 
 def test_the_expected_duration_is_that_of_earlier_measurements() -> None:
     def expected(*outcomes: str | None) -> list[float | None]:
-        todo = compute_todo([TRIAL], past(*outcomes), force=True, repeats=2)
+        todo = todo_of([TRIAL], past(*outcomes), force=True, repeats=2)
         return [attempt.expected_s for attempt in todo.attempts]
 
     # Only measurements say how long one takes.
@@ -44,7 +59,7 @@ def test_the_expected_duration_is_that_of_earlier_measurements() -> None:
 
 
 def test_unknown_trial_is_new() -> None:
-    todo = compute_todo([TRIAL], {}, repeats=3)
+    todo = todo_of([TRIAL], {}, repeats=3)
     assert [s.state for s in todo.states.values()] == ["new"]
     assert [(a.trial, a.number) for a in todo.attempts] == [(TRIAL, n) for n in (1, 2, 3)]
 
@@ -87,35 +102,35 @@ def test_states(
 
 
 def test_a_retry_begun_by_an_earlier_sweep_goes_on() -> None:
-    (attempt,) = compute_todo([TRIAL], past("invalid"), invalid_retries=2).attempts
+    (attempt,) = todo_of([TRIAL], past("invalid"), invalid_retries=2).attempts
     assert attempt.tries == (Outcome.INVALID,)
-    (attempt,) = compute_todo([TRIAL], past("invalid"), retry_failed=True).attempts
+    (attempt,) = todo_of([TRIAL], past("invalid"), retry_failed=True).attempts
     assert attempt.tries == ()
 
 
 def test_infeasible_is_recorded_once() -> None:
     trial = Trial(hash="b" * 64, identity={}, infeasible="no GPU here")
-    todo = compute_todo([trial], {}, repeats=5)
+    todo = todo_of([trial], {}, repeats=5)
     assert [a.number for a in todo.attempts] == [1]
     assert todo.states[trial.hash].reason == "no GPU here"
-    again = compute_todo([trial], {trial.hash: [_past("infeasible", 1)]}, force=True)
+    again = todo_of([trial], {trial.hash: [_past("infeasible", 1)]}, force=True)
     assert again.attempts == ()
 
 
 def test_what_was_refused_before_it_ran_runs_once_it_is_not() -> None:
     refused = _past("infeasible", 1)
     refused.host = None
-    todo = compute_todo([TRIAL], {TRIAL.hash: [refused]})
+    todo = todo_of([TRIAL], {TRIAL.hash: [refused]})
     assert [s.state for s in todo.states.values()] == ["new"]
     assert [(a.number, a.tries) for a in todo.attempts] == [(2, ())]
-    found = compute_todo([TRIAL], {TRIAL.hash: [refused, _past("infeasible", 2)]})
+    found = todo_of([TRIAL], {TRIAL.hash: [refused, _past("infeasible", 2)]})
     assert [s.state for s in found.states.values()] == ["infeasible"]
 
 
 def test_outcomes_may_be_the_enumeration() -> None:
     known = {TRIAL.hash: [_past(Outcome.OK, 7)]}
-    assert compute_todo([TRIAL], known).states[TRIAL.hash].state == "cached"
-    assert compute_todo([TRIAL], known, repeats=2).attempts[0].number == 8
+    assert todo_of([TRIAL], known).states[TRIAL.hash].state == "cached"
+    assert todo_of([TRIAL], known, repeats=2).attempts[0].number == 8
 
 
 @given(

@@ -8,7 +8,7 @@ import pytest
 
 from orchestrator.measure import Absent, Metric, Value
 from orchestrator.telemetry.aggregate import HostSampling, host_figures
-from orchestrator.telemetry.aggregate_gpu import GpuSampling, gpu_figures
+from orchestrator.telemetry.aggregate_gpu import gpu_figures
 from orchestrator.telemetry.series import SeriesSet
 
 S = 1_000_000_000
@@ -29,7 +29,7 @@ def fill(
 ) -> None:
     for i in range(round(end_s / period_s) + 1):
         at_s = i * period_s
-        series.add(source, metric, "", round(at_s * S), value(at_s), counter=counter)
+        series.add(source, metric, round(at_s * S), value(at_s), counter=counter)
 
 
 def value(metrics: dict[str, Metric], name: str) -> float:
@@ -85,7 +85,7 @@ def energy_series(*, refresh_s: float, power_w: float = 400.0) -> SeriesSet:
 
 
 def gpu(series: SeriesSet, windows: list[tuple[int, int]], *uuids: str) -> dict[str, Metric]:
-    return gpu_figures("decode", windows, series, GpuSampling(0.05, uuids or (GPU,)), {})
+    return gpu_figures("decode", windows, series, uuids or (GPU,), {}, period_s=0.05)
 
 
 @pytest.mark.parametrize("refresh_s", [0.05, 0.1, 0.2])
@@ -151,13 +151,13 @@ def test_several_gpus_add_up_and_one_without_a_figure_leaves_none() -> None:
     assert value(both, "decode.energy_j") == pytest.approx(2000.0)
     assert value(both, "decode.temperature_max_c") == pytest.approx(66.0)
     absent = {OTHER: {"*": "the GPU fell off the bus"}}
-    sampling = GpuSampling(0.05, (GPU, "GPU-3", OTHER))
-    found = gpu_figures("decode", WINDOW, series, sampling, {**absent, "GPU-3": {"*": "lost"}})
+    uuids, absent = (GPU, "GPU-3", OTHER), {**absent, "GPU-3": {"*": "lost"}}
+    found = gpu_figures("decode", WINDOW, series, uuids, absent, period_s=0.05)
     assert reason(found, "decode.energy_j") == "lost"
 
 
 def throttle(series: SeriesSet, uuid: str = GPU) -> dict[str, Metric]:
-    return gpu_figures("decode", WINDOW, series, GpuSampling(0.05, (uuid,)), {})
+    return gpu_figures("decode", WINDOW, series, (uuid,), {}, period_s=0.05)
 
 
 def test_throttle_time_comes_from_the_cumulative_counters() -> None:
@@ -212,6 +212,6 @@ def test_a_gpu_that_waited_does_not_hide_how_slow_the_other_was() -> None:
 
 
 def test_attempt_without_a_gpu_says_so() -> None:
-    found = gpu_figures("decode", WINDOW, SeriesSet(), GpuSampling(0.05, ()), {})
+    found = gpu_figures("decode", WINDOW, SeriesSet(), (), {}, period_s=0.05)
     assert set(found) == {"decode.energy_j", "decode.power_w"}
     assert reason(found, "decode.energy_j") == "the attempt owns no GPU"

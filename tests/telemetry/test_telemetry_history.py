@@ -19,8 +19,8 @@ def history(values: list[float], *, counter: bool = False) -> History:
 def test_what_was_stored_is_read_back() -> None:
     series = SeriesSet(7_000)
     for i in range(4):
-        series.add("host", "busy_s", "s", 7_000 + i * 10**9, 2.0 * i, counter=True)
-        series.add("GPU-1", "power_w", "W", 7_000 + i * 10**9, 300.0 + i)
+        series.add("host", "busy_s", 7_000 + i * 10**9, 2.0 * i, counter=True)
+        series.add("GPU-1", "power_w", 7_000 + i * 10**9, 300.0 + i)
     found = read_histories(series.to_parquet())
     assert found.origin_ns == 7_000
     assert found.gpus == ["GPU-1"]

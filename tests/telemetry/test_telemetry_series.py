@@ -12,8 +12,8 @@ from orchestrator.telemetry.series import SeriesSet
 def sample() -> SeriesSet:
     series = SeriesSet(1_000)
     for i in range(5):
-        series.add("host", "busy_s", "s", 1_000 + i * 10**9, float(i), counter=True)
-    series.add("GPU-1", "power_w", "W", 1_000 + 5 * 10**8, 312.5)
+        series.add("host", "busy_s", 1_000 + i * 10**9, float(i), counter=True)
+    series.add("GPU-1", "power_w", 1_000 + 5 * 10**8, 312.5)
     return series
 
 
@@ -39,8 +39,8 @@ def test_parquet_of_nothing_has_its_columns() -> None:
 def test_snapshot_stands_still() -> None:
     series = sample()
     copy = series.snapshot()
-    series.add("host", "busy_s", "s", 9 * 10**9, 9.0, counter=True)
-    series.add("GPU-1", "temperature_c", "°C", 9 * 10**9, 60.0)
+    series.add("host", "busy_s", 9 * 10**9, 9.0, counter=True)
+    series.add("GPU-1", "temperature_c", 9 * 10**9, 60.0)
     found = copy.get("host", "busy_s")
     assert found is not None
     assert len(found) == 5

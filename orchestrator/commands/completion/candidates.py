@@ -8,11 +8,10 @@ from __future__ import annotations
 import contextlib
 import re
 import shlex
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
-from click.shell_completion import CompletionItem, ShellComplete
+from click.shell_completion import ShellComplete
 
 from orchestrator.errors import OrchestratorError
 
@@ -50,9 +49,7 @@ def _split(line: str) -> tuple[list[str], str]:
         return finished.split(), word
 
 
-def overrides(
-    context: click.Context, parameter: click.Parameter, word: str
-) -> list[CompletionItem]:
+def overrides(context: click.Context, word: str) -> list[str]:
     """Overrides, as the configuration of the ones before them has groups and keys."""
     from orchestrator.plan.complete import complete_override
     from orchestrator.plan.hydra_cli import parse_run_args
@@ -61,58 +58,47 @@ def overrides(
         before = parse_run_args(context.params.get("overrides") or ())
     except OrchestratorError:
         return []
-    return _plain(
-        complete_override(
-            word,
-            before.overrides,
-            config_dirs=before.config_dirs,
-            config_name=before.config_name,
-        )
+    return complete_override(
+        word, before.overrides, config_dirs=before.config_dirs, config_name=before.config_name
     )
 
 
-def tracking(context: click.Context, parameter: click.Parameter, word: str) -> list[CompletionItem]:
+def tracking(context: click.Context, word: str) -> list[str]:
     """Overrides that say which store is meant."""
-    return [item for item in overrides(context, parameter, word) if "tracking" in item.value]
+    return [offered for offered in overrides(context, word) if "tracking" in offered]
 
 
-def hashes(context: click.Context, parameter: click.Parameter, word: str) -> list[CompletionItem]:
+def hashes(context: click.Context, word: str) -> list[str]:
     """Recorded config hashes, as short as they are shown."""
-    return _plain(_hashes(_store(context)))
+    return _hashes(_store(context))
 
 
-def sweeps(context: click.Context, parameter: click.Parameter, word: str) -> list[CompletionItem]:
+def sweeps(context: click.Context, word: str) -> list[str]:
     """Recorded sweeps."""
-    return _plain(_sweeps(_store(context)))
+    return _sweeps(_store(context))
 
 
-def selections(
-    context: click.Context, parameter: click.Parameter, word: str
-) -> list[CompletionItem]:
+def selections(context: click.Context, word: str) -> list[str]:
     """What ``compare`` and ``gate`` take: sweeps, their runs from the last, config hashes."""
     store = _store(context)
     names = _sweeps(store)
     runs = [f"{name}@-{back}" for name in names for back in (1, 2)]
-    return _plain([*names, *(runs if "@" in word else ()), *_hashes(store)])
+    return [*names, *(runs if "@" in word else ()), *_hashes(store)]
 
 
-def running(context: click.Context, parameter: click.Parameter, word: str) -> list[CompletionItem]:
+def running(context: click.Context, word: str) -> list[str]:
     """Sweeps that run now."""
     from orchestrator.record.drivers import drivers_directory, read_drivers
 
     states = read_drivers(drivers_directory(_store(context).spool_root))
-    return _plain(sorted({state.sweep for state in states if state.alive is not False}))
+    return sorted({state.sweep for state in states if state.alive is not False})
 
 
-def rules(context: click.Context, parameter: click.Parameter, word: str) -> list[CompletionItem]:
+def rules(context: click.Context, word: str) -> list[str]:
     """Gate rules in ``conf/gate``; a path is completed by the shell."""
     from orchestrator.plan.places import conf_directory
 
-    return _plain(sorted(file.stem for file in (conf_directory() / "gate").glob("*.yaml")))
-
-
-def _plain(words: Sequence[str]) -> list[CompletionItem]:
-    return [CompletionItem(word) for word in words]
+    return sorted(file.stem for file in (conf_directory() / "gate").glob("*.yaml"))
 
 
 def _given(context: click.Context) -> list[str]:

@@ -8,8 +8,8 @@ all (a person would wait for a figure that nobody may believe), ``flagged`` only
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from orchestrator.attempt import AttemptReport, Outcome, PlannedAttempt, Slot
 from orchestrator.errors import ConfigError
@@ -21,15 +21,6 @@ if TYPE_CHECKING:
 RULE = "memory_before"
 POLL_S = 0.05
 SILENCE_S = 2.0
-
-
-class Cancellable(Protocol):
-    """Whoever may be told to give up."""
-
-    @property
-    def asked(self) -> bool:
-        """Whether it has been."""
-        ...
 
 
 class GpuMemoryGate:
@@ -46,7 +37,7 @@ class GpuMemoryGate:
         self._attempt, self._slot = attempt, slot
         self._began_at, self._began_s = time.time(), time.monotonic()
 
-    def wait(self, cancellation: Cancellable) -> Iterator[Waiting]:
+    def wait(self, cancelled: Callable[[], bool]) -> Iterator[Waiting]:
         """Return once the GPUs are free, or patience is over; says once what it waits for."""
         from orchestrator.telemetry.vacancy import Vacancy
         from orchestrator.telemetry.verdict import limit_of
@@ -60,7 +51,7 @@ class GpuMemoryGate:
         vacancy = Vacancy(self._slot.gpus, float(limit))
         patience_s = float(self._attempt.verdict.get("memory_wait_s", 0.0))
         said = False
-        while not vacancy.is_free() and not cancellation.asked:
+        while not vacancy.is_free() and not cancelled():
             waited_s = time.monotonic() - self._began_s
             if waited_s >= patience_s:
                 break

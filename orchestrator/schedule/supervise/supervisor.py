@@ -107,7 +107,9 @@ def attempt_events(
     whole = core_split(grant.node_cpus)
     gpu_uuids, visible = _gpus(grant.gpu_ids)
     locks = local_directory() / "locks"
-    gpus = Request(locks, [_lock_name(name) for name in gpu_uuids], len(gpu_uuids), queue=False)
+    # The UUID of a MIG slice may have slashes.
+    names = [uuid.replace("/", "_") for uuid in gpu_uuids]
+    gpus = Request(locks, names, len(names), queue=False)
     # A container's quota may leave fewer cores than Ray was told of.
     wanted = attempt.trial.resources
     count = min(wanted.cpus or 1, len(whole.measured))
@@ -130,7 +132,7 @@ def attempt_events(
         surroundings = Surroundings(_devices() if slot.gpus else ())
         conditions = surroundings.of(attempt.trial.identity, slot)
         memory = GpuMemoryGate(attempt, slot)
-        yield from memory.wait(cancellation)
+        yield from memory.wait(lambda: cancellation.asked)
         if memory.held and cancellation.asked:
             return
         if memory.refuses:
@@ -276,8 +278,3 @@ def _devices() -> tuple[Device, ...]:
     from orchestrator.telemetry.device import devices
 
     return tuple(devices())
-
-
-def _lock_name(uuid: str) -> str:
-    # The UUID of a MIG slice may have slashes.
-    return uuid.replace("/", "_")

@@ -77,7 +77,7 @@ class RayCluster:
         """The nodes alive now, or lately: a head that is slow to answer holds up nothing else."""
         self._session.check()
         if self._asked is None:
-            self._asked = self._session.ask(self._ray.nodes)
+            self._asked = self._session.questions.begin(self._ray.nodes)
         while not concurrent.futures.wait((self._asked,), timeout=HEAD_TIMEOUT_S).done:
             self._session.check()
             if self._seen:
@@ -190,18 +190,17 @@ class RayCluster:
 
     # -- its life ---------------------------------------------------------------------------
 
-    def close(self) -> None:
-        """Leave the cluster; one that was started here ends with all its processes."""
+    def abandon(self) -> None:
+        """End whatever still runs there, before the connection goes."""
         left = list(self._generators)
         if left:
             # Also in a cluster without a head: its nodes measure on, and hear us. All at once, for
             # a dead raylet of our own may keep us waiting for each.
-            told = self._session.begin(lambda: self._cancel(*left, force=True))
+            told = self._session.calls.begin(lambda: self._cancel(*left, force=True))
             concurrent.futures.wait((told,), timeout=CANCEL_TIMEOUT_S)
         self._generators.clear()
         self._by_attempt.clear()
         self._identities.clear()
-        self._session.close()
 
     # -- inside -----------------------------------------------------------------------------
 
@@ -237,15 +236,13 @@ class RayCluster:
         return event
 
 
-class PendingCluster:
+class PendingCluster(RayConnection):
     """A cluster that is coming up while something else is done; a context manager that ends it.
 
     Begins to start (or reach) it and returns at once: plan meanwhile.
     """
 
-    def __init__(self, settings: ClusterConfig) -> None:
-        self._session = RayConnection(settings)
-        self._cluster: RayCluster | None = None
+    _cluster: RayCluster | None = None
 
     def ready(
         self, timeout_s: float = START_TIMEOUT_S, *, stop: threading.Event | None = None
@@ -260,7 +257,7 @@ class PendingCluster:
             ``stop`` was set meanwhile.
         """
         deadline = time.monotonic() + timeout_s
-        while not self._session.wait(0.05):
+        while not self.wait(0.05):
             if stop is not None and stop.is_set():
                 raise Interrupted("stopped while the cluster was starting")
             if time.monotonic() > deadline:
@@ -268,15 +265,14 @@ class PendingCluster:
                     f"Ray did not come up within {timeout_s:.0f} s", fix="See cluster.address"
                 )
         if self._cluster is None:
-            self._cluster = RayCluster(self._session)
+            self._cluster = RayCluster(self)
         return self._cluster
 
     def close(self) -> None:
-        """End the cluster, up or not."""
+        """End the cluster, up or not; one that was started here goes with all its processes."""
         if self._cluster is not None:
-            self._cluster.close()
-        else:
-            self._session.close()
+            self._cluster.abandon()
+        super().close()
 
     def __enter__(self) -> PendingCluster:
         return self

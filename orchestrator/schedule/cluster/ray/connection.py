@@ -18,7 +18,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -50,6 +49,7 @@ CLOSE_TIMEOUT_S = 10.0
 KEEPER = "ray-session"
 # A path of a Unix socket has at most 107 bytes; Ray appends up to 64.
 LONGEST_DIRECTORY = 40
+START_ONE = "Start one with `ray start --head`, or use cluster=local"
 
 _SMALL_BOX = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -63,19 +63,26 @@ _SMALL_BOX = {
     TOKEN: secrets.token_hex(32),
 }
 
+_CODE = Path(orchestrator.__file__).resolve().parent
 
 T = TypeVar("T")
 
 
 class RayConnection:
-    """Ray, connected to by the configuration ``settings``; starts at once, in the background."""
+    """Ray, connected to by the configuration ``settings``; starts at once, in the background.
+
+    Attributes
+    ----------
+    calls, questions : CallThread
+        For calls of Ray's that may never return; for what may need the head.
+    """
 
     def __init__(self, settings: ClusterConfig) -> None:
         self._settings = settings
         self._up = threading.Event()
         self._end = threading.Event()
         self._error: BaseException | None = None
-        self._calls, self._questions = CallThread(), CallThread()
+        self.calls, self.questions = CallThread(), CallThread()
         self._watch: HeadWatch | None = None
         self._keeper = threading.Thread(target=self._keep, name=KEEPER, daemon=True)
         self._keeper.start()
@@ -108,22 +115,14 @@ class RayConnection:
 
     def call(self, function: Callable[[], T]) -> T:
         """What ``function()`` (of Ray's) returns; :class:`ClusterError` where it never would."""
-        return self._calls.call(function, self.check)
-
-    def begin(self, function: Callable[[], T]) -> Future[T]:
-        """Where the answer of ``function()`` (of Ray's) will be, if there is to be one."""
-        return self._calls.begin(function)
-
-    def ask(self, question: Callable[[], T]) -> Future[T]:
-        """Where the answer to ``question()``, which may need the head, will be."""
-        return self._questions.begin(question)
+        return self.calls.call(function, self.check)
 
     def close(self) -> None:
         """End the session and, of a local cluster, every process and file; may be called twice."""
         atexit.unregister(self.close)
         self._end.set()
-        self._calls.close()
-        self._questions.close()
+        self.calls.close()
+        self.questions.close()
         self._keeper.join(CLOSE_TIMEOUT_S)
 
     def _keep(self) -> None:
@@ -160,7 +159,9 @@ def _start_local(settings: ClusterConfig, stack: contextlib.ExitStack) -> None:
     environment = {
         **_SMALL_BOX,
         CORES_VARIABLE: to_text(cores.measured),
-        "PYTHONPATH": os.pathsep.join(filter(None, (str(_root()), os.environ.get("PYTHONPATH")))),
+        "PYTHONPATH": os.pathsep.join(
+            filter(None, (str(_CODE.parent), os.environ.get("PYTHONPATH")))
+        ),
         "CUDA_VISIBLE_DEVICES": ",".join(uuids),
     }
     if not uuids and settings.gpus:
@@ -194,11 +195,14 @@ def _connect(settings: ClusterConfig, stack: contextlib.ExitStack) -> None:
     if address == "auto":
         address = _found_here()
     host, port = _parse(address)
-    _probe(address, host, port)
+    if error := _refusal(host, port):
+        raise ClusterError(
+            f"no Ray head answers ({error})", where=f"cluster.address={address}", fix=START_ONE
+        )
     show_token(address, stack)
     # Ray takes 127.0.0.1 for "this host" and goes to its outward address. A cluster that keeps
     # to the loopback interface, as our local one does, is not there.
-    if _is_loopback(host) and not _answers(ray.util.get_node_ip_address(), port):
+    if _is_loopback(host) and _refusal(ray.util.get_node_ip_address(), port):
         ray = _import_ray(loopback=True)
     stack.callback(ray.shutdown)
     ray.init(
@@ -241,9 +245,8 @@ def code_environment() -> dict[str, Any]:
 
     Modules and not a working directory: that one belongs to whoever submitted the job.
     """
-    package = Path(orchestrator.__file__).resolve().parent
-    modules = [package]
-    beside = package.parent / "conf"
+    modules = [_CODE]
+    beside = _CODE.parent / "conf"
     if beside.is_dir():
         modules.append(beside)
     return {
@@ -292,23 +295,13 @@ def _is_loopback(host: str) -> bool:
     return host in ("localhost", "::1") or host.startswith("127.")
 
 
-def _answers(host: str, port: int) -> bool:
-    try:
-        socket.create_connection((host, port), PROBE_TIMEOUT_S).close()
-    except OSError:
-        return False
-    return True
-
-
-def _probe(address: str, host: str, port: int) -> None:
+def _refusal(host: str, port: int) -> OSError | None:
+    """Why nothing answers there; None where something does."""
     try:
         socket.create_connection((host, port), PROBE_TIMEOUT_S).close()
     except OSError as error:
-        raise ClusterError(
-            f"no Ray head answers ({error})",
-            where=f"cluster.address={address}",
-            fix="Start one with `ray start --head`, or use cluster=local",
-        ) from None
+        return error
+    return None
 
 
 @contextlib.contextmanager
@@ -363,10 +356,6 @@ def remove_stale(parent: Path) -> None:
         lock.release()
 
 
-def _root() -> Path:
-    return Path(orchestrator.__file__).resolve().parents[1]
-
-
 def _as_cluster_error(error: BaseException, settings: ClusterConfig) -> ClusterError:
     if isinstance(error, ClusterError):
         return error
@@ -375,5 +364,4 @@ def _as_cluster_error(error: BaseException, settings: ClusterConfig) -> ClusterE
     if settings.kind == "local":
         return ClusterError(f"Ray cannot be started: {what}", fix="python -m orchestrator doctor")
     where = f"cluster.address={settings.address or 'auto'}"
-    fix = "Start one with `ray start --head`, or use cluster=local"
-    return ClusterError(f"cannot join the Ray cluster: {what}", where=where, fix=fix)
+    return ClusterError(f"cannot join the Ray cluster: {what}", where=where, fix=START_ONE)
