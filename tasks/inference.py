@@ -126,7 +126,8 @@ def _measure(
     memory = PhaseMemory(tracker(identity["device"]["kind"]))
 
     with recorder.phase("first_call", measured=False), first_call(recorder):
-        generator.prefill(prompt)
+        with loading.runs(prepared):
+            generator.prefill(prompt)
     if compiling:
         with recorder.phase("compile", measured=False):
             compiling.settle(lambda: generator.sequence(prompt, options.new_tokens))

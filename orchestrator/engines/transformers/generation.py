@@ -85,8 +85,12 @@ class Past:
 
     @property
     def bytes(self) -> int:
-        """Of the tensors it consists of."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in _tensors_in(self.kept))
+        """Of the keys, values and states it consists of; not of what counts them."""
+        return sum(
+            tensor.numel() * tensor.element_size()
+            for tensor in _tensors_in(self.kept)
+            if tensor.is_floating_point()
+        )
 
 
 class GreedyGenerator:
