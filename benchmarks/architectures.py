@@ -1,13 +1,13 @@
-"""Every causal text model of the installed transformers, tiny and random, through ``task=inference``.
+"""Every causal text model of the installed transformers, tiny and random, by ``task=inference``.
 
     python benchmarks/architectures.py                    one JSON object a type on standard output
     python benchmarks/architectures.py llama mamba2       only these
     python benchmarks/architectures.py --write            and docs/architectures.md from them
 
-Each runs in a process of its own, on one thread in float32. A type is ``measured`` where the attempt
-ends without an error and no proof of behaviour failed; everything else has its reason beside it, so
-that no type is left out in silence. Parameters and cache bytes are held against what the arithmetic
-predicts, where it knows the type.
+Each runs in a process of its own, on one thread in float32. A type is ``measured`` where the
+attempt ends without an error and no proof of behaviour failed; everything else has its reason
+beside it, so that no type is left out in silence. Parameters and cache bytes are held against what
+the arithmetic predicts, where it knows the type.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 TABLE = ROOT / "docs" / "architectures.md"
-LIMIT_S = 300
-LIMIT_BYTES = 6 << 30
+LIMIT_S = 120
+LIMIT_BYTES = 2 << 30
 PROMPT_TOKENS, NEW_TOKENS, BATCH = 12, 4, 2
 
 #: A size for every field that a configuration may have of it: they fit each other.
@@ -72,15 +72,65 @@ SIZES: dict[str, Any] = {
     "linear_key_head_dim": 16,
     "linear_value_head_dim": 16,
     "lru_width": 64,
+    "hidden_size_per_layer_input": 16,
+    "vocab_size_per_layer_input": 128,
     "block_size": 16,
 }
 
-#: What a family needs beside them, each for its own reason: names of its own, divisors, layer kinds.
+#: What a family needs beside them: names of its own, divisors, kinds of layers.
 OWN: dict[str, dict[str, Any]] = {
-    # Every head has keys and values of its own behind one compressed vector.
-    "deepseek_v3": {"num_key_value_heads": 4},
+    "bailing_hybrid": {"layer_group_size": 2},
+    "blt": {
+        "encoder_hash_byte_group_vocab": 64,
+        "vocab_size": 260,
+        **{
+            f"{part}_config": {
+                "hidden_size": 64,
+                "hidden_size_global": 64,
+                "intermediate_size": 96,
+                "num_attention_heads": 4,
+                "num_hidden_layers": 2,
+            }
+            for part in ("patcher", "encoder", "decoder", "global")
+        },
+    },
+    "codegen": {"rotary_dim": 16},
+    "cohere_compass_text": {
+        "rope_parameters": {
+            kind: {"rope_type": "default", "rope_theta": 10000.0}
+            for kind in ("sliding_attention", "full_attention")
+        }
+    },
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
+        "ffn_config": {
+            "hidden_size": 64,
+            "ffn_hidden_size": 32,
+            "moe_num_experts": 4,
+            "moe_top_k": 2,
+            "ffn_act_fn": {"name": "silu"},
+        },
+    },
+    "gemma3n_text": {
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "num_kv_shared_layers": 0,
+        "laurel_rank": 8,
+    },
+    "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
+    "gptj": {"rotary_dim": 16},
+    "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"] * 2},
     # One layer in eight is attention: here the second of two.
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_dt_rank": 4},
+    "kimi_linear": {
+        "layer_types": ["linear_attention", "full_attention"] * 2,
+        "linear_head_dim": 16,
+        "linear_num_heads": 4,
+    },
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2, "num_dense_layers": 1},
+    "xlnet": {"d_head": 16},
+    "xlstm": {"qk_dim_factor": 1.0, "v_dim_factor": 1.0},
+    "zamba": {"num_hidden_layers": 6, "attn_layer_period": 3, "attn_layer_offset": 1},
+    "zaya": {"num_experts_per_tok": 1},
     # Inner width over the width of a head.
     "mamba2": {"num_heads": 8, "head_dim": 16, "n_groups": 1},
 }
@@ -88,8 +138,9 @@ OWN: dict[str, dict[str, Any]] = {
 
 def types() -> dict[str, str | None]:
     """Every type with a causal language model, and why planning refuses it, or None."""
-    from orchestrator.engines.transformers.model_types import type_problem
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    from orchestrator.engines.transformers.model_types import type_problem
 
     found = {}
     for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
@@ -100,11 +151,15 @@ def types() -> dict[str, str | None]:
 
 def architecture(model_type: str) -> dict[str, Any]:
     """A tiny configuration of that type whose sizes fit each other."""
-    from orchestrator.engines.transformers.attention_choice import declares
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    from orchestrator.engines.transformers.attention_choice import declares
 
     kind = CONFIG_MAPPING[model_type]
     sizes = {name: value for name, value in SIZES.items() if declares(kind, name)}
+    if "kv_lora_rank" in sizes:
+        # Every head has keys and values of its own behind one compressed vector.
+        sizes["num_key_value_heads"] = sizes["num_attention_heads"]
     return {"model_type": model_type, **sizes, **OWN.get(model_type, {})}
 
 
@@ -182,7 +237,9 @@ def in_a_process(model_type: str) -> dict[str, Any]:
     child = os.fork()
     if not child:
         signal.alarm(LIMIT_S)
-        resource.setrlimit(resource.RLIMIT_AS, (LIMIT_BYTES + _taken_bytes(), resource.RLIM_INFINITY))
+        resource.setrlimit(
+            resource.RLIMIT_AS, (LIMIT_BYTES + _taken_bytes(), resource.RLIM_INFINITY)
+        )
         quiet = os.open(os.devnull, os.O_WRONLY)
         os.dup2(quiet, 1)
         os.dup2(quiet, 2)
@@ -221,7 +278,7 @@ def page(rows: Mapping[str, dict[str, Any]], version: str) -> str:
         "",
         "<!-- Written by benchmarks/architectures.py --write. -->",
         "",
-        f"Every type of model for which transformers {version} has a causal language model, tiny and",
+        f"Every model type that transformers {version} has a causal language model of, tiny and",
         "random, run through `task=inference` in float32 on a CPU. Of"
         f" {len(causal)} decoder-only text types {len(measured)} are measured"
         f" ({len(measured) / max(len(causal), 1):.0%}), {proven} of them with every proof of",
@@ -282,7 +339,7 @@ def main() -> None:
     import torch
     import transformers
     import transformers.generation.utils
-    import transformers.modeling_utils  # noqa: F401  (once, before the forks)
+    import transformers.modeling_utils
 
     torch.set_num_threads(1)
     rows: dict[str, dict[str, Any]] = {}

@@ -125,9 +125,12 @@ def _measure(
     ).to(model.device)
     memory = PhaseMemory(tracker(identity["device"]["kind"]))
 
-    with recorder.phase("first_call", measured=False), first_call(recorder):
-        with loading.runs(prepared):
-            generator.prefill(prompt)
+    with (
+        recorder.phase("first_call", measured=False),
+        loading.runs(prepared),
+        first_call(recorder),
+    ):
+        generator.prefill(prompt)
     if compiling:
         with recorder.phase("compile", measured=False):
             compiling.settle(lambda: generator.sequence(prompt, options.new_tokens))

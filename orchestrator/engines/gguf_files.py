@@ -137,9 +137,7 @@ def write_whole(model: GgufModel, target: Path) -> None:
     writer.close()
 
 
-def copy_fields(
-    model: GgufModel, writer: Any, changed: Mapping[str, Any] | None = None
-) -> None:
+def copy_fields(model: GgufModel, writer: Any, changed: Mapping[str, Any] | None = None) -> None:
     """Copy metadata to a ``gguf.GGUFWriter``, but for what is ``changed``, by name."""
     import gguf
 

@@ -66,7 +66,7 @@ def inspect_gguf(file: Path) -> None:
                 raise _corrupt(each, "GGUF", "it does not begin with GGUF")
         try:
             found = GGUFReader(each).tensors
-        except Exception as error:  # the reader trips over damage in as many ways as there are bytes
+        except Exception as error:  # as many kinds as there are ways to be damaged
             raise _corrupt(each, "GGUF", "it ends early or its metadata is damaged") from error
         tensors += len(found)
         end = max((int(tensor.data_offset) + int(tensor.n_bytes) for tensor in found), default=0)

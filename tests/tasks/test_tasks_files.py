@@ -68,7 +68,11 @@ def rewritten(
     model = GgufModel(source)
     writer = gguf.GGUFWriter(target, "llama", split_max_tensors=split)
     copy_fields(model, writer, fields)
-    kinds = {str: gguf.GGUFValueType.STRING, int: gguf.GGUFValueType.UINT32}
+    kinds = {
+        str: gguf.GGUFValueType.STRING,
+        int: gguf.GGUFValueType.UINT32,
+        bool: gguf.GGUFValueType.BOOL,
+    }
     for name, value in (fields or {}).items():
         if name in model.fields:
             continue
@@ -206,9 +210,7 @@ def test_linear_scaling_is_kept(
 
 
 @USES_NO_PROCESS
-def test_yarn_is_kept(
-    identity: Identity, recorder: Any, tiny_gguf: Path, tmp_path: Path
-) -> None:
+def test_yarn_is_kept(identity: Identity, recorder: Any, tiny_gguf: Path, tmp_path: Path) -> None:
     fields = {
         "llama.rope.scaling.type": "yarn",
         "llama.rope.scaling.factor": 4.0,

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from orchestrator.engines import proof
 from orchestrator.engines import transformers as loading
 from orchestrator.engines.transformers import proofs
 from orchestrator.engines.transformers import random_weights as architecture
@@ -44,15 +45,15 @@ def prompt(rows: int = 2, tokens: int = 12) -> torch.Tensor:
     return torch.randint(3, 60, (rows, tokens), generator=generator)
 
 
-def proved(model: Any, recorder: Any, generator: GreedyGenerator | None = None, new: int = 4) -> Any:
+def proved(
+    model: Any, recorder: Any, generator: GreedyGenerator | None = None, new: int = 4
+) -> Any:
     """Generate and prove, as the task does; the findings by name."""
     generator = generator or generator_for(model, HostClock())
     ids = prompt()
     with torch.inference_mode():
         generator.sequence(ids, new)
-        proofs.prove(
-            model, generator, ids, recorder[0], quant=FP32, new_tokens=new, prefill_s=0.01
-        )
+        proofs.prove(model, generator, ids, recorder[0], quant=FP32, new_tokens=new, prefill_s=0.01)
     return states(recorder[1])
 
 
@@ -92,9 +93,7 @@ def test_a_model_without_its_past_is_found(recorder: Any) -> None:
     generator.held_tokens = None
     ids = prompt()
     with torch.inference_mode(), pytest.raises(Mismatch, match="cache"):
-        proofs.prove(
-            model, generator, ids, recorder[0], quant=FP32, new_tokens=4, prefill_s=0.01
-        )
+        proofs.prove(model, generator, ids, recorder[0], quant=FP32, new_tokens=4, prefill_s=0.01)
     assert states(recorder[1])["cache"] == "failed"
 
 
@@ -183,12 +182,12 @@ def test_padding_of_the_vocabulary_may_be_minus_infinity(recorder: Any) -> None:
 def test_a_cache_is_judged_by_its_control(
     error: float, control: float, from_control: float, rounding: float, state: str
 ) -> None:
-    found = proofs.cache(error, control, from_control, 1.0, rounding, tokens=9)
+    found = proof.judge_cache(error, control, from_control, 1.0, rounding, tokens=9)
     assert found.state == state
 
 
 def test_an_undecided_proof_is_shown_and_fails_nothing(recorder: Any) -> None:
-    proofs.Finding(proofs.UNDECIDED, "error 1 against 2").record(recorder[0], "cache", "less")
+    proof.Finding(proof.UNDECIDED, "error 1 against 2").record(recorder[0], "cache", "less")
     event = recorder[1].engaged("cache")
     assert event["ok"]
     assert event["got"].startswith("undecided: ")
@@ -259,4 +258,4 @@ def test_every_proof_is_an_error_where_it_fails(identity: Identity, recorder: An
     prepared = loading.prepare(asked, recorder[0])
     assert prepared.files == ()
     with pytest.raises(Mismatch):
-        proofs.Finding(proofs.FAILED, "x").record(recorder[0], "causal", "y")
+        proof.Finding(proof.FAILED, "x").record(recorder[0], "causal", "y")

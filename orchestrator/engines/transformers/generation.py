@@ -159,7 +159,7 @@ class GreedyGenerator:
         return self._call(ids, past, first=False)
 
     def prefill(self, prompt: torch.Tensor) -> tuple[Past, torch.Tensor]:
-        """Run the prompt, (batch, length); gives what is kept of it and the next ids, (batch, 1)."""
+        """Run the prompt, (batch, length); gives what is kept of it and the next ids."""
         past, logits = self.begin(prompt)
         return past, logits.argmax(-1, keepdim=True)
 

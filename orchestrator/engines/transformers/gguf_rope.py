@@ -93,7 +93,7 @@ def rope_of(model: GgufModel, family: str) -> dict[str, Any]:
         if value is not None and not _alike(value, neutral):
             raise NotKept(f"rotary scaling with {name} = {value:g}")
     if tensors:
-        if kind not in (None, "none", "longrope") or factor != 1.0 and kind != "longrope":
+        if kind not in (None, "none", "longrope") or (factor != 1.0 and kind != "longrope"):
             raise NotKept(f"rotary factors of its own and {kind or 'linear'} scaling by {factor:g}")
         return _by_factors(tensors, context or limit, magnitude, limit, _base(said("freq_base")))
     if kind == "longrope":

@@ -64,7 +64,7 @@ def type_problem(config: Mapping[str, Any], where: str) -> Problem | None:
             where,
             "Choose a causal language model",
         )
-    both = _in(tables, _MASKED, model_type)
+    both = _in(tables, _MASKED, model_type) or _reads_both_ways(model_type)
     if both and not any(config.get(name) is True for name in _DECODES):
         return Problem(
             f"{model_type} sees the tokens it is to predict: it is no causal language model",
@@ -161,6 +161,22 @@ def _in(tables: Mapping[str, frozenset[str]], names: tuple[str, ...], model_type
 def _known(tables: Mapping[str, frozenset[str]], model_type: str) -> bool:
     """Whether transformers has this type at all; one that it does not know may be misspelt."""
     return any(model_type in found for found in tables.values())
+
+
+@lru_cache(maxsize=256)
+def _reads_both_ways(model_type: str) -> bool:
+    """Whether its code sees the whole sequence unless the configuration makes it a decoder."""
+    spec = importlib.util.find_spec("transformers")
+    name = model_type.replace("-", "_")
+    if spec is None or spec.origin is None or not name.isidentifier():
+        return False
+    folder = Path(spec.origin).parent / "models" / name
+    try:
+        code = (folder / f"modeling_{name}.py").read_text(encoding="utf-8")
+        fields = (folder / f"configuration_{name}.py").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return "create_bidirectional_mask(" in code and "is_decoder: bool = False" in fields
 
 
 @lru_cache(maxsize=1)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _NO_MODEL = (
     ValueError,
+    KeyError,
     TypeError,
     ZeroDivisionError,
     IndexError,
@@ -62,17 +63,28 @@ def _complete(config: PretrainedConfig, given: Mapping[str, Any]) -> None:
 
     A special token past the end of a smaller vocabulary; a width of heads that is left open.
     """
-    vocabulary = getattr(config, "vocab_size", None)
+    vocabulary = _of(config, "vocab_size")
     for name in _SPECIAL_IDS:
-        value = getattr(config, name, None)
+        value = _of(config, name)
         if name in given or not isinstance(vocabulary, int) or value is None:
             continue
         ids = value if isinstance(value, list) else [value]
         if any(isinstance(one, int) and one >= vocabulary for one in ids):
-            setattr(config, name, None)
-    hidden, heads = (getattr(config, name, None) for name in ("hidden_size", "num_attention_heads"))
-    if getattr(config, "head_dim", 0) is None and isinstance(hidden, int) and heads:
+            try:
+                setattr(config, name, None)
+            except Exception:  # some types want a number
+                setattr(config, name, 0)
+    hidden, heads = _of(config, "hidden_size"), _of(config, "num_attention_heads")
+    if _of(config, "head_dim", 0) is None and isinstance(hidden, int) and isinstance(heads, int):
         config.head_dim = hidden // heads
+
+
+def _of(config: PretrainedConfig, name: str, absent: Any = None) -> Any:
+    """A field; ``absent`` where there is none, or it is another in each layer."""
+    try:
+        return getattr(config, name, absent)
+    except Exception:  # of a type of its own, for what differs by layer
+        return absent
 
 
 def build(config: PretrainedConfig, seed: int, dtype: str, attention: str) -> PreTrainedModel:
