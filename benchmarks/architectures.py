@@ -102,6 +102,7 @@ OWN: dict[str, dict[str, Any]] = {
         }
     },
     "dbrx": {
+        "d_model": 64,
         "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
         "ffn_config": {
             "hidden_size": 64,
@@ -127,9 +128,17 @@ OWN: dict[str, dict[str, Any]] = {
         "linear_num_heads": 4,
     },
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2, "num_dense_layers": 1},
+    "qwen4_exp_text": {
+        "indexer_n_heads": 2,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 16,
+        "indexer_budget": 64,
+        "indexer_compress_ratio": 4,
+    },
     "xlnet": {"d_head": 16},
     "xlstm": {"qk_dim_factor": 1.0, "v_dim_factor": 1.0},
     "zamba": {"num_hidden_layers": 6, "attn_layer_period": 3, "attn_layer_offset": 1},
+    "zamba2": {"layer_types": ["linear_attention", "hybrid"] * 2, "num_mem_blocks": 1},
     "zaya": {"num_experts_per_tok": 1},
     # Inner width over the width of a head.
     "mamba2": {"num_heads": 8, "head_dim": 16, "n_groups": 1},

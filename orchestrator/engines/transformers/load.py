@@ -186,7 +186,7 @@ def runs(prepared: Prepared) -> Iterator[None]:
 
     try:
         yield
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
         if prepared.directory is not None or isinstance(error, torch.OutOfMemoryError):
             raise
         raise InputError(
