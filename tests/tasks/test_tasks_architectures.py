@@ -1,4 +1,4 @@
-"""Kinds of models by what they remember: each is given the cache its own ``generate`` would give it.
+"""Kinds of models by what they remember: each gets the cache its own ``generate`` would make.
 
 One of each kind; ``benchmarks/architectures.py`` runs every type of the installed transformers.
 """

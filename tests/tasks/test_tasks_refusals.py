@@ -1,4 +1,4 @@
-"""What a plan refuses in a line: other models than causal text ones, and weights of another kind."""
+"""What a plan rejects in a line: models that are not causal text ones, weights of another kind."""
 
 from __future__ import annotations
 
