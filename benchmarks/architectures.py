@@ -181,7 +181,11 @@ def measure(model_type: str, directory: Path) -> dict[str, Any]:
     from orchestrator.tasks import inference
     from testing.trial import make_identity
 
-    sizes = {"batch_size": BATCH, "prompt_tokens": PROMPT_TOKENS, "new_tokens": NEW_TOKENS}
+    sizes: dict[str, Any] = {
+        "batch_size": BATCH,
+        "prompt_tokens": PROMPT_TOKENS,
+        "new_tokens": NEW_TOKENS,
+    }
     model = {"architecture": architecture(model_type)}
     for attention in ("sdpa", "eager"):
         identity = make_identity("fp32", model=model, attention=attention, **sizes)

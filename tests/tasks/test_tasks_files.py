@@ -19,7 +19,12 @@ from orchestrator.engines import transformers as loading
 from orchestrator.engines.digest import digest_files
 from orchestrator.engines.gguf_files import GgufModel, copy_fields, gguf_files
 from orchestrator.engines.llamacpp import formats
-from orchestrator.engines.source import directory_problem, find_problem, weight_files
+from orchestrator.engines.source import (
+    content_files,
+    directory_problem,
+    find_problem,
+    weight_files,
+)
 from orchestrator.engines.transformers import convert, dequantise
 from orchestrator.engines.transformers import random_weights as architecture
 from orchestrator.measure import InputError
@@ -407,3 +412,20 @@ def test_a_mixture_with_other_experts_is_an_error(
     with pytest.raises(InputError) as raised:
         load(identity(model=of(mixture)), recorder)
     assert "\n" not in str(raised.value)
+
+
+def test_every_file_that_is_read_is_named(saved_model: Path, split_gguf: Path) -> None:
+    (saved_model / "model.safetensors.index.json").write_text('{"weight_map": {}}')
+    (saved_model / "tokenizer.json").write_text("{}")
+    (saved_model / "modeling_own.py").write_text("")
+    (saved_model / "notes.txt").write_text("")
+
+    def names(**more: Any) -> set[str]:
+        return {file.name for file in content_files({**of(saved_model), **more}) or ()}
+
+    read = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"}
+    assert names() == read
+    assert names(trust_remote_code=True) == {*read, "modeling_own.py"}
+    assert content_files(of_gguf(split_gguf)) == gguf_files(split_gguf)
+    assert content_files({"source": "random"}) == []
+    assert content_files({"source": "hub", "id": "a/b"}) is None

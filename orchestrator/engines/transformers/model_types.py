@@ -86,7 +86,9 @@ def packing_problem(config: Mapping[str, Any], quant: Mapping[str, Any]) -> str 
     Weights that are quantized already, and experts in one stack, which bitsandbytes does not pack.
     """
     for part in (config, config.get("text_config")):
-        for name in _QUANTIZED if isinstance(part, Mapping) else ():
+        if not isinstance(part, Mapping):
+            continue
+        for name in _QUANTIZED:
             found = part.get(name)
             if found and not _meant(found, quant):
                 method = _method(found)
