@@ -109,6 +109,24 @@ def directory_problem(directory: Path) -> Problem | None:
         return Problem("a model path must be a directory", where, fix)
     if not (directory / "config.json").is_file():
         return Problem("no config.json in the model directory", where, "Save the model's config")
+    return _weights_problem(directory, _changed(directory))
+
+
+def _changed(directory: Path) -> tuple[int, ...]:
+    """Changes when files come and go, or one that names others is written to."""
+    times = []
+    for file in (directory, directory / "config.json", directory / SAFETENSORS_INDEX):
+        try:
+            times.append(file.stat().st_mtime_ns)
+        except OSError:
+            times.append(0)
+    return tuple(times)
+
+
+@lru_cache(maxsize=256)
+def _weights_problem(directory: Path, changed: tuple[int, ...]) -> Problem | None:
+    """Asked for every trial of a plan, and looked up once."""
+    where = str(directory)
     if any(_DISTRIBUTED.fullmatch(file.name) for file in directory.iterdir()):
         return Problem(
             "a distributed checkpoint (shard-*-model-*.safetensors), which is not loaded here",

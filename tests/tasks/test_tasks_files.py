@@ -66,6 +66,7 @@ def rewritten(
     tensors: Mapping[str, Any] | None = None,
     *,
     split: int = 0,
+    without: str | None = None,
 ) -> Path:
     """A copy with more metadata and tensors, in files of ``split`` tensors each; the first file."""
     import gguf
@@ -83,7 +84,8 @@ def rewritten(
             continue
         writer.add_key_value(name, value, kinds.get(type(value), gguf.GGUFValueType.FLOAT32))
     for tensor in model.tensors:
-        writer.add_tensor(tensor.name, tensor.data)
+        if tensor.name != without:
+            writer.add_tensor(tensor.name, tensor.data)
     for name, value in (tensors or {}).items():
         writer.add_tensor(name, np.asarray(value, np.float32))
     writer.write_header_to_file()
@@ -429,3 +431,18 @@ def test_every_file_that_is_read_is_named(saved_model: Path, split_gguf: Path) -
     assert content_files(of_gguf(split_gguf)) == gguf_files(split_gguf)
     assert content_files({"source": "random"}) == []
     assert content_files({"source": "hub", "id": "a/b"}) is None
+
+
+@pytest.mark.skipif(importlib.util.find_spec("xllamacpp") is None, reason="no wheel here")
+@pytest.mark.parametrize("change", ["one more", "one less"])
+def test_llamacpp_loads_no_file_with_other_tensors(
+    identity: Identity, run: Run, tiny_gguf: Path, tmp_path: Path, change: str
+) -> None:
+    """On which its proof rests that all of a file was loaded."""
+    if change == "one more":
+        more = {"blk.7.ffn_up.weight": np.zeros((8, 8))}
+        file = rewritten(tiny_gguf, tmp_path / "m.gguf", tensors=more)
+    else:
+        file = rewritten(tiny_gguf, tmp_path / "m.gguf", without="blk.0.ffn_up.weight")
+    with pytest.raises(InputError, match=r"llama\.cpp cannot load this file"):
+        run(identity(task="llamacpp", model=of_gguf(file), prompt_tokens=8, new_tokens=2))

@@ -5,6 +5,7 @@ Faults are put into real models, which the proofs must find; sound ones must pas
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -259,3 +260,34 @@ def test_every_proof_is_an_error_where_it_fails(identity: Identity, recorder: An
     assert prepared.files == ()
     with pytest.raises(Mismatch):
         proof.Finding(proof.FAILED, "x").record(recorder[0], "causal", "y")
+
+
+def likely(**shift: float) -> dict[int, float]:
+    """Log-probabilities of twenty tokens, some of them moved."""
+    return {token: -0.3 * token - 1.5 + shift.get(f"t{token}", 0.0) for token in range(20)}
+
+
+def test_llamacpps_cache_is_judged_by_what_is_likely() -> None:
+    from orchestrator.engines.llamacpp.proofs import judge
+
+    whole = likely()
+    alone = {token: -0.3 * (19 - token) - 1.5 for token in range(20)}
+    assert judge(whole, likely(t3=0.001), alone, 9).state == "proven"
+    assert judge(whole, alone, alone, 9).state == "failed"
+    assert judge(whole, likely(t3=math.nan), alone, 9).state == "failed"
+    elsewhere = {token + 100: value for token, value in whole.items()}
+    assert judge(whole, elsewhere, alone, 9).state == "failed"
+    assert judge(whole, likely(t3=0.001), elsewhere, 9).state == "proven"
+    # Context that changes next to nothing tells nothing.
+    assert judge(whole, likely(t3=0.02), likely(t4=0.02), 9).state == "undecided"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("xllamacpp") is None, reason="no wheel here")
+def test_llamacpp_proves_its_cache(identity: Identity, run: Run, tiny_gguf: Path) -> None:
+    model = {"source": "gguf", "path": str(tiny_gguf), "architecture": None}
+    events = run(identity(task="llamacpp", model=model, prompt_tokens=20, new_tokens=3))
+    found = states(events)
+    assert set(found) == {"finite log-probabilities", "cache"}
+    assert found["finite log-probabilities"] == "proven"
+    assert found["cache"] != "failed"
+    assert "over 16 tokens" in events.engaged("cache")["got"]

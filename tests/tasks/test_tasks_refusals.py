@@ -67,12 +67,18 @@ def test_other_models_are_refused_while_planning(
         {"model_type": "gpt_neox"},
         {"model_type": "bert", "is_decoder": True},
         {"model_type": "own_type"},
-        {"model_type": "bert", "auto_map": {"AutoModelForCausalLM": "own.Model"}},
         {},
     ],
 )
 def test_causal_models_and_models_of_their_own_are_not(config: dict[str, Any]) -> None:
     assert type_problem(config, "here") is None
+
+
+def test_code_of_a_models_own_is_judged_by_what_it_does() -> None:
+    config = {"model_type": "bert", "auto_map": {"AutoModelForCausalLM": "own.Model"}}
+    assert type_problem(config, "here", own_code=True) is None
+    assert type_problem(config, "here") is not None  # its code is not run
+    assert type_problem({"model_type": "bert"}, "here", own_code=True) is not None
 
 
 def test_a_hub_models_kind_is_found_once_its_configuration_is_there(

@@ -278,20 +278,21 @@ def _prepare(identity: Identity, recorder: Recorder) -> Prepared:
             inspect_safetensors(file)
         digest = digest_files(files)
         directory = readable(directory, files, digest)
-    _refuse_other_models(directory, identity["quant"])
+    _refuse_other_models(directory, identity)
     config = _configuration(directory, bool(model["trust_remote_code"]))
     return Prepared(config, directory, tuple(files), digest)
 
 
-def _refuse_other_models(directory: Path, quant: Mapping[str, Any]) -> None:
+def _refuse_other_models(directory: Path, identity: Identity) -> None:
     """What planning refuses where it has the configuration; a hub model's is there only now."""
     try:
         config = json.loads((directory / "config.json").read_text())
     except (OSError, ValueError):
         return  # said when it is read for good
-    if problem := type_problem(config, str(directory)):
+    trusted = bool(identity["model"]["trust_remote_code"])
+    if problem := type_problem(config, str(directory), own_code=trusted):
         raise problem.as_input_error()
-    if reason := packing_problem(config, quant):
+    if reason := packing_problem(config, identity["quant"]):
         raise Infeasible(reason, where="quant")
 
 

@@ -44,10 +44,18 @@ _EXPERTS = (
 )
 
 
-def type_problem(config: Mapping[str, Any], where: str) -> Problem | None:
-    """Why a configuration is not of a causal text model; None where it is or is not known."""
+def type_problem(
+    config: Mapping[str, Any], where: str, *, own_code: bool = False
+) -> Problem | None:
+    """Why a configuration is not of a causal text model; None where it is or is not known.
+
+    Parameters
+    ----------
+    own_code : bool
+        Code that comes with the model is run (``trust_remote_code``), if there is any.
+    """
     model_type = config.get("model_type")
-    if not isinstance(model_type, str) or config.get("auto_map"):
+    if not isinstance(model_type, str) or (own_code and config.get("auto_map")):
         return None
     tables = _tables()
     if not tables:  # no transformers here, or one with other tables
