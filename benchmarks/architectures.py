@@ -291,16 +291,17 @@ def page(rows: Mapping[str, dict[str, Any]], version: str) -> str:
         "",
         "<!-- Written by benchmarks/architectures.py --write. -->",
         "",
-        f"Every model type that transformers {version} has a causal language model of, tiny and",
-        "random, run through `task=inference` in float32 on a CPU. Of"
-        f" {len(causal)} decoder-only text types {len(measured)} are measured"
-        f" ({len(measured) / max(len(causal), 1):.0%}), {proven} of them with every proof of",
-        "behaviour: earlier logits do not change with later tokens, decoding with the cache gives",
-        "the logits of the whole sequence, the cache holds the tokens it was fed, and logits are",
-        "numbers. Your own model is proven the same way in each attempt, whatever stands here.",
+        f"Every model type for which transformers {version} has a causal language model, tiny and",
+        "random, run through `task=inference` in float32 on a CPU.",
         "",
-        "*Sizes*: `exact` where the arithmetic predicts the bytes of weights and of cache or state",
-        "to the byte; `unknown` where it does not know the type, and then predictions are absent.",
+        f"**{len(measured)} of {len(causal)} decoder-only text types are measured**"
+        f" ({len(measured) / max(len(causal), 1):.0%}), {proven} of them with every",
+        "[proof](protocol.md#proofs): later tokens change no earlier logits, decoding with the cache",
+        "gives the logits of the whole sequence, the cache holds the tokens it was fed, and logits",
+        "are numbers. Each attempt proves the same of your own model, whatever this table says.",
+        "",
+        "*Weights* and *cache or state*: `exact` where the arithmetic predicts the size to the byte,",
+        "`unknown` where it does not know the type. Predictions of these types are absent.",
         "",
         "| type | measured | attention | proofs | weights | cache or state |",
         "|---|---|---|---|---|---|",
@@ -308,7 +309,7 @@ def page(rows: Mapping[str, dict[str, Any]], version: str) -> str:
     lines += [_line(name, row) for name, row in sorted(causal.items())]
     lines += [
         "",
-        "## Refused while planning",
+        "## Rejected while planning",
         "",
         "Encoders, encoder-decoders and models that read or write more than text.",
         "",
