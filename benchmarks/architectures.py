@@ -298,7 +298,7 @@ def page(rows: Mapping[str, dict[str, Any]], version: str) -> str:
         f" ({len(measured) / max(len(causal), 1):.0%}), {proven} of them with every",
         "[proof](protocol.md#proofs): later tokens change no earlier logits, decoding with the",
         "cache gives the logits of the whole sequence, the cache holds the tokens it was fed, and",
-        "logits are numbers. Each attempt proves the same of your own model, whatever this table says.",
+        "logits are numbers. Each attempt proves the same of your own model.",
         "",
         "*Weights* and *cache or state*: `exact` where the arithmetic predicts the size to the",
         "byte, `unknown` where it does not know the type. Predictions of these types are absent.",
