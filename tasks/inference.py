@@ -126,7 +126,11 @@ def _measure(
     ).to(model.device)
     memory = PhaseMemory(tracker(identity["device"]["kind"]))
 
-    with recorder.phase("first_call", measured=False), first_call(recorder):
+    with (
+        recorder.phase("first_call", measured=False),
+        loading.runs(prepared),
+        first_call(recorder),
+    ):
         generator.prefill(prompt)
     if compiling:
         with recorder.phase("compile", measured=False):

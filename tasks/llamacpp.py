@@ -8,6 +8,7 @@
                                        warm-up unless ``server_warmup`` asks for it
     warmup ...                         the protocol's
     prefill, decode, prefill, ...      samples, until the protocol's stopping rule
+    prove                              that its cache held what it was fed
     quality                            where asked for; a pass of its own
 
 llama.cpp's own reading of each run is recorded beside ours: ``prefill_over_own_timing`` and
@@ -30,6 +31,7 @@ from orchestrator.engines.gguf_files import gguf_files
 from orchestrator.engines.llamacpp import formats, quality
 from orchestrator.engines.llamacpp.expected import GGUF_TYPE, expect_llamacpp
 from orchestrator.engines.llamacpp.options import context_room, gpu_layers, needed_tokens
+from orchestrator.engines.llamacpp.proofs import prove
 from orchestrator.engines.llamacpp.reference import is_reference, reference_for
 from orchestrator.engines.llamacpp.server import (
     CACHE_TYPES,
@@ -40,7 +42,8 @@ from orchestrator.engines.llamacpp.server import (
 )
 from orchestrator.engines.llamacpp.server import Setting as ServerSetting
 from orchestrator.engines.residency import resident_fraction
-from orchestrator.engines.source import find_problem, model_path, packaged_file
+from orchestrator.engines.source import context_tokens, find_problem, model_path, packaged_file
+from orchestrator.engines.text_windows import WINDOW_TOKENS, cut, window_tokens
 from orchestrator.engines.transformers import tokens
 from orchestrator.measure import (
     ConfigError,
@@ -62,6 +65,7 @@ from orchestrator.measure.phase_memory import PhaseMemory
 
 OWN_TIMING_TOLERANCE = 0.03
 _CHARACTERS_A_TOKEN = 64
+_TEXT = "pydoc_topics"
 _OVER_WEIGHTS = "peak_memory_over_weights_bytes"
 
 
@@ -139,7 +143,7 @@ def check(identity: Identity) -> str | None:
         "bf16",
     ):
         return f"cache_type_v={options['cache_type_v']} needs flash attention"
-    needed = needed_tokens(options)
+    needed = needed_tokens(options, context_tokens(identity["model"]))
     if options["context_tokens"] and needed > options["context_tokens"]:
         return (
             f"prompt and output, or quality_tokens, take {needed} tokens, more than "
@@ -199,8 +203,8 @@ def run(identity: Identity, recorder: Recorder) -> None:
 def _setting(
     options: LlamaCppConfig, identity: Identity, contents: formats.Contents, file: Path
 ) -> ServerSetting:
-    needed, room = needed_tokens(identity["task"]), context_room(identity["task"])
     limit = contents.context_tokens
+    needed, room = needed_tokens(identity["task"], limit), context_room(identity["task"])
     if (limit is not None and needed > limit) or needed > room:
         raise InputError(
             f"prompt and output, or quality_tokens, take {needed} tokens; the context has "
@@ -287,6 +291,8 @@ def _measure(
         if values
     }
     recorder.fact("own_timings_agree", {"tolerance": OWN_TIMING_TOLERANCE, **within})
+    with recorder.phase("prove", measured=False):
+        prove(server, prompt, contents.vocabulary, recorder)
 
 
 def _add(
@@ -358,7 +364,7 @@ def _measure_quality(
     digest: str,
     recorder: Recorder,
 ) -> None:
-    text = tokens.read_text("pydoc_topics", options.quality_tokens * _CHARACTERS_A_TOKEN)
+    text = tokens.read_text(_TEXT, options.quality_tokens * _CHARACTERS_A_TOKEN)
     ids = server.tokenize(text)[: options.quality_tokens + 1]
     if len(ids) <= options.quality_tokens:
         raise InputError(
@@ -366,14 +372,19 @@ def _measure_quality(
             where="task.quality_tokens",
             fix="Give fewer",
         )
+    tokens.refuse_foreign(ids, contents.vocabulary)
+    window = window_tokens(WINDOW_TOKENS, contents.context_tokens)
+    windows = cut(ids, window, server.begin_of_text())
+    recorder.fact("quality_text", _TEXT)
     recorder.fact("quality_tokens_digest", tokens.ids_digest(ids))
-    own = quality.predict(server, ids, contents.vocabulary)
+    recorder.fact("quality_windows", windows.facts())
+    own = quality.predict(server, windows, contents.vocabulary)
     server.close()
     itself = own if is_reference(options.format, setting) else None
     quality.record(
         recorder,
         own,
-        reference_for(itself, setting, source, digest, ids, contents.vocabulary, recorder),
+        reference_for(itself, setting, source, digest, windows, contents.vocabulary, recorder),
     )
 
 

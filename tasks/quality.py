@@ -1,7 +1,8 @@
 """What a number format costs: perplexity, and divergence from the same weights in float32.
 
-Text is cut into windows that do not share context; in each, every token predicts the next.
-Nothing here is timed for publication.
+Text is cut into windows that do not share context; in each, every token predicts the next, and
+begin-of-text stands first where the model's tokenizer puts it there. Nothing here is timed for
+publication.
 
 ========================  =========================================================================
 ``perplexity``            exp of the mean negative log-likelihood of the next token
@@ -20,17 +21,24 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.engines import transformers as loading
 from orchestrator.engines.content import content_of, text_content
+from orchestrator.engines.text_windows import Windows, cut, window_tokens
 from orchestrator.engines.transformers import tokens
 from orchestrator.engines.transformers.feasible import ATTENTIONS
 from orchestrator.engines.transformers.proofs import prove_causal, rounding_of
 from orchestrator.engines.transformers.reference import Reference, Window, reference_for
-from orchestrator.measure import Identity, Recorder, Task
+from orchestrator.measure import Identity, InputError, Recorder, Task
 from orchestrator.measure.options import bounded, choice, options_of
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+_METRICS = {
+    "perplexity": "1",
+    "kl_to_reference": "nats",
+    "top1_agreement": "1",
+    "reference_perplexity": "1",
+}
 _REFERENCE = {"scheme": "none", "dtype": "float32", "double_quant": False}
 # Rows of (tokens, vocabulary) compared at once: bounds the temporaries to some 25 MB at 50,000.
 _ROWS = 128
@@ -94,15 +102,19 @@ def measure(
     import torch
 
     with recorder.phase("quality", measured=False):
-        ids, text = _token_ids(prepared, identity, options)
-        if prove:
-            prove_causal(model, torch.tensor(ids), recorder, rounding_of(identity["quant"]))
+        found = _windows(prepared, identity, options)
+        if isinstance(found, str):
+            for name, unit in _METRICS.items():
+                recorder.absent(name, unit, found)
+            return
+        windows, text, ids = found
         recorder.fact("quality_text", text)
         recorder.fact("quality_tokens_digest", tokens.ids_digest(ids))
-        window = min(options.window, prepared.context_tokens or options.window)
-        sequence = torch.tensor(ids)
-        inputs = list(sequence[:-1].split(window))
-        targets = list(sequence[1:].split(window))
+        recorder.fact("quality_windows", windows.facts())
+        begin = len(windows.begin)
+        inputs = [torch.tensor([*windows.begin, *each]) for each in windows.inputs]
+        if prove:
+            prove_causal(model, inputs[0], recorder, rounding_of(identity["quant"]))
         logits_of = _logits_of(model)
         is_reference = all(identity["quant"][key] == value for key, value in _REFERENCE.items())
         reference: Reference | None = None
@@ -122,15 +134,17 @@ def measure(
         except torch.OutOfMemoryError:
             absence = "the float32 reference does not fit into the device's memory"
         sums = _Sums()
-        for index, (ids_in, target) in enumerate(zip(inputs, targets, strict=True)):
-            logits = logits_of(ids_in)
+        for index, (ids_in, following) in enumerate(zip(inputs, windows.targets, strict=True)):
+            # What follows begin-of-text itself was predicted at the end of the window before.
+            logits = logits_of(ids_in)[begin:]
             seen: Window | None = None
             if is_reference:
                 # Compared with itself, not with its stored form: the rounding is not its error.
                 seen = Window(logits, logits.argmax(dim=-1))
             elif reference is not None:
-                seen = reference.window(index, logits.device)
-            sums.add(logits, target.to(logits.device), seen)
+                whole = reference.window(index, logits.device)
+                seen = Window(whole.logits[begin:], whole.top1[begin:])
+            sums.add(logits, torch.tensor(following, device=logits.device), seen)
     sums.record(recorder, absence)
 
 
@@ -167,12 +181,9 @@ class _Sums:
         """Record the means; what needs the reference is absent for the reason ``absence``."""
         recorder.value("perplexity", "1", _exp(self._loss / self._positions))
         if not self._compared:
-            for name, unit in (
-                ("kl_to_reference", "nats"),
-                ("top1_agreement", "1"),
-                ("reference_perplexity", "1"),
-            ):
-                recorder.absent(name, unit, absence)
+            for name, unit in _METRICS.items():
+                if name != "perplexity":
+                    recorder.absent(name, unit, absence)
             return
         recorder.value("kl_to_reference", "nats", self._divergence / self._compared)
         recorder.value("top1_agreement", "1", self._agreed / self._compared)
@@ -208,18 +219,32 @@ def _reference_logits(
     return _logits_of(model)
 
 
-def _token_ids(
+def _windows(
     prepared: loading.Prepared, identity: Identity, options: QualityConfig
-) -> tuple[list[int], str]:
-    """One id more than positions to score, and what they are."""
+) -> tuple[Windows, str, list[int]] | str:
+    """What is scored, its text's name and its ids; or a line why there is nothing to score.
+
+    A model that was to read a text and cannot is never given random tokens instead.
+    """
     count = options.tokens + 1
     name = options.text
     if name == "auto":
-        name = "pydoc_topics" if tokens.has_tokenizer(prepared) else "random"
+        name = "random" if prepared.directory is None else "pydoc_topics"
+    begin: list[int] = []
     if name == "random":
-        return tokens.prompt(prepared, identity["seed"], 1, count)[0].tolist(), "random tokens"
-    trusted = bool(identity["model"]["trust_remote_code"])
-    return tokens.text_ids(prepared, name, count, trust_remote_code=trusted), name
+        ids = tokens.prompt(prepared, identity["seed"], 1, count)[0].tolist()
+        text = "random tokens"
+    else:
+        trusted = bool(identity["model"]["trust_remote_code"])
+        tokenizer = tokens.load_tokenizer(prepared, trust_remote_code=trusted)
+        if isinstance(tokenizer, str):
+            if options.text == "auto":
+                return tokenizer
+            raise InputError(tokenizer, where="task.text", fix="Use task.text=random")
+        ids, text = tokens.text_ids(tokenizer, prepared, name, count), name
+        begin = tokens.begin_of_text(tokenizer)
+    window = window_tokens(options.window, prepared.context_tokens)
+    return cut(ids, window, begin), text, ids
 
 
 def content(identity: Identity) -> dict[str, str | None]:

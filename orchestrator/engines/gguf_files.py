@@ -102,25 +102,40 @@ class GgufModel:
         readers = [GGUFReader(each) for each in self.files]
         self.fields: dict[str, Any] = dict(readers[0].fields)
         self.tensors: list[Any] = [tensor for reader in readers for tensor in reader.tensors]
-        count = int(self.value(_COUNT) or 1)
-        if count != len(self.files):
-            raise InputError(
-                f"its metadata says that the model has {count} files, its name {len(self.files)}",
-                where=str(file),
-                fix="Keep the names that it was split into: NAME-00001-of-00002.gguf",
-            )
-        tensors = self.value(_TENSORS)
-        if tensors is not None and int(tensors) != len(self.tensors):
-            raise InputError(
-                f"the model has {tensors} tensors, its files {len(self.tensors)}",
-                where=str(file),
-                fix="Fetch all files again",
-            )
+        check_parts(self.files, self.fields, len(self.tensors))
 
     def value(self, name: str) -> Any:
         """Of one field of metadata; None where it is not there."""
-        found = self.fields.get(name)
-        return None if found is None else found.contents()
+        return _value(self.fields, name)
+
+
+def check_parts(files: list[Path], fields: Mapping[str, Any], tensors: int) -> None:
+    """:class:`InputError` where ``files`` with so many ``tensors`` are not the whole of one model.
+
+    Parameters
+    ----------
+    fields : mapping
+        Metadata of the first.
+    """
+    count = int(_value(fields, _COUNT) or 1)
+    if count != len(files):
+        raise InputError(
+            f"its metadata says that the model has {count} files, its name {len(files)}",
+            where=str(files[0]),
+            fix="Keep the names that it was split into: NAME-00001-of-00002.gguf",
+        )
+    meant = _value(fields, _TENSORS)
+    if meant is not None and int(meant) != tensors:
+        raise InputError(
+            f"the model has {meant} tensors, its files {tensors}",
+            where=str(files[0]),
+            fix="Fetch all files again",
+        )
+
+
+def _value(fields: Mapping[str, Any], name: str) -> Any:
+    found = fields.get(name)
+    return None if found is None else found.contents()
 
 
 def write_whole(model: GgufModel, target: Path) -> None:
@@ -137,9 +152,7 @@ def write_whole(model: GgufModel, target: Path) -> None:
     writer.close()
 
 
-def copy_fields(
-    model: GgufModel, writer: Any, changed: Mapping[str, Any] | None = None
-) -> None:
+def copy_fields(model: GgufModel, writer: Any, changed: Mapping[str, Any] | None = None) -> None:
     """Copy metadata to a ``gguf.GGUFWriter``, but for what is ``changed``, by name."""
     import gguf
 

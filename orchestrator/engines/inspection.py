@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import struct
 from pathlib import Path
+from typing import Any
 
-from orchestrator.engines.gguf_files import GgufModel, gguf_files
+from orchestrator.engines.gguf_files import check_parts, gguf_files
 from orchestrator.measure import InputError
 
 _GGUF_MAGIC = b"GGUF"
@@ -59,22 +60,26 @@ def inspect_gguf(file: Path) -> None:
     """
     from gguf import GGUFReader
 
+    files = gguf_files(file)
     tensors = 0
-    for each in gguf_files(file):
+    fields: dict[str, Any] = {}
+    for each in files:
         with each.open("rb") as stream:
             if stream.read(4) != _GGUF_MAGIC:
                 raise _corrupt(each, "GGUF", "it does not begin with GGUF")
         try:
-            found = GGUFReader(each).tensors
-        except Exception as error:  # the reader trips over damage in as many ways as there are bytes
+            reader = GGUFReader(each)
+        except Exception as error:  # as many kinds as there are ways to be damaged
             raise _corrupt(each, "GGUF", "it ends early or its metadata is damaged") from error
-        tensors += len(found)
-        end = max((int(tensor.data_offset) + int(tensor.n_bytes) for tensor in found), default=0)
+        fields = fields or dict(reader.fields)
+        tensors += len(reader.tensors)
+        ends = (int(tensor.data_offset) + int(tensor.n_bytes) for tensor in reader.tensors)
+        end = max(ends, default=0)
         if end > each.stat().st_size:
             raise _corrupt(each, "GGUF", f"its tensors need {end} bytes")
     if not tensors:
         raise _corrupt(file, "GGUF", "there is no tensor in it")
-    GgufModel(file)  # whether the files belong together
+    check_parts(files, fields, tensors)
 
 
 def _corrupt(file: Path, kind: str, why: str) -> InputError:

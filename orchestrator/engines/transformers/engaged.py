@@ -10,11 +10,15 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.engines.transformers.attention_choice import NO_ATTENTION, has_attention
 from orchestrator.engines.transformers.quantization import FOUR_BIT, LEAST_QUANTIZED
 from orchestrator.measure import Recorder
 
 if TYPE_CHECKING:
     from torch import nn
+
+# What bitsandbytes calls its own.
+_PACKED = ("Linear8bit", "Linear4bit", "LinearFP4", "LinearNF4")
 
 
 def dtype_name(dtype: Any) -> str:
@@ -27,7 +31,7 @@ def linear_kind(module: nn.Module) -> str:
     weight: Any = module.weight
     kind = type(module).__name__
     dtype = dtype_name(weight.dtype)
-    if kind == "Linear":
+    if not kind.startswith(_PACKED):  # a router or the like may be a kind of its own
         return dtype
     if kind == "Linear8bitLt":
         return "int8" if dtype == "int8" else f"Linear8bitLt[{dtype}]"
@@ -89,7 +93,10 @@ def check_setting(
     import torch
 
     config: Any = model.config
-    recorder.engaged("attention", attention, config._attn_implementation)
+    if has_attention(config):
+        recorder.engaged("attention", attention, config._attn_implementation)
+    else:
+        recorder.engaged("attention", attention, NO_ATTENTION, ok=True)
     devices = {tensor.device.type for tensor in (*model.parameters(), *model.buffers())}
     recorder.engaged("device", device["kind"], ", ".join(sorted(devices)))
     recorder.engaged("threads", threads, torch.get_num_threads())

@@ -37,8 +37,9 @@ def check_model(identity: Identity) -> str | None:
         _check_sizes(json.dumps(model["architecture"], sort_keys=True))
     config = known_config(model)
     if config is not None:
+        trusted = bool(model.get("trust_remote_code"))
         where = "model.architecture" if model["source"] == "random" else str(model_path(model))
-        if problem := type_problem(config, where):
+        if problem := type_problem(config, where, own_code=trusted):
             raise problem.as_config_error()
         if reason := packing_problem(config, identity["quant"]):
             return reason

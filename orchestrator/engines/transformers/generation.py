@@ -85,8 +85,12 @@ class Past:
 
     @property
     def bytes(self) -> int:
-        """Of the tensors it consists of."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in _tensors_in(self.kept))
+        """Of the keys, values and states it consists of; not of what counts them."""
+        return sum(
+            tensor.numel() * tensor.element_size()
+            for tensor in _tensors_in(self.kept)
+            if tensor.is_floating_point()
+        )
 
 
 class GreedyGenerator:
@@ -155,7 +159,7 @@ class GreedyGenerator:
         return self._call(ids, past, first=False)
 
     def prefill(self, prompt: torch.Tensor) -> tuple[Past, torch.Tensor]:
-        """Run the prompt, (batch, length); gives what is kept of it and the next ids, (batch, 1)."""
+        """Run the prompt, (batch, length); gives what is kept of it and the next ids."""
         past, logits = self.begin(prompt)
         return past, logits.argmax(-1, keepdim=True)
 

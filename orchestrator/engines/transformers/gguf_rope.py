@@ -129,10 +129,10 @@ def _by_factors(
             return found
         context, magnitude = limit, 1.0
     else:
-        pair = [tensors.get(f"rope_factors_{length}.weight") for length in ("short", "long")]
-        if pair[0] is None or pair[1] is None:
+        names = ("rope_factors_short.weight", "rope_factors_long.weight")
+        if any(name not in tensors for name in names):
             raise NotKept("rotary factors for one length only")
-        short, long = ([float(value) for value in each.data.reshape(-1)] for each in pair)
+        short, long = ([float(one) for one in tensors[name].data.reshape(-1)] for name in names)
     found = {
         "rope_type": "longrope",
         "short_factor": short,

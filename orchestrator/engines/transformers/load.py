@@ -12,7 +12,8 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,7 @@ from orchestrator.engines.source import (
 )
 from orchestrator.engines.transformers import hub
 from orchestrator.engines.transformers import random_weights as architecture
+from orchestrator.engines.transformers.attention_choice import implementation, refuse_attention
 from orchestrator.engines.transformers.convert import converted
 from orchestrator.engines.transformers.engaged import check_setting, check_weights
 from orchestrator.engines.transformers.indexed import readable
@@ -177,6 +179,23 @@ def load(
     return model
 
 
+@contextmanager
+def runs(prepared: Prepared) -> Iterator[None]:
+    """Say in a line that random sizes do not fit together, where the first call finds out."""
+    import torch
+
+    try:
+        yield
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+        if prepared.directory is not None or isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise InputError(
+            f"a {prepared.config.model_type} of these sizes cannot run: {one_line(error)}",
+            where="model.architecture",
+            fix="Name the sizes that are left open, head_dim for example",
+        ) from error
+
+
 def load_unmeasured(
     prepared: Prepared,
     quant: Mapping[str, Any],
@@ -194,7 +213,7 @@ def load_unmeasured(
             quantize_linears(model, quant, target)
         model = model.to(target)
     else:
-        model = _read(prepared.directory, quant, target, attention, trust_remote_code)
+        model = _read(prepared, quant, target, attention, trust_remote_code)
         if target.type == "cpu":
             _bring_into_memory(model, prepared.files)
     refuse_unpackable(model, quant)
@@ -259,20 +278,21 @@ def _prepare(identity: Identity, recorder: Recorder) -> Prepared:
             inspect_safetensors(file)
         digest = digest_files(files)
         directory = readable(directory, files, digest)
-    _refuse_other_models(directory, identity["quant"])
+    _refuse_other_models(directory, identity)
     config = _configuration(directory, bool(model["trust_remote_code"]))
     return Prepared(config, directory, tuple(files), digest)
 
 
-def _refuse_other_models(directory: Path, quant: Mapping[str, Any]) -> None:
+def _refuse_other_models(directory: Path, identity: Identity) -> None:
     """What planning refuses where it has the configuration; a hub model's is there only now."""
     try:
         config = json.loads((directory / "config.json").read_text())
     except (OSError, ValueError):
         return  # said when it is read for good
-    if problem := type_problem(config, str(directory)):
+    trusted = bool(identity["model"]["trust_remote_code"])
+    if problem := type_problem(config, str(directory), own_code=trusted):
         raise problem.as_input_error()
-    if reason := packing_problem(config, quant):
+    if reason := packing_problem(config, identity["quant"]):
         raise Infeasible(reason, where="quant")
 
 
@@ -292,7 +312,7 @@ def _configuration(directory: Path, trust_remote_code: bool) -> PretrainedConfig
 
 
 def _read(
-    directory: Path,
+    prepared: Prepared,
     quant: Mapping[str, Any],
     target: torch.device,
     attention: str,
@@ -302,6 +322,8 @@ def _read(
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
+    directory = prepared.directory
+    assert directory is not None
     quantization = transformers_config(quant)
     device_map: Any = None
     if target.type == "cuda":
@@ -312,7 +334,7 @@ def _read(
         model, notes = AutoModelForCausalLM.from_pretrained(
             directory,
             dtype=getattr(torch, quant["dtype"]),
-            attn_implementation=attention,
+            attn_implementation=implementation(prepared.config, attention),
             quantization_config=quantization,
             device_map=device_map,
             use_safetensors=True,
@@ -323,7 +345,10 @@ def _read(
         )
     except ImportError as error:
         raise Infeasible(one_line(error), where=str(directory)) from error
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        refuse_attention(error, attention, str(directory))
         raise InputError(
             f"the model cannot be loaded: {one_line(error)}", where=str(directory)
         ) from error

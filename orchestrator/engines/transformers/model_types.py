@@ -44,10 +44,18 @@ _EXPERTS = (
 )
 
 
-def type_problem(config: Mapping[str, Any], where: str) -> Problem | None:
-    """Why a configuration is not of a causal text model; None where it is or is not known."""
+def type_problem(
+    config: Mapping[str, Any], where: str, *, own_code: bool = False
+) -> Problem | None:
+    """Why a configuration is not of a causal text model; None where it is or is not known.
+
+    Parameters
+    ----------
+    own_code : bool
+        Code that comes with the model is run (``trust_remote_code``), if there is any.
+    """
     model_type = config.get("model_type")
-    if not isinstance(model_type, str) or config.get("auto_map"):
+    if not isinstance(model_type, str) or (own_code and config.get("auto_map")):
         return None
     tables = _tables()
     if not tables:  # no transformers here, or one with other tables
@@ -64,7 +72,7 @@ def type_problem(config: Mapping[str, Any], where: str) -> Problem | None:
             where,
             "Choose a causal language model",
         )
-    both = _in(tables, _MASKED, model_type)
+    both = _in(tables, _MASKED, model_type) or _reads_both_ways(model_type)
     if both and not any(config.get(name) is True for name in _DECODES):
         return Problem(
             f"{model_type} sees the tokens it is to predict: it is no causal language model",
@@ -86,7 +94,9 @@ def packing_problem(config: Mapping[str, Any], quant: Mapping[str, Any]) -> str 
     Weights that are quantized already, and experts in one stack, which bitsandbytes does not pack.
     """
     for part in (config, config.get("text_config")):
-        for name in _QUANTIZED if isinstance(part, Mapping) else ():
+        if not isinstance(part, Mapping):
+            continue
+        for name in _QUANTIZED:
             found = part.get(name)
             if found and not _meant(found, quant):
                 method = _method(found)
@@ -161,6 +171,22 @@ def _in(tables: Mapping[str, frozenset[str]], names: tuple[str, ...], model_type
 def _known(tables: Mapping[str, frozenset[str]], model_type: str) -> bool:
     """Whether transformers has this type at all; one that it does not know may be misspelt."""
     return any(model_type in found for found in tables.values())
+
+
+@lru_cache(maxsize=256)
+def _reads_both_ways(model_type: str) -> bool:
+    """Whether its code sees the whole sequence unless the configuration makes it a decoder."""
+    spec = importlib.util.find_spec("transformers")
+    name = model_type.replace("-", "_")
+    if spec is None or spec.origin is None or not name.isidentifier():
+        return False
+    folder = Path(spec.origin).parent / "models" / name
+    try:
+        code = (folder / f"modeling_{name}.py").read_text(encoding="utf-8")
+        fields = (folder / f"configuration_{name}.py").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return "create_bidirectional_mask(" in code and "is_decoder: bool = False" in fields
 
 
 @lru_cache(maxsize=1)

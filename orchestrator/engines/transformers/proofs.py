@@ -17,9 +17,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.engines.proof import CACHE_SHARE, FAILED, PROVEN, UNDECIDED, Finding, judge_cache
 from orchestrator.measure import Recorder
 
 if TYPE_CHECKING:
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
 
     from orchestrator.engines.transformers.generation import GreedyGenerator
 
-PROVEN, UNDECIDED, FAILED = "proven", "undecided", "failed"
-#: The cached logits' error over that of logits without the context, at most.
-CACHE_SHARE = 0.1
 # Relative error of logits that rounding explains, of a deep model: RMS over the vocabulary.
 _ROUNDING = {"float32": 2e-5, "float16": 1e-2, "bfloat16": 3e-2}
 # LLM.int8() picks the columns it keeps in 16 bits from all tokens of a call together.
@@ -40,27 +37,6 @@ _LEAST_TOKENS = 16
 _PASSES = 3  # over so many tokens: whole, other, and the cached prefill
 _BEFORE = 8  # positions before the last one that are compared
 _MASKED = -1e30  # what models fill the padding of their vocabulary with is below
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What one proof found.
-
-    Attributes
-    ----------
-    state : str
-        ``proven``, ``undecided`` or ``failed``.
-    got : str
-        The figures it rests on.
-    """
-
-    state: str
-    got: str
-
-    def record(self, recorder: Recorder, what: str, asked: str) -> None:
-        """Record it; :class:`Mismatch` where it failed."""
-        shown = self.got if self.state == PROVEN else f"{self.state}: {self.got}"
-        recorder.engaged(what, asked, shown, ok=self.state != FAILED)
 
 
 def rounding_of(quant: Mapping[str, Any]) -> float:
@@ -105,8 +81,6 @@ def prove(
 
     note("finite logits", _finite(generator), "numbers, of prefill and decode")
     fed = prompt.shape[1] + new_tokens - 1
-    if (held := _held(generator, fed)) is not None:
-        note("cache length", held, f"the {fed} tokens fed")
     recorder.fact("cache_bytes", generator.held_bytes)
     try:
         steps = min(2, new_tokens - 1)
@@ -116,6 +90,8 @@ def prove(
             length = min(length, max(affordable, _LEAST_TOKENS))
         run = _Run(model, generator, prompt[:, :length], prompt[:, :1], steps)
         rounding = rounding_of(quant)
+        if (held := _held(generator, fed, run.own_tokens)) is not None:
+            note("cache length", held, f"the {fed} tokens fed")
         note("causal", run.causal(rounding), "a later token moves no earlier logits")
         note("cache", run.cache(rounding), f"error up to {CACHE_SHARE:g} of that without context")
     except torch.OutOfMemoryError:
@@ -163,6 +139,8 @@ class _Run:
         self._whole = _whole_logits(model, whole, kept)
         self._other = _whole_logits(model, _other_end(whole), kept)
         past, logits = generator.begin(prompt)
+        # Some models put tokens of their own before every prompt.
+        self.own_tokens = max(0, (past.tokens or 0) - length)
         # Position of each one's logits, counted from the end of the sequence.
         self._cached = {self._tokens - length: logits.float()}
         for index in range(steps):
@@ -181,7 +159,7 @@ class _Run:
             _distance(logits, self._whole[:, -1 - back]) for back, logits in self._cached.items()
         ]
         reference = self._whole[:, -1 - self._last]
-        return cache(
+        return judge_cache(
             max(errors),
             _distance(self._alone, reference),
             _distance(self._alone, self._cached[self._last]),
@@ -206,48 +184,16 @@ def causal(whole: torch.Tensor, other: torch.Tensor, rounding: float) -> Finding
     return Finding(PROVEN if known else UNDECIDED, f"{got}, as much as rounding explains")
 
 
-def cache(
-    error: float,
-    control: float,
-    from_control: float,
-    spread: float,
-    rounding: float,
-    *,
-    tokens: int,
-) -> Finding:
-    """Whether a cache was one.
-
-    Parameters
-    ----------
-    error, control : float
-        Distance to the whole sequence's logits of the cached ones, and of those without context.
-    from_control : float
-        Distance between these two.
-    spread : float
-        Of the whole sequence's logits.
-    """
-    got = f"error {error:.2g} against {control:.2g} without context, over {tokens} tokens"
-    if control > 0.0 and error <= CACHE_SHARE * control:
-        return Finding(PROVEN, got)
-    # Beyond what rounding does, or the very logits that no context gives.
-    if control >= rounding / CACHE_SHARE * spread > 0.0:
-        return Finding(FAILED, got)
-    if control > 0.0 and from_control <= CACHE_SHARE * control:
-        return Finding(FAILED, got)
-    if not error < float("inf"):  # NaN too
-        return Finding(FAILED, got)
-    return Finding(UNDECIDED, f"{got}: context changes these logits no more than rounding does")
-
-
 def _finite(generator: GreedyGenerator) -> Finding:
     return Finding(PROVEN, "numbers") if generator.finite else Finding(FAILED, "NaN or infinity")
 
 
-def _held(generator: GreedyGenerator, fed: int) -> Finding | None:
+def _held(generator: GreedyGenerator, fed: int, own: int) -> Finding | None:
     held = generator.held_tokens
-    if held is None:
-        return None
-    return Finding(PROVEN if held == fed else FAILED, f"{held} tokens held")
+    if held is None or not generator.held_bytes:
+        return None  # it does not count them, or keeps nothing and computes all of it each time
+    got = f"{held} tokens held" + (f", {own} of them the model's own" if own else "")
+    return Finding(PROVEN if held == fed + own else FAILED, got)
 
 
 def _other_end(whole: torch.Tensor) -> torch.Tensor:

@@ -6,14 +6,26 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.engines.digest import digest_json
+from orchestrator.engines.transformers.attention_choice import implementation, refuse_attention
 from orchestrator.errors import nearest, one_line
 from orchestrator.measure import InputError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
+_NO_MODEL = (
+    ValueError,
+    KeyError,
+    TypeError,
+    ZeroDivisionError,
+    IndexError,
+    AssertionError,
+    AttributeError,
+    RuntimeError,
+)
 # Part of the weights digest: raise it when the same seed would give other weights.
 RANDOM_VERSION = 1
+_SPECIAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "unk_token_id", "sep_token_id")
 
 
 def configuration(architecture: Mapping[str, Any]) -> PretrainedConfig:
@@ -36,12 +48,43 @@ def configuration(architecture: Mapping[str, Any]) -> PretrainedConfig:
             fix=nearest(model_type, CONFIG_MAPPING_NAMES),
         )
     try:
-        return AutoConfig.for_model(model_type, **values)
+        config = AutoConfig.for_model(model_type, **values)
     except Exception as error:  # its validators raise types of their own
         raise InputError(
             f"{model_type} rejects this configuration: {one_line(error)}",
             where="model.architecture",
         ) from error
+    _complete(config, values)
+    return config
+
+
+def _complete(config: PretrainedConfig, given: Mapping[str, Any]) -> None:
+    """Take back defaults that do not fit what was given: those of a large published model.
+
+    A special token past the end of a smaller vocabulary; a width of heads that is left open.
+    """
+    vocabulary = _of(config, "vocab_size")
+    for name in _SPECIAL_IDS:
+        value = _of(config, name)
+        if name in given or not isinstance(vocabulary, int) or value is None:
+            continue
+        ids = value if isinstance(value, list) else [value]
+        if any(isinstance(one, int) and one >= vocabulary for one in ids):
+            try:
+                setattr(config, name, None)
+            except Exception:  # some types want a number
+                setattr(config, name, 0)
+    hidden, heads = _of(config, "hidden_size"), _of(config, "num_attention_heads")
+    if _of(config, "head_dim", 0) is None and isinstance(hidden, int) and isinstance(heads, int):
+        config.head_dim = hidden // heads
+
+
+def _of(config: PretrainedConfig, name: str, absent: Any = None) -> Any:
+    """A field; ``absent`` where there is none, or it is another in each layer."""
+    try:
+        return getattr(config, name, absent)
+    except Exception:  # of a type of its own, for what differs by layer
+        return absent
 
 
 def build(config: PretrainedConfig, seed: int, dtype: str, attention: str) -> PreTrainedModel:
@@ -58,9 +101,10 @@ def build(config: PretrainedConfig, seed: int, dtype: str, attention: str) -> Pr
         torch.manual_seed(seed)
         try:
             model = AutoModelForCausalLM.from_config(
-                config, dtype=torch.float32, attn_implementation=attention
+                config, dtype=torch.float32, attn_implementation=implementation(config, attention)
             )
-        except (ValueError, TypeError, ZeroDivisionError, IndexError, AssertionError) as error:
+        except _NO_MODEL as error:
+            refuse_attention(error, attention, "model.architecture")
             raise InputError(
                 f"{config.model_type} cannot be built as a language model: {one_line(error)}",
                 where="model.architecture",

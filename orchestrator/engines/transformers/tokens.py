@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 # Text read for each token wanted: no language comes near so many characters a token.
 _CHARACTERS_A_TOKEN = 64
+_PROBE = "a text"
+# Of a text in a language that a tokenizer was made for, next to nothing is unknown to it.
+_MOST_UNKNOWN = 0.5
 
 
 def prompt(prepared: Prepared, seed: int, batch_size: int, length: int) -> torch.Tensor:
@@ -38,32 +42,54 @@ def has_tokenizer(prepared: Prepared) -> bool:
     return directory is not None and any((directory / name).is_file() for name in _TOKENIZER_FILES)
 
 
-def text_ids(prepared: Prepared, name: str, count: int, *, trust_remote_code: bool) -> list[int]:
+def load_tokenizer(prepared: Prepared, *, trust_remote_code: bool) -> Any:
+    """The model's tokenizer, or a line why there is none."""
+    from transformers import AutoTokenizer
+
+    directory = prepared.directory
+    if directory is None:
+        return "this model has no tokenizer to read a text with"
+    if not has_tokenizer(prepared):
+        others = sorted(file.name for file in directory.glob("*tekken*"))
+        if not others:
+            return "this model has no tokenizer to read a text with"
+        return f"this model's tokenizer, {others[0]}, is of a kind that is not read here"
+    try:
+        return AutoTokenizer.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+    except Exception as error:  # tokenizers raise types of their own
+        return f"this model's tokenizer cannot be read: {one_line(error)}"
+
+
+def begin_of_text(tokenizer: Any) -> list[int]:
+    """The ids that the tokenizer itself puts before a text: mostly one, or none."""
+    plain = tokenizer(_PROBE, add_special_tokens=False, verbose=False)["input_ids"]
+    full = tokenizer(_PROBE, add_special_tokens=True, verbose=False)["input_ids"]
+    # From the end: what stands before a text may be one of its own tokens too.
+    for start in range(len(full) - len(plain), -1, -1):
+        if full[start : start + len(plain)] == plain:
+            return [int(i) for i in full[:start]]
+    return []
+
+
+def text_ids(tokenizer: Any, prepared: Prepared, name: str, count: int) -> list[int]:
     """The first ``count`` token ids of a text, without special tokens.
 
     Parameters
     ----------
+    tokenizer : tokenizer
+        As :func:`load_tokenizer` gives it.
     name : str
         As :func:`read_text` takes it.
 
     Raises
     ------
     InputError
-        If the text or the tokenizer cannot be used, or the text is too short.
+        If the text cannot be used or is too short, or the tokenizer is another model's.
     """
-    from transformers import AutoTokenizer
-
     text = read_text(name, count * _CHARACTERS_A_TOKEN)
-    if not has_tokenizer(prepared):
-        raise InputError(
-            "this model has no tokenizer to read a text with",
-            where="task.text",
-            fix="Use task.text=random",
-        )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            prepared.directory, local_files_only=True, trust_remote_code=trust_remote_code
-        )
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     except Exception as error:  # tokenizers raise types of their own
         raise InputError(
@@ -75,7 +101,26 @@ def text_ids(prepared: Prepared, name: str, count: int, *, trust_remote_code: bo
             where=f"task.text={name}",
             fix="Give a longer text or fewer quality tokens",
         )
-    return [int(i) for i in ids[:count]]
+    ids = [int(i) for i in ids[:count]]
+    refuse_foreign(ids, int(prepared.config.get_text_config(decoder=True).vocab_size))
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    if unknown is not None and ids.count(unknown) > _MOST_UNKNOWN * count:
+        raise InputError(
+            f"the tokenizer knows {count - ids.count(unknown)} of {count} tokens of this text",
+            where=str(prepared.directory),
+            fix="The tokenizer's files must belong to the model; or give another task.text",
+        )
+    return ids
+
+
+def refuse_foreign(ids: Sequence[int], vocabulary: int) -> None:
+    """:class:`InputError` where ids lie past the end of the embedding."""
+    if ids and not 0 <= min(ids) <= max(ids) < vocabulary:
+        raise InputError(
+            f"the tokenizer gives the id {max(ids)}, the model has {vocabulary} embeddings",
+            where="model",
+            fix="The tokenizer's files must belong to the model",
+        )
 
 
 def read_text(name: str, characters: int) -> str:
@@ -137,7 +182,10 @@ def _ordinary_ids(prepared: Prepared) -> list[int]:
     size = int(config.vocab_size)
     file = prepared.directory / "tokenizer.json" if prepared.directory else None
     if file is not None and file.is_file():
-        tokenizer = json.loads(file.read_text(encoding="utf-8"))
+        try:
+            tokenizer = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError:  # said where a text is to be read with it
+            tokenizer = {}
         added = tokenizer.get("added_tokens") or []
         special.update(token["id"] for token in added if token.get("special"))
         known = (tokenizer.get("model") or {}).get("vocab")
