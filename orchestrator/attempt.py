@@ -190,7 +190,23 @@ class PlannedAttempt:
 
 @dataclass
 class RunningAttempt:
-    """An attempt that was submitted and has not ended; times are the cluster's clock (s)."""
+    """An attempt that was submitted and has not ended; times are on the cluster's clock (s).
+
+    Attributes
+    ----------
+    planned : PlannedAttempt
+        What is being made.
+    submitted_at, started_at : float, float or None
+        When it was given to the cluster, and when it got its slot.
+    slot : Slot or None
+        Where it runs; None while it waits.
+    overdue_at : float or None
+        When its supervisor has been silent for too long.
+    cancelled : bool
+        It was asked to end.
+    forced_at : float or None
+        When it was ended without asking.
+    """
 
     planned: PlannedAttempt
     submitted_at: float

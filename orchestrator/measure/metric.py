@@ -107,7 +107,7 @@ class Samples:
         Why sampling stopped: ``ci``, ``max_repetitions``, ``max_time``; None where no rule applied.
     """
 
-    json_kind: ClassVar[str] = "samples"
+    _json_kind: ClassVar[str] = "samples"
 
     name: str
     unit: str
@@ -128,7 +128,7 @@ class Value:
         In ``unit``.
     """
 
-    json_kind: ClassVar[str] = "value"
+    _json_kind: ClassVar[str] = "value"
 
     name: str
     unit: str
@@ -147,7 +147,7 @@ class Absent:
         One line.
     """
 
-    json_kind: ClassVar[str] = "absent"
+    _json_kind: ClassVar[str] = "absent"
 
     name: str
     unit: str

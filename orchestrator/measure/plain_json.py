@@ -1,6 +1,6 @@
 """Dataclasses as plain JSON and back, by the types of their fields.
 
-A class that sets ``json_kind`` carries it as ``kind`` in its JSON, by which one of several in a
+A class that sets ``_json_kind`` carries it as ``kind`` in its JSON, by which one of several in a
 union is told from the others. Of the standard library alone: a measured process imports it too.
 """
 
@@ -19,7 +19,7 @@ T = TypeVar("T")
 def to_json(value: Any) -> Any:
     """``value`` with dataclasses as mappings, enums as their values, tuples as lists."""
     if is_dataclass(value):
-        kind = {"kind": value.json_kind} if hasattr(value, "json_kind") else {}
+        kind = {"kind": value._json_kind} if hasattr(value, "_json_kind") else {}
         return kind | {one.name: to_json(getattr(value, one.name)) for one in fields(value)}
     if isinstance(value, Mapping):
         return {key: to_json(item) for key, item in value.items()}
@@ -39,7 +39,7 @@ def from_json(kind: type[T], data: Mapping[str, Any]) -> T:
         It is not the JSON of a ``kind``.
     """
     hints = _hints(kind)
-    tag = "kind" if hasattr(kind, "json_kind") else None
+    tag = "kind" if hasattr(kind, "_json_kind") else None
     return kind(**{name: _typed(hints[name], v) for name, v in data.items() if name != tag})
 
 
@@ -58,7 +58,7 @@ def _typed(kind: Any, data: Any) -> Any:
     if origin is UnionType:
         known = [one for one in inner if one is not type(None)]
         if len(known) > 1 and isinstance(data, Mapping):
-            known = [{one.json_kind: one for one in known}[data["kind"]]]
+            known = [{one._json_kind: one for one in known}[data["kind"]]]
         return data if data is None or len(known) != 1 else _typed(known[0], data)
     if hasattr(kind, "__dataclass_fields__"):
         return from_json(kind, data)

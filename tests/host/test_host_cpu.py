@@ -56,7 +56,7 @@ def test_this_machine() -> None:
 
 @pytest.mark.parametrize("emulated", [True, False])
 def test_doctor_says_so(emulated: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "emulates_half_precision", lambda: emulated)
+    monkeypatch.setattr(doctor.cpu, "emulates_half_precision", lambda: emulated)
     found = list(doctor._half_precision())
     assert [finding.level for finding in found] == ["warn"] * emulated
     assert all("quant=fp32" in str(finding.fix) for finding in found)
