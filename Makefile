@@ -80,7 +80,7 @@ chromium:
 	fi
 
 # A file's tests go to one worker, and so do those that share a server (see tests/conftest.py).
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest -n 3 --dist loadgroup --no-loadscope-reorder
 
 test: $(DEV) postgresql chromium ## Run the tests: minutes
 	@$(PYTEST) -m 'not long' $(ARGS)

@@ -28,7 +28,6 @@ print(counters["inductor"]["fxgraph_cache_hit"], counters["aot_autograd"]["autog
 """
 
 
-@pytest.mark.long
 @pytest.mark.xdist_group("compiler")
 @pytest.mark.usefixtures("shared_compiler")
 def test_an_attempt_compiles_with_what_is_kept_and_finds_no_graph(

@@ -139,6 +139,7 @@ def test_a_missing_model_is_found_while_planning(identity: Identity) -> None:
 
 
 @pytest.mark.usefixtures("shared_compiler")
+@pytest.mark.long
 @pytest.mark.xdist_group("compiler")
 def test_compile_counts_graphs_and_its_time_apart(identity: Identity, run: Run) -> None:
     # Two shapes, a prompt and one step: every further one costs seconds.
