@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.engines import transformers as loading
 from orchestrator.engines.content import content_of, text_content
+from orchestrator.engines.digest import digest_json
 from orchestrator.engines.text_windows import Windows, cut, window_tokens
 from orchestrator.engines.transformers import tokens
 from orchestrator.engines.transformers.feasible import ATTENTIONS
@@ -121,7 +122,8 @@ def measure(
         absence = ""
         try:
             reference = reference_for(
-                prepared.weights_digest,
+                # Not of the weights alone: another rms_norm_eps is another model.
+                digest_json({**content_of(identity["model"]), "model": prepared.weights_digest}),
                 tokens.ids_digest(ids),
                 inputs,
                 lambda: (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -85,6 +86,26 @@ def test_the_reference_is_computed_once(identity: Identity, run: Run, cache: Pat
     assert [f.stat().st_mtime_ns for f in files] == before
     run({**identity("nf4", task="quality", tokens=64, window=32), "seed": 3})
     assert len(list((cache / "references").iterdir())) == 2
+
+
+def test_another_configuration_is_another_reference(
+    identity: Identity, run: Run, saved_model: Path
+) -> None:
+    asked = identity(
+        "bf16",
+        task="quality",
+        model={"source": "path", "path": str(saved_model)},
+        tokens=64,
+        window=32,
+        text="random",
+    )
+    before = run(asked)
+    config = json.loads((saved_model / "config.json").read_text())
+    (saved_model / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.1}))
+    after = run(asked)
+    # The rounding of bfloat16, and not the distance between two models.
+    assert "reference" in after.phases()
+    assert after.value("kl_to_reference") < 10 * before.value("kl_to_reference")
 
 
 def made(windows: list[torch.Tensor], logits: torch.Tensor) -> Reference:

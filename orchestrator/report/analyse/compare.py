@@ -11,6 +11,7 @@ from typing import Any
 
 from orchestrator.attempt import AttemptReport
 from orchestrator.measure.metric import MetricSpec
+from orchestrator.measure.vocabulary import QUALITY
 from orchestrator.report.analyse.measured import (
     absence,
     metric_of,
@@ -20,6 +21,9 @@ from orchestrator.report.analyse.measured import (
 )
 from orchestrator.report.analyse.pairing import Attempts, Chosen, choose, pair, rounds_of
 from orchestrator.statistics.judge import CONFIDENCE, Judged, incomparable, judge, tolerance
+
+# Two of them compare where they are of the same tokens in the same windows.
+_OF_A_TEXT = frozenset(spec.name for spec in QUALITY)
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,8 @@ class ComparedMetric:
         Pooled over attempts; None where a side has no value.
     attempts_a, attempts_b, samples_a, samples_b : int
         What stands behind them.
+    conditions_a, conditions_b : str or None
+        Under which these were made; None where that is not known.
     note : str or None
         What to keep in mind.
     """
@@ -52,6 +58,8 @@ class ComparedMetric:
     attempts_b: int = 0
     samples_a: int = 0
     samples_b: int = 0
+    conditions_a: str | None = None
+    conditions_b: str | None = None
     note: str | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -149,6 +157,8 @@ def against(
     if rounds:
         a, b = tuple(one for one, _ in rounds), tuple(other for _, other in rounds)
     base, new = samples_of(a, spec.name), samples_of(b, spec.name)
+    if spec.name in _OF_A_TEXT and _text(a) != _text(b):
+        return ComparedMetric(*hashes, spec, incomparable("quality over other tokens", noise))
     for name, samples, reports in zip(names, (base, new), (a, b), strict=True):
         if not samples:
             judged = incomparable(f"{name}: {absence(reports, spec.name)}", noise)
@@ -172,8 +182,20 @@ def against(
         len(new),
         sum(map(len, base)),
         sum(map(len, new)),
-        "; ".join(note for note in (chosen.note, judged.note) if note) or None,
+        conditions_a=_conditions(a),
+        conditions_b=_conditions(b),
+        note="; ".join(note for note in (chosen.note, judged.note) if note) or None,
     )
+
+
+def _conditions(side: Sequence[AttemptReport]) -> str | None:
+    return side[-1].conditions.id if side[-1].conditions else None
+
+
+def _text(side: Sequence[AttemptReport]) -> str | None:
+    """Digest of the tokens that quality was measured over, and of how they were cut."""
+    windows = side[-1].facts.get("quality_windows") or {}
+    return windows.get("digest") or side[-1].facts.get("quality_tokens_digest")
 
 
 def _centre(samples: Sequence[tuple[float, ...]]) -> float | None:
