@@ -14,7 +14,7 @@ import shlex
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from orchestrator.commands.exit_code import OK, exit_code
@@ -64,12 +64,6 @@ class Measuring:
         self._result: SweepResult | None = None
         self._summary: RecordingSummary | None = None
         self._loaded: dict[str, AttemptReport] = {}  # read from the store already, by run id
-
-    @property
-    def _classes(self) -> dict[str, list[str]]:
-        """Identifiers of the conditions that each trial could meet now."""
-        known = self._reuse.possible if self._reuse else {}
-        return {config: [one.id for one in found] for config, found in known.items()}
 
     @property
     def interrupted(self) -> bool:
@@ -176,7 +170,6 @@ class Measuring:
     def report(self, *, wall_s: float, as_json: bool, table: bool, strict: bool) -> int:
         """Print what the sweep found, cached trials too; returns the exit code."""
         from orchestrator.report import final_table, run_json
-        from orchestrator.report.analyse.classes import current
 
         plan, store = self.plan, self._store
         attempts = store.attempts(trial.hash for trial in plan.trials)
@@ -199,12 +192,7 @@ class Measuring:
             many = f"{len(plan.trials):,} trials are too many for a table"
             say(f"{many}: python -m orchestrator report {plan.sweep}")
         elif table:
-            reports, left = current(
-                self._predicted(store.reports(attempts, self._loaded)), self._classes
-            )
-            if left:
-                many = "attempt was" if left == 1 else "attempts were"
-                say(f"{left} recorded {many} made under other conditions: `show HASH` has them")
+            reports = self._predicted(self._reports(attempts))
             emit(final_table(plan, reports, noise=noise_of(store, reports)))
         now = [(e.config_hash, e.outcome) for e in ended if not e.retried]
         ran = {config for config, _ in now}
@@ -216,13 +204,20 @@ class Measuring:
 
     def _recorded(self, recording: Recording) -> Reports:
         """Reports that a table is made of; none where they are too many, or the store is away."""
-        from orchestrator.report.analyse.classes import current
-
         trials = self.plan.trials
         if len(trials) > MOST_REPORTED or not recording.flush(REPORT_PATIENCE_S):
             return {}
         recorded = self._store.attempts(t.hash for t in trials)
-        return current(self._store.reports(recorded, self._loaded), self._classes)[0]
+        return self._reports(recorded)
+
+    def _reports(self, attempts: Mapping[str, Sequence[AttemptSummary]]) -> Reports:
+        """Their reports, last those of the conditions that this run could meet: they are shown."""
+        known = self._reuse.possible if self._reuse else {}
+        found = self._store.reports(attempts, self._loaded)
+        for config, reports in found.items():
+            now = {conditions.id for conditions in known.get(config, ())}
+            reports.sort(key=lambda one: one.conditions is not None and one.conditions.id in now)
+        return found
 
     def _predicted(self, reports: Reports) -> Reports:
         """The same with predictions beside what was measured."""

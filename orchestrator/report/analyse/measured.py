@@ -21,15 +21,21 @@ PRECISION = {
 
 
 def believable(attempts: Sequence[AttemptReport]) -> list[AttemptReport]:
-    """The attempts whose numbers count, which may be pooled: all of one class of conditions.
+    """The attempts whose numbers count, and may be pooled.
 
-    The ok ones, else those that telemetry disbelieves; of several classes the newest.
+    The ok ones of the class of :func:`of_one_class`, else those that telemetry disbelieves.
     """
-    good = valid(attempts) or [a for a in attempts if a.outcome is Outcome.INVALID]
-    if not good:
-        return []
-    newest = class_of(max(good, key=lambda attempt: (attempt.started_at, attempt.number)))
-    return [attempt for attempt in good if class_of(attempt) == newest]
+    alike = of_one_class(attempts)
+    return valid(alike) or [a for a in alike if a.outcome is Outcome.INVALID]
+
+
+def of_one_class(attempts: Sequence[AttemptReport]) -> list[AttemptReport]:
+    """Attempts without those that were made under other conditions than the last one.
+
+    One that never got so far as to have conditions belongs to every class.
+    """
+    last = next((class_of(a) for a in reversed(attempts) if a.conditions is not None), "")
+    return [a for a in attempts if class_of(a) == last or (a.slot is None and not _ended_well(a))]
 
 
 def class_of(report: AttemptReport) -> str:
@@ -38,6 +44,10 @@ def class_of(report: AttemptReport) -> str:
         return ""
     known = UNKNOWN not in report.conditions.ids.values()
     return report.conditions.id if known else f"{report.conditions.id}/{report.attempt_id}"
+
+
+def _ended_well(report: AttemptReport) -> bool:
+    return report.outcome in (Outcome.OK, Outcome.INVALID)
 
 
 def valid(attempts: Iterable[AttemptReport]) -> list[AttemptReport]:

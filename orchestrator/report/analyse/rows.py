@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.attempt import AttemptReport, Outcome
 from orchestrator.measure.grouping import grouped
 from orchestrator.measure.metric import MetricSpec
+from orchestrator.measure.wording import counted as number_of
 from orchestrator.measure.wording import plain
 from orchestrator.report.analyse.cell import Cell, TrialRow, column_cell, pool
 from orchestrator.report.analyse.compare import against
 from orchestrator.report.analyse.labels import labels_of, varying_axes
-from orchestrator.report.analyse.measured import believable, precision_of, spec_of
+from orchestrator.report.analyse.measured import believable, of_one_class, precision_of, spec_of
 from orchestrator.report.analyse.pairing import choose
 from orchestrator.report.analyse.reasons import why
 from orchestrator.statistics.judge import Judged, incomparable, tolerance
@@ -56,7 +57,9 @@ class SweepTable:
     noise : float or None
         Relative A/A noise of this hardware.
     attempts : dict of str to sequence of AttemptReport
-        All attempts known, by config hash.
+        All attempts that are shown, by config hash: of each trial those of one class of conditions.
+    left_out : int
+        Attempts that were made under other conditions.
     """
 
     sweep: str
@@ -67,6 +70,7 @@ class SweepTable:
     specs: dict[str, MetricSpec] = field(default_factory=dict)
     noise: float | None = None
     attempts: Mapping[str, Sequence[AttemptReport]] = field(default_factory=dict, repr=False)
+    left_out: int = 0
 
     @property
     def tau(self) -> float:
@@ -98,6 +102,14 @@ class SweepTable:
             if row.outcome == "ok" and judged and all(j.ratio is None for j in judged):
                 found.setdefault(judged[0].reason or "", []).append(row)
         return found
+
+    @property
+    def elsewhere(self) -> str | None:
+        """What is not in the table though it is recorded, in a line."""
+        if not self.left_out:
+            return None
+        many = number_of(self.left_out, "attempt")
+        return f"{many} under other conditions left out (python -m orchestrator show HASH)"
 
     @property
     def failures(self) -> tuple[TrialRow, ...]:
@@ -140,7 +152,9 @@ def build_table(
     foot = ladder_foot(plan, axes, base_axes)
     if foot is not None:
         base_axes = {axis: plain(foot.axes.get(axis)) for axis in axes}
-    counted = {t.hash: believable(reports.get(t.hash, ())) for t in plan.trials}
+    known = sum(len(reports.get(t.hash, ())) for t in plan.trials)
+    reports = {t.hash: of_one_class(reports.get(t.hash, ())) for t in plan.trials}
+    counted = {t.hash: believable(reports[t.hash]) for t in plan.trials}
     columns = {c.name: c for c in _columns(plan) if c.over is None or c.over in axes}
     names = _present(metrics or headline(plan), counted, columns) or _everything(counted)
 
@@ -182,7 +196,15 @@ def build_table(
         )
     rows = _ordered(rows)
     table = SweepTable(
-        plan.sweep, plan.description, axes, tuple(names), tuple(rows), specs, noise, reports
+        plan.sweep,
+        plan.description,
+        axes,
+        tuple(names),
+        tuple(rows),
+        specs,
+        noise,
+        reports,
+        known - sum(map(len, reports.values())),
     )
     by_hash = {row.hash: row for row in rows}
     shown = [at for at, row in enumerate(rows) if row.outcome != "not_run"][:limit]

@@ -346,6 +346,8 @@ def _notes(
     for line in (legend, marks, unprecise, meanings):
         if line:
             yield Text(" · ".join(line), style="dim")
+    if table.elsewhere:
+        yield Text(table.elsewhere, style="dim")
     for why in table.missing_ratios:
         yield Text(f"no ratios: {one_line(why)}", style="yellow")
     had = {column.name for column in (*columns, *unfit)}
