@@ -110,8 +110,8 @@ def packing_problem(config: Mapping[str, Any], quant: Mapping[str, Any]) -> str 
     share = _packed_share(json.dumps(config, sort_keys=True, default=str))
     if share is not None and share < LEAST_QUANTIZED:
         return (
-            f"{quant['scheme']} packs {share:.0%} of this model's layers: the experts of a mixture "
-            "lie in one stack, which bitsandbytes leaves as it is. Use quant=bf16 or a GGUF file"
+            f"{quant['scheme']} cannot pack most of this model: the experts of a mixture lie in "
+            "one stack, which bitsandbytes leaves as it is. Use quant=bf16 or a GGUF file"
         )
     return None
 
