@@ -115,7 +115,7 @@ def measure(
         begin = len(windows.begin)
         inputs = [torch.tensor([*windows.begin, *each]) for each in windows.inputs]
         if prove:
-            prove_causal(model, inputs[0], recorder, rounding_of(identity["quant"]))
+            prove_causal(model, inputs[0], recorder, rounding_of(identity["quant"], model.config))
         logits_of = _logits_of(model)
         is_reference = all(identity["quant"][key] == value for key, value in _REFERENCE.items())
         reference: Reference | None = None

@@ -22,6 +22,7 @@ from orchestrator.engines.transformers import random_weights as architecture
 from orchestrator.engines.transformers.generation import GreedyGenerator, generator_for
 from orchestrator.measure import HostClock, Mismatch
 from testing.trial import QUANTS, TINY
+from tests.tasks.test_tasks_files import MIXTRAL
 
 Identity = Callable[..., dict[str, Any]]
 Run = Callable[[dict[str, Any]], Any]
@@ -201,7 +202,22 @@ def test_a_leak_below_half_precisions_rounding_is_undecided() -> None:
     assert proofs.causal(whole, whole, 3e-2).state == "proven"
     assert proofs.causal(whole, other, 3e-2).state == "undecided"
     assert proofs.causal(whole, other, 2e-5).state == "failed"
+    leaked = whole + 0.2 * torch.randn(1, 4, 100, generator=generator)
+    assert proofs.causal(whole, leaked, 3e-2).state == "failed"
     assert proofs.causal(whole, torch.full_like(whole, math.nan), 3e-2).state == "failed"
+
+
+def test_a_router_that_chose_by_the_last_bit_is_no_leak() -> None:
+    generator = torch.Generator().manual_seed(0)
+    whole = torch.randn(1, 9, 100, generator=generator)
+    routed = whole.clone()
+    routed[0, 3] += 0.5 * torch.randn(100, generator=generator)
+    assert proofs.causal(whole, routed, 3e-2).state == "undecided"
+    assert proofs.causal(whole, routed, 2e-5).state == "failed"  # nothing rounds so far there
+    mixture = architecture.configuration(MIXTRAL)
+    half, full = ({**FP32, "dtype": dtype} for dtype in ("bfloat16", "float32"))
+    assert proofs.rounding_of(half, mixture) > proofs.rounding_of(half)
+    assert proofs.rounding_of(full, mixture) == proofs.rounding_of(full)
 
 
 def test_the_proofs_are_no_part_of_what_is_timed(identity: Identity, run: Run) -> None:
@@ -237,7 +253,7 @@ def test_a_prompt_is_shortened_only_where_it_costs_too_much(recorder: Any) -> No
                 prefill_s=prefill_s,
                 fixed_shape=fixed,
             )
-    assert seen == [100, 33, 16, 100]
+    assert seen == [100, 20, 6, 100]
 
 
 def test_quality_is_of_a_causal_model(identity: Identity, run: Run) -> None:

@@ -34,7 +34,7 @@ _PARTS = ("vision_config", "audio_config", "vision_tower", "mm_vision_tower")
 # What a model that can be either says of itself where it is to read from left to right.
 _DECODES = ("is_decoder", "causal")
 _QUANTIZED = ("quantization_config", "compression_config")
-_EXPERTS = (
+EXPERT_COUNTS = (
     "num_experts",
     "num_local_experts",
     "n_routed_experts",
@@ -110,8 +110,8 @@ def packing_problem(config: Mapping[str, Any], quant: Mapping[str, Any]) -> str 
     share = _packed_share(json.dumps(config, sort_keys=True, default=str))
     if share is not None and share < LEAST_QUANTIZED:
         return (
-            f"{quant['scheme']} packs {share:.0%} of this model's layers: the experts of a mixture "
-            "lie in one stack, which bitsandbytes leaves as it is. Use quant=bf16 or a GGUF file"
+            f"{quant['scheme']} cannot pack most of this model: the experts of a mixture lie in "
+            "one stack, which bitsandbytes leaves as it is. Use quant=bf16 or a GGUF file"
         )
     return None
 
@@ -127,7 +127,7 @@ def _packed_share(text: str) -> float | None:
     try:
         architecture = read_architecture(config, strict=False)
     except ConfigError:
-        experts = max((_number(config.get(name)) for name in _EXPERTS), default=0)
+        experts = max((_number(config.get(name)) for name in EXPERT_COUNTS), default=0)
         return 0.0 if experts > 1 else None
     packed = whole = 0
     for layer, count in architecture.layers:
