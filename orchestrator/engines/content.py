@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.engines.digest import digest_files
-from orchestrator.engines.gguf_files import gguf_files
-from orchestrator.engines.source import find_problem, model_path, packaged_file, weight_files
+from orchestrator.engines.source import content_files, find_problem
 
-# Configuration, generation settings, tokenizers of every kind, templates, the model's own code.
-_READ = (".json", ".txt", ".model", ".tiktoken", ".jinja", ".vocab", ".merges", ".py")
+_WEIGHTS = (".safetensors", ".gguf")
 _HUB_TIMEOUT_S = 10.0
 
 
@@ -30,13 +28,12 @@ def content_of(model: Mapping[str, Any]) -> dict[str, str | None]:
         return {"commit": commit_of(str(model.get("id")), model.get("revision"))}
     if find_problem(model):
         return {"weights": None}  # said when the trial runs, or before
-    if source == "path":
-        directory = model_path(model)
-        weights = weight_files(directory)
-        return {"weights": digest_files(weights), "model files": _digest_rest(directory)}
-    file = packaged_file() if source == "packaged" else model_path(model)
-    assert file is not None  # find_problem has looked
-    return {"weights": digest_files(gguf_files(file))}
+    files = content_files(model) or []
+    weights = [file for file in files if file.suffix in _WEIGHTS]
+    rest = [file for file in files if file.suffix not in _WEIGHTS]
+    return {"weights": digest_files(weights)} | (
+        {"model files": digest_files(rest)} if rest else {}
+    )
 
 
 def text_content(name: str) -> dict[str, str | None]:
@@ -49,11 +46,6 @@ def text_content(name: str) -> dict[str, str | None]:
 
         return {"text": digest_files([Path(topics.__file__)])}
     return {} if name == "random" else {"text": digest_files([Path(name).expanduser()])}
-
-
-def _digest_rest(directory: Path) -> str:
-    files = [path for path in directory.iterdir() if path.suffix in _READ and path.is_file()]
-    return digest_files(files)
 
 
 @lru_cache(maxsize=256)

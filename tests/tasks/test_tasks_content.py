@@ -12,7 +12,13 @@ from orchestrator.engines.content import content_of, text_content
 
 
 def model(source: str, path: Path) -> dict[str, Any]:
-    return {"source": source, "path": str(path), "id": None, "revision": None}
+    return {
+        "source": source,
+        "path": str(path),
+        "id": None,
+        "revision": None,
+        "trust_remote_code": True,
+    }
 
 
 @pytest.fixture
