@@ -31,9 +31,10 @@ def content_of(model: Mapping[str, Any]) -> dict[str, str | None]:
     files = content_files(model) or []
     weights = [file for file in files if file.suffix in _WEIGHTS]
     rest = [file for file in files if file.suffix not in _WEIGHTS]
-    return {"weights": digest_files(weights)} | (
-        {"model files": digest_files(rest)} if rest else {}
-    )
+    found: dict[str, str | None] = {"weights": digest_files(weights)}
+    if rest:
+        found["model files"] = digest_files(rest)
+    return found
 
 
 def text_content(name: str) -> dict[str, str | None]:
