@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.attempt import Slot
 from orchestrator.conditions import Conditions
 from orchestrator.engines.content import content_of
-from orchestrator.errors import OrchestratorError
 from orchestrator.host.secrets import without_secrets
 from orchestrator.host.software import software
 from orchestrator.measure.registry import find_task
@@ -61,7 +60,7 @@ def _packages(task: Task, identity: Identity) -> tuple[str, ...]:
     if task.packages is not None:
         return task.packages(identity)
     preloaded = dict.fromkeys(module.partition(".")[0] for module in task.preload)
-    quantized = identity["quant"]["scheme"] != "none"
+    quantized = identity["quant"].get("scheme", "none") != "none"
     return (*preloaded, *(["bitsandbytes"] if preloaded and quantized else []))
 
 
@@ -70,5 +69,5 @@ def _content(task: Task, identity: Identity) -> dict[str, str | None]:
         if task.content is not None:
             return dict(task.content(identity))
         return content_of(identity["model"])
-    except (OrchestratorError, OSError):
-        return {"content": None}  # what is wrong is said where it is needed
+    except Exception:  # also of a third party's task: what is wrong is said where it is needed
+        return {"content": None}

@@ -326,7 +326,9 @@ def test_a_sweep_with_nothing_left_records_what_is_only_in_a_spool(
     killed_driver(store, "spooled")
     trial = kit.trial_of(1)
     tracking = TrackingConfig(kind="embedded", root=str(store.root))
-    plan = replace(kit.plan_of([trial]), settings=Settings(tracking=tracking))
+    # What was recorded there knows nothing of this machine.
+    settings = Settings(tracking=tracking, reuse="hash")
+    plan = replace(kit.plan_of([trial]), settings=settings)
     assert carry_out(plan) == 0
     said = capsys.readouterr().err
     assert "attempts of an earlier run were in the spool: recorded now" in said

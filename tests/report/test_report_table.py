@@ -273,6 +273,7 @@ def test_run_json_has_one_entry_an_ending():
         "run_id": "r",
         "outcomes": {"ok": 1, "oom_host": 1},
         "cached": 3,
+        "stale": 0,
         "wall_s": 1.5,
         "trials": [
             {"hash": "a" * 64, "outcome": "ok", "run_id": "r2"},

@@ -90,7 +90,7 @@ def make_trial(
             "schema": 1,
             "task": {"name": "noop", "value": value, "sleep_s": 0.0, **task},
             "model": {},
-            "quant": {"scheme": "none"},
+            "quant": {},
             "protocol": {},
             "device": {"kind": "cpu", "threads": None},
             "seed": 0,
