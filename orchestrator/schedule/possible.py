@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterable, Sequence
-from functools import partial
 from typing import TYPE_CHECKING
 
 from orchestrator.attempt import Resources, Slot
@@ -45,7 +44,8 @@ def possible(settings: ClusterConfig, trials: Iterable[Trial]) -> dict[str, list
         nodes = list(cluster.nodes())
         asked = _asked(trials, nodes)
         cpus = {node.host: node.cpus for node in nodes}
-        answers = cluster.ask_every_node(partial(_answers, list(asked.values()), cpus))
+        wishes = list(asked.values())
+        answers = cluster.ask_every_node(lambda: _answers(wishes, cpus))
     found: dict[str, list[Conditions]] = {trial.hash: [] for trial in trials}
     for node in nodes:
         for (config_hash, (_, demand)), told in zip(

@@ -119,6 +119,10 @@ def test_the_sweep_uses_both_nodes(cluster: Cluster) -> None:
         attempts = open_store({"kind": "embedded", "root": store})
         reports = [attempts.load(s.run_id) for g in attempts.attempts().values() for s in g]
         assert len({report.slot.node_id for report in reports if report.slot}) == 2
+    # Each node is asked whether it could measure the same again.
+    again = sweep(cluster, line.replace("+sweep", "task.sleep_s=1 +sweep"), store)
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["cached"] == 4
 
 
 @pytest.mark.parametrize(
