@@ -175,9 +175,9 @@ def against(
 
 
 def _centre(samples: Sequence[tuple[float, ...]]) -> float | None:
-    from orchestrator.statistics.summary import summarise_attempts
+    from orchestrator.statistics.bootstrap import centre_of
 
-    return summarise_attempts(samples, resamples=1).median
+    return centre_of(samples)
 
 
 def _with_direction(reports: Iterable[AttemptReport]) -> list[str]:
