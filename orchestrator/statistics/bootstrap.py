@@ -32,6 +32,15 @@ the draws, Student's t for the spread: :mod:`orchestrator.statistics.tail`), hel
 allow: a correction over thousands of tests asks for p values of 1e-5, which 10,000 draws cannot
 show.
 
+*Samples of a repetition* (tokens of a sequence) follow each other and are not independent. Where a
+series says which repetition its samples are of, repetitions are drawn instead: a draw moves the
+share of samples below the median by the mean of what its repetitions show of it, and the resample's
+median is the series' own quantile there (Bahadur's representation, with the distribution itself in
+place of its density). R of them show (R - 1)/R of their variance and know it from R - 1 degrees of
+freedom; deviations are widened for both as those of attempts are. On generated AR(1) series
+(coefficients 0.5 to 0.98, 64 to 256 tokens, 5 to 20 repetitions) 95 % intervals cover in 94 to
+98 % of cases; taken as independent, in 20 to 80 %.
+
 *One attempt* has no spread between processes to show: its interval holds the noise within it only,
 unless the other trial has several attempts, or a spread is given (``between``); a note says so.
 """
@@ -46,6 +55,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from orchestrator.statistics.repetitions import lengths_of, repetitions_in
 from orchestrator.statistics.tail import tail as tail_beyond
 
 FloatArray = NDArray[np.float64]
@@ -106,6 +116,9 @@ def bootstrap_medians(values: Series, resamples: int, rng: np.random.Generator) 
     """
     ordered = np.sort(np.asarray(values, dtype=np.float64))
     n = ordered.size
+    lengths = lengths_of(values)
+    if lengths is not None:
+        return _medians_by_repetition(ordered, np.asarray(values), lengths, resamples, rng)
     if n <= _TABLE_SAMPLES:
         return _middle_ranks(n).draw(ordered, resamples, rng)
     half = (n + 1) // 2
@@ -115,6 +128,25 @@ def bootstrap_medians(values: Series, resamples: int, rng: np.random.Generator) 
         return picked
     upper = 1.0 - (1.0 - lower) * rng.random(resamples) ** (1.0 / (n - half))
     return (picked + ordered[np.minimum((n * upper).astype(np.int64), n - 1)]) / 2.0
+
+
+def _medians_by_repetition(
+    ordered: FloatArray,
+    values: FloatArray,
+    lengths: tuple[int, ...],
+    resamples: int,
+    rng: np.random.Generator,
+) -> FloatArray:
+    n, repetitions = values.size, len(lengths)
+    median = np.median(ordered)
+    # A sample at the median itself is half below it: ties then move nothing.
+    below = (values < median) + 0.5 * (values == median)
+    starts = np.cumsum((0, *lengths[:-1]))
+    moved = np.add.reduceat(below - below.mean(), starts) * (repetitions / n)
+    drawn = moved[rng.integers(repetitions, size=(repetitions, resamples))].mean(axis=0)
+    ranks = np.clip(n * (0.5 - drawn) - 0.5, 0.0, n - 1.0)
+    medians: FloatArray = np.interp(ranks, np.arange(n), ordered)
+    return medians
 
 
 @dataclass(frozen=True)
@@ -201,9 +233,11 @@ def median_ci(
 class _Trial:
     """Attempts of one trial, ready to be resampled."""
 
-    attempts: list[FloatArray]
+    attempts: list[Series]
     medians: FloatArray
     noise_within: float  # mean bootstrap variance of one attempt's median
+    widening: float = 1.0  # of draws within an attempt: few repetitions show less than they vary
+    freedom: float = math.inf  # of the noise within; finite where it rests on few repetitions
 
     @property
     def centre(self) -> float:
@@ -233,16 +267,30 @@ class _Trial:
             at = np.flatnonzero(flat == index)
             within[at] = bootstrap_medians(attempt, at.size, rng) - self.medians[index]
         between = (self.medians - self.centre)[drawn_attempts].sum(axis=0)
-        return between / self.k, within.reshape(drawn_attempts.shape).sum(axis=0) / self.k
+        inside = within.reshape(drawn_attempts.shape).sum(axis=0) / self.k
+        if math.isfinite(self.freedom):
+            inside *= self.widening * _student(self.freedom, resamples, rng)
+        return between / self.k, inside
 
 
 def _trial(attempts: Sequence[Series], resamples: int, rng: np.random.Generator) -> _Trial:
-    arrays = [np.asarray(a, dtype=np.float64) for a in attempts if len(a)]
+    kept: list[Series] = [a if lengths_of(a) else np.asarray(a, float) for a in attempts if len(a)]
     pilot = max(200, resamples // 10)  # a variance needs fewer draws than a quantile
+    widening, freedom = 1.0, math.inf
+    if any(lengths_of(a) for a in kept):
+        # One repetition shows nothing of its noise; the others of its kind stand for it.
+        counts = [count for a in kept if (count := repetitions_in(a)) > 1]
+        if counts:
+            freedom = float(sum(count - 1 for count in counts))
+            # The share below is looked up at the series' own median, which lies closer to its
+            # repetitions than the true one: (R + 1) in place of R makes up for that.
+            widening = math.sqrt((sum(counts) + len(counts)) / freedom)
     return _Trial(
-        arrays,
-        np.array([np.median(a) for a in arrays]),
-        float(np.mean([bootstrap_medians(a, pilot, rng).var() for a in arrays])),
+        kept,
+        np.array([np.median(a) for a in kept]),
+        widening**2 * float(np.mean([bootstrap_medians(a, pilot, rng).var() for a in kept])),
+        widening,
+        freedom,
     )
 
 
@@ -309,8 +357,9 @@ def ratio_ci(
         return Ratio(None, reason="a median is not positive: there is no ratio")
     ratio = trials[0].centre / trials[1].centre
     single = all(trial.k == 1 for trial in trials)
-    if single and not between and any(t.attempts[0].size == 1 for t in trials):
-        return Ratio(ratio, reason="one sample: its uncertainty cannot be known")
+    if single and not between and any(repetitions_in(t.attempts[0]) == 1 for t in trials):
+        one = "one sample" if any(len(t.attempts[0]) == 1 for t in trials) else "one repetition"
+        return Ratio(ratio, reason=f"{one}: its uncertainty cannot be known")
     # Two attempts far apart have draws without bounds; e**50 is as good as infinite.
     in_rounds = in_rounds and 1 < trials[0].k == trials[1].k
     deviations = (

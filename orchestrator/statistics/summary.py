@@ -28,6 +28,7 @@ from orchestrator.statistics.distribution import (
     percentile,
     tukey_outliers,
 )
+from orchestrator.statistics.repetitions import repetitions_in
 
 __all__ = [
     "Ratio",
@@ -100,6 +101,11 @@ class Summary:
         return asdict(self)
 
 
+def _of_one(samples: int) -> str:
+    one = "one sample" if samples == 1 else "one repetition, whose samples follow each other"
+    return f"{one}: its uncertainty cannot be known"
+
+
 def summarise(
     values: Series, *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
 ) -> Summary:
@@ -119,11 +125,13 @@ def summarise_attempts(
     Parameters
     ----------
     attempts : sequence of series
-        Samples of each attempt, lengths may differ; those without samples are passed over.
+        Samples of each attempt, lengths may differ; those without samples are passed over. One
+        that is :class:`~orchestrator.statistics.repetitions.ByRepetition` is resampled by them.
     confidence : float
         Of the central interval.
     """
-    usable = [np.asarray(a, dtype=np.float64) for a in attempts if len(a)]
+    having = [a for a in attempts if len(a)]
+    usable = [np.asarray(a, dtype=np.float64) for a in having]
     n = sum(a.size for a in usable)
     reason = why_not(usable)
     if reason is not None:
@@ -132,8 +140,9 @@ def summarise_attempts(
     centre = float(np.mean([np.median(a) for a in usable]))
     low: float | None = None
     high: float | None = None
-    if n > 1:
-        centre, draws = centre_draws(usable, resamples=resamples, seed=seed)
+    known = sum(map(repetitions_in, having)) > 1
+    if known:
+        centre, draws = centre_draws(having, resamples=resamples, seed=seed)
         tail = (1.0 - confidence) / 2.0
         low, high = (float(q) for q in np.quantile(draws, [tail, 1.0 - tail]))
     mild, severe = tukey_outliers(pooled)
@@ -154,6 +163,6 @@ def summarise_attempts(
         outliers_severe=severe,
         bimodal=is_bimodal(pooled),
         confidence=confidence,
-        reason=None if n > 1 else "one sample: its uncertainty cannot be known",
-        note=ONE_ATTEMPT_NOTE if n > 1 and len(usable) == 1 else None,
+        reason=None if known else _of_one(n),
+        note=ONE_ATTEMPT_NOTE if known and len(usable) == 1 else None,
     )

@@ -59,7 +59,7 @@ def _statistic(column: Column, attempts: Sequence[AttemptReport]) -> float | str
     from orchestrator.statistics.summary import summarise_attempts
 
     found = [metric_of(report, column.metric) for report in attempts]
-    samples = [metric.values for metric in found if isinstance(metric, Samples) and metric.values]
+    samples = [metric.series for metric in found if isinstance(metric, Samples) and metric.values]
     if not samples:
         return absence(attempts, column.metric)
     summary = summarise_attempts(samples, resamples=1)
