@@ -27,10 +27,15 @@ On a virtual machine whose host is shared, medians of attempts of two seconds sp
 of their differences within rounds by 7 % (18 rounds): the same interval from 0.4 as many attempts.
 
 *Small p values.* A p value is the share of draws on the wrong side, as long as some twenty draws
-are. Below that it is the tail of the law that the draws tend to (noise within as wide as that of
-the draws, Student's t for the spread: :mod:`orchestrator.statistics.tail`), held to what the draws
-allow: a correction over thousands of tests asks for p values of 1e-5, which 10,000 draws cannot
-show.
+are. Below that it is the tail of Student's t with the standard deviation of the draws
+(:mod:`orchestrator.statistics.tail`), held to what the draws allow: a correction over thousands of
+tests asks for p values of 1e-5, which 10,000 draws cannot show. Its degrees of freedom are those of
+both sides' attempts together, also where the noise within is the larger part: that far out it
+matters that the larger of two estimates may be too small. (Welch's are for the interval; with equal
+numbers of attempts a side the pooled ones hold without equal variances.) Of rounds it is the
+smaller of two such tails, doubled: of the differences, and of the sides as if not made in turn,
+which knows its spread from twice as many degrees of freedom. Where no spread is known the degrees
+of freedom are those of the noise, about the root of n for the median of n samples.
 
 *Samples of a repetition* (tokens of a sequence) follow each other and are not independent. Where a
 series says which repetition its samples are of, repetitions are drawn instead: a draw moves the
@@ -421,23 +426,18 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class _Deviations:
-    """Draws of the log ratio's deviation from its centre, and the law that they tend to.
+    """Draws of the log ratio's deviation from its centre, and what their tail is read from.
 
-    ``noise_sd`` is of what is as wide as it looks; ``spread_sd`` of the spread between attempts,
-    before Student's t with ``nu`` degrees of freedom widens it.
+    ``laws`` are standard deviations with their degrees of freedom; each is right by itself.
     """
 
     draws: FloatArray
-    noise_sd: float
-    spread_sd: float = 0.0
-    nu: float = math.inf
+    laws: tuple[tuple[float, float], ...]
 
     @classmethod
-    def of(
-        cls, noise: FloatArray, spread: FloatArray, nu: float, rng: np.random.Generator
-    ) -> _Deviations:
-        draws = noise + _student(nu, noise.size, rng) * spread
-        return cls(draws, float(noise.std()), float(spread.std()), nu)
+    def of_noise(cls, noise: FloatArray, *trials: _Trial) -> _Deviations:
+        samples = (repetitions_in(attempt) for trial in trials for attempt in trial.attempts)
+        return cls(noise, ((float(noise.std()), sum(map(math.sqrt, samples))),))
 
     def p_value(self, contradicts: NDArray[np.bool_], beyond: float) -> float:
         """Chance of a deviation of ``beyond`` or more to one side; never 0.
@@ -449,7 +449,7 @@ class _Deviations:
             return (count + 1) / (n + 1)
         reach = 3.0 * math.sqrt(count)
         smallest, largest = max(0.0, count - reach) / n, (count + reach + 1) / (n + 1)
-        law = tail_beyond(beyond, self.noise_sd, self.spread_sd, self.nu)
+        law = len(self.laws) * min(tail_beyond(beyond, sd, nu) for sd, nu in self.laws)
         return max(smallest, min(law, largest), _LEAST_P)
 
 
@@ -484,10 +484,10 @@ def _ratio_deviations(
         if known:
             sd = known * math.sqrt(1.0 / trials[0].k + 1.0 / trials[1].k)
             within = within + rng.normal(0.0, sd, size=resamples)
-        return _Deviations(within, float(within.std()))
+        return _Deviations.of_noise(within, *trials)
     total = sum(variances)
     if total <= 0.0:
-        return _Deviations(within, float(within.std()))
+        return _Deviations.of_noise(within, *trials)
     scale = math.sqrt(max(0.0, total - noise) / resampled)
     shared = 1 in (trials[0].k, trials[1].k)  # both sides then rest on the same attempts
     nu = (
@@ -495,7 +495,10 @@ def _ratio_deviations(
         if shared
         else total**2 / sum(v**2 / f for v, f in zip(variances, freedoms, strict=True))
     )
-    return _Deviations.of(within, scale * between, nu, rng)
+    spread = scale * between
+    pooled = float(freedoms[0] if shared else sum(freedoms))
+    sd = math.hypot(float(within.std()), float(spread.std()))
+    return _Deviations(within + _student(nu, resamples, rng) * spread, ((sd, pooled),))
 
 
 def _deviations_in_rounds(
@@ -510,11 +513,15 @@ def _deviations_in_rounds(
     differences = new.medians / new.centre - base.medians / base.centre
     variance = float(differences.var(ddof=1)) / k
     if variance <= 0.0:
-        return _Deviations(within, float(within.std()))
+        return _Deviations.of_noise(within, new, base)
     noise = (new.noise_within / new.centre**2 + base.noise_within / base.centre**2) / k
     scale = math.sqrt(max(0.0, variance - noise) / (variance * (k - 1) / k))
     between = new_between / new.centre - base_between / base.centre
-    return _Deviations.of(within, scale * between, k - 1.0, rng)
+    spread = scale * between
+    sd = math.hypot(float(within.std()), float(spread.std()))
+    apart = (new.spread / new.centre**2 + base.spread / base.centre**2) / k
+    laws = ((sd, k - 1.0), (math.sqrt(max(apart, noise)), 2.0 * (k - 1.0)))
+    return _Deviations(within + _student(k - 1.0, resamples, rng) * spread, laws)
 
 
 def _student(nu: float, resamples: int, rng: np.random.Generator) -> FloatArray:

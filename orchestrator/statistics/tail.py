@@ -1,4 +1,4 @@
-"""Probabilities too small for resampling to see: the tail of noise plus a spread known from few."""
+"""Probabilities too small for resampling to see: the tails of Student's t and of the normal."""
 
 from __future__ import annotations
 
@@ -12,30 +12,28 @@ _LOWEST_LOG = -60.0
 _POINTS = 800
 
 
-def tail(beyond: float, noise_sd: float, spread_sd: float, nu: float) -> float:
-    """``P(N(0, noise_sd^2) + spread_sd t(nu) >= beyond)`` with independent parts.
+def tail(beyond: float, sd: float, nu: float) -> float:
+    """``P(sd t(nu) >= beyond)``.
 
-    This is what the draws of :mod:`orchestrator.statistics.bootstrap` tend to for attempts of
-    normal medians: noise that is known, and a spread between attempts known from ``nu`` degrees of
-    freedom. Given the chi-squared under Student's t the sum is normal, so one integral is left.
+    Given the chi-squared under Student's t the rest is normal, so one integral is left.
 
     Parameters
     ----------
     beyond : float
         May be negative.
-    noise_sd, spread_sd : float
-        Not negative; where both are 0 the sum is 0.
+    sd : float
+        Not negative; 0 leaves no spread at all.
     nu : float
-        Positive; infinite for a spread that is known.
+        Positive; infinite for the normal.
     """
-    if not spread_sd or math.isinf(nu):
-        return _normal_tail(beyond, math.hypot(noise_sd, spread_sd))
+    if math.isinf(nu) or not sd:
+        return _normal_tail(beyond, sd)
     highest = nu + 12.0 * math.sqrt(2.0 * nu) + 60.0
     logs = np.linspace(_LOWEST_LOG, math.log(highest), _POINTS)
     chi2 = np.exp(logs)
     weights = np.exp(nu / 2.0 * (logs - math.log(nu)) - (chi2 - nu) / 2.0)
-    sds = np.sqrt(noise_sd**2 + spread_sd**2 * nu / chi2)
-    tails = np.array([_normal_tail(beyond, sd) for sd in sds.tolist()])
+    sds = sd * np.sqrt(nu / chi2)
+    tails = np.array([_normal_tail(beyond, each) for each in sds.tolist()])
     return float((weights * tails).sum() / weights.sum())
 
 
