@@ -235,7 +235,6 @@ def simulate_families(families: int, rows: int, seed: int) -> bool:
                 took_s,
                 "s",
                 required=f"<= {MOST_COMPARE_S:g}",
-                rows=rows,
             ),
         ]
     )

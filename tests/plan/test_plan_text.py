@@ -109,3 +109,22 @@ def test_the_schema_says_what_is_text() -> None:
     assert all(map(is_text, text))
     other = ("seed", "model.trust_remote_code", "model.architecture", "device.threads", "nothing.x")
     assert not any(map(is_text, other))
+
+
+def test_a_mapping_is_added_where_no_key_was() -> None:
+    scaling = "{rope_type:yarn,factor:4.0,original_max_position_embeddings:2048}"
+    line = ["task=inference", "model=random", "quant=fp32", "task.prompt_tokens=8000"]
+    line += ["model.architecture.max_position_embeddings=2048"]
+    added = [f"+model.architecture.rope_scaling={scaling}"]
+    (trial,) = build([*line, *added], device_kind=lambda _: "cpu").trials
+    assert trial.infeasible is None, "the scaled length counts"
+    rope = trial.identity["model"]["architecture"]["rope_scaling"]
+    assert rope == {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": 2048,
+    }
+    (longer,) = build([*line, *added, "task.new_tokens=500"], device_kind=lambda _: "cpu").trials
+    assert "the model's context of 8192" in (longer.infeasible or "")
+    (unscaled,) = build(line, device_kind=lambda _: "cpu").trials
+    assert "the model's context of 2048" in (unscaled.infeasible or "")
