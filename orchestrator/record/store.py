@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.attempt import AttemptReport
-from orchestrator.errors import StoreError, UsageError
+from orchestrator.errors import StoreError, UsageError, home_directory
 from orchestrator.measure.grouping import grouped
 from orchestrator.record import spool
 from orchestrator.record.artifacts import CONFIG, PLAN, REPORT
@@ -408,5 +408,6 @@ def only(prefix: str, hashes: Sequence[str]) -> str:
 
 def state_directory() -> Path:
     """The user's own directory for what must survive: XDG's state home."""
-    base = os.environ.get("XDG_STATE_HOME") or os.path.join(Path.home(), ".local", "state")
-    return Path(base) / "orchestrator"
+    base = os.environ.get("XDG_STATE_HOME")
+    state = Path(base) if base else home_directory("XDG_STATE_HOME") / ".local" / "state"
+    return state / "orchestrator"
