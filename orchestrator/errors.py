@@ -22,6 +22,7 @@ Errors of Ray, MLflow, NVML and torch are translated into these at one boundary 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 _SHOWN = 12
 _SHOWN_LETTERS = 80  # a list longer than this hides the answer that stands before it
@@ -125,6 +126,27 @@ class InputError(TaskError):
 
 class Mismatch(TaskError):
     """The engaged check failed: what was asked for did not happen."""
+
+
+def home_directory(instead: str) -> Path:
+    """The user's home; some user ids (of a container, say) have none.
+
+    Parameters
+    ----------
+    instead : str
+        The variable that names a place which is looked for there otherwise.
+
+    Raises
+    ------
+    UsageError
+        There is none.
+    """
+    try:
+        return Path.home()
+    except RuntimeError as error:
+        raise UsageError(
+            "this user has no home directory", where=instead, fix=f"Set {instead}=DIRECTORY"
+        ) from error
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -14,7 +14,8 @@ def device_memory_bytes(device_kind: str) -> int | None:
     if device_kind == "cuda":
         import torch
 
-        return int(torch.cuda.get_device_properties(0).total_memory)
+        # None where it reports none of its own: unified memory.
+        return int(torch.cuda.get_device_properties(0).total_memory) or None
     return usable_bytes()
 
 

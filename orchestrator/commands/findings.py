@@ -17,6 +17,7 @@ from pathlib import Path
 
 from orchestrator.host import cgroup, cpu, memory
 from orchestrator.measure.wording import gib
+from orchestrator.record.spool import waiting_results
 
 GIB = 1024**3
 
@@ -172,9 +173,10 @@ def _store(root: Path) -> Iterator[Finding]:
     free = shutil.disk_usage(parent).free
     level = "ok" if free > 2 * GIB else "warn"
     yield Finding(level, f"{root}: {gib(free, 0)} free", None if level == "ok" else "Free some")
-    waiting = len(list((root / "spool").glob("*"))) if (root / "spool").is_dir() else 0
+    waiting = waiting_results(root / "spool")
     if waiting:
-        yield Finding("warn", f"{waiting} results wait in the spool", "python -m orchestrator sync")
+        said = "1 result waits" if waiting == 1 else f"{waiting} results wait"
+        yield Finding("warn", f"{said} in the spool", "python -m orchestrator sync")
 
 
 def examine(root: Path) -> list[Finding]:

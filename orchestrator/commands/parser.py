@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from orchestrator.commands.output import echo
+from orchestrator.commands.plain_signs import use_plain_signs
 from orchestrator.errors import Interrupted, OrchestratorError, UsageError, nearest
 
 if TYPE_CHECKING:
@@ -241,17 +243,17 @@ def completion(shell: str, install: bool, line: str | None) -> int:
     if line is not None:
         from orchestrator.commands.completion.candidates import candidates
 
-        click.echo("\n".join(candidates(line, commands)))
+        echo("\n".join(candidates(line, commands)))
         return 0
     from orchestrator.commands.completion.install import install as put
     from orchestrator.commands.completion.install import script
 
     if not install:
-        click.echo(script(shell), nl=False)
+        echo(script(shell), nl=False)
         return 0
     for path in put(shell):
-        click.echo(path)
-    click.echo(f"a new {shell} completes; the one you are in does not yet", err=True)
+        echo(path)
+    echo(f"a new {shell} completes; the one you are in does not yet", err=True)
     return 0
 
 
@@ -260,6 +262,7 @@ def main(argv: Sequence[str]) -> int:
 
     What keeps ``gate`` from judging is 4: its 1 and 2 are judgements.
     """
+    use_plain_signs()
     words = list(argv)
     verbose = any(word in ("-v", "--verbose") for word in words)
     words = [word for word in words if word not in ("-v", "--verbose")]
@@ -284,6 +287,14 @@ def main(argv: Sequence[str]) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return unjudged or 0
     except Exception as error:
+        if isinstance(error, RuntimeError) and "home directory" in str(error):
+            # pathlib's, of a ~ that somebody wrote.
+            told = UsageError(
+                "this user has no home directory",
+                where="~ in a path",
+                fix="Write the path out, and set ORCHESTRATOR_CACHE=DIRECTORY",
+            )
+            return _fail(str(told), unjudged or told.exit_code, verbose)
         what = f"{type(error).__name__}: {error} (this is a bug; -v shows where)"
         return _fail(what, unjudged or 1, verbose)
 
@@ -307,5 +318,5 @@ def _in_our_form(error: click.ClickException) -> str:
 def _fail(message: str, code: int, verbose: bool, word: str = "error") -> int:
     if verbose:
         traceback.print_exc()
-    click.echo(f"{word}: {' '.join(message.split())}", err=True)
+    echo(f"{word}: {' '.join(message.split())}", err=True)
     return code

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import click
-
 from orchestrator.commands.noise import noise_of
-from orchestrator.commands.output import emit_json
+from orchestrator.commands.output import echo, emit_json
 from orchestrator.commands.selected import store_of, writing
 from orchestrator.record.replay import replay
 from orchestrator.report import build_table
@@ -36,5 +34,5 @@ def report_command(sweep: str, overrides: Sequence[str], output: Path, as_json: 
     for name, content in files.items():
         with writing(output / name, "--output"):
             (output / name).write_bytes(content)
-        click.echo(output / name)
+        echo(output / name)
     return 0

@@ -6,10 +6,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import click
-
 from orchestrator.commands.noise import noise_of
-from orchestrator.commands.output import emit
+from orchestrator.commands.output import echo, emit
 from orchestrator.commands.run import carry_out
 from orchestrator.errors import ConfigError, UsageError
 from orchestrator.plan.expand import plan_of, settings_of
@@ -75,5 +73,5 @@ def _reproduce_cell(cell: FoundCell, store: Store, settings: Settings, as_json: 
     code = carry_out(plan_of(identity, settings), as_json=as_json)
     again = cell_of(store, wanted)
     if again is not None and not as_json:
-        click.echo(differences(cell.report, again.report))
+        echo(differences(cell.report, again.report))
     return code

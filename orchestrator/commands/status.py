@@ -6,9 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 
-import click
-
-from orchestrator.commands.output import emit_json, say
+from orchestrator.commands.output import echo, emit_json, say
 from orchestrator.commands.selected import store_of
 from orchestrator.errors import UsageError
 from orchestrator.record.drivers import drivers_directory, read_drivers, request_cancel
@@ -21,18 +19,18 @@ def status_command(overrides: Sequence[str], as_json: bool) -> int:
         emit_json([{**asdict(state), "alive": state.alive} for state in states])
         return 0
     if not states:
-        click.echo("no sweep is running")
+        echo("no sweep is running")
     for state in states:
         done = sum(state.outcomes.values())
         age_s = time.time() - state.updated_at
         life = {True: "running", False: "dead (its next run reaps it)", None: f"on {state.host}"}
         ended = ", ".join(f"{count} {outcome}" for outcome, count in state.outcomes.items())
-        click.echo(
+        echo(
             f"{state.sweep}: {life[state.alive]}, pid {state.pid}, {done}/{state.total} done"
             f"{f' ({ended})' if ended else ''}, {state.cached} cached, updated {age_s:.0f} s ago"
         )
         for label in state.running:
-            click.echo(f"  running {label}")
+            echo(f"  running {label}")
     return 0
 
 

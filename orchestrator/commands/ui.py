@@ -9,8 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import click
-
+from orchestrator.commands.output import echo
 from orchestrator.errors import UsageError
 from orchestrator.plan.expand import settings_of
 from orchestrator.record import ui_arguments
@@ -21,12 +20,12 @@ def ui_command(overrides: Sequence[str], host: str, port: int) -> int:
 
     tracking = settings_of(overrides).tracking
     if tracking.kind == "server":
-        click.echo(tracking.uri)
+        echo(tracking.uri)
         return 0
     port = _free_port(host, port)
     arguments, environment = ui_arguments(tracking, host, port)
     # Of its two faces the UI shows the one about agents first, and remembers what was chosen.
-    click.echo(
+    echo(
         f"MLflow UI on http://{host}:{port} (choose Model training at the left; Ctrl-C ends it)",
         err=True,
     )

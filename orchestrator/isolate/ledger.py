@@ -57,6 +57,7 @@ class _Series:
     values: list[float] = field(default_factory=list)
     warmup: list[float] = field(default_factory=list)
     stop_reason: str | None = None
+    lengths: list[int] = field(default_factory=list)  # of measured repetitions
 
 
 class Ledger:
@@ -90,7 +91,12 @@ class Ledger:
             name: metric
             if not isinstance(metric, _Series)
             else Samples(
-                name, metric.unit, tuple(metric.values), tuple(metric.warmup), metric.stop_reason
+                name,
+                metric.unit,
+                tuple(metric.values),
+                tuple(metric.warmup),
+                metric.stop_reason,
+                tuple(metric.lengths) if any(n > 1 for n in metric.lengths) else (),
             )
             for name, metric in self._metrics.items()
         }
@@ -126,7 +132,11 @@ class Ledger:
         elif kind == "samples":
             series = self._series(event["name"], event["unit"])
             target = {"measured": series.values, "warmup": series.warmup}[event["role"]]
-            target.extend([float(value) for value in event["values"]])
+            values = [float(value) for value in event["values"]]
+            target.extend(values)
+            if target is series.values:
+                together = event.get("together") is True
+                series.lengths += [len(values)] if together else [1] * len(values)
         elif kind == "stop":
             self._series(event["name"], "").stop_reason = str(event["reason"])
         elif kind in ("value", "absent"):

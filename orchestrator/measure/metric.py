@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeAlias
 
 from orchestrator.statistics.judge import Better
+from orchestrator.statistics.repetitions import ByRepetition
 
 # What a name may end in -> its unit. The longer ending first.
 _ENDINGS = {
@@ -105,6 +106,9 @@ class Samples:
         The warm-up series, stored and never mixed into ``values``.
     stop_reason : str or None
         Why sampling stopped: ``ci``, ``max_repetitions``, ``max_time``; None where no rule applied.
+    lengths : tuple of int
+        How many of ``values`` each repetition has; empty where each has one, or where it is not
+        known.
     """
 
     _json_kind: ClassVar[str] = "samples"
@@ -114,6 +118,12 @@ class Samples:
     values: tuple[float, ...]
     warmup: tuple[float, ...] = ()
     stop_reason: str | None = None
+    lengths: tuple[int, ...] = ()
+
+    @property
+    def series(self) -> tuple[float, ...]:
+        """``values`` as statistics take them: by repetition where a repetition has several."""
+        return ByRepetition(self.values, self.lengths) if self.lengths else self.values
 
 
 @dataclass(frozen=True)

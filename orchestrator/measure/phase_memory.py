@@ -32,6 +32,14 @@ class PhaseMemory:
         """The highest peak of any measured phase; None before the first."""
         return max(self._peaks.values(), default=None)
 
+    @property
+    def highest_over_bytes(self) -> int | None:
+        """The highest peak over what was held before; None where that cannot be told."""
+        highest = self.highest_bytes
+        if highest is None or self._held is None or highest < self._held:
+            return None
+        return highest - self._held
+
     def phases(self, recorder: Recorder) -> Any:
         """A ``phase`` function that also takes the phase's peak, outside what is timed."""
 

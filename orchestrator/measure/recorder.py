@@ -7,7 +7,7 @@ Call it outside timed regions only: an event may block on the pipe.
 Events::
 
     {"e": "phase", "edge": "begin"|"end", "name", "index", "measured", "t_ns"}
-    {"e": "samples", "name", "unit", "values": [...], "role": "measured"|"warmup"}
+    {"e": "samples", "name", "unit", "values": [...], "role": "measured"|"warmup", "together"}
     {"e": "stop", "name", "reason"}
     {"e": "value", "name", "unit", "value"}     {"e": "absent", "name", "unit", "reason"}
     {"e": "engaged", "what", "asked", "got", "ok"}
@@ -91,7 +91,13 @@ class Recorder:
         return {"e": "phase", "name": name, "index": index, "measured": measured}
 
     def samples(
-        self, name: str, unit: str, values: Sequence[float], *, role: str = "measured"
+        self,
+        name: str,
+        unit: str,
+        values: Sequence[float],
+        *,
+        role: str = "measured",
+        together: bool = False,
     ) -> None:
         """Append raw samples to the series ``name``.
 
@@ -101,6 +107,8 @@ class Recorder:
             In ``unit``, in the order they were taken.
         role : str
             ``measured`` or ``warmup``.
+        together : bool
+            They are of one repetition, as tokens of a sequence are, and not independent.
 
         Raises
         ------
@@ -110,7 +118,8 @@ class Recorder:
         plain = [float(v) for v in values]
         if any(not math.isfinite(v) for v in plain):
             raise ValueError(f"{name}: a sample is not finite")
-        self._emit({"e": "samples", "name": name, "unit": unit, "values": plain, "role": role})
+        event = {"e": "samples", "name": name, "unit": unit, "values": plain, "role": role}
+        self._emit({**event, "together": True} if together else event)
 
     def stop(self, name: str, reason: str) -> None:
         """Say why sampling of the series ``name`` ended."""

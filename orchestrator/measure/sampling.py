@@ -90,7 +90,7 @@ class Repetition:
         role = "warmup" if self.warmup else "measured"
         for name, (unit, values) in self._series.items():
             if values:
-                recorder.samples(name, unit, values, role=role)
+                recorder.samples(name, unit, values, role=role, together=len(values) > 1)
 
     def _watched(self, watch: str) -> float:
         _, values = self._series.get(watch, ("", []))

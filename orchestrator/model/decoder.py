@@ -19,6 +19,7 @@ from orchestrator.model.architecture import (
     Matrix,
 )
 from orchestrator.model.fields import Fields
+from orchestrator.model.rope import scaled_context
 
 
 @dataclass(frozen=True)
@@ -146,8 +147,8 @@ def layer_count(f: Fields) -> int:
 
 
 def context(f: Fields) -> int | None:
-    """Longest sequence the configuration allows."""
-    return f.optional_size("max_position_embeddings", "n_positions")
+    """Longest sequence the configuration allows, its rotary positions scaled."""
+    return scaled_context(f.config, f.optional_size("max_position_embeddings", "n_positions"))
 
 
 WindowRule = Callable[[Fields, int], list["int | None"]]

@@ -26,7 +26,7 @@ class Fields:
     """
 
     def __init__(self, config: Mapping[str, Any], model_type: str) -> None:
-        self._config = config
+        self._config = self.config = config
         self.model_type = model_type
 
     def has(self, name: str) -> bool:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, home_directory
 from orchestrator.model.measured_device import Measured
 
 ENVIRONMENT_VARIABLE = "ORCHESTRATOR_CACHE"
@@ -29,7 +29,11 @@ RETRY_AFTER_S = 3600.0
 def ceilings_directory() -> Path:
     """Where they are kept; not made."""
     named = os.environ.get(ENVIRONMENT_VARIABLE)
-    root = Path(named).expanduser() if named else Path.home() / ".cache" / "orchestrator"
+    root = (
+        Path(named).expanduser()
+        if named
+        else home_directory(ENVIRONMENT_VARIABLE) / ".cache" / "orchestrator"
+    )
     return root / "ceilings"
 
 

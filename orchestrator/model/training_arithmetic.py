@@ -95,15 +95,27 @@ def step_flops(
 
 @dataclass(frozen=True)
 class TrainingMemory:
-    """Memory of a training step at its highest, which is the end of the forward pass.
+    """Memory of a training step.
+
+    Activations go while gradients come: the two are not there at once, and a step is highest at the
+    end of the forward pass or at its own.
 
     Attributes
     ----------
     weights_bytes, gradients_bytes, optimizer_bytes : int
+        The last are AdamW's moments.
     activations_bytes : int
         Kept for the backward pass.
     logits_bytes : int
         Logits and what the loss keeps of them, all in float32.
+    copies_bytes : int
+        Of the weights, in the type that autocast computes in.
+    recomputed_bytes : int
+        What a layer keeps that is computed once more in the backward pass.
+    working_bytes : int
+        What AdamW's update holds for a moment.
+    accumulated : bool
+        The gradients of one micro-batch are there during the next.
     """
 
     weights_bytes: int
@@ -111,16 +123,25 @@ class TrainingMemory:
     optimizer_bytes: int
     activations_bytes: int
     logits_bytes: int
+    copies_bytes: int = 0
+    recomputed_bytes: int = 0
+    working_bytes: int = 0
+    accumulated: bool = False
 
     @property
     def states_bytes(self) -> int:
-        """Weights, gradients and moments: exact, and there between the steps too."""
+        """Weights, gradients and moments: exact, and all there when a step ends."""
         return self.weights_bytes + self.gradients_bytes + self.optimizer_bytes
 
     @property
     def total_bytes(self) -> int:
-        """All of it."""
-        return self.states_bytes + self.activations_bytes + self.logits_bytes
+        """At the step's highest."""
+        ahead = self.copies_bytes + self.activations_bytes
+        ahead += max(self.logits_bytes, self.recomputed_bytes)
+        if self.accumulated:
+            ahead += self.gradients_bytes
+        end = self.gradients_bytes + max(self.recomputed_bytes, self.working_bytes)
+        return self.weights_bytes + self.optimizer_bytes + max(ahead, end)
 
 
 def training_memory(
@@ -133,8 +154,13 @@ def training_memory(
     optimizer: bool = True,
     checkpointing: bool = False,
     fused_attention: bool = True,
+    accumulated: bool = False,
+    at_once: bool = False,
 ) -> TrainingMemory:
     """Memory of one step of eager transformers code with AdamW.
+
+    Dropout, and activation functions made of several operations in Python, keep more than is
+    counted here: of GPT-2 at its defaults, which has both, a small step takes half as much again.
 
     Parameters
     ----------
@@ -143,7 +169,13 @@ def training_memory(
     compute_dtype : str, optional
         Of activations under autocast, which keeps a copy of the weights in it; None: the same.
     fused_attention : bool
-        Scores are not kept; otherwise every layer keeps its square of them twice.
+        Scores are not kept; otherwise every layer keeps its square of them in float32, and once
+        more as computed with where that is another type.
+    accumulated : bool
+        ``batch`` is one of several micro-batches of a step.
+    at_once : bool
+        AdamW updates all tensors together, as torch does on CUDA, and so holds a root for every
+        second moment; otherwise two copies of one tensor after the other.
     """
     width = DTYPE_BYTES[parameter_dtype]
     active = DTYPE_BYTES[compute_dtype or parameter_dtype]
@@ -155,24 +187,27 @@ def training_memory(
         for layer, count in architecture.layers
     ]
     rows = batch * tokens
-    if checkpointing:
-        inputs = architecture.layer_count * rows * architecture.hidden * active
-        activations = inputs + rows * max(each for each, _, _ in kept)
-    else:
-        activations = rows * sum(each * count for each, _, count in kept)
-    if not fused_attention:
-        # Softmax keeps its result in float32 and again as computed with.
-        squares = [layer.attention.heads * count for _, layer, count in kept]
-        if checkpointing:
-            squares = [max(layer.attention.heads for _, layer, _ in kept)]
-        activations += sum(squares) * batch * tokens * tokens * (_FLOAT32 + active)
+    score = _FLOAT32 + (active if active != _FLOAT32 else 0)
+    square = 0 if fused_attention else batch * tokens * tokens * score
+    of_layers = [
+        (rows * each + layer.attention.heads * square, count) for each, layer, count in kept
+    ]
     logits = rows * architecture.vocabulary * (active + 2 * _FLOAT32)
+    working = 0
+    if optimizer:
+        largest = round(max(_tensors(architecture)))
+        working = states if at_once else 2 * largest * width
+    inputs = architecture.layer_count * rows * architecture.hidden * width
     return TrainingMemory(
-        weights_bytes=states + copies,
+        weights_bytes=states,
         gradients_bytes=states,
         optimizer_bytes=2 * states if optimizer else 0,
-        activations_bytes=activations,
+        activations_bytes=inputs if checkpointing else sum(each * n for each, n in of_layers),
         logits_bytes=logits,
+        copies_bytes=copies,
+        recomputed_bytes=max(each for each, _ in of_layers) if checkpointing else 0,
+        working_bytes=working,
+        accumulated=accumulated,
     )
 
 
@@ -240,8 +275,8 @@ def _embedding_gradient(architecture: Architecture, dtype: str) -> Operation:
     return Operation(EMBEDDING, 0.0, table, dtype=dtype, working_bytes=table, mode=BACKWARD)
 
 
-def _optimizer(architecture: Architecture, dtype: str) -> tuple[Operation, ...]:
-    """AdamW's update, one tensor after the other."""
+def _tensors(architecture: Architecture) -> dict[float, int]:
+    """Elements of the parameters' tensors, and how many have as many."""
     tensors: dict[float, int] = {}
 
     def add(elements: float, count: int = 1) -> None:
@@ -263,6 +298,11 @@ def _optimizer(architecture: Architecture, dtype: str) -> tuple[Operation, ...]:
         # Mostly two norms; whatever it is, small.
         add(layer.vectors / max(layer.norms, 1), count * max(layer.norms, 1))
     add(architecture.vectors)
+    return tensors
+
+
+def _optimizer(architecture: Architecture, dtype: str) -> tuple[Operation, ...]:
+    """AdamW's update, one tensor after the other."""
     width = DTYPE_BYTES[dtype]
     return tuple(
         Operation(
@@ -275,7 +315,7 @@ def _optimizer(architecture: Architecture, dtype: str) -> tuple[Operation, ...]:
             elements=elements,
             mode=FORWARD,
         )
-        for elements, count in tensors.items()
+        for elements, count in _tensors(architecture).items()
     )
 
 
@@ -309,13 +349,14 @@ def _forward(
 def _kept_bytes_per_token(architecture: Architecture, layer: Layer, active: int, width: int) -> int:
     """What one layer keeps of one token for the backward pass of eager code.
 
-    Each norm keeps its input widened to float32 and its result before the weight; products keep
-    their input; attention keeps queries, keys, values and its output; a gate keeps what goes into
-    the activation, what comes out, and the other factor.
+    Each norm keeps its input widened to float32 and its result before the weight, in the type of
+    the residual stream, which is the weights' even under autocast; products keep their input;
+    attention keeps queries, keys, values and its output; a gate keeps what goes into the
+    activation, what comes out, and the other factor.
     """
     a = layer.attention
     hidden = architecture.hidden
-    norms = layer.norms * hidden * (_FLOAT32 + active)
+    norms = layer.norms * hidden * (_FLOAT32 + width)
     inputs = 2 * hidden * active
     feed_forward = (2 + 2 * layer.gated) * inner_width(layer) * active
     return norms + inputs + a.token_width * active + feed_forward + a.heads * _FLOAT32

@@ -23,6 +23,7 @@ from hydra.errors import HydraException
 
 from orchestrator.errors import ConfigError, nearest
 from orchestrator.plan.messages import condensed
+from orchestrator.plan.text_fields import is_text
 
 COMMAND_LINE = ""  # as the place of an error: none needs to be named
 PREFIXES = {
@@ -109,20 +110,17 @@ def parse(line: str, options: Callable[[str], list[str] | None], where: str) -> 
     ConfigError
         Not the grammar, an interval, a glob over something that is not a group, no values.
     """
-    try:
-        override = _parser().parse_override(line)
-    except HydraException as error:
-        raise ConfigError(
-            f"cannot read {line!r}: {condensed(str(error))}",
-            where=where,
-            fix="Write key=value, or key=a,b to sweep; quote values with commas or spaces",
-        ) from error
+    override = _understood(line, where)
     key = override.key_or_group
     if override.package is not None:
         key = f"{key}@{override.package}"
     prefix = PREFIXES[override.type]
+    text_wanted = options(key) is not None or is_text(key)
     if not override.is_sweep_override():
-        return _fixed_or_glob(key, override.value(), options(key), prefix, where)
+        value = override.value()
+        if text_wanted:
+            (value,) = _as_written(line, [value])
+        return _fixed_or_glob(key, value, options(key), prefix, where)
     if override.is_interval_sweep():
         raise ConfigError(
             f"{line}: an interval has no count", where=where, fix="Use range(start,stop,step)"
@@ -133,7 +131,60 @@ def parse(line: str, options: Callable[[str], list[str] | None], where: str) -> 
     if isinstance(override._value, RangeSweep):
         return _range_axis(override, key, prefix, where)
     values = [override._convert_value(value) for value in override.sweep_iterator()]
+    if text_wanted:
+        values = _as_written(line, values)
     return axis_of(key, values, prefix, where)
+
+
+def _understood(line: str, where: str) -> Override:
+    """``line`` in Hydra's grammar; a text that the grammar has no room for is quoted for it.
+
+    Its unquoted values hold no ``=``, no letters but ASCII's, no ``#`` and more.
+    """
+    try:
+        return _parser().parse_override(line)
+    except HydraException as error:
+        fix = "Write key=value, or key=a,b to sweep; quote values with commas or spaces"
+        quoted = _quoted(line)
+        if quoted is not None:
+            try:
+                override = _parser().parse_override(quoted)
+            except HydraException:
+                pass
+            else:
+                if is_text(override.key_or_group):
+                    return override
+                fix = f"Quote the value: '{quoted}'"
+        raise ConfigError(
+            f"cannot read {line!r}: {condensed(str(error))}", where=where, fix=fix
+        ) from error
+
+
+def _quoted(line: str) -> str | None:
+    """``key=value`` with its values in quotes; None where it has quotes, or lists, of its own."""
+    key, equals, values = line.partition("=")
+    parts = values.split(",")
+    if not equals or values[:1] in ("[", "{") or any(mark in values for mark in "'\""):
+        return None
+    if any(not part.strip() or part.endswith("\\") for part in parts):
+        return None
+    return f"{key}=" + ",".join(f'"{part.strip()}"' for part in parts)
+
+
+def _as_written(line: str, values: list[Any]) -> list[Any]:
+    """``values`` of a key that holds text, those that Hydra made numbers or truths of as typed."""
+    written = line.partition("=")[2].strip()
+    if written.startswith("choice(") and written.endswith(")"):
+        written = written.removeprefix("choice(").removesuffix(")")
+    parts = [part.strip() for part in written.split(",")]
+    if len(values) == 1:
+        parts = [written]
+    if len(parts) != len(values):
+        return values  # a comma in quotes, or a function: Hydra's reading stands
+    return [
+        part if isinstance(value, (bool, int, float)) else value
+        for part, value in zip(parts, values, strict=True)
+    ]
 
 
 def _fixed_or_glob(

@@ -205,7 +205,6 @@ def _single(overrides: Sequence[str], config_dirs: Sequence[str], config_name: s
 
     The line is read as a run reads it, so that typos are named and a sweep's ``set`` applies.
     """
-    from hydra.core.override_parser.types import Override
     from omegaconf import OmegaConf
 
     from orchestrator.plan.axes import COMMAND_LINE, Axis, Fixed, parse
@@ -242,9 +241,25 @@ def _single(overrides: Sequence[str], config_dirs: Sequence[str], config_name: s
         if not isinstance(fitted, (dict, list)) and value.prefix != "~":
             fitted = OmegaConf.select(config, value.key)
         mark = "++" if value.prefix == "+" else value.prefix
-        text = "" if value.prefix == "~" else f"={Override._get_value_element_as_str(fitted)}"
+        shown = _for_hydra(fitted)
+        text = "" if value.prefix == "~" else f"={shown}"
         words.append(f"{mark}{value.key}{text}")
     return [*hydras, *words]
+
+
+# Words that Hydra reads as something else than text.
+_NO_TEXT = frozenset({"true", "false", "null", "inf", "nan"})
+
+
+def _for_hydra(value: Any) -> str:
+    """A value as Hydra's grammar reads it back: text in quotes unless it is a plain word."""
+    from hydra.core.override_parser.types import Override
+
+    plain = isinstance(value, str) and re.fullmatch(r"[A-Za-z][A-Za-z_]*", value)
+    if isinstance(value, str) and (not plain or value.lower() in _NO_TEXT):
+        escaped = re.sub(r'(\\*)("|$)', lambda m: 2 * m[1] + ("\\" if m[2] else "") + m[2], value)
+        return f'"{escaped}"'
+    return Override._get_value_element_as_str(value)
 
 
 def _complete(hydra: Any, words: Sequence[str], config_name: str) -> int:

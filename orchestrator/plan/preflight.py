@@ -136,6 +136,11 @@ def preflight(plan: Plan, gpus: Gpus = tuple, *, times: bool = False) -> Preflig
                 halves += emulated
         trials.append(trial)
     warnings = []
+    if plan.settings.cluster.kind == "local" and any(map(_wants_gpu, plan.trials)):
+        for name in dict.fromkeys(_without_own_memory(gpus)):
+            warnings.append(
+                f"{name} reports no memory of its own (unified memory): what fits is not known"
+            )
     if impossible and mode == "warn":
         said = _told(impossible, "cannot fit into memory by prediction", "at least ")
         warnings.append(f"{said}. preflight=skip leaves such trials out")
@@ -159,8 +164,19 @@ def memory_available(trial: Trial, cluster: ClusterConfig, gpus: Gpus = tuple) -
         return min(filter(None, (asked, float(usable_bytes()))))
     if cluster.kind != "local":
         return None
+    if _without_own_memory(gpus):
+        return None
     smallest = min((float(gpu.memory_bytes) for gpu in gpus()), default=None)
     return None if smallest is None else smallest * max(trial.resources.gpus, 1)
+
+
+def _without_own_memory(gpus: Gpus) -> list[str]:
+    """Names of GPUs that report no memory of their own: they share the host's."""
+    return [gpu.name for gpu in gpus() if not gpu.memory_bytes]
+
+
+def _wants_gpu(trial: Trial) -> bool:
+    return bool(trial.identity["device"]["kind"] == "cuda")
 
 
 def _expectation(trial: Trial) -> Expectation | None:

@@ -29,6 +29,7 @@ from orchestrator.measure.registry import find_task, task_names
 from orchestrator.plan.messages import translated
 from orchestrator.plan.places import conf_directory
 from orchestrator.plan.schema import RootConfig
+from orchestrator.plan.text_fields import keep_text
 
 SCHEMA_GROUP = "schema"  # hidden from people: schema/root, schema/task/NAME
 SCHEMA_ROOT = "root"
@@ -102,7 +103,7 @@ class TypedRepository(ConfigRepository):
     def load_config(self, config_path: str) -> ConfigResult | None:
         name = _task_option(config_path)
         if name is None:
-            return super().load_config(config_path)
+            return self._as_written(config_path)
         if not super().config_exists(config_path):
             if name not in task_names():
                 return None
@@ -113,7 +114,7 @@ class TypedRepository(ConfigRepository):
             result.header = {"package": None}
             result.is_schema_source = True
             return result
-        result = super().load_config(config_path)
+        result = self._as_written(config_path)
         assert result is not None
         inherits = any(not default.is_self() for default in result.defaults_list or [])
         config = result.config
@@ -129,6 +130,21 @@ class TypedRepository(ConfigRepository):
                 result.config = OmegaConf.merge(
                     OmegaConf.structured(registered_schema(asked)), config
                 )
+        return result
+
+    def _as_written(self, config_path: str) -> ConfigResult | None:
+        """A file as Hydra reads it, its text fields as they stand there."""
+        result = super().load_config(config_path)
+        if result is None or not isinstance(result.config, DictConfig):
+            return result
+        place = (result.path or "").removeprefix("file://")
+        name = config_path if config_path.endswith(".yaml") else f"{config_path}.yaml"
+        file = Path(place) / name
+        package = result.header.get("package")
+        if package is None:
+            package = config_path.rpartition("/")[0].replace("/", ".")
+        if result.path != place and file.is_file():
+            keep_text(result.config, "" if package == "_global_" else package, file)
         return result
 
     def config_exists(self, config_path: str) -> bool:

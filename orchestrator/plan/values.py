@@ -58,8 +58,10 @@ def _update(config: DictConfig, parent: DictConfig, item: Fixed) -> None:
             OmegaConf.update(config, item.key, value, force_add=bool(item.prefix))
         return
     name = item.key.rsplit(".", 1)[-1]
-    # OmegaConf cannot merge a mapping into a field that is null.
-    merge = not (isinstance(value, dict) and OmegaConf.select(parent, name) is None)
+    # OmegaConf cannot merge a mapping into a field that is null, or not there yet.
+    merge = not isinstance(value, dict) or (
+        name in parent and OmegaConf.select(parent, name) is not None
+    )
     try:
         OmegaConf.update(config, item.key, value, merge=merge, force_add=bool(item.prefix))
     except ValidationError as error:

@@ -58,7 +58,7 @@ def _numbers(key: str, metric: Metric, protocol: Mapping[str, Any]) -> Iterator[
     from orchestrator.statistics.summary import summarise
 
     summary = summarise(
-        metric.values,
+        metric.series,
         confidence=float(protocol.get("confidence", 0.95)),
         resamples=int(protocol.get("resamples", 10_000)),
     )

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import re
@@ -35,6 +36,7 @@ _MAGIC = b"orchestrator-spool"
 _FORMAT = b"1"
 _LOCK = "owner.lock"
 _SUBMITTED = ".submitted"
+_CREATE_PATIENCE_S = 10.0
 CORRUPT = "corrupt"
 
 
@@ -112,11 +114,18 @@ class Spool:
     def create(cls, root: Path, sweep_id: str) -> Spool:
         """A new spool under ``root``, owned by this process until :meth:`close`."""
         directory = root / sweep_id
+        give_up_at = time.monotonic() + _CREATE_PATIENCE_S
         try:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            os.chmod(root, 0o700)
-            lock = FileLock(directory / _LOCK, mode=0o600, thread_local=False)
-            lock.acquire(timeout=0)
+            while True:
+                directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+                os.chmod(root, 0o700)
+                lock = FileLock(directory / _LOCK, mode=0o600, thread_local=False)
+                if _acquired(lock, directory / _LOCK):
+                    break
+                # Somebody who drains looked into it between the two: sees nothing, and removes it.
+                if time.monotonic() > give_up_at:
+                    raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+                time.sleep(0.01)
             sync_directory(root)
         except OSError as error:
             raise storage_error(error, directory) from error
@@ -174,6 +183,21 @@ class Spool:
         if not self.pending():
             shutil.rmtree(self.directory, ignore_errors=True)
         self._lock.release()
+
+
+def _acquired(lock: FileLock, path: Path) -> bool:
+    """Whether ``lock`` is ours and lies at ``path``; False where another had it, or removed it.
+
+    A lock that was removed with its directory locks nothing that anybody will find.
+    """
+    try:
+        lock.acquire(timeout=0)
+    except (Timeout, FileNotFoundError):
+        return False
+    if path.exists():
+        return True
+    lock.release()
+    return False
 
 
 def _safe_key(key: str) -> str:
@@ -267,6 +291,33 @@ def spool_directories(root: Path) -> list[Path]:
             f"cannot be read: {error.strerror}", where=str(root), fix="Check its permissions"
         ) from error
     return [root / name for _, name in sorted(found)]
+
+
+def waiting_results(root: Path) -> int:
+    """Attempts that ``sync`` would record: those of drivers that no longer live. Changes nothing.
+
+    An attempt that begun and never ended is one, for it is recorded as lost.
+    """
+    return sum(
+        len({path.name.split(".")[1] for path in _records_in(directory)} - {"sweep"})
+        for directory in spool_directories(root)
+        if not _in_use(directory)
+    )
+
+
+def _in_use(directory: Path) -> bool:
+    """Whether a driver holds the lock. A shared lock of a moment, which a new driver waits for."""
+    try:
+        descriptor = os.open(directory / _LOCK, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def unread(root: Path) -> Iterator[Spooled]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 from orchestrator.attempt import AttemptReport
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, home_directory
 from orchestrator.record.backend import Backend, RunRow, server_backend
 from orchestrator.record.runrecord import ATTEMPT_TAG, SWEEP_TAG
 from orchestrator.record.spool import storage_error
@@ -56,8 +56,9 @@ class ServerStore(Store):
         name = re.sub(r"[^A-Za-z0-9.\-]", "_", f"{parts.hostname}{port}")
         key = f"{name}-{hashlib.sha256(self.where.encode()).hexdigest()[:8]}"
         # XDG's state home is for what must survive.
-        base = os.environ.get("XDG_STATE_HOME") or os.path.join(Path.home(), ".local", "state")
-        self.spool_root = (state or Path(base) / "orchestrator") / "spool" / key
+        base = os.environ.get("XDG_STATE_HOME")
+        home = Path(base) if base else home_directory("XDG_STATE_HOME") / ".local" / "state"
+        self.spool_root = (state or home / "orchestrator") / "spool" / key
 
     def _open_backend(self) -> Backend:
         return server_backend(self.uri, self.where)

@@ -28,7 +28,25 @@ def decide(state: SweepState, event: events.Event) -> list[actions.Action]:
     """
     if isinstance(event, events.ClusterEvent) and event.attempt_id not in state.running:
         return []
-    return list(_decisions(state, event))
+    return _numbered_apart(state, _decisions(state, event))
+
+
+def _numbered_apart(state: SweepState, decided: Actions) -> list[actions.Action]:
+    """The decisions, the retries of a trial among them with a number each.
+
+    All are made before the first is committed: every retry would be the trial's next attempt.
+    """
+    following = dict(state.next_number)
+    made: list[actions.Action] = []
+    for action in decided:
+        if isinstance(action, actions.Delay):
+            attempt, config_hash = action.attempt, action.attempt.trial.hash
+            # A lower number is that of an attempt that only waits on: it has been counted.
+            if attempt.number >= state.next_number[config_hash]:
+                action = actions.Delay(replace(attempt, number=following[config_hash]))
+                following[config_hash] += 1
+        made.append(action)
+    return made
 
 
 def submissions(state: SweepState) -> list[actions.Submit | actions.Skip]:
@@ -171,8 +189,7 @@ def _left_on_silent_nodes(state: SweepState, nodes: Sequence[Node]) -> Actions:
         waiting = (one for one in _unstarted(state, lane.demand) if one.submitted_at <= before)
         idle = min(lane.idle_slots, state.idle_slots(lane.demand, nodes))
         lost.extend(islice(waiting, idle))
-    # One of a trial at a time: the number of its next attempt counts this one.
-    for one in {one.planned.trial.hash: one for one in lost}.values():
+    for one in lost:
         yield actions.Cancel(one.planned.attempt_id, force=True)
         yield from _vanished(state, one, Outcome.LOST, "its node does not answer any more")
 

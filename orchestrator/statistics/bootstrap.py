@@ -26,6 +26,26 @@ trials, and the spread is that of the differences within rounds, with k - 1 degr
 On a virtual machine whose host is shared, medians of attempts of two seconds spread by 11 %, halves
 of their differences within rounds by 7 % (18 rounds): the same interval from 0.4 as many attempts.
 
+*Small p values.* A p value is the share of draws on the wrong side, as long as some twenty draws
+are. Below that it is the tail of Student's t with the standard deviation of the draws
+(:mod:`orchestrator.statistics.tail`), held to what the draws allow: a correction over thousands of
+tests asks for p values of 1e-5, which 10,000 draws cannot show. Its degrees of freedom are those of
+both sides' attempts together, also where the noise within is the larger part: that far out it
+matters that the larger of two estimates may be too small. (Welch's are for the interval; with equal
+numbers of attempts a side the pooled ones hold without equal variances.) Of rounds it is the
+smaller of two such tails, doubled: of the differences, and of the sides as if not made in turn,
+which knows its spread from twice as many degrees of freedom. Where no spread is known the degrees
+of freedom are those of the noise, about the root of n for the median of n samples.
+
+*Samples of a repetition* (tokens of a sequence) follow each other and are not independent. Where a
+series says which repetition its samples are of, repetitions are drawn instead: a draw moves the
+share of samples below the median by the mean of what its repetitions show of it, and the resample's
+median is the series' own quantile there (Bahadur's representation, with the distribution itself in
+place of its density). R of them show (R - 1)/R of their variance and know it from R - 1 degrees of
+freedom; deviations are widened for both as those of attempts are. On generated AR(1) series
+(coefficients 0.5 to 0.98, 64 to 256 tokens, 5 to 20 repetitions) 95 % intervals cover in 94 to
+98 % of cases; taken as independent, in 20 to 80 %.
+
 *One attempt* has no spread between processes to show: its interval holds the noise within it only,
 unless the other trial has several attempts, or a spread is given (``between``); a note says so.
 """
@@ -35,13 +55,26 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from orchestrator.statistics.repetitions import lengths_of, repetitions_in
+from orchestrator.statistics.tail import tail as tail_beyond
+
 FloatArray = NDArray[np.float64]
 IndexArray = NDArray[np.int64]
 Series = Sequence[float] | FloatArray
+
+# A series of up to so many samples has its middle ranks in a table; ranks rarer than this are never
+# drawn in practice.
+_TABLE_SAMPLES = 64
+_LEAST_SHARE = 1e-18
+
+# So many draws make a p value; with fewer the law behind them says it. The smallest that is told.
+_COUNTED_DRAWS = 20
+_LEAST_P = 1e-300
 
 # What one attempt cannot show; appended to results that rest on it.
 ONE_ATTEMPT_NOTE = "one attempt: the interval holds no spread between processes"
@@ -84,9 +117,15 @@ def bootstrap_medians(values: Series, resamples: int, rng: np.random.Generator) 
     is the value at rank ``floor(n U)``, where ``U`` is the j-th smallest of n uniforms and so
     distributed as ``Beta(j, n - j + 1)``. For even n the next order statistic is drawn given the
     first: the smallest of the remaining ``n - j`` uniforms above ``U``. O(resamples) for any n.
+    Short series take the ranks from a table of their probabilities, which is several times faster.
     """
     ordered = np.sort(np.asarray(values, dtype=np.float64))
     n = ordered.size
+    lengths = lengths_of(values)
+    if lengths is not None:
+        return _medians_by_repetition(ordered, np.asarray(values), lengths, resamples, rng)
+    if n <= _TABLE_SAMPLES:
+        return _middle_ranks(n).draw(ordered, resamples, rng)
     half = (n + 1) // 2
     lower = rng.beta(half, n - half + 1, size=resamples)
     picked = ordered[np.minimum((n * lower).astype(np.int64), n - 1)]
@@ -94,6 +133,89 @@ def bootstrap_medians(values: Series, resamples: int, rng: np.random.Generator) 
         return picked
     upper = 1.0 - (1.0 - lower) * rng.random(resamples) ** (1.0 / (n - half))
     return (picked + ordered[np.minimum((n * upper).astype(np.int64), n - 1)]) / 2.0
+
+
+def _medians_by_repetition(
+    ordered: FloatArray,
+    values: FloatArray,
+    lengths: tuple[int, ...],
+    resamples: int,
+    rng: np.random.Generator,
+) -> FloatArray:
+    n, repetitions = values.size, len(lengths)
+    median = np.median(ordered)
+    # A sample at the median itself is half below it: ties then move nothing.
+    below = (values < median) + 0.5 * (values == median)
+    starts = np.cumsum((0, *lengths[:-1]))
+    moved = np.add.reduceat(below - below.mean(), starts) * (repetitions / n)
+    drawn = moved[rng.integers(repetitions, size=(repetitions, resamples))].mean(axis=0)
+    ranks = np.clip(n * (0.5 - drawn) - 0.5, 0.0, n - 1.0)
+    medians: FloatArray = np.interp(ranks, np.arange(n), ordered)
+    return medians
+
+
+@dataclass(frozen=True)
+class _MiddleRanks:
+    """The one or two middle ranks of n draws with replacement from n ordered values.
+
+    ``lower`` and ``upper`` are pairs of ranks; ``keep`` and ``other`` are Walker's alias table over
+    their probabilities: a pair picked evenly is kept with probability ``keep``, else it is
+    ``other``.
+    """
+
+    lower: IndexArray
+    upper: IndexArray
+    keep: FloatArray
+    other: IndexArray
+
+    def draw(self, ordered: FloatArray, resamples: int, rng: np.random.Generator) -> FloatArray:
+        medians = (ordered[self.lower] + ordered[self.upper]) / 2.0
+        scaled = rng.random(resamples) * self.keep.size
+        picked = scaled.astype(np.int64)
+        picked = np.where(scaled - picked < self.keep[picked], picked, self.other[picked])
+        drawn: FloatArray = medians[picked]
+        return drawn
+
+
+@lru_cache(maxsize=_TABLE_SAMPLES)
+def _middle_ranks(n: int) -> _MiddleRanks:
+    """Exact probabilities, in whole numbers of the n**n resamples that there are."""
+    half = (n + 1) // 2
+    # At least `half` of n draws among the i lowest values: that puts the half-th smallest there.
+    at_most = [
+        sum(math.comb(n, d) * i**d * (n - i) ** (n - d) for d in range(half, n + 1))
+        for i in range(n + 1)
+    ]
+    first = [at_most[i + 1] - at_most[i] for i in range(n)]
+    counts: dict[tuple[int, int], int] = {}
+    for i in range(n):
+        apart = 0
+        if n % 2 == 0:
+            below = math.comb(n, half) * ((i + 1) ** half - i**half)
+            for j in range(i + 1, n):
+                counts[i, j] = below * ((n - j) ** half - (n - j - 1) ** half)
+                apart += counts[i, j]
+        counts[i, i] = first[i] - apart
+    shares = {pair: count / n**n for pair, count in counts.items()}
+    pairs = [pair for pair, share in shares.items() if share > _LEAST_SHARE]
+    keep, other = _alias(np.array([shares[pair] for pair in pairs]))
+    lower, upper = np.array(pairs, dtype=np.int64).T
+    return _MiddleRanks(lower, upper, keep, other)
+
+
+def _alias(shares: FloatArray) -> tuple[FloatArray, IndexArray]:
+    """Walker's alias table (Vose 1991)."""
+    keep = shares / shares.sum() * shares.size
+    other = np.arange(shares.size)
+    small = [i for i in range(shares.size) if keep[i] < 1.0]
+    large = [i for i in range(shares.size) if keep[i] >= 1.0]
+    while small and large:
+        less, more = small.pop(), large[-1]
+        other[less] = more
+        keep[more] -= 1.0 - keep[less]
+        if keep[more] < 1.0:
+            small.append(large.pop())
+    return keep, other
 
 
 def median_ci(
@@ -116,9 +238,11 @@ def median_ci(
 class _Trial:
     """Attempts of one trial, ready to be resampled."""
 
-    attempts: list[FloatArray]
+    attempts: list[Series]
     medians: FloatArray
     noise_within: float  # mean bootstrap variance of one attempt's median
+    widening: float = 1.0  # of draws within an attempt: few repetitions show less than they vary
+    freedom: float = math.inf  # of the noise within; finite where it rests on few repetitions
 
     @property
     def centre(self) -> float:
@@ -142,24 +266,44 @@ class _Trial:
         """
         if drawn_attempts is None:
             drawn_attempts = rng.integers(self.k, size=(self.k, resamples))
-        between = np.zeros(resamples)
-        within = np.zeros(resamples)
-        for drawn in drawn_attempts:
-            between += self.medians[drawn] - self.centre
-            for index, attempt in enumerate(self.attempts):
-                at = np.flatnonzero(drawn == index)
-                within[at] += bootstrap_medians(attempt, at.size, rng) - self.medians[index]
-        return between / self.k, within / self.k
+        within = np.empty(drawn_attempts.size)
+        flat = drawn_attempts.ravel()
+        for index, attempt in enumerate(self.attempts):
+            at = np.flatnonzero(flat == index)
+            within[at] = bootstrap_medians(attempt, at.size, rng) - self.medians[index]
+        between = (self.medians - self.centre)[drawn_attempts].sum(axis=0)
+        inside = within.reshape(drawn_attempts.shape).sum(axis=0) / self.k
+        if math.isfinite(self.freedom):
+            inside *= self.widening * _student(self.freedom, resamples, rng)
+        return between / self.k, inside
 
 
 def _trial(attempts: Sequence[Series], resamples: int, rng: np.random.Generator) -> _Trial:
-    arrays = [np.asarray(a, dtype=np.float64) for a in attempts if len(a)]
+    kept: list[Series] = [a if lengths_of(a) else np.asarray(a, float) for a in attempts if len(a)]
     pilot = max(200, resamples // 10)  # a variance needs fewer draws than a quantile
+    widening, freedom = 1.0, math.inf
+    if any(lengths_of(a) for a in kept):
+        # One repetition shows nothing of its noise; the others of its kind stand for it.
+        counts = [count for a in kept if (count := repetitions_in(a)) > 1]
+        if counts:
+            freedom = float(sum(count - 1 for count in counts))
+            # The share below is looked up at the series' own median, which lies closer to its
+            # repetitions than the true one: (R + 1) in place of R makes up for that.
+            widening = math.sqrt((sum(counts) + len(counts)) / freedom)
     return _Trial(
-        arrays,
-        np.array([np.median(a) for a in arrays]),
-        float(np.mean([bootstrap_medians(a, pilot, rng).var() for a in arrays])),
+        kept,
+        np.array([np.median(a) for a in kept]),
+        widening**2 * float(np.mean([bootstrap_medians(a, pilot, rng).var() for a in kept])),
+        widening,
+        freedom,
     )
+
+
+def centre_of(attempts: Sequence[Series]) -> float | None:
+    """The centre of a trial alone, without an interval; None where :func:`why_not` says why."""
+    if why_not(attempts) is not None:
+        return None
+    return float(np.mean([np.median(np.asarray(a, dtype=np.float64)) for a in attempts if len(a)]))
 
 
 def centre_draws(
@@ -218,8 +362,9 @@ def ratio_ci(
         return Ratio(None, reason="a median is not positive: there is no ratio")
     ratio = trials[0].centre / trials[1].centre
     single = all(trial.k == 1 for trial in trials)
-    if single and not between and any(t.attempts[0].size == 1 for t in trials):
-        return Ratio(ratio, reason="one sample: its uncertainty cannot be known")
+    if single and not between and any(repetitions_in(t.attempts[0]) == 1 for t in trials):
+        one = "one sample" if any(len(t.attempts[0]) == 1 for t in trials) else "one repetition"
+        return Ratio(ratio, reason=f"{one}: its uncertainty cannot be known")
     # Two attempts far apart have draws without bounds; e**50 is as good as infinite.
     in_rounds = in_rounds and 1 < trials[0].k == trials[1].k
     deviations = (
@@ -227,19 +372,20 @@ def ratio_ci(
         if in_rounds
         else _ratio_deviations(trials, between, resamples, rng)
     )
-    deviations = np.clip(deviations, -50.0, 50.0)
-    draws = ratio * np.exp(deviations)
+    draws = ratio * np.exp(np.clip(deviations.draws, -50.0, 50.0))
     tail = (1.0 - confidence) / 2.0
     low, high = np.quantile(draws, [tail, 1.0 - tail])
-    at_most_one = _p_value(draws <= 1.0)
-    at_least_one = _p_value(draws >= 1.0)
+    apart = math.log(ratio)
+    band = math.log1p(tolerance)
+    at_most_one = deviations.p_value(draws <= 1.0, apart)
+    at_least_one = deviations.p_value(draws >= 1.0, -apart)
     return Ratio(
         ratio,
         float(low),
         float(high),
         min(1.0, 2.0 * min(at_most_one, at_least_one)),
-        _p_value(draws <= 1.0 + tolerance),
-        _p_value(draws >= 1.0 / (1.0 + tolerance)),
+        deviations.p_value(draws <= 1.0 + tolerance, apart - band),
+        deviations.p_value(draws >= 1.0 / (1.0 + tolerance), -apart - band),
         note=ROUNDS_NOTE if in_rounds else _note(trials, between),
     )
 
@@ -278,10 +424,38 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
+@dataclass(frozen=True)
+class _Deviations:
+    """Draws of the log ratio's deviation from its centre, and what their tail is read from.
+
+    ``laws`` are standard deviations with their degrees of freedom; each is right by itself.
+    """
+
+    draws: FloatArray
+    laws: tuple[tuple[float, float], ...]
+
+    @classmethod
+    def of_noise(cls, noise: FloatArray, *trials: _Trial) -> _Deviations:
+        samples = (repetitions_in(attempt) for trial in trials for attempt in trial.attempts)
+        return cls(noise, ((float(noise.std()), sum(map(math.sqrt, samples))),))
+
+    def p_value(self, contradicts: NDArray[np.bool_], beyond: float) -> float:
+        """Chance of a deviation of ``beyond`` or more to one side; never 0.
+
+        ``contradicts`` are the draws that far out; see *Small p values* above.
+        """
+        count, n = int(contradicts.sum()), contradicts.size
+        if count >= _COUNTED_DRAWS:
+            return (count + 1) / (n + 1)
+        reach = 3.0 * math.sqrt(count)
+        smallest, largest = max(0.0, count - reach) / n, (count + reach + 1) / (n + 1)
+        law = len(self.laws) * min(tail_beyond(beyond, sd, nu) for sd, nu in self.laws)
+        return max(smallest, min(law, largest), _LEAST_P)
+
+
 def _ratio_deviations(
     trials: list[_Trial], known: float | None, resamples: int, rng: np.random.Generator
-) -> FloatArray:
-    """Draws of the log ratio's deviation from its centre."""
+) -> _Deviations:
     between = np.zeros(resamples)
     within = np.zeros(resamples)
     variances: list[float] = []  # of each side's centre, from the spread of its medians; relative
@@ -309,11 +483,11 @@ def _ratio_deviations(
     if not variances:
         if known:
             sd = known * math.sqrt(1.0 / trials[0].k + 1.0 / trials[1].k)
-            return within + rng.normal(0.0, sd, size=resamples)
-        return within
+            within = within + rng.normal(0.0, sd, size=resamples)
+        return _Deviations.of_noise(within, *trials)
     total = sum(variances)
     if total <= 0.0:
-        return within
+        return _Deviations.of_noise(within, *trials)
     scale = math.sqrt(max(0.0, total - noise) / resampled)
     shared = 1 in (trials[0].k, trials[1].k)  # both sides then rest on the same attempts
     nu = (
@@ -321,12 +495,15 @@ def _ratio_deviations(
         if shared
         else total**2 / sum(v**2 / f for v, f in zip(variances, freedoms, strict=True))
     )
-    return within + scale * _student(nu, resamples, rng) * between
+    spread = scale * between
+    pooled = float(freedoms[0] if shared else sum(freedoms))
+    sd = math.hypot(float(within.std()), float(spread.std()))
+    return _Deviations(within + _student(nu, resamples, rng) * spread, ((sd, pooled),))
 
 
 def _deviations_in_rounds(
     new: _Trial, base: _Trial, resamples: int, rng: np.random.Generator
-) -> FloatArray:
+) -> _Deviations:
     """As :func:`_ratio_deviations`, of two trials whose n-th attempts share a round."""
     k = new.k
     rounds = rng.integers(k, size=(k, resamples))
@@ -336,22 +513,21 @@ def _deviations_in_rounds(
     differences = new.medians / new.centre - base.medians / base.centre
     variance = float(differences.var(ddof=1)) / k
     if variance <= 0.0:
-        return within
+        return _Deviations.of_noise(within, new, base)
     noise = (new.noise_within / new.centre**2 + base.noise_within / base.centre**2) / k
     scale = math.sqrt(max(0.0, variance - noise) / (variance * (k - 1) / k))
     between = new_between / new.centre - base_between / base.centre
-    return within + scale * _student(k - 1.0, resamples, rng) * between
+    spread = scale * between
+    sd = math.hypot(float(within.std()), float(spread.std()))
+    apart = (new.spread / new.centre**2 + base.spread / base.centre**2) / k
+    laws = ((sd, k - 1.0), (math.sqrt(max(apart, noise)), 2.0 * (k - 1.0)))
+    return _Deviations(within + _student(k - 1.0, resamples, rng) * spread, laws)
 
 
 def _student(nu: float, resamples: int, rng: np.random.Generator) -> FloatArray:
     """Factors that turn a normal deviate into Student's t with ``nu`` degrees of freedom."""
     factors: FloatArray = np.sqrt(nu / rng.chisquare(nu, size=resamples))
     return factors
-
-
-def _p_value(contradicts: NDArray[np.bool_]) -> float:
-    """Share of draws in the null's region; never 0, which no finite number of draws can show."""
-    return float((int(contradicts.sum()) + 1) / (contradicts.size + 1))
 
 
 def _note(trials: list[_Trial], between: float | None) -> str | None:

@@ -21,6 +21,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal, TypeAlias
 
+from orchestrator.statistics.repetitions import repetitions_in
+
 Better: TypeAlias = Literal["lower", "higher"]
 Finding: TypeAlias = Literal[
     "improvement", "regression", "equivalent", "inconclusive", "incomparable"
@@ -116,12 +118,16 @@ def judge(
         return incomparable(f"no samples of {'the baseline' if new else 'the new attempts'}", noise)
     if exact and (levels := _levels(new, base)) is not None:
         return _exact(*levels, tau, better)
-    sides = tuple(map(tuple, new)), tuple(map(tuple, base))
+    sides = tuple(map(_kept, new)), tuple(map(_kept, base))
     # One order for both directions: then the same draws answer for A over B and for B over A.
     if sides[0] < sides[1]:
         found = _sampled(sides[1], sides[0], tau, _other(better), noise, in_rounds)
         return _mirrored(found)
     return _sampled(*sides, tau, better, noise, in_rounds)
+
+
+def _kept(samples: Sequence[float]) -> tuple[float, ...]:
+    return samples if isinstance(samples, tuple) else tuple(samples)
 
 
 def _levels(new: Side, base: Side) -> tuple[float, float] | None:
@@ -162,9 +168,10 @@ def _sampled(
         in_rounds=in_rounds,
         resamples=RESAMPLES,
     )
-    alone = len(new) == len(base) == 1 and 1 in (len(new[0]), len(base[0]))
+    alone = len(new) == len(base) == 1 and 1 in map(repetitions_in, (new[0], base[0]))
     if found.ratio is None or found.ci_low is None or alone:
-        reason = found.reason or "one sample: its uncertainty cannot be known"
+        one = "one sample" if 1 in (len(new[0]), len(base[0])) else "one repetition"
+        reason = found.reason or f"{one}: its uncertainty cannot be known"
         return Judged("inconclusive", tau, found.ratio, reason=reason)
     judged = Judged(
         "inconclusive",

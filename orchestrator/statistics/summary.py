@@ -23,6 +23,7 @@ from orchestrator.statistics.distribution import (
     percentile,
     tukey_outliers,
 )
+from orchestrator.statistics.repetitions import repetitions_in
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,11 @@ class Summary:
         return asdict(self)
 
 
+def _of_one(samples: int) -> str:
+    one = "one sample" if samples == 1 else "one repetition, whose samples follow each other"
+    return f"{one}: its uncertainty cannot be known"
+
+
 def summarise(values: Series, *, confidence: float = 0.95, resamples: int = 10_000) -> Summary:
     """Statistics of one attempt's samples; the interval is the bootstrap of their median."""
     return summarise_attempts([values], confidence=confidence, resamples=resamples)
@@ -97,11 +103,13 @@ def summarise_attempts(
     Parameters
     ----------
     attempts : sequence of series
-        Samples of each attempt, lengths may differ; those without samples are passed over.
+        Samples of each attempt, lengths may differ; those without samples are passed over. One
+        that is :class:`~orchestrator.statistics.repetitions.ByRepetition` is resampled by them.
     confidence : float
         Of the central interval.
     """
-    usable = [np.asarray(a, dtype=np.float64) for a in attempts if len(a)]
+    having = [a for a in attempts if len(a)]
+    usable = [np.asarray(a, dtype=np.float64) for a in having]
     n = sum(a.size for a in usable)
     reason = why_not(usable)
     if reason is not None:
@@ -110,8 +118,9 @@ def summarise_attempts(
     centre = float(np.mean([np.median(a) for a in usable]))
     low: float | None = None
     high: float | None = None
-    if n > 1:
-        centre, draws = centre_draws(usable, resamples=resamples)
+    known = sum(map(repetitions_in, having)) > 1
+    if known:
+        centre, draws = centre_draws(having, resamples=resamples)
         tail = (1.0 - confidence) / 2.0
         low, high = (float(q) for q in np.quantile(draws, [tail, 1.0 - tail]))
     mild, severe = tukey_outliers(pooled)
@@ -132,6 +141,6 @@ def summarise_attempts(
         outliers_severe=severe,
         bimodal=is_bimodal(pooled),
         confidence=confidence,
-        reason=None if n > 1 else "one sample: its uncertainty cannot be known",
-        note=ONE_ATTEMPT_NOTE if n > 1 and len(usable) == 1 else None,
+        reason=None if known else _of_one(n),
+        note=ONE_ATTEMPT_NOTE if known and len(usable) == 1 else None,
     )

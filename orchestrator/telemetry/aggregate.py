@@ -24,6 +24,9 @@ from orchestrator.telemetry.window import (
 # /proc/stat counts in ticks of 10 ms, one core at a time: under half a second one tick is over 1 %.
 TICKS_AT_LEAST_S = 0.5
 
+# Short windows get the mean power of the readings around them: too much of what is not theirs.
+ENERGY_AT_LEAST_S = 1.0
+
 
 @dataclass(frozen=True)
 class HostSampling:
@@ -32,7 +35,6 @@ class HostSampling:
     cores: int
     fast_s: float
     slow_s: float
-    rapl_range_j: float | None = None
 
 
 class Figures:
@@ -101,9 +103,7 @@ def host_figures(
     out.put("cgroup_memory_bytes", peak("host", "cgroup_memory_bytes", slow))
     clock = of_readings(series.get("host", "cpu_frequency_hz"), windows, mean, period_s=slow)
     out.put("cpu_frequency_hz", clock)
-    rapl = series.get("host", "rapl_energy_j")
-    energy = gained(rapl, windows, period_s=slow, modulus=sampling.rapl_range_j)
-    out.put("rapl_energy_j", energy)
+    out.put("rapl_energy_j", delta("host", "rapl_energy_j", fast, ENERGY_AT_LEAST_S))
     return out.found
 
 

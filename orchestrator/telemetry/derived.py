@@ -51,9 +51,20 @@ def _joules_per_token(report: AttemptReport) -> dict[str, Metric]:
         return {}
     times = zip(rates, wholes_s, firsts_s, strict=True)
     tokens = round(sum(rate * (whole_s - first_s) for rate, whole_s, first_s in times))
-    energy = report.telemetry.get("decode.energy_j")
+    energy = _decode_energy(report)
     joules = derive.joules_per_token(energy.value if isinstance(energy, Value) else None, tokens)
     if joules is not None:
         return {_NAME: Value(_NAME, _UNIT, joules)}
     reason = energy.reason if isinstance(energy, Absent) else "no energy of a decode phase"
     return {_NAME: Absent(_NAME, _UNIT, reason)}
+
+
+def _decode_energy(report: AttemptReport) -> Metric | None:
+    """Of the GPUs, or of the CPU packages where the attempt owns none.
+
+    A package's energy is that of all its cores: what else the machine does counts too.
+    """
+    ours = report.telemetry.get("decode.energy_j")
+    if isinstance(ours, Value) or (report.slot is not None and report.slot.gpus):
+        return ours
+    return report.telemetry.get("decode.rapl_energy_j") or ours

@@ -2,8 +2,9 @@
 
 Three tiers, by what a reading costs and how fast it changes::
 
-    fast    every period (100 ms)    one read of /proc/PID/stat: CPU time, resident memory, faults
-    slow    every fifth period       /proc/stat, PSI, cgroup, disk bytes, swap, frequency, RAPL
+    fast    every period (100 ms)    one read of /proc/PID/stat: CPU time, resident memory, faults;
+                                     RAPL, a counter for each package
+    slow    every fifth period       /proc/stat, PSI, cgroup, disk bytes, swap, frequency
     rare    0.5, 1, 2, 4 ... s       PSS: smaps_rollup walks the page tables under the mmap lock,
                                      which the measured process needs for its own mappings; of a
                                      large process only as often as 0.1 % of the time allows
@@ -22,6 +23,7 @@ from orchestrator.host.cgroup import ROOT
 from orchestrator.host.memory import PAGE_BYTES
 from orchestrator.telemetry.cgroup import find_cgroup
 from orchestrator.telemetry.procfs import KernelFile, numbers
+from orchestrator.telemetry.rapl import Packages
 from orchestrator.telemetry.series import SeriesSet
 
 BUDGET = (
@@ -82,10 +84,7 @@ class HostSampler:
         self._throttled_key, self._throttled_unit_s = group.throttled_key, group.throttled_unit_s
         self._host |= {f"cgroup_{name}": KernelFile(path) for name, path in group.files.items()}
         self.absent |= group.absent
-        rapl = sys / "class" / "powercap"
-        self._rapl = [KernelFile(p / "energy_uj") for p in sorted(rapl.glob("intel-rapl:?"))]
-        ranges = [KernelFile(p / "max_energy_range_uj") for p in sorted(rapl.glob("intel-rapl:?"))]
-        self.rapl_range_j = _rapl_range_j(ranges)
+        self._rapl = Packages(sys)
         base = sys / "devices" / "system" / "cpu"
         chosen = sorted(cpus)[:4] or [0]
         self._frequency = [
@@ -112,6 +111,7 @@ class HostSampler:
         began = self._cost_ns()
         now = self._now_ns()
         self._read_process(now)
+        self._read_energy(now)
         if slow or (slow is None and self.ticks % SLOW_EVERY == 0):
             self._read_slow(now)
         if now >= self._pss_due_ns and "smaps_rollup" in self._process:
@@ -127,9 +127,10 @@ class HostSampler:
 
     def close(self) -> None:
         """Give every descriptor back."""
-        for files in (self._host.values(), self._process.values(), self._rapl, self._frequency):
+        for files in (self._host.values(), self._process.values(), self._frequency):
             for file in files:
                 file.close()
+        self._rapl.close()
 
     def _read_process(self, now: int) -> None:
         data = _content(self._process, "stat")
@@ -143,6 +144,13 @@ class HostSampler:
         add("process", "rss_bytes", now, int(parts[21]) * PAGE_BYTES)
         add("process", "minor_faults", now, int(parts[7]), counter=True)
         add("process", "major_faults", now, int(parts[9]), counter=True)
+
+    def _read_energy(self, now: int) -> None:
+        joules = self._rapl.read_j(now)
+        if joules is not None:
+            self.series.add("host", "rapl_energy_j", now, joules, counter=True)
+        elif reason := self._rapl.absent_reason:
+            self.absent["rapl_energy_j"] = reason
 
     def _read_slow(self, now: int) -> None:
         add = self.series.add
@@ -164,9 +172,6 @@ class HostSampler:
         if "VmHWM" in found:  # a zombie's status has no memory lines
             add("process", "rss_peak_bytes", now, found["VmHWM"] * 1024)
             add("process", "swap_bytes", now, found.get("VmSwap", 0) * 1024)
-        rapl = [int(d) for file in self._rapl if (d := file.read())]
-        if rapl:
-            add("host", "rapl_energy_j", now, sum(rapl) / 1e6, counter=True)
         clocks = [int(d) for file in self._frequency if (d := file.read())]
         if clocks:
             add("host", "cpu_frequency_hz", now, 1e3 * sum(clocks) / len(clocks))
@@ -208,9 +213,8 @@ class HostSampler:
             metric = {"stat": "steal_s", "cgroup_cpu": "cgroup_throttled_s"}.get(name, f"{name}_s")
             if file.reason and not name.startswith("cgroup_memory"):
                 self.absent[metric] = file.reason
-        if all(f.reason for f in self._rapl):
-            reason = self._rapl[0].reason if self._rapl else None
-            self.absent["rapl_energy_j"] = reason or "this CPU has no RAPL counters here"
+        if reason := self._rapl.absent_reason:
+            self.absent["rapl_energy_j"] = reason
         if all(f.reason for f in self._frequency):
             self.absent["cpu_frequency_hz"] = "no cpufreq driver on this host"
 
@@ -231,11 +235,3 @@ def _cpu_times(stat: bytes, wanted: set[bytes]) -> tuple[int, int]:
             busy += user + nice + system + irq + softirq
             steal += stolen
     return busy, steal
-
-
-def _rapl_range_j(files: Sequence[KernelFile]) -> float | None:
-    """Where the summed RAPL counter wraps; None with several packages, which wrap apart."""
-    read = [int(d) for file in files if (d := file.read())]
-    for file in files:
-        file.close()
-    return read[0] / 1e6 if len(read) == 1 else None

@@ -86,7 +86,6 @@ class Telemetry:
             cores=len(self._slot.cpus) or os.cpu_count() or 1,
             fast_s=host.period_s,
             slow_s=host.period_s * SLOW_EVERY,
-            rapl_range_j=host.rapl_range_j,
         )
         facts: dict[str, Any] = {
             "enabled": True,

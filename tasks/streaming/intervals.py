@@ -20,7 +20,7 @@ What a streamed step could be at best, how well its stages overlapped, and which
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -197,8 +197,17 @@ def overlap_efficiency(busy_s: Mapping[str, float], wall_s: float) -> float | No
 def best_step_s(
     bytes_of: Mapping[str, float], bandwidth_of: Mapping[str, float], compute_s: float
 ) -> float:
-    """``max(bytes / bandwidth of each stage, compute)``: no overlap is better than this."""
+    """``max(bytes / bandwidth of each stage, compute)``: no overlap is better than this.
+
+    Of the best that was seen of each, :func:`best_rate` and the shortest computing: a typical rate
+    is exceeded half of the time, and then a step would beat what cannot be beaten.
+    """
     return max([compute_s, *(bytes_of[stage] / bandwidth_of[stage] for stage in bandwidth_of)])
+
+
+def best_rate(alone_per_s: float, step_bytes: float, tpots_s: Sequence[float]) -> float:
+    """The most bytes a second that a path gave: by itself, or under a sequence's mean step."""
+    return max(alone_per_s, step_bytes / min(tpots_s))
 
 
 def bottleneck(busy_s: Mapping[str, float]) -> str:

@@ -96,7 +96,8 @@ def expect(identity: Identity, config: Mapping[str, Any] | None) -> Expectation 
         config = identity["model"]["architecture"]
     if config is None or check(identity) is not None:
         return None
-    return expectation(config, options_of(TrainingConfig, identity), identity["quant"]["dtype"])
+    options = options_of(TrainingConfig, identity)
+    return expectation(config, options, identity["quant"]["dtype"], identity["device"]["kind"])
 
 
 def _computed_in(options: TrainingConfig, identity: Identity) -> str:
@@ -108,22 +109,29 @@ def run(identity: Identity, recorder: Recorder) -> None:
     options = options_of(TrainingConfig, identity)
     prepared = loading.prepare(identity, recorder)
     prepared.require_context(options.context_tokens, "context_tokens", where="task.context_tokens")
-    expected = Expected(prepared.config.to_dict(), options, identity["quant"]["dtype"])
+    device_kind = identity["device"]["kind"]
+    dtype = identity["quant"]["dtype"]
+    expected = Expected(prepared.config.to_dict(), options, dtype, device_kind)
     # Written down before anything can run out of memory: what was asked for stands in the row.
     if expected.memory is not None:
         recorder.value("predicted_memory_bytes", "bytes", expected.memory.total_bytes)
-    expected.refuse_impossible(device_memory_bytes(identity["device"]["kind"]))
+    expected.refuse_impossible(device_memory_bytes(device_kind))
     model = loading.load(prepared, identity, recorder, attention=options.attention)
-    _make_trainable(model, options, recorder)
-    memory = PhaseMemory(tracker(identity["device"]["kind"]))
+    weights_bytes = _make_trainable(model, options, recorder)
+    memory = PhaseMemory(tracker(device_kind))
     try:
         _measure(model, prepared, options, expected, memory, identity, recorder)
     finally:
         memory.record(recorder)
-        _record_allocator(identity["device"]["kind"], memory, recorder)
+        if memory.highest_over_bytes is not None:
+            # With the weights: what the prediction is of.
+            peak_bytes = weights_bytes + memory.highest_over_bytes
+            recorder.value("peak_memory_bytes", "bytes", peak_bytes)
+        _record_allocator(device_kind, memory, recorder)
 
 
-def _make_trainable(model: PreTrainedModel, options: TrainingConfig, recorder: Recorder) -> None:
+def _make_trainable(model: PreTrainedModel, options: TrainingConfig, recorder: Recorder) -> int:
+    """Ready the model; returns what its weights take."""
     model.requires_grad_(True)
     model.train()
     if options.checkpointing:
@@ -134,6 +142,7 @@ def _make_trainable(model: PreTrainedModel, options: TrainingConfig, recorder: R
     size = loading.footprint(model)
     recorder.value("weights_bytes", "bytes", size.weights_bytes)
     recorder.fact("parameters", size.parameters)
+    return size.weights_bytes
 
 
 def _measure(

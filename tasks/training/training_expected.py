@@ -37,6 +37,8 @@ class Expected:
         The model's Hugging Face configuration.
     dtype : str
         Of the parameters.
+    device_kind : str
+        ``cuda``, where torch's AdamW updates all tensors at once, or ``cpu``.
 
     Attributes
     ----------
@@ -46,7 +48,13 @@ class Expected:
         Why the arithmetic knows no such model.
     """
 
-    def __init__(self, config: Mapping[str, Any], options: TrainingConfig, dtype: str) -> None:
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        options: TrainingConfig,
+        dtype: str,
+        device_kind: str = "cpu",
+    ) -> None:
         self.flops: StepFlops | None = None
         self.memory: TrainingMemory | None = None
         self.absent_reason: str | None = None
@@ -72,6 +80,8 @@ class Expected:
             optimizer=options.optimizer,
             checkpointing=options.checkpointing,
             fused_attention=fused,
+            accumulated=options.accumulation > 1,
+            at_once=device_kind == "cuda",
         )
 
     def refuse_impossible(self, available_bytes: int | None) -> None:
@@ -97,10 +107,10 @@ class Expected:
 
 
 def expectation(
-    config: Mapping[str, Any], options: TrainingConfig, dtype: str
+    config: Mapping[str, Any], options: TrainingConfig, dtype: str, device_kind: str = "cpu"
 ) -> Expectation | None:
     """Memory and the operations of each phase; None where the arithmetic knows no such model."""
-    expected = Expected(config, options, dtype)
+    expected = Expected(config, options, dtype, device_kind)
     if expected.memory is None:
         return None
     architecture = read_architecture(config)
@@ -112,7 +122,10 @@ def expectation(
         replace(EAGER, fused=options.compile, causal=options.attention != "eager"),
     )
     return Expectation(
-        sizes_bytes={"weights_bytes": weights_bytes(architecture, WeightFormat("none", dtype))},
+        sizes_bytes={
+            "weights_bytes": weights_bytes(architecture, WeightFormat("none", dtype)),
+            "peak_memory_bytes": expected.memory.total_bytes,
+        },
         memory_bytes=expected.memory.total_bytes,
         steps={name: Steps(ideal[name], eager[name]) for name in ideal},
         floor_bytes=expected.memory.states_bytes,

@@ -119,7 +119,9 @@ def test_p_values_are_probabilities_and_agree_with_the_interval(trial: list[list
 def test_equal_attempts_without_spread_give_a_point() -> None:
     found = ratio_ci([[2.0, 2.0]] * 3, [[1.0, 1.0]] * 3, tolerance=0.03)
     assert (found.ratio, found.ci_low, found.ci_high) == (2.0, 2.0, 2.0)
-    assert found.p_above == pytest.approx(1 / 10_001)
+    assert found.p_above is not None
+    # As small as can be told: nothing scatters, and no number of draws would show another side.
+    assert 0.0 < found.p_above < 1e-100
 
 
 def test_what_cannot_be_told_says_why() -> None:

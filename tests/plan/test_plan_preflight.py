@@ -150,3 +150,25 @@ def test_training_in_numbers_that_this_cpu_emulates_is_left_out_where_asked_for(
     assert not skipped.warnings
     plain = preflight(plan_of(*asked[:3], "quant=fp32", "preflight=skip"))
     assert plain.plan.trials[0].infeasible is None
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    name: str
+    memory_bytes: int
+
+
+def test_a_gpu_without_memory_of_its_own_refuses_nothing_and_is_named() -> None:
+    words = ["device=cuda", "quant=bf16", "model=known/llama_2_70b", "task.prompt_tokens=64"]
+    plan = build([*words, "preflight=skip"], device_kind=lambda cluster: "cuda")
+    (trial,) = plan.trials
+    unified = [Card("NVIDIA GB10", 0)]
+    assert memory_available(trial, plan.settings.cluster, lambda: unified) is None
+    found = preflight(plan, lambda: unified)
+    assert found.plan.trials[0].infeasible is None
+    assert not found.doubts
+    assert [w for w in found.warnings if "NVIDIA GB10 reports no memory of its own" in w]
+    # One that has its own is still held to it.
+    small = preflight(plan, lambda: [Card("NVIDIA T4", 16 << 30)])
+    assert "needs at least" in (small.plan.trials[0].infeasible or "")
+    assert not [w for w in small.warnings if "reports no memory" in w]

@@ -7,7 +7,7 @@ from typing import Any
 from orchestrator.attempt import Outcome, PlannedAttempt, Slot
 from orchestrator.schedule.actions import Cancel, Finish
 from orchestrator.schedule.decide import decide, report_without_supervisor, submissions
-from orchestrator.schedule.events import Ended, Event, NodesSeen, Started
+from orchestrator.schedule.events import Ended, Event, NodesSeen, Started, Tick
 from orchestrator.schedule.placement import Node
 from orchestrator.schedule.policy import Limits, retry_policy
 from orchestrator.schedule.state import SweepState
@@ -93,3 +93,37 @@ def test_attempts_of_one_trial_get_numbers_of_their_own(kit: Any) -> None:
     assert set(lost) == {"d-3", "d-4"}
     numbers = [ticket.number for _, _, ticket in state.delayed]
     assert len(set(numbers)) == 2
+
+
+def test_retries_of_a_trial_that_end_together_have_numbers_of_their_own(kit: Any) -> None:
+    trial = kit.trial(0)
+    planned = [PlannedAttempt(trial, number) for number in range(1, 8)]
+    state = SweepState(planned, retry_policy(), Limits(), "d")
+    handled(state, NodesSeen((THERE, CUT)))
+    for submit in submissions(state):
+        state.commit(submit)
+    for number, node in enumerate((THERE, THERE, CUT, CUT), start=1):
+        handled(state, Started(f"d-{number}", Slot(node.node_id, node.host, (0,))))
+    state.now = 10.0
+    handled(state, NodesSeen((THERE,)))
+    state.now += GRACE_S
+    assert len(finished(handled(state, NodesSeen((THERE,))))) == 2, "both of the node's, at once"
+    assert sorted(attempt.number for _, _, attempt in state.delayed) == [8, 9]
+    assert state.next_number[trial.hash] == 10
+
+
+def test_retries_of_one_tick_have_numbers_of_their_own(kit: Any) -> None:
+    """Supervisors that stop answering are given up together."""
+    trial = kit.trial(0)
+    state = SweepState(
+        [PlannedAttempt(trial, number) for number in (1, 2, 3)], retry_policy(), Limits(), "d"
+    )
+    handled(state, NodesSeen((THERE, CUT)))
+    for submit in submissions(state):
+        state.commit(submit)
+    for number in (1, 2, 3):
+        handled(state, Started(f"d-{number}", Slot("there", "a", (0,))))
+    for _ in range(2):
+        state.now += trial.timeout_s + Limits().overdue_grace_s + Limits().forced_grace_s + 1
+        handled(state, Tick())
+    assert sorted(attempt.number for _, _, attempt in state.delayed) == [4, 5, 6]

@@ -19,6 +19,7 @@ from orchestrator.tasks.streaming.buffers import Loader, lasting
 from orchestrator.tasks.streaming.intervals import (
     CuttingClock,
     StepLedger,
+    best_rate,
     best_step_s,
     bottleneck,
     overlap_efficiency,
@@ -129,6 +130,12 @@ def test_the_account_of_overlap() -> None:
     assert bottleneck(busy_s) == "disk"
     assert best_step_s({"disk": 100.0}, {"disk": 50.0}, 1.5) == 2.0
     assert best_step_s({"disk": 100.0}, {"disk": 50.0}, 2.5) == 2.5
+    # A disk that gave more under streaming than by itself can give it: no step beats the bound.
+    tpots_s = (1.6, 1.5, 1.7)
+    rate = best_rate(50.0, 100.0, tpots_s)
+    assert rate == pytest.approx(100.0 / 1.5)
+    assert min(tpots_s) >= best_step_s({"disk": 100.0}, {"disk": rate}, 1.0) - 1e-12
+    assert best_rate(80.0, 100.0, tpots_s) == 80.0
 
 
 def test_a_throttle_lets_so_many_bytes_pass_whoever_asks() -> None:

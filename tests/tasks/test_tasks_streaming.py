@@ -140,7 +140,8 @@ def test_reading_ahead_is_reported_apart_from_the_foreground(
     assert events.median("step_disk_read_s") == 0
     assert events.median("disk_busy_s") > 0
     assert events.value("bound_s") > 0
-    assert events.value("tpot_over_bound") > 0
+    # Nothing beats what no overlap can beat.
+    assert events.value("tpot_over_bound") >= 1.0
     assert events.value("disk_achieved_share") > 0
     assert events.value("disk_bandwidth_bytes_per_s") > 0
     (file,) = tmp_path.glob("*/streaming.json")

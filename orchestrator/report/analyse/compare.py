@@ -17,7 +17,6 @@ from orchestrator.report.analyse.measured import (
     metric_of,
     samples_of,
     spec_of,
-    statistic_of,
 )
 from orchestrator.report.analyse.pairing import Attempts, Chosen, choose, pair, rounds_of
 from orchestrator.statistics.judge import CONFIDENCE, Judged, incomparable, judge, tolerance
@@ -199,8 +198,9 @@ def _text(side: Sequence[AttemptReport]) -> str | None:
 
 
 def _centre(samples: Sequence[tuple[float, ...]]) -> float | None:
-    found = statistic_of(samples, "median")
-    return None if isinstance(found, str) else found
+    from orchestrator.statistics.bootstrap import centre_of
+
+    return centre_of(samples)
 
 
 def _with_direction(reports: Iterable[AttemptReport]) -> list[str]:

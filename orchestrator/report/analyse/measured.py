@@ -66,7 +66,7 @@ def samples_of(attempts: Iterable[AttemptReport], name: str) -> list[tuple[float
     for report in attempts:
         metric = metric_of(report, name)
         if isinstance(metric, Samples) and metric.values:
-            found.append(metric.values)
+            found.append(metric.series)
         elif isinstance(metric, Value):
             found.append((metric.value,))
     return found

@@ -9,6 +9,7 @@ import os
 from typing import TYPE_CHECKING
 
 from orchestrator.attempt import Outcome
+from orchestrator.report.show.signs import PLAIN
 from orchestrator.statistics.judge import Finding, Judged
 
 if TYPE_CHECKING:
@@ -60,11 +61,7 @@ def standing_mark(judged: Judged, better: str | None) -> str:
     return "" if plain else STANDING_MARKS[judged.finding][0]
 
 
-# Signs, and beneath each the plain one that stands for it.
-_ASCII = str.maketrans(
-    "·→…–×±µ▲▼✓✗━╌░▒°↳≥≤\u00a0",
-    "|>~-x+u^v+x=-.: >>< ",
-)
+_ASCII = str.maketrans(PLAIN)
 
 
 def writable(text: str, encoding: str) -> str:

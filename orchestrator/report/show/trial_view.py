@@ -99,7 +99,7 @@ def metric_summary(metric: Metric) -> dict[str, Any]:
     if not metric.values:
         return {"value": None, "unit": metric.unit, "reason": "no measured samples"}
 
-    summary = summarise(metric.values)
+    summary = summarise(metric.series)
     return {**{name: getattr(summary, name) for name in _TOLD}, "unit": metric.unit}
 
 
@@ -263,7 +263,7 @@ def _shapes(counted: Sequence[AttemptReport], cells: Iterable[Cell]) -> list[Ren
     tails, outliers, modes = [], [], []
     for cell in cells:
         found = [m for r in counted if isinstance(m := metric_of(r, cell.name), Samples)]
-        summary = summarise_attempts([metric.values for metric in found], resamples=1)
+        summary = summarise_attempts([metric.series for metric in found], resamples=1)
         if summary.p95 is not None:
             far = "" if summary.p99 is None else f", p99 {quantity(summary.p99, cell.unit)}"
             tails.append(f"{cell.name} p95 {quantity(summary.p95, cell.unit)}{far}")

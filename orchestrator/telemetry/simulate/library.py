@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from orchestrator.errors import UsageError
+from orchestrator.errors import UsageError, home_directory
 from orchestrator.telemetry import nvml
 from orchestrator.telemetry.nvml import SCENARIO_VARIABLE
 from orchestrator.telemetry.simulate.scenario import HERE, Scenario, read_scenario
@@ -30,7 +30,11 @@ def build(cache: Path | None = None) -> Path:
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
     if cache is None:
         named = os.environ.get("ORCHESTRATOR_CACHE")
-        cache = Path(named).expanduser() if named else Path.home() / ".cache" / "orchestrator"
+        cache = (
+            Path(named).expanduser()
+            if named
+            else home_directory("ORCHESTRATOR_CACHE") / ".cache" / "orchestrator"
+        )
     folder = cache / f"nvml-{digest}"
     library = folder / LIBRARY
     if library.exists():

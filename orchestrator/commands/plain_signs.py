@@ -1,0 +1,31 @@
+"""Signs that a stream cannot write come out as plain ones: an ASCII terminal is no error.
+
+A codec's error handler does it at the one place where every line passes, whoever drew it.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+import sys
+
+HANDLER = "plain-signs"
+
+
+def _plainly(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    # Where everything can be written, nobody waits for it.
+    from orchestrator.report.show.signs import PLAIN
+
+    cut = error.object[error.start : error.end]
+    return "".join(PLAIN.get(sign, "?") for sign in cut), error.end
+
+
+def use_plain_signs() -> None:
+    """Let stdout and stderr write plain signs for those that their encoding lacks."""
+    codecs.register_error(HANDLER, _plainly)
+    for stream in (sys.stdout, sys.stderr):
+        # Something else in their place (a test's, a notebook's) writes what it likes.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=HANDLER)
