@@ -10,7 +10,7 @@ import pytest
 from orchestrator.engines.cache import cache_root
 from orchestrator.errors import UsageError
 from orchestrator.model.known_ceilings import ceilings_directory
-from orchestrator.record.store import state_directory
+from orchestrator.record.tracking_server import state_directory
 from testing.commands import orchestrator
 
 

@@ -55,10 +55,7 @@ class ServerStore(Store):
         # Without the credentials: they may change while results wait.
         name = re.sub(r"[^A-Za-z0-9.\-]", "_", f"{parts.hostname}{port}")
         key = f"{name}-{hashlib.sha256(self.where.encode()).hexdigest()[:8]}"
-        # XDG's state home is for what must survive.
-        base = os.environ.get("XDG_STATE_HOME")
-        home = Path(base) if base else home_directory("XDG_STATE_HOME") / ".local" / "state"
-        self.spool_root = (state or home / "orchestrator") / "spool" / key
+        self.spool_root = (state or state_directory()) / "spool" / key
 
     def _open_backend(self) -> Backend:
         return server_backend(self.uri, self.where)
@@ -110,3 +107,10 @@ class ServerStore(Store):
     def files(self, run_id: str) -> list[str]:
         """See :class:`Store`."""
         return self.backend().list_files(self.backend().get_run(run_id))
+
+
+def state_directory() -> Path:
+    """The user's own directory for what must survive: XDG's state home."""
+    base = os.environ.get("XDG_STATE_HOME")
+    state = Path(base) if base else home_directory("XDG_STATE_HOME") / ".local" / "state"
+    return state / "orchestrator"
