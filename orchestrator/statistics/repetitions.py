@@ -6,7 +6,7 @@ whatever only looks at the samples need not know.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
 
 
 class ByRepetition(tuple[float, ...]):
@@ -54,7 +54,7 @@ def lengths_of(series: object) -> tuple[int, ...] | None:
     return None
 
 
-def repetitions_in(series: Sequence[float]) -> int:
+def repetitions_in(series: Sized) -> int:
     """How many independent things a series holds."""
     lengths = lengths_of(series)
     return len(series) if lengths is None else len(lengths)
