@@ -8,6 +8,7 @@
     warmup ...                        the protocol's, stored beside the samples; protocol.warmup=0
                                       shows what it is for: the very first step is then a sample
     forward, backward, optimizer ...  samples, until the protocol's stopping rule
+    memory                            on the CPU: what one more step allocates, a pass of its own
     memory_snapshot                   where asked for; a pass of its own
 
 The precision is that of ``quant`` (``fp32``, or ``bf16`` for pure bfloat16: weights, gradients and
@@ -38,6 +39,7 @@ from orchestrator.measure.figures import Bars, Breakdown, Scaling
 from orchestrator.measure.options import options_of
 from orchestrator.measure.phase_memory import PhaseMemory
 from orchestrator.tasks._cuda_memory import device_memory_bytes, memory_history
+from orchestrator.tasks.training.allocated import held_bytes, step_peak_bytes
 from orchestrator.tasks.training.options import TrainingConfig
 from orchestrator.tasks.training.step import StepTiming, TrainingStep
 from orchestrator.tasks.training.training_expected import (
@@ -47,6 +49,7 @@ from orchestrator.tasks.training.training_expected import (
 )
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
     from orchestrator.model.expectation import Expectation
@@ -123,7 +126,7 @@ def run(identity: Identity, recorder: Recorder) -> None:
         _measure(model, prepared, options, expected, memory, identity, recorder)
     finally:
         memory.record(recorder)
-        if memory.highest_over_bytes is not None:
+        if device_kind == "cuda" and memory.highest_over_bytes is not None:
             # With the weights: what the prediction is of.
             peak_bytes = weights_bytes + memory.highest_over_bytes
             recorder.value("peak_memory_bytes", "bytes", peak_bytes)
@@ -188,6 +191,8 @@ def _measure(
     _prove(step, optimizer, options, recorder)
     if compiling:
         compiling.record(recorder)
+    if identity["device"]["kind"] == "cpu":
+        _record_peak(model, optimizer, step, recorder)
     if options.memory_snapshot:
         with recorder.phase("memory_snapshot", measured=False), memory_history(recorder):
             step.run()
@@ -267,6 +272,23 @@ def _record_allocator(device_kind: str, memory: PhaseMemory, recorder: Recorder)
         for device in range(torch.cuda.device_count())
     )
     recorder.value("allocator_retries", "1", retries)
+
+
+def _record_peak(
+    model: PreTrainedModel,
+    optimizer: torch.optim.Optimizer | None,
+    step: TrainingStep,
+    recorder: Recorder,
+) -> None:
+    """``peak_memory_bytes`` of the CPU's tensors, by one more step."""
+    with recorder.phase("memory", measured=False):
+        beyond_bytes = step_peak_bytes(step.run)
+    if beyond_bytes is None:
+        reason = "torch's profiler told of no allocation"
+        recorder.absent("peak_memory_bytes", "bytes", reason)
+    else:
+        peak_bytes = held_bytes(model, optimizer) + beyond_bytes
+        recorder.value("peak_memory_bytes", "bytes", peak_bytes)
 
 
 TASK = Task(

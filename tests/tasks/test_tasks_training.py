@@ -38,7 +38,8 @@ def test_phases_add_up_to_the_step(identity: Identity, run: Run) -> None:
         assert events.samples("train_tokens_per_s")[i] == pytest.approx(4 * 32 / step[i])
         flops = events.fact("model_flops")
         assert events.samples("model_flop_per_s")[i] == pytest.approx(flops / step[i])
-    expected = ["prepare", "load", "warmup", *["forward", "backward", "optimizer"] * 3]
+    steps = ["forward", "backward", "optimizer"] * 3
+    expected = ["prepare", "load", "warmup", *steps, "memory"]
     assert events.phases() == expected
     assert events.value("last_loss") < events.value("first_loss")  # it does learn the batch
     assert events.value("peak_memory_over_weights_bytes") > 0
