@@ -78,12 +78,12 @@ def test_code_of_a_models_repository_is_off_and_part_of_the_identity() -> None:
     assert config_hash(plain) != config_hash(trusting)
 
 
-# Ray's authenticated channel: a cancelled attempt's report, left in the cluster's own store.
 SAFE = {
     ("weights_only", "True"),
     ("Loader", "yaml.BaseLoader"),
     ("Loader", "yaml.SafeLoader"),
 }
+# Ray's authenticated channel: a cancelled attempt's report, left in the cluster's own store.
 ALLOWED = {("orchestrator/schedule/cluster/ray/worker.py", "pickle.loads")}
 UNPICKLING = {
     "pickle.load", "pickle.loads", "pickle.Unpickler", "cloudpickle.load", "cloudpickle.loads",
