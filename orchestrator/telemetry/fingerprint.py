@@ -58,7 +58,7 @@ def machine_of(slot: Slot, devices: Sequence[Device]) -> dict[str, Any]:
     gpus = [
         {
             "name": gpu["name"],
-            "memory_gib": round(gpu["memory_bytes"] / 2**30),
+            "memory_gib": round((gpu["memory_bytes"] or 0) / 2**30),
             "power_limit_w": gpu["power_limit_w"] or 0,
         }
         for gpu in facts["gpus"]
