@@ -76,6 +76,20 @@ def difference(before: Conditions | None, now: Conditions) -> str:
     return ", ".join(told[:_MOST_TOLD]) + more
 
 
+def software_difference(before: Conditions, now: Conditions) -> str:
+    """What software two trials do not share, in one line; empty where nothing stands between them.
+
+    A package that only one of them depends on is its configuration's doing; a variable that is set
+    for one of them is not.
+    """
+    sides = [before.software, now.software]
+    kept = [
+        {name: v for name, v in side.items() if name.isupper() or all(name in s for s in sides)}
+        for side in sides
+    ]
+    return difference(Conditions(software=kept[0]), Conditions(software=kept[1]))
+
+
 def _told(group: str, name: str, before: Any, now: Any) -> str:
     if group == "content":
         return f"{name}: changed" if now is not None else f"{name}: not checked"

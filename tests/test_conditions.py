@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.conditions import UNKNOWN, Conditions, difference, same
+from orchestrator.conditions import UNKNOWN, Conditions, difference, same, software_difference
 from orchestrator.host.software import software
 from orchestrator.measure.plain_json import from_json, to_json
 from testing.commands import orchestrator
@@ -53,6 +53,20 @@ def test_a_difference_is_told_in_a_line(
     before: Conditions | None, now: Conditions, said: str
 ) -> None:
     assert difference(before, now).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("now", "said"),
+    [
+        ({"torch": "2.13.0", "bitsandbytes": "0.50.2"}, ""),
+        ({"torch": "2.14.0", "bitsandbytes": "0.50.2"}, "torch 2.13.0, now 2.14.0"),
+        ({"torch": "2.13.0", "LD_PRELOAD": "x"}, "LD_PRELOAD none, now x"),
+    ],
+)
+def test_a_package_that_one_trial_needs_stands_between_no_two(
+    now: dict[str, str], said: str
+) -> None:
+    assert software_difference(HERE, Conditions(software=now)) == said
 
 
 def test_variables_count_where_they_change_kernels() -> None:

@@ -92,6 +92,9 @@ def test_the_same_again_runs_nothing(swept: Swept) -> None:
     assert again.json["cached"] == 2
     assert again.json["trials"] == []
     assert "nothing left to do" in again.err
+    table = orchestrator(swept.place, *SWEEP).out
+    assert "×" in table
+    assert "no ratios" not in table
     planned = orchestrator(swept.place, "plan", *SWEEP, "--json").json
     assert [trial["state"] for trial in planned["trials"]] == ["cached", "cached"]
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from orchestrator.attempt import AttemptReport, Outcome
-from orchestrator.conditions import UNKNOWN, Conditions, difference
+from orchestrator.conditions import UNKNOWN, Conditions, difference, software_difference
 from orchestrator.report.analyse.measured import believable, class_of, valid
 
 Attempts = Mapping[str, Sequence[AttemptReport]]
@@ -86,10 +86,7 @@ def choose(
     left = sum(map(len, usable)) - sum(map(len, kept))
     notes = [f"{left} attempts under other conditions left out"] if left else []
     before, now = (side[-1].conditions for side in kept)
-    if before and now and before.ids["software"] != now.ids["software"]:
-        software = difference(
-            Conditions(software=before.software), Conditions(software=now.software)
-        )
+    if before and now and (software := software_difference(before, now)):
         if not across_software:
             return Chosen(reason=f"different software: {software}")
         notes.append(software)
