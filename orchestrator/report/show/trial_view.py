@@ -168,7 +168,9 @@ def _conditions(reports: Sequence[AttemptReport], shown: AttemptReport) -> list[
     now = shown.conditions
     classes = grouped(reports, class_of)
     parts: list[RenderableType] = [Text(f"{now.id}  {_numbers(classes[class_of(shown)])}")]
-    parts.append(_pairs({group: getattr(now, group) or None for group in GROUPS}))
+    shown_in = {group: dict(getattr(now, group)) for group in GROUPS}
+    shown_in["content"] = {k: v and short_hash(v) for k, v in now.content.items()}
+    parts.append(_pairs({group: facts or None for group, facts in shown_in.items()}))
     parts += [
         Text(
             f"{_numbers(others)}: {difference(others[-1].conditions, now)} (not pooled)",
