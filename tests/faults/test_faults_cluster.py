@@ -35,16 +35,19 @@ def test_a_node_freezes_for_a_moment_and_another_is_killed(world: World) -> None
     raylet_process(frozen).send_signal(signal.SIGSTOP)
     time.sleep(1.5)
     raylet_process(frozen).send_signal(signal.SIGCONT)
-    hit = measured_on(victim)
+    hit, spared = measured_on(victim), measured_on(frozen)
     nodes.kill(1)
     faults.nothing_left(world, lambda: [p for p in hit if p.is_running()])
     nodes.add()
+    # The one that froze lost nothing.
+    assert len(spared) == 2
+    assert all(process.is_running() for process in spared)
     faults.let_go(world)
     assert driver.wait() == 0, driver.tail()
     assert json.loads(driver.output.read_text())["outcomes"] == {"ok": TRIALS}
     outcomes, each, open_runs = faults.recorded(world.directory / "mlruns")
-    # What the dead node held (one more may have waited in its queue); the frozen one lost nothing.
-    assert 2 <= outcomes["lost"] <= 3, outcomes
+    # What the dead node held, and what may have waited in its queue.
+    assert outcomes["lost"] >= 2, outcomes
     assert len(each) == TRIALS
     assert all(trial["ok"] == 1 for trial in each)
     assert open_runs == []

@@ -23,6 +23,7 @@ from orchestrator.plan.schema import ClusterConfig, TelemetryConfig
 from orchestrator.schedule.cluster.ray import connection
 from orchestrator.schedule.cluster.ray.cluster import PendingCluster, translate
 from orchestrator.schedule.cluster.ray.token import TOKEN
+from orchestrator.schedule.policy import Limits
 from testing.waiting import PATIENCE_S, until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -106,7 +107,12 @@ def test_a_stop_ends_attempts_with_what_they_have(kit: Any, ray_cluster: Any) ->
     seen = kit.Seen()
     seen.phase = lambda spec, name: stop.set()
     run = kit.sweep(
-        [kit.trial(i, sleep_s=3600.0) for i in range(6)], ray_cluster, seen=seen, stop=stop
+        [kit.trial(i, sleep_s=3600.0) for i in range(6)],
+        ray_cluster,
+        seen=seen,
+        stop=stop,
+        # However long a busy machine takes over it: who is not done by then is killed without one.
+        limits=Limits(stop_grace_s=60.0),
     )
     assert run.result.interrupted
     assert set(run.recorded.outcomes) == {"cancelled"}
