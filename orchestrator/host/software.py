@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
-import subprocess
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+from orchestrator.host.git import git_state
 
 # Raised by hand when what a task measures changes: earlier numbers are then not of the same thing.
 MEASURING_VERSION = 1
@@ -26,7 +26,6 @@ _NOT_KERNELS = (
     *("CUDA_VERSION", "MKL_NUM_THREADS", "PYTORCH_NVML_BASED_CUDA_CHECK", "TORCH_HOME"),
     *("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"),
 )
-_GIT_TIMEOUT_S = 5.0
 
 
 def software(packages: Iterable[str], environment: Mapping[str, str]) -> dict[str, str]:
@@ -72,22 +71,6 @@ def _commit(origin: str | None) -> str:
     if not told.get("dir_info", {}).get("editable"):
         return ""
     directory = Path(unquote(urlsplit(told.get("url", "")).path))
-    done = [
-        _git(directory, "rev-parse", "--short=12", "HEAD"),
-        _git(directory, "status", "--porcelain", "--untracked-files=no"),
-    ]
-    return f"@{done[0] or 'editable'}{'+changes' if done[1] else ''}"
-
-
-def _git(directory: Path, *words: str) -> str:
-    try:
-        return subprocess.run(
-            ["git", "--no-optional-locks", "-C", os.fspath(directory), *words],
-            capture_output=True,
-            text=True,
-            timeout=_GIT_TIMEOUT_S,
-            check=True,
-            stdin=subprocess.DEVNULL,
-        ).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return ""
+    state = git_state(directory)
+    commit = str(state["commit"] or "editable")[:12]
+    return f"@{commit}{'+changes' if state.get('dirty') else ''}"

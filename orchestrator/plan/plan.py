@@ -48,8 +48,9 @@ class TrialState:
     Attributes
     ----------
     state : str
-        ``new`` (something is to be run), ``cached`` (measured as often as asked), ``failed``
-        (recorded as failed and not tried again), ``infeasible``.
+        ``new`` (something is to be run), ``stale`` (measured under other conditions only: to be run
+        again), ``cached`` (measured as often as asked), ``failed`` (recorded as failed and not
+        tried again), ``infeasible``.
     reason : str or None
         One line, where the state alone does not say it.
     predicted : dict or None

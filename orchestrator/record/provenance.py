@@ -12,7 +12,6 @@ import os
 import platform
 import re
 import socket
-import subprocess
 import sys
 from collections.abc import Sequence
 from functools import cache
@@ -21,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.host import cgroup, cpu, memory
+from orchestrator.host.git import git_state
 from orchestrator.record.redact import Redactor
 
-GIT_TIMEOUT_S = 5.0
 _HEADER = {key: re.compile(rf"^{key}: *(\S+)", re.MULTILINE) for key in ("Name", "Version")}
 
 
@@ -130,38 +129,6 @@ def code_git_state() -> dict[str, Any]:
     """Commit of the checkout this package runs from; of the current directory where installed."""
     state = git_state(Path(__file__).resolve().parent)
     return state if state.get("commit") else git_state(Path.cwd())
-
-
-def git_state(directory: Path) -> dict[str, Any]:
-    """``commit``, ``dirty``, ``branch``; ``commit`` None with a ``reason`` where there is none."""
-
-    def git(*words: str) -> str:
-        done = subprocess.run(
-            # A status that refreshes the index takes its lock: a person's commit would then fail.
-            ["git", "--no-optional-locks", "-C", str(directory), *words],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=GIT_TIMEOUT_S,
-            check=True,
-            stdin=subprocess.DEVNULL,
-        )
-        return done.stdout.strip()
-
-    try:
-        commit = git("rev-parse", "HEAD")
-        dirty = bool(git("status", "--porcelain", "--untracked-files=no"))
-        return {
-            "commit": commit,
-            "dirty": dirty,
-            "branch": git("rev-parse", "--abbrev-ref", "HEAD"),
-        }
-    except FileNotFoundError:
-        return {"commit": None, "reason": "git is not installed"}
-    except subprocess.TimeoutExpired:
-        return {"commit": None, "reason": f"git took longer than {GIT_TIMEOUT_S:.0f} s"}
-    except subprocess.CalledProcessError:
-        return {"commit": None, "reason": "not a git checkout"}
 
 
 def _relevant_environment(redactor: Redactor) -> dict[str, str]:

@@ -3,7 +3,7 @@
 Method
 ------
 *One series.* The percentile bootstrap of the median, its draws taken exactly through order
-statistics (:func:`bootstrap_medians`), so their cost does not grow with the number of samples.
+statistics (:mod:`.medians`), so their cost does not grow with the number of samples.
 
 *Several attempts* (each a process, the sampling unit). A trial's centre is the mean of its
 attempts' medians: each process weighs the same, however many samples it took. A resample draws
@@ -55,22 +55,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from orchestrator.statistics.medians import FloatArray, IndexArray, Series, bootstrap_medians
 from orchestrator.statistics.repetitions import lengths_of, repetitions_in
 from orchestrator.statistics.tail import tail as tail_beyond
-
-FloatArray = NDArray[np.float64]
-IndexArray = NDArray[np.int64]
-Series = Sequence[float] | FloatArray
-
-# A series of up to so many samples has its middle ranks in a table; ranks rarer than this are never
-# drawn in practice.
-_TABLE_SAMPLES = 64
-_LEAST_SHARE = 1e-18
 
 # So many draws make a p value; with fewer the law behind them says it. The smallest that is told.
 _COUNTED_DRAWS = 20
@@ -108,119 +99,6 @@ class Ratio:
     p_below: float | None = None
     reason: str | None = None
     note: str | None = None
-
-
-def bootstrap_medians(values: Series, resamples: int, rng: np.random.Generator) -> FloatArray:
-    """Medians of ``resamples`` bootstrap resamples of ``values``, shape ``(resamples,)``.
-
-    Drawn exactly, without forming a resample: the j-th smallest of n values drawn with replacement
-    is the value at rank ``floor(n U)``, where ``U`` is the j-th smallest of n uniforms and so
-    distributed as ``Beta(j, n - j + 1)``. For even n the next order statistic is drawn given the
-    first: the smallest of the remaining ``n - j`` uniforms above ``U``. O(resamples) for any n.
-    Short series take the ranks from a table of their probabilities, which is several times faster.
-    """
-    ordered = np.sort(np.asarray(values, dtype=np.float64))
-    n = ordered.size
-    lengths = lengths_of(values)
-    if lengths is not None:
-        return _medians_by_repetition(ordered, np.asarray(values), lengths, resamples, rng)
-    if n <= _TABLE_SAMPLES:
-        return _middle_ranks(n).draw(ordered, resamples, rng)
-    half = (n + 1) // 2
-    lower = rng.beta(half, n - half + 1, size=resamples)
-    picked = ordered[np.minimum((n * lower).astype(np.int64), n - 1)]
-    if n % 2:
-        return picked
-    upper = 1.0 - (1.0 - lower) * rng.random(resamples) ** (1.0 / (n - half))
-    return (picked + ordered[np.minimum((n * upper).astype(np.int64), n - 1)]) / 2.0
-
-
-def _medians_by_repetition(
-    ordered: FloatArray,
-    values: FloatArray,
-    lengths: tuple[int, ...],
-    resamples: int,
-    rng: np.random.Generator,
-) -> FloatArray:
-    n, repetitions = values.size, len(lengths)
-    median = np.median(ordered)
-    # A sample at the median itself is half below it: ties then move nothing.
-    below = (values < median) + 0.5 * (values == median)
-    starts = np.cumsum((0, *lengths[:-1]))
-    moved = np.add.reduceat(below - below.mean(), starts) * (repetitions / n)
-    # Small integers are drawn several times as fast.
-    kind = np.uint16 if repetitions <= 1 << 16 else np.int64
-    drawn = np.zeros(resamples)
-    for _ in range(repetitions):
-        drawn += moved.take(rng.integers(repetitions, size=resamples, dtype=kind))
-    drawn /= repetitions
-    ranks = np.clip(n * (0.5 - drawn) - 0.5, 0.0, n - 1.0)
-    medians: FloatArray = np.interp(ranks, np.arange(n), ordered)
-    return medians
-
-
-@dataclass(frozen=True)
-class _MiddleRanks:
-    """The one or two middle ranks of n draws with replacement from n ordered values.
-
-    ``lower`` and ``upper`` are pairs of ranks; ``keep`` and ``other`` are Walker's alias table over
-    their probabilities: a pair picked evenly is kept with probability ``keep``, else it is
-    ``other``.
-    """
-
-    lower: IndexArray
-    upper: IndexArray
-    keep: FloatArray
-    other: IndexArray
-
-    def draw(self, ordered: FloatArray, resamples: int, rng: np.random.Generator) -> FloatArray:
-        medians = (ordered[self.lower] + ordered[self.upper]) / 2.0
-        scaled = rng.random(resamples) * self.keep.size
-        picked = scaled.astype(np.int64)
-        picked = np.where(scaled - picked < self.keep[picked], picked, self.other[picked])
-        drawn: FloatArray = medians[picked]
-        return drawn
-
-
-@lru_cache(maxsize=_TABLE_SAMPLES)
-def _middle_ranks(n: int) -> _MiddleRanks:
-    """Exact probabilities, in whole numbers of the n**n resamples that there are."""
-    half = (n + 1) // 2
-    # At least `half` of n draws among the i lowest values: that puts the half-th smallest there.
-    at_most = [
-        sum(math.comb(n, d) * i**d * (n - i) ** (n - d) for d in range(half, n + 1))
-        for i in range(n + 1)
-    ]
-    first = [at_most[i + 1] - at_most[i] for i in range(n)]
-    counts: dict[tuple[int, int], int] = {}
-    for i in range(n):
-        apart = 0
-        if n % 2 == 0:
-            below = math.comb(n, half) * ((i + 1) ** half - i**half)
-            for j in range(i + 1, n):
-                counts[i, j] = below * ((n - j) ** half - (n - j - 1) ** half)
-                apart += counts[i, j]
-        counts[i, i] = first[i] - apart
-    shares = {pair: count / n**n for pair, count in counts.items()}
-    pairs = [pair for pair, share in shares.items() if share > _LEAST_SHARE]
-    keep, other = _alias(np.array([shares[pair] for pair in pairs]))
-    lower, upper = np.array(pairs, dtype=np.int64).T
-    return _MiddleRanks(lower, upper, keep, other)
-
-
-def _alias(shares: FloatArray) -> tuple[FloatArray, IndexArray]:
-    """Walker's alias table (Vose 1991)."""
-    keep = shares / shares.sum() * shares.size
-    other = np.arange(shares.size)
-    small = [i for i in range(shares.size) if keep[i] < 1.0]
-    large = [i for i in range(shares.size) if keep[i] >= 1.0]
-    while small and large:
-        less, more = small.pop(), large[-1]
-        other[less] = more
-        keep[more] -= 1.0 - keep[less]
-        if keep[more] < 1.0:
-            small.append(large.pop())
-    return keep, other
 
 
 def median_ci(

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from orchestrator.statistics.bootstrap import FloatArray
+from orchestrator.statistics.medians import FloatArray
 
 # A tail percentile needs samples beyond it: ten of them (docs/protocol.md, What is reported).
 PERCENTILE_FLOORS = {95: 200, 99: 1_000}

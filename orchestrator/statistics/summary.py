@@ -13,7 +13,6 @@ import numpy as np
 
 from orchestrator.statistics.bootstrap import (
     ONE_ATTEMPT_NOTE,
-    Series,
     centre_draws,
     why_not,
 )
@@ -23,6 +22,7 @@ from orchestrator.statistics.distribution import (
     percentile,
     tukey_outliers,
 )
+from orchestrator.statistics.medians import Series
 from orchestrator.statistics.repetitions import repetitions_in
 
 

@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.statistics.bootstrap import (
-    bootstrap_medians,
     centre_draws,
     holm,
     median_ci,
     noise_between,
     ratio_ci,
 )
+from orchestrator.statistics.medians import bootstrap_medians
 
 POSITIVE = st.floats(1e-6, 1e6)
 SERIES = st.lists(POSITIVE, min_size=2, max_size=40)

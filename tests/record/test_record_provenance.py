@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from orchestrator.host.git import git_state
 from orchestrator.record.provenance import (
-    git_state,
     node_provenance,
     package_versions,
     provenance,

@@ -10,8 +10,9 @@ import pytest
 from benchmarks.gate_power import CONF, family_side
 from orchestrator.report.analyse.gate import gate
 from orchestrator.report.analyse.gate_rules import load_rules
-from orchestrator.statistics.bootstrap import bootstrap_medians, ratio_ci
+from orchestrator.statistics.bootstrap import ratio_ci
 from orchestrator.statistics.judge import judge
+from orchestrator.statistics.medians import bootstrap_medians
 from orchestrator.statistics.tail import tail
 from testing.seeds import drawing_seed
 
