@@ -65,7 +65,7 @@ class Slots:
     def _attempt(self, token_sleep_s: float) -> AttemptReport:
         """One attempt; a slowed one goes under the same hash, as a regression would."""
         identity = copy.deepcopy(self._trial.identity)
-        identity["task"]["token_sleep_s"] = token_sleep_s
+        identity["engine"]["token_sleep_s"] = token_sleep_s
         core = self._idle.get()
         try:
             isolation = self._isolations[core]

@@ -87,8 +87,6 @@ class EstimateConfig:
     batch_size, prompt_tokens, new_tokens : int
     kv_dtype : str
         Of the cache: ``float32``, ``float16``, ``bfloat16``, ``float8``, ``int8`` or ``int4``.
-    gguf : str or None
-        A GGUF type for the weights, in place of ``quant.scheme``; computes in ``quant.dtype``.
     memory_share : float
         Share of the device's memory that may be used: the rest is the runtime's own.
     absorbed : bool
@@ -102,7 +100,6 @@ class EstimateConfig:
     prompt_tokens: int = bounded(512, low=1)
     new_tokens: int = bounded(128, low=1)
     kv_dtype: str = "bfloat16"
-    gguf: str | None = None
     memory_share: float = 0.95
     absorbed: bool = True
 
@@ -317,17 +314,8 @@ def _read(config: str) -> Architecture:
 def _formats(identity: Identity) -> tuple[WeightFormat, CacheFormat]:
     from orchestrator.model import CacheFormat, WeightFormat
 
-    quant, options = identity["quant"], identity["task"]
-    weights = WeightFormat.from_quant(quant)
-    if options["gguf"] is not None:
-        if quant["scheme"] != "none":
-            raise ConfigError(
-                f"conflict with quant.scheme={quant['scheme']}",
-                where="task.gguf",
-                fix="Leave quant at bf16, fp16 or fp32: the dtype that is computed in",
-            )
-        weights = WeightFormat(options["gguf"], quant["dtype"])
-    return weights, CacheFormat(options["kv_dtype"])
+    weights = WeightFormat.from_quant(identity["quant"])
+    return weights, CacheFormat(identity["task"]["kv_dtype"])
 
 
 @lru_cache(maxsize=64)

@@ -1,4 +1,4 @@
-"""Prefill and decode of one batch, timed as a server would run them.
+"""Prefill and decode of one batch, timed as a server would run them, on the engine of the trial.
 
 ::
 
@@ -11,21 +11,20 @@
     quality                           where asked for; a pass of its own
 
 Greedy, of fixed length, an end-of-text id changes nothing: every repetition does the same work.
+
+Where an engine has timings of its own they are recorded beside ours: ``prefill_over_own_timing``
+and ``decode_over_own_timing`` are ours over theirs.
 """
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from orchestrator.engines import transformers as loading
+from orchestrator.engines import registry as engines
+from orchestrator.engines import texts
 from orchestrator.engines.content import content_of, text_content
-from orchestrator.engines.transformers import tokens
-from orchestrator.engines.transformers.compilation import CompileWatch
-from orchestrator.engines.transformers.expected import expect_inference
-from orchestrator.engines.transformers.feasible import ATTENTIONS
-from orchestrator.engines.transformers.generation import SequenceTiming, generator_for
-from orchestrator.engines.transformers.proofs import prove
+from orchestrator.engines.port import Generation, Prompt, Session, Work
 from orchestrator.measure import (
     Identity,
     Recorder,
@@ -34,16 +33,16 @@ from orchestrator.measure import (
     derive,
     first_call,
     repeat,
-    tracker,
 )
-from orchestrator.measure.options import bounded, choice, options_of
-from orchestrator.measure.phase_memory import PhaseMemory
+from orchestrator.measure.columns import Column
+from orchestrator.measure.options import bounded, options_of
+from orchestrator.measure.sampling import RecordedPhases
 from orchestrator.tasks import quality
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
+OWN_TIMING_TOLERANCE = 0.03
+RANDOM, TEXT = "random", "text"
 _NO_INTERVAL = "one new token has no interval between tokens"
+_OVER_WEIGHTS = "peak_memory_over_weights_bytes"
 
 
 @dataclass
@@ -53,158 +52,172 @@ class InferenceConfig:
     Attributes
     ----------
     batch_size, prompt_tokens, new_tokens : int
-        Rows of the batch; random ids in each; ids generated for each, the prefill's included.
-    attention : str
-        ``sdpa``, ``eager``, ``flash_attention_2`` or ``flex_attention``.
-    compile : bool
-        Run the model through ``torch.compile``.
+        Rows of the batch; ids in each; ids generated for each, the prefill's included.
+    prompt : str
+        ``random`` ids, ``text`` (Python's own reference, by the model's tokenizer), or a ``.txt``
+        or ``.parquet`` file.
     quality_tokens : int
         Afterwards measure quality over so many tokens (see ``task=quality``); 0 for none.
-    token_sleep_s : float
-        Sleep inside every token interval: an injected slowdown, to prove that the gate finds one.
     """
 
     name: str = "inference"
     batch_size: int = bounded(1, low=1)
     prompt_tokens: int = bounded(512, low=1)
     new_tokens: int = bounded(32, low=1)
-    attention: str = choice(*ATTENTIONS)
-    compile: bool = False
+    prompt: str = RANDOM
     quality_tokens: int = bounded(0, low=0)
-    token_sleep_s: float = bounded(0.0, low=0)
+
+
+def _work(options: InferenceConfig) -> Work:
+    length = options.prompt_tokens + options.new_tokens
+    return Work(options.batch_size, length, options.quality_tokens)
 
 
 def check(identity: Identity) -> str | None:
     """None, or one line why this cannot be done; :class:`ConfigError` for what has no sense."""
-    options = identity["task"]
-    length = options["prompt_tokens"] + options["new_tokens"]
-    return (
-        loading.check_model(identity)
-        or loading.check_attention(identity, options["attention"])
-        or loading.check_compile(identity, options["compile"])
-        or loading.check_length(identity["model"], length, "prompt_tokens + new_tokens")
-    )
+    return engines.check(identity, _work(options_of(InferenceConfig, identity)))
 
 
 def run(identity: Identity, recorder: Recorder) -> None:
     """Measure one trial; see the module for its phases."""
-    import torch
-
     options = options_of(InferenceConfig, identity)
-    prepared = loading.prepare(identity, recorder)
-    length = options.prompt_tokens + options.new_tokens
-    prepared.require_context(length, "prompt_tokens + new_tokens")
-    model = loading.load(prepared, identity, recorder, attention=options.attention)
-    with torch.inference_mode():
-        _measure(model, prepared, options, identity, recorder)
-        if options.quality_tokens:
-            quality.measure(
-                model,
-                prepared,
-                identity,
-                recorder,
-                quality.QualityConfig(tokens=options.quality_tokens, attention=options.attention),
-            )
+    work = _work(options)
+    session = engines.load(engines.prepare(identity, recorder, work), work, recorder)
+    prompt = _prompt(session, options, identity)
+    _measure(session, prompt, options, identity, recorder)
+    if options.quality_tokens:
+        asked = quality.QualityConfig(tokens=options.quality_tokens)
+        quality.measure(session, identity, recorder, asked)
+    session.close()
+
+
+def _prompt(session: Session, options: InferenceConfig, identity: Identity) -> Prompt:
+    size = (options.batch_size, options.prompt_tokens)
+    if options.prompt == RANDOM:
+        return texts.random_prompt(session.ordinary_ids, identity["seed"], *size)
+    name = texts.PACKAGED_TEXT if options.prompt == TEXT else options.prompt
+    return texts.text_prompt(session, name, *size)
 
 
 def _measure(
-    model: PreTrainedModel,
-    prepared: loading.Prepared,
+    session: Session,
+    prompt: Prompt,
     options: InferenceConfig,
     identity: Identity,
     recorder: Recorder,
 ) -> None:
-    compiling = CompileWatch(model, recorder) if options.compile else None
-    generator = generator_for(
-        model,
-        recorder.clock,
-        forward=compiling.forward if compiling else None,
-        token_sleep_s=options.token_sleep_s,
+    recorder.fact(
+        "prompt", {"of": options.prompt, "digest": texts.ids_digest([i for r in prompt for i in r])}
     )
-    prompt = tokens.prompt(
-        prepared, identity["seed"], options.batch_size, options.prompt_tokens
-    ).to(model.device)
-    memory = PhaseMemory(tracker(identity["device"]["kind"]))
-
-    with (
-        recorder.phase("first_call", measured=False),
-        loading.runs(prepared),
-        first_call(recorder),
-    ):
-        generator.prefill(prompt)
-    if compiling:
-        with recorder.phase("compile", measured=False):
-            compiling.settle(lambda: generator.sequence(prompt, options.new_tokens))
-    # After the first call: bitsandbytes may repack the weights in it.
-    size = loading.footprint(model)
+    with recorder.phase("first_call", measured=False), first_call(recorder):
+        session.generate(prompt, 1)
+    session.settle(prompt, options.new_tokens, recorder)
+    size = session.footprint()
     recorder.value("weights_bytes", "bytes", size.weights_bytes)
     recorder.value("weights_bits_per_parameter", "bit", size.bits_per_parameter)
     recorder.fact("parameters", size.parameters)
-    recorder.fact("quantized_parameters", size.quantized_parameters)
+    if size.quantized_parameters is not None:
+        recorder.fact("quantized_parameters", size.quantized_parameters)
 
+    memory = session.memory
+    phases = RecordedPhases(recorder) if isinstance(memory, str) else memory.phases(recorder)
     outputs: set[str] = set()
+    merged_tokens = 0
+    own: dict[str, list[float]] = {}
     watch = "tpot_s" if options.new_tokens > 1 else "ttft_s"
     for repetition in repeat(recorder, identity["protocol"], watch=watch):
-        with repetition.phases(recorder, memory.phases(recorder)) as phase:
-            timing, ids = generator.sequence(prompt, options.new_tokens, phase)
-        _add(repetition, timing, options)
-        outputs.add(tokens.output_digest(ids))
+        with repetition.phases(recorder, phases) as marked:
+            made = session.generate(prompt, options.new_tokens, marked)
+        _add(repetition, made, options, own)
+        outputs.add(made.digest)
+        merged_tokens += made.merged_tokens
     if options.new_tokens == 1:
         for name, unit in (("itl_s", "s"), ("tpot_s", "s"), ("decode_tokens_per_s", "tokens/s")):
             recorder.absent(name, unit, _NO_INTERVAL)
-    memory.record(recorder)
+    if isinstance(memory, str):
+        recorder.absent(_OVER_WEIGHTS, "bytes", memory)
+    else:
+        memory.record(recorder)
     recorder.fact("output_digests", sorted(outputs))
-    if compiling:
-        compiling.record(recorder)
+    if own:
+        recorder.fact("tokens_that_came_together", merged_tokens)
+        recorder.fact("own_timings_agree", {"tolerance": OWN_TIMING_TOLERANCE, **_agree(own)})
     with recorder.phase("prove", measured=False):
-        prove(
-            model,
-            generator,
-            prompt,
-            recorder,
-            quant=identity["quant"],
-            new_tokens=options.new_tokens,
-            prefill_s=timing.ttft_s,
-            fixed_shape=options.compile,
-        )
+        session.prove(prompt, options.new_tokens, recorder)
 
 
-def _add(repetition: Repetition, timing: SequenceTiming, options: InferenceConfig) -> None:
+def _add(
+    repetition: Repetition, made: Generation, options: InferenceConfig, own: dict[str, list[float]]
+) -> None:
     prefilled = options.batch_size * options.prompt_tokens
-    repetition.add("ttft_s", "s", timing.ttft_s)
-    repetition.add("prefill_tokens_per_s", "tokens/s", prefilled / timing.ttft_s)
-    repetition.add("e2e_s", "s", derive.e2e_s(timing.ttft_s, timing.intervals_s))
-    repetition.extend("itl_s", "s", timing.intervals_s)
-    tpot_s = derive.tpot_s(timing.intervals_s)
-    rate = derive.decode_tokens_per_s(timing.intervals_s, batch=options.batch_size)
+    repetition.add("ttft_s", "s", made.ttft_s)
+    repetition.add("prefill_tokens_per_s", "tokens/s", prefilled / made.ttft_s)
+    repetition.add("e2e_s", "s", derive.e2e_s(made.ttft_s, made.gaps_s))
+    repetition.extend("itl_s", "s", made.intervals_s)
+    # From all of them: tokens that came together are in it.
+    tpot_s = derive.tpot_s(made.gaps_s)
+    rate = derive.decode_tokens_per_s(made.gaps_s, batch=options.batch_size)
     if tpot_s is not None and rate is not None:
         repetition.add("tpot_s", "s", tpot_s)
         repetition.add("decode_tokens_per_s", "tokens/s", rate)
+    if made.own is None:
+        return
+    for name, ours_s, theirs_s in (
+        ("prefill", made.ttft_s, made.own.prefill_s),
+        ("decode", made.decode_s, made.own.decode_s),
+    ):
+        if ours_s > 0 and theirs_s > 0:
+            repetition.add(f"{name}_over_own_timing", "1", ours_s / theirs_s)
+            if not repetition.warmup:
+                own.setdefault(name, []).append(ours_s / theirs_s)
+
+
+def _agree(own: dict[str, list[float]]) -> dict[str, bool]:
+    return {
+        name: abs(statistics.median(ratios) - 1.0) <= OWN_TIMING_TOLERANCE
+        for name, ratios in own.items()
+    }
 
 
 def content(identity: Identity) -> dict[str, str | None]:
-    """Of the model, and of the text where quality is asked for."""
-    text = text_content("auto") if identity["task"]["quality_tokens"] else {}
-    return content_of(identity["model"]) | text
+    """Of the model, and of the texts that are read."""
+    options = identity["task"]
+    found = content_of(identity["model"])
+    if options["quality_tokens"]:
+        found |= text_content("auto")
+    if options["prompt"] != RANDOM:
+        name = texts.PACKAGED_TEXT if options["prompt"] == TEXT else options["prompt"]
+        found |= {"prompt": text_content(name)["text"]}
+    return found
 
+
+_P95 = Column("itl_s", "p95")
+_LONG_OVER_SHORT = Column("itl_s", "p95", over="task.new_tokens")
 
 TASK = Task(
     name="inference",
     config=InferenceConfig,
     run=run,
     check=check,
-    preload=loading.PRELOAD,
+    on_engine=True,
+    preload=engines.preload,
+    packages=engines.packages,
     content=content,
-    expect=expect_inference,
+    expect=engines.expect,
+    columns=(_P95, _LONG_OVER_SHORT),
     headline=(
         "tpot_s",
         "ttft_s",
         "weights_bytes",
         "perplexity",
         "kl_to_reference",
+        "kl_top_to_reference",
         "decode_tokens_per_s",
-        "peak_memory_over_weights_bytes",
+        _OVER_WEIGHTS,
         "load_s",
         "e2e_s",
+        "itl_s",
+        _P95.name,
+        _LONG_OVER_SHORT.name,
     ),
 )

@@ -14,7 +14,7 @@ def check_of(task: str) -> Callable[[dict[str, Any]], str | None]:
     found = find_task(task)
 
     def check(identity: dict[str, Any]) -> str | None:
-        check_values(identity, found.config)
+        check_values(identity)
         return found.check(identity)
 
     return check

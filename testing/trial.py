@@ -18,8 +18,10 @@ from orchestrator.attempt import (
     Trial,
     Verdict,
 )
+from orchestrator.engines.registry import ENGINES
 from orchestrator.measure import Metric
 from orchestrator.measure.registry import find_task
+from orchestrator.plan.schema import EMPTY_KEYS, GGUF, SCHEMA_VERSION
 
 if TYPE_CHECKING:
     from orchestrator.isolate.isolation import Isolation
@@ -38,9 +40,11 @@ TINY = {
 QUANTS = {
     "fp32": ("none", "float32", False),
     "bf16": ("none", "bfloat16", False),
+    "fp16": ("none", "float16", False),
     "int8": ("int8", "bfloat16", False),
     "nf4": ("nf4", "bfloat16", True),
     "fp4": ("fp4", "bfloat16", True),
+    **{name: (name, None, False) for name in (*GGUF, "source")},
 }
 
 
@@ -50,13 +54,22 @@ def make_identity(
     task: str = "inference",
     model: dict[str, Any] | None = None,
     device: str = "cpu",
+    engine: str = "transformers",
     **options: Any,
 ) -> dict[str, Any]:
-    """A trial's identity; ``model`` is :data:`TINY` by default, ``options`` are the task's."""
+    """A trial's identity; ``model`` is :data:`TINY` by default.
+
+    ``options`` are the engine's where they have the name of one, else the task's.
+    """
+    found = find_task(task)
+    engine_config = ENGINES.find(engine).config
+    names = {each.name for each in dataclasses.fields(engine_config)} if found.on_engine else set()
+    engines = {name: options.pop(name) for name in names & options.keys()}
     scheme, dtype, double_quant = QUANTS[quant]
     return {
-        "schema": 1,
-        "task": dataclasses.asdict(find_task(task).config(**options)),
+        "schema": SCHEMA_VERSION,
+        "task": dataclasses.asdict(found.config(**options)),
+        "engine": dataclasses.asdict(engine_config(**engines)) if found.on_engine else None,
         "model": {
             "source": "random",
             "id": None,
@@ -78,6 +91,7 @@ def make_identity(
         },
         "device": {"kind": device, "threads": 1},
         "seed": 0,
+        **dict.fromkeys(EMPTY_KEYS),
     }
 
 

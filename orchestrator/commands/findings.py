@@ -151,9 +151,9 @@ def _torch_sees_gpus() -> Iterator[Finding]:
 
 def _compiler() -> Iterator[Finding]:
     if shutil.which("c++") or shutil.which("g++") or shutil.which("clang++"):
-        yield Finding("ok", "C++ compiler (task.compile=true works on the CPU)")
+        yield Finding("ok", "C++ compiler (compile=true works on the CPU)")
     else:
-        yield Finding("warn", "no C++ compiler: task.compile=true is infeasible", "Install g++")
+        yield Finding("warn", "no C++ compiler: compile=true is infeasible", "Install g++")
 
 
 def _model() -> Iterator[Finding]:

@@ -7,7 +7,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from orchestrator.engines.gguf_files import check_parts, gguf_files
+from orchestrator.engines.gguf_files import check_parts, gguf_files, read_gguf
 from orchestrator.measure import InputError
 
 _GGUF_MAGIC = b"GGUF"
@@ -58,8 +58,6 @@ def inspect_gguf(file: Path) -> None:
     InputError
         Naming the file and what is wrong with it.
     """
-    from gguf import GGUFReader
-
     files = gguf_files(file)
     tensors = 0
     fields: dict[str, Any] = {}
@@ -68,7 +66,7 @@ def inspect_gguf(file: Path) -> None:
             if stream.read(4) != _GGUF_MAGIC:
                 raise _corrupt(each, "GGUF", "it does not begin with GGUF")
         try:
-            reader = GGUFReader(each)
+            reader = read_gguf(each)
         except Exception as error:  # as many kinds as there are ways to be damaged
             raise _corrupt(each, "GGUF", "it ends early or its metadata is damaged") from error
         fields = fields or dict(reader.fields)

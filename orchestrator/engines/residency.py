@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+from orchestrator.measure import Recorder
 
 _MAP_FAILED = ctypes.c_void_p(-1).value
 # Of mincore's byte per page only bit 0, resident, is defined.
@@ -27,6 +29,18 @@ def resident_fraction(files: Iterable[Path]) -> float | None:
         resident += pages
         total += -(-file.stat().st_size // mmap.PAGESIZE)
     return resident / total if total else None
+
+
+def note_page_cache(files: Sequence[Path], recorder: Recorder) -> None:
+    """Record how much of the weights files the page cache holds before they are loaded."""
+    recorder.fact(
+        "page_cache",
+        {
+            "controlled": False,
+            "resident_fraction_before_load": resident_fraction(files) if files else None,
+            "bytes": sum(file.stat().st_size for file in files),
+        },
+    )
 
 
 def _resident_pages(file: Path) -> int | None:

@@ -12,7 +12,7 @@ predicts better.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,16 @@ class Windows:
     begin: tuple[int, ...]
     inputs: tuple[tuple[int, ...], ...]
     targets: tuple[tuple[int, ...], ...]
+
+    def __iter__(self) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+        """Of each window its ids, begin of text included, and its targets."""
+        for inputs, targets in zip(self.inputs, self.targets, strict=True):
+            yield (*self.begin, *inputs), targets
+
+    @property
+    def tokens(self) -> int:
+        """Of the longest window, begin of text included."""
+        return len(self.begin) + max(map(len, self.inputs))
 
     @property
     def digest(self) -> str:

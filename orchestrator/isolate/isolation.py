@@ -119,7 +119,8 @@ class Isolation:
         if self._preload is not None:
             return self._preload
         try:
-            return find_task(attempt.trial.identity["task"]["name"]).preload
+            identity = attempt.trial.identity
+            return find_task(identity["task"]["name"]).preload_for(identity)
         except (OrchestratorError, ImportError, KeyError, TypeError):
             return ()  # the child will say what is wrong with it
 

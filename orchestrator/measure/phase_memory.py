@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from orchestrator.measure import HostMemory, MemoryTracker, Recorder
+from orchestrator.measure.sampling import RecordedPhases
+
+
+class _WatchedPhases(RecordedPhases):
+    def __init__(self, recorder: Recorder, memory: PhaseMemory) -> None:
+        super().__init__(recorder)
+        self._memory = memory
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        with self._memory.watching(name), super().__call__(name):
+            yield
+
+    def together(self, name: str) -> AbstractContextManager[Any]:
+        return self._memory.watching(name)
 
 
 class PhaseMemory:
@@ -40,15 +55,9 @@ class PhaseMemory:
             return None
         return highest - self._held
 
-    def phases(self, recorder: Recorder) -> Any:
-        """A ``phase`` function that also takes the phase's peak, outside what is timed."""
-
-        @contextmanager
-        def phase(name: str) -> Iterator[None]:
-            with self.watching(name), recorder.phase(name):
-                yield
-
-        return phase
+    def phases(self, recorder: Recorder) -> RecordedPhases:
+        """Phases of ``recorder`` whose peaks are taken too, outside what is timed."""
+        return _WatchedPhases(recorder, self)
 
     @contextmanager
     def watching(self, name: str) -> Iterator[None]:

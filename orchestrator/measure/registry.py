@@ -1,55 +1,98 @@
-"""Finds tasks by registered name: built-in modules first, then installed entry points."""
+"""Finds tasks, and what else is plugged in, by name: built-in modules, then entry points."""
 
 from __future__ import annotations
 
 import importlib
-from functools import cache
+from collections.abc import Mapping
 from importlib.metadata import entry_points
+from typing import Generic, TypeVar
 
 from orchestrator.errors import ConfigError
 from orchestrator.measure.task import Task
 
-ENTRY_POINT_GROUP = "orchestrator.tasks"
-
-# name -> module holding ``TASK``. A fixed table, not a scan: a name must never run unknown code.
-BUILT_IN = {
-    "inference": "orchestrator.tasks.inference",
-    "quality": "orchestrator.tasks.quality",
-    "ceilings": "orchestrator.tasks.ceilings.ceilings",
-    "estimate": "orchestrator.tasks.estimate",
-    "noop": "orchestrator.tasks.noop",
-    "streaming": "orchestrator.tasks.streaming.streaming",
-    "profile": "orchestrator.tasks.profile.profile",
-    "llamacpp": "orchestrator.tasks.llamacpp",
-    "training": "orchestrator.tasks.training.training",
-    "attention": "orchestrator.tasks.attention.attention",
-    "numerics": "orchestrator.tasks.numerics",
-}
+T = TypeVar("T")
 
 
-def task_names() -> list[str]:
-    """Every task that can be asked for, sorted."""
-    return sorted({*BUILT_IN, *(e.name for e in entry_points(group=ENTRY_POINT_GROUP))})
+class Registry(Generic[T]):
+    """Objects of one kind by name. A fixed table, not a scan: a name must never run unknown code.
 
-
-@cache
-def find_task(name: str) -> Task:
-    """The task called ``name``, its module imported.
-
-    Raises
-    ------
-    ConfigError
-        None is called so (the message names those there are), or what is called so is no task.
+    Parameters
+    ----------
+    what : str
+        The config group that chooses one.
+    kind : type
+        What every object must be.
+    entry_point_group : str
+        Where installed packages register theirs.
+    built_in : mapping of str to str
+        Name to ``module:attribute``.
     """
-    if name in BUILT_IN:
-        task = importlib.import_module(BUILT_IN[name]).TASK
-    else:
-        found = [e for e in entry_points(group=ENTRY_POINT_GROUP) if e.name == name]
-        if not found:
+
+    def __init__(
+        self, what: str, kind: type[T], entry_point_group: str, built_in: Mapping[str, str]
+    ) -> None:
+        self._what = what
+        self._kind = kind
+        self._group = entry_point_group
+        self._built_in = dict(built_in)
+        self._found: dict[str, T] = {}
+
+    def names(self) -> list[str]:
+        """Every one that can be asked for, sorted."""
+        return sorted({*self._built_in, *(e.name for e in entry_points(group=self._group))})
+
+    def find(self, name: str) -> T:
+        """The one called ``name``, its module imported.
+
+        Raises
+        ------
+        ConfigError
+            None is called so (the message names those there are), or what is called so is of
+            another kind.
+        """
+        if name not in self._found:
+            self._found[name] = self._load(name)
+        return self._found[name]
+
+    def _load(self, name: str) -> T:
+        if name in self._built_in:
+            module, _, attribute = self._built_in[name].partition(":")
+            loaded = getattr(importlib.import_module(module), attribute)
+        else:
+            found = [e for e in entry_points(group=self._group) if e.name == name]
+            if not found:
+                raise ConfigError(
+                    f"unknown {self._what} {name!r}",
+                    where=self._what,
+                    fix=f"Known: {', '.join(self.names())}",
+                )
+            loaded = found[0].load()
+        if not isinstance(loaded, self._kind):
             raise ConfigError(
-                f"unknown task {name!r}", where="task", fix=f"Known: {', '.join(task_names())}"
+                f"entry point {name!r} is not a {self._kind.__name__}", where=self._what
             )
-        task = found[0].load()
-    if not isinstance(task, Task):
-        raise ConfigError(f"entry point {name!r} is not a Task", where="task")
-    return task
+        return loaded
+
+
+TASKS = Registry(
+    "task",
+    Task,
+    "orchestrator.tasks",
+    {
+        "inference": "orchestrator.tasks.inference:TASK",
+        "quality": "orchestrator.tasks.quality:TASK",
+        "ceilings": "orchestrator.tasks.ceilings.ceilings:TASK",
+        "estimate": "orchestrator.tasks.estimate:TASK",
+        "noop": "orchestrator.tasks.noop:TASK",
+        "streaming": "orchestrator.tasks.streaming.streaming:TASK",
+        "profile": "orchestrator.tasks.profile.profile:TASK",
+        "training": "orchestrator.tasks.training.training:TASK",
+        "attention": "orchestrator.tasks.attention.attention:TASK",
+        "numerics": "orchestrator.tasks.numerics:TASK",
+    },
+)
+
+
+def find_task(name: str) -> Task:
+    """As :meth:`Registry.find`."""
+    return TASKS.find(name)

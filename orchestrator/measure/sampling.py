@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, TypeAlias
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Protocol, TypeAlias, TypeVar
 from weakref import WeakSet
 
 from orchestrator.measure.clock import timed
@@ -26,13 +26,53 @@ _sampling_begun: WeakSet[Recorder] = WeakSet()
 
 
 # Gives a context manager for the phase of that name.
-PhaseMaker: TypeAlias = Callable[[str], Any]
+PhaseMaker: TypeAlias = Callable[[str], AbstractContextManager[Any]]
 
 
-@contextmanager
-def no_phase(name: str) -> Iterator[None]:
-    """Stands in for ``recorder.phase`` where nothing is to be marked."""
-    yield
+class Phases(Protocol):
+    """Marks the phases of one repetition, their edges outside what is timed."""
+
+    def __call__(self, name: str) -> AbstractContextManager[Any]:
+        """The phase ``name`` is what happens inside."""
+        ...
+
+    def together(self, name: str) -> AbstractContextManager[Any]:
+        """What happens inside is of phases that :meth:`window` tells afterwards."""
+        ...
+
+    def window(self, name: str, begin_ns: int, end_ns: int) -> None:
+        """The phase ``name`` was then, on the recorder's clock."""
+        ...
+
+
+class NoPhases:
+    """Marks nothing."""
+
+    def __call__(self, name: str) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def together(self, name: str) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def window(self, name: str, begin_ns: int, end_ns: int) -> None:
+        return
+
+
+class RecordedPhases(NoPhases):
+    """Marks phases as measured ones of ``recorder``."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+
+    def __call__(self, name: str) -> AbstractContextManager[Any]:
+        return self._recorder.phase(name)
+
+    def window(self, name: str, begin_ns: int, end_ns: int) -> None:
+        self._recorder.window(name, begin_ns, end_ns)
+
+
+no_phase = NoPhases()
+PhasesT = TypeVar("PhasesT", bound=PhaseMaker)
 
 
 class Repetition:
@@ -77,7 +117,7 @@ class Repetition:
         series.extend(values)
 
     @contextmanager
-    def phases(self, recorder: Recorder, measured: PhaseMaker) -> Iterator[PhaseMaker]:
+    def phases(self, recorder: Recorder, measured: PhasesT) -> Iterator[PhasesT | NoPhases]:
         """``measured`` for a measured repetition; a warm-up is all one phase ``warmup``."""
         if not self.warmup:
             yield measured

@@ -57,8 +57,9 @@ class Task:
     check : callable
         ``check(identity)``: None, or one line why this cannot be done (infeasible), found without
         loading anything. Called in the driver while planning.
-    preload : tuple of str
-        Modules the fork server imports before it forks (never bitsandbytes).
+    preload : tuple of str, or callable
+        Modules the fork server imports before it forks (never bitsandbytes); or
+        ``preload(identity)``, which gives them.
     whole_node : bool
         On a CPU-only node a trial takes every core unless ``resources.cpus`` says otherwise.
     metrics : tuple of MetricSpec
@@ -88,13 +89,16 @@ class Task:
         ``expect(identity, config)``: what arithmetic says of the trial, from the model's Hugging
         Face configuration (None: as far as it can be had without loading anything). None where it
         says nothing; raises :class:`ConfigError` with the reason.
+    on_engine : bool
+        Whether its model is run by the engine that ``engine=`` chooses; of other tasks the engine
+        is no part.
     """
 
     name: str
     config: type
     run: Callable[[Identity, Recorder], None]
     check: Callable[[Identity], str | None] = lambda identity: None
-    preload: tuple[str, ...] = ()
+    preload: tuple[str, ...] | Callable[[Identity], tuple[str, ...]] = ()
     whole_node: bool = True
     metrics: tuple[MetricSpec, ...] = ()
     headline: tuple[str, ...] = ()
@@ -106,6 +110,11 @@ class Task:
     content: Callable[[Identity], Mapping[str, str | None]] | None = None
     basis: Callable[[Identity], str] | None = None
     expect: Callable[[Identity, Mapping[str, Any] | None], Expectation | None] | None = None
+    on_engine: bool = False
+
+    def preload_for(self, identity: Identity) -> tuple[str, ...]:
+        """What to import beforehand for this configuration."""
+        return self.preload(identity) if callable(self.preload) else self.preload
 
     @property
     def is_pure(self) -> bool:

@@ -98,10 +98,23 @@ class WeightFormat:
 
     @classmethod
     def from_quant(cls, quant: Mapping[str, Any], *, packed_for_cpu: bool = False) -> WeightFormat:
-        """From ``identity["quant"]``."""
-        return cls(
-            str(quant["scheme"]), str(quant["dtype"]), bool(quant["double_quant"]), packed_for_cpu
-        )
+        """From ``identity["quant"]``; GGUF's formats compute in float16, as on a GPU.
+
+        Raises
+        ------
+        ConfigError
+            For the format of a file that is not read here.
+        """
+        scheme = str(quant["scheme"])
+        if scheme == "source":
+            raise ConfigError(
+                "the format of the model's own file is not known to arithmetic",
+                where="quant",
+                fix="Name it, for example quant=q4_k",
+            )
+        if scheme.upper() in GGUF_BLOCKS:
+            return cls(scheme.upper(), "float16")
+        return cls(scheme, str(quant["dtype"]), bool(quant["double_quant"]), packed_for_cpu)
 
     @property
     def is_gguf(self) -> bool:

@@ -9,6 +9,9 @@ from orchestrator.errors import ConfigError, nearest
 from orchestrator.plan.axes import COMMAND_LINE, Axis, Fixed, parse, text
 from orchestrator.plan.compose import Composer
 
+#: Short spellings: an option of a group, and the choices it stands for.
+SHORT = {("task", "llamacpp"): {"task": "inference", "engine": "llamacpp"}}
+
 
 def split(fixed: Sequence[Fixed], composer: Composer) -> tuple[dict[str, str], list[Fixed]]:
     """Choices of groups (``+group`` where the root file has none) apart from values.
@@ -19,6 +22,7 @@ def split(fixed: Sequence[Fixed], composer: Composer) -> tuple[dict[str, str], l
         A group, option or key that does not exist.
     """
     groups: dict[str, str] = {}
+    written: dict[str, str] = {}
     values: list[Fixed] = []
     for item in fixed:
         if not composer.is_group(item.key) or isinstance(item.value, dict):
@@ -31,14 +35,21 @@ def split(fixed: Sequence[Fixed], composer: Composer) -> tuple[dict[str, str], l
                 where=item.where,
                 fix=f"Choose one of {', '.join(composer.options(item.key))}",
             )
-        groups.update([choice_of(item.key, item.value, item.prefix, item.where, composer)])
-    return groups, values
+        chosen = choice_of(item.key, item.value, item.prefix, item.where, composer)
+        # What is written out counts, before or after a short spelling that stands for it too.
+        written.update([chosen])
+        groups.update(SHORT.get(chosen, dict([chosen])))
+    return {
+        **groups,
+        **{key: name for key, name in written.items() if (key, name) not in SHORT},
+    }, values
 
 
 def check_axis(axis: Axis, is_group: bool, composer: Composer) -> None:
     """Raise :class:`ConfigError` for an axis that cannot be one, before anything is composed."""
-    if axis.key == "task.name":
-        raise ConfigError("a task is chosen by its group", where=axis.key, fix="Write task=a,b")
+    if axis.key in ("task.name", "engine.name"):
+        group = axis.key.partition(".")[0]
+        raise ConfigError("is chosen by its group", where=axis.key, fix=f"Write {group}=a,b")
     if axis.prefix == "~":
         raise ConfigError(f"~{axis.key}: a deletion cannot be swept", where=axis.where)
     if not is_group:

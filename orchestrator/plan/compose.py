@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from orchestrator.errors import ConfigError, nearest
 from orchestrator.plan.messages import translated
 from orchestrator.plan.places import ROOT_CONFIG
+from orchestrator.plan.plugged_in import PLUGGED_IN
 from orchestrator.plan.repository import (
     EMPTY_ROOT,
     SCHEMA_GROUP,
@@ -157,7 +158,7 @@ class Composer:
         with translated(shown or f"{self._config_name}.yaml"):
             config = self._compose(self._config_name, choices)
         OmegaConf.set_struct(config, True)
-        check_task(config)
+        check_plugged_in(config)
         return config
 
     def compose_sweep(self, name: str | None) -> DictConfig:
@@ -204,10 +205,12 @@ def _group_override(key: str, option: str) -> Override:
     )
 
 
-def check_task(config: DictConfig) -> None:
-    kind = OmegaConf.get_type(config, "task")
-    name = OmegaConf.select(config, "task.name")
-    if not isinstance(name, str):
-        raise ConfigError("no task is chosen", where="task", fix="Write task=NAME")
-    if kind is not registered_schema(name):
-        raise ConfigError(f"is not a configuration of task {name}", where="task")
+def check_plugged_in(config: DictConfig) -> None:
+    """Refuse a task or an engine that is none, or whose options are those of another."""
+    for group in PLUGGED_IN:
+        kind = OmegaConf.get_type(config, group)
+        name = OmegaConf.select(config, f"{group}.name")
+        if not isinstance(name, str):
+            raise ConfigError(f"no {group} is chosen", where=group, fix=f"Write {group}=NAME")
+        if kind is not registered_schema(group, name):
+            raise ConfigError(f"is not a configuration of {group} {name}", where=group)

@@ -5,17 +5,21 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 
+from orchestrator.engines.registry import ENGINES
 from orchestrator.errors import ConfigError
 from orchestrator.measure.registry import find_task
 from orchestrator.plan.axes import Axis, Fixed
-from orchestrator.plan.compose import check_task
+from orchestrator.plan.compose import check_plugged_in
 from orchestrator.plan.identity import check_values, copied
 from orchestrator.plan.messages import translated
 from orchestrator.plan.schema import (
+    DEFAULT_ENGINE,
+    EMPTY_KEYS,
     IDENTITY_KEYS,
     MISSING,
     SCHEMA_VERSION,
@@ -52,12 +56,11 @@ class Composition:
     def __init__(self, config: DictConfig, fixed: Sequence[Fixed], axes: Sequence[Axis]) -> None:
         for item in fixed:
             assign(config, item)
-        check_task(config)
+        check_plugged_in(config)
         self._config = config
         self.axes = tuple(axes)
         self._keys = [axis.key for axis in axes]
         self._typed: dict[tuple[int, int], Any] = {}
-        self.task = find_task(config.task.name)
         raw = OmegaConf.to_container(config, resolve=False, enum_to_str=True)
         assert isinstance(raw, dict)
         self.base: Tree = copied({k: raw[k] for k in (*IDENTITY_KEYS, *SETTING_KEYS)})
@@ -71,7 +74,7 @@ class Composition:
             if leaf == MISSING and key not in self._keys:
                 raise _must_be_given(key)
         if self.plain:
-            check_values(self.base, self.task.config, skip=self._keys)
+            check_values(self.base, skip=self._keys)
         with translated():
             self.settings_tree: Tree = {key: _resolved(config, key) for key in SETTING_KEYS}
         for key, problem in field_problems(RootConfig, self.settings_tree, ""):
@@ -100,7 +103,7 @@ class Composition:
                 fitted = _resolved(config, key)
             probe = copied(self.base)
             put(probe, key, fitted)
-            check_values(probe, self.task.config, only=key)
+            check_values(probe, only=key)
             self._typed[seen] = fitted
         return self._typed[seen]
 
@@ -109,13 +112,13 @@ class Composition:
         config = copy.deepcopy(self._config)
         for axis, value in zip(self.axes, values, strict=True):
             assign(config, Fixed(axis.key, value, axis.prefix, axis.where))
-        check_task(config)
+        check_plugged_in(config)
         with translated():
             if _resolved(config, "device.kind") == "auto":
                 config.device.kind = auto()
             typed = [_resolved(config, key) for key in self._keys]
             tree: Tree = {key: copied(_resolved(config, key)) for key in IDENTITY_KEYS}
-        check_values(tree, self.task.config)
+        check_values(tree)
         return tree, typed
 
 
@@ -166,7 +169,24 @@ class Mixture:
             tree["device"]["kind"] = auto()
         if tree["model"]["path"]:
             tree["model"]["path"] = os.path.abspath(os.path.expanduser(tree["model"]["path"]))
-        return {"schema": SCHEMA_VERSION, **tree}, typed
+        tree["engine"] = _engine_of(tree)
+        return {"schema": SCHEMA_VERSION, **tree, **dict.fromkeys(EMPTY_KEYS)}, typed
+
+
+def _engine_of(tree: Tree) -> Tree | None:
+    """What is chosen of the engine; None of a task that runs on none."""
+    task, engine = tree["task"]["name"], tree["engine"]
+    if find_task(task).on_engine:
+        return dict(engine)
+    # A choice that would change nothing is no part of the identity, and not taken in silence.
+    usual = asdict(ENGINES.find(DEFAULT_ENGINE).config())
+    if changed := [key for key in engine if engine[key] != usual.get(key)]:
+        raise ConfigError(
+            f"has no effect on task={task}",
+            where="engine" if "name" in changed else f"engine.{changed[0]}",
+            fix="Leave it out",
+        )
+    return None
 
 
 def _check_settings(tree: Tree) -> None:

@@ -13,7 +13,7 @@ from orchestrator.attempt import AxisValue, Trial
 from orchestrator.errors import ConfigError, nearest
 from orchestrator.measure.registry import find_task
 from orchestrator.plan.axes import text
-from orchestrator.plan.choices import check_axis, choice_of, split, without_hydra
+from orchestrator.plan.choices import SHORT, check_axis, choice_of, split, without_hydra
 from orchestrator.plan.compose import Composer
 from orchestrator.plan.composition import Composition, Mixture
 from orchestrator.plan.identity import check_together, config_hash, rebuild
@@ -219,7 +219,10 @@ class _Expansion:
     def _mixed(self, chosen: tuple[str, ...]) -> Mixture | None:
         assert self._first is not None
         first, usual = self._first[0], self._chosen
-        if not first.plain or not self._composer.independent(self._choices(chosen)):
+        short = any(
+            (axis.key, name) in SHORT for axis, name in zip(self._group_axes, chosen, strict=True)
+        )
+        if short or not first.plain or not self._composer.independent(self._choices(chosen)):
             return None
         owners: dict[str, Composition] = {}
         for number, axis in enumerate(self._group_axes):
@@ -234,7 +237,8 @@ class _Expansion:
     def _choices(self, chosen: tuple[str, ...]) -> dict[str, str]:
         choices = dict(self._groups)
         for axis, option in zip(self._group_axes, chosen, strict=True):
-            choices.update([choice_of(axis.key, option, axis.prefix, axis.where, self._composer)])
+            chosen = choice_of(axis.key, option, axis.prefix, axis.where, self._composer)
+            choices.update(SHORT.get(chosen, dict([chosen])))
         return choices
 
     def _compose(self, chosen: tuple[str, ...]) -> Composition:

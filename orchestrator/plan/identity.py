@@ -9,10 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
+from orchestrator.engines.registry import ENGINES
 from orchestrator.errors import ConfigError
 from orchestrator.measure.registry import find_task
 from orchestrator.plan.messages import translated
 from orchestrator.plan.schema import (
+    EMPTY_KEYS,
+    GGUF,
     IDENTITY_GROUPS,
     IDENTITY_KEYS,
     SCHEMA_VERSION,
@@ -73,9 +76,22 @@ def copied(tree: Any) -> Any:
     return tree
 
 
+def kinds_of(identity: Mapping[str, Any]) -> dict[str, type]:
+    """Dataclass of each group of a trial; without ``engine`` where its task runs on none.
+
+    Raises
+    ------
+    ConfigError
+        A task or an engine that is not here.
+    """
+    kinds = {"task": find_task(identity["task"]["name"]).config}
+    if identity["engine"] is not None:
+        kinds["engine"] = ENGINES.find(identity["engine"]["name"]).config
+    return {**kinds, **IDENTITY_GROUPS}
+
+
 def check_values(
     identity: Mapping[str, Any],
-    task_config: type,
     *,
     skip: Sequence[str] = (),
     only: str | None = None,
@@ -84,16 +100,15 @@ def check_values(
 
     Parameters
     ----------
-    task_config : type
-        Dataclass of the task's options.
     skip : sequence of str
         Keys that are not looked at.
     only : str, optional
         The one key, and those inside it, that are.
     """
-    kinds = {"task": task_config, **IDENTITY_GROUPS}
     found = [
-        problem for name in kinds for problem in field_problems(kinds[name], identity[name], name)
+        problem
+        for name, kind in kinds_of(identity).items()
+        for problem in field_problems(kind, identity[name], name)
     ]
     for key, problem in (*found, *field_problems(RootConfig, {"seed": identity["seed"]}, "")):
         if key not in skip and (only is None or key == only or key.startswith(f"{only}.")):
@@ -119,6 +134,13 @@ def check_together(identity: Mapping[str, Any]) -> None:
                 where=f"model.{name}",
                 fix="Leave it out, or choose another model=",
             )
+    if (quant["dtype"] is None) != (quant["scheme"] in (*GGUF, "source")):
+        raise ConfigError(
+            f"{'must be given' if quant['dtype'] is None else 'has no effect'} on "
+            f"quant.scheme={quant['scheme']}",
+            where="quant.dtype",
+            fix="Choose a format by quant=, for example quant=bf16 or quant=q8_0",
+        )
     if quant["double_quant"] and quant["scheme"] not in ("nf4", "fp4"):
         raise ConfigError(
             f"has no effect on quant.scheme={quant['scheme']}",
@@ -158,19 +180,25 @@ def rebuild(identity: Mapping[str, Any]) -> dict[str, Any]:
             where="schema",
             fix="Use the version of the program that recorded it",
         )
-    _same_fields("", {"schema", *IDENTITY_KEYS}, identity)
-    task = identity["task"]
+    _same_fields("", {"schema", *IDENTITY_KEYS, *EMPTY_KEYS}, identity)
+    task, engine = identity["task"], identity["engine"]
     if not isinstance(task, Mapping) or not isinstance(task.get("name"), str):
         raise ConfigError("an identity without a task name", where="task")
-    task_config = find_task(task["name"]).config
-    tree: dict[str, Any] = {"schema": SCHEMA_VERSION}
-    for name, kind in {"task": task_config, **IDENTITY_GROUPS}.items():
+    on_engine = find_task(task["name"]).on_engine
+    named = isinstance(engine, Mapping) and isinstance(engine.get("name"), str)
+    if named != on_engine or not (named or engine is None):
+        raise ConfigError("is not what this task runs on", where="engine")
+    tree: dict[str, Any] = {"schema": SCHEMA_VERSION, "engine": None, **dict.fromkeys(EMPTY_KEYS)}
+    for name, kind in kinds_of(identity).items():
         tree[name] = _typed(kind, name, identity[name])
+    for name in EMPTY_KEYS:
+        if identity[name] is not None:
+            raise ConfigError("is not known here", where=name)
     seed = identity["seed"]
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise ConfigError(f"{seed!r} is not an int", where="seed")
     tree["seed"] = seed
-    check_values(tree, task_config)
+    check_values(tree)
     check_together(tree)
     if tree["device"]["kind"] == "auto":
         raise ConfigError("an identity never says auto", where="device.kind")

@@ -25,9 +25,9 @@ from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from orchestrator.errors import ConfigError, nearest
-from orchestrator.measure.registry import find_task, task_names
 from orchestrator.plan.messages import translated
 from orchestrator.plan.places import conf_directory
+from orchestrator.plan.plugged_in import PLUGGED_IN
 from orchestrator.plan.schema import RootConfig
 from orchestrator.plan.text_fields import keep_text
 
@@ -74,26 +74,26 @@ def _refuse_hidden(directory: Path, built_in: Path) -> None:
             )
 
 
-def registered_schema(task: str) -> type:
-    """Dataclass of ``task``, registered in Hydra's ConfigStore under ``schema/task``.
+def registered_schema(group: str, name: str) -> type:
+    """Dataclass of ``group=name``, registered in Hydra's ConfigStore under ``schema/group``.
 
     Raises
     ------
     ConfigError
-        If no such task is installed, or its module cannot be imported.
+        If none of this name is installed, or its module cannot be imported.
     """
     try:
-        config = find_task(task).config
+        config: type = PLUGGED_IN[group].find(name).config
     except ImportError as error:
-        raise ConfigError(f"cannot be imported: {error}", where=f"task={task}") from error
+        raise ConfigError(f"cannot be imported: {error}", where=f"{group}={name}") from error
     ConfigStore.instance().store(
-        group=f"{SCHEMA_GROUP}/task", name=task, node=config, provider="orchestrator"
+        group=f"{SCHEMA_GROUP}/{group}", name=name, node=config, provider="orchestrator"
     )
     return config
 
 
 class TypedRepository(ConfigRepository):
-    """Config files as Hydra finds them, with task files typed and tasks without a file added."""
+    """Config files as Hydra finds them, those of tasks and engines typed, missing ones added."""
 
     def __deepcopy__(self, memo: Any) -> TypedRepository:
         # Hydra copies a repository to give it other sources. Sharing the old ones is enough, and
@@ -101,14 +101,16 @@ class TypedRepository(ConfigRepository):
         return copy.copy(self)
 
     def load_config(self, config_path: str) -> ConfigResult | None:
-        name = _task_option(config_path)
-        if name is None:
+        option = _plugged_in(config_path)
+        if option is None:
             return self._as_written(config_path)
+        group, name = option
+        names = PLUGGED_IN[group].names()
         if not super().config_exists(config_path):
-            if name not in task_names():
+            if name not in names:
                 return None
-            registered_schema(name)
-            result = super().load_config(f"{SCHEMA_GROUP}/task/{name}")
+            registered_schema(group, name)
+            result = super().load_config(f"{SCHEMA_GROUP}/{group}/{name}")
             assert result is not None
             # Its package would otherwise follow the schema's place, not the group's.
             result.header = {"package": None}
@@ -120,15 +122,15 @@ class TypedRepository(ConfigRepository):
         config = result.config
         if isinstance(config, DictConfig) and not inherits:
             asked = OmegaConf.select(config, "name") or name
-            if asked not in task_names():
+            if asked not in names:
                 raise ConfigError(
-                    f"names no task that exists: {asked}",
-                    where=f"task/{name}.yaml",
-                    fix=f"Give it `name:`. {nearest(str(asked), task_names())}",
+                    f"names no {group} that exists: {asked}",
+                    where=f"{group}/{name}.yaml",
+                    fix=f"Give it `name:`. {nearest(str(asked), names)}",
                 )
-            with translated(f"task/{name}.yaml"):
+            with translated(f"{group}/{name}.yaml"):
                 result.config = OmegaConf.merge(
-                    OmegaConf.structured(registered_schema(asked)), config
+                    OmegaConf.structured(registered_schema(group, asked)), config
                 )
         return result
 
@@ -148,23 +150,26 @@ class TypedRepository(ConfigRepository):
         return result
 
     def config_exists(self, config_path: str) -> bool:
-        name = _task_option(config_path)
-        return super().config_exists(config_path) or (name is not None and name in task_names())
+        option = _plugged_in(config_path)
+        return super().config_exists(config_path) or (
+            option is not None and option[1] in PLUGGED_IN[option[0]].names()
+        )
 
     def get_group_options(
         self, group_name: str, results_filter: ObjectType | None = ObjectType.CONFIG
     ) -> list[str]:
         options = super().get_group_options(group_name, results_filter)
-        if group_name.strip("/") == "task" and results_filter is not ObjectType.GROUP:
-            options = sorted({*options, *task_names()})
-        if group_name.strip("/") == "":
+        group = group_name.strip("/")
+        if group in PLUGGED_IN and results_filter is not ObjectType.GROUP:
+            options = sorted({*options, *PLUGGED_IN[group].names()})
+        if group == "":
             options = [option for option in options if option != SCHEMA_GROUP]
         return options
 
 
-def _task_option(config_path: str) -> str | None:
+def _plugged_in(config_path: str) -> tuple[str, str] | None:
     group, _, option = config_path.removesuffix(".yaml").rpartition("/")
-    return option if group == "task" else None
+    return (group, option) if group in PLUGGED_IN else None
 
 
 class TypedLoader(ConfigLoaderImpl):

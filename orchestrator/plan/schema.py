@@ -3,12 +3,13 @@
 ::
 
     RootConfig
-    |-- task model quant protocol device seed      identity: what is hashed
+    |-- task engine model quant protocol device seed    identity: what is hashed
     |-- sweep                                      how one command line becomes many trials
     `-- repeats force retry isolate timeout_s preflight ceilings resources
         cluster tracking telemetry verdict         settings: how and where, never hashed
 
-A task brings its own dataclass (``Task.config``); it takes the place of ``RootConfig.task``.
+A task and an engine bring a dataclass of their own (``Task.config``, ``Engine.config``), which
+takes the place of ``RootConfig.task`` and ``RootConfig.engine``.
 """
 
 from __future__ import annotations
@@ -19,8 +20,13 @@ from typing import Any, get_type_hints
 
 from orchestrator.measure.options import bounded, choice
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MISSING: Any = "???"  # OmegaConf's mark for a value that must be given
+
+
+DEFAULT_ENGINE = "transformers"
+BITSANDBYTES = ("int8", "nf4", "fp4")
+GGUF = ("q8_0", "q6_k", "q5_k", "q5_1", "q4_k", "q4_1", "q4_0", "mxfp4")
 
 
 @dataclass
@@ -37,10 +43,14 @@ class ModelConfig:
 
 @dataclass
 class QuantConfig:
-    """Number format of the weights; ``dtype`` is the compute type where they are quantized."""
+    """Number format of the weights.
 
-    scheme: str = choice("none", "int8", "nf4", "fp4")
-    dtype: str = choice("bfloat16", "float32", "float16")
+    ``dtype`` is their type where ``scheme`` is none, and the compute type where bitsandbytes
+    quantizes them; null for formats that say both (GGUF's, and that of the model's own file).
+    """
+
+    scheme: str = choice("none", *BITSANDBYTES, *GGUF, "source")
+    dtype: str | None = choice("bfloat16", "float32", "float16")
     double_quant: bool = False
 
 
@@ -152,6 +162,7 @@ class Measured:
     """What is measured, and the sweep over it."""
 
     task: Any = MISSING
+    engine: Any = MISSING
     model: ModelConfig = field(default_factory=ModelConfig)
     quant: QuantConfig = field(default_factory=QuantConfig)
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
@@ -190,7 +201,9 @@ IDENTITY_GROUPS: Mapping[str, type] = {
     "protocol": ProtocolConfig,
     "device": DeviceConfig,
 }
-IDENTITY_KEYS = ("task", *IDENTITY_GROUPS, "seed")
+IDENTITY_KEYS = ("task", "engine", *IDENTITY_GROUPS, "seed")
+#: Parts of the identity that nothing chooses yet.
+EMPTY_KEYS = ("load", "environment")
 SETTING_KEYS = tuple(f.name for f in fields(Settings))
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from orchestrator.measure.registry import find_task, task_names
+from orchestrator.plan.plugged_in import PLUGGED_IN
 from orchestrator.plan.schema import RootConfig
 
 # Of a sweep file: mappings of keys to values, and a list of such mappings.
@@ -28,19 +28,19 @@ _KEYED_LISTS = ("exclude",)
 def is_text(key: str) -> bool:
     """Whether the dotted ``key`` is a field of text in the typed schema."""
     path = key.split(".")
-    if path[0] != "task":
+    if path[0] not in PLUGGED_IN:
         return _kind(RootConfig, path) is str
-    kinds = {_kind(config, path[1:]) for config in _task_configs()} - {None}
+    kinds = {_kind(config, path[1:]) for config in _configs(path[0])} - {None}
     return kinds == {str}
 
 
-def _task_configs() -> Iterator[type]:
-    for name in task_names():
+def _configs(group: str) -> Iterator[type]:
+    for name in PLUGGED_IN[group].names():
         try:
-            config = find_task(name).config
+            config = PLUGGED_IN[group].find(name).config
         except ImportError:
             continue  # choosing it says so
-        if is_dataclass(config):
+        if isinstance(config, type) and is_dataclass(config):
             yield config
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.attempt import AttemptReport, Outcome, PlannedAttempt, Slot, Trial
-from orchestrator.measure.wording import counted
+from orchestrator.measure.wording import counted, format_name
 from orchestrator.plan.predictions import with_predictions
 from orchestrator.record.artifacts import (
     CONFIG,
@@ -25,7 +25,7 @@ from orchestrator.record.artifacts import (
 from orchestrator.record.params import flatten, tag_value
 from orchestrator.record.points import metric_points
 from orchestrator.record.redact import Redactor
-from orchestrator.record.run_names import model_label, quant_label, trial_label
+from orchestrator.record.run_names import model_label, trial_label
 from orchestrator.record.runrecord import (
     ATTEMPT_TAG,
     CONDITION_TAGS,
@@ -267,7 +267,8 @@ class Builder:
             "driver_id": self.driver,
             "task": str((identity.get("task") or {}).get("name", "")),
             "model": model_label(identity),
-            "quant": quant_label(identity),
+            "engine": str((identity.get("engine") or {}).get("name", "")),
+            "quant": format_name(identity.get("quant") or {}),
             **self._origin_tags(provenance),
         }
         if slot is not None:

@@ -65,13 +65,6 @@ def model_label(identity: Mapping[str, Any]) -> str:
     return f"{model.get('source', 'unknown')} {kind}" if kind else str(model.get("source", ""))
 
 
-def quant_label(identity: Mapping[str, Any]) -> str:
-    """The quantization scheme, or the dtype where nothing is quantized."""
-    quant = identity.get("quant") or {}
-    scheme = str(quant.get("scheme", ""))
-    return str(quant.get("dtype", "")) if scheme in ("", "none") else scheme
-
-
 def _cut(head: str, tail: str) -> str:
     room = MAX_LABEL_CHARS - len(tail)
     return (head if len(head) <= room else head[: room - 1] + "…") + tail

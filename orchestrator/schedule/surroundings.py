@@ -59,7 +59,7 @@ class Surroundings:
 def _packages(task: Task, identity: Identity) -> tuple[str, ...]:
     if task.packages is not None:
         return task.packages(identity)
-    preloaded = dict.fromkeys(module.partition(".")[0] for module in task.preload)
+    preloaded = dict.fromkeys(module.partition(".")[0] for module in task.preload_for(identity))
     quantized = identity["quant"].get("scheme", "none") != "none"
     return (*preloaded, *(["bitsandbytes"] if preloaded and quantized else []))
 

@@ -25,17 +25,16 @@ not a proof: bytes are those of an operator's tensor inputs, read once each.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.engines import transformers as loading
-from orchestrator.engines.transformers import dtype_name, tokens
-from orchestrator.engines.transformers.feasible import ATTENTIONS
-from orchestrator.engines.transformers.generation import SequenceTiming, generator_for
+from orchestrator.engines import registry as engines
+from orchestrator.engines import texts
+from orchestrator.engines.port import Generation, Session, Work
 from orchestrator.measure import (
     Clock,
     ConfigError,
@@ -47,6 +46,7 @@ from orchestrator.measure import (
 )
 from orchestrator.measure.figures import Bars, Breakdown, Ranking
 from orchestrator.measure.options import bounded, choice, options_of
+from orchestrator.measure.sampling import NoPhases
 from orchestrator.tasks._cuda_memory import memory_history
 from orchestrator.tasks.ceilings.timed_operations import Timer
 from orchestrator.tasks.profile.attribution import Operator, Profile, attribute
@@ -54,7 +54,6 @@ from orchestrator.tasks.profile.capture import capture, mark_phase, no_collectio
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
 
 
 _SIDE = {"cpu": 512, "cuda": 4096}
@@ -98,7 +97,9 @@ def measure_ceiling(device: torch.device, dtype: torch.dtype, clock: Clock) -> C
     timer = Timer(clock)
     product_s = timer.least_s(lambda: left @ right)
     copy_s = timer.least_s(lambda: target.copy_(source))
-    return Ceiling(dtype_name(dtype), 2.0 * side**3 / product_s, 2.0 * source.nbytes / copy_s)
+    return Ceiling(
+        str(dtype).removeprefix("torch."), 2.0 * side**3 / product_s, 2.0 * source.nbytes / copy_s
+    )
 
 
 # name -> prompt tokens, decode steps
@@ -125,8 +126,6 @@ class ProfileConfig:
         ``custom``, of ``prompt_tokens`` and ``decode_steps``.
     prompt_tokens, decode_steps : int
         Of ``custom``; 0 elsewhere.
-    attention : str
-        As in ``task=inference``.
     warmup : int
         Passes under the profiler before the one that is kept, on a CPU of a short prompt; with 0
         the pass that is kept is the first of all.
@@ -139,14 +138,13 @@ class ProfileConfig:
     batch_size: int = bounded(1, low=1)
     prompt_tokens: int = bounded(0, low=0)
     decode_steps: int = bounded(0, low=0)
-    attention: str = choice(*ATTENTIONS)
     warmup: int = bounded(1, low=0)
     shapes: bool = True
     memory: bool = True
     stacks: bool = False
 
 
-def lengths(options: dict[str, Any]) -> tuple[int, int]:
+def lengths(options: Mapping[str, Any]) -> tuple[int, int]:
     """Prompt tokens and decode steps asked for.
 
     Raises
@@ -155,7 +153,7 @@ def lengths(options: dict[str, Any]) -> tuple[int, int]:
         For lengths that contradict the scenario.
     """
     scenario = options["scenario"]
-    own = (options["prompt_tokens"], options["decode_steps"])
+    own = (int(options["prompt_tokens"]), int(options["decode_steps"]))
     if scenario == CUSTOM:
         if not all(own):
             raise ConfigError(
@@ -173,39 +171,49 @@ def lengths(options: dict[str, Any]) -> tuple[int, int]:
 
 def check(identity: Identity) -> str | None:
     """None, or one line why this cannot be done; :class:`ConfigError` for what has no sense."""
-    options = identity["task"]
-    prompt_tokens, decode_steps = lengths(options)
-    return (
-        loading.check_model(identity)
-        or loading.check_attention(identity, options["attention"])
-        or loading.check_length(identity["model"], prompt_tokens + decode_steps, "the scenario")
-    )
+    if not engines.engine_of(identity).in_torch:
+        return (
+            f"torch.profiler does not follow the operators of {identity['engine']['name']}: "
+            "use engine=transformers"
+        )
+    return engines.check(identity, _work(identity["task"]))
+
+
+def _work(options: Mapping[str, Any]) -> Work:
+    return Work(options["batch_size"], sum(lengths(options)), named="the scenario's tokens")
 
 
 def run(identity: Identity, recorder: Recorder) -> None:
     """Profile one trial; see the module for its phases."""
-    import torch
-
     options = options_of(ProfileConfig, identity)
     prompt_tokens, decode_steps = lengths(identity["task"])
-    prepared = loading.prepare(identity, recorder)
-    prepared.require_context(
-        prompt_tokens + decode_steps,
-        "the scenario's tokens",
-        where="task.scenario",
-        fix="Use task.scenario=custom with a shorter prompt",
-    )
+    work = _work(identity["task"])
+    model = engines.prepare(identity, recorder, work)
     cuda = identity["device"]["kind"] == "cuda"
     with memory_history(recorder) if cuda and options.memory else nullcontext():
-        model = loading.load(prepared, identity, recorder, attention=options.attention)
-        prompt = tokens.prompt(prepared, identity["seed"], options.batch_size, prompt_tokens)
-        with torch.inference_mode():
-            _profile(model, prompt.to(model.device), decode_steps, options, identity, recorder)
+        session = engines.load(model, work, recorder)
+        size = (options.batch_size, prompt_tokens)
+        prompt = texts.random_prompt(session.ordinary_ids, identity["seed"], *size)
+        _profile(session, prompt, decode_steps, options, identity, recorder)
+
+
+class _Marked(NoPhases):
+    """Phases as ranges of the profile."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        self._clock.sync()
+        with mark_phase(name):
+            yield
+            self._clock.sync()  # the device's work belongs inside the window
 
 
 def _profile(
-    model: PreTrainedModel,
-    prompt: Any,
+    session: Session,
+    prompt: list[list[int]],
     decode_steps: int,
     options: ProfileConfig,
     identity: Identity,
@@ -214,28 +222,19 @@ def _profile(
     import torch
 
     clock = recorder.clock
-    generator = generator_for(model, clock)
-
-    @contextmanager
-    def phase(name: str) -> Iterator[None]:
-        clock.sync()
-        with mark_phase(name):
-            yield
-            clock.sync()  # the device's work belongs inside the window
-
     trace_steps = min(decode_steps, _TRACE_STEPS)
-    timings: list[SequenceTiming] = []
+    timings: list[Generation] = []
+    marked = _Marked(clock)
 
-    def generate(prompt: Any, steps: int) -> None:
-        timing, _ = generator.sequence(prompt, steps + 1, phase)
-        timings.append(timing)
+    def generate(prompt: list[list[int]], steps: int) -> None:
+        timings.append(session.generate(prompt, steps + 1, marked))
 
     work = partial(generate, prompt, decode_steps)
     short_work = partial(generate, prompt, trace_steps)
 
     cuda = identity["device"]["kind"] == "cuda"
     dtype = getattr(torch, identity["quant"]["dtype"])
-    ceiling = measure_ceiling(model.device, dtype, clock)
+    ceiling = measure_ceiling(torch.device(identity["device"]["kind"]), dtype, clock)
     one_pass = trace_steps == decode_steps
     trace = recorder.artifact("trace.json.gz")
     passes: dict[str, Any] = {"cuda": cuda, "stacks": options.stacks}
@@ -246,7 +245,9 @@ def _profile(
             work,
             **passes,
             **(full if one_pass else plain),
-            warm_work=short_work if cuda else partial(generate, prompt[:, :_WARM_TOKENS], 2),
+            warm_work=short_work
+            if cuda
+            else partial(generate, [row[:_WARM_TOKENS] for row in prompt], 2),
             warmup=options.warmup,
         )
     profiled = timings[-1]
@@ -268,7 +269,7 @@ def _profile(
     _record(profile, detail, trace_steps, ceiling, cuda=cuda, recorder=recorder)
 
 
-def _overhead(profiled: SequenceTiming, plain: SequenceTiming) -> float:
+def _overhead(profiled: Generation, plain: Generation) -> float:
     """How many times longer ``profiled`` took than ``plain`` would, had it as many decode steps."""
     steps = len(profiled.intervals_s)
     plain_s = plain.ttft_s + steps * mean(plain.intervals_s)
@@ -369,7 +370,9 @@ TASK = Task(
     config=ProfileConfig,
     run=run,
     check=check,
-    preload=loading.PRELOAD,
+    on_engine=True,
+    preload=engines.preload,
+    packages=engines.packages,
     metrics=(
         MetricSpec("operator_calls", "1", exact=True),
         MetricSpec(

@@ -46,7 +46,8 @@ def expect_streaming(identity: Identity, config: Mapping[str, Any] | None) -> Ex
     options, quant = identity["task"], identity["quant"]
     dense_quant = {"scheme": "none", "dtype": quant["dtype"], "double_quant": False}
     # Four bits become a dense layer before each product: computing is that of dense weights.
-    dense = expect_inference({**identity, "quant": dense_quant}, found)
+    run_as = {"attention": options["attention"], "compile": False}
+    dense = expect_inference({**identity, "quant": dense_quant, "engine": run_as}, found)
     if dense is None:
         return None
     architecture = read_architecture(found, strict=False)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.attempt import AttemptReport, Outcome
+from orchestrator.engines.transformers import PRELOAD
 from orchestrator.isolate.isolation import Isolation
 from orchestrator.measure import Absent, Samples, Value
 from orchestrator.measure.registry import find_task
@@ -75,7 +76,7 @@ class Bench:
         self._plugged = self._plug_in_probe()
         self._isolation = Isolation(
             # One set for all tasks: another would be another server, and seconds of imports.
-            preload=find_task("inference").preload,
+            preload=PRELOAD,
             env={"ORCHESTRATOR_CACHE": str(directory / "cache")},
         )
 

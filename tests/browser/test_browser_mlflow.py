@@ -46,7 +46,7 @@ SWEEP = (
     "task.new_tokens=4",
     "task.quality_tokens=32",
     # Long enough for telemetry to be a line, and not a point.
-    "task.token_sleep_s=0.1",
+    "engine.token_sleep_s=0.1",
     "protocol.max_time_s=1",
     "device=cpu",
     # What other programs do to the cores meanwhile is marked, and refuses nothing.

@@ -32,7 +32,11 @@ from testing.near import near
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # Executed by a test of its own, from outside the repository.
-THIRD_PARTY = ROOT / "docs" / "write-a-task.md"
+THIRD_PARTIES = {
+    "tasks": (ROOT / "docs" / "write-a-task.md", "embedding_task.py", 4),
+    "engines": (ROOT / "docs" / "write-an-engine.md", "bigram_engine.py", 2),
+}
+EXECUTED_APART = [page for page, _, _ in THIRD_PARTIES.values()]
 STORED = ("show", "compare", "gate", "report", "status", "doctor")
 PARSED = ("ui", "cancel", "sync", "reproduce", "completion")
 ORCHESTRATOR = re.compile(r"(?:\S*python3? -m orchestrator|orchestrator)\b")
@@ -79,7 +83,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("reader")
     for document in DOCUMENTS:
         for block in blocks(document):
-            if block["mark"] == "file" and document != THIRD_PARTY:
+            if block["mark"] == "file" and document not in EXECUTED_APART:
                 target = place / block["what"].strip()
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_text(block["text"], encoding="utf-8")
@@ -128,7 +132,7 @@ def words_of(command: Command, reader: Path, hashes: list[str]) -> list[str]:
 
 @pytest.mark.parametrize(
     "command",
-    commands([document for document in DOCUMENTS if document != THIRD_PARTY]),
+    commands([document for document in DOCUMENTS if document not in EXECUTED_APART]),
     ids=lambda c: f"{c.document}: {c.line[:70]}",
 )
 def test_command(
@@ -207,27 +211,29 @@ def anchors(document: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
 
 
-def test_third_party_task(tmp_path: Path) -> None:
-    """The task of write-a-task.md, found through its entry point from outside the repository."""
+@pytest.mark.parametrize("kind", THIRD_PARTIES)
+def test_third_party(tmp_path: Path, kind: str) -> None:
+    """A page's own task or engine, found through its entry point from outside the repository."""
+    page, module, trials = THIRD_PARTIES[kind]
     files = {
-        block["what"].strip(): block["text"]
-        for block in blocks(THIRD_PARTY)
-        if block["mark"] == "file"
+        block["what"].strip(): block["text"] for block in blocks(page) if block["mark"] == "file"
     }
     for name, text in files.items():
         target = tmp_path / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text, encoding="utf-8")
-    assert len(files["embedding_task.py"].splitlines()) <= 40
+    assert len(files[module].splitlines()) <= 100
     project = files["pyproject.toml"]
-    entry = re.search(r'\[project\.entry-points\."orchestrator\.tasks"\]\n(\w+) = "(.+)"', project)
-    assert entry, "pyproject.toml declares no task"
+    entry = re.search(
+        rf'\[project\.entry-points\."orchestrator\.{kind}"\]\n(\w+) = "(.+)"', project
+    )
+    assert entry, f"pyproject.toml declares nothing for orchestrator.{kind}"
     # What an installer would leave behind.
-    installed = tmp_path / "embedding_task-0.1.dist-info"
+    installed = tmp_path / "third_party-0.1.dist-info"
     installed.mkdir()
-    (installed / "entry_points.txt").write_text(f"[orchestrator.tasks]\n{entry[1]} = {entry[2]}\n")
-    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: embedding-task\nVersion: 1\n")
-    (command,) = commands([THIRD_PARTY])
+    (installed / "entry_points.txt").write_text(f"[orchestrator.{kind}]\n{entry[1]} = {entry[2]}\n")
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: third-party\nVersion: 1\n")
+    (command,) = commands([page])
     words = shlex.split(command.line)[3:]
     # Seconds instead of a minute on a busy machine: fewer repetitions, no cool-down.
     quick = ("protocol.max_time_s=0.1", "verdict=off", "ceilings=off", "--json")
@@ -240,7 +246,7 @@ def test_third_party_task(tmp_path: Path) -> None:
         stdin=subprocess.DEVNULL,
     )
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["outcomes"] == {"ok": 4}
+    assert json.loads(done.stdout)["outcomes"] == {"ok": trials}
 
 
 def findings_that_ask_for_something() -> list[list[str]]:

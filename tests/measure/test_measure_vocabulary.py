@@ -10,7 +10,7 @@ import pytest
 from orchestrator.attempt import AttemptReport, Outcome
 from orchestrator.measure import MetricSpec, Value
 from orchestrator.measure.columns import Column
-from orchestrator.measure.registry import BUILT_IN, find_task
+from orchestrator.measure.registry import TASKS, find_task
 from orchestrator.measure.vocabulary import VOCABULARY, spec_for
 
 
@@ -78,7 +78,7 @@ def test_a_memory_peak_is_not_exact_and_a_size_is() -> None:
     assert not spec_for("cache_bytes", "bytes").exact
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", TASKS.names())
 def test_what_a_task_declares_is_not_the_protocols_and_once(name: str) -> None:
     declared = [spec.name for spec in find_task(name).metrics]
     assert len(declared) == len(set(declared))

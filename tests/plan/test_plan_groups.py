@@ -16,6 +16,7 @@ from orchestrator.plan.compose import Composer
 from orchestrator.plan.expand import build, settings_of
 from orchestrator.plan.places import conf_directory
 from orchestrator.plan.plan import Plan
+from orchestrator.plan.plugged_in import PLUGGED_IN
 from orchestrator.plan.schema import Settings
 
 GROUPS = ("model", "quant", "protocol", "device", "cluster", "tracking", "telemetry", "verdict")
@@ -113,13 +114,15 @@ def test_protocols_are_what_the_specification_says(
 def test_cheap_composition_is_what_hydra_composes(choices: dict[str, str]) -> None:
     ours = OmegaConf.to_container(Composer().compose({"task": "noop", **choices}))
     assert isinstance(ours, dict)
-    # Hydra alone does not know how tasks are typed: its own loader cannot read the root file's.
-    ours.pop("task")
+    # Hydra alone does not know how tasks and engines are typed.
+    for group in PLUGGED_IN:
+        ours.pop(group)
     words = [f"{group}={option}" for group, option in choices.items()]
     with initialize_config_dir(str(conf_directory()), version_base="1.3"):
         hydras = OmegaConf.to_container(compose("config", ["task=noop", *words]))
     assert isinstance(hydras, dict)
-    hydras.pop("task")
+    for group in PLUGGED_IN:
+        hydras.pop(group)
     assert ours == hydras
     assert list(ours) == list(hydras)
 

@@ -185,9 +185,11 @@ def test_identity_has_the_agreed_shape(planned: Any) -> None:
     (trial,) = planned("task=noop model=random_tiny").trials
     identity = trial.identity
     assert list(identity) == [
-        "schema", "task", "model", "quant", "protocol", "device", "seed",
+        "schema", "task", "engine", "model", "quant", "protocol", "device", "seed",
+        "load", "environment",
     ]  # fmt: skip
-    assert identity["schema"] == 1
+    assert identity["schema"] == 2
+    assert identity["engine"] is None  # noop runs on none
     assert identity["device"] == {"kind": "cpu", "threads": None}
     assert identity["model"]["architecture"]["hidden_size"] == 64
     assert trial.hash == config_hash(identity)
@@ -214,7 +216,9 @@ def test_rebuild_never_resolves_stored_text() -> None:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("schema", 2, "schema version 2"),
+        ("schema", 1, "schema version 1"),
+        ("engine", {"name": "transformers"}, "not what this task runs on"),
+        ("load", {"rate": 1.0}, "load: is not known here"),
         ("extra", 1, "unknown field extra"),
         ("quant.schem", "nf4", r"unknown field quant\.schem\. This version does not"),
         ("quant.scheme", "nf5", "not one of"),

@@ -10,9 +10,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.errors import StoreError
+from orchestrator.measure.wording import format_name
 from orchestrator.record.artifacts import config_yaml, safe_name
 from orchestrator.record.params import MAX_PARAM_CHARS, flatten, legal_key, tag_value
-from orchestrator.record.run_names import model_label, quant_label, trial_label
+from orchestrator.record.run_names import model_label, trial_label
 
 
 @pytest.mark.parametrize(
@@ -45,8 +46,8 @@ def test_model_and_quant_labels() -> None:
     assert model_label({"model": {"id": None, "path": "/m/weights.gguf"}}) == "weights.gguf"
     random = {"model": {"source": "random", "architecture": {"model_type": "llama"}}}
     assert model_label(random) == "random llama"
-    assert quant_label({"quant": {"scheme": "none", "dtype": "float32"}}) == "float32"
-    assert quant_label({"quant": {"scheme": "nf4", "dtype": "bfloat16"}}) == "nf4"
+    assert format_name({"scheme": "none", "dtype": "float32"}) == "fp32"
+    assert format_name({"scheme": "nf4", "dtype": "bfloat16"}) == "nf4"
 
 
 def test_parameters_are_flat_and_complete() -> None:

@@ -20,7 +20,7 @@ def plan(lengths: tuple[int, ...] = (64, 512), threads: tuple[int, ...] = (1, 2)
     trials = tuple(
         Trial(
             hash=hashlib.sha256(f"{new} {count}".encode()).hexdigest(),
-            identity={"task": {"name": "llamacpp", "prompt_tokens": 128, "new_tokens": new}},
+            identity={"task": {"name": "inference", "prompt_tokens": 128, "new_tokens": new}},
             axes={"task.new_tokens": new, "device.threads": count},
             resources=Resources(cpus=2),
             timeout_s=60.0,

@@ -26,6 +26,7 @@ def identity(
     tree = yaml.safe_load((KNOWN / f"{model}.yaml").read_text())
     return {
         "task": {**vars(EstimateConfig()), "kv_dtype": "float16", **options},
+        "engine": None,
         "model": {"id": None, "path": None, **tree},
         "quant": {"scheme": scheme, "dtype": dtype, "double_quant": False},
         "protocol": {},
@@ -90,15 +91,15 @@ def test_every_cell_has_the_same_metrics() -> None:
 
 def test_gguf_types_stand_in_for_the_quantization() -> None:
     half = evaluate(identity(hardware="rtx4090"))
-    four = evaluate(identity(hardware="rtx4090", gguf="Q4_K"))
+    four = evaluate(identity(scheme="q4_k", hardware="rtx4090"))
     assert 0.28 < value(four, "weights_bytes") / value(half, "weights_bytes") < 0.31
     assert value(four, "tpot_s") < 0.35 * value(half, "tpot_s")
-    with pytest.raises(ConfigError, match=r"task\.gguf"):
-        check(identity(scheme="nf4", gguf="Q4_K"))
+    with pytest.raises(ConfigError, match=r"not known to arithmetic.*quant=q4_k"):
+        check(identity(scheme="source"))
 
 
 def test_latent_attention_keeps_one_vector_a_token() -> None:
-    found = evaluate(identity("deepseek_v3", hardware="b200", prompt_tokens=4096, gguf="Q2_K"))
+    found = evaluate(identity("deepseek_v3", hardware="b200", prompt_tokens=4096, scheme="q4_k"))
     # It fits nowhere whole: the sizes alone are asked for.
     assert value(found, "kv_bytes") == (4096 + 128) * 61 * 576 * 2
 
@@ -110,7 +111,6 @@ def test_latent_attention_keeps_one_vector_a_token() -> None:
         ({"batch_size": 0}, "task.batch_size"),
         ({"kv_dtype": "float7"}, "task.kv_dtype"),
         ({"memory_share": 1.5}, "task.memory_share"),
-        ({"gguf": "Q9_K"}, "Q9_K"),
     ],
 )
 def test_bad_options_are_named(options: dict[str, Any], said: str) -> None:

@@ -139,7 +139,7 @@ def test_special_tokens_past_a_smaller_vocabulary_are_taken_back() -> None:
 
 def test_an_attention_that_a_model_lacks_is_one_line(identity: Identity, run: Run) -> None:
     asked = identity(model={"architecture": sized("bloom")}, prompt_tokens=8, attention="sdpa")
-    with pytest.raises(Infeasible, match=r"has no sdpa attention\. Use task\.attention=eager"):
+    with pytest.raises(Infeasible, match=r"has no sdpa attention\. Use eager attention"):
         run(asked)
 
 

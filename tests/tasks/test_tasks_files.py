@@ -156,8 +156,8 @@ def test_a_split_gguf_is_one_model_to_llamacpp(
 ) -> None:
     sizes = {"prompt_tokens": 8, "new_tokens": 3}
     events = [
-        run(identity(task="llamacpp", model=of_gguf(file), format=name, **sizes))
-        for file, name in ((split_gguf, "source"), (tiny_gguf, "source"), (split_gguf, "Q8_0"))
+        run(identity(name, engine="llamacpp", model=of_gguf(file), **sizes))
+        for file, name in ((split_gguf, "source"), (tiny_gguf, "source"), (split_gguf, "q8_0"))
     ]
     split, whole, made = events
     assert split.value("weights_bytes") == whole.value("weights_bytes")
@@ -445,4 +445,8 @@ def test_llamacpp_loads_no_file_with_other_tensors(
     else:
         file = rewritten(tiny_gguf, tmp_path / "m.gguf", without="blk.0.ffn_up.weight")
     with pytest.raises(InputError, match=r"llama\.cpp cannot load this file"):
-        run(identity(task="llamacpp", model=of_gguf(file), prompt_tokens=8, new_tokens=2))
+        run(
+            identity(
+                "source", engine="llamacpp", model=of_gguf(file), prompt_tokens=8, new_tokens=2
+            )
+        )

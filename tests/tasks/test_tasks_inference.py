@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from orchestrator.engines.texts import ids_digest
 from orchestrator.errors import ConfigError
 from orchestrator.measure import InputError
 from testing.checks import check_of
@@ -73,6 +75,35 @@ def test_one_new_token_has_no_decode_and_says_so(identity: Identity, run: Run) -
     assert "decode" not in events.phases()
 
 
+def test_a_text_is_read_by_the_models_own_tokenizer(
+    identity: Identity, run: Run, tiny_gguf: Path, tmp_path: Path
+) -> None:
+    asked = identity(
+        model={"source": "gguf", "path": str(tiny_gguf)},
+        engine="llamacpp",
+        quant="source",
+        prompt_tokens=8,
+        new_tokens=2,
+    )
+    text = tmp_path / "text.txt"
+    text.write_text("ab" * 40)
+    digests = {}
+    for prompt in ("random", str(text)):
+        asked["task"]["prompt"] = prompt
+        found = run(asked).fact("prompt")
+        assert found["of"] == prompt
+        digests[prompt] = found["digest"]
+    assert digests[str(text)] == ids_digest([2] * 8)  # "ab" is one token
+    asked["task"]["prompt"] = str(tmp_path / "nothing")
+    with pytest.raises(InputError, match=r"task.prompt=.*no such text|no such text.*task.prompt"):
+        run(asked)
+
+
+def test_a_model_without_a_tokenizer_reads_no_text(identity: Identity, run: Run) -> None:
+    with pytest.raises(InputError, match=r"no tokenizer.*task.prompt=random"):
+        run(identity(prompt="text", prompt_tokens=8, new_tokens=2))
+
+
 def test_the_same_seed_generates_the_same_tokens(identity: Identity, run: Run) -> None:
     asked = identity(prompt_tokens=16, new_tokens=6)
     first = list(run(asked).fact("output_digests"))
@@ -119,7 +150,8 @@ def test_what_the_device_cannot_do_is_infeasible(
         ({"prompt_tokens": -1}, "task.prompt_tokens"),
         ({"new_tokens": 0}, "task.new_tokens"),
         ({"quality_tokens": -1}, "task.quality_tokens"),
-        ({"attention": "fast"}, "task.attention"),
+        ({"attention": "fast"}, "engine.attention"),
+        ({"token_sleep_s": -1.0}, "engine.token_sleep_s"),
     ],
 )
 def test_what_has_no_sense_is_a_configuration_error(

@@ -301,7 +301,7 @@ def test_llamacpps_cache_is_judged_by_what_is_likely() -> None:
 @pytest.mark.skipif(importlib.util.find_spec("xllamacpp") is None, reason="no wheel here")
 def test_llamacpp_proves_its_cache(identity: Identity, run: Run, tiny_gguf: Path) -> None:
     model = {"source": "gguf", "path": str(tiny_gguf), "architecture": None}
-    events = run(identity(task="llamacpp", model=model, prompt_tokens=20, new_tokens=3))
+    events = run(identity("source", engine="llamacpp", model=model, prompt_tokens=20, new_tokens=3))
     found = states(events)
     assert set(found) == {"finite log-probabilities", "cache"}
     assert found["finite log-probabilities"] == "proven"

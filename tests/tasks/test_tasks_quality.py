@@ -10,12 +10,17 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from orchestrator.engines import transformers as loading
+from orchestrator.engines.distance import Distance, top_kl, whole_kl
+from orchestrator.engines.port import NextLogprobs, Session
+from orchestrator.engines.reference import Reference, reference_for
+from orchestrator.engines.text_windows import cut
+from orchestrator.engines.texts import read_text
 from orchestrator.engines.transformers import tokens
-from orchestrator.engines.transformers.reference import Reference, reference_for
 from orchestrator.measure import HostClock, InputError, Recorder
-from orchestrator.tasks import quality
 
 Identity = Callable[..., dict[str, Any]]
 Run = Callable[[dict[str, Any]], Any]
@@ -108,48 +113,117 @@ def test_another_configuration_is_another_reference(
     assert after.value("kl_to_reference") < 10 * before.value("kl_to_reference")
 
 
-def made(windows: list[torch.Tensor], logits: torch.Tensor) -> Reference:
+class Spoken(Session):
+    """Says what it was given, whatever it is asked."""
+
+    def __init__(self, logits: torch.Tensor) -> None:
+        self.logprobs = torch.log_softmax(logits, dim=-1)
+
+    def next_logprobs(self, ids: Any, targets: Any) -> NextLogprobs:
+        found = self.logprobs[: len(targets)]
+        wanted = found[range(len(targets)), list(targets)]
+        return NextLogprobs(wanted.double().numpy(), found.argmax(-1).numpy(), found.numpy())
+
+    ready = generate = footprint = tokenizer = prove = None  # type: ignore[assignment]
+
+
+Spoken.__abstractmethods__ = frozenset()
+
+
+def made(identity: Identity, positions: int, logits: torch.Tensor) -> Reference:
     recorder = Recorder(lambda event: None, HostClock(), Path())
-    return reference_for("weights", "tokens", windows, lambda: lambda ids: logits, recorder)
+    windows = cut([0] * (positions + 1), positions)
+    found = reference_for(identity(), windows, recorder, Spoken(logits))
+    assert isinstance(found, Reference), found
+    return found
 
 
 @pytest.mark.parametrize("spread", [1.0, 10.0, 40.0])
-def test_stored_logits_are_close_enough(spread: float) -> None:
+def test_stored_logprobs_are_close_enough(identity: Identity, spread: float) -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(50, 5000, generator=generator) * spread / 4
     logits[0, 0] = -math.inf  # as padded vocabulary entries are
     logits[1] = 3.0  # no spread at all
-    reference = made([torch.zeros(50)], logits)
-    window = reference.window(0, torch.device("cpu"))
-    assert torch.equal(window.top1, logits.argmax(dim=-1))
+    exact = torch.log_softmax(logits, dim=-1)
+    (window,) = made(identity, 50, logits)
+    assert window.top1.tolist() == logits.argmax(dim=-1).tolist()
+    stored = torch.from_numpy(window.logprobs)
     finite = logits.isfinite()
-    span = logits.nan_to_num(neginf=math.inf).min(-1).values - logits.max(-1).values
-    error = (window.logits - logits)[finite].abs().max()
-    assert error <= 1.01 * max(float(span.abs().max()), 200.0 * (~finite).any()) / 65535
-    exact = torch.log_softmax(logits[2:].double(), dim=-1)
-    stored = torch.log_softmax(window.logits[2:].double(), dim=-1)
-    divergence = (exact.exp() * (exact - stored)).sum(dim=-1).max()
-    assert 0 <= divergence < 1e-7
+    span = exact.nan_to_num(neginf=math.inf).min(-1).values - exact.max(-1).values
+    error = (stored - exact)[finite].abs().max()
+    assert error <= 2.02 * max(float(span.abs().max()), 200.0 * (~finite).any()) / 65535
+    certain = torch.log_softmax(logits[2:].double(), dim=-1)
+    divergence = whole_kl(certain.numpy(), torch.log_softmax(stored[2:].double(), -1).numpy())
+    assert abs(divergence).max() < 1e-7
+    assert stored.double().exp().sum(-1).numpy() == pytest.approx(1, abs=1e-6)
 
 
-def test_a_reference_that_is_not_finite_is_refused_and_not_kept(cache: Path) -> None:
-    logits = torch.full((4, 16), math.nan)
-    with pytest.raises(InputError, match="not finite"):
-        made([torch.zeros(4)], logits)
+def test_a_reference_that_is_not_finite_is_refused_and_not_kept(
+    identity: Identity, cache: Path
+) -> None:
+    recorder = Recorder(lambda event: None, HostClock(), Path())
+    speaks = Spoken(torch.full((4, 16), math.nan))
+    assert "not finite" in str(reference_for(identity(), cut([0] * 5, 4), recorder, speaks))
     assert list((cache / "references").iterdir()) == []
 
 
 def test_without_memory_for_the_reference_perplexity_remains(
     identity: Identity, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_memory(*args: object, **kwargs: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+    load = loading.load_unmeasured
 
-    monkeypatch.setattr(quality, "_reference_logits", no_memory)
+    def no_memory(prepared: Any, quant: Any, *more: Any, **named: Any) -> Any:
+        if quant["dtype"] == "float32":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return load(prepared, quant, *more, **named)
+
+    monkeypatch.setattr(loading, "load_unmeasured", no_memory)
     events = run(identity("bf16", task="quality", tokens=64))
     assert events.value("perplexity") > 1
     for name in ("kl_to_reference", "top1_agreement", "reference_perplexity"):
         assert "memory" in events.absent(name)
+
+
+def test_an_engine_that_names_some_tokens_has_a_metric_of_its_own() -> None:
+    import numpy as np
+
+    p = np.log(np.array([[0.5, 0.3, 0.15, 0.05]], np.float32))
+    whole = NextLogprobs(np.array([p[0, 1]], np.float64), np.array([0]), p)
+    ids = np.array([[1, 0]], np.int32)
+    q = np.log(np.array([[0.6, 0.3]], np.float32))
+    some = NextLogprobs(np.array([q[0, 0]], np.float64), np.array([1]), q, ids)
+    events: list[Any] = []
+    distance = Distance()
+    distance.add(some, whole)
+    distance.record(Recorder(events.append, HostClock(), Path()), "")
+    found = {event["name"]: event["value"] for event in events}
+    rest = 0.2 * math.log(0.2 / 0.1)
+    expected = 0.3 * math.log(0.3 / 0.6) + 0.5 * math.log(0.5 / 0.3) + rest
+    assert found["kl_top_to_reference"] == pytest.approx(expected, rel=1e-5)
+    assert "kl_to_reference" not in found
+    assert found["top1_agreement"] == 0.0
+    assert found["perplexity"] == pytest.approx(1 / 0.6)
+    assert found["reference_perplexity"] == pytest.approx(1 / 0.3)
+
+
+@given(
+    st.lists(st.floats(0.01, 1.0), min_size=5, max_size=5),
+    st.lists(st.floats(0.01, 1.0), min_size=5, max_size=5),
+    st.integers(1, 5),
+)
+def test_a_distance_over_some_tokens_never_exceeds_the_whole(
+    a: list[float], b: list[float], top: int
+) -> None:
+    import numpy as np
+
+    p, q = (np.log(np.array([values], np.float64) / sum(values)) for values in (a, b))
+    whole = float(whole_kl(p, q)[0])
+    assert whole == pytest.approx(float((np.exp(p) * (p - q)).sum()))
+    ids = np.argsort(-q, axis=-1)[:, :top]
+    found = float(top_kl(p, ids, np.take_along_axis(q, ids, axis=-1))[0])
+    assert 0 <= found <= whole + 1e-5
+    if top == 5:
+        assert found == pytest.approx(whole, abs=1e-5)
 
 
 def test_prompts_hold_no_special_ids_and_follow_the_seed(identity: Identity, recorder: Any) -> None:
@@ -168,22 +242,22 @@ def test_texts_come_from_where_they_are_said_to(tmp_path: Path) -> None:
     import pyarrow
     import pyarrow.parquet
 
-    first = tokens.read_text("pydoc_topics", 1000)
+    first = read_text("pydoc_topics", 1000)
     assert len(first) == 1000
-    assert first == tokens.read_text("pydoc_topics", 1000)
+    assert first == read_text("pydoc_topics", 1000)
     plain = tmp_path / "a.txt"
     plain.write_text("some text")
-    assert tokens.read_text(str(plain), 4) == "some"
+    assert read_text(str(plain), 4) == "some"
     table = tmp_path / "a.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"text": ["one", None, "two"]}), table)
-    assert tokens.read_text(str(table), 100) == "one\n\ntwo"
+    assert read_text(str(table), 100) == "one\n\ntwo"
     pyarrow.parquet.write_table(pyarrow.table({"other": ["one"]}), table)
     with pytest.raises(InputError, match="no column 'text'"):
-        tokens.read_text(str(table), 100)
+        read_text(str(table), 100)
     with pytest.raises(InputError, match="no such text"):
-        tokens.read_text("nothing", 100)
+        read_text("nothing", 100)
     with pytest.raises(InputError, match="hub:OWNER/NAME/FILE"):
-        tokens.read_text("hub:wikitext", 100)
+        read_text("hub:wikitext", 100)
 
 
 def test_a_text_needs_a_tokenizer(identity: Identity, run: Run) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
+from orchestrator.engines import texts
 from orchestrator.engines import transformers as loading
 from orchestrator.engines.text_windows import cut, needed_context, window_tokens
-from orchestrator.engines.transformers import tokens
 from orchestrator.measure import InputError
 from tests.tasks.test_tasks_files import of, of_gguf, rewritten
 
@@ -43,7 +43,7 @@ def write_tokenizer(directory: Path, *, begins: bool, words: list[str] | None = 
 
 @pytest.fixture(autouse=True)
 def text(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokens, "read_text", lambda name, characters: TEXT[:characters])
+    monkeypatch.setattr(texts, "read_text", lambda name, characters, **where: TEXT[:characters])
 
 
 def test_windows_predict_each_token_once() -> None:
@@ -166,12 +166,12 @@ def test_both_engines_score_the_same_tokens_in_the_same_windows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     text = "b" * 100 + "a" * 20_000  # nothing in it that one of the two would merge
-    monkeypatch.setattr(tokens, "read_text", lambda name, characters: text[:characters])
+    monkeypatch.setattr(texts, "read_text", lambda name, characters, **where: text[:characters])
     file = rewritten(tiny_gguf, tmp_path / "b.gguf", {"tokenizer.ggml.add_bos_token": begins})
     ours = run(identity(task="quality", model=of_gguf(file), tokens=200, window=512))
     theirs = run(
         identity(
-            task="llamacpp",
+            engine="llamacpp",
             model=of_gguf(file),
             prompt_tokens=8,
             new_tokens=2,

@@ -159,8 +159,8 @@ def test_what_a_measured_process_imports_of_ours_needs_the_standard_library_alon
 import sys
 sys.path.insert(0, {str(ROOT)!r})
 import orchestrator.isolate.forkserver_main
-from orchestrator.measure.registry import BUILT_IN, find_task
-for name in BUILT_IN:
+from orchestrator.measure.registry import TASKS, find_task
+for name in TASKS.names():
     find_task(name)
 found = {{name.partition(".")[0] for name in sys.modules}}
 print(sorted(found - sys.stdlib_module_names - {{"__main__", "orchestrator"}}))

@@ -1,1 +1,1 @@
-"""llama.cpp: GGUF files in several formats, its server in this process, quality through it."""
+"""llama.cpp: GGUF files in several formats, and its server in this process."""

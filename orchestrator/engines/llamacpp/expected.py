@@ -12,7 +12,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.engines.llamacpp import formats, requantize
-from orchestrator.engines.llamacpp.options import context_room, gpu_layers
+from orchestrator.engines.llamacpp.options import gpu_layers, room_tokens
+from orchestrator.engines.port import Work
 from orchestrator.engines.transformers.configuration import known_config
 from orchestrator.measure import Identity
 
@@ -25,16 +26,18 @@ _PACKAGED_TYPE = "Q4_1"
 _COMPUTED_IN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _PACKED_PRODUCT = "int8"
 GGUF_TYPE = "gguf_type"
+GGUF_MADE = "gguf_made"
 
 
 def expect_llamacpp(identity: Identity, config: Mapping[str, Any] | None) -> Expectation | None:
-    """Sizes, time to the first token and time per token of ``task=llamacpp``.
+    """Sizes, time to the first token and time per token of a generation.
 
     Parameters
     ----------
     config : mapping or None
         As the measured process read it from the file, with the type of most of its matrices under
-        ``gguf_type``; None: as far as it can be had without reading the file.
+        ``gguf_type`` and whether it was made here under ``gguf_made``; None: as far as it can be
+        had without reading the file.
 
     Returns
     -------
@@ -59,36 +62,39 @@ def expect_llamacpp(identity: Identity, config: Mapping[str, Any] | None) -> Exp
         read_architecture,
     )
 
-    options = identity["task"]
+    options, engine = identity["task"], identity["engine"]
     found = dict(config) if config is not None else dict(known_config(identity["model"]) or {})
     kind = found.pop(GGUF_TYPE, None)
-    if options["format"] != formats.SOURCE:
-        kind = options["format"]
-    elif kind is None and identity["model"]["source"] == "packaged":
-        kind = _PACKAGED_TYPE
+    asked = formats.gguf_type(identity["quant"])
+    own = _PACKAGED_TYPE if identity["model"]["source"] == "packaged" else None
+    made = found.pop(GGUF_MADE, asked not in (None, own))
+    kind = kind or asked or own
     if not found or kind is None:
         return None
     architecture = read_architecture(found, strict=False)
     weights = WeightFormat(kind, dtype=_COMPUTED_IN.get(kind, "float32"))
     prompt, new = options["prompt_tokens"], options["new_tokens"]
     # The cache is made for the whole context at once.
-    room = context_room(options)
-    keys, values = (CacheFormat(options[f"cache_type_{side}"].upper()) for side in ("k", "v"))
+    room = room_tokens(
+        engine["context_tokens"],
+        Work(tokens=prompt + new, scored_tokens=options.get("quality_tokens", 0)),
+    )
+    keys, values = (CacheFormat(engine[f"cache_type_{side}"].upper()) for side in ("k", "v"))
     # Keys and values are alike in number, so each of the two formats holds half of the cache.
     held = sum(kv_bytes(architecture, room, cache=side) for side in (keys, values)) // 2
     whole = memory(
         architecture,
         batch=1,
-        prompt_tokens=min(prompt, options["micro_batch"]),
+        prompt_tokens=min(prompt, engine["micro_batch"]),
         tokens=room,
         weights=weights,
         cache=keys,
     )
     weights_bytes = whole.weights_bytes
-    if options["format"] != formats.SOURCE:
+    if made:
         weights_bytes += _finer_tables_bytes(architecture, kind)
     layers = architecture.layer_count + 1
-    on_gpu = gpu_layers(options["gpu_layers"], layers)
+    on_gpu = gpu_layers(engine["gpu_layers"], layers)
     split = 0 < on_gpu < layers
 
     def steps() -> dict[str, Steps]:

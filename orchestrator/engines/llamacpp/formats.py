@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,32 +14,62 @@ from orchestrator.engines.gguf_files import GgufModel
 from orchestrator.engines.inspection import inspect_gguf
 from orchestrator.engines.llamacpp.gguf_configuration import configuration_of
 from orchestrator.engines.separate import run_module
-from orchestrator.measure import InputError, Recorder
+from orchestrator.measure import Infeasible, InputError, Recorder
+from orchestrator.measure.wording import format_name
 
 SOURCE = "source"
-REFERENCE = "BF16"
-FORMATS = ("BF16", "Q8_0", "Q5_1", "Q4_0", "Q4_1", "MXFP4")
+#: What is written here, as ``quant=`` and as GGUF call it.
+WRITTEN = {
+    "fp32": "F32",
+    "bf16": "BF16",
+    "fp16": "F16",
+    **{name.lower(): name for name in ("Q8_0", "Q5_1", "Q4_1", "Q4_0", "MXFP4")},
+}
+# Only of a file that has it.
+_READ = {name.lower(): name for name in ("Q6_K", "Q5_K", "Q4_K")}
+NAMES = (*WRITTEN, *_READ, SOURCE)
 # Part of the cache key: raise it when the same file would come out differently.
 _VERSION = 1
 _NORMAL_TOKEN = 1
 
 
-def in_format(source: Path, digest: str, name: str, recorder: Recorder | None = None) -> Path:
-    """``source`` itself for ``source``, else its weights in the format ``name``, made on first use.
+def gguf_type(quant: Mapping[str, Any]) -> str | None:
+    """What GGUF calls the format of ``identity["quant"]``; None for the file as it is."""
+    name = format_name(quant)
+    return None if name == SOURCE else {**WRITTEN, **_READ}[name]
 
-    With a ``recorder`` in a phase ``convert``.
+
+def in_format(
+    source: Path, digest: str, name: str | None, recorder: Recorder | None = None
+) -> Path:
+    """``source`` with most of its matrices in the GGUF type ``name``, made on first use.
+
+    ``source`` itself for None, and where it is of that type. With a ``recorder`` in a phase
+    ``convert``.
 
     Raises
     ------
     InputError
         If the file is damaged, of a type that cannot be dequantized, or the disk is full.
+    Infeasible
+        If it is of another type, and that one is not written here.
     """
-    inspect_gguf(source)
-    if name == SOURCE:
+    if name is None:
+        inspect_gguf(source)
         return source
+    final = cache_root() / "formats" / f"{digest[:32]}-{name}-v{_VERSION}.gguf"
+    if not final.exists():
+        inspect_gguf(source)
+        if (found := contents(source).matrix_type) == name:
+            return source
+        if name not in WRITTEN.values():
+            raise Infeasible(
+                f"most of this file is {found}, and {name} is not written here",
+                where="quant",
+                fix="Use quant=source, or a file in that format",
+            )
     # A process of its own: gigabytes of float32 would leave this one's heap and caches unlike those
     # of the next attempt, which finds the file made.
-    final = cache_root() / "formats" / f"{digest[:32]}-{name}-v{_VERSION}.gguf"
 
     def build(target: Path) -> None:
         run_module(
@@ -47,7 +79,7 @@ def in_format(source: Path, digest: str, name: str, recorder: Recorder | None = 
             name,
             failed=f"this GGUF file cannot be written as {name}",
             where=str(source),
-            fix="Use task.format=source, or a file in another format",
+            fix="Use quant=source, or a file in another format",
         )
 
     making = recorder.phase("convert", measured=False) if recorder else None
@@ -89,6 +121,7 @@ class Contents:
     config: dict[str, Any] | None
 
 
+@lru_cache(maxsize=4)
 def contents(file: Path) -> Contents:
     """What a model of one file or several holds.
 

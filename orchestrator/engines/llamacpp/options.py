@@ -1,13 +1,11 @@
-"""Options of ``task=llamacpp`` that stand for a number: layers on the GPU, room of the context."""
+"""Options of ``engine=llamacpp`` that stand for a number: layers on the GPU, room for tokens."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
-from typing import Any
 
-from orchestrator.engines.text_windows import needed_context
+from orchestrator.engines.port import Work
 from orchestrator.measure import ConfigError
 
 _ALL = "all"
@@ -32,23 +30,11 @@ def gpu_layers(asked: str, layers: int) -> int:
         return math.ceil(layers * float(found[1]) / 100.0)
     raise ConfigError(
         f"{asked!r} is no number of layers",
-        where="task.gpu_layers",
+        where="engine.gpu_layers",
         fix="Give a number, a percentage such as 25%, or all",
     )
 
 
-def needed_tokens(options: Mapping[str, Any], limit: int | None = None) -> int:
-    """The longest sequence that is run: prompt and output, or a window of the text for quality.
-
-    Windows are cut to a model's context, ``limit``; prompt and output are not.
-    """
-    quality = int(options["quality_tokens"])
-    generated = int(options["prompt_tokens"]) + int(options["new_tokens"])
-    window = needed_context(quality) if quality else 0
-    return max(generated, window if limit is None else min(window, limit))
-
-
-def context_room(options: Mapping[str, Any]) -> int:
+def room_tokens(asked: int, work: Work) -> int:
     """Tokens that the context has room for: what was asked for, else what is needed, rounded up."""
-    asked = int(options["context_tokens"])
-    return asked or math.ceil(needed_tokens(options) / _CONTEXT_STEP) * _CONTEXT_STEP
+    return asked or math.ceil(work.room_tokens() / _CONTEXT_STEP) * _CONTEXT_STEP

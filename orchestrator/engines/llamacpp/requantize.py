@@ -15,10 +15,19 @@ from orchestrator.engines.separate import NO_SPACE
 
 _FINER = ("token_embd.weight", "output.weight")
 _FINER_FORMAT = "Q8_0"
-_EIGHT_BITS_OR_MORE = ("BF16", "Q8_0")
+_EIGHT_BITS_OR_MORE = ("F32", "F16", "BF16", "Q8_0")
 # Q8_0, Q5_1, Q4_x and MXFP4 pack blocks of 32 along a row.
 _BLOCK = 32
-_FILE_TYPES = {"BF16": 32, "Q8_0": 7, "Q5_1": 9, "Q4_0": 2, "Q4_1": 3, "MXFP4": 38}
+_FILE_TYPES = {
+    "F32": 0,
+    "F16": 1,
+    "BF16": 32,
+    "Q8_0": 7,
+    "Q5_1": 9,
+    "Q4_0": 2,
+    "Q4_1": 3,
+    "MXFP4": 38,
+}
 
 
 def main(source: Path, target: Path, name: str) -> None:

@@ -13,33 +13,30 @@ import json
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from orchestrator.measure import Clock, Infeasible, InputError, Mismatch
 
-INSTALL = "pip install -c constraints.txt xllamacpp"
 CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 FLASH_ATTENTION = ("auto", "on", "off")
 _LOCAL_TIMEOUT_S = 60.0
-_PROBE = "a text"
 
 
 def import_xllamacpp() -> Any:
-    """The module; :class:`InputError` with the command that installs it where it is missing."""
+    """The module; :class:`InputError` where it is missing or cannot run here."""
     try:
         import xllamacpp
     except (ImportError, OSError) as error:
         raise InputError(
-            f"llama.cpp cannot be used here: {error}", where="task=llamacpp", fix=INSTALL
+            f"llama.cpp cannot be used here: {error}", where="engine=llamacpp"
         ) from error
     return xllamacpp
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a server is started with; names as in ``task=llamacpp``."""
+    """What a server is started with; names as in ``engine=llamacpp``."""
 
     file: Path
     context_tokens: int
@@ -53,7 +50,6 @@ class Setting:
     cache_type_v: str
     mmap: bool
     mlock: bool
-    warmup: bool
 
 
 @dataclass(frozen=True)
@@ -62,39 +58,26 @@ class Completion:
 
     Attributes
     ----------
-    begin_ns, first_ns, last_ns : int
-        When it was asked for, when the first token was there, and when the last one was.
-    intervals_s : tuple of float
-        Between consecutive output tokens; where the server held an unfinished character back, the
-        interval up to a chunk is of several tokens and is not here.
+    begin_ns : int
+        When it was asked for.
+    arrivals_ns : tuple of int, shape (new_tokens,)
+        When each token was there. Where the server held an unfinished character back, several have
+        the time of the chunk that brought them.
     prompt_tokens, new_tokens, cached_tokens : int
         As the model's own tokenizer counts them.
-    merged_tokens : int
-        Tokens that came together with another.
     own_prefill_s, own_decode_s : float
         llama.cpp's own timings.
     text : str
     """
 
     begin_ns: int
-    first_ns: int
-    last_ns: int
-    intervals_s: tuple[float, ...]
+    arrivals_ns: tuple[int, ...]
     prompt_tokens: int
     new_tokens: int
     cached_tokens: int
-    merged_tokens: int
     own_prefill_s: float
     own_decode_s: float
     text: str
-
-    @property
-    def ttft_s(self) -> float:
-        return (self.first_ns - self.begin_ns) / 1e9
-
-    @property
-    def decode_s(self) -> float:
-        return (self.last_ns - self.first_ns) / 1e9
 
 
 class LlamaServer:
@@ -114,8 +97,8 @@ class LlamaServer:
         if setting.gpu_layers and self.gpu_free_bytes is None:
             raise Infeasible(
                 "llama.cpp sees no GPU: its installed build may be for CPUs only",
-                where="task.gpu_layers",
-                fix="Install a build of xllamacpp for this GPU, or task.gpu_layers=0",
+                where="engine.gpu_layers",
+                fix="Install a build of xllamacpp for this GPU, or engine.gpu_layers=0",
             )
         parameters = _parameters(llama, setting)
         try:
@@ -124,7 +107,7 @@ class LlamaServer:
             raise InputError(
                 "llama.cpp cannot load this file with these settings; its log says why",
                 where=str(setting.file),
-                fix="Look at the attempt's log, or try the file with task.format=source",
+                fix="Look at the attempt's log, or try the file with quant=source",
             ) from error
         now_free = _gpu_free_bytes(llama)
         self.gpu_taken_bytes = (
@@ -189,15 +172,6 @@ class LlamaServer:
         with direct.open(request, timeout=_LOCAL_TIMEOUT_S) as answer:
             return [int(i) for i in json.load(answer)["tokens"]]
 
-    def begin_of_text(self) -> list[int]:
-        """The ids that the tokenizer puts before a text: mostly one, or none."""
-        plain, full = self.tokenize(_PROBE), self.tokenize(_PROBE, special=True)
-        # From the end: what stands before a text may be one of its own tokens too.
-        for start in range(len(full) - len(plain), -1, -1):
-            if full[start : start + len(plain)] == plain:
-                return full[:start]
-        return []
-
 
 def read_completion(begin_ns: int, chunks: Sequence[tuple[int, Any]]) -> Completion:
     """Times from chunks, (when it came, what it was).
@@ -209,7 +183,7 @@ def read_completion(begin_ns: int, chunks: Sequence[tuple[int, Any]]) -> Complet
     Mismatch
         If the stream is not one of tokens with their counts.
     """
-    marks: list[tuple[int, int]] = []  # when, how many tokens were out by then
+    arrivals: list[int] = []
     usage: dict[str, Any] = {}
     timings: dict[str, Any] = {}
     text: list[str] = []
@@ -218,27 +192,17 @@ def read_completion(begin_ns: int, chunks: Sequence[tuple[int, Any]]) -> Complet
         timings = chunk.get("timings") or timings
         usage = chunk.get("usage") or usage
         text.append(chunk["choices"][0].get("text") or "")
-        count = int(timings.get("predicted_n", 0))
         # The closing chunk brings no token of its own, unless one was held back to the end.
-        if count > (marks[-1][1] if marks else 0):
-            marks.append((at_ns, count))
-    if not marks or not usage or not timings:
+        arrivals += [at_ns] * (int(timings.get("predicted_n", 0)) - len(arrivals))
+    if not arrivals or not usage or not timings:
         raise Mismatch("llama.cpp's stream ended without tokens, usage and timings")
-    single = [
-        (later[0] - earlier[0]) / 1e9
-        for earlier, later in pairwise(marks)
-        if later[1] - earlier[1] == 1
-    ]
     cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0)
     return Completion(
         begin_ns=begin_ns,
-        first_ns=marks[0][0],
-        last_ns=marks[-1][0],
-        intervals_s=tuple(single),
+        arrivals_ns=tuple(arrivals),
         prompt_tokens=int(usage["prompt_tokens"]),
         new_tokens=int(usage["completion_tokens"]),
         cached_tokens=int(cached),
-        merged_tokens=int(usage["completion_tokens"]) - len(marks),
         own_prefill_s=float(timings["prompt_ms"]) / 1e3,
         own_decode_s=float(timings["predicted_ms"]) / 1e3,
         text="".join(text),
@@ -249,7 +213,7 @@ def _refuse_error(chunk: Any) -> Any:
     if "error" in chunk:
         raise InputError(
             f"llama.cpp rejected the request: {chunk['error'].get('message', chunk['error'])}",
-            where="task=llamacpp",
+            where="engine=llamacpp",
         )
     return chunk
 
@@ -278,7 +242,7 @@ def _parameters(llama: Any, setting: Setting) -> Any:
         (False, True): "MLOCK",
     }[setting.mmap, setting.mlock]
     parameters.load_mode = getattr(llama.llama_load_mode, f"LLAMA_LOAD_MODE_{mode}")
-    parameters.warmup = setting.warmup
+    parameters.warmup = False  # else the first call would not be a cold start
     # Else it would change the settings above until the model fits, without a word.
     parameters.fit_params = False
     parameters.cache_ram_mib = 0

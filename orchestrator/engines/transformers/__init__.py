@@ -7,13 +7,14 @@ from orchestrator.engines.transformers.feasible import (
     check_length,
     check_model,
 )
-from orchestrator.engines.transformers.footprint import Footprint, footprint
+from orchestrator.engines.transformers.footprint import footprint
 from orchestrator.engines.transformers.load import (
     PRELOAD,
     Prepared,
     load,
     load_unmeasured,
     prepare,
+    prove_loaded,
     release_free_memory,
     runs,
     thread_count,
@@ -23,7 +24,6 @@ from orchestrator.engines.transformers.load import (
 
 __all__ = [
     "PRELOAD",
-    "Footprint",
     "Prepared",
     "check_attention",
     "check_compile",
@@ -34,6 +34,7 @@ __all__ = [
     "load",
     "load_unmeasured",
     "prepare",
+    "prove_loaded",
     "release_free_memory",
     "runs",
     "thread_count",

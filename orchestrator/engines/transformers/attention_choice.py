@@ -38,5 +38,5 @@ def refuse_attention(error: Exception, asked: str, where: str) -> None:
         raise Infeasible(
             f"{text.split(' does not support')[0].split()[-1]} has no {asked} attention",
             where=where,
-            fix="Use task.attention=eager",
+            fix="Use eager attention",
         ) from error

@@ -112,7 +112,7 @@ def _check_share(model: nn.Module, asked: str, recorder: Recorder) -> None:
         if module is not None
     }
     body = size.parameters - sum(embeddings.values())
-    share = size.quantized_parameters / body if body else 0.0
+    share = (size.quantized_parameters or 0) / body if body else 0.0
     recorder.engaged(
         "quantized share",
         f"{asked} for most parameters outside the embeddings",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def expect_inference(identity: Identity, config: Mapping[str, Any] | None) -> Expectation | None:
-    """Sizes, time to the first token and time per token of ``task=inference``.
+    """Sizes, time to the first token and time per token of a generation.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ def expect_inference(identity: Identity, config: Mapping[str, Any] | None) -> Ex
     if found is None:
         return None
     architecture = _architecture(json.dumps(found, sort_keys=True))
-    options = identity["task"]
+    options, engine = identity["task"], identity["engine"]
     batch, prompt, new = options["batch_size"], options["prompt_tokens"], options["new_tokens"]
     weights = _weights(identity)
     cache = CacheFormat(weights.dtype)
@@ -74,8 +74,8 @@ def expect_inference(identity: Identity, config: Mapping[str, Any] | None) -> Ex
 
     def steps() -> dict[str, Steps]:
         eager = Execution(
-            fused=bool(options.get("compile")),
-            causal=options.get("attention") != "eager",
+            fused=bool(engine["compile"]),
+            causal=engine["attention"] != "eager",
             absorbed=False,
         )
         common = (weights, cache)

@@ -18,8 +18,10 @@ from orchestrator.engines.transformers.configuration import known_config
 from orchestrator.engines.transformers.model_types import packing_problem, type_problem
 from orchestrator.engines.transformers.quantization import QUANTIZED
 from orchestrator.measure import ConfigError, Identity
+from orchestrator.measure.wording import format_name
 
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2", "flex_attention")
+FORMATS = ("fp32", "bf16", "fp16", *QUANTIZED)
 
 
 def check_model(identity: Identity) -> str | None:
@@ -32,6 +34,8 @@ def check_model(identity: Identity) -> str | None:
     """
     if problem := find_problem(identity["model"]):
         raise problem.as_config_error()
+    if (asked := format_name(identity["quant"])) not in FORMATS:
+        return f"transformers has no {asked}; it has {', '.join(FORMATS)}"
     model = identity["model"]
     if model["source"] == "random":
         _check_sizes(json.dumps(model["architecture"], sort_keys=True))

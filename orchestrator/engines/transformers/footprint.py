@@ -4,36 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from orchestrator.engines.port import Footprint
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
-
-
-@dataclass(frozen=True)
-class Footprint:
-    """Size of a loaded model.
-
-    Attributes
-    ----------
-    weights_bytes : int
-        Parameters and buffers, with the scales and code books of quantized ones; shared ones once.
-    parameters : int
-        Numbers the architecture has, however they are packed; tied ones once.
-    quantized_parameters : int
-        How many of them are held in a quantized format.
-    """
-
-    weights_bytes: int
-    parameters: int
-    quantized_parameters: int
-
-    @property
-    def bits_per_parameter(self) -> float:
-        """Mean over the whole model, embeddings and norms included."""
-        return 8 * self.weights_bytes / self.parameters
 
 
 def footprint(model: nn.Module) -> Footprint:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.engines.digest import digest_files
 from orchestrator.engines.gguf_files import gguf_files
 from orchestrator.engines.inspection import inspect_safetensors, tensor_names
-from orchestrator.engines.residency import resident_fraction
+from orchestrator.engines.residency import note_page_cache
 from orchestrator.engines.source import (
     context_of,
     directory_problem,
@@ -149,15 +149,7 @@ def load(
     Mismatch
         If what was loaded is not what was asked for.
     """
-    resident = resident_fraction(prepared.files) if prepared.files else None
-    recorder.fact(
-        "page_cache",
-        {
-            "controlled": False,
-            "resident_fraction_before_load": resident,
-            "bytes": sum(file.stat().st_size for file in prepared.files),
-        },
-    )
+    note_page_cache(prepared.files, recorder)
     with recorder.phase("load", measured=False), timed(recorder.clock) as span:
         model = load_unmeasured(
             prepared,
@@ -168,6 +160,18 @@ def load(
             trust_remote_code=identity["model"]["trust_remote_code"],
         )
     recorder.value("load_s", "s", span.seconds)
+    prove_loaded(model, prepared, identity, recorder, attention)
+    return model
+
+
+def prove_loaded(
+    model: PreTrainedModel,
+    prepared: Prepared,
+    identity: Identity,
+    recorder: Recorder,
+    attention: str,
+) -> None:
+    """Prove that ``model`` is what was asked for; :class:`Mismatch` where it is not."""
     release_free_memory()
     if prepared.files:
         # Whatever was left over or left out has raised by now.
@@ -176,7 +180,6 @@ def load(
     check_weights(model, identity["quant"], recorder)
     threads = thread_count(identity["device"])
     check_setting(model, attention, identity["device"], threads, recorder)
-    return model
 
 
 @contextmanager

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.measure.wording import format_name
+
 if TYPE_CHECKING:
     from orchestrator.plan.plan import Plan
 
@@ -125,14 +127,14 @@ def axis_text(axis: str, value: object, name: str | None = None) -> str:
 
 def plain_label(identity: Mapping[str, Any]) -> str:
     """A name from the configuration itself, for a trial that no axis tells from others."""
-    task, model, quant = (identity.get(k) or {} for k in ("task", "model", "quant"))
+    task, engine, model, quant = (
+        identity.get(k) or {} for k in ("task", "engine", "model", "quant")
+    )
     name = str(task.get("name", "trial"))
     if name == "noop":
         return f"noop {axis_value(task.get('value'))}"
     source = model.get("id") or model.get("path") or model.get("source")
-    scheme = quant.get("scheme")
-    precision = quant.get("dtype") if scheme in (None, "none") else scheme
-    parts = [name, *(axis_value(p) for p in (source, precision) if p is not None)]
+    parts = [name, *(axis_value(p) for p in (engine.get("name"), source, format_name(quant)) if p)]
     return SEPARATOR.join(parts)
 
 

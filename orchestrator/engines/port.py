@@ -1,0 +1,327 @@
+"""What a task may ask of an engine. A task names none: the engine that ``engine=`` chose answers.
+
+::
+
+    find_engine(name)     Engine     check, expect, packages: while planning, nothing is loaded
+        prepare           Model      found, fetched, converted, checked
+            load          Session    ready on its device
+                generate  next_logprobs  prove
+
+How to write one: ``docs/write-an-engine.md``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby, pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.engines.text_windows import needed_context
+from orchestrator.measure import Identity, InputError, Recorder
+from orchestrator.measure.sampling import Phases, no_phase
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from orchestrator.measure.phase_memory import PhaseMemory
+    from orchestrator.model import Expectation
+
+Prompt = Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a session is loaded for: engines make room for it beforehand.
+
+    Attributes
+    ----------
+    batch_size : int
+        Sequences generated together.
+    tokens : int
+        Of the longest one, prompt and output.
+    scored_tokens : int
+        Of a text whose quality is measured; 0 for none.
+    named : str
+        What a reader calls ``tokens``.
+    """
+
+    batch_size: int = 1
+    tokens: int = 1
+    scored_tokens: int = 0
+    named: str = "prompt_tokens + new_tokens"
+
+    def room_tokens(self, limit: int | None = None) -> int:
+        """The longest sequence that is run. A text is cut to a model's context, ``limit``."""
+        window = needed_context(self.scored_tokens) if self.scored_tokens else 0
+        return max(self.tokens, window if limit is None else min(window, limit))
+
+
+@dataclass(frozen=True)
+class OwnTimings:
+    """What an engine says itself of one generation, seconds."""
+
+    prefill_s: float
+    decode_s: float
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One batch of sequences, greedy and of fixed length.
+
+    Attributes
+    ----------
+    arrivals_s : tuple of float, shape (new_tokens,)
+        When each token was out, since the call; of the whole batch at once. Tokens that came
+        together share their time.
+    digest : str
+        Of what was generated: 16 hex digits.
+    own : OwnTimings or None
+        The engine's own, where it has any.
+    """
+
+    arrivals_s: tuple[float, ...]
+    digest: str
+    own: OwnTimings | None = None
+
+    @property
+    def ttft_s(self) -> float:
+        """The prefill, the first token included."""
+        return self.arrivals_s[0]
+
+    @property
+    def decode_s(self) -> float:
+        """From the first token to the last."""
+        return self.arrivals_s[-1] - self.arrivals_s[0]
+
+    @property
+    def gaps_s(self) -> tuple[float, ...]:
+        """From each token to the next, (new_tokens - 1,); 0 between those that came together."""
+        return tuple(later - earlier for earlier, later in pairwise(self.arrivals_s))
+
+    @property
+    def intervals_s(self) -> tuple[float, ...]:
+        """Between consecutive tokens; an interval of several that came together is not there."""
+        groups = [(at, len(list(tokens))) for at, tokens in groupby(self.arrivals_s)]
+        return tuple(
+            later - earlier for (earlier, _), (later, count) in pairwise(groups) if count == 1
+        )
+
+    @property
+    def merged_tokens(self) -> int:
+        """Tokens that came together with another."""
+        return len(self.arrivals_s) - len(set(self.arrivals_s))
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Size of a loaded model.
+
+    Attributes
+    ----------
+    weights_bytes : int
+        As they lie in memory, or in the engine's own file where it maps that.
+    parameters : int
+        Numbers the architecture has, however they are packed; tied ones once.
+    quantized_parameters : int or None
+        How many of them are held in a quantized format; None where the engine does not show it.
+    """
+
+    weights_bytes: int
+    parameters: int
+    quantized_parameters: int | None = None
+
+    @property
+    def bits_per_parameter(self) -> float:
+        """Mean over the whole model, embeddings and norms included."""
+        return 8 * self.weights_bytes / self.parameters
+
+
+@dataclass(frozen=True)
+class NextLogprobs:
+    """What an engine says of the token that follows, at each position of a sequence.
+
+    Attributes
+    ----------
+    targets : ndarray, shape (positions,), float64
+        Log-probabilities of the tokens that did follow.
+    top1 : ndarray, shape (positions,), int
+        The likeliest tokens.
+    logprobs : ndarray, shape (positions, k), float32
+        Of the tokens ``ids``, over the whole vocabulary.
+    ids : ndarray, shape (positions, k), int32, or None
+        The likeliest tokens, likeliest first; None where ``logprobs`` has the whole vocabulary, in
+        the order of ids.
+    """
+
+    targets: np.ndarray
+    top1: np.ndarray
+    logprobs: np.ndarray
+    ids: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A model's own tokenizer, as far as a text needs it.
+
+    Attributes
+    ----------
+    encode : callable
+        Ids of a text, without special tokens.
+    begin_of_text : tuple of int
+        What it puts before a text: mostly one id, or none.
+    unknown_id : int or None
+        Stands for what it does not know.
+    """
+
+    encode: Callable[[str], list[int]]
+    begin_of_text: tuple[int, ...] = ()
+    unknown_id: int | None = None
+
+
+class Session(ABC):
+    """A loaded model.
+
+    Attributes
+    ----------
+    vocabulary : int
+        Rows of the embedding.
+    ordinary_ids : sequence of int
+        Tokens that are text: never one that would begin or end it.
+    context_tokens : int or None
+        The longest sequence; None where the model does not say.
+    memory : PhaseMemory or str
+        Takes the peaks of phases over what the weights hold; or a line why none can be taken.
+    """
+
+    vocabulary: int
+    ordinary_ids: Sequence[int]
+    context_tokens: int | None
+    memory: PhaseMemory | str
+
+    @abstractmethod
+    def ready(self, recorder: Recorder) -> None:
+        """Prove that what was asked for was loaded; raises ``Mismatch``. Before any call."""
+
+    @abstractmethod
+    def generate(self, prompt: Prompt, new_tokens: int, phases: Phases = no_phase) -> Generation:
+        """Generate exactly ``new_tokens`` for each row of ``prompt``, rows of one length.
+
+        Greedy; an end-of-text token changes nothing; nothing is reused of an earlier call. Phases
+        ``prefill`` and ``decode`` (none for one token) are marked outside what is timed.
+
+        Raises
+        ------
+        InputError
+            The model cannot run, or other numbers of tokens came than were asked for.
+        """
+
+    def settle(self, prompt: Prompt, new_tokens: int, recorder: Recorder) -> None:
+        """Do what is done once for this work: compile, for example. After the first call."""
+        return
+
+    @abstractmethod
+    def footprint(self) -> Footprint:
+        """Measure the model as it lies now."""
+
+    @abstractmethod
+    def tokenizer(self) -> Tokenizer | str:
+        """The model's tokenizer, or a line why there is none."""
+
+    @abstractmethod
+    def next_logprobs(self, ids: Sequence[int], targets: Sequence[int]) -> NextLogprobs:
+        """What follows the last ``len(targets)`` positions of ``ids``, each from all before it.
+
+        The ids before these positions are context only.
+        """
+
+    @abstractmethod
+    def prove(self, prompt: Prompt, new_tokens: int, recorder: Recorder) -> None:
+        """Prove how it behaved: causal, its cache one, its numbers numbers; raises ``Mismatch``.
+
+        Parameters
+        ----------
+        new_tokens : int
+            As they were timed; 0 for a session that only reads ``prompt``.
+        """
+
+    def close(self) -> None:
+        """Give the memory back."""
+        return
+
+
+class Model(ABC):
+    """A model found, fetched, converted and checked, but not loaded.
+
+    Attributes
+    ----------
+    files : sequence of Path
+        The weights as they will be read.
+    context_tokens : int or None
+        The longest sequence it was made for; None where it does not say.
+    """
+
+    files: Sequence[Path]
+    context_tokens: int | None
+
+    @abstractmethod
+    def load(self, work: Work) -> Session:
+        """Load it; what is timed as ``load_s``."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What runs a model, found by its registered name.
+
+    The module that defines one must import in milliseconds, as a task's.
+
+    Attributes
+    ----------
+    name : str
+        ``engine=<name>``; others come through the entry-point group ``orchestrator.engines``.
+    config : type
+        Dataclass of ``engine.*``: what only this engine has. Its field ``name`` is the engine's.
+    formats : tuple of str
+        What it can make of ``quant=``: names of :func:`orchestrator.measure.wording.format_name`.
+    prepare : callable
+        ``prepare(identity, recorder)`` gives the :class:`Model`, in a phase ``prepare``. What is
+        made once is kept under its content. Raises ``TaskError``s.
+    check : callable
+        ``check(identity, work)``: None, or one line why this cannot be done here, found without
+        loading anything. :class:`ConfigError` for what has no sense on any machine.
+    packages : callable
+        ``packages(identity)``: names of the distributions that its numbers depend on.
+    expect : callable
+        As :attr:`orchestrator.measure.Task.expect`, of a generation.
+    preload : tuple of str
+        Modules that the fork server imports before it forks.
+    in_torch : bool
+        Whether its operators are torch's, which ``torch.profiler`` follows.
+    """
+
+    name: str
+    config: type
+    formats: tuple[str, ...]
+    prepare: Callable[[Identity, Recorder], Model]
+    check: Callable[[Identity, Work], str | None]
+    packages: Callable[[Identity], tuple[str, ...]]
+    expect: Callable[[Identity, Mapping[str, Any] | None], Expectation | None] = field(
+        default=lambda identity, config: None
+    )
+    preload: tuple[str, ...] = ()
+    in_torch: bool = False
+
+
+def require_context(limit: int | None, work: Work) -> None:
+    """:class:`InputError` where the work is longer than the model's context.
+
+    Planning asks the same of models whose context is known then.
+    """
+    if limit is not None and work.tokens > limit:
+        raise InputError(
+            f"{work.named} = {work.tokens}, more than the model's context of {limit}",
+            where="task",
+            fix="Shorten it",
+        )
