@@ -1,16 +1,18 @@
-"""Writes a GGUF file as float32 safetensors: ``python -m ….dequantise GGUF OUT``."""
+"""Writes a GGUF file as float32 safetensors, with transformers."""
 
 from __future__ import annotations
 
+import struct
 import sys
 import tempfile
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from orchestrator.engines.gguf_files import GgufModel, write_whole
+from orchestrator.engines.inspection import inspect_gguf
 from orchestrator.engines.transformers.gguf_rope import ROPE_TENSORS, NotKept, apply_rope
-from orchestrator.measure import InputError
 
 
 def read_once() -> None:
@@ -23,6 +25,8 @@ def read_once() -> None:
     import gguf
     import numpy as np
 
+    kinds = gguf.GGUFValueType
+
     class Reader(gguf.GGUFReader):  # type: ignore[misc]
         @property
         def data(self) -> Any:
@@ -33,14 +37,60 @@ def read_once() -> None:
             # Slicing a memmap makes another memmap: ten times what slicing an array takes.
             self._plain = np.asarray(mapped)
 
+        def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
+            # A vocabulary is an array of 50,000 strings and more; the reader makes five views of
+            # each and adds up their sizes. The lengths of strings, which nobody asks for, are
+            # left out here.
+            if raw_type != kinds.ARRAY or self.byte_order != "I":
+                return super()._get_field_parts(orig_offs, raw_type)
+            item, count = self._get(orig_offs, np.uint32), self._get(orig_offs + 4, np.uint64)
+            number, at = int(count[0]), orig_offs + 12
+            if item[0] == kinds.STRING:
+                length_at = struct.Struct("=Q").unpack_from
+                parts = []
+                for _ in range(number):
+                    (length,) = length_at(self.data, at)
+                    parts.append(self.data[at + 8 : at + 8 + length])
+                    at += 8 + length
+            elif item[0] in self.gguf_scalar_to_np:
+                values = self._get(at, self.gguf_scalar_to_np[item[0]], number)
+                parts = [values[index : index + 1] for index in range(number)]
+                at += values.nbytes
+            else:
+                return super()._get_field_parts(orig_offs, raw_type)
+            types = [kinds.ARRAY, *([kinds(item[0])] if number else [])]
+            return at - orig_offs, [item, count, *parts], [*range(2, 2 + number)], types
+
     opened = cache(Reader)
     gguf.GGUFReader = lambda path, *more: opened(str(path), *more)
     gguf.get_tensor_name_map = cache(gguf.get_tensor_name_map)
+    with suppress(ImportError, AttributeError):  # not every version has a reader of its own
+        from transformers.integrations.gguf import reader
+
+        mapped = reader._mapped
+        reader._mapped = lambda path: np.asarray(mapped(path))
+
+
+def run(gguf: Path, directory: Path) -> None:
+    """:func:`main` in a process of its own, whose last line of output is shown if it fails."""
+    try:
+        main(gguf, directory)
+    except NotKept as error:
+        sys.exit(str(error))
 
 
 def main(gguf: Path, directory: Path) -> None:
-    """Write ``config.json``, ``model.safetensors`` (float32) and the tokenizer to ``directory``."""
+    """Write ``config.json``, ``model.safetensors`` (float32) and the tokenizer to ``directory``.
+
+    Raises
+    ------
+    InputError
+        If the file is damaged.
+    NotKept
+        If not all of it would be in the model.
+    """
     read_once()
+    inspect_gguf(gguf)
     model = GgufModel(gguf)
     if len(model.files) == 1:
         _convert(gguf, model, directory)
@@ -116,10 +166,3 @@ def _refuse_partial(notes: Any, unused: set[str]) -> None:
     ):
         if names:
             raise NotKept(f"{what} {len(names)} tensors, for example {min(names)}")
-
-
-if __name__ == "__main__":
-    try:
-        main(Path(sys.argv[1]), Path(sys.argv[2]))
-    except (NotKept, InputError) as error:
-        sys.exit(str(error))  # its last line is the one shown
