@@ -1,12 +1,17 @@
-"""Runs a module of ours in a process of its own, so that the measured one is as if it had not."""
+"""Runs work of ours in a process of its own, so that the measured one is as if it had not."""
 
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import orchestrator
 from orchestrator.measure import InputError
@@ -44,6 +49,71 @@ def run_module(module: str, *arguments: str | Path, failed: str, where: str, fix
     if done.returncode == NO_SPACE:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if done.returncode != 0:
-        sys.stderr.write(done.stdout)
-        last = (done.stdout.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        raise InputError(f"{failed}: {last[:300]}", where=where, fix=fix)
+        raise _failure(done.stdout, done.returncode, failed, where, fix)
+
+
+def run_forked(
+    work: Callable[..., object], *arguments: Any, failed: str, where: str, fix: str
+) -> None:
+    """``work(*arguments)`` in a fork of this process, without a GPU and with one thread of torch's.
+
+    What is imported here is not imported again: with torch and transformers that takes seconds.
+
+    Parameters
+    ----------
+    failed, where, fix : str
+        As of :func:`run_module`.
+
+    Raises
+    ------
+    InputError
+        The one that ``work`` raised, or that it failed in another way.
+    """
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+    with ours, tempfile.TemporaryFile("w+", errors="replace") as output:
+        process = context.Process(target=_forked, args=(work, arguments, theirs, output.fileno()))
+        process.start()
+        try:
+            theirs.close()
+            error: InputError | None = ours.recv()
+        except EOFError:  # ended without a word
+            error = None
+        else:
+            process.join()
+            if error is None:
+                return
+        finally:
+            process.kill()
+            process.join()
+        output.seek(0)
+        text = output.read()
+        if error is not None:
+            sys.stderr.write(text)
+            raise error
+        raise _failure(text, process.exitcode or 0, failed, where, fix)
+
+
+def _forked(
+    work: Callable[..., object], arguments: tuple[Any, ...], answer: Connection, output: int
+) -> None:
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    sys.stdout = sys.stderr = open(  # noqa: SIM115 - until the process ends
+        2, "w", buffering=1, errors="backslashreplace", closefd=False
+    )
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(1)  # OpenMP's other threads, if it had any, are not in a fork
+    try:
+        work(*arguments)
+    except InputError as error:
+        answer.send(error)
+    else:
+        answer.send(None)
+
+
+def _failure(output: str, status: int, failed: str, where: str, fix: str) -> InputError:
+    sys.stderr.write(output)
+    last = (output.strip().splitlines() or [f"exit status {status}"])[-1]
+    return InputError(f"{failed}: {last[:300]}", where=where, fix=fix)

@@ -75,6 +75,19 @@ def test_telemetry_watches(kit: Any, ray_cluster: Any) -> None:
     assert "telemetry_error" not in report.facts
 
 
+def test_what_is_measured_does_not_give_way_to_other_processes(kit: Any, ray_cluster: Any) -> None:
+    """Ray's workers do, and the measured process inherits it from its supervisor."""
+    priorities = []
+
+    def note(spec: PlannedAttempt, slot: Slot) -> None:
+        priorities.append(_busy_worker(spec).nice())
+
+    trial = kit.trial(1, sleep_s=1.0)
+    run = kit.sweep([trial], ray_cluster, seen=kit.Seen(on_started=note))
+    assert run.recorded.outcomes == {"ok": 1}
+    assert priorities == [psutil.Process().nice()]
+
+
 def test_a_task_that_fails_is_one_final_row(kit: Any, ray_cluster: Any) -> None:
     trial = kit.trial(1, sleep_s="not a number")
     run = kit.sweep([trial, kit.trial(2)], ray_cluster)

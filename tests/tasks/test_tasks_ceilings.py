@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from orchestrator.measure import Recorder
 from orchestrator.model import (
@@ -170,3 +171,49 @@ def test_the_median_round_counts_and_a_disturbed_one_does_not() -> None:
     typical, spread = ceilings.combine([disturbed, quiet, disturbed])
     assert typical == disturbed
     assert spread == 10
+
+
+def test_a_pass_that_would_take_too_long_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the one before it: an emulated dtype takes seconds for each try."""
+    clock, tried = FakeClock(), []
+    shape = ceiling_layers.Shape(32, 64, 2, 2)
+    timer = ceiling_operations.Timer(clock)
+    reference = ceiling_layers.ReferenceLayers(
+        torch.device("cpu"), shape, "float32", timer, trained=False
+    )
+
+    def run(batch: int, tokens: int) -> None:
+        tried.append(tokens)
+        clock.advance(0.01 * tokens)
+
+    monkeypatch.setattr(reference, "_run", run)
+    monkeypatch.setattr(reference, "_decode", lambda _: lambda: clock.advance(1.0))
+    prefills = [point for point in reference.points() if point[0].startswith("layers.prefill")]
+    assert prefills == [("layers.prefill.float32", 1, 16, pytest.approx(0.16))]
+    assert set(tried) == {16}
+
+
+def test_a_token_is_decoded_after_as_many_as_the_arithmetic_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And no prefill is made for them."""
+    shape = ceiling_layers.Shape(32, 64, 2, 2)
+    timer = ceiling_operations.Timer(FakeClock())
+    reference = ceiling_layers.ReferenceLayers(
+        torch.device("cpu"), shape, "bfloat16", timer, trained=False
+    )
+    seen: list[tuple[int, ...]] = []
+    attention = reference._model.layers[1].self_attn
+
+    def note(module: Any, args: Any, kwargs: Any, output: Any) -> None:
+        layer = kwargs["past_key_values"].layers[module.layer_idx]
+        seen.append((*layer.keys.shape, *layer.values.shape))
+
+    attention.register_forward_hook(note, with_kwargs=True)
+    monkeypatch.delattr(ceiling_layers.ReferenceLayers, "_run")
+    with torch.inference_mode():
+        step = reference._decode(4)
+        step()
+        step()
+    past = ceiling_layers.PAST
+    assert seen == [(4, 2, past + more, 16) * 2 for more in (1, 2)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from orchestrator.engines import transformers as loading
 from orchestrator.engines.digest import digest_files
-from orchestrator.engines.gguf_files import GgufModel, copy_fields, gguf_files
+from orchestrator.engines.gguf_files import GgufModel, copy_fields, gguf_files, read_gguf
 from orchestrator.engines.llamacpp import formats
 from orchestrator.engines.source import (
     content_files,
@@ -100,20 +101,25 @@ def converts_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Conversions in this process: another one takes seconds to import what is here already."""
     import gguf
     from transformers import modeling_gguf_pytorch_utils as reading
+    from transformers.integrations.gguf import reader
 
-    for owner, name in ((gguf, "GGUFReader"), (gguf, "get_tensor_name_map")):
+    for owner, name in (
+        (gguf, "GGUFReader"),
+        (gguf, "get_tensor_name_map"),
+        (reader, "_mapped"),
+    ):
         monkeypatch.setattr(owner, name, getattr(owner, name))
     for kind in {reading.TensorProcessor, *reading.TENSOR_PROCESSORS.values()}:
         if "process" in vars(kind):
             monkeypatch.setattr(kind, "process", kind.process)
 
-    def run_module(module: str, gguf: Path, directory: Path, *, failed: str, **said: str) -> None:
+    def run_forked(work: Any, gguf: Path, directory: Path, *, failed: str, **said: str) -> None:
         try:
             dequantise.main(gguf, directory)
         except dequantise.NotKept as error:
             raise InputError(f"{failed}: {error}", **said) from error
 
-    monkeypatch.setattr(convert, "run_module", run_module)
+    monkeypatch.setattr(convert, "run_forked", run_forked)
 
 
 @pytest.fixture
@@ -450,3 +456,61 @@ def test_llamacpp_loads_no_file_with_other_tensors(
                 "source", engine="llamacpp", model=of_gguf(file), prompt_tokens=8, new_tokens=2
             )
         )
+
+
+def test_a_file_is_looked_at_outside_of_the_measured_process(
+    tiny_gguf: Path, recorder: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Going through a vocabulary takes seconds and leaves a fragmented heap."""
+    import gguf
+
+    def read(*_: object) -> None:
+        raise AssertionError("read in this process")
+
+    here = os.getpid()
+    real = gguf.GGUFReader.__init__
+    monkeypatch.setattr(
+        gguf.GGUFReader,
+        "__init__",
+        lambda *words: real(*words) if os.getpid() != here else read(),
+    )
+    directory = convert.converted(tiny_gguf, "0" * 64, recorder[0])
+    assert (directory / "model.safetensors").is_file()
+    tiny_gguf.write_bytes(tiny_gguf.read_bytes()[:-1])
+    with pytest.raises(InputError, match="corrupt or truncated GGUF file"):
+        convert.converted(tiny_gguf, "1" * 64, recorder[0])
+
+
+@pytest.mark.usefixtures("converts_here")
+@pytest.mark.parametrize("order", ["little", "big"])
+def test_arrays_of_metadata_are_read_as_the_package_reads_them(tmp_path: Path, order: str) -> None:
+    import gguf
+
+    file = tmp_path / "arrays.gguf"
+    endian = gguf.GGUFEndian.BIG if order == "big" else gguf.GGUFEndian.LITTLE
+    writer = gguf.GGUFWriter(file, "llama", endianess=endian)
+    writer.add_array("words", ["a", "", "ΔE", "last"])
+    writer.add_array("counts", [3, -1, 7])
+    writer.add_array("scores", [0.5, -2.0])
+    writer.add_array("flags", [True, False])
+    writer.add_array("nested", [["a", "b"], ["c"]])
+    writer.add_string("after", "end")
+    writer.add_tensor("t", np.ones((2, 2), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    plain = gguf.GGUFReader(file)
+    ours = read_gguf(file)
+    dequantise.read_once()
+    assert gguf.GGUFReader(file) is gguf.GGUFReader(str(file))
+    assert ours.fields.keys() == plain.fields.keys()
+    for name, field in plain.fields.items():
+        found = ours.fields[name]
+        assert found.types == field.types, name
+        # Element by element, as transformers takes them.
+        assert [bytes(found.parts[i]) for i in found.data] == [
+            bytes(field.parts[i]) for i in field.data
+        ], name
+        assert found.contents() == field.contents(), name
+    assert [t.data_offset for t in ours.tensors] == [t.data_offset for t in plain.tensors]

@@ -10,8 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from orchestrator.engines.cache import cache_root, publish
-from orchestrator.engines.inspection import inspect_gguf
-from orchestrator.engines.separate import run_module
+from orchestrator.engines.separate import run_forked
+from orchestrator.engines.transformers import dequantise
 from orchestrator.measure import Recorder
 
 # Part of the cache key: raise it when the same file would convert to something else.
@@ -38,9 +38,8 @@ def converted(gguf: Path, digest: str, recorder: Recorder) -> Path:
     final = cache_root() / "converted" / f"{digest[:32]}-v{CONVERSION_VERSION}"
 
     def build(directory: Path) -> None:
-        inspect_gguf(gguf)
-        run_module(
-            "orchestrator.engines.transformers.dequantise",
+        run_forked(
+            dequantise.run,
             gguf,
             directory,
             failed="transformers cannot convert this GGUF file",

@@ -1,16 +1,17 @@
-"""Writes a GGUF file as float32 safetensors: ``python -m ….dequantise GGUF OUT``."""
+"""Writes a GGUF file as float32 safetensors, with transformers."""
 
 from __future__ import annotations
 
 import sys
 import tempfile
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from orchestrator.engines.gguf_files import GgufModel, write_whole
+from orchestrator.engines.gguf_files import GgufModel, read_gguf, write_whole
+from orchestrator.engines.inspection import inspect_gguf
 from orchestrator.engines.transformers.gguf_rope import ROPE_TENSORS, NotKept, apply_rope
-from orchestrator.measure import InputError
 
 
 def read_once() -> None:
@@ -23,24 +24,36 @@ def read_once() -> None:
     import gguf
     import numpy as np
 
-    class Reader(gguf.GGUFReader):  # type: ignore[misc]
-        @property
-        def data(self) -> Any:
-            return self._plain
-
-        @data.setter
-        def data(self, mapped: Any) -> None:
-            # Slicing a memmap makes another memmap: ten times what slicing an array takes.
-            self._plain = np.asarray(mapped)
-
-    opened = cache(Reader)
+    opened = cache(lambda path: read_gguf(Path(path)))
     gguf.GGUFReader = lambda path, *more: opened(str(path), *more)
     gguf.get_tensor_name_map = cache(gguf.get_tensor_name_map)
+    with suppress(ImportError, AttributeError):  # not every version has a reader of its own
+        from transformers.integrations.gguf import reader
+
+        mapped = reader._mapped
+        reader._mapped = lambda path: np.asarray(mapped(path))
+
+
+def run(gguf: Path, directory: Path) -> None:
+    """:func:`main` in a process of its own, whose last line of output is shown if it fails."""
+    try:
+        main(gguf, directory)
+    except NotKept as error:
+        sys.exit(str(error))
 
 
 def main(gguf: Path, directory: Path) -> None:
-    """Write ``config.json``, ``model.safetensors`` (float32) and the tokenizer to ``directory``."""
+    """Write ``config.json``, ``model.safetensors`` (float32) and the tokenizer to ``directory``.
+
+    Raises
+    ------
+    InputError
+        If the file is damaged.
+    NotKept
+        If not all of it would be in the model.
+    """
     read_once()
+    inspect_gguf(gguf)
     model = GgufModel(gguf)
     if len(model.files) == 1:
         _convert(gguf, model, directory)
@@ -116,10 +129,3 @@ def _refuse_partial(notes: Any, unused: set[str]) -> None:
     ):
         if names:
             raise NotKept(f"{what} {len(names)} tensors, for example {min(names)}")
-
-
-if __name__ == "__main__":
-    try:
-        main(Path(sys.argv[1]), Path(sys.argv[2]))
-    except (NotKept, InputError) as error:
-        sys.exit(str(error))  # its last line is the one shown

@@ -56,6 +56,8 @@ _SMALL_BOX = {
     "RAY_enable_metrics_collection": "0",
     # On Linux too this makes a cluster of one node keep to the loopback interface.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    # Else 15: what is measured would give way to whatever else the machine does.
+    "RAY_worker_niceness": "0",
     # We say ourselves which GPUs a measured process sees, also when it is none.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # Ray would write one into the home directory, and a head started there later would ask for it.
