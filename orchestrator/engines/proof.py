@@ -10,6 +10,8 @@ from orchestrator.measure import Recorder
 PROVEN, UNDECIDED, FAILED = "proven", "undecided", "failed"
 #: The cached logits' error over that of logits without the context, at most.
 CACHE_SHARE = 0.1
+# A format's rounding is a typical figure: now and then it is this many times as large.
+_ROUNDINGS = 2.0
 
 
 @dataclass(frozen=True)
@@ -56,11 +58,13 @@ def judge_cache(
     got = f"error {error:.2g} against {control:.2g} without context, over {tokens} tokens"
     if control > 0.0 and error <= CACHE_SHARE * control:
         return Finding(PROVEN, got)
-    # Beyond what rounding does, or the very logits that no context gives.
-    if control >= rounding / CACHE_SHARE * spread > 0.0:
-        return Finding(FAILED, got)
-    if control > 0.0 and from_control <= CACHE_SHARE * control:
-        return Finding(FAILED, got)
     if not math.isfinite(error):
         return Finding(FAILED, got)
+    # The very logits that no context gives, or an error beyond what rounding does.
+    if control > 0.0 and from_control <= CACHE_SHARE * control:
+        return Finding(FAILED, got)
+    if control >= rounding / CACHE_SHARE * spread > 0.0:
+        if error > _ROUNDINGS * rounding * spread:
+            return Finding(FAILED, got)
+        return Finding(UNDECIDED, f"{got}: the error is one that rounding makes")
     return Finding(UNDECIDED, f"{got}: context changes these logits no more than rounding does")
