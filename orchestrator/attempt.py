@@ -21,7 +21,7 @@ AxisValue = str | int | float | bool | None
 REPORT_VERSION = 1
 
 # Phases that make something for every attempt to come: no part of the trial that met them first.
-MADE_ONCE = frozenset({"convert", "reference", "compiler"})
+MADE_ONCE = frozenset({"environment", "convert", "reference", "compiler"})
 
 
 class Outcome(str, Enum):

@@ -44,6 +44,7 @@ QUANTS = {
     "int8": ("int8", "bfloat16", False),
     "nf4": ("nf4", "bfloat16", True),
     "fp4": ("fp4", "bfloat16", True),
+    "int4wo": ("int4wo", "float32", False),
     **{name: (name, None, False) for name in (*GGUF, "source")},
 }
 
@@ -79,7 +80,12 @@ def make_identity(
             "trust_remote_code": False,
             **(model or {"architecture": dict(TINY)}),
         },
-        "quant": {"scheme": scheme, "dtype": dtype, "double_quant": double_quant},
+        "quant": {
+            "scheme": scheme,
+            "dtype": dtype,
+            "double_quant": double_quant,
+            "group_size": 32 if quant == "int4wo" else None,
+        },
         "protocol": {
             "warmup": 1,
             "min_repetitions": 3,
@@ -91,6 +97,7 @@ def make_identity(
         },
         "device": {"kind": device, "threads": 1},
         "seed": 0,
+        "environment": None,
         **dict.fromkeys(EMPTY_KEYS),
     }
 

@@ -179,6 +179,22 @@ def _store(root: Path) -> Iterator[Finding]:
         yield Finding("warn", f"{said} in the spool", "python -m orchestrator sync")
 
 
+def _environments() -> Iterator[Finding]:
+    from orchestrator.engines.cache import kept
+    from orchestrator.environments.uv import find_uv
+    from orchestrator.errors import Infeasible
+
+    try:
+        find_uv()
+    except Infeasible:
+        yield Finding("warn", "no uv: environment=NAME is infeasible", "pip install uv")
+        return
+    for kind in kept():
+        if kind.name == "environments":
+            built = f"{kind.entries} built, {gib(kind.bytes)}"
+            yield Finding("ok", f"environments: {built} (python -m orchestrator cache)")
+
+
 def examine(root: Path) -> list[Finding]:
     """Every finding about this machine, in a fixed order; a check that fails is one too."""
     checks: list[Callable[[], Iterator[Finding]]] = [
@@ -190,6 +206,7 @@ def examine(root: Path) -> list[Finding]:
         _gpus,
         _compiler,
         _model,
+        _environments,
         lambda: _store(root),
     ]
     findings: list[Finding] = []

@@ -219,6 +219,16 @@ def sync(**given: Any) -> int:
 
 
 @commands.command()
+@click.option("--prune", metavar="KIND", help="Remove all of this kind first.")
+@AS_JSON
+def cache(prune: str | None, as_json: bool) -> int:
+    """Show what is kept between attempts: environments, conversions, references."""
+    from orchestrator.commands.cache import cache_command
+
+    return cache_command(prune, as_json)
+
+
+@commands.command()
 @STORE_OVERRIDES
 @click.option(
     "--simulate",

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 from orchestrator.commands.output import emit, emit_json, say
 from orchestrator.commands.run import executors, planned
+from orchestrator.environments.build import key_of, told
 from orchestrator.plan.hydra_cli import hydra_flags
-from orchestrator.plan.plan import plan_json
+from orchestrator.plan.plan import Plan, plan_json
 from orchestrator.plan.preflight import preflight
 from orchestrator.record import open_store
 from orchestrator.report.show.plan_view import plan_view
@@ -35,7 +36,7 @@ def plan_command(argv: Sequence[str]) -> int:
         for executor in executors(plan, store)
         for config_hash, found in executor.todo().states.items()
     }
-    for line in checked.warnings:
+    for line in (*checked.warnings, *_environments(plan)):
         say(line)
     if arguments.json:
         emit_json(plan_json(plan, states))
@@ -43,3 +44,13 @@ def plan_command(argv: Sequence[str]) -> int:
 
     emit(plan_view(plan, states))
     return 0
+
+
+def _environments(plan: Plan) -> list[str]:
+    """A line for each environment that trials of the plan run in."""
+    asked = {
+        key_of(environment): environment
+        for trial in plan.trials
+        if (environment := trial.identity["environment"]) and "packages" in environment
+    }
+    return [told(environment) for environment in asked.values()]

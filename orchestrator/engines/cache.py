@@ -6,6 +6,7 @@
         converted/<key>/          a model turned into safetensors + tokenizer
         references/<key>.safetensors
         digests/<key>.json        content digests of large files
+        environments/<key>/       packages that attempts run in
         locks/<key>.lock
 
 Entries are named by the content they were made from, never changed once they are there, and
@@ -16,17 +17,21 @@ want the same entry wait for the one that makes it. Anything here may be deleted
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.errors import home_directory
 from orchestrator.measure import InputError
 
 ENVIRONMENT_VARIABLE = "ORCHESTRATOR_CACHE"
+_LOCKS = "locks"
+_MANY_FILES = 1000  # of which each by itself would take longer than all the machine's
 _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
@@ -68,13 +73,11 @@ def publish(
     """
     if final.exists():
         return final
-    from filelock import FileLock
-
-    locks = cache_root() / "locks"
+    locks = cache_root() / _LOCKS
     with _disk_errors(final):
         locks.mkdir(mode=0o700, exist_ok=True)
         final.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with making or nullcontext(), FileLock(locks / f"{final.name}.lock"):
+        with making or nullcontext(), _alone(locks / f"{final.name}.lock"):
             if final.exists():
                 return final
             # The lock is ours: a partial entry of this name belongs to a process that is dead.
@@ -84,12 +87,59 @@ def publish(
             try:
                 made = scratch / final.name
                 build(made)
-                _sync_tree(made)
+                if made.is_dir() and sum(1 for _ in made.rglob("*")) > _MANY_FILES:
+                    os.sync()
+                else:
+                    _sync_tree(made)
                 os.rename(made, final)
                 _sync(final.parent)
             finally:
                 _remove(scratch)
     return final
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of entries: how many there are, and what they weigh."""
+
+    name: str
+    entries: int
+    bytes: int
+
+
+def kept() -> list[Kind]:
+    """What the cache holds, the heaviest kind first."""
+    found = []
+    for directory in cache_root().iterdir():
+        if not directory.is_dir() or directory.name == _LOCKS:
+            continue
+        weight = sum(
+            item.lstat().st_size
+            for item in directory.rglob("*")
+            if item.is_file() and not item.is_symlink()
+        )
+        entries = sum(not item.name.startswith(".") for item in directory.iterdir())
+        found.append(Kind(directory.name, entries, weight))
+    return sorted(found, key=lambda kind: -kind.bytes)
+
+
+def forget(name: str) -> None:
+    """Remove all entries of a kind; who is using one keeps what it has open."""
+    _remove(cache_root() / name)
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Hold a lock that the kernel lets go when this process ends, however it does.
+
+    Not by a library: an environment's Python has no more of them than its engine needs.
+    """
+    handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 @contextmanager
@@ -98,9 +148,10 @@ def _disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            what = "no space left for the model cache"
+            free = shutil.disk_usage(cache_root()).free
+            what = f"no space left for the cache: {free / 2**30:.1f} GiB free"
         elif error.errno in _UNWRITABLE:
-            what = "the model cache cannot be written"
+            what = "the cache cannot be written"
         else:
             raise
         raise InputError(

@@ -15,6 +15,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib import metadata
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -312,6 +314,23 @@ class Engine:
     )
     preload: tuple[str, ...] = ()
     in_torch: bool = False
+
+
+def has_package(identity: Identity, distribution: str) -> bool:
+    """Whether the trial's environment has it; without one, whether it is installed here."""
+    environment = identity["environment"]
+    if environment is not None:
+        return distribution in environment["packages"]
+    return _is_installed(distribution)
+
+
+@lru_cache(maxsize=64)
+def _is_installed(distribution: str) -> bool:
+    try:
+        metadata.distribution(distribution)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def require_context(limit: int | None, work: Work) -> None:

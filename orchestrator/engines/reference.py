@@ -9,8 +9,11 @@ weights to bfloat16 causes. The reference's own choice (top 1) is stored exactly
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +22,13 @@ from orchestrator.engines.cache import cache_root, publish
 from orchestrator.engines.content import content_of
 from orchestrator.engines.digest import digest_json
 from orchestrator.engines.port import NextLogprobs, Session, Work
+from orchestrator.engines.separate import exits_for_a_full_disk, run_module
 from orchestrator.engines.text_windows import Windows
-from orchestrator.measure import Identity, Infeasible, InputError, OutOfMemory, Recorder
+from orchestrator.measure import HostClock, Identity, Infeasible, InputError, OutOfMemory, Recorder
 
 REFERENCE_VERSION = 2
 _ENGINE = "transformers"
-_QUANT = {"scheme": "none", "dtype": "float32", "double_quant": False}
+_QUANT = {"scheme": "none", "dtype": "float32", "double_quant": False, "group_size": None}
 _STEPS = 65535
 # Some models give padded vocabulary entries minus infinity; this far down nothing has any weight.
 _LOWEST = 200.0
@@ -36,14 +40,13 @@ def reference_identity(identity: Identity) -> dict[str, Any]:
     # Some models have no other attention than eager.
     if identity["engine"].get("attention") == "eager":
         options["attention"] = "eager"
-    return {**identity, "engine": options, "quant": dict(_QUANT)}
+    return {**identity, "engine": options, "quant": dict(_QUANT), "environment": None}
 
 
 def is_reference(identity: Identity) -> bool:
     """Whether a trial is itself what others are held against."""
-    return identity["engine"]["name"] == _ENGINE and all(
-        identity["quant"][key] == value for key, value in _QUANT.items()
-    )
+    named = identity["engine"]["name"] == _ENGINE and identity["environment"] is None
+    return named and all(identity["quant"].get(key) == value for key, value in _QUANT.items())
 
 
 class Reference:
@@ -92,14 +95,25 @@ def reference_for(
     )
 
     def build(directory: Path) -> None:
-        directory.mkdir()
-        session = _loaded(identity, windows, recorder) if own is None else own
-        try:
-            for index, (ids, targets) in enumerate(windows):
-                _write(directory / f"{index:06d}.npz", session.next_logprobs(ids, targets))
-        finally:
-            if session is not own:
+        if own is not None:
+            _write_all(directory, own, windows)
+        elif find_spec(_ENGINE) is not None:
+            session = _loaded(identity, windows, recorder)
+            try:
+                _write_all(directory, session, windows)
+            finally:
                 session.close()
+        else:  # an environment without it
+            request = directory.with_name("request.json")
+            request.write_text(json.dumps({"identity": identity, "windows": asdict(windows)}))
+            run_module(
+                "orchestrator.engines.reference",
+                request,
+                directory,
+                failed="the float32 reference failed",
+                where="quality reference",
+                fix="Its log says why",
+            )
 
     making = recorder.phase("reference", measured=False)
     try:
@@ -108,6 +122,12 @@ def reference_for(
         return "the float32 reference does not fit into the device's memory"
     except (InputError, Infeasible) as error:
         return f"no float32 reference of these weights: {error}"
+
+
+def _write_all(directory: Path, session: Session, windows: Windows) -> None:
+    directory.mkdir()
+    for index, (ids, targets) in enumerate(windows):
+        _write(directory / f"{index:06d}.npz", session.next_logprobs(ids, targets))
 
 
 def _loaded(identity: Identity, windows: Windows, recorder: Recorder) -> Session:
@@ -138,3 +158,19 @@ def _write(file: Path, found: NextLogprobs) -> None:
             top1=found.top1,
             targets=found.targets,
         )
+
+
+def main(request: Path, directory: Path) -> None:
+    """What :func:`reference_for` asks of a process that has transformers."""
+    asked = json.loads(request.read_text())
+    windows = Windows(**{name: _tuples(value) for name, value in asked["windows"].items()})
+    recorder = Recorder(lambda event: None, HostClock(), directory.parent)
+    _write_all(directory, _loaded(asked["identity"], windows, recorder), windows)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+if __name__ == "__main__":
+    exits_for_a_full_disk(main, Path(sys.argv[1]), Path(sys.argv[2]))

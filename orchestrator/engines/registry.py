@@ -22,6 +22,7 @@ ENGINES = Registry(
     {
         "transformers": "orchestrator.engines.transformers.engine:ENGINE",
         "llamacpp": "orchestrator.engines.llamacpp.engine:ENGINE",
+        "onnxruntime": "orchestrator.engines.onnxruntime.engine:ENGINE",
     },
 )
 

@@ -18,10 +18,12 @@ from orchestrator.measure import InputError
 
 # Exit status of such a module that found the disk full.
 NO_SPACE = 28
+#: Names this program's own Python to an attempt whose environment has another.
+PYTHON_VARIABLE = "ORCHESTRATOR_PYTHON"
 
 
 def run_module(module: str, *arguments: str | Path, failed: str, where: str, fix: str) -> None:
-    """``python -m module arguments``, without a GPU.
+    """``python -m module arguments`` by this program's own Python, without a GPU.
 
     Parameters
     ----------
@@ -38,7 +40,7 @@ def run_module(module: str, *arguments: str | Path, failed: str, where: str, fix
     root = str(Path(orchestrator.__file__).resolve().parents[1])
     search_path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
-        [sys.executable, "-m", module, *map(str, arguments)],
+        [os.environ.get(PYTHON_VARIABLE, sys.executable), "-m", module, *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": search_path, "CUDA_VISIBLE_DEVICES": ""},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -50,6 +52,16 @@ def run_module(module: str, *arguments: str | Path, failed: str, where: str, fix
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if done.returncode != 0:
         raise _failure(done.stdout, done.returncode, failed, where, fix)
+
+
+def exits_for_a_full_disk(main: Callable[..., None], *arguments: Any) -> None:
+    """``main(*arguments)`` of such a module, whose status tells of a full disk."""
+    try:
+        main(*arguments)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            sys.exit(NO_SPACE)
+        raise
 
 
 def run_forked(

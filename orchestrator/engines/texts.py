@@ -78,8 +78,9 @@ def text_ids(
             fix="Give a longer text or ask for fewer tokens",
         )
     if ids and not 0 <= min(ids) <= max(ids) < vocabulary:
+        strange = max(ids) if max(ids) >= vocabulary else min(ids)
         raise InputError(
-            f"the tokenizer gives the id {max(ids)}, the model has {vocabulary} embeddings",
+            f"the tokenizer gives the id {strange}, the model has {vocabulary} embeddings",
             where="model",
             fix="The tokenizer's files must belong to the model",
         )

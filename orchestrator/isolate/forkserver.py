@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 
@@ -31,14 +32,18 @@ class ForkServer:
         Modules it imports before it says that it is ready.
     environment : mapping
         Its whole environment.
+    python : str
+        The interpreter.
     """
 
-    def __init__(self, preload: Sequence[str], environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, preload: Sequence[str], environment: Mapping[str, str], python: str = sys.executable
+    ) -> None:
         self.preload = tuple(preload)
         self.ready: wire.Message | None = None
         self._control, theirs = wire.pair()
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the server
-        command = [*python_module(_SERVER), str(theirs.fileno())]
+        command = [*python_module(_SERVER, python), str(theirs.fileno())]
         try:
             self._process = subprocess.Popen(
                 [*command, str(os.getpid()), json.dumps(self.preload)],

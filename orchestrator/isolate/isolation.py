@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from orchestrator.attempt import AttemptReport, PlannedAttempt, Slot
+from orchestrator.environments.build import code_directory
 from orchestrator.errors import OrchestratorError
 from orchestrator.host.secrets import secret_values
 from orchestrator.isolate.cancel import Cancel
@@ -17,15 +20,36 @@ from orchestrator.isolate.supervise import Supervision
 from orchestrator.isolate.variables import server_environment
 from orchestrator.measure.registry import find_task
 
+# Each holds what it imported: with torch some 400 MB.
+_MOST_SERVERS = 3
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What a fork server is started for: modules, the hub's token or not, and its Python."""
+
+    preload: tuple[str, ...]
+    hub: bool
+    python: Path | None
+
+    def start(self, extra: Mapping[str, str]) -> ForkServer:
+        if self.python is None:
+            return ForkServer(self.preload, server_environment(os.environ, extra, hub=self.hub))
+        # Nothing of the supervisor's own packages: they would hide the environment's.
+        only_code = server_environment(
+            os.environ, extra, hub=self.hub, import_path=str(code_directory())
+        )
+        return ForkServer(self.preload, only_code, str(self.python))
+
 
 class Isolation:
-    """Keeps at most one warm fork server and runs attempts one after another. Linux only.
+    """Keeps a few warm fork servers and runs attempts one after another. Linux only.
 
     Parameters
     ----------
     preload : sequence of str, optional
-        Modules the server imports; by default what each attempt's task names. Another set means
-        another server, and the old one ends.
+        Modules the server imports; by default what each attempt's task names. Another set, or
+        another environment, means another server; the one that waited longest ends.
     env : mapping, optional
         Variables to set in every measured process.
 
@@ -45,8 +69,7 @@ class Isolation:
     ) -> None:
         self._preload = None if preload is None else tuple(preload)
         self._env = dict(env or {})
-        self._server: ForkServer | None = None
-        self._knows_hub = True
+        self._servers: dict[Path | None, tuple[_Kind, ForkServer]] = {}
         self._cancel = Cancel()
         self._running = False
         sweep()
@@ -91,7 +114,9 @@ class Isolation:
                 slot,
                 preload=preload,
                 # A spawned interpreter does its own importing; its server stays bare.
-                server=lambda: self._warm_server(preload if attempt.start == "fork" else (), hub),
+                server=lambda python: self._warm_server(
+                    _Kind(preload if attempt.start == "fork" else (), hub, python)
+                ),
                 cancel=self._cancel,
                 watch=watch,
                 secrets=secret_values({**os.environ, **self._env}),
@@ -104,10 +129,9 @@ class Isolation:
         self._cancel.set()
 
     def close(self) -> None:
-        """End the fork server."""
-        if self._server is not None:
-            self._server.close()
-            self._server = None
+        """End the fork servers."""
+        while self._servers:
+            self._servers.popitem()[1][1].close()
 
     def __enter__(self) -> Isolation:
         return self
@@ -124,12 +148,15 @@ class Isolation:
         except (OrchestratorError, ImportError, KeyError, TypeError):
             return ()  # the child will say what is wrong with it
 
-    def _warm_server(self, preload: tuple[str, ...], hub: bool) -> ForkServer:
-        if self._server is not None:
-            alike = self._server.preload == preload and self._knows_hub == hub
-            if alike and self._server.alive():
-                return self._server
-            self.close()
-        self._server = ForkServer(preload, server_environment(os.environ, self._env, hub=hub))
-        self._knows_hub = hub
-        return self._server
+    def _warm_server(self, kind: _Kind) -> ForkServer:
+        """The server of this kind, one for each Python and the last used of them at the end."""
+        known, server = self._servers.pop(kind.python, (kind, None))
+        if server is not None and not (known == kind and server.alive()):
+            server.close()
+            server = None
+        if server is None:
+            while len(self._servers) >= _MOST_SERVERS:
+                self._servers.pop(next(iter(self._servers)))[1].close()
+            server = kind.start(self._env)
+        self._servers[kind.python] = (kind, server)
+        return server

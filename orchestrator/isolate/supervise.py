@@ -18,9 +18,13 @@ import os
 import selectors
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 from orchestrator.attempt import AttemptReport, Observations, Outcome, PlannedAttempt, Slot
+from orchestrator.environments.build import built, is_built
+from orchestrator.environments.uv import Cancelled
+from orchestrator.errors import TaskError
 from orchestrator.host.cgroup import oom_kills
 from orchestrator.host.cpu import usable_cores
 from orchestrator.isolate import linux
@@ -36,7 +40,7 @@ from orchestrator.isolate.variables import (
     attempt_environment,
     redact,
 )
-from orchestrator.measure.metric import Absent, Metric, Value
+from orchestrator.measure.metric import Absent, Metric, Phase, Value
 from orchestrator.measure.wording import gib
 
 TICK_S = 0.1
@@ -59,7 +63,8 @@ class Supervision:
     preload : tuple of str
         What the child needs imported.
     server : callable
-        Gives the warm server; called again where one turned out to be dead.
+        Gives the warm server of a Python, None for this one; called again where one turned out to
+        be dead.
     cancel : Cancel
         Raised by whoever wants the attempt ended.
     watch : AttemptObserver or None
@@ -74,7 +79,7 @@ class Supervision:
         slot: Slot,
         *,
         preload: tuple[str, ...],
-        server: Callable[[], ForkServer],
+        server: Callable[[Path | None], ForkServer],
         cancel: Cancel,
         watch: AttemptObserver | None,
         secrets: list[str],
@@ -111,6 +116,10 @@ class Supervision:
             self._observe(lambda watch: watch.start(self._slot))
             try:
                 self._launch()
+            except Cancelled:
+                self._stop = End(Outcome.CANCELLED, "cancelled")
+            except TaskError as error:
+                self._stop = End(Outcome(error.outcome), str(error))
             except OSError as error:
                 self._stop = End(Outcome.ERROR, f"cannot prepare the attempt: {error}")
             if self._pid is not None:
@@ -125,8 +134,9 @@ class Supervision:
     def _launch(self) -> None:
         self._directory = directory = AttemptDirectory()
         directory.write_job(self._job(directory))
+        python = self._python()
         for attempts_left in (1, 0):
-            self._server = server = self._new_server()
+            self._server = server = self._new_server(python)
             self._result, theirs = os.pipe2(os.O_CLOEXEC)
             os.set_blocking(self._result, False)
             with contextlib.suppress(OSError):
@@ -146,6 +156,19 @@ class Supervision:
                 self._result = -1
             finally:
                 os.close(theirs)
+
+    def _python(self) -> Path | None:
+        """The Python of the trial's environment, built first where this node lacks it."""
+        environment = self._attempt.trial.identity.get("environment")
+        if environment is None:
+            return None
+        missing, begin_ns = not is_built(environment), time.perf_counter_ns()
+        python = built(environment, self._cancel.is_set)
+        if missing:
+            end_ns = time.perf_counter_ns()
+            self._ledger.phases.append(Phase("environment", begin_ns, end_ns, measured=False))
+            self._deadline_s = time.monotonic() + self._attempt.start_timeout_s
+        return python
 
     def _job(self, directory: AttemptDirectory) -> dict[str, Any]:
         cpus = sorted(self._slot.cpus)

@@ -33,18 +33,22 @@ _THREADS = (
 )
 
 
-def python_module(name: str) -> list[str]:
+def python_module(name: str, python: str = sys.executable) -> list[str]:
     """The command that calls ``main(words)`` of a module of ours with the words that follow it.
 
     Like ``python -m`` but for the current directory, which is not imported from: it is where
     somebody started Ray on this node, perhaps in another checkout than the one that is measured.
     """
     start = "import sys; sys.path[:] = filter(None, sys.path);"
-    return [sys.executable, "-c", f"{start} from {name} import main; main(sys.argv[2:])", name]
+    return [python, "-c", f"{start} from {name} import main; main(sys.argv[2:])", name]
 
 
 def server_environment(
-    base: Mapping[str, str], extra: Mapping[str, str], *, hub: bool = True
+    base: Mapping[str, str],
+    extra: Mapping[str, str],
+    *,
+    hub: bool = True,
+    import_path: str | None = None,
 ) -> dict[str, str]:
     """The fork server's whole environment.
 
@@ -56,6 +60,8 @@ def server_environment(
         Set on top, secrets or not: whoever passes it means it.
     hub : bool
         Whether the model hub's token stays: a gated model cannot be fetched without it.
+    import_path : str, optional
+        What the server imports from beside its interpreter; by default what the supervisor does.
     """
     kept = {
         name: value
@@ -65,7 +71,7 @@ def server_environment(
     # One thread: OpenBLAS starts its pool when numpy is imported, and a process with threads must
     # not fork. Asking NVML whether there is a GPU keeps torch from initialising CUDA to know.
     kept |= {"OPENBLAS_NUM_THREADS": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
-    return {**kept, **_QUIET, "PYTHONPATH": _import_path(base), **extra}
+    return {**kept, **_QUIET, "PYTHONPATH": import_path or _import_path(base), **extra}
 
 
 def attempt_environment(
@@ -76,6 +82,8 @@ def attempt_environment(
         # Always set: an unset variable means every GPU of the machine.
         "CUDA_VISIBLE_DEVICES": slot.cuda_visible_devices,
         ATTEMPT_VARIABLE: attempt_id,
+        # What its environment lacks to make something once, this Python has.
+        "ORCHESTRATOR_PYTHON": sys.executable,
         "TMPDIR": str(temporary),
         **dict.fromkeys(_THREADS, str(threads)),
     }

@@ -116,6 +116,14 @@ class Task:
         """What to import beforehand for this configuration."""
         return self.preload(identity) if callable(self.preload) else self.preload
 
+    def packages_for(self, identity: Identity) -> tuple[str, ...]:
+        """Names of the distributions that the numbers of this configuration depend on."""
+        if self.packages is not None:
+            return self.packages(identity)
+        preloaded = dict.fromkeys(module.partition(".")[0] for module in self.preload_for(identity))
+        quantized = identity["quant"].get("scheme", "none") != "none"
+        return (*preloaded, *(["bitsandbytes"] if preloaded and quantized else []))
+
     @property
     def is_pure(self) -> bool:
         """Whether it only computes."""

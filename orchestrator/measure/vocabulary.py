@@ -65,6 +65,14 @@ QUALITY = (
         meaning="divergence from the reference precision, per token",
     ),
     MetricSpec(
+        "kl_top_to_reference",
+        "nats",
+        "lower",
+        exact=True,
+        title="KL top",
+        meaning="the same over the engine's likeliest tokens: a lower bound",
+    ),
+    MetricSpec(
         "top1_agreement",
         "1",
         "higher",

@@ -11,6 +11,7 @@ from typing import Any, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 
 from orchestrator.engines.registry import ENGINES
+from orchestrator.environments.lock import locked
 from orchestrator.errors import ConfigError
 from orchestrator.measure.registry import find_task
 from orchestrator.plan.axes import Axis, Fixed
@@ -170,6 +171,8 @@ class Mixture:
         if tree["model"]["path"]:
             tree["model"]["path"] = os.path.abspath(os.path.expanduser(tree["model"]["path"]))
         tree["engine"] = _engine_of(tree)
+        # Not what was asked for, but what it came out as.
+        tree["environment"] = locked(tree["environment"])
         return {"schema": SCHEMA_VERSION, **tree, **dict.fromkeys(EMPTY_KEYS)}, typed
 
 

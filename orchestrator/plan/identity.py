@@ -19,6 +19,7 @@ from orchestrator.plan.schema import (
     IDENTITY_GROUPS,
     IDENTITY_KEYS,
     SCHEMA_VERSION,
+    WEIGHT_ONLY,
     RootConfig,
     field_problems,
 )
@@ -141,6 +142,13 @@ def check_together(identity: Mapping[str, Any]) -> None:
             where="quant.dtype",
             fix="Choose a format by quant=, for example quant=bf16 or quant=q8_0",
         )
+    if (quant["group_size"] is None) == (quant["scheme"] in WEIGHT_ONLY):
+        raise ConfigError(
+            f"{'must be given' if quant['group_size'] is None else 'has no effect'} on "
+            f"quant.scheme={quant['scheme']}",
+            where="quant.group_size",
+            fix=f"It belongs to {', '.join(WEIGHT_ONLY)}",
+        )
     if quant["double_quant"] and quant["scheme"] not in ("nf4", "fp4"):
         raise ConfigError(
             f"has no effect on quant.scheme={quant['scheme']}",
@@ -194,6 +202,7 @@ def rebuild(identity: Mapping[str, Any]) -> dict[str, Any]:
     for name in EMPTY_KEYS:
         if identity[name] is not None:
             raise ConfigError("is not known here", where=name)
+    tree["environment"] = _environment(identity["environment"])
     seed = identity["seed"]
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise ConfigError(f"{seed!r} is not an int", where="seed")
@@ -204,6 +213,16 @@ def rebuild(identity: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigError("an identity never says auto", where="device.kind")
     canonical_json(tree)
     return tree
+
+
+def _environment(stored: Any) -> dict[str, Any] | None:
+    if stored is None:
+        return None
+    _same_fields("environment", {"python", "packages"}, stored)
+    packages = stored["packages"]
+    if not isinstance(packages, Mapping) or not packages:
+        raise ConfigError("has no packages", where="environment")
+    return {"python": str(stored["python"]), "packages": {k: str(v) for k, v in packages.items()}}
 
 
 def _same_fields(where: str, known: set[str], got: Any) -> None:

@@ -147,6 +147,9 @@ class TypedRepository(ConfigRepository):
             package = config_path.rpartition("/")[0].replace("/", ".")
         if result.path != place and file.is_file():
             keep_text(result.config, "" if package == "_global_" else package, file)
+            if package == "environment" and result.config.get("requirements"):
+                with open_dict(result.config):
+                    result.config["file"] = str(file)
         return result
 
     def config_exists(self, config_path: str) -> bool:

@@ -3,7 +3,7 @@
 ::
 
     RootConfig
-    |-- task engine model quant protocol device seed    identity: what is hashed
+    |-- task engine model quant protocol device environment seed    identity: what is hashed
     |-- sweep                                      how one command line becomes many trials
     `-- repeats force retry isolate timeout_s preflight ceilings resources
         cluster tracking telemetry verdict         settings: how and where, never hashed
@@ -26,6 +26,7 @@ MISSING: Any = "???"  # OmegaConf's mark for a value that must be given
 
 DEFAULT_ENGINE = "transformers"
 BITSANDBYTES = ("int8", "nf4", "fp4")
+WEIGHT_ONLY = ("int4wo",)
 GGUF = ("q8_0", "q6_k", "q5_k", "q5_1", "q4_k", "q4_1", "q4_0", "mxfp4")
 
 
@@ -45,13 +46,15 @@ class ModelConfig:
 class QuantConfig:
     """Number format of the weights.
 
-    ``dtype`` is their type where ``scheme`` is none, and the compute type where bitsandbytes
+    ``group_size`` is that of weight-only integers: so many values of a row share a scale. ``dtype``
+    is their type where ``scheme`` is none, and the compute type where bitsandbytes
     quantizes them; null for formats that say both (GGUF's, and that of the model's own file).
     """
 
-    scheme: str = choice("none", *BITSANDBYTES, *GGUF, "source")
+    scheme: str = choice("none", *BITSANDBYTES, *WEIGHT_ONLY, *GGUF, "source")
     dtype: str | None = choice("bfloat16", "float32", "float16")
     double_quant: bool = False
+    group_size: int | None = bounded(None, low=1)
 
 
 @dataclass
@@ -73,6 +76,22 @@ class DeviceConfig:
 
     kind: str = choice("auto", "cpu", "cuda")
     threads: int | None = bounded(None, low=1)
+
+
+@dataclass
+class EnvironmentConfig:
+    """Packages that attempts run in, resolved to a lock; those of this program without any.
+
+    ``overrides`` stand in place of what packages ask for themselves; ``pins`` are exact versions,
+    ``environment.pins.numpy=2.1.0``. Indexes are uv's own variables (``UV_INDEX``). ``file`` is
+    where the group's file lies, and its lock beside it.
+    """
+
+    python: str | None = None
+    requirements: list[str] = field(default_factory=list)
+    overrides: list[str] = field(default_factory=list)
+    pins: dict[str, str] = field(default_factory=dict)
+    file: str | None = None
 
 
 @dataclass
@@ -167,6 +186,7 @@ class Measured:
     quant: QuantConfig = field(default_factory=QuantConfig)
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
     device: DeviceConfig = field(default_factory=DeviceConfig)
+    environment: EnvironmentConfig = field(default_factory=EnvironmentConfig)
     seed: int = bounded(0, low=0)
     sweep: SweepConfig = field(default_factory=SweepConfig)
 
@@ -201,9 +221,11 @@ IDENTITY_GROUPS: Mapping[str, type] = {
     "protocol": ProtocolConfig,
     "device": DeviceConfig,
 }
-IDENTITY_KEYS = ("task", "engine", *IDENTITY_GROUPS, "seed")
+IDENTITY_KEYS = ("task", "engine", *IDENTITY_GROUPS, "environment", "seed")
+#: Mappings that take any key; others want a + before a new one.
+OPEN_MAPPINGS = ("environment.pins",)
 #: Parts of the identity that nothing chooses yet.
-EMPTY_KEYS = ("load", "environment")
+EMPTY_KEYS = ("load",)
 SETTING_KEYS = tuple(f.name for f in fields(Settings))
 
 

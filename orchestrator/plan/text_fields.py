@@ -47,6 +47,9 @@ def _configs(group: str) -> Iterator[type]:
 def _kind(config: Any, path: list[str]) -> Any:
     """Type of the field at ``path``, without ``None``; None where there is no such field."""
     for name in path:
+        if typing.get_origin(config) is dict:
+            config = typing.get_args(config)[1]
+            continue
         if not (isinstance(config, type) and is_dataclass(config)):
             return None
         config = typing.get_type_hints(config).get(name)

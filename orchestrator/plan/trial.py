@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from orchestrator.attempt import Resources
+from orchestrator.environments.lock import why_unresolved
 from orchestrator.errors import ConfigError, TaskError
 from orchestrator.measure.task import Task
 from orchestrator.plan.schema import ResourcesConfig
@@ -39,7 +40,14 @@ def resources_of(identity: Mapping[str, Any], asked: ResourcesConfig, task: Task
 
 def infeasible_reason(task: Task, identity: Mapping[str, Any]) -> str | None:
     """One line why ``task`` cannot do this, or None; a check that breaks is a reason too."""
+    environment = identity["environment"]
+    if reason := why_unresolved(environment):
+        return reason
     try:
+        if environment is not None:
+            for name in task.packages_for(identity):
+                if name not in environment["packages"]:
+                    return f"its environment has no {name}"
         return task.check(identity)
     except TaskError as error:
         return str(error)

@@ -20,6 +20,7 @@ from omegaconf.errors import (
 from orchestrator.errors import ConfigError, nearest
 from orchestrator.plan.axes import Fixed, text
 from orchestrator.plan.messages import condensed, translated
+from orchestrator.plan.schema import OPEN_MAPPINGS
 
 
 def assign(config: DictConfig, item: Fixed) -> None:
@@ -44,18 +45,23 @@ def assign(config: DictConfig, item: Fixed) -> None:
     if item.prefix == "~":
         _delete(config, parent, name, typed, item)
         return
-    if typed is None and name not in parent and not item.prefix:
+    if typed is None and name not in parent and not _adds(item):
         raise _unknown(config, item, addable=True)
     if isinstance(item.value, float) and not math.isfinite(item.value):
         raise ConfigError(f"{item.value} is not a finite number", where=_shown(item))
     _update(config, parent, item)
 
 
+def _adds(item: Fixed) -> bool:
+    """Whether its key may be a new one."""
+    return bool(item.prefix) or item.key.rpartition(".")[0] in OPEN_MAPPINGS
+
+
 def _update(config: DictConfig, parent: DictConfig, item: Fixed) -> None:
     value = item.value
     if isinstance(value, str) and "${" in value:
         with translated(_shown(item)):
-            OmegaConf.update(config, item.key, value, force_add=bool(item.prefix))
+            OmegaConf.update(config, item.key, value, force_add=_adds(item))
         return
     name = item.key.rsplit(".", 1)[-1]
     # OmegaConf cannot merge a mapping into a field that is null, or not there yet.
@@ -63,10 +69,10 @@ def _update(config: DictConfig, parent: DictConfig, item: Fixed) -> None:
         name in parent and OmegaConf.select(parent, name) is not None
     )
     try:
-        OmegaConf.update(config, item.key, value, merge=merge, force_add=bool(item.prefix))
+        OmegaConf.update(config, item.key, value, merge=merge, force_add=_adds(item))
     except ValidationError as error:
         if isinstance(value, float) and value.is_integer() and "Integer" in str(error):
-            OmegaConf.update(config, item.key, int(value), force_add=bool(item.prefix))
+            OmegaConf.update(config, item.key, int(value), force_add=_adds(item))
             return
         raise ConfigError(
             f"{text(value)!r} is not {_expected(parent, name)}",

@@ -42,26 +42,24 @@ class Surroundings:
     def of(self, identity: Identity, slot: Slot) -> Conditions:
         """What numbers of this configuration are true of, made on ``slot`` now."""
         task = find_task(identity["task"]["name"])
-        packages = _packages(task, identity)
+        packages = task.packages_for(identity)
+        environment = identity.get("environment")
         if slot not in self._machines:
             self._machines[slot] = machine_of(slot, self._devices)
         if packages not in self._software:
             self._software[packages] = software(packages, self._environment)
         machine, installed = dict(self._machines[slot]), dict(self._software[packages])
+        if environment is not None:
+            versions = environment["packages"]
+            installed = {k: v for k, v in installed.items() if k not in packages}
+            installed |= {name: versions[name] for name in packages if name in versions}
+            installed["python"] = environment["python"]
         if machine["cores"] == identity["device"]["threads"]:
             # The configuration itself asks for as many: trials that differ in it may be compared.
             machine["cores"] = "as threads"
         if drivers := {d.driver_version for d in self._devices if d.uuid in slot.gpus}:
             installed["driver"] = "/".join(sorted({text.split(".")[0] for text in drivers}))
         return Conditions(machine, installed, _content(task, identity))
-
-
-def _packages(task: Task, identity: Identity) -> tuple[str, ...]:
-    if task.packages is not None:
-        return task.packages(identity)
-    preloaded = dict.fromkeys(module.partition(".")[0] for module in task.preload_for(identity))
-    quantized = identity["quant"].get("scheme", "none") != "none"
-    return (*preloaded, *(["bitsandbytes"] if preloaded and quantized else []))
 
 
 def _content(task: Task, identity: Identity) -> dict[str, str | None]:

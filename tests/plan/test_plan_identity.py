@@ -185,8 +185,8 @@ def test_identity_has_the_agreed_shape(planned: Any) -> None:
     (trial,) = planned("task=noop model=random_tiny").trials
     identity = trial.identity
     assert list(identity) == [
-        "schema", "task", "engine", "model", "quant", "protocol", "device", "seed",
-        "load", "environment",
+        "schema", "task", "engine", "model", "quant", "protocol", "device", "environment",
+        "seed", "load",
     ]  # fmt: skip
     assert identity["schema"] == 2
     assert identity["engine"] is None  # noop runs on none

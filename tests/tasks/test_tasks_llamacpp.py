@@ -259,7 +259,7 @@ def test_without_a_reference_the_reason_is_said(
     identity: Identity, run: Run, tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*of: Any, **how: Any) -> Path:
-        raise InputError("no space left for the model cache")
+        raise InputError("no space left for the cache")
 
     monkeypatch.setattr(convert, "publish", full)
     asked = identity(

@@ -6,7 +6,6 @@ format asked for already; else the file is written in that format once, into the
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +34,7 @@ from orchestrator.engines.port import (
     Session,
     Tokenizer,
     Work,
+    has_package,
 )
 from orchestrator.engines.source import find_problem, model_path, packaged_file
 from orchestrator.engines.texts import begin_of_text
@@ -257,7 +257,7 @@ def _prepare(identity: Identity, recorder: Recorder) -> Model:
 
 def _check(identity: Identity, work: Work) -> str | None:
     options = identity["engine"]
-    if importlib.util.find_spec("xllamacpp") is None:
+    if not has_package(identity, "xllamacpp"):
         raise ConfigError("xllamacpp is not installed", where="engine=llamacpp", fix=_INSTALL)
     if identity["model"]["source"] not in ("packaged", "gguf"):
         return (

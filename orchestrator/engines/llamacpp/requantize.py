@@ -6,12 +6,11 @@ output head are Q8_0 in formats below eight bits, as quantizers of GGUF files ke
 
 from __future__ import annotations
 
-import errno
 import sys
 from pathlib import Path
 
 from orchestrator.engines.gguf_files import GgufModel, copy_fields
-from orchestrator.engines.separate import NO_SPACE
+from orchestrator.engines.separate import exits_for_a_full_disk
 
 _FINER = ("token_embd.weight", "output.weight")
 _FINER_FORMAT = "Q8_0"
@@ -31,7 +30,7 @@ _FILE_TYPES = {
 
 
 def main(source: Path, target: Path, name: str) -> None:
-    """Write ``source`` to ``target`` with its matrices in ``name``."""
+    """Write ``source`` to ``target`` with its matrices in the GGUF type ``name``."""
     import gguf
     import numpy as np
     from gguf import quants
@@ -65,9 +64,4 @@ def table_format(wanted: str) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            sys.exit(NO_SPACE)
-        raise
+    exits_for_a_full_disk(main, Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])

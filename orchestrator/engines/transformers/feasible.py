@@ -5,7 +5,6 @@ Nothing here imports torch or transformers: it is asked for every trial of a pla
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -13,6 +12,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
+from orchestrator.engines.port import has_package
 from orchestrator.engines.source import context_tokens, find_problem, model_path
 from orchestrator.engines.transformers.configuration import known_config
 from orchestrator.engines.transformers.model_types import packing_problem, type_problem
@@ -48,7 +48,7 @@ def check_model(identity: Identity) -> str | None:
         if reason := packing_problem(config, identity["quant"]):
             return reason
     scheme = identity["quant"]["scheme"]
-    if scheme in QUANTIZED and not _installed("bitsandbytes"):
+    if scheme in QUANTIZED and not has_package(identity, "bitsandbytes"):
         return f"{scheme} needs bitsandbytes: pip install bitsandbytes"
     return None
 
@@ -78,7 +78,7 @@ def check_attention(identity: Identity, attention: str) -> str | None:
         return "flash_attention_2 needs a CUDA device"
     if identity["quant"]["dtype"] == "float32":
         return "flash_attention_2 needs bfloat16 or float16, not float32"
-    if not _installed("flash_attn"):
+    if not has_package(identity, "flash-attn"):
         return "flash_attention_2 needs flash-attn: pip install flash-attn"
     return None
 
@@ -96,11 +96,6 @@ def check_length(model: Mapping[str, Any], tokens: int, named: str) -> str | Non
     if limit is not None and tokens > limit:
         return f"{named} = {tokens} tokens, more than the model's context of {limit}"
     return None
-
-
-@lru_cache(maxsize=16)
-def _installed(module: str) -> bool:
-    return importlib.util.find_spec(module) is not None
 
 
 def _compiler() -> str | None:

@@ -73,16 +73,20 @@ def varying_axes(plan: Plan) -> list[str]:
 
 
 def telling_axes(plan: Plan) -> list[str]:
-    """The varying axes without those that only repeat another: axes that always go together."""
-    kept: dict[tuple[int, ...] | str, str] = {}
+    """The varying axes without those that another tells, as an engine its environment."""
+    kept: dict[str, list[str]] = {}
     for axis in varying_axes(plan):
-        numbers: dict[str, int] = {}
-        spelled = (repr(trial.axes.get(axis)) for trial in plan.trials)
-        # Two axes whose values change at the same trials say the same: the first says it.
-        pattern = tuple(numbers.setdefault(value, len(numbers)) for value in spelled)
+        spelled = [repr(trial.axes.get(axis)) for trial in plan.trials]
         # An axis that the trials at hand do not vary cannot repeat another.
-        kept.setdefault(pattern if any(pattern) else axis, axis)
-    return list(kept.values())
+        varies = len(set(spelled)) > 1
+        if not (varies and any(_decides(other, spelled) for other in kept.values())):
+            kept[axis] = spelled
+    return list(kept)
+
+
+def _decides(one: list[str], other: list[str]) -> bool:
+    """Whether each value of ``one`` goes with a single value of ``other``."""
+    return len(set(zip(one, other, strict=True))) == len(set(one))
 
 
 def labels_of(plan: Plan) -> dict[str, str]:

@@ -1,0 +1,37 @@
+"""``cache``: what is kept between attempts, and how to be rid of it."""
+
+from __future__ import annotations
+
+from orchestrator.commands.output import emit, emit_json, say
+from orchestrator.engines.cache import cache_root, forget, kept
+from orchestrator.errors import UsageError, nearest
+from orchestrator.measure.wording import counted, gib
+
+
+def cache_command(prune: str | None, as_json: bool) -> int:
+    """List what the cache holds by kind; with ``prune`` remove a kind first."""
+    found = kept()
+    if prune is not None:
+        if prune not in {kind.name for kind in found}:
+            names = [kind.name for kind in found]
+            raise UsageError(f"the cache has no {prune}", fix=nearest(prune, names))
+        removed = next(kind for kind in found if kind.name == prune)
+        forget(prune)
+        say(f"removed {counted(removed.entries, 'item')} of {prune}, {_size(removed.bytes)}")
+        found = kept()
+    if as_json:
+        emit_json(
+            {
+                "root": str(cache_root()),
+                "kinds": [{"kind": k.name, "entries": k.entries, "bytes": k.bytes} for k in found],
+            }
+        )
+        return 0
+    say(f"{cache_root()}: anything here may be removed, and is made again when it is needed")
+    for kind in found:
+        emit(f"{kind.name:24} {kind.entries:6} {_size(kind.bytes):>12}")
+    return 0
+
+
+def _size(size_bytes: int) -> str:
+    return gib(size_bytes) if size_bytes >= 2**30 else f"{size_bytes / 2**20:.1f} MiB"

@@ -1,0 +1,1 @@
+"""ONNX Runtime GenAI: a model built once from its safetensors, run on the CPU."""

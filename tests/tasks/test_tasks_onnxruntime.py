@@ -1,0 +1,145 @@
+"""engine=onnxruntime in an environment of its own: built, proven and measured for real."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from orchestrator.attempt import AttemptReport, Outcome
+from orchestrator.engines.logit_proofs import prove_by_logits
+from orchestrator.environments.build import built
+from orchestrator.environments.lock import locked
+from orchestrator.errors import InputError, Mismatch
+from orchestrator.isolate.isolation import Isolation
+from orchestrator.measure import HostClock, Recorder
+from orchestrator.plan.compose import Composer
+from testing.checks import check_of
+from testing.trial import make_identity, run_attempt
+from tests.tasks.test_tasks_files import rewritten
+
+check = check_of("inference")
+
+
+def environment() -> dict[str, Any]:
+    """As ``environment=onnxruntime`` has it, by the lock that ships."""
+    composed = Composer().compose({"task": "noop", "environment": "onnxruntime"})
+    found = locked(dict(composed.environment))
+    assert found is not None
+    return found
+
+
+def identity(model: Path, quant: str = "int4wo", **options: Any) -> dict[str, Any]:
+    asked = make_identity(
+        quant,
+        engine="onnxruntime",
+        model={"source": "gguf", "path": str(model), "architecture": None},
+        **{"prompt_tokens": 16, "new_tokens": 4, **options},
+    )
+    return {**asked, "environment": environment()}
+
+
+@pytest.fixture(scope="module")
+def isolation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Isolation]:
+    """Attempts that share one cache, with the environment in it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ORCHESTRATOR_CACHE", str(tmp_path_factory.mktemp("cache")))
+        try:
+            built(environment())
+        except InputError as error:
+            pytest.skip(f"the environment cannot be had here: {error}")
+        with Isolation() as made:
+            yield made
+
+
+@pytest.fixture
+def machine_cache(isolation: Isolation) -> None:
+    """Leaves the cache to :func:`isolation`'s."""
+
+
+@pytest.fixture
+def reads_bytes(tiny_gguf: Path, tmp_path: Path) -> Path:
+    """The tiny model with a token for every byte but one: it can read any text."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    tokens = [*list(bytes_to_unicode().values())[:255], "ab"]
+    return rewritten(tiny_gguf, tmp_path / "bytes.gguf", {"tokenizer.ggml.tokens": tokens})
+
+
+@pytest.mark.xdist_group("onnxruntime")
+@pytest.mark.usefixtures("machine_cache")
+@pytest.mark.parametrize("quant", ["fp32", "int4wo"])
+def test_a_tiny_model_is_measured_for_real(
+    isolation: Isolation, reads_bytes: Path, quant: str
+) -> None:
+    text = {"quality_tokens": 32, "batch_size": 2}
+    report = run_attempt(isolation, identity(reads_bytes, quant, **text))
+    assert report.outcome is Outcome.OK, report.reason
+    phases = [phase.name for phase in report.phases]
+    assert phases[:4] == ["prepare", "convert", "load", "first_call"]
+    assert report.facts["proofs"]["cache"] == "proven"
+    assert report.facts["proofs"]["causal"] == "proven"
+    assert len(report.facts["output_digests"]) == 1
+    ((format_proof),) = [e for e in report.engaged if e.what == "format"]
+    assert ("[4, 32]" in format_proof.got) == (quant == "int4wo")
+    metrics = report.metrics
+    assert {"ttft_s", "tpot_s", "itl_s", "load_s", "weights_bytes"} <= metrics.keys()
+    kl = value(report, "kl_to_reference")
+    # Single precision on both sides: what is left is the order of sums.
+    assert kl < 1e-6 if quant == "fp32" else 1e-6 < kl < 0.1
+    assert value(report, "perplexity") == pytest.approx(
+        value(report, "reference_perplexity"), rel=1e-4 if quant == "fp32" else 0.2
+    )
+
+
+def value(report: AttemptReport, name: str) -> float:
+    found: Any = report.metrics[name]
+    return float(found.value)
+
+
+def test_what_it_cannot_do_is_infeasible(tiny_gguf: Path) -> None:
+    asked = identity(tiny_gguf)
+    assert check(asked) is None
+    assert "has no nf4; it has fp32, int4wo" in str(check(identity(tiny_gguf, "nf4")))
+    assert "environment=onnxruntime" in str(check({**asked, "environment": None}))
+    random = {**asked, "model": make_identity()["model"]}
+    assert "random weights have none" in str(check(random))
+
+
+def speaks(leak: float = 0.0, *, forgets: bool = False) -> Callable[[list[list[int]]], Any]:
+    """A model whose logits depend on all tokens before; or not as they should."""
+    table = np.random.default_rng(0).normal(size=(50, 80)).astype(np.float32)
+
+    def logits_of(pieces: list[list[int]]) -> list[np.ndarray]:
+        seen: list[int] = []
+        found = []
+        for piece in pieces:
+            before = [] if forgets else list(seen)
+            rows = [
+                table[[*before, *piece[: n + 1]]].sum(0) + leak * table[piece[-1]]
+                for n in range(len(piece))
+            ]
+            found.append(np.array(rows))
+            seen += piece
+        return found
+
+    return logits_of
+
+
+def proven(logits_of: Any) -> dict[str, str]:
+    events: list[Any] = []
+    recorder = Recorder(events.append, HostClock(), Path())
+    prove_by_logits(logits_of, list(range(20)), 2e-5, recorder)
+    (states,) = [e["value"] for e in events if e["e"] == "fact"]
+    return dict(states)
+
+
+def test_proofs_find_a_leak_and_a_cache_that_forgets() -> None:
+    assert set(proven(speaks()).values()) == {"proven"}
+    with pytest.raises(Mismatch, match="causal"):
+        proven(speaks(leak=0.1))
+    with pytest.raises(Mismatch, match="cache"):
+        proven(speaks(forgets=True))
