@@ -69,7 +69,7 @@ class Isolation:
     ) -> None:
         self._preload = None if preload is None else tuple(preload)
         self._env = dict(env or {})
-        self._servers: dict[Path | None, tuple[_Kind, ForkServer]] = {}
+        self._servers: dict[_Kind, ForkServer] = {}
         self._cancel = Cancel()
         self._running = False
         sweep()
@@ -131,7 +131,7 @@ class Isolation:
     def close(self) -> None:
         """End the fork servers."""
         while self._servers:
-            self._servers.popitem()[1][1].close()
+            self._servers.popitem()[1].close()
 
     def __enter__(self) -> Isolation:
         return self
@@ -149,14 +149,14 @@ class Isolation:
             return ()  # the child will say what is wrong with it
 
     def _warm_server(self, kind: _Kind) -> ForkServer:
-        """The server of this kind, one for each Python and the last used of them at the end."""
-        known, server = self._servers.pop(kind.python, (kind, None))
-        if server is not None and not (known == kind and server.alive()):
+        """The server of this kind; the last one used stands last."""
+        server = self._servers.pop(kind, None)
+        if server is not None and not server.alive():
             server.close()
             server = None
         if server is None:
             while len(self._servers) >= _MOST_SERVERS:
-                self._servers.pop(next(iter(self._servers)))[1].close()
+                self._servers.pop(next(iter(self._servers))).close()
             server = kind.start(self._env)
-        self._servers[kind.python] = (kind, server)
+        self._servers[kind] = server
         return server
