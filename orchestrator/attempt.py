@@ -158,6 +158,9 @@ class PlannedAttempt:
         How long it may take: the median of the trial's measurements so far.
     avoid : frozenset of str
         Node ids that lost it before.
+    places : tuple of frozensets of str
+        Node ids by kind of node, the wanted kind first: it runs on the first of which a node is
+        left. Empty where every node that can hold it will do.
     not_before : float
         On the cluster's clock (s).
     """
@@ -173,6 +176,7 @@ class PlannedAttempt:
     tries: tuple[Outcome, ...] = ()
     expected_s: float | None = None
     avoid: frozenset[str] = frozenset()
+    places: tuple[frozenset[str], ...] = ()
     not_before: float = 0.0
 
     def report(self, outcome: Outcome, reason: str | None = None, **found: Any) -> AttemptReport:

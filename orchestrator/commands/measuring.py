@@ -97,6 +97,7 @@ class Measuring:
         from orchestrator.schedule.cluster.ray.cluster import (
             PendingCluster,
             emergency_stop,
+            joined,
         )
         from orchestrator.schedule.driver import run_sweep
 
@@ -108,7 +109,9 @@ class Measuring:
         )
         # Ray takes seconds to start; the store and its driver are made ready meanwhile.
         needs_ray = any(attempt.trial.infeasible is None for attempt in todo.attempts)
-        starting = PendingCluster(plan.settings.cluster) if needs_ray else None
+        settings = plan.settings.cluster
+        begin = PendingCluster if settings.kind == "local" else joined
+        starting = begin(settings) if needs_ray else None
         labels = labels_of(plan)
         view = LiveView(
             Console(stderr=True, highlight=False),
@@ -212,11 +215,13 @@ class Measuring:
 
     def _reports(self, attempts: Mapping[str, Sequence[AttemptSummary]]) -> Reports:
         """Their reports, last those of the conditions that this run could meet: they are shown."""
-        known = self._reuse.possible if self._reuse else {}
         found = self._store.reports(attempts, self._loaded)
+        if self._reuse is None or not self._reuse.exact:
+            return found
         for config, reports in found.items():
-            now = {conditions.id for conditions in known.get(config, ())}
-            reports.sort(key=lambda one: one.conditions is not None and one.conditions.id in now)
+            wanted_last = self._reuse.classes(config)[::-1]
+            rank = {one.id: at for at, kind in enumerate(wanted_last) for one in kind}
+            reports.sort(key=lambda r: rank.get(r.conditions.id, -1) if r.conditions else -1)
         return found
 
     def _predicted(self, reports: Reports) -> Reports:

@@ -143,6 +143,34 @@ def test_another_version_on_a_node_is_named_before_anything_runs(
     assert not list((nodes_world.directory / "versions").rglob("report.json"))
 
 
+def hosts_of(root: Path) -> dict[float, str]:
+    """The node that each value was measured on."""
+    reports = [json.loads(path.read_text()) for path in root.rglob("report.json")]
+    return {r["metrics"]["value"]["value"]: r["slot"]["node_id"] for r in reports}
+
+
+def test_what_is_compared_is_measured_on_one_kind_of_node(nodes_world: World, nodes: Nodes) -> None:
+    """Nodes differ by a variable that chooses kernels; most room wins, then what was measured."""
+    plain = {node.node_id for node in nodes.alive}
+    words = (*NOOP, "tracking.root=kinds", "tracking.local_on_cluster=true", "--json")
+    other = [nodes.add(MKL_CBWR="AVX2")]
+    try:
+        code, _, err = ended(driver(nodes_world, nodes, *words, "task.value=1,2,3,4,5,6"))
+        assert code == 0, err
+        assert "several kinds of node: what is compared runs on nodes like" in err
+        assert set(hosts_of(nodes_world.directory / "kinds").values()) <= plain
+        other += [nodes.add(MKL_CBWR="AVX2") for _ in plain]
+        code, out, err = ended(driver(nodes_world, nodes, *words, "task.value=1,2,7,8,9"))
+        assert code == 0, err
+        assert json.loads(out)["outcomes"] == {"ok": 3}
+        found = hosts_of(nodes_world.directory / "kinds")
+        assert set(found) == {1, 2, 3, 4, 5, 6, 7, 8, 9}
+        assert set(found.values()) <= plain
+    finally:
+        for _ in other:
+            nodes.kill(len(nodes.alive) - 1)
+
+
 PLACED = """
 import json, os, sys, threading, time
 from pathlib import Path
