@@ -124,7 +124,12 @@ def run_sweep(
             port = _open(plan, cluster, stop, stack)
             if claims is not None:
                 port = stack.enter_context(
-                    ClaimingCluster(port, claims, _missing(plan, runnable, reuse))
+                    ClaimingCluster(
+                        port,
+                        claims,
+                        _missing(plan, runnable, reuse),
+                        reuse.claim if reuse else lambda attempt: attempt.trial.hash,
+                    )
                 )
             driver = Driver(plan, runnable, port, recording, view, seed, limits)
             state = driver.state

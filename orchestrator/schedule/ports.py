@@ -73,7 +73,7 @@ class ClaimsPort(Protocol):
         ...
 
     def ask(self, wishes: Mapping[str, str]) -> Mapping[str, Standing | None]:
-        """Claim the trials (config hashes) of some attempts; None for those another driver has."""
+        """Claim what some attempts measure; None for those another driver is at."""
         ...
 
     def drop(self, attempt_id: str) -> None:

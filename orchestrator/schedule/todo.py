@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from orchestrator.attempt import Outcome, PlannedAttempt, Trial
-from orchestrator.conditions import Conditions, difference, same
+from orchestrator.conditions import UNKNOWN, Conditions, difference, same
 from orchestrator.plan.plan import TrialState
 from orchestrator.schedule.kinds import Kind, places_of
 from orchestrator.schedule.policy import RetryPolicy, retry_policy, units_spent
@@ -41,6 +41,20 @@ class Reuse:
     def classes(self, config_hash: str) -> list[Sequence[Conditions]]:
         """What a trial's attempts could be made under, by kind of node; the wanted kind first."""
         return [kind.classes[config_hash] for kind in self.kinds.get(config_hash, ())]
+
+    def claim(self, attempt: PlannedAttempt) -> str:
+        """What no other driver is to measure meanwhile: a trial, and the class it is measured in.
+
+        What is partly unknown counts for nobody else, so nobody has to wait for it.
+        """
+        config_hash = attempt.trial.hash
+        classes = {
+            one.id if UNKNOWN not in one.ids.values() else attempt.attempt_id.rpartition("-")[0]
+            for kind in (self.kinds.get(config_hash, ()) if self.exact else ())
+            if not attempt.places or any(n.node_id in attempt.places[0] for n in kind.nodes)
+            for one in kind.classes[config_hash]
+        }
+        return "/".join((config_hash, *sorted(classes)))
 
 
 @dataclass(frozen=True)
