@@ -87,6 +87,8 @@ class Trial:
         After which an attempt is ended, from its start.
     infeasible : str or None
         Why it cannot be done, known before anything is loaded.
+    commit : str or None
+        What the revision of its hub model is now; None where the driver could not find out.
     """
 
     hash: str
@@ -95,6 +97,14 @@ class Trial:
     resources: Resources = field(default_factory=Resources)
     timeout_s: float = 1800.0
     infeasible: str | None = None
+    commit: str | None = None
+
+    @property
+    def measured(self) -> dict[str, Any]:
+        """The identity as it is measured: a hub model with its commit."""
+        if self.commit is None:
+            return self.identity
+        return {**self.identity, "model": {**self.identity["model"], "commit": self.commit}}
 
 
 @dataclass(frozen=True)

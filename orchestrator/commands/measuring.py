@@ -22,6 +22,7 @@ from orchestrator.commands.noise import noise_of
 from orchestrator.commands.output import emit, emit_json, say
 from orchestrator.commands.reuse import reuse_of
 from orchestrator.errors import StoreUnavailable
+from orchestrator.schedule.hub_commits import with_commits
 from orchestrator.schedule.todo import Reuse, Todo, compute_todo
 
 if TYPE_CHECKING:
@@ -72,7 +73,8 @@ class Measuring:
 
     def todo(self) -> Todo:
         """States of all trials, and the attempts that are missing."""
-        trials = self.plan.trials
+        trials = with_commits(self.plan.trials, say)
+        self.plan = dataclasses.replace(self.plan, trials=trials)
         known = self._store.attempts(trial.hash for trial in trials)
         self._reuse = reuse_of(self._store, self.plan, known)
         return compute_todo(trials, known, self.plan.settings, reuse=self._reuse)

@@ -91,7 +91,7 @@ def _asked(trials: Iterable[Trial], nodes: Sequence[Node]) -> dict[str, tuple[Id
         except ClusterError:
             demands[wish] = None
     return {
-        trial.hash: (trial.identity, demand)
+        trial.hash: (trial.measured, demand)
         for trial in trials
         if (demand := demands[trial.resources]) is not None
     }
