@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from orchestrator.attempt import Outcome
 from orchestrator.commands.exit_code import OK, exit_code
 from orchestrator.commands.noise import noise_of
 from orchestrator.commands.output import emit, emit_json, say
@@ -27,6 +28,7 @@ from orchestrator.schedule.todo import Reuse, Todo, compute_todo
 
 if TYPE_CHECKING:
     from orchestrator.attempt import AttemptReport, PlannedAttempt, Slot, Trial
+    from orchestrator.conditions import Conditions
     from orchestrator.plan.plan import Plan
     from orchestrator.record import AttemptSummary, Recording, RecordingSummary, Store
     from orchestrator.schedule.cluster.ray.cluster import PendingCluster
@@ -220,11 +222,7 @@ class Measuring:
         found = self._store.reports(attempts, self._loaded)
         if self._reuse is None or not self._reuse.exact:
             return found
-        for config, reports in found.items():
-            wanted_last = self._reuse.classes(config)[::-1]
-            rank = {one.id: at for at, kind in enumerate(wanted_last) for one in kind}
-            reports.sort(key=lambda r: rank.get(r.conditions.id, -1) if r.conditions else -1)
-        return found
+        return {h: shown_last(reports, self._reuse.classes(h)) for h, reports in found.items()}
 
     def _predicted(self, reports: Reports) -> Reports:
         """The same with predictions beside what was measured."""
@@ -329,6 +327,21 @@ class Measuring:
                 reap(self._store)
         except StoreUnavailable as error:
             message(f"{error} (results will wait in the spool)")
+
+
+def shown_last(
+    reports: Sequence[AttemptReport], by_kind: Sequence[Sequence[Conditions]]
+) -> list[AttemptReport]:
+    """``reports`` with those of this run's class last: the table shows these.
+
+    Of several kinds of node that is the wanted one, the first of ``by_kind``; or one where it was
+    measured, if it only failed on the wanted one.
+    """
+    rank = {one.id: -at for at, kind in enumerate(by_kind) for one in kind}
+    of = [(report.conditions.id if report.conditions else "", report) for report in reports]
+    measured = {name for name, report in of if report.outcome is Outcome.OK}
+    of.sort(key=lambda pair: (pair[0] in rank, pair[0] in measured, rank.get(pair[0], 0)))
+    return [report for _, report in of]
 
 
 def _recorded_result(attempts: Sequence[AttemptSummary]) -> str | None:
