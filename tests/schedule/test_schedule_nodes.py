@@ -270,6 +270,70 @@ def test_heterogeneous_nodes(nodes_world: World, nodes: Nodes) -> None:
         had.add(trial["node"])
 
 
+MOVED = """
+import json, sys, threading
+from types import SimpleNamespace
+from orchestrator.attempt import PlannedAttempt, Resources, Trial
+from orchestrator.plan.schema import ClusterConfig, Settings, TelemetryConfig
+from orchestrator.schedule.cluster.ray.cluster import PendingCluster
+from orchestrator.schedule.driver import run_sweep
+
+address, places = sys.argv[1], tuple(map(frozenset, json.loads(sys.argv[2])))
+settings = Settings(cluster=ClusterConfig(kind="ray", address=address),
+                    telemetry=TelemetryConfig(enabled=False))
+plan = SimpleNamespace(sweep="moved", settings=settings, trials=())
+
+class Port:
+    def started(self, attempt, slot): print(json.dumps(["began", slot.node_id]), flush=True)
+    def message(self, text): print(json.dumps(["said", text]), flush=True)
+    def __getattr__(self, name): return lambda *a, **k: None
+
+class Recording:
+    def finish(self, report, trial):
+        node = report.slot and report.slot.node_id
+        print(json.dumps([report.outcome.value, node, report.config_hash]), flush=True)
+    def __getattr__(self, name): return lambda *a, **k: None
+
+todo = []
+for value in range(4):
+    identity = {"schema": 1, "task": {"name": "noop", "value": value, "sleep_s": 0.5}, "model": {},
+                "quant": {}, "protocol": {}, "device": {"kind": "cpu", "threads": None}, "seed": 0}
+    trial = Trial(f"{value:064x}", identity, resources=Resources(cpus=1), timeout_s=60)
+    todo.append(PlannedAttempt(trial, places=places))
+with PendingCluster(settings.cluster) as pending:
+    run_sweep(plan, todo, recording=Recording(), view=Port(), seed=0, stop=threading.Event(),
+              cluster=pending.ready())
+"""
+
+
+def test_what_waits_for_a_kind_of_node_that_dies_runs_on_the_next(
+    nodes_world: World, nodes: Nodes
+) -> None:
+    """Ray would let it wait for ever for the nodes that its labels name."""
+    plain = [node.node_id for node in nodes.alive]
+    wanted = nodes.add()
+    words = [nodes.address, json.dumps([[wanted.node_id], plain])]
+    with subprocess.Popen(
+        [sys.executable, "-c", MOVED, *words],
+        cwd=nodes_world.directory,
+        env=nodes_world.environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as driver:
+        assert driver.stdout is not None
+        lines = (json.loads(line) for line in driver.stdout)
+        try:
+            assert next(line[1] for line in lines if line[0] == "began") == wanted.node_id
+            nodes.kill(len(nodes.alive) - 1)
+            left = list(lines)
+        finally:
+            driver.kill()
+    ok = {line[2]: line[1] for line in left if line[0] == "ok"}
+    assert len(ok) == 4
+    assert list(ok.values())[-1] in plain
+    assert [line for line in left if line[0] == "said" and "is left: what is missing" in line[1]]
+
+
 def placed(world: World, nodes: Nodes, wanted: list[Any]) -> list[dict[str, Any]]:
     done = subprocess.run(
         [sys.executable, "-c", PLACED, nodes.address, json.dumps(wanted)],
