@@ -87,6 +87,8 @@ class Trial:
         After which an attempt is ended, from its start.
     infeasible : str or None
         Why it cannot be done, known before anything is loaded.
+    commit : str or None
+        What the revision of its hub model is now; None where the driver could not find out.
     """
 
     hash: str
@@ -95,6 +97,14 @@ class Trial:
     resources: Resources = field(default_factory=Resources)
     timeout_s: float = 1800.0
     infeasible: str | None = None
+    commit: str | None = None
+
+    @property
+    def measured(self) -> dict[str, Any]:
+        """The identity as it is measured: a hub model with its commit."""
+        if self.commit is None:
+            return self.identity
+        return {**self.identity, "model": {**self.identity["model"], "commit": self.commit}}
 
 
 @dataclass(frozen=True)
@@ -158,6 +168,9 @@ class PlannedAttempt:
         How long it may take: the median of the trial's measurements so far.
     avoid : frozenset of str
         Node ids that lost it before.
+    places : tuple of frozensets of str
+        Node ids by kind of node, the wanted kind first: it runs on the first of which a node is
+        left. Empty where every node that can hold it will do.
     not_before : float
         On the cluster's clock (s).
     """
@@ -173,6 +186,7 @@ class PlannedAttempt:
     tries: tuple[Outcome, ...] = ()
     expected_s: float | None = None
     avoid: frozenset[str] = frozenset()
+    places: tuple[frozenset[str], ...] = ()
     not_before: float = 0.0
 
     def report(self, outcome: Outcome, reason: str | None = None, **found: Any) -> AttemptReport:

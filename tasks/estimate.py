@@ -183,16 +183,14 @@ def evaluate(identity: Identity) -> Evaluation:
     return Evaluation({name: _metric(name, values[name]) for name in _SPECS}, facts, infeasible)
 
 
-def basis(identity: Identity) -> str:
+def content(identity: Identity) -> dict[str, str | None]:
     """What a cell depends on beside its identity: formulas, the device's figures, the model's."""
-    config = known_config(identity["model"])
-    hardware = identity["task"]["hardware"]
-    return _basis(json.dumps(config, sort_keys=True), hardware, _figures(hardware))
+    config = json.dumps(known_config(identity["model"]), sort_keys=True)
+    figures = _figures(identity["task"]["hardware"])
+    return {"formulas": _formulas(), "figures": _digest(figures), "model": _digest(config)}
 
 
-@lru_cache(maxsize=1024)
-def _basis(config: str, hardware: str, figures: str) -> str:
-    text = "\n".join((_formulas(), hardware, figures, config))
+def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -338,7 +336,7 @@ TASK = Task(
     run=run,
     check=check,
     evaluate=evaluate,
-    basis=basis,
+    content=content,
     whole_node=False,
     metrics=tuple(_SPECS.values()),
     headline=(

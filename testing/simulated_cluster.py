@@ -16,6 +16,9 @@ from orchestrator.attempt import Outcome, PlannedAttempt, Resources, Slot
 from orchestrator.schedule.events import ClusterEvent, Ended, Started, Vanished
 from orchestrator.schedule.placement import Node, slots_on
 
+#: A demand, and the one place for it if that matters.
+Queue = tuple[Resources, tuple[frozenset[str], ...]]
+
 
 @dataclass(frozen=True)
 class Fate:
@@ -68,11 +71,11 @@ class SimulatedCluster:
         self._dispatch_s = dispatch_s
         self._now = 0.0
         self._places = {node.node_id: _Free(node, node.cpus, node.gpus) for node in nodes}
-        self._queues: dict[Resources, deque[PlannedAttempt]] = {}
-        # Per demand the nodes that may have room: looked at from the end, dropped when full, put
+        self._queues: dict[Queue, deque[PlannedAttempt]] = {}
+        # Per queue the nodes that may have room: looked at from the end, dropped when full, put
         # back when something on them ends. Finding a slot then never walks over all nodes. In two
         # tiers: like Ray, keep what needs no GPU away from nodes that have some.
-        self._candidates: dict[Resources, tuple[dict[str, None], dict[str, None]]] = {}
+        self._candidates: dict[Queue, tuple[dict[str, None], dict[str, None]]] = {}
         self._running: dict[str, _Running] = {}
         self._cancelled_queued: set[str] = set()
         self._agenda: list[tuple[float, int, Callable[[], ClusterEvent | None]]] = []
@@ -93,15 +96,15 @@ class SimulatedCluster:
     def submit(self, attempt: PlannedAttempt) -> None:
         if self.keep_order:
             self.submitted.append(attempt.trial.hash)
-        demand = attempt.trial.resources
-        if demand not in self._queues:
-            self._queues[demand] = deque()
-            self._candidates[demand] = ({}, {})
+        queue = attempt.trial.resources, attempt.places[:1]
+        if queue not in self._queues:
+            self._queues[queue] = deque()
+            self._candidates[queue] = ({}, {})
             for place in self._places.values():
-                self._offer(demand, place.node)
-        self._queues[demand].append(attempt)
+                self._offer(queue, place.node)
+        self._queues[queue].append(attempt)
         self._queued += 1
-        self._dispatch(demand)
+        self._dispatch(queue)
         self.most_queued = max(self.most_queued, self._queued)
 
     def wait(self, timeout_s: float) -> Sequence[ClusterEvent]:
@@ -156,36 +159,39 @@ class SimulatedCluster:
     def add_node(self, node: Node) -> None:
         """A node joins."""
         self._places[node.node_id] = _Free(node, node.cpus, node.gpus)
-        for demand in self._candidates:
-            self._offer(demand, node)
-            self._dispatch(demand)
+        for queue in self._candidates:
+            self._offer(queue, node)
+            self._dispatch(queue)
 
     # -- inside -----------------------------------------------------------------------------
 
     def _at(self, delay_s: float, happen: Callable[[], ClusterEvent | None]) -> None:
         heapq.heappush(self._agenda, (self._now + delay_s, next(self._sequence), happen))
 
-    def _dispatch(self, demand: Resources) -> None:
-        queue = self._queues[demand]
-        while queue:
-            attempt = queue[0]
+    def _dispatch(self, queue: Queue) -> None:
+        waiting = self._queues[queue]
+        while waiting:
+            attempt = waiting[0]
             cancelled = attempt.attempt_id in self._cancelled_queued
-            place = None if cancelled else self._find(demand, attempt.avoid)
+            place = None if cancelled else self._find(queue, attempt.avoid)
             if place is None and not cancelled:
                 return
-            queue.popleft()
+            waiting.popleft()
             self._queued -= 1
             if place is not None:
                 self._start(attempt, place)
 
-    def _offer(self, demand: Resources, node: Node) -> None:
-        preferred, other = self._candidates[demand]
+    def _offer(self, queue: Queue, node: Node) -> None:
+        demand, places = queue
+        if places and node.node_id not in places[0]:
+            return
+        preferred, other = self._candidates[queue]
         tier = other if node.gpus and not demand.gpus else preferred
         tier[node.node_id] = None
 
-    def _find(self, demand: Resources, avoid: frozenset[str]) -> _Free | None:
-        for tier in self._candidates[demand]:
-            place = self._find_in(tier, demand, avoid)
+    def _find(self, queue: Queue, avoid: frozenset[str]) -> _Free | None:
+        for tier in self._candidates[queue]:
+            place = self._find_in(tier, queue[0], avoid)
             if place is not None:
                 return place
         return None
@@ -262,7 +268,7 @@ class SimulatedCluster:
         place.cpus += demand.cpus or 1
         place.gpus += demand.gpus
         if self._places.get(place.node.node_id) is place:
-            for demand in self._candidates:
-                self._offer(demand, place.node)
-                self._dispatch(demand)
+            for queue in self._candidates:
+                self._offer(queue, place.node)
+                self._dispatch(queue)
         return running

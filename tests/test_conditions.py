@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.attempt import Outcome
+from orchestrator.commands.measuring import shown_last
 from orchestrator.conditions import UNKNOWN, Conditions, difference, same, software_difference
 from orchestrator.host.software import software
 from orchestrator.measure.plain_json import from_json, to_json
 from testing.commands import orchestrator
 from testing.near import near
+from testing.trial import ok_report
 
 HERE = Conditions({"CPU": "x", "cores": 1}, {"torch": "2.13.0"}, {"weights": "ab"})
 
@@ -67,6 +70,25 @@ def test_a_package_that_one_trial_needs_stands_between_no_two(
     now: dict[str, str], said: str
 ) -> None:
     assert software_difference(HERE, Conditions(software=now)) == said
+
+
+@pytest.mark.parametrize(
+    ("made", "shown"),
+    [
+        # Earlier conditions are never those that are shown, nor is another kind of node.
+        ((("wanted", "ok"), ("earlier", "ok"), ("other", "ok")), "wanted"),
+        ((("other", "ok"), ("wanted", "oom_device")), "other"),
+        ((("other", "error"), ("wanted", "error"), ("earlier", "ok")), "wanted"),
+        ((("earlier", "ok"), ("other", "error")), "other"),
+    ],
+)
+def test_the_class_that_is_shown_is_that_of_this_run(
+    made: tuple[tuple[str, str], ...], shown: str
+) -> None:
+    classes = {name: Conditions({"CPU": name}) for name in ("earlier", "other", "wanted")}
+    reports = [ok_report(outcome=Outcome(how), conditions=classes[name]) for name, how in made]
+    last = shown_last(reports, [[classes["wanted"]], [classes["other"]]])[-1]
+    assert last.conditions == classes[shown]
 
 
 def test_variables_count_where_they_change_kernels() -> None:

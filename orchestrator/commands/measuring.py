@@ -17,15 +17,18 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from orchestrator.attempt import Outcome
 from orchestrator.commands.exit_code import OK, exit_code
 from orchestrator.commands.noise import noise_of
 from orchestrator.commands.output import emit, emit_json, say
 from orchestrator.commands.reuse import reuse_of
 from orchestrator.errors import StoreUnavailable
+from orchestrator.schedule.hub_commits import with_commits
 from orchestrator.schedule.todo import Reuse, Todo, compute_todo
 
 if TYPE_CHECKING:
     from orchestrator.attempt import AttemptReport, PlannedAttempt, Slot, Trial
+    from orchestrator.conditions import Conditions
     from orchestrator.plan.plan import Plan
     from orchestrator.record import AttemptSummary, Recording, RecordingSummary, Store
     from orchestrator.schedule.cluster.ray.cluster import PendingCluster
@@ -72,7 +75,8 @@ class Measuring:
 
     def todo(self) -> Todo:
         """States of all trials, and the attempts that are missing."""
-        trials = self.plan.trials
+        trials = with_commits(self.plan.trials, say)
+        self.plan = dataclasses.replace(self.plan, trials=trials)
         known = self._store.attempts(trial.hash for trial in trials)
         self._reuse = reuse_of(self._store, self.plan, known)
         return compute_todo(trials, known, self.plan.settings, reuse=self._reuse)
@@ -97,6 +101,7 @@ class Measuring:
         from orchestrator.schedule.cluster.ray.cluster import (
             PendingCluster,
             emergency_stop,
+            joined,
         )
         from orchestrator.schedule.driver import run_sweep
 
@@ -108,7 +113,9 @@ class Measuring:
         )
         # Ray takes seconds to start; the store and its driver are made ready meanwhile.
         needs_ray = any(attempt.trial.infeasible is None for attempt in todo.attempts)
-        starting = PendingCluster(plan.settings.cluster) if needs_ray else None
+        settings = plan.settings.cluster
+        begin = PendingCluster if settings.kind == "local" else joined
+        starting = begin(settings) if needs_ray else None
         labels = labels_of(plan)
         view = LiveView(
             Console(stderr=True, highlight=False),
@@ -212,12 +219,10 @@ class Measuring:
 
     def _reports(self, attempts: Mapping[str, Sequence[AttemptSummary]]) -> Reports:
         """Their reports, last those of the conditions that this run could meet: they are shown."""
-        known = self._reuse.possible if self._reuse else {}
         found = self._store.reports(attempts, self._loaded)
-        for config, reports in found.items():
-            now = {conditions.id for conditions in known.get(config, ())}
-            reports.sort(key=lambda one: one.conditions is not None and one.conditions.id in now)
-        return found
+        if self._reuse is None or not self._reuse.exact:
+            return found
+        return {h: shown_last(reports, self._reuse.classes(h)) for h, reports in found.items()}
 
     def _predicted(self, reports: Reports) -> Reports:
         """The same with predictions beside what was measured."""
@@ -322,6 +327,21 @@ class Measuring:
                 reap(self._store)
         except StoreUnavailable as error:
             message(f"{error} (results will wait in the spool)")
+
+
+def shown_last(
+    reports: Sequence[AttemptReport], by_kind: Sequence[Sequence[Conditions]]
+) -> list[AttemptReport]:
+    """``reports`` with those of this run's class last: the table shows these.
+
+    Of several kinds of node that is the wanted one, the first of ``by_kind``; or one where it was
+    measured, if it only failed on the wanted one.
+    """
+    rank = {one.id: -at for at, kind in enumerate(by_kind) for one in kind}
+    of = [(report.conditions.id if report.conditions else "", report) for report in reports]
+    measured = {name for name, report in of if report.outcome is Outcome.OK}
+    of.sort(key=lambda pair: (pair[0] in rank, pair[0] in measured, rank.get(pair[0], 0)))
+    return [report for _, report in of]
 
 
 def _recorded_result(attempts: Sequence[AttemptSummary]) -> str | None:

@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from orchestrator.errors import StoreError
+from orchestrator.measure.grouping import grouped
+from orchestrator.plan.comparison import Comparison
+from orchestrator.schedule.kinds import preferred
+from orchestrator.schedule.possible import possible
 from orchestrator.schedule.todo import Reuse
 
 if TYPE_CHECKING:
@@ -13,15 +18,14 @@ if TYPE_CHECKING:
     from orchestrator.record import AttemptSummary, Store
 
 
-def reuse_of(
-    store: Store, plan: Plan, recorded: Mapping[str, Sequence[AttemptSummary]]
-) -> Reuse | None:
-    """What the machine or cluster of ``plan`` could meet; None where the hash alone counts."""
-    from orchestrator.errors import StoreError
-    from orchestrator.schedule.possible import possible
+def reuse_of(store: Store, plan: Plan, recorded: Mapping[str, Sequence[AttemptSummary]]) -> Reuse:
+    """What the machine or cluster of ``plan`` could meet, and which kind of node gets what.
 
-    if plan.settings.reuse == "hash":
-        return None
+    Raises
+    ------
+    ClusterError
+        The cluster cannot be reached.
+    """
     known: dict[tuple[str, ...], Conditions | None] = {}
 
     def conditions_of(attempt: AttemptSummary) -> Conditions | None:
@@ -34,8 +38,10 @@ def reuse_of(
                 known[key] = None
         return known.get(key)
 
-    cluster = plan.settings.cluster
-    # This machine is asked of all, for what other drivers record meanwhile; a cluster, which takes
-    # seconds to join, of what has attempts.
-    asked = [t for t in plan.trials if cluster.kind == "local" or t.hash in recorded]
-    return Reuse(possible(cluster, asked), conditions_of)
+    settings = plan.settings
+    exact = settings.reuse == "exact"
+    # One machine has nothing to choose from.
+    asked = plan.trials if exact or settings.cluster.kind != "local" else ()
+    groups = grouped(plan.trials, Comparison.of(plan).group_of).values()
+    kinds = preferred(groups, possible(settings.cluster, asked), recorded)
+    return Reuse(kinds, conditions_of, exact)

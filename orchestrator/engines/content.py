@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.engines.digest import digest_files
-from orchestrator.engines.source import content_files, find_problem
+from orchestrator.engines.source import content_files, directory_problem, find_problem
 
 _WEIGHTS = (".safetensors", ".gguf")
 _HUB_TIMEOUT_S = 10.0
@@ -25,7 +25,8 @@ def content_of(model: Mapping[str, Any]) -> dict[str, str | None]:
     if source == "random":
         return {}
     if source == "hub":
-        return {"commit": commit_of(str(model.get("id")), model.get("revision"))}
+        known = model.get("commit")  # found out by the driver, for all nodes
+        return {"commit": known or commit_of(str(model.get("id")), model.get("revision"))}
     if find_problem(model):
         # Said when the trial runs, or before; a task that reads no model runs all the same.
         return {"weights": "none"}
@@ -54,8 +55,18 @@ def text_content(name: str) -> dict[str, str | None]:
 def commit_of(repository: str, revision: str | None, kind: str = "model") -> str | None:
     """The commit that a revision of a hub repository is now; asked once a process.
 
-    Offline, or where the hub does not answer, the cached one. None where neither is to be had.
+    Where the hub does not answer, the cached one, if all of its weights are there. None where
+    neither is to be had.
     """
+    commit, snapshot = hub_commit(repository, revision, kind)
+    incomplete = snapshot is not None and kind == "model" and directory_problem(snapshot)
+    return None if incomplete else commit
+
+
+def hub_commit(
+    repository: str, revision: str | None, kind: str = "model"
+) -> tuple[str | None, Path | None]:
+    """The commit that a revision is now, by the hub; else the cached one, with its snapshot."""
     from huggingface_hub import HfApi, constants, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -64,8 +75,11 @@ def commit_of(repository: str, revision: str | None, kind: str = "model") -> str
             told = HfApi().repo_info(
                 repository, revision=revision, repo_type=kind, timeout=_HUB_TIMEOUT_S
             )
-            return told.sha
+            return told.sha, None
         except (HfHubHTTPError, HFValidationError, OSError):
             pass
     found = try_to_load_from_cache(repository, "config.json", revision=revision, repo_type=kind)
-    return Path(found).parent.name if isinstance(found, str | os.PathLike) else None
+    if not isinstance(found, str | os.PathLike):
+        return None, None
+    snapshot = Path(found).parent
+    return snapshot.name, snapshot

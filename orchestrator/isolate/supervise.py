@@ -176,7 +176,7 @@ class Supervision:
         threads = device.get("threads") or len(cpus or usable_cores())
         self._facts["threads"] = threads
         return {
-            "identity": self._attempt.trial.identity,
+            "identity": self._attempt.trial.measured,
             "preload": self._preload,
             "cpus": cpus,
             "threads": threads,

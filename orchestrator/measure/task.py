@@ -81,10 +81,8 @@ class Task:
         those of ``preload``, and bitsandbytes where the weights are quantized by it.
     content : callable or None
         ``content(identity)``: digests by name of what it reads beside its configuration, None for
-        one that cannot be had now. By default the files of ``identity["model"]``.
-    basis : callable or None
-        ``basis(identity)`` for a pure task: a digest of what its results depend on beside the
-        identity (formulas, files). A recorded result with another one is computed again.
+        one that cannot be had now. By default the files of ``identity["model"]``; of a pure task
+        nothing. Its formulas belong here, too.
     expect : callable or None
         ``expect(identity, config)``: what arithmetic says of the trial, from the model's Hugging
         Face configuration (None: as far as it can be had without loading anything). None where it
@@ -108,7 +106,6 @@ class Task:
     evaluate: Callable[[Identity], Evaluation] | None = None
     packages: Callable[[Identity], tuple[str, ...]] | None = None
     content: Callable[[Identity], Mapping[str, str | None]] | None = None
-    basis: Callable[[Identity], str] | None = None
     expect: Callable[[Identity, Mapping[str, Any] | None], Expectation | None] | None = None
     on_engine: bool = False
 

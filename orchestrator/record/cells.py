@@ -6,9 +6,9 @@
                            ^                    |
                            `----- recorded -----'   where nothing they depend on has changed since
 
-A cell depends on its configuration and on its *basis*: the program's formulas and what they read
-beside the configuration (a device's figures). One that was recorded on another basis is computed
-again.
+A cell depends on its configuration and on its content, as :mod:`orchestrator.conditions` has it:
+the program's formulas, and what they read beside the configuration (a device's figures). One that
+was recorded with other content is computed again.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.attempt import AttemptReport, Outcome, Verdict
+from orchestrator.conditions import Conditions, same
 from orchestrator.errors import StoreError
 from orchestrator.measure.metric import Absent, Metric, MetricSpec, Value
 from orchestrator.measure.registry import find_task
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
 
 PARQUET, CSV = "cells.parquet", "cells.csv"
 # What a program needs of a cell and a person does not: left out of the CSV.
-_BASIS, _ABSENT, _CONFIG = "basis", "absent", "config"
-_HIDDEN = (_BASIS, _ABSENT, _CONFIG)
+_CONTENT, _ABSENT, _CONFIG = "content", "absent", "config"
+_HIDDEN = (_CONTENT, _ABSENT, _CONFIG)
 _KEPT = ("ok", "infeasible")
 
 
@@ -50,14 +51,14 @@ class Result:
         ``ok``, ``infeasible``, or that of the error it ended with.
     reason : str or None
         One line, where it is not ``ok``.
-    basis : str
-        What it was computed from beside its configuration.
+    content : str
+        Identifier of what it was computed from beside its configuration.
     """
 
     outcome: str
     reason: str | None
     found: Evaluation
-    basis: str = ""
+    content: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,10 +78,10 @@ class FoundCell:
     run_id: str
 
 
-def basis_of(trial: Trial) -> str:
-    """What the cell of ``trial`` depends on beside its configuration, as a digest."""
-    basis = _task(trial).basis
-    return basis(trial.identity) if basis is not None else ""
+def content_id(trial: Trial) -> str:
+    """Identifier of what the cell of ``trial`` depends on beside its configuration."""
+    content = _task(trial).content
+    return Conditions(content=content(trial.identity) if content else {}).ids["content"]
 
 
 def table(
@@ -93,7 +94,7 @@ def table(
     pyarrow.Table
         ``hash``, an axis a column, ``outcome``, ``reason``, each metric (null where absent; what it
         is in the column's metadata), each fact; then what finds and checks a cell again:
-        ``basis``, ``absent`` (JSON: metric to reason) and ``config`` (JSON).
+        ``content``, ``absent`` (JSON: metric to reason) and ``config`` (JSON).
     """
     import pyarrow as pa
 
@@ -120,7 +121,7 @@ def table(
         fields.append(pa.field(name, pa.float64(), metadata={"unit": unit, "spec": spec}))
     texts_of: dict[str, Sequence[str | None]] = {
         **{name: [result.found.facts.get(name) for result in ended] for name in facts},
-        _BASIS: [result.basis for result in ended],
+        _CONTENT: [result.content for result in ended],
         _ABSENT: [_absences(result) for result in ended],
         _CONFIG: [json.dumps(trial.identity, sort_keys=True) for trial in trials],
     }
@@ -158,10 +159,10 @@ def recorded(store: Store, trials: Sequence[Trial]) -> dict[str, RecordedCell]:
 
     Reads the tables of pure sweeps, newest first, until every trial is found.
     """
-    bases = {trial.hash: basis_of(trial) for trial in trials}
+    contents = {trial.hash: {_CONTENT: content_id(trial)} for trial in trials}
     known: dict[str, RecordedCell] = {}
     for run in _runs(store):
-        missing = bases.keys() - known.keys()
+        missing = contents.keys() - known.keys()
         if not missing:
             break
         held = _read(store, run, ["hash"])
@@ -171,7 +172,7 @@ def recorded(store: Store, trials: Sequence[Trial]) -> dict[str, RecordedCell]:
         assert whole is not None
         for row in whole.drop_columns([_CONFIG]).to_pylist():
             wanted = row["hash"] in missing and row["outcome"] in _KEPT
-            if wanted and row[_BASIS] == bases[row["hash"]]:
+            if wanted and same({_CONTENT: row.get(_CONTENT, "")}, contents[row["hash"]]):
                 result = _result(row, whole.schema)
                 known[row["hash"]] = RecordedCell(run, result)
     return known
@@ -260,7 +261,7 @@ def _result(row: Mapping[str, Any], schema: pyarrow.Schema) -> Result:
             facts[field.name] = value
     infeasible = row["reason"] if row["outcome"] == "infeasible" else None
     return Result(
-        row["outcome"], row["reason"], Evaluation(metrics, facts, infeasible), row[_BASIS]
+        row["outcome"], row["reason"], Evaluation(metrics, facts, infeasible), row.get(_CONTENT, "")
     )
 
 

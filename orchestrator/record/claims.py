@@ -1,4 +1,4 @@
-"""Claims: of several drivers on one store, only one measures a trial at a time.
+"""Claims: of several drivers on one store, only one measures a trial at a time in one class.
 
 ::
 
@@ -10,6 +10,9 @@ A trial is claimed before it is submitted and until its result can be read by ot
 gets the claim next sees that result and does not measure again. On one host a claim is a byte of a
 file, locked: the kernel frees it the moment its holder is gone, and no clock is asked. Between
 hosts it is a tag of the holder's sweep run (:mod:`.shared_claims`).
+
+What is claimed is named ``HASH/CLASS``: a config hash, and the conditions of the measurement where
+they matter. What another kind of machine measures is no reason to wait.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import os
 import struct
 import threading
@@ -67,27 +71,27 @@ class HostLocks:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._file = os.open(directory / _FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
-    def take(self, config_hash: str) -> bool:
-        """Whether the trial is ours now; returns at once."""
+    def take(self, claim: str) -> bool:
+        """Whether it is ours now; returns at once."""
         try:
-            self._set(fcntl.F_WRLCK, config_hash)
+            self._set(fcntl.F_WRLCK, claim)
         except OSError as error:
             if error.errno in (errno.EAGAIN, errno.EACCES):
                 return False
             raise
         return True
 
-    def release(self, config_hash: str) -> None:
+    def release(self, claim: str) -> None:
         """Let others have it."""
-        self._set(fcntl.F_UNLCK, config_hash)
+        self._set(fcntl.F_UNLCK, claim)
 
     def close(self) -> None:
         """Release everything."""
         os.close(self._file)
 
-    def _set(self, kind: int, config_hash: str) -> None:
-        # 60 bits of the hash: two trials on one byte would only wait for each other.
-        where = int(config_hash[:15], 16)
+    def _set(self, kind: int, claim: str) -> None:
+        # 60 bits of a digest: two claims on one byte would only wait for each other.
+        where = int(hashlib.sha256(claim.encode()).hexdigest()[:15], 16)
         wish = struct.pack(_FLOCK, kind, os.SEEK_SET, where, 1, 0)
         fcntl.fcntl(self._file, fcntl.F_OFD_SETLK, wish)
 
@@ -126,8 +130,8 @@ class Claims:
         self._say = say
         self._host = HostLocks(drivers_directory(store.spool_root))
         self._lock = threading.Lock()
-        self._holders: dict[str, set[str]] = {}  # config hash to our attempts of it
-        self._hashes: dict[str, str] = {}  # the other way round
+        self._holders: dict[str, set[str]] = {}  # claim to our attempts
+        self._claims: dict[str, str] = {}  # the other way round
         self._company = shared is None  # reading SQLite costs less than finding out
         self._said = False
 
@@ -137,33 +141,34 @@ class Claims:
         return bool(self._other_spools())
 
     def ask(self, wishes: Mapping[str, str]) -> dict[str, Standing | None]:
-        """Claim the trials of some attempts.
+        """Claim what some attempts measure.
 
         Parameters
         ----------
-        wishes : mapping of attempt id to config hash
+        wishes : mapping of attempt id to claim
+            Each ``HASH`` or ``HASH/CLASS``.
 
         Returns
         -------
         dict of attempt id to Standing or None
-            None: another driver has the trial now.
+            None: another driver has it now.
         """
         with self._lock:
-            own = {h: len(self._holders.get(h, ())) for h in wishes.values()}
-            mine = {h for h in own if h in self._holders or self._host.take(h)}
-            for attempt_id, config_hash in wishes.items():
-                if config_hash in mine:
-                    self._holders.setdefault(config_hash, set()).add(attempt_id)
-                    self._hashes[attempt_id] = config_hash
+            own = {claim: len(self._holders.get(claim, ())) for claim in wishes.values()}
+            mine = {claim for claim in own if claim in self._holders or self._host.take(claim)}
+            for attempt_id, claim in wishes.items():
+                if claim in mine:
+                    self._holders.setdefault(claim, set()).add(attempt_id)
+                    self._claims[attempt_id] = claim
         others = self._other_spools()
         # Spools first: what is drained in between is then seen in the store.
-        waiting = _spooled(others, frozenset(mine))
+        waiting = _spooled(others, frozenset(map(_trial_of, mine)))
         lost: set[str] = set()
         known: dict[str, list[AttemptSummary]] | None = None
         try:
             if self._shared is not None:
                 lost = self._shared.take(mine)
-            known = self._recorded(frozenset(mine - lost), others)
+            known = self._recorded(frozenset(map(_trial_of, mine - lost)), others)
             self._said = False
         except StoreError as error:
             # Better measured twice than not at all: the store may be away for the whole sweep.
@@ -171,33 +176,34 @@ class Claims:
                 self._said = True
                 self._say(f"{error} (other drivers' claims cannot be seen meanwhile)")
         found: dict[str, Standing | None] = {}
-        for attempt_id, config_hash in wishes.items():
+        for attempt_id, claim in wishes.items():
             found[attempt_id] = None
-            if config_hash in lost:
+            if claim in lost:
                 self.drop(attempt_id)
-            elif config_hash in mine:
+            elif claim in mine:
+                config_hash = _trial_of(claim)
                 there = {s.attempt_id: s for s in waiting.get(config_hash, ())}
                 if known is not None:
                     there |= {s.attempt_id: s for s in known.get(config_hash, ())}
                 nothing_new = known is None and not there
                 attempts = None if nothing_new else list(there.values())
-                found[attempt_id] = Standing(attempts, own[config_hash])
+                found[attempt_id] = Standing(attempts, own[claim])
         return found
 
     def drop(self, attempt_id: str) -> None:
         """This attempt will not be made, or others can read its result now; from any thread."""
         with self._lock:
-            config_hash = self._hashes.pop(attempt_id, None)
-            if config_hash is None:
+            claim = self._claims.pop(attempt_id, None)
+            if claim is None:
                 return
-            holders = self._holders[config_hash]
+            holders = self._holders[claim]
             holders.discard(attempt_id)
             if holders:
                 return
-            del self._holders[config_hash]
+            del self._holders[claim]
             if self._shared is not None:
-                self._shared.release(config_hash)
-            self._host.release(config_hash)
+                self._shared.release(claim)
+            self._host.release(claim)
 
     def tend(self) -> None:
         """Tell the server what was given up; call it now and then, and from the thread of ask."""
@@ -209,7 +215,7 @@ class Claims:
         """Give everything up; the sweep's run, which carries the shared claims, ends by itself."""
         with self._lock:
             self._holders.clear()
-            self._hashes.clear()
+            self._claims.clear()
             self._host.close()
 
     def _recorded(
@@ -224,6 +230,10 @@ class Claims:
     def _other_spools(self) -> list[Path]:
         every = spool.spool_directories(self._store.spool_root)
         return [directory for directory in every if directory != self._own_spool]
+
+
+def _trial_of(claim: str) -> str:
+    return claim.partition("/")[0]
 
 
 def _spooled(

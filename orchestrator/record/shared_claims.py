@@ -34,9 +34,9 @@ NEWEST = 20
 
 
 class SharedClaims:
-    """Claims as tags ``claim.0``, ``claim.1`` … of one run; values are config hashes, or empty.
+    """Claims as tags ``claim.0``, ``claim.1`` … of one run; values are claims, or empty.
 
-    Tags are used again: a run has as many as trials were ever claimed at once.
+    Tags are used again: a run has as many as were ever held at once.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ class SharedClaims:
         self._given_up: set[str] = set()
         self._beats: dict[str, tuple[str, float]] = {}
 
-    def take(self, hashes: Iterable[str]) -> set[str]:
+    def take(self, claims: Iterable[str]) -> set[str]:
         """Claim trials that are not claimed yet; returns those that other drivers have.
 
         Raises
@@ -84,7 +84,7 @@ class SharedClaims:
         """
         run_id = self._own_run()
         with self._lock:
-            wanted = set(hashes)
+            wanted = set(claims)
             self._given_up -= wanted  # the server has not heard of it: still ours
             new = wanted - self._place.keys()
         lost = new & self._claimed_by_others(run_id).keys() if self.company else set()
@@ -92,29 +92,29 @@ class SharedClaims:
         if not new:
             return lost
         with self._lock:
-            for config_hash in sorted(new):
-                self._claim(config_hash)
+            for claim in sorted(new):
+                self._claim(claim)
         try:
             self._write(run_id)
             lost |= self._contest(run_id, new)
         except StoreError:
             with self._lock:
-                for config_hash in new & self._place.keys():
-                    self._clear(config_hash)
+                for claim in new & self._place.keys():
+                    self._clear(claim)
             raise
         return lost
 
-    def release(self, config_hash: str) -> None:
+    def release(self, claim: str) -> None:
         """Give a trial up; the server hears of it with the next :meth:`flush` or :meth:`take`."""
         with self._lock:
-            if config_hash in self._place:
-                self._given_up.add(config_hash)
+            if claim in self._place:
+                self._given_up.add(claim)
 
     def flush(self) -> None:
         """Tell the server what was given up."""
         with self._lock:
-            for config_hash in list(self._given_up):
-                self._clear(config_hash)
+            for claim in list(self._given_up):
+                self._clear(claim)
         if self._dirty:
             self._write(self._own_run())
 
@@ -130,8 +130,8 @@ class SharedClaims:
             back = {h for h in contested if look == LOOKS - 1 or min(claimed[h]) < run_id}
             if back:
                 with self._lock:
-                    for config_hash in back:
-                        self._clear(config_hash)
+                    for claim in back:
+                        self._clear(claim)
                 self._write(run_id)
                 lost |= back
             if contested == back:
@@ -177,7 +177,7 @@ class SharedClaims:
             self._sleep(0.05)
         return run_id
 
-    def _claim(self, config_hash: str) -> None:
+    def _claim(self, claim: str) -> None:
         if self._given_up:
             place = self._place[next(iter(self._given_up))]
             self._clear(self._tags[place])
@@ -186,13 +186,13 @@ class SharedClaims:
         else:
             place = len(self._tags)
             self._tags.append("")
-        self._tags[place] = config_hash
-        self._place[config_hash] = place
+        self._tags[place] = claim
+        self._place[claim] = place
         self._dirty.add(place)
 
-    def _clear(self, config_hash: str) -> None:
-        place = self._place.pop(config_hash)
-        self._given_up.discard(config_hash)
+    def _clear(self, claim: str) -> None:
+        place = self._place.pop(claim)
+        self._given_up.discard(claim)
         self._tags[place] = ""
         self._dirty.add(place)
 

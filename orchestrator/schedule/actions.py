@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from orchestrator.schedule.placement import Node
 
 
+#: What waits together: everything with one demand that may run in the same places.
+LaneKey = tuple[Resources, tuple[frozenset[str], ...]]
+
+
 @dataclass(frozen=True)
 class Action:
     """Something to be done: committed to the state, then performed."""
@@ -97,7 +101,7 @@ class DropRepeats(Action):
 class Abandon(Action):
     """Give up what waits for a node that no longer exists."""
 
-    demand: Resources
+    lane: LaneKey
 
 
 @dataclass(frozen=True)

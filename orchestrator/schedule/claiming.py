@@ -45,6 +45,8 @@ class ClaimingCluster:
     claims : ClaimsPort
     missing : callable
         Takes a config hash and everybody's attempts of it; returns how many are still to be made.
+    claim : callable
+        Takes an attempt and returns what is claimed for it: its trial, on its kind of machine.
     """
 
     def __init__(
@@ -52,10 +54,12 @@ class ClaimingCluster:
         cluster: ClusterPort,
         claims: ClaimsPort,
         missing: Callable[[str, Sequence[AttemptSummary]], int],
+        claim: Callable[[PlannedAttempt], str],
     ) -> None:
         self._cluster = cluster
         self._claims = claims
         self._missing = missing
+        self._claim = claim
         self._changed = threading.Condition()
         self._wishes: dict[str, PlannedAttempt] = {}
         self._asked: frozenset[str] = frozenset()
@@ -150,8 +154,8 @@ class ClaimingCluster:
 
     def _ask(self, asked: Sequence[PlannedAttempt]) -> None:
         # One attempt of a trial at a time: the answer for the second counts the first.
-        firsts = {attempt.trial.hash: attempt for attempt in reversed(asked)}
-        wishes = {attempt.attempt_id: config_hash for config_hash, attempt in firsts.items()}
+        firsts = {self._claim(attempt): attempt for attempt in reversed(asked)}
+        wishes = {attempt.attempt_id: claim for claim, attempt in firsts.items()}
         for attempt_id, standing in self._claims.ask(wishes).items():
             answer = self._judge(firsts[wishes[attempt_id]], standing)
             with self._changed:

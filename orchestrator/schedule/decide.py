@@ -13,10 +13,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 
-from orchestrator.attempt import AttemptReport, Outcome, PlannedAttempt, Resources, RunningAttempt
+from orchestrator.attempt import AttemptReport, Outcome, PlannedAttempt, RunningAttempt
 from orchestrator.schedule import actions, events
-from orchestrator.schedule.placement import Node, slots
-from orchestrator.schedule.state import SweepState
+from orchestrator.schedule.placement import Node, first_place, slots
+from orchestrator.schedule.state import Lane, SweepState
 
 Actions = Iterator[actions.Action]
 
@@ -61,13 +61,18 @@ def submissions(state: SweepState) -> list[actions.Submit | actions.Skip]:
     ]
 
 
-def avoiding(state: SweepState, attempt: PlannedAttempt) -> PlannedAttempt:
-    """``attempt`` for the cluster: it avoids no node where nothing else could hold it."""
-    if not attempt.avoid:
-        return attempt
-    others = [node for node in state.nodes if node.node_id not in attempt.avoid]
-    elsewhere = slots(others, attempt.trial.resources)
-    return attempt if elsewhere else replace(attempt, avoid=frozenset())
+def placed(state: SweepState, attempt: PlannedAttempt) -> PlannedAttempt:
+    """``attempt`` for the cluster: with the one place where it is to run, if that matters.
+
+    It avoids no node where nothing else there could hold it.
+    """
+    lane = state.lane_of(attempt)
+    if attempt.avoid:
+        others = [node for node in lane.nodes if node.node_id not in attempt.avoid]
+        if not slots(others, attempt.trial.resources):
+            attempt = replace(attempt, avoid=frozenset())
+    there = {node.node_id for node in lane.nodes} if attempt.places else set()
+    return replace(attempt, places=tuple(p for p in attempt.places if p & there)[:1])
 
 
 def _decisions(state: SweepState, event: events.Event) -> Actions:
@@ -94,7 +99,9 @@ def _decisions(state: SweepState, event: events.Event) -> Actions:
         case events.NodesSeen(nodes):
             yield actions.LearnNodes(nodes)
             if not state.stopping:
-                yield from _left_on_silent_nodes(state, nodes)
+                moving = [lane for lane in state.lanes.values() if _moves(lane, nodes)]
+                yield from _move(state, moving, nodes)
+                yield from _left_on_silent_nodes(state, nodes, moving)
         case events.StopRequested() if not state.stopping:
             yield actions.StopSubmitting()
             for attempt_id in state.running:
@@ -168,7 +175,37 @@ def _retry(state: SweepState, running: RunningAttempt, outcome: Outcome) -> Plan
     )
 
 
-def _left_on_silent_nodes(state: SweepState, nodes: Sequence[Node]) -> Actions:
+def _moves(lane: Lane, nodes: Sequence[Node]) -> bool:
+    """Whether the last node of the kind that a lane was to run on is gone."""
+    if not lane.places or not (lane.ready or lane.in_flight):
+        return False
+    known = {node.node_id for node in lane.nodes} or lane.places[0]
+    return not any(node.node_id in known for node in first_place(nodes, *lane.key))
+
+
+def _move(state: SweepState, lanes: Sequence[Lane], nodes: Sequence[Node]) -> Actions:
+    """What waits for a kind of node of which none is left goes to the next kind, all of it."""
+    moves = {
+        (lane.nodes[0].host if lane.nodes else "those it was planned for", there[0].host): None
+        for lane in lanes
+        if (there := first_place(nodes, *lane.key))
+    }
+    for was, now in moves:
+        yield actions.Say(
+            f"no node like {was} is left: what is missing runs on nodes like {now}. Numbers of "
+            "the two are not compared; the same command again measures the rest there, too"
+        )
+    for lane in lanes:
+        for one in _unstarted(state, lane):
+            # It waits for a node that never comes: Ray would not say so.
+            yield actions.Cancel(one.planned.attempt_id, force=True)
+            yield actions.Withdraw(one.planned.attempt_id, made=False)
+            yield actions.Delay(replace(one.planned, not_before=state.now))
+
+
+def _left_on_silent_nodes(
+    state: SweepState, nodes: Sequence[Node], moving: Sequence[Lane]
+) -> Actions:
     """What a node took along that was cut off: no connection breaks, so Ray does not say for long.
 
     What a node held that died is reported by Ray itself, well within the grace.
@@ -186,19 +223,22 @@ def _left_on_silent_nodes(state: SweepState, nodes: Sequence[Node]) -> Actions:
     # looks, what was submitted before it went does not wait for a slot.
     before = max(state.gone_since[node_id] for node_id in silent)
     for lane in state.lanes.values():
-        waiting = (one for one in _unstarted(state, lane.demand) if one.submitted_at <= before)
-        idle = min(lane.idle_slots, state.idle_slots(lane.demand, nodes))
+        if lane in moving:
+            continue
+        waiting = (one for one in _unstarted(state, lane) if one.submitted_at <= before)
+        there = first_place(nodes, *lane.key)
+        idle = min(lane.idle_slots, state.idle_slots(lane.demand, there))
         lost.extend(islice(waiting, idle))
     for one in lost:
         yield actions.Cancel(one.planned.attempt_id, force=True)
         yield from _vanished(state, one, Outcome.LOST, "its node does not answer any more")
 
 
-def _unstarted(state: SweepState, demand: Resources) -> list[RunningAttempt]:
+def _unstarted(state: SweepState, lane: Lane) -> list[RunningAttempt]:
     return [
         one
         for one in state.running.values()
-        if one.slot is None and one.planned.trial.resources == demand
+        if one.slot is None and state.lane_of(one.planned) is lane
     ]
 
 
@@ -222,8 +262,8 @@ def _tick(state: SweepState) -> Actions:
             yield actions.Say(
                 f"giving up on trials that need {lane.demand}: no node has it any more"
             )
-            yield actions.Abandon(lane.demand)
-            for running in _unstarted(state, lane.demand):
+            yield actions.Abandon(lane.key)
+            for running in _unstarted(state, lane):
                 yield from _force(state, running, "no node can hold it any more")
 
 

@@ -21,7 +21,7 @@ from orchestrator.schedule import actions, events
 from orchestrator.schedule.claiming import ClaimingCluster
 from orchestrator.schedule.cluster.ray.admission import admit
 from orchestrator.schedule.cluster.ray.cluster import PendingCluster
-from orchestrator.schedule.decide import avoiding, decide, submissions
+from orchestrator.schedule.decide import decide, placed, submissions
 from orchestrator.schedule.order import interleave
 from orchestrator.schedule.placement import resolve, slots
 from orchestrator.schedule.policy import Limits, retry_policy
@@ -124,7 +124,12 @@ def run_sweep(
             port = _open(plan, cluster, stop, stack)
             if claims is not None:
                 port = stack.enter_context(
-                    ClaimingCluster(port, claims, _missing(plan, runnable, reuse))
+                    ClaimingCluster(
+                        port,
+                        claims,
+                        _missing(plan, runnable, reuse),
+                        reuse.claim if reuse else lambda attempt: attempt.trial.hash,
+                    )
                 )
             driver = Driver(plan, runnable, port, recording, view, seed, limits)
             state = driver.state
@@ -239,6 +244,11 @@ class Driver:
         epoch_s = time.time() - now
         self.state = SweepState(planned, policy, limits, driver_id, now=now, epoch_s=epoch_s)
         self._handle(events.NodesSeen(nodes))
+        lanes = self.state.lanes.values()
+        hosts = {lane.nodes[0].host: None for lane in lanes if lane.places and lane.nodes}
+        if hosts:
+            like = ", ".join(hosts)
+            view.message(f"several kinds of node: what is compared runs on nodes like {like}")
 
     def run(self, stop: threading.Event) -> None:
         """Work until nothing is left or ``stop`` was obeyed."""
@@ -289,7 +299,7 @@ class Driver:
 
     def _submit(self, attempt: PlannedAttempt) -> None:
         self._recording.submit(attempt)
-        self._cluster.submit(avoiding(self.state, attempt))
+        self._cluster.submit(placed(self.state, attempt))
         self._view.submitted(attempt)
 
     def _perform(self, action: actions.Action, attempt: PlannedAttempt) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from orchestrator.errors import TaskError
 from orchestrator.measure.registry import find_task
 from orchestrator.measure.task import Evaluation
-from orchestrator.record.cells import Result, basis_of
+from orchestrator.record.cells import Result, content_id
 
 if TYPE_CHECKING:
     from orchestrator.attempt import Trial
@@ -21,7 +21,7 @@ def only_computes(trial: Trial) -> bool:
 def compute(trial: Trial) -> Result:
     """Evaluate one trial of a pure task; what goes wrong is its outcome, never raised."""
     if trial.infeasible is not None:
-        return Result("infeasible", trial.infeasible, Evaluation({}), basis_of(trial))
+        return Result("infeasible", trial.infeasible, Evaluation({}), content_id(trial))
     task = find_task(trial.identity["task"]["name"])
     assert task.evaluate is not None
     try:
@@ -31,4 +31,4 @@ def compute(trial: Trial) -> Result:
     except Exception as error:  # one cell that breaks must not take the others along
         return Result("error", f"{type(error).__name__}: {error}", Evaluation({}))
     outcome = "ok" if found.infeasible is None else "infeasible"
-    return Result(outcome, found.infeasible, found, basis_of(trial))
+    return Result(outcome, found.infeasible, found, content_id(trial))

@@ -39,6 +39,17 @@ def slots(nodes: Iterable[Node], demand: Resources) -> int:
     return sum(slots_on(node, demand) for node in nodes)
 
 
+def first_place(
+    nodes: Sequence[Node], demand: Resources, places: Iterable[frozenset[str]]
+) -> Sequence[Node]:
+    """Of ``nodes`` those of the first of ``places`` that can hold ``demand``; all if none can."""
+    for place in places:
+        there = [node for node in nodes if node.node_id in place]
+        if slots(there, demand):
+            return there
+    return nodes
+
+
 def resolve(resources: Resources, nodes: Sequence[Node]) -> Resources:
     """Close what a trial left open, the same for every attempt of the sweep.
 

@@ -73,7 +73,7 @@ class ClaimsPort(Protocol):
         ...
 
     def ask(self, wishes: Mapping[str, str]) -> Mapping[str, Standing | None]:
-        """Claim the trials (config hashes) of some attempts; None for those another driver has."""
+        """Claim what some attempts measure; None for those another driver is at."""
         ...
 
     def drop(self, attempt_id: str) -> None:
@@ -97,7 +97,10 @@ class ClusterPort(Protocol):
         ...
 
     def submit(self, attempt: PlannedAttempt) -> None:
-        """Queue one attempt for a slot of its trial's resources, on no node it is to ``avoid``."""
+        """Queue one attempt for a slot of its trial's resources.
+
+        In the first of its ``places``, if it has any, and on no node it is to ``avoid``.
+        """
         ...
 
     def wait(self, timeout_s: float) -> Sequence[ClusterEvent]:

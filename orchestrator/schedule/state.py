@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from orchestrator.attempt import PlannedAttempt, Resources, RunningAttempt
 from orchestrator.schedule import actions
-from orchestrator.schedule.placement import Node, slots
+from orchestrator.schedule.placement import Node, first_place, slots
 from orchestrator.schedule.policy import Limits, RetryPolicy
 
 
@@ -27,10 +27,12 @@ class EndedAttempt(NamedTuple):
 
 
 class Lane:
-    """Everything with one demand: what waits, how much may be in flight, how much is."""
+    """Everything with one demand and place: what waits, how much is and may be in flight."""
 
-    def __init__(self, demand: Resources) -> None:
-        self.demand = demand
+    def __init__(self, key: actions.LaneKey) -> None:
+        self.key = key
+        self.demand, self.places = key
+        self.nodes: Sequence[Node] = ()  # where it may run as things are
         self.ready: deque[PlannedAttempt] = deque()
         self.window = 0
         self.in_flight = 0
@@ -92,7 +94,7 @@ class SweepState:
         self.gone_since: dict[str, float] = {}
         self.review_at = now
         self.stopping_since: float | None = None
-        self.lanes: dict[Resources, Lane] = {}
+        self.lanes: dict[actions.LaneKey, Lane] = {}
         self.running: dict[str, RunningAttempt] = {}
         self.delayed: list[tuple[float, int, PlannedAttempt]] = []
         self.dropped: set[str] = set()
@@ -105,7 +107,7 @@ class SweepState:
         self._began_at = self._looked_at = now
         self._sequence = itertools.count()
         for attempt in attempts:
-            self._lane(attempt).ready.append(attempt)
+            self.lane_of(attempt).ready.append(attempt)
             self._count(attempt)
 
     @property
@@ -148,7 +150,7 @@ class SweepState:
                 self._take(attempt)
                 submitted = replace(attempt, attempt_id=self.next_attempt_id)
                 self._submitted += 1
-                self._lane(attempt).in_flight += 1
+                self.lane_of(attempt).in_flight += 1
                 self.running[submitted.attempt_id] = RunningAttempt(submitted, self.now)
             case actions.Skip(attempt):
                 self._take(attempt)
@@ -160,7 +162,7 @@ class SweepState:
                 _, _, first = heapq.heappop(self.delayed)
                 assert first is attempt, "delayed attempts come back in the order of their times"
                 # In front: a retry that waits for the whole sweep again would be its tail.
-                self._lane(attempt).ready.appendleft(attempt)
+                self.lane_of(attempt).ready.appendleft(attempt)
             case actions.Begin(attempt_id, slot):
                 running = self.running[attempt_id]
                 running.started_at, running.slot = self.now, slot
@@ -186,9 +188,9 @@ class SweepState:
                     self.running[attempt_id].forced_at = self.now
             case actions.DropRepeats(config_hash):
                 self.dropped.add(config_hash)
-            case actions.Abandon(demand):
-                self.unmade += len(self.lanes[demand].ready)
-                self.lanes[demand].ready.clear()
+            case actions.Abandon(key):
+                self.unmade += len(self.lanes[key].ready)
+                self.lanes[key].ready.clear()
             case actions.LearnNodes(nodes):
                 self._learn(nodes)
             case actions.StopSubmitting():
@@ -204,8 +206,9 @@ class SweepState:
         self._looked_at = self.now
         self.review_at = self.now + self.limits.nodes_every_s
         for lane in self.lanes.values():
-            number = slots(self.nodes, lane.demand)
-            lane.idle_slots = self.idle_slots(lane.demand, self.nodes)
+            lane.nodes = first_place(nodes, *lane.key)
+            number = slots(lane.nodes, lane.demand)
+            lane.idle_slots = self.idle_slots(lane.demand, lane.nodes)
             lane.open_window(number, self.limits, self.now - self._began_at, elapsed_s)
             if number:
                 lane.unplaceable_since = None
@@ -213,12 +216,12 @@ class SweepState:
                 lane.unplaceable_since = self.now
 
     def _take(self, attempt: PlannedAttempt) -> None:
-        head = self._lane(attempt).ready.popleft()
+        head = self.lane_of(attempt).ready.popleft()
         assert head is attempt, "attempts leave their queue in the order they wait"
 
     def _land(self, attempt_id: str) -> RunningAttempt:
         running = self.running.pop(attempt_id)
-        lane = self._lane(running.planned)
+        lane = self.lane_of(running.planned)
         lane.in_flight -= 1
         lane.landed += 1
         return running
@@ -227,9 +230,10 @@ class SweepState:
         known = self.next_number.get(attempt.trial.hash, 1)
         self.next_number[attempt.trial.hash] = max(known, attempt.number + 1)
 
-    def _lane(self, attempt: PlannedAttempt) -> Lane:
-        demand = attempt.trial.resources
-        lane = self.lanes.get(demand)
+    def lane_of(self, attempt: PlannedAttempt) -> Lane:
+        """Where it waits, or has waited."""
+        key = attempt.trial.resources, attempt.places
+        lane = self.lanes.get(key)
         if lane is None:
-            lane = self.lanes[demand] = Lane(demand)
+            lane = self.lanes[key] = Lane(key)
         return lane

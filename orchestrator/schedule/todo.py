@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from orchestrator.attempt import Outcome, PlannedAttempt, Trial
-from orchestrator.conditions import Conditions, difference, same
+from orchestrator.conditions import UNKNOWN, Conditions, difference, same
 from orchestrator.plan.plan import TrialState
+from orchestrator.schedule.kinds import Kind, places_of
 from orchestrator.schedule.policy import RetryPolicy, retry_policy, units_spent
 
 if TYPE_CHECKING:
@@ -20,20 +21,40 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Reuse:
-    """What counts as done: attempts under conditions that this run could meet.
+    """What counts as done, and where the rest is to be made.
 
     Attributes
     ----------
-    possible : mapping of config hash to Conditions
-        What a trial's next attempt could be made under; empty where nothing could run it. Of a
-        trial that is not in it all attempts count.
+    kinds : mapping of config hash to Kinds
+        The kinds of node that can hold a trial, the one where it is to run first.
     recorded : callable
         Takes an attempt that was made under others and returns its conditions, to say what is not
         as it was; None where it has none.
+    exact : bool
+        Only attempts under conditions of these kinds count; else all of the same hash.
     """
 
-    possible: Mapping[str, Sequence[Conditions]]
+    kinds: Mapping[str, Sequence[Kind]]
     recorded: Callable[[AttemptSummary], Conditions | None]
+    exact: bool = True
+
+    def classes(self, config_hash: str) -> list[Sequence[Conditions]]:
+        """What a trial's attempts could be made under, by kind of node; the wanted kind first."""
+        return [kind.classes[config_hash] for kind in self.kinds.get(config_hash, ())]
+
+    def claim(self, attempt: PlannedAttempt) -> str:
+        """What no other driver is to measure meanwhile: a trial, and the class it is measured in.
+
+        What is partly unknown counts for nobody else, so nobody has to wait for it.
+        """
+        config_hash = attempt.trial.hash
+        classes = {
+            one.id if UNKNOWN not in one.ids.values() else attempt.attempt_id.rpartition("-")[0]
+            for kind in (self.kinds.get(config_hash, ()) if self.exact else ())
+            if not attempt.places or any(n.node_id in attempt.places[0] for n in kind.nodes)
+            for one in kind.classes[config_hash]
+        }
+        return "/".join((config_hash, *sorted(classes)))
 
 
 @dataclass(frozen=True)
@@ -75,35 +96,50 @@ def compute_todo(
     for trial in trials:
         past = existing.get(trial.hash, ())
         stale = None
-        if reuse is not None and past and trial.hash in reuse.possible:
-            past, stale = _comparable(trial, past, reuse)
+        if reuse is not None and reuse.exact and past and trial.infeasible is None:
+            past, stale = _comparable(trial, past, reuse, settings.repeats)
         states[trial.hash], made = _one(trial, past, policy, settings)
         if stale is not None and made:
             first = 1 + max(attempt.number for attempt in existing[trial.hash])
             made = [replace(one, number=first + at) for at, one in enumerate(made)]
             if not past:
                 states[trial.hash] = TrialState("stale", stale)
+        if reuse is not None and made:
+            places = places_of(trial.hash, reuse.kinds.get(trial.hash, ()))
+            made = [replace(one, places=places) for one in made]
         attempts.extend(made)
     return Todo(states, tuple(attempts))
 
 
 def _comparable(
-    trial: Trial, past: Sequence[AttemptSummary], reuse: Reuse
+    trial: Trial, past: Sequence[AttemptSummary], reuse: Reuse, repeats: int
 ) -> tuple[Sequence[AttemptSummary], str | None]:
     """Attempts of one class that this run could meet; and what is not as it was of the others.
 
-    Of several such classes the one with most measurements: the rest of a trial belongs where its
-    beginning is.
+    The class is one in which the trial is done, else the one with most measurements on the kind of
+    node where the rest will be made.
     """
-    possible = reuse.possible[trial.hash]
-    ids = [conditions.ids for conditions in possible]
-    classes = [[a for a in past if same(a.conditions, one)] for one in ids]
-    kept = max(classes, key=lambda found: sum(a.outcome == Outcome.OK for a in found), default=[])
+    by_kind = [_most_measured(past, classes) for classes in reuse.classes(trial.hash)]
+    done = (found for found in by_kind if _measurements(found) >= repeats)
+    kept = next(done, by_kind[0] if by_kind else [])
     others = [a for a in past if a not in kept and a.outcome is not None]
     if not others:
         return kept, None
+    now = next((one for classes in reuse.classes(trial.hash) for one in classes), None)
     before = max(others, key=lambda attempt: attempt.started_at)
-    return kept, difference(reuse.recorded(before), possible[0]) if possible else "not checked"
+    return kept, "not checked" if now is None else difference(reuse.recorded(before), now)
+
+
+def _most_measured(
+    past: Sequence[AttemptSummary], classes: Sequence[Conditions]
+) -> Sequence[AttemptSummary]:
+    ids = [conditions.ids for conditions in classes]
+    found = [[a for a in past if same(a.conditions, one)] for one in ids]
+    return max(found, key=_measurements, default=[])
+
+
+def _measurements(attempts: Sequence[AttemptSummary]) -> int:
+    return sum(attempt.outcome == Outcome.OK for attempt in attempts)
 
 
 def _one(

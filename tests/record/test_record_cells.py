@@ -179,8 +179,13 @@ def test_one_run_with_one_table_is_recorded_and_found_again(
         replay(store, plan.sweep)
 
     # With other formulas or figures, what is recorded does not count any more.
-    changed = dataclasses.replace(find_task("estimate"), basis=lambda identity: "another")
+    other: dict[str, str | None] = {"formulas": "another"}
+    changed = dataclasses.replace(find_task("estimate"), content=lambda identity: other)
     monkeypatch.setattr(cells, "find_task", lambda name: changed)
+    assert run(plan)["cached"] == 0
+    assert run(plan)["cached"] > 0
+    other["formulas"] = None  # what is unknown equals nothing
+    assert run(plan)["cached"] == 0
     assert run(plan)["cached"] == 0
 
 

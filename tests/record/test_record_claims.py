@@ -133,6 +133,25 @@ def test_own_attempts_of_a_trial_share_its_claim(store: EmbeddedStore, other: Cl
     spool.close()
 
 
+def test_another_kind_of_machine_does_not_wait_and_sees_all_attempts(
+    store: EmbeddedStore, other: Claims, kit: SimpleNamespace
+) -> None:
+    trial = kit.trial_of(6)
+    kit.record_one(store, trial)
+    spool = Spool.create(store.spool_root, "own")
+    claims = Claims(store, spool.directory)
+    one, two = f"{trial.hash}/c:0123456789ab", f"{trial.hash}/c:ba9876543210"
+    assert claims.ask({"1": one})["1"] is not None
+    assert other.ask({"x": one})["x"] is None
+    seen = other.ask({"y": two})["y"]
+    assert seen is not None
+    assert [a.outcome for a in seen.attempts or ()] == ["ok"]
+    claims.drop("1")
+    assert other.ask({"z": one})["z"] is not None
+    claims.close()
+    spool.close()
+
+
 # -- between hosts --------------------------------------------------------------------------------
 
 

@@ -66,6 +66,9 @@ class Seen:
     def submitted(self, attempt: PlannedAttempt) -> None:
         self.events.append(("submitted", attempt.attempt_id))
 
+    def withdrawn(self, attempt: PlannedAttempt, *, made: bool) -> None:
+        self.events.append(("withdrawn", attempt.attempt_id))
+
     def started(self, attempt: PlannedAttempt, slot: Slot) -> None:
         self.events.append(("started", attempt.attempt_id))
         self.on_started(attempt, slot)
@@ -126,13 +129,14 @@ def sweep(
     stop: threading.Event | None = None,
     seen: Seen | None = None,
     limits: Any = None,
+    attempts: list[PlannedAttempt] | None = None,
     **settings: Any,
 ) -> Run:
-    """Run every trial ``repeats`` times on ``cluster``."""
+    """Run every trial ``repeats`` times on ``cluster``, or these ``attempts``."""
     recorded, seen = Recorded(), seen or Seen()
     result = run_sweep(
         make_plan(**settings),
-        [PlannedAttempt(trial, number) for trial in trials for number in range(1, repeats + 1)],
+        attempts or [PlannedAttempt(t, number) for t in trials for number in range(1, repeats + 1)],
         recording=recorded,
         view=seen,
         seed=seed,

@@ -5,16 +5,19 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from orchestrator.attempt import Outcome, PlannedAttempt
+from orchestrator.conditions import Conditions
 from orchestrator.schedule.driver import run_sweep
+from orchestrator.schedule.kinds import Kind
 from orchestrator.schedule.placement import Node
 from orchestrator.schedule.policy import Limits
+from orchestrator.schedule.todo import Reuse
 from testing.simulated_cluster import Fate, SimulatedCluster
 
 
@@ -64,7 +67,11 @@ def attempt(number: int = 1, outcome: str = "ok") -> Any:
 @pytest.fixture
 def run(kit: Any) -> Callable[..., Any]:
     def run(
-        claims: Claims, trials: int = 6, repeats: int = 1, stop: threading.Event | None = None
+        claims: Claims,
+        trials: int = 6,
+        repeats: int = 1,
+        stop: threading.Event | None = None,
+        reuse: Reuse | None = None,
     ) -> Any:
         recorded, view = kit.Recorded(), View()
         cluster = SimulatedCluster([Node("n", "host", 2)], lambda spec, node: Fate(1.0))
@@ -81,6 +88,7 @@ def run(kit: Any) -> Callable[..., Any]:
             stop=stop or threading.Event(),
             cluster=cluster,
             claims=claims,
+            reuse=reuse,
             limits=Limits(claimed_wait_s=0.05),
         )
         return SimpleNamespace(result=result, recorded=recorded, view=view)
@@ -114,6 +122,50 @@ def test_what_another_driver_has_is_waited_for_and_its_result_taken(
     assert theirs not in {r.config_hash for r in done.recorded.reports}
     assert done.view.withdrawals == [False] * 3 + [True]
     assert len(claims.dropped) == 4
+
+
+CLASSES = [Conditions({"CPU": name}) for name in ("slow", "fast")]
+
+
+def reuse_on(conditions: Conditions, kit: Any, **more: Any) -> Reuse:
+    """Of six trials, on a node of these conditions."""
+    trials = [kit.trial(value) for value in range(6)]
+    kind = Kind((Node("n", "host", 2),), {trial.hash: [conditions] for trial in trials})
+    return Reuse({trial.hash: [kind] for trial in trials}, lambda _: None, **more)
+
+
+def test_a_trial_is_claimed_on_one_kind_of_machine(kit: Any) -> None:
+    slow, fast = (reuse_on(one, kit) for one in CLASSES)
+    one, other = (PlannedAttempt(kit.trial(0), attempt_id=f"{name}-1") for name in "ab")
+    assert slow.claim(one) == f"{kit.trial(0).hash}/{CLASSES[0].id}"
+    assert slow.claim(one) == slow.claim(other)
+    assert slow.claim(one) != fast.claim(other)
+    # What is unknown counts for nobody else; where hashes alone count, the machine is no matter.
+    blind = reuse_on(Conditions({"CPU": "slow"}, {}, {"commit": None}), kit)
+    assert blind.claim(one) != blind.claim(other)
+    assert reuse_on(CLASSES[0], kit, exact=False).claim(one) == kit.trial(0).hash
+    # On a mixed cluster it is the kind where the attempt goes.
+    kinds = [
+        Kind((Node(str(at), "h", 1),), {kit.trial(0).hash: [one]}) for at, one in enumerate(CLASSES)
+    ]
+    mixed = Reuse({kit.trial(0).hash: kinds}, lambda _: None)
+    placed = replace(one, places=(frozenset({"1"}),))
+    assert mixed.claim(placed) == fast.claim(one)
+
+
+def test_a_driver_on_another_kind_of_machine_waits_for_nobody(
+    run: Callable[..., Any], kit: Any
+) -> None:
+    """Another driver holds every trial on slow machines, and never lets go."""
+
+    def rule(claim: str) -> Standing | None:
+        return Standing([slow_attempt]) if claim.endswith(CLASSES[1].id) else None
+
+    slow_attempt = attempt()
+    slow_attempt.conditions = CLASSES[0].ids
+    done = run(Claims(rule), reuse=reuse_on(CLASSES[1], kit))
+    assert done.result.outcomes == {"ok": 6}, "and what they measured does not count here"
+    assert done.view.withdrawals == []
 
 
 def test_what_a_dead_driver_had_is_taken_over(run: Callable[..., Any], kit: Any) -> None:

@@ -143,6 +143,34 @@ def test_another_version_on_a_node_is_named_before_anything_runs(
     assert not list((nodes_world.directory / "versions").rglob("report.json"))
 
 
+def hosts_of(root: Path) -> dict[float, str]:
+    """The node that each value was measured on."""
+    reports = [json.loads(path.read_text()) for path in root.rglob("report.json")]
+    return {r["metrics"]["value"]["value"]: r["slot"]["node_id"] for r in reports}
+
+
+def test_what_is_compared_is_measured_on_one_kind_of_node(nodes_world: World, nodes: Nodes) -> None:
+    """Nodes differ by a variable that chooses kernels; most room wins, then what was measured."""
+    plain = {node.node_id for node in nodes.alive}
+    words = (*NOOP, "tracking.root=kinds", "tracking.local_on_cluster=true", "--json")
+    other = [nodes.add(MKL_CBWR="AVX2")]
+    try:
+        code, _, err = ended(driver(nodes_world, nodes, *words, "task.value=1,2,3,4,5,6"))
+        assert code == 0, err
+        assert "several kinds of node: what is compared runs on nodes like" in err
+        assert set(hosts_of(nodes_world.directory / "kinds").values()) <= plain
+        other += [nodes.add(MKL_CBWR="AVX2") for _ in plain]
+        code, out, err = ended(driver(nodes_world, nodes, *words, "task.value=1,2,7,8,9"))
+        assert code == 0, err
+        assert json.loads(out)["outcomes"] == {"ok": 3}
+        found = hosts_of(nodes_world.directory / "kinds")
+        assert set(found) == {1, 2, 3, 4, 5, 6, 7, 8, 9}
+        assert set(found.values()) <= plain
+    finally:
+        for _ in other:
+            nodes.kill(len(nodes.alive) - 1)
+
+
 PLACED = """
 import json, os, sys, threading, time
 from pathlib import Path
@@ -240,6 +268,70 @@ def test_heterogeneous_nodes(nodes_world: World, nodes: Nodes) -> None:
         assert trial["preferred"] or had <= {h100.node_id, a100.node_id}
         assert set(trial["preferred"]) <= had
         had.add(trial["node"])
+
+
+MOVED = """
+import json, sys, threading
+from types import SimpleNamespace
+from orchestrator.attempt import PlannedAttempt, Resources, Trial
+from orchestrator.plan.schema import ClusterConfig, Settings, TelemetryConfig
+from orchestrator.schedule.cluster.ray.cluster import PendingCluster
+from orchestrator.schedule.driver import run_sweep
+
+address, places = sys.argv[1], tuple(map(frozenset, json.loads(sys.argv[2])))
+settings = Settings(cluster=ClusterConfig(kind="ray", address=address),
+                    telemetry=TelemetryConfig(enabled=False))
+plan = SimpleNamespace(sweep="moved", settings=settings, trials=())
+
+class Port:
+    def started(self, attempt, slot): print(json.dumps(["began", slot.node_id]), flush=True)
+    def message(self, text): print(json.dumps(["said", text]), flush=True)
+    def __getattr__(self, name): return lambda *a, **k: None
+
+class Recording:
+    def finish(self, report, trial):
+        node = report.slot and report.slot.node_id
+        print(json.dumps([report.outcome.value, node, report.config_hash]), flush=True)
+    def __getattr__(self, name): return lambda *a, **k: None
+
+todo = []
+for value in range(4):
+    identity = {"schema": 1, "task": {"name": "noop", "value": value, "sleep_s": 0.5}, "model": {},
+                "quant": {}, "protocol": {}, "device": {"kind": "cpu", "threads": None}, "seed": 0}
+    trial = Trial(f"{value:064x}", identity, resources=Resources(cpus=1), timeout_s=60)
+    todo.append(PlannedAttempt(trial, places=places))
+with PendingCluster(settings.cluster) as pending:
+    run_sweep(plan, todo, recording=Recording(), view=Port(), seed=0, stop=threading.Event(),
+              cluster=pending.ready())
+"""
+
+
+def test_what_waits_for_a_kind_of_node_that_dies_runs_on_the_next(
+    nodes_world: World, nodes: Nodes
+) -> None:
+    """Ray would let it wait for ever for the nodes that its labels name."""
+    plain = [node.node_id for node in nodes.alive]
+    wanted = nodes.add()
+    words = [nodes.address, json.dumps([[wanted.node_id], plain])]
+    with subprocess.Popen(
+        [sys.executable, "-c", MOVED, *words],
+        cwd=nodes_world.directory,
+        env=nodes_world.environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as driver:
+        assert driver.stdout is not None
+        lines = (json.loads(line) for line in driver.stdout)
+        try:
+            assert next(line[1] for line in lines if line[0] == "began") == wanted.node_id
+            nodes.kill(len(nodes.alive) - 1)
+            left = list(lines)
+        finally:
+            driver.kill()
+    ok = {line[2]: line[1] for line in left if line[0] == "ok"}
+    assert len(ok) == 4
+    assert list(ok.values())[-1] in plain
+    assert [line for line in left if line[0] == "said" and "is left: what is missing" in line[1]]
 
 
 def placed(world: World, nodes: Nodes, wanted: list[Any]) -> list[dict[str, Any]]:

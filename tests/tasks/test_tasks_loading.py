@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import http.server
 import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +18,7 @@ from orchestrator.engines.transformers import random_weights as architecture
 from orchestrator.engines.transformers.engaged import check_weights, expected_kind
 from orchestrator.engines.transformers.quantization import quantize_linears, refuse_unpackable
 from orchestrator.measure import Infeasible, InputError, Mismatch, Recorder
+from testing.hub import Hub
 
 ROOT = Path(__file__).resolve().parents[2]
 Identity = Callable[..., dict[str, Any]]
@@ -254,72 +252,10 @@ def test_a_damaged_gguf_leaves_no_conversion(
     assert list((cache / "converted").iterdir()) == []
 
 
-class _Hub(http.server.BaseHTTPRequestHandler):
-    """Answers as the hub does: one repository that is there, and several ways to be refused."""
-
-    files: Path
-    commit = "0123456789abcdef0123456789abcdef01234567"
-
-    def do_GET(self) -> None:
-        path = self.path.partition("?")[0]
-        if path.startswith("/api/models/some/tiny/tree/"):
-            entries = [
-                {
-                    "type": "file",
-                    "path": file.name,
-                    "size": file.stat().st_size,
-                    "oid": hashlib.sha1(file.read_bytes()).hexdigest(),
-                }
-                for file in self.files.iterdir()
-            ]
-            self.answer(json.dumps(entries).encode(), "application/json")
-        elif path.startswith("/api/models/some/tiny"):
-            siblings = [{"rfilename": file.name} for file in self.files.iterdir()]
-            self.answer(
-                json.dumps({"id": "some/tiny", "sha": self.commit, "siblings": siblings}).encode(),
-                "application/json",
-            )
-        elif path.startswith(f"/some/tiny/resolve/{self.commit}/"):
-            self.answer((self.files / Path(path).name).read_bytes(), "application/octet-stream")
-        elif "/some/gated" in path:
-            self.refuse(403, "GatedRepo")
-        elif "/some/known" in path:
-            self.refuse(404, "RevisionNotFound")
-        else:
-            self.refuse(404, "RepoNotFound")
-
-    do_HEAD = do_GET
-
-    def answer(self, content: bytes, kind: str) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(content)))
-        self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
-        self.send_header("X-Repo-Commit", self.commit)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(content)
-
-    def refuse(self, status: int, code: str) -> None:
-        self.send_response(status)
-        self.send_header("X-Error-Code", code)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
 @pytest.fixture
-def hub_address(saved_model: Path) -> Iterator[str]:
-    _Hub.files = saved_model
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+def hub(saved_model: Path) -> Iterator[Hub]:
+    with Hub(saved_model) as made:
+        yield made
 
 
 def _fetch(
@@ -350,7 +286,7 @@ for name in {names!r}:
 
 
 def test_the_content_of_a_hub_model_is_its_commit(
-    hub_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, saved_model: Path, tmp_path: Path
 ) -> None:
     def commit(repository: str = "some/tiny", **environment: str) -> str:
         program = f"""
@@ -368,20 +304,24 @@ print(content_of({{"source": "hub", "id": {repository!r}, "revision": None}})["c
             timeout=120,
         ).stdout.strip()
 
-    first = _Hub.commit
+    first = hub.commit
     assert commit(HF_HUB_OFFLINE="1") == "None", "unknown equals nothing"
-    assert commit(HF_ENDPOINT=hub_address) == first
-    _fetch(["some/tiny"], tmp_path, HF_ENDPOINT=hub_address)
+    assert commit(HF_ENDPOINT=hub.address) == first
+    _fetch(["some/tiny"], tmp_path, HF_ENDPOINT=hub.address)
     # The branch moves: what was measured before is stale.
-    monkeypatch.setattr(_Hub, "commit", first[::-1])
-    assert commit(HF_ENDPOINT=hub_address) == first[::-1]
+    hub.commit = first[::-1]
+    assert commit(HF_ENDPOINT=hub.address) == first[::-1]
     assert commit(HF_HUB_OFFLINE="1") == first
-    assert commit("some/gated", HF_ENDPOINT=hub_address) == "None"
+    assert commit("some/gated", HF_ENDPOINT=hub.address) == "None"
+    # A snapshot of which weights are missing is no content.
+    (weights,) = (tmp_path / "hub").rglob("model.safetensors")
+    weights.unlink()
+    assert commit(HF_HUB_OFFLINE="1") == "None"
 
 
-def test_what_the_hub_refuses_is_said_with_the_fix(hub_address: str, tmp_path: Path) -> None:
+def test_what_the_hub_refuses_is_said_with_the_fix(hub: Hub, tmp_path: Path) -> None:
     names = ["some/gated", "some/missing", "some/known@branch", "not a name"]
-    gated, missing, revision, invalid = _fetch(names, tmp_path, HF_ENDPOINT=hub_address)
+    gated, missing, revision, invalid = _fetch(names, tmp_path, HF_ENDPOINT=hub.address)
     assert "some/gated" in gated
     assert "set HF_TOKEN" in gated
     assert "no such model" in missing
@@ -390,17 +330,17 @@ def test_what_the_hub_refuses_is_said_with_the_fix(hub_address: str, tmp_path: P
     assert "not a hub id" in invalid
     # Where the repository's own code runs, no token is at hand.
     for line in _fetch(
-        ["some/gated", "some/missing"], tmp_path, code=True, HF_ENDPOINT=hub_address
+        ["some/gated", "some/missing"], tmp_path, code=True, HF_ENDPOINT=hub.address
     ):
         assert "hf download some/" in line
         assert "HF_TOKEN" not in line
 
 
 def test_a_hub_model_is_fetched_once_and_loads(
-    hub_address: str, identity: Identity, recorder: Any, saved_model: Path, tmp_path: Path
+    hub: Hub, identity: Identity, recorder: Any, saved_model: Path, tmp_path: Path
 ) -> None:
     (saved_model / "pytorch_model.bin").write_bytes(b"a pickle")
-    (line,) = _fetch(["some/tiny"], tmp_path, HF_ENDPOINT=hub_address)
+    (line,) = _fetch(["some/tiny"], tmp_path, HF_ENDPOINT=hub.address)
     fetched = Path(line)
     assert (fetched / "model.safetensors").is_file()
     assert not (fetched / "pytorch_model.bin").exists()

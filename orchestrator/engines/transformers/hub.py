@@ -11,7 +11,7 @@ _FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "tokenizer*", "vocab*
 _NOT = ["original/*", "consolidated*", "onnx/*", "*/*.safetensors"]
 
 
-def fetch(repository: str, revision: str | None, *, code: bool) -> Path:
+def fetch(repository: str, revision: str | None, *, code: bool, commit: str | None = None) -> Path:
     """The snapshot's directory, downloaded unless it is in the hub's own cache.
 
     Parameters
@@ -20,6 +20,8 @@ def fetch(repository: str, revision: str | None, *, code: bool) -> Path:
         ``owner/name``; a branch, tag or commit, None for the default branch.
     code : bool
         Whether the repository's Python files come too (``trust_remote_code``).
+    commit : str, optional
+        What the revision is; the hub is not asked for it then.
 
     Raises
     ------
@@ -30,10 +32,10 @@ def fetch(repository: str, revision: str | None, *, code: bool) -> Path:
 
     where = f"{repository}@{revision}" if revision else repository
     try:
-        return Path(
+        snapshot = Path(
             snapshot_download(
                 repository,
-                revision=revision,
+                revision=commit or revision,
                 allow_patterns=[*_FILES, *(["*.py"] if code else [])],
                 ignore_patterns=_NOT,
             )
@@ -65,3 +67,9 @@ def fetch(repository: str, revision: str | None, *, code: bool) -> Path:
     except (errors.HfHubHTTPError, OSError) as error:
         line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise InputError(f"fetching from the hub failed: {line}", where=where) from error
+    if commit is not None and commit != revision:
+        # As a download by branch leaves it, so that the branch is found again offline.
+        branch = snapshot.parents[1] / "refs" / (revision or "main")
+        branch.parent.mkdir(parents=True, exist_ok=True)
+        branch.write_text(commit)
+    return snapshot

@@ -272,7 +272,7 @@ def _prepare(identity: Identity, recorder: Recorder) -> Prepared:
         directory = (
             model_path(model)
             if source == "path"
-            else hub.fetch(model["id"], model["revision"], code=trusted)
+            else hub.fetch(model["id"], model["revision"], code=trusted, commit=model.get("commit"))
         )
         if problem := directory_problem(directory):
             raise problem.as_input_error()

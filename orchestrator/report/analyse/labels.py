@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.measure.wording import format_name
+from orchestrator.plan.comparison import varying_axes
 
 if TYPE_CHECKING:
     from orchestrator.plan.plan import Plan
@@ -65,11 +66,6 @@ def axis_value(value: object, axis: str | None = None) -> str:
         return text
     tail = text.rstrip("/").rsplit("/", 1)[-1]
     return tail if len(tail) <= _LONGEST_VALUE else "…" + tail[-(_LONGEST_VALUE - 1) :]
-
-
-def varying_axes(plan: Plan) -> list[str]:
-    """The axes that tell this plan's trials apart, in the order the sweep names them."""
-    return [axis for axis, values in plan.axes.items() if len(values) > 1]
 
 
 def telling_axes(plan: Plan) -> list[str]:

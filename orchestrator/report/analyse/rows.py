@@ -2,8 +2,6 @@
 
 Pure values, no terminal: the table, the exports and the HTML report are renderings of a
 :class:`SweepTable`.
-
-Which trial the others are held against: the sweep's own baseline, else its first axis' first value.
 """
 
 from __future__ import annotations
@@ -18,10 +16,10 @@ from orchestrator.attempt import AttemptReport, Outcome
 from orchestrator.measure.grouping import grouped
 from orchestrator.measure.metric import MetricSpec
 from orchestrator.measure.wording import counted as number_of
-from orchestrator.measure.wording import plain
+from orchestrator.plan.comparison import Comparison
 from orchestrator.report.analyse.cell import Cell, TrialRow, column_cell, pool
 from orchestrator.report.analyse.compare import against
-from orchestrator.report.analyse.labels import labels_of, varying_axes
+from orchestrator.report.analyse.labels import labels_of
 from orchestrator.report.analyse.measured import believable, of_one_class, precision_of, spec_of
 from orchestrator.report.analyse.pairing import choose
 from orchestrator.report.analyse.reasons import why
@@ -147,11 +145,8 @@ def build_table(
         Relative A/A noise recorded for this hardware.
     """
     labels = labels_of(plan)
-    axes = tuple(varying_axes(plan))
-    base_axes = baseline_axes(plan, axes)
-    foot = ladder_foot(plan, axes, base_axes)
-    if foot is not None:
-        base_axes = {axis: plain(foot.axes.get(axis)) for axis in axes}
+    comparison = Comparison.of(plan)
+    axes = comparison.axes
     known = sum(len(reports.get(t.hash, ())) for t in plan.trials)
     reports = {t.hash: of_one_class(reports.get(t.hash, ())) for t in plan.trials}
     counted = {t.hash: believable(reports[t.hash]) for t in plan.trials}
@@ -160,8 +155,8 @@ def build_table(
 
     baselines: dict[tuple[tuple[str, Any], ...], str] = {}
     for trial in plan.trials:
-        if is_baseline(trial, base_axes):
-            baselines.setdefault(group_of(trial, axes, base_axes), trial.hash)
+        if comparison.is_baseline(trial):
+            baselines.setdefault(comparison.group_of(trial), trial.hash)
 
     named = [name for task in tasks_of(plan) for name in task.named]
     measured = [report for found in counted.values() for report in found]
@@ -175,7 +170,7 @@ def build_table(
     for trial in plan.trials:
         attempts = reports.get(trial.hash, ())
         outcome, reason = _ending(trial, attempts)
-        group = group_of(trial, axes, base_axes)
+        group = comparison.group_of(trial)
         precision = precision_of(counted[trial.hash])
         rows.append(
             TrialRow(
@@ -300,39 +295,3 @@ def _ordered(rows: Sequence[TrialRow]) -> list[TrialRow]:
     """Groups in order of first appearance, each led by its baseline."""
     groups = grouped(rows, lambda row: row.group).values()
     return [row for members in groups for row in sorted(members, key=lambda r: not r.baseline)]
-
-
-def baseline_axes(plan: Plan, axes: Sequence[str]) -> dict[str, str]:
-    """Axis values that make a trial a baseline: the sweep's own, else its first axis' first."""
-    named = {axis: str(value) for axis, value in plan.baseline.items() if axis in axes}
-    if named or not axes:
-        return named
-    return {axes[0]: str(plan.axes[axes[0]][0])}
-
-
-def ladder_foot(plan: Plan, axes: Sequence[str], base_axes: Mapping[str, str]) -> Trial | None:
-    """The one baseline of a sweep whose axes change together, so that its group is itself alone.
-
-    Every other trial is then held against it: none of them has a baseline of its own.
-    """
-    feet = [trial for trial in plan.trials if is_baseline(trial, base_axes)]
-    if len(feet) != 1:
-        return None
-    group = group_of(feet[0], axes, base_axes)
-    others = [trial for trial in plan.trials if trial is not feet[0]]
-    alone = all(group_of(trial, axes, base_axes) != group for trial in others)
-    return feet[0] if others and alone else None
-
-
-def is_baseline(trial: Trial, base_axes: Mapping[str, str]) -> bool:
-    """Whether a trial has the values that make a baseline."""
-    return bool(base_axes) and all(
-        plain(trial.axes.get(axis)) == value for axis, value in base_axes.items()
-    )
-
-
-def group_of(
-    trial: Trial, axes: Sequence[str], base_axes: Mapping[str, str]
-) -> tuple[tuple[str, Any], ...]:
-    """The axis values that a trial shares with the baseline it is held against."""
-    return tuple((axis, trial.axes.get(axis)) for axis in axes if axis not in base_axes)

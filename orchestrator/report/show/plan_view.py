@@ -15,6 +15,7 @@ from orchestrator.attempt import Resources
 from orchestrator.measure.grouping import grouped
 from orchestrator.measure.vocabulary import spec_for
 from orchestrator.measure.wording import counted
+from orchestrator.plan.comparison import varying_axes
 from orchestrator.plan.plan import unrun
 from orchestrator.report.analyse.labels import (
     axis_names,
@@ -22,7 +23,6 @@ from orchestrator.report.analyse.labels import (
     labels_of,
     plain_label,
     short_hash,
-    varying_axes,
 )
 from orchestrator.report.show.parts import GAP, filled, grid, numbers, prose, words
 from orchestrator.report.show.units import quantity

@@ -130,7 +130,7 @@ def attempt_events(
         pin_process(supervisor_cores(whole, slot.cpus) or whole.measured)
         # Before anything runs, so that failures have them too.
         surroundings = Surroundings(_devices() if slot.gpus else ())
-        conditions = surroundings.of(attempt.trial.identity, slot)
+        conditions = surroundings.of(attempt.trial.measured, slot)
         memory = GpuMemoryGate(attempt, slot)
         yield from memory.wait(lambda: cancellation.asked)
         if memory.held and cancellation.asked:

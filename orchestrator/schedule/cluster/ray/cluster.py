@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +35,7 @@ HEAD_TIMEOUT_S = 1.0
 CANCEL_TIMEOUT_S = 5.0
 # Ray labels every node that has GPUs with their kind.
 ACCELERATOR_LABEL = "ray.io/accelerator-type"
+NODE_LABEL = "ray.io/node-id"
 # A node's first process unpacks our code, and may start while a hundred others do.
 ASK_TIMEOUT_S = 120.0
 
@@ -110,8 +112,10 @@ class RayCluster:
         labels: dict[str, str] = {}
         if demand.accelerator:
             labels[ACCELERATOR_LABEL] = demand.accelerator
-        if attempt.avoid:
-            labels["ray.io/node-id"] = f"!in({','.join(sorted(attempt.avoid))})"
+        for place in attempt.places[:1]:
+            labels[NODE_LABEL] = f"in({','.join(sorted(place - attempt.avoid))})"
+        if attempt.avoid and not attempt.places:
+            labels[NODE_LABEL] = f"!in({','.join(sorted(attempt.avoid))})"
         if labels:
             options["label_selector"] = labels
         elif (home := self._homes.best(identity)) is not None and (
@@ -165,6 +169,7 @@ class RayCluster:
         """
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+        here = os.getcwd()
         task = self._ray.remote(num_cpus=0, max_retries=1)(question)
         asked = {
             node.node_id: task.options(
@@ -186,6 +191,10 @@ class RayCluster:
                 if isinstance(error, self._ray.exceptions.GetTimeoutError):
                     what = f"nothing ran there within {ASK_TIMEOUT_S:.0f} s"
                 raise ClusterError(what, where=f"node {hosts.get(node_id, node_id)}") from error
+        # For the first task of a submitted job Ray unpacks the working directory once more, over
+        # the one that we are in.
+        with contextlib.suppress(OSError):
+            os.chdir(here)
         return answers
 
     # -- its life ---------------------------------------------------------------------------
@@ -268,6 +277,10 @@ class PendingCluster(RayConnection):
             self._cluster = RayCluster(self)
         return self._cluster
 
+    def is_for(self, settings: ClusterConfig) -> bool:
+        """Whether it is the one that ``settings`` describe, and not closed."""
+        return self._settings == settings and not self._end.is_set()
+
     def close(self) -> None:
         """End the cluster, up or not; one that was started here goes with all its processes."""
         if self._cluster is not None:
@@ -281,6 +294,20 @@ class PendingCluster(RayConnection):
         self.close()
 
 
+_joined: PendingCluster | None = None
+
+
+def joined(settings: ClusterConfig) -> PendingCluster:
+    """A cluster that stands, joined once for whatever is asked of it and run on it.
+
+    Joining takes seconds. Closed by whoever is the last to use it, else with the process.
+    """
+    global _joined
+    if _joined is None or not _joined.is_for(settings):
+        _joined = PendingCluster(settings)
+    return _joined
+
+
 def cluster_device_kind(settings: ClusterConfig) -> str:
     """What ``device=auto`` means there: ``cuda`` where any node of the cluster has a GPU.
 
@@ -289,8 +316,7 @@ def cluster_device_kind(settings: ClusterConfig) -> str:
     ClusterError
         The cluster cannot be reached.
     """
-    with PendingCluster(settings) as pending:
-        return "cuda" if any(node.gpus for node in pending.ready().nodes()) else "cpu"
+    return "cuda" if any(node.gpus for node in joined(settings).ready().nodes()) else "cpu"
 
 
 def emergency_stop() -> None:
