@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import errno
-import multiprocessing
 import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orchestrator
 from orchestrator.measure import InputError
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
 
 # Exit status of such a module that found the disk full.
 NO_SPACE = 28
@@ -81,6 +82,8 @@ def run_forked(
     InputError
         The one that ``work`` raised, or that it failed in another way.
     """
+    import multiprocessing
+
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
     with ours, tempfile.TemporaryFile("w+", errors="replace") as output:

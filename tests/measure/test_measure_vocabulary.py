@@ -73,7 +73,7 @@ def test_a_memory_peak_is_not_exact_and_a_size_is() -> None:
     exact = {name for name, spec in VOCABULARY.items() if spec.exact}
     assert exact == {
         *("weights_bytes", "weights_bits_per_parameter"),
-        *("perplexity", "kl_to_reference", "top1_agreement"),
+        *("perplexity", "kl_to_reference", "kl_top_to_reference", "top1_agreement"),
     }
     assert not spec_for("cache_bytes", "bytes").exact
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.engines import port
 from orchestrator.engines.llamacpp import engine, formats, requantize
 from orchestrator.engines.llamacpp.expected import GGUF_MADE, GGUF_TYPE
 from orchestrator.engines.llamacpp.options import gpu_layers, room_tokens
@@ -339,12 +340,7 @@ def test_bad_input_is_refused_while_planning(identity: Identity, tiny_gguf: Path
 def test_a_missing_package_says_what_to_install(
     identity: Identity, tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    find_spec = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util,
-        "find_spec",
-        lambda name, *rest: None if name == "xllamacpp" else find_spec(name, *rest),
-    )
+    monkeypatch.setattr(port, "_is_installed", lambda name: name != "xllamacpp")
     with pytest.raises(ConfigError) as caught:
         check(identity("source", engine="llamacpp", model=of(tiny_gguf)))
     assert str(caught.value).endswith("make setup")
