@@ -284,7 +284,9 @@ def test_drivers_on_two_hosts_measure_each_trial_once(
     assert len({config_hash for _, config_hash in runs}) == TRIALS
     claims = rows(postgres, "SELECT value FROM tags WHERE key LIKE 'claim.%%' AND value <> ''")
     names = {config_hash for _, config_hash in runs}
-    assert {value for (value,) in claims} <= names
+    claimed = [value.split("/") for (value,) in claims]
+    assert {config_hash for config_hash, _ in claimed} <= names
+    assert len({conditions for _, conditions in claimed}) <= 1, "the two hosts are alike"
 
 
 def test_the_same_again_has_nothing_to_do(tracking: Tracking, swept: tuple[Answer, Answer]) -> None:
