@@ -117,14 +117,19 @@ class Spool:
         give_up_at = time.monotonic() + _CREATE_PATIENCE_S
         try:
             while True:
-                directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-                os.chmod(root, 0o700)
-                lock = FileLock(directory / _LOCK, mode=0o600, thread_local=False)
-                if _acquired(lock, directory / _LOCK):
-                    break
-                # Somebody who drains looked into it between the two: sees nothing, and removes it.
+                # Whoever drains may look into it at any point: sees nothing, and removes it.
+                try:
+                    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+                    os.chmod(root, 0o700)
+                    lock = FileLock(directory / _LOCK, mode=0o600, thread_local=False)
+                    if _acquired(lock, directory / _LOCK):
+                        break
+                    met = OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+                except (FileExistsError, FileNotFoundError) as error:
+                    # There when it was to be made, and gone when it was looked at.
+                    met = error
                 if time.monotonic() > give_up_at:
-                    raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+                    raise met
                 time.sleep(0.01)
             sync_directory(root)
         except OSError as error:

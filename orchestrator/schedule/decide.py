@@ -99,7 +99,14 @@ def _decisions(state: SweepState, event: events.Event) -> Actions:
         case events.NodesSeen(nodes):
             yield actions.LearnNodes(nodes)
             if not state.stopping:
-                moving = [lane for lane in state.lanes.values() if _moves(lane, nodes)]
+                delayed = {id(state.lane_of(attempt)) for _, _, attempt in state.delayed}
+                moving = [
+                    lane
+                    for lane in state.lanes.values()
+                    if lane.places
+                    and (lane.ready or lane.in_flight or id(lane) in delayed)
+                    and _moves(lane, nodes)
+                ]
                 yield from _move(state, moving, nodes)
                 yield from _left_on_silent_nodes(state, nodes, moving)
         case events.StopRequested() if not state.stopping:
@@ -177,8 +184,6 @@ def _retry(state: SweepState, running: RunningAttempt, outcome: Outcome) -> Plan
 
 def _moves(lane: Lane, nodes: Sequence[Node]) -> bool:
     """Whether the last node of the kind that a lane was to run on is gone."""
-    if not lane.places or not (lane.ready or lane.in_flight):
-        return False
     known = {node.node_id for node in lane.nodes} or lane.places[0]
     return not any(node.node_id in known for node in first_place(nodes, *lane.key))
 

@@ -94,6 +94,33 @@ def test_a_new_driver_is_not_failed_by_who_drains(tmp_path: Path) -> None:
             thread.join()
 
 
+def test_there_when_made_and_gone_when_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`mkdir` says that it exists, `is_dir` that it does not: somebody removed it in between."""
+    met: list[str] = []
+    real = spool._acquired
+
+    def acquired(lock: object, path: Path) -> bool:
+        if not met:
+            met.append("gone")
+            raise FileExistsError(17, "File exists", str(path.parent))
+        return real(lock, path)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(spool, "_acquired", acquired)
+    made = Spool.create(tmp_path, "sweep")
+    made.write(record_of("a"))
+    assert met == ["gone"]
+    made.close()
+
+
+def test_a_file_in_its_place_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spool, "_CREATE_PATIENCE_S", 0.05)
+    (tmp_path / "sweep").write_text("no directory")
+    with pytest.raises(StoreError, match="File exists"):
+        Spool.create(tmp_path, "sweep")
+
+
 def test_removed_between_its_making_and_its_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

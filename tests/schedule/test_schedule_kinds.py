@@ -216,6 +216,16 @@ def test_a_kind_that_is_gone_is_replaced_by_the_next_in_one_piece(kit: Any) -> N
     assert "runs on nodes like slow-1" in told[0]
 
 
+def test_a_kind_that_took_all_that_was_left_along_is_told_of(kit: Any) -> None:
+    """Nothing waits or is in flight when the node is missed: all of it is to be tried again."""
+    cluster = SimulatedCluster(NODES, lambda attempt, node: Fate(10.0))
+    cluster.at(5.0, lambda: cluster.kill_node("f1"))
+    done = run(kit, cluster, ON_FAST_FIRST, 2)
+    assert done.result.outcomes == {"lost": 2, "ok": 2}
+    assert set(used(done)[-2:]) <= {"s1", "s2"}
+    assert len([line for line in done.seen.messages if "no node like fast-1 is left" in line]) == 1
+
+
 def test_a_kind_that_went_before_the_sweep_began_is_told_of(kit: Any) -> None:
     cluster = SimulatedCluster(NODES[:2], lambda attempt, node: Fate(10.0))
     done = run(kit, cluster, ON_FAST_FIRST, 4)

@@ -28,7 +28,8 @@ def environment() -> dict[str, Any]:
     """As ``environment=onnxruntime`` has it, by the lock that ships."""
     composed = Composer().compose({"task": "noop", "environment": "onnxruntime"})
     found = locked(dict(composed.environment))
-    assert found is not None
+    if found is None or "packages" not in found:
+        pytest.skip("the environment has no lock for this Python, and none can be resolved here")
     return found
 
 
