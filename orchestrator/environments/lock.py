@@ -29,6 +29,7 @@ from orchestrator.environments.uv import UvFailed, run_uv
 from orchestrator.errors import ConfigError, Infeasible
 
 _LOCKED = re.compile(r"(?P<name>[A-Za-z0-9._-]+)==(?P<version>[^\s;]+)")
+_PYTHON = "# Python: "
 _VERSION = re.compile(r"3\.\d+")
 
 
@@ -140,7 +141,8 @@ def _packages(request: Request, file: str | None) -> Mapping[str, str] | str:
     except (UvFailed, Infeasible) as error:
         return str(error)
     text = _text(request, found)
-    if beside is not None:
+    # One that was resolved for another Python stays: it is what others share.
+    if beside is not None and not _is_of_another_python(beside, request.python):
         with suppress(OSError):  # of a place that belongs to somebody else, the cache has it
             _replace(beside, text)
             return found
@@ -182,10 +184,18 @@ def _resolve(request: Request) -> dict[str, str]:
 def _text(request: Request, packages: Mapping[str, str]) -> str:
     lines = [
         "# Resolved by uv. Delete this file to resolve it again.",
+        f"{_PYTHON}{request.python}",
         f"# asked: {request.key}",
         *(f"{name}=={version}" for name, version in sorted(packages.items())),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _is_of_another_python(lock: Path, python: str) -> bool:
+    with suppress(OSError):
+        named = [line for line in lock.read_text().splitlines() if line.startswith(_PYTHON)]
+        return bool(named) and named != [f"{_PYTHON}{python}"]
+    return False
 
 
 def _read(text: str, request: Request) -> dict[str, str] | None:

@@ -1,4 +1,4 @@
-"""Which trials of a plan are held against which: for ratios, and for one kind of node a group.
+"""Which trials of a plan are compared with which: for ratios, and for one kind of node a group.
 
 The baseline is the sweep's own, else its first axis' first value.
 """

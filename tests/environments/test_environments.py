@@ -115,6 +115,15 @@ def test_what_was_locked_stays_locked(options: Path, index: Path) -> None:
     assert planned_anew(options)["packages"] == {"psutil": "98.0"}
 
 
+def test_the_lock_of_another_python_is_left_to_others(options: Path) -> None:
+    lock = options / "environment" / "mine.lock"
+    shared = "# Python: 3.1\n# asked: of another Python\npsutil==98.0\n"
+    lock.write_text(shared)
+    assert planned_anew(options) == {"python": PYTHON, "packages": {"psutil": "99.0"}}
+    assert lock.read_text() == shared
+    assert planned_anew(options)["packages"] == {"psutil": "99.0"}
+
+
 def planned_anew(options: Path) -> dict[str, Any]:
     """What a new process plans; it remembers nothing."""
     words = ["plan", "task=noop", "environment=mine", "--config-dir", str(options), "--json"]
