@@ -53,7 +53,6 @@ def build_empty(config: PretrainedConfig, dtype: torch.dtype, attention: str) ->
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
             config, dtype=dtype, attn_implementation=attention
         )
-    model.requires_grad_(False)
     return model.eval()
 
 
@@ -216,7 +215,10 @@ class StreamedModel:
                 weight = tensors[part.key].view(_dtype(part.place.dtype)).view(part.place.shape)
             owner_path, _, leaf = part.key.removeprefix(unit.name + ".").rpartition(".")
             owner = root.get_submodule(owner_path)
-            owner._parameters[leaf] = nn.Parameter(weight, requires_grad=False)
+            # As transformers loads them: of a weight without a gradient, the product with the last
+            # position of a longer prompt copies the weight first, once for each sequence.
+            floats = weight.is_floating_point()
+            owner._parameters[leaf] = nn.Parameter(weight, requires_grad=floats)
 
 
 def _dtype(name: str) -> torch.dtype:

@@ -59,6 +59,17 @@ def test_every_scheme_is_what_it_says(
     assert torch.isfinite(logits).all()
 
 
+@pytest.mark.parametrize("quant", ["fp32", "bf16", "int8"])
+def test_a_prefill_copies_no_weights(identity: Identity, recorder: Any, quant: str) -> None:
+    loaded = load(identity(quant), recorder)
+    prompt = torch.arange(24).reshape(3, 8)
+    with torch.inference_mode(), torch.profiler.profile(profile_memory=True) as profile:
+        loaded(input_ids=prompt, logits_to_keep=1)
+    # The head is the widest there is: what is computed of 24 tokens is far less.
+    most = max(event.cpu_memory_usage for event in profile.events())
+    assert most < loaded.lm_head.weight.nbytes
+
+
 @pytest.mark.parametrize("quant", ["nf4", "int8", "bf16"])
 def test_a_label_on_other_weights_is_an_error(
     identity: Identity, recorder: Any, quant: str

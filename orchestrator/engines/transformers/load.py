@@ -220,7 +220,8 @@ def load_unmeasured(
         if target.type == "cpu":
             _bring_into_memory(model, prepared.files)
     refuse_unpackable(model, quant)
-    model.requires_grad_(False)
+    # Gradients stay allowed, as transformers loads them: of a weight without, the product with the
+    # last position of a longer prompt copies the weight first, once for each sequence.
     return model.eval()
 
 
