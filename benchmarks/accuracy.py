@@ -1,8 +1,8 @@
-"""Is the reported speed true? Decode tokens/s of an attempt against a plain loop, in turns.
+"""Are the reported times true? TTFT and decode of an attempt against a plain loop, in turns.
 
-Both run the packaged model in float32 with the same prompt length, output length, repetitions and
-threads, each in a process of its own, the attempt through isolation: they alternate, so that drift
-of the machine hits both alike, and the ratio is taken within each pair. Exit status 1 where the two
+Both run the packaged model with the same number format, batch, lengths, repetitions and threads,
+each in a process of its own, the attempt through isolation: they alternate, so that drift of the
+machine hits both alike, and the ratio is taken within each pair. Exit status 1 where the two
 disagree. ``--tiny`` uses a model of two layers: a check of this program, not of the claim.
 """
 
@@ -27,53 +27,68 @@ from orchestrator.isolate.isolation import Isolation
 from orchestrator.measure import HostClock, Recorder, Samples
 from testing.trial import TINY
 
+METRICS = {"ttft_s": "s", "decode_tokens_per_s": "tokens/s"}
+DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 PACKAGED = ["model=smollm2_135m"]
 
 
 def identity_of(model: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
-    """A trial's identity: float32, a fixed number of repetitions after one warm-up."""
+    """A trial's identity, with a fixed number of repetitions after one warm-up."""
     return trial_of(
         "task=inference",
+        f"task.batch_size={options.batch}",
         f"task.prompt_tokens={options.prompt_tokens}",
         f"task.new_tokens={options.new_tokens}",
         *model,
-        "quant=fp32",
+        f"quant={options.quant}",
         "protocol.warmup=1",
         *fixed_repetitions(options.repetitions),
     ).identity
 
 
-def reported(isolation: Isolation, identity: dict[str, Any]) -> list[float]:
-    """Decode tokens/s samples of one attempt through the real path."""
-    metric = attempt(isolation, identity).metrics["decode_tokens_per_s"]
-    assert isinstance(metric, Samples)
-    return list(metric.values)
+def reported(isolation: Isolation, identity: dict[str, Any]) -> dict[str, list[float]]:
+    """Samples of one attempt through the real path, by metric."""
+    metrics = attempt(isolation, identity).metrics
+    found = {}
+    for name in METRICS:
+        metric = metrics[name]
+        assert isinstance(metric, Samples)
+        found[name] = list(metric.values)
+    return found
 
 
-def by_hand(directory: Path, options: argparse.Namespace) -> list[float]:
-    """Decode tokens/s samples of the plain loop."""
+def by_hand(directory: Path, options: argparse.Namespace) -> dict[str, list[float]]:
+    """The same of the plain loop."""
     program = Path(__file__).with_name("_plain_loop.py")
     numbers = (
+        options.batch,
         options.prompt_tokens,
         options.new_tokens,
         options.repetitions,
         len(usable_cores()),
     )
     done = subprocess.run(
-        [sys.executable, str(program), str(directory), *map(str, numbers)],
+        [sys.executable, str(program), str(directory), DTYPES[options.quant], *map(str, numbers)],
         capture_output=True,
         text=True,
     )
     if done.returncode != 0:
         raise SystemExit(f"the plain loop failed:\n{done.stderr}")
-    rates: list[float] = json.loads(done.stdout.splitlines()[-1])
-    return rates
+    found: dict[str, list[float]] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def main() -> None:
     """Print one JSON line a figure."""
     options = arguments(
-        __doc__, pairs=4, repetitions=5, prompt_tokens=512, new_tokens=32, tiny=False
+        __doc__,
+        pairs=4,
+        repetitions=5,
+        batch=1,
+        prompt_tokens=512,
+        new_tokens=32,
+        quant="fp32",
+        tiny=False,
     )
     with tempfile.TemporaryDirectory() as temporary:
         model, directory = _model(Path(temporary), options)
@@ -86,16 +101,16 @@ def main() -> None:
                 ours.append(reported(isolation, identity))
                 if not pair % 2:
                     theirs.append(by_hand(directory, options))
-    ratios = [
-        statistics.median(a) / statistics.median(b) for a, b in zip(ours, theirs, strict=True)
-    ]
-    ratio = statistics.median(ratios)
-    count = options.pairs
-    emit("decode_reported", statistics.median(chain(*ours)), "tokens/s", n=count)
-    emit("decode_by_hand", statistics.median(chain(*theirs)), "tokens/s", n=count)
-    emit("decode_ratio_lowest", min(ratios), "1", n=count)
-    emit("decode_ratio_highest", max(ratios), "1", n=count)
-    emit("decode_disagreement", abs(ratio - 1), "1", required="<= 0.05", n=count)
+    for name, unit in METRICS.items():
+        pairs = [(a[name], b[name]) for a, b in zip(ours, theirs, strict=True)]
+        ratios = [statistics.median(a) / statistics.median(b) for a, b in pairs]
+        count = options.pairs
+        emit(f"{name}.reported", statistics.median(chain(*(a for a, _ in pairs))), unit, n=count)
+        emit(f"{name}.by_hand", statistics.median(chain(*(b for _, b in pairs))), unit, n=count)
+        emit(f"{name}.ratio_lowest", min(ratios), "1", n=count)
+        emit(f"{name}.ratio_highest", max(ratios), "1", n=count)
+        disagreement = abs(statistics.median(ratios) - 1)
+        emit(f"{name}.disagreement", disagreement, "1", required="<= 0.05", n=count)
     finish()
 
 
