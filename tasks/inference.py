@@ -37,7 +37,7 @@ from orchestrator.measure import (
 from orchestrator.measure.columns import Column
 from orchestrator.measure.options import bounded, options_of
 from orchestrator.measure.sampling import RecordedPhases
-from orchestrator.tasks import quality
+from orchestrator.tasks import evaluation, quality
 
 OWN_TIMING_TOLERANCE = 0.03
 RANDOM, TEXT = "random", "text"
@@ -58,6 +58,8 @@ class InferenceConfig:
         or ``.parquet`` file.
     quality_tokens : int
         Afterwards measure quality over so many tokens (see ``task=quality``); 0 for none.
+    evaluate : str
+        Afterwards answer a task of lm-evaluation-harness: ``lm_eval:NAME`` or ``lm_eval:FILE``.
     """
 
     name: str = "inference"
@@ -66,16 +68,24 @@ class InferenceConfig:
     new_tokens: int = bounded(32, low=1)
     prompt: str = RANDOM
     quality_tokens: int = bounded(0, low=0)
+    evaluate: str = ""
 
 
 def _work(options: InferenceConfig) -> Work:
     length = options.prompt_tokens + options.new_tokens
-    return Work(options.batch_size, length, options.quality_tokens)
+    return Work(
+        options.batch_size,
+        length,
+        options.quality_tokens,
+        evaluation.LONGEST_TOKENS if options.evaluate else 0,
+    )
 
 
 def check(identity: Identity) -> str | None:
     """None, or one line why this cannot be done; :class:`ConfigError` for what has no sense."""
-    return engines.check(identity, _work(options_of(InferenceConfig, identity)))
+    options = options_of(InferenceConfig, identity)
+    evaluation.check(options.evaluate)
+    return engines.check(identity, _work(options))
 
 
 def run(identity: Identity, recorder: Recorder) -> None:
@@ -85,6 +95,8 @@ def run(identity: Identity, recorder: Recorder) -> None:
     session = engines.load(engines.prepare(identity, recorder, work), work, recorder)
     prompt = _prompt(session, options, identity)
     _measure(session, prompt, options, identity, recorder)
+    if options.evaluate:
+        evaluation.measure(session, recorder, options.evaluate)
     if options.quality_tokens:
         asked = quality.QualityConfig(tokens=options.quality_tokens)
         quality.measure(session, identity, recorder, asked)
@@ -185,6 +197,7 @@ def content(identity: Identity) -> dict[str, str | None]:
     found = content_of(identity["model"])
     if options["quality_tokens"]:
         found |= text_content("auto")
+    found |= evaluation.content(options["evaluate"])
     if options["prompt"] != RANDOM:
         name = texts.PACKAGED_TEXT if options["prompt"] == TEXT else options["prompt"]
         found |= {"prompt": text_content(name)["text"]}
@@ -212,6 +225,7 @@ TASK = Task(
         "perplexity",
         "kl_to_reference",
         "kl_top_to_reference",
+        *evaluation.HEADLINE,
         "decode_tokens_per_s",
         _OVER_WEIGHTS,
         "load_s",

@@ -20,6 +20,7 @@ from orchestrator.engines.reference import is_reference, reference_for
 from orchestrator.engines.text_windows import WINDOW_TOKENS, Windows, cut, window_tokens
 from orchestrator.measure import Identity, InputError, Recorder, Task
 from orchestrator.measure.options import bounded, options_of
+from orchestrator.tasks import evaluation
 
 
 @dataclass
@@ -35,21 +36,30 @@ class QualityConfig:
     text : str
         ``auto`` (``pydoc_topics``, or ``random`` where the model has no tokenizer),
         ``pydoc_topics``, ``random``, a ``.txt`` or ``.parquet`` file, ``hub:OWNER/NAME/FILE``.
+    evaluate : str
+        Also answer a task of lm-evaluation-harness: ``lm_eval:NAME`` or ``lm_eval:FILE``.
     """
 
     name: str = "quality"
     tokens: int = bounded(1024, low=1)
     window: int = bounded(WINDOW_TOKENS, low=1)
     text: str = "auto"
+    evaluate: str = ""
 
 
 def _work(options: QualityConfig) -> Work:
-    return Work(tokens=1, scored_tokens=min(options.tokens, options.window))
+    return Work(
+        tokens=1,
+        scored_tokens=min(options.tokens, options.window),
+        read_tokens=evaluation.LONGEST_TOKENS if options.evaluate else 0,
+    )
 
 
 def check(identity: Identity) -> str | None:
     """None, or one line why this cannot be done; :class:`ConfigError` for what has no sense."""
-    return engines.check(identity, _work(options_of(QualityConfig, identity)))
+    options = options_of(QualityConfig, identity)
+    evaluation.check(options.evaluate)
+    return engines.check(identity, _work(options))
 
 
 def run(identity: Identity, recorder: Recorder) -> None:
@@ -57,6 +67,8 @@ def run(identity: Identity, recorder: Recorder) -> None:
     options = options_of(QualityConfig, identity)
     work = _work(options)
     session = engines.load(engines.prepare(identity, recorder, work), work, recorder)
+    if options.evaluate:
+        evaluation.measure(session, recorder, options.evaluate)
     measure(session, identity, recorder, options, prove=True)
     session.close()
 
@@ -140,8 +152,10 @@ def _windows(
 
 
 def content(identity: Identity) -> dict[str, str | None]:
-    """Of the model, and of the text."""
-    return content_of(identity["model"]) | text_content(identity["task"]["text"])
+    """Of the model, and of the texts."""
+    options = identity["task"]
+    found = content_of(identity["model"]) | text_content(options["text"])
+    return found | evaluation.content(options["evaluate"])
 
 
 TASK = Task(
@@ -153,5 +167,5 @@ TASK = Task(
     preload=engines.preload,
     packages=engines.packages,
     content=content,
-    headline=("kl_to_reference", "kl_top_to_reference", "perplexity", "top1_agreement"),
+    headline=("kl_to_reference", "kl_top_to_reference", "perplexity", "top1_agreement", *evaluation.HEADLINE),
 )

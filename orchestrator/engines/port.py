@@ -46,6 +46,8 @@ class Work:
         Of the longest one, prompt and output.
     scored_tokens : int
         Of a text whose quality is measured; 0 for none.
+    read_tokens : int
+        Of the longest text that is only read, cut to the model's context; 0 for none.
     named : str
         What a reader calls ``tokens``.
     """
@@ -53,12 +55,14 @@ class Work:
     batch_size: int = 1
     tokens: int = 1
     scored_tokens: int = 0
+    read_tokens: int = 0
     named: str = "prompt_tokens + new_tokens"
 
     def room_tokens(self, limit: int | None = None) -> int:
         """The longest sequence that is run. A text is cut to a model's context, ``limit``."""
         window = needed_context(self.scored_tokens) if self.scored_tokens else 0
-        return max(self.tokens, window if limit is None else min(window, limit))
+        text = max(window, self.read_tokens)
+        return max(self.tokens, text if limit is None else min(text, limit))
 
 
 @dataclass(frozen=True)
@@ -176,11 +180,14 @@ class Tokenizer:
         What it puts before a text: mostly one id, or none.
     unknown_id : int or None
         Stands for what it does not know.
+    start_id : int or None
+        Stands before a text that follows nothing: its begin-of-text, else its end-of-text token.
     """
 
     encode: Callable[[str], list[int]]
     begin_of_text: tuple[int, ...] = ()
     unknown_id: int | None = None
+    start_id: int | None = None
 
 
 class Session(ABC):

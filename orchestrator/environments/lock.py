@@ -172,9 +172,12 @@ def _resolve(request: Request) -> dict[str, str]:
         out = run_uv(
             *("pip", "compile", wanted, "--python-version", request.python),
             *("--constraint", constraints, "--override", overrides),
-            *("--no-header", "--no-annotate", "--no-strip-extras", "--quiet"),
+            *("--no-header", "--no-annotate", "--strip-extras", "--quiet"),
         )
-    found = {m["name"]: m["version"] for m in map(_LOCKED.match, out.splitlines()) if m}
+    lines = [line for line in out.splitlines() if line and not line.startswith("#")]
+    if strange := next((line for line in lines if not _LOCKED.match(line)), None):
+        raise Infeasible(f"no released version: {strange.strip()}")
+    found = {m["name"]: m["version"] for m in map(_LOCKED.match, lines) if m}
     for name, version in request.pins:
         if found.get(_normal(name)) != version:
             raise Infeasible(f"{name} is not among its packages: {', '.join(found)}")

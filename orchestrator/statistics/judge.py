@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal, TypeAlias
 
+from orchestrator.statistics.items import chance_of_more, paired_ratio
 from orchestrator.statistics.repetitions import repetitions_in
 
 Better: TypeAlias = Literal["lower", "higher"]
@@ -124,6 +125,29 @@ def judge(
         found = _sampled(sides[1], sides[0], tau, _other(better), noise, in_rounds)
         return _mirrored(found)
     return _sampled(*sides, tau, better, noise, in_rounds)
+
+
+def judge_items(
+    new: Sequence[float],
+    base: Sequence[float],
+    *,
+    better: Better | None,
+    noise: float | None = None,
+) -> Judged:
+    """What the ratio of the means of scores means: of the same items, (items,) each.
+
+    Sampling error is that of the items: how far another choice of them might have moved the ratio.
+    """
+    tau = tolerance(noise)
+    found = paired_ratio(new, base, 2.0 * CONFIDENCE - 1.0)
+    if found.reason is not None:
+        return Judged("inconclusive", tau, found.ratio, reason=found.reason)
+    p_above = chance_of_more(new, base, 1.0 + tau)
+    # Less by that much is the other side more.
+    p_below = chance_of_more(base, new, 1.0 + tau)
+    p_worse = {"lower": p_above, "higher": p_below}.get(better or "")
+    judged = Judged("inconclusive", tau, found.ratio, found.ci_low, found.ci_high, p_worse)
+    return _found(replace(judged, note=f"paired by item, {len(new)} items"), better)
 
 
 def _kept(samples: Sequence[float]) -> tuple[float, ...]:

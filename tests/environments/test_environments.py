@@ -115,6 +115,21 @@ def test_what_was_locked_stays_locked(options: Path, index: Path) -> None:
     assert planned_anew(options)["packages"] == {"psutil": "98.0"}
 
 
+def test_a_package_asked_for_with_extras_is_locked_too() -> None:
+    assert locked(asked("psutil[fast]", "sees")) == {
+        "python": PYTHON,
+        "packages": {"psutil": "99.0", "sees": "1.0"},
+    }
+
+
+def test_what_is_no_release_is_said(index: Path) -> None:
+    address = f"sees @ file://{index}/sees-1.0-py3-none-any.whl"
+    found = locked(asked(address))
+    assert found is not None
+    assert "packages" not in found
+    assert why_unresolved(found) == f"no such environment: no released version: {address}"
+
+
 def test_the_lock_of_another_python_is_left_to_others(options: Path) -> None:
     lock = options / "environment" / "mine.lock"
     shared = "# Python: 3.1\n# asked: of another Python\npsutil==98.0\n"

@@ -190,7 +190,8 @@ class LlamaCppSession(Session):
 
     def tokenizer(self) -> Tokenizer | str:
         plain, full = (self._server.tokenize(_PROBE, special=special) for special in (False, True))
-        return Tokenizer(self._server.tokenize, begin_of_text(plain, full))
+        begin, start_id = begin_of_text(plain, full), self._contents.start_id
+        return Tokenizer(self._server.tokenize, begin, start_id=start_id)
 
     def next_logprobs(self, ids: Sequence[int], targets: Sequence[int]) -> NextLogprobs:
         import numpy as np

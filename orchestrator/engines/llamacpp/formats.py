@@ -99,6 +99,8 @@ class Contents:
     vocabulary : int
     ordinary_ids : tuple of int
         Tokens that are text: no control, unknown or byte tokens.
+    start_id : int or None
+        As :attr:`orchestrator.engines.port.Tokenizer.start_id`.
     weights_bytes, parameters : int
         Of all tensors as they lie in the file.
     matrix_type : str
@@ -114,6 +116,7 @@ class Contents:
     context_tokens: int | None
     vocabulary: int
     ordinary_ids: tuple[int, ...]
+    start_id: int | None
     weights_bytes: int
     parameters: int
     matrix_type: str
@@ -146,6 +149,7 @@ def contents(file: Path) -> Contents:
         if kinds is None
         else [i for i, kind in enumerate(kinds.contents()) if kind == _NORMAL_TOKEN]
     )
+    starts = [reader.value(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos")]
     matrices: Counter[str] = Counter()
     for tensor in reader.tensors:
         if len(tensor.shape) > 1:
@@ -156,6 +160,7 @@ def contents(file: Path) -> Contents:
         context_tokens=None if context is None else int(context.contents()),
         vocabulary=vocabulary,
         ordinary_ids=tuple(ids),
+        start_id=next((int(i) for i in starts if i is not None), None),
         weights_bytes=sum(int(t.n_bytes) for t in reader.tensors),
         parameters=sum(int(t.n_elements) for t in reader.tensors),
         matrix_type=matrices.most_common(1)[0][0] if matrices else "F32",

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 _PACKAGE = "onnxruntime-genai"
 # Part of the cache key: raise it when the same model would come out differently.
-_VERSION = 1
+_VERSION = 2
 # Products of eight-bit integers where the weights have four.
 _ROUNDING = {"fp32": 2e-5, "int4wo": 3e-2}
 
@@ -141,7 +141,7 @@ class OnnxRuntimeSession(Session):
             ids = [int(i) for i in tokenizer.encode(text)]
             return ids[len(begin) :] if begin and ids[: len(begin)] == begin else ids
 
-        return Tokenizer(encode, tuple(begin))
+        return Tokenizer(encode, tuple(begin), start_id=about["start_id"])
 
     def next_logprobs(self, ids: Sequence[int], targets: Sequence[int]) -> NextLogprobs:
         import numpy as np

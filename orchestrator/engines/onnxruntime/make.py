@@ -46,6 +46,7 @@ def main(request: Path, target: Path) -> None:
         "ordinary_ids": ordinary_ids(prepared),
         "context_tokens": prepared.context_tokens,
         "tokenizer": tokenizer if isinstance(tokenizer, str) else None,
+        "start_id": None if isinstance(tokenizer, str) else tokenizer.start_id,
         "begin_of_text": [] if isinstance(tokenizer, str) else list(tokenizer.begin_of_text),
         "quantized": _quantized(target / "model.onnx"),
     }

@@ -52,10 +52,12 @@ def load_tokenizer(prepared: Prepared, *, trust_remote_code: bool) -> Tokenizer 
             ids = found(text, add_special_tokens=special, verbose=False)["input_ids"]
             return [int(i) for i in ids]
 
+        begin = getattr(found, "bos_token_id", None)
         return Tokenizer(
             encode,
             begin_of_text(encode(_PROBE), encode(_PROBE, special=True)),
             getattr(found, "unk_token_id", None),
+            getattr(found, "eos_token_id", None) if begin is None else begin,
         )
     except Exception as error:  # tokenizers raise types of their own
         return f"this model's tokenizer cannot be read: {one_line(error)}"

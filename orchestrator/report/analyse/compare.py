@@ -19,7 +19,14 @@ from orchestrator.report.analyse.measured import (
     spec_of,
 )
 from orchestrator.report.analyse.pairing import Attempts, Chosen, choose, pair, rounds_of
-from orchestrator.statistics.judge import CONFIDENCE, Judged, incomparable, judge, tolerance
+from orchestrator.statistics.judge import (
+    CONFIDENCE,
+    Judged,
+    incomparable,
+    judge,
+    judge_items,
+    tolerance,
+)
 
 # Two of them compare where they are of the same tokens in the same windows.
 _OF_A_TEXT = frozenset(spec.name for spec in QUALITY)
@@ -158,19 +165,25 @@ def against(
     base, new = samples_of(a, spec.name), samples_of(b, spec.name)
     if spec.name in _OF_A_TEXT and _text(a) != _text(b):
         return ComparedMetric(*hashes, spec, incomparable("quality over other tokens", noise))
+    if spec.name.startswith("evaluation.") and _items(a) != _items(b):
+        return ComparedMetric(*hashes, spec, incomparable("evaluated on other items", noise))
+    scores = _scores(a, spec.name), _scores(b, spec.name)
     for name, samples, reports in zip(names, (base, new), (a, b), strict=True):
         if not samples:
             judged = incomparable(f"{name}: {absence(reports, spec.name)}", noise)
             break
     else:
-        judged = judge(
-            new,
-            base,
-            better=spec.better,
-            exact=spec.exact,
-            noise=noise,
-            in_rounds=len(rounds) == len(base) == len(new),
-        )
+        if scores[0] and scores[1]:
+            judged = judge_items(scores[1], scores[0], better=spec.better, noise=noise)
+        else:
+            judged = judge(
+                new,
+                base,
+                better=spec.better,
+                exact=spec.exact,
+                noise=noise,
+                in_rounds=len(rounds) == len(base) == len(new),
+            )
     return ComparedMetric(
         *hashes,
         spec,
@@ -195,6 +208,18 @@ def _text(side: Sequence[AttemptReport]) -> str | None:
     """Digest of the tokens that quality was measured over, and of how they were cut."""
     windows = side[-1].facts.get("quality_windows") or {}
     return windows.get("digest") or side[-1].facts.get("quality_tokens_digest")
+
+
+def _items(side: Sequence[AttemptReport]) -> str | None:
+    """Digest of what a harness asked."""
+    found: str | None = (side[-1].facts.get("evaluation") or {}).get("digest")
+    return found
+
+
+def _scores(side: Sequence[AttemptReport], name: str) -> list[float] | None:
+    """Of a metric that is the mean over items, what each scored; the same in every attempt."""
+    found: list[float] | None = (side[-1].facts.get("evaluation_items") or {}).get(name)
+    return found
 
 
 def _centre(samples: Sequence[tuple[float, ...]]) -> float | None:

@@ -1,0 +1,169 @@
+"""The side of lm-evaluation-harness: makes the requests of a task, and counts the answers.
+
+Run by the Python of ``environment=lm_eval``, which has nothing of this project but this file::
+
+    lm_eval_side.py TASK|FILE REQUESTS.json                        what is asked, in order
+    lm_eval_side.py TASK|FILE REQUESTS.json ANSWERS.json COUNTED.json
+
+The harness goes through the task twice, the same way: the first time every answer is 0, the second
+time the answers are those of the engine that was measured. Selecting, filtering and aggregating are
+the harness's own.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+_SEED = 1234
+_RESAMPLES = 1000
+
+
+def main(name: str, requests: Path, answers: Path | None = None, counted: Path | None = None) -> None:
+    """Write ``requests``; or, with ``answers`` to them, what they amount to."""
+    from lm_eval import simple_evaluate
+    from lm_eval.api.model import LM
+    from lm_eval.tasks import TaskManager
+
+    given = None if answers is None else json.loads(answers.read_text())
+
+    class Between(LM):  # type: ignore[misc]
+        """Notes what is asked, and answers with what was given."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.asked: list[dict[str, Any]] = []
+
+        def _answers(self, kind: str, asked: list[Any], nothing: Any) -> list[Any]:
+            begin = len(self.asked)
+            self.asked += [{"kind": kind, "arguments": list(one.args)} for one in asked]
+            if given is None:
+                return [nothing] * len(asked)
+            return [tuple(a) if isinstance(a, list) else a for a in given[begin : len(self.asked)]]
+
+        def loglikelihood(self, requests: list[Any]) -> list[Any]:
+            return self._answers("loglikelihood", requests, (0.0, False))
+
+        def loglikelihood_rolling(self, requests: list[Any]) -> list[Any]:
+            return self._answers("loglikelihood_rolling", requests, 0.0)
+
+        def generate_until(self, requests: list[Any]) -> list[Any]:
+            return self._answers("generate_until", requests, "")
+
+    folder = None
+    if name.endswith((".yaml", ".yml")):
+        file = Path(name)
+        folder, name = str(file.parent), _task_of(file)
+        os.chdir(folder)  # the paths in it are from its own folder
+    between = Between()
+    found = simple_evaluate(
+        model=between,
+        tasks=[name],
+        task_manager=TaskManager(include_path=folder),
+        bootstrap_iters=_RESAMPLES,
+        random_seed=_SEED,
+        numpy_random_seed=_SEED,
+        torch_random_seed=_SEED,
+        fewshot_random_seed=_SEED,
+    )
+    if counted is None:
+        requests.write_text(json.dumps(between.asked))
+    elif between.asked != json.loads(requests.read_text()):
+        sys.exit("the harness asks for something else the second time")
+    else:
+        counted.write_text(json.dumps(_counted(name, found)))
+
+
+def _task_of(file: Path) -> str:
+    from lm_eval.utils import simple_parse_args_string  # noqa: F401 - the harness is installed
+    import yaml
+
+    class Plain(yaml.SafeLoader):
+        """Reads a name without calling what the file may name."""
+
+    Plain.add_multi_constructor("!", lambda loader, suffix, node: None)
+    found = yaml.load(file.read_text(), Plain)  # noqa: S506 - a safe loader
+    if not isinstance(found, dict) or not isinstance(found.get("task"), str):
+        sys.exit("it has no line `task: NAME`")
+    return found["task"]
+
+
+def _counted(name: str, found: dict[str, Any]) -> dict[str, Any]:
+    """Metrics of the task, and of every item what it scored."""
+    aggregated = found["results"].get(name) or {}
+    metrics: dict[str, Any] = {}
+    better = found.get("higher_is_better", {}).get(name) or {}
+    for key, value in aggregated.items():
+        metric, comma, chosen = key.partition(",")
+        if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
+            continue
+        error = aggregated.get(f"{metric}_stderr,{chosen}")
+        metrics[metric if chosen == "none" else f"{metric}.{chosen}"] = {
+            "value": value,
+            "standard_error": error if isinstance(error, float) else None,
+            "better": {True: "higher", False: "lower"}.get(better.get(metric)),  # type: ignore[call-overload]
+        }
+    if not metrics:
+        others = ", ".join(sorted(found["samples"]))
+        sys.exit(f"{name} has no figure of its own; name one of its tasks: {others}")
+    items = [
+        _item(task, sample) for task, all_of in sorted(found["samples"].items()) for sample in all_of
+    ]
+    return {"version": metadata.version("lm-eval"), "metrics": metrics, "items": items}
+
+
+def _item(task: str, sample: dict[str, Any]) -> dict[str, Any]:
+    """What one item scored, and ``item_loss``: of the right answer, in nats, where there is one."""
+    scores = {
+        name: float(sample[name])
+        for name in sample["metrics"]
+        if isinstance(sample.get(name), int | float)
+    }
+    answers = [one[0] for one in sample["resps"]]
+    loss = _loss(answers, sample)
+    if loss is not None:
+        scores["item_loss"] = loss
+    filtered = "" if sample["filter"] == "none" else f"/{sample['filter']}"
+    return {
+        "item": f"{task}/{sample['doc_id']}{filtered}",
+        "target": str(sample["target"]),
+        "answers": answers,
+        "scores": scores,
+    }
+
+
+def _loss(answers: list[Any], sample: dict[str, Any]) -> float | None:
+    """Of several answers the right one's among these; of one, its own; None where none is right."""
+    if not answers or isinstance(answers[0], str):
+        return None
+    logs = [float(one[0]) if isinstance(one, list | tuple) else float(one) for one in answers]
+    if len(logs) == 1:
+        return -logs[0]
+    right = _right(sample)
+    if right is None or not 0 <= right < len(logs):
+        return None
+    highest = max(logs)
+    return highest + math.log(math.fsum(math.exp(each - highest) for each in logs)) - logs[right]
+
+
+def _right(sample: dict[str, Any]) -> int | None:
+    """Which of the choices is the right one."""
+    target = sample["target"]
+    if isinstance(target, int) or (isinstance(target, str) and target.isdigit()):
+        return int(target)
+    choices = [list(one.values())[1].strip() for one in sample["arguments"].values()]
+    return choices.index(target.strip()) if str(target).strip() in choices else None
+
+
+if __name__ == "__main__":
+    name, *files = sys.argv[1:]
+    try:
+        main(name, *map(Path, files))
+    except (KeyError, ValueError, OSError, ImportError) as error:
+        lines = str(error).strip().splitlines() or [""]
+        sys.exit(f"{type(error).__name__}: {lines[0][:250]}")
