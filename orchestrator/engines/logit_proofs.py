@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from orchestrator.engines.proof import CACHE_SHARE, FAILED, PROVEN, UNDECIDED, Finding, judge_cache
@@ -29,6 +29,7 @@ def prove_by_logits(
     prompt: list[int],
     rounding: float,
     recorder: Recorder,
+    others: Mapping[str, tuple[Finding, str]] | None = None,
 ) -> None:
     """Record what is found; :class:`Mismatch` for a proof that fails.
 
@@ -40,6 +41,8 @@ def prove_by_logits(
         At least two ids.
     rounding : float
         Relative error of logits that the format explains.
+    others : mapping, optional
+        What else was found, and what was asked.
     """
     import numpy as np
 
@@ -51,16 +54,16 @@ def prove_by_logits(
     (alone,) = logits_of([fed[-1:]])
     cached = logits_of([fed[:-1], fed[-1:]])[1]
     finite = bool(np.isfinite(whole).all() and np.isfinite(cached).all())
-    moved, spread = _distance(whole[:-1], other[:-1]), _distance(whole[:-1], 0 * whole[:-1])
+    moved, spread = distance(whole[:-1], other[:-1]), distance(whole[:-1], 0 * whole[:-1])
     last = whole[-1:]
     findings = {
         "finite logits": Finding(PROVEN if finite else FAILED, "all" if finite else "not all"),
         "causal": _causal(moved, spread, rounding),
         "cache": judge_cache(
-            _distance(cached, last),
-            _distance(alone, last),
-            _distance(alone, cached),
-            _distance(last, 0 * last),
+            distance(cached, last),
+            distance(alone, last),
+            distance(alone, cached),
+            distance(last, 0 * last),
             rounding,
             tokens=len(fed),
         ),
@@ -70,9 +73,10 @@ def prove_by_logits(
         "causal": "a later token moves no earlier logits",
         "cache": f"error up to {CACHE_SHARE:g} of that without context",
     }
-    recorder.fact("proofs", {name: found.state for name, found in findings.items()})
-    for name, found in findings.items():
-        found.record(recorder, name, asked[name])
+    both = {name: (found, asked[name]) for name, found in findings.items()} | dict(others or {})
+    recorder.fact("proofs", {name: found.state for name, (found, _) in both.items()})
+    for name, (found, wanted) in both.items():
+        found.record(recorder, name, wanted)
 
 
 def _causal(moved: float, spread: float, rounding: float) -> Finding:
@@ -82,8 +86,8 @@ def _causal(moved: float, spread: float, rounding: float) -> Finding:
     return Finding(UNDECIDED if moved <= rounding * spread else FAILED, got)
 
 
-def _distance(one: np.ndarray, two: np.ndarray) -> float:
-    """RMS of the difference, without what shifts a whole row: it changes no probability."""
+def distance(one: np.ndarray, two: np.ndarray) -> float:
+    """RMS of the difference of logits, without what shifts a row: it changes no probability."""
     import numpy as np
 
     difference = (one - two).astype(np.float64)
