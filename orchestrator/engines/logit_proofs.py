@@ -38,17 +38,25 @@ def prove_by_logits(
     logits_of : callable
         Gives the logits, (tokens, vocabulary), of each piece of ids, fed one after the other.
     prompt : list of int
-        At least two ids.
+        Of one id nothing is found.
     rounding : float
         Relative error of logits that the format explains.
     others : mapping, optional
         What else was found, and what was asked.
     """
+    found = dict(others or {})
+    if len(prompt) > 1:
+        found = {**_found(logits_of, prompt[:_TOKENS], rounding), **found}
+    recorder.fact("proofs", {name: finding.state for name, (finding, _) in found.items()})
+    for name, (finding, asked) in found.items():
+        finding.record(recorder, name, asked)
+
+
+def _found(
+    logits_of: Callable[[list[list[int]]], Sequence[np.ndarray]], fed: list[int], rounding: float
+) -> dict[str, tuple[Finding, str]]:
     import numpy as np
 
-    fed = prompt[:_TOKENS]
-    if len(fed) < 2:
-        return
     (whole,) = logits_of([fed])
     (other,) = logits_of([[*fed[:-1], fed[0] if fed[0] != fed[-1] else fed[1]]])
     (alone,) = logits_of([fed[-1:]])
@@ -56,27 +64,24 @@ def prove_by_logits(
     finite = bool(np.isfinite(whole).all() and np.isfinite(cached).all())
     moved, spread = distance(whole[:-1], other[:-1]), distance(whole[:-1], 0 * whole[:-1])
     last = whole[-1:]
-    findings = {
-        "finite logits": Finding(PROVEN if finite else FAILED, "all" if finite else "not all"),
-        "causal": _causal(moved, spread, rounding),
-        "cache": judge_cache(
-            distance(cached, last),
-            distance(alone, last),
-            distance(alone, cached),
-            distance(last, 0 * last),
-            rounding,
-            tokens=len(fed),
+    return {
+        "finite logits": (
+            Finding(PROVEN if finite else FAILED, "all" if finite else "not all"),
+            "numbers, of prefill and decode",
+        ),
+        "causal": (_causal(moved, spread, rounding), "a later token moves no earlier logits"),
+        "cache": (
+            judge_cache(
+                distance(cached, last),
+                distance(alone, last),
+                distance(alone, cached),
+                distance(last, 0 * last),
+                rounding,
+                tokens=len(fed),
+            ),
+            f"error up to {CACHE_SHARE:g} of that without context",
         ),
     }
-    asked = {
-        "finite logits": "numbers, of prefill and decode",
-        "causal": "a later token moves no earlier logits",
-        "cache": f"error up to {CACHE_SHARE:g} of that without context",
-    }
-    both = {name: (found, asked[name]) for name, found in findings.items()} | dict(others or {})
-    recorder.fact("proofs", {name: found.state for name, (found, _) in both.items()})
-    for name, (found, wanted) in both.items():
-        found.record(recorder, name, wanted)
 
 
 def _causal(moved: float, spread: float, rounding: float) -> Finding:
