@@ -62,7 +62,7 @@ def _found(
     (alone,) = logits_of([fed[-1:]])
     cached = logits_of([fed[:-1], fed[-1:]])[1]
     finite = bool(np.isfinite(whole).all() and np.isfinite(cached).all())
-    moved, spread = distance(whole[:-1], other[:-1]), distance(whole[:-1], 0 * whole[:-1])
+    moved, spread = _distance(whole[:-1], other[:-1]), _distance(whole[:-1], 0 * whole[:-1])
     last = whole[-1:]
     return {
         "finite logits": (
@@ -72,10 +72,10 @@ def _found(
         "causal": (_causal(moved, spread, rounding), "a later token moves no earlier logits"),
         "cache": (
             judge_cache(
-                distance(cached, last),
-                distance(alone, last),
-                distance(alone, cached),
-                distance(last, 0 * last),
+                _distance(cached, last),
+                _distance(alone, last),
+                _distance(alone, cached),
+                _distance(last, 0 * last),
                 rounding,
                 tokens=len(fed),
             ),
@@ -91,8 +91,8 @@ def _causal(moved: float, spread: float, rounding: float) -> Finding:
     return Finding(UNDECIDED if moved <= rounding * spread else FAILED, got)
 
 
-def distance(one: np.ndarray, two: np.ndarray) -> float:
-    """RMS of the difference of logits, without what shifts a row: it changes no probability."""
+def _distance(one: np.ndarray, two: np.ndarray) -> float:
+    """RMS of the difference, without what shifts a whole row: it changes no probability."""
     import numpy as np
 
     difference = (one - two).astype(np.float64)
