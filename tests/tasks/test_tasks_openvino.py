@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 import pytest
 
 from orchestrator.attempt import AttemptReport, Outcome
+from orchestrator.engines.separate import PYTHON_VARIABLE
+from orchestrator.engines.source import packaged_file
 from orchestrator.environments.build import built
 from orchestrator.isolate.isolation import Isolation
 from testing.checks import check_of
@@ -132,6 +135,19 @@ def test_a_prefix_that_is_reused_is_found(converted: Path, tmp_path: Path) -> No
     kept, reused = json.loads(done.stdout.splitlines()[-1])
     assert kept == ["proven", "2 and 2 steps for 257 tokens, 256 in one"]
     assert reused == ["failed", "2 and 1 steps for 257 tokens, 256 in one"]
+
+
+@pytest.mark.usefixtures("machine_cache")
+def test_an_environment_finds_the_packaged_model() -> None:
+    asked = "from orchestrator.engines.source import packaged_file; print(packaged_file())"
+    done = subprocess.run(
+        [built(environment("openvino")), "-c", asked],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, PYTHON_VARIABLE: sys.executable},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == str(packaged_file())
 
 
 def test_what_it_cannot_do_is_infeasible(tiny_gguf: Path, tmp_path: Path) -> None:
