@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from orchestrator.engines.proof import CACHE_SHARE, FAILED, PROVEN, UNDECIDED, Finding, judge_cache
@@ -29,6 +29,7 @@ def prove_by_logits(
     prompt: list[int],
     rounding: float,
     recorder: Recorder,
+    others: Mapping[str, tuple[Finding, str]] | None = None,
 ) -> None:
     """Record what is found; :class:`Mismatch` for a proof that fails.
 
@@ -37,15 +38,25 @@ def prove_by_logits(
     logits_of : callable
         Gives the logits, (tokens, vocabulary), of each piece of ids, fed one after the other.
     prompt : list of int
-        At least two ids.
+        Of one id nothing is found.
     rounding : float
         Relative error of logits that the format explains.
+    others : mapping, optional
+        What else was found, and what was asked.
     """
+    found = dict(others or {})
+    if len(prompt) > 1:
+        found = {**_found(logits_of, prompt[:_TOKENS], rounding), **found}
+    recorder.fact("proofs", {name: finding.state for name, (finding, _) in found.items()})
+    for name, (finding, asked) in found.items():
+        finding.record(recorder, name, asked)
+
+
+def _found(
+    logits_of: Callable[[list[list[int]]], Sequence[np.ndarray]], fed: list[int], rounding: float
+) -> dict[str, tuple[Finding, str]]:
     import numpy as np
 
-    fed = prompt[:_TOKENS]
-    if len(fed) < 2:
-        return
     (whole,) = logits_of([fed])
     (other,) = logits_of([[*fed[:-1], fed[0] if fed[0] != fed[-1] else fed[1]]])
     (alone,) = logits_of([fed[-1:]])
@@ -53,26 +64,24 @@ def prove_by_logits(
     finite = bool(np.isfinite(whole).all() and np.isfinite(cached).all())
     moved, spread = _distance(whole[:-1], other[:-1]), _distance(whole[:-1], 0 * whole[:-1])
     last = whole[-1:]
-    findings = {
-        "finite logits": Finding(PROVEN if finite else FAILED, "all" if finite else "not all"),
-        "causal": _causal(moved, spread, rounding),
-        "cache": judge_cache(
-            _distance(cached, last),
-            _distance(alone, last),
-            _distance(alone, cached),
-            _distance(last, 0 * last),
-            rounding,
-            tokens=len(fed),
+    return {
+        "finite logits": (
+            Finding(PROVEN if finite else FAILED, "all" if finite else "not all"),
+            "numbers, of prefill and decode",
+        ),
+        "causal": (_causal(moved, spread, rounding), "a later token moves no earlier logits"),
+        "cache": (
+            judge_cache(
+                _distance(cached, last),
+                _distance(alone, last),
+                _distance(alone, cached),
+                _distance(last, 0 * last),
+                rounding,
+                tokens=len(fed),
+            ),
+            f"error up to {CACHE_SHARE:g} of that without context",
         ),
     }
-    asked = {
-        "finite logits": "numbers, of prefill and decode",
-        "causal": "a later token moves no earlier logits",
-        "cache": f"error up to {CACHE_SHARE:g} of that without context",
-    }
-    recorder.fact("proofs", {name: found.state for name, found in findings.items()})
-    for name, found in findings.items():
-        found.record(recorder, name, asked[name])
 
 
 def _causal(moved: float, spread: float, rounding: float) -> Finding:

@@ -167,6 +167,16 @@ class NextLogprobs:
     logprobs: np.ndarray
     ids: np.ndarray | None = None
 
+    @classmethod
+    def of_logits(cls, logits: np.ndarray, targets: Sequence[int]) -> NextLogprobs:
+        """From logits of the whole vocabulary, (positions, vocabulary); they are overwritten."""
+        import numpy as np
+
+        logits -= logits.max(-1, keepdims=True)
+        logits -= np.log(np.exp(logits).sum(-1, keepdims=True, dtype=np.float64)).astype(np.float32)
+        wanted = np.take_along_axis(logits, np.array(targets)[:, None], -1)[:, 0]
+        return cls(wanted.astype(np.float64), logits.argmax(-1), logits)
+
 
 @dataclass(frozen=True)
 class Tokenizer:

@@ -16,10 +16,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from orchestrator.engines import gguf_formats as formats
 from orchestrator.engines import transformers as loading
 from orchestrator.engines.digest import digest_files
 from orchestrator.engines.gguf_files import GgufModel, copy_fields, gguf_files, read_gguf
-from orchestrator.engines.llamacpp import formats
 from orchestrator.engines.source import (
     content_files,
     directory_problem,

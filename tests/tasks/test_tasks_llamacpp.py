@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from orchestrator.engines import gguf_formats as formats
+from orchestrator.engines import gguf_requantize as requantize
 from orchestrator.engines import port
-from orchestrator.engines.llamacpp import engine, formats, requantize
+from orchestrator.engines.llamacpp import engine
 from orchestrator.engines.llamacpp.expected import GGUF_MADE, GGUF_TYPE
 from orchestrator.engines.llamacpp.options import gpu_layers, room_tokens
 from orchestrator.engines.llamacpp.server import Completion, read_completion

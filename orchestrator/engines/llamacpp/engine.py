@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.engines.digest import digest_files, digest_text
+from orchestrator.engines import gguf_formats as formats
+from orchestrator.engines.digest import digest_text
 from orchestrator.engines.gguf_files import gguf_files
-from orchestrator.engines.llamacpp import formats
 from orchestrator.engines.llamacpp.expected import GGUF_MADE, GGUF_TYPE, expect_llamacpp
 from orchestrator.engines.llamacpp.options import gpu_layers, room_tokens
 from orchestrator.engines.llamacpp.proofs import prove
@@ -36,7 +36,6 @@ from orchestrator.engines.port import (
     Work,
     has_package,
 )
-from orchestrator.engines.source import find_problem, model_path, packaged_file
 from orchestrator.engines.texts import begin_of_text
 from orchestrator.host.cpu import usable_cores
 from orchestrator.measure import (
@@ -237,36 +236,20 @@ def _refuse_other_counts(answer: Completion, prompt_tokens: int, new_tokens: int
 
 def _prepare(identity: Identity, recorder: Recorder) -> Model:
     with recorder.phase("prepare", measured=False):
-        if problem := find_problem(identity["model"]):
-            raise problem.as_input_error()
-        packaged = packaged_file() if identity["model"]["source"] == "packaged" else None
-        source_file = packaged or model_path(identity["model"])
-        digest = digest_files(gguf_files(source_file))
-        asked = formats.gguf_type(identity["quant"])
-        file = formats.in_format(source_file, digest, asked, recorder)
-        contents = formats.contents(file)
-    made = file != source_file
-    recorder.fact("weights_digest", digest)
-    recorder.fact("gguf", {"architecture": contents.architecture, "tensors": contents.types})
-    if asked is not None:
-        recorder.engaged("format", asked, contents.matrix_type)
+        found = formats.prepare(identity, recorder)
+    contents = found.contents
     if contents.config is not None:
-        config = {**contents.config, GGUF_TYPE: contents.matrix_type, GGUF_MADE: made}
+        config = {**contents.config, GGUF_TYPE: contents.matrix_type, GGUF_MADE: found.made}
         recorder.fact("model_config", config)
-    return LlamaCppModel(identity, file, contents, recorder.clock)
+    return LlamaCppModel(identity, found.file, contents, recorder.clock)
 
 
 def _check(identity: Identity, work: Work) -> str | None:
     options = identity["engine"]
     if not has_package(identity, "xllamacpp"):
         raise ConfigError("xllamacpp is not installed", where="engine=llamacpp", fix=_INSTALL)
-    if identity["model"]["source"] not in ("packaged", "gguf"):
-        return (
-            f"llama.cpp runs GGUF files, not a {identity['model']['source']} model: "
-            "use model=gguf model.path=FILE.gguf"
-        )
-    if problem := find_problem(identity["model"]):
-        raise problem.as_config_error()
+    if reason := formats.check_source(identity, "llama.cpp"):
+        return reason
     if work.batch_size > 1:
         return f"llamacpp generates one sequence, not task.batch_size={work.batch_size}"
     offloads = gpu_layers(options["gpu_layers"], 100) > 0

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.engines.llamacpp import formats, requantize
+from orchestrator.engines import gguf_formats as formats
+from orchestrator.engines import gguf_requantize as requantize
 from orchestrator.engines.llamacpp.options import gpu_layers, room_tokens
 from orchestrator.engines.port import Work
 from orchestrator.engines.transformers.configuration import known_config

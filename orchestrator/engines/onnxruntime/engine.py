@@ -144,13 +144,7 @@ class OnnxRuntimeSession(Session):
         return Tokenizer(encode, tuple(begin), start_id=about["start_id"])
 
     def next_logprobs(self, ids: Sequence[int], targets: Sequence[int]) -> NextLogprobs:
-        import numpy as np
-
-        logits = self._logits([list(ids)])[0][-len(targets) :]
-        logits -= logits.max(-1, keepdims=True)
-        logits -= np.log(np.exp(logits).sum(-1, keepdims=True, dtype=np.float64)).astype(np.float32)
-        wanted = np.take_along_axis(logits, np.array(targets)[:, None], -1)[:, 0]
-        return NextLogprobs(wanted.astype(np.float64), logits.argmax(-1), logits)
+        return NextLogprobs.of_logits(self._logits([list(ids)])[0][-len(targets) :], targets)
 
     def prove(self, prompt: Prompt, new_tokens: int, recorder: Recorder) -> None:
         prove_by_logits(self._logits, list(prompt[0]), _ROUNDING[self._format], recorder)

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.engines.cache import cache_root, publish
-from orchestrator.engines.gguf_files import GgufModel
+from orchestrator.engines.digest import digest_files
+from orchestrator.engines.gguf_configuration import configuration_of
+from orchestrator.engines.gguf_files import GgufModel, gguf_files
 from orchestrator.engines.inspection import inspect_gguf
-from orchestrator.engines.llamacpp.gguf_configuration import configuration_of
 from orchestrator.engines.separate import run_module
-from orchestrator.measure import Infeasible, InputError, Recorder
+from orchestrator.engines.source import find_problem, model_path, packaged_file
+from orchestrator.measure import Identity, Infeasible, InputError, Recorder
 from orchestrator.measure.wording import format_name
 
 SOURCE = "source"
@@ -37,6 +39,62 @@ def gguf_type(quant: Mapping[str, Any]) -> str | None:
     """What GGUF calls the format of ``identity["quant"]``; None for the file as it is."""
     name = format_name(quant)
     return None if name == SOURCE else {**WRITTEN, **_READ}[name]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The file of a trial, in the format asked for.
+
+    Attributes
+    ----------
+    digest : str
+        Of the source's content.
+    asked : str or None
+        What GGUF calls the format; None for the file as it is.
+    made : bool
+        Whether the file was written here.
+    """
+
+    file: Path
+    contents: Contents
+    digest: str
+    asked: str | None
+    made: bool
+
+
+def prepare(identity: Identity, recorder: Recorder) -> Prepared:
+    """Find the file of ``identity["model"]``, write it in another format if need be, record both.
+
+    Raises
+    ------
+    InputError, Infeasible
+        As :func:`in_format` and :func:`contents`.
+    """
+    if problem := find_problem(identity["model"]):
+        raise problem.as_input_error()
+    packaged = packaged_file() if identity["model"]["source"] == "packaged" else None
+    source = packaged or model_path(identity["model"])
+    digest = digest_files(gguf_files(source))
+    asked = gguf_type(identity["quant"])
+    file = in_format(source, digest, asked, recorder)
+    found = contents(file)
+    recorder.fact("weights_digest", digest)
+    recorder.fact("gguf", {"architecture": found.architecture, "tensors": found.types})
+    if asked is not None:
+        recorder.engaged("format", asked, found.matrix_type)
+    return Prepared(file, found, digest, asked, file != source)
+
+
+def check_source(identity: Identity, engine: str) -> str | None:
+    """One line why an engine that runs GGUF files cannot run this model; :class:`ConfigError`."""
+    if identity["model"]["source"] not in ("packaged", "gguf"):
+        return (
+            f"{engine} runs GGUF files, not a {identity['model']['source']} model: "
+            "use model=gguf model.path=FILE.gguf"
+        )
+    if problem := find_problem(identity["model"]):
+        raise problem.as_config_error()
+    return None
 
 
 def in_format(
@@ -73,7 +131,7 @@ def in_format(
 
     def build(target: Path) -> None:
         run_module(
-            "orchestrator.engines.llamacpp.requantize",
+            "orchestrator.engines.gguf_requantize",
             source,
             target,
             name,

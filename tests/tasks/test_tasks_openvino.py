@@ -1,0 +1,164 @@
+"""engine=openvino in an environment of its own: built, proven and measured for real."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.attempt import AttemptReport, Outcome
+from orchestrator.engines.separate import PYTHON_VARIABLE
+from orchestrator.engines.source import packaged_file
+from orchestrator.environments.build import built
+from orchestrator.isolate.isolation import Isolation
+from testing.checks import check_of
+from testing.environments import environment, isolation_with
+from testing.trial import make_identity, run_attempt
+from tests.tasks.test_tasks_files import rewritten
+
+check = check_of("inference")
+pytestmark = pytest.mark.xdist_group("openvino")
+
+
+def identity(model: Path, quant: str = "q8_0", **options: Any) -> dict[str, Any]:
+    asked = make_identity(
+        quant,
+        engine="openvino",
+        model={"source": "gguf", "path": str(model), "architecture": None},
+        **{"prompt_tokens": 40, "new_tokens": 4, **options},
+    )
+    return {**asked, "environment": environment("openvino")}
+
+
+@pytest.fixture(scope="module")
+def isolation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Isolation]:
+    with isolation_with("openvino", tmp_path_factory.mktemp("cache")) as made:
+        yield made
+
+
+@pytest.fixture
+def machine_cache(isolation: Isolation) -> None:
+    """Leaves the cache to :func:`isolation`'s."""
+
+
+@pytest.fixture
+def converted(reads_bytes: Path, tmp_path: Path) -> Path:
+    """With what every file that llama.cpp converted says, and OpenVINO does not do without.
+
+    Its logits are as far apart as those of a real model.
+    """
+    said = {
+        "general.file_type": 0,
+        "tokenizer.ggml.pre": "smollm",
+        "tokenizer.ggml.token_type": [1] * 255 + [3],
+    }
+    norm = "output_norm.weight"
+    tensors = {norm: [10.0] * 64}
+    return rewritten(reads_bytes, tmp_path / "converted.gguf", said, tensors, without=norm)
+
+
+@pytest.mark.usefixtures("machine_cache")
+def test_a_tiny_model_is_measured_for_real(isolation: Isolation, converted: Path) -> None:
+    report = run_attempt(isolation, identity(converted, batch_size=2))
+    holds(report, "q8_0", "u8")
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("machine_cache")
+def test_its_logits_are_near_those_of_float32(isolation: Isolation, converted: Path) -> None:
+    report = run_attempt(isolation, identity(converted, "q4_0", quality_tokens=32))
+    holds(report, "q4_0", "u4")
+    metrics: Any = report.metrics
+    assert 1e-6 < metrics["kl_to_reference"].value < 0.1
+    assert metrics["perplexity"].value == pytest.approx(
+        metrics["reference_perplexity"].value, rel=0.02
+    )
+
+
+def holds(report: AttemptReport, quant: str, held: str) -> None:
+    assert report.outcome is Outcome.OK, report.reason
+    facts = report.facts
+    proofs = ("finite logits", "causal", "cache", "prefix", "timed")
+    assert facts["proofs"] == dict.fromkeys(proofs, "proven")
+    assert len(facts["output_digests"]) == 1
+    assert facts["executed"]["inference_precision_hint"] == "f32"
+    assert held in facts["executed"]["products"]
+    got = {each.what: each.got for each in report.engaged}
+    assert got["format"] == quant.upper()
+    assert got["precision"] == "f32"
+    assert got["constants"].endswith(f" of {held}")
+    expected = {"ttft_s", "tpot_s", "itl_s", "load_s", "decode_over_own_timing"}
+    assert expected <= report.metrics.keys()
+
+
+# The engine, but for the setting that is proven: it is put back to what OpenVINO does by itself.
+_REUSES = """
+import json, sys
+from pathlib import Path
+import openvino_genai
+
+class Reuses(openvino_genai.SchedulerConfig):
+    def __setattr__(self, name, value):
+        super().__setattr__(name, value or name == "enable_prefix_caching")
+
+from orchestrator.engines.openvino.engine import ENGINE
+from orchestrator.engines.port import Work
+from orchestrator.measure import HostClock, Recorder
+
+identity = json.loads(sys.argv[1])
+model = ENGINE.prepare(identity, Recorder(lambda event: None, HostClock(), Path(sys.argv[2])))
+found = [model.load(Work(tokens=44))._prefix([*range(40)])]
+openvino_genai.SchedulerConfig = Reuses
+found.append(model.load(Work(tokens=44))._prefix([*range(40)]))
+print(json.dumps([[each.state, each.got] for each in found]))
+"""
+
+
+@pytest.mark.usefixtures("machine_cache")
+def test_a_prefix_that_is_reused_is_found(converted: Path, tmp_path: Path) -> None:
+    asked = identity(converted)
+    python = built(asked["environment"])
+    done = subprocess.run(
+        [python, "-c", _REUSES, json.dumps(asked), str(tmp_path)],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    kept, reused = json.loads(done.stdout.splitlines()[-1])
+    assert kept == ["proven", "2 and 2 steps for 257 tokens, 256 in one"]
+    assert reused == ["failed", "2 and 1 steps for 257 tokens, 256 in one"]
+
+
+@pytest.mark.usefixtures("machine_cache")
+def test_an_environment_finds_the_packaged_model() -> None:
+    asked = "from orchestrator.engines.source import packaged_file; print(packaged_file())"
+    done = subprocess.run(
+        [built(environment("openvino")), "-c", asked],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, PYTHON_VARIABLE: sys.executable},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == str(packaged_file())
+
+
+def test_what_it_cannot_do_is_infeasible(tiny_gguf: Path, tmp_path: Path) -> None:
+    asked = identity(tiny_gguf)
+    assert check(asked) is None
+    assert "openvino has no q5_1; it has q8_0" in str(check(identity(tiny_gguf, "q5_1")))
+    assert "use environment=openvino" in str(check({**asked, "environment": None}))
+    random = {**asked, "model": make_identity()["model"]}
+    assert "openvino runs GGUF files, not a random model" in str(check(random))
+    gpu = {**asked, "device": {**asked["device"], "kind": "cuda"}}
+    assert "device=cpu" in str(check(gpu))
+    for part in (1, 2):
+        (tmp_path / f"tiny-{part:05d}-of-00002.gguf").touch()
+    assert "one file" in str(check(identity(tmp_path / "tiny-00001-of-00002.gguf")))
