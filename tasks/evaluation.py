@@ -35,6 +35,8 @@ HEADLINE = (LOSS, f"{PREFIX}acc", f"{PREFIX}acc_norm", f"{PREFIX}perplexity")
 _HARNESS = "lm_eval:"
 _WHERE = "task.evaluate"
 _WAY = "Write lm_eval:NAME of one of its tasks, or lm_eval:FILE.yaml"
+_LIKELIHOOD = "loglikelihood"
+_ANSWERED = {_LIKELIHOOD, "loglikelihood_rolling"}
 _SAME_MEAN = 1e-5
 _LOSS_SPEC = MetricSpec(
     LOSS,
@@ -86,7 +88,7 @@ def measure(session: Session, recorder: Recorder, asked: str) -> None:
     request = {"of": of, "content": content(asked)}
     with recorder.phase("harness", measured=False):
         requests = _ask(request, recorder.directory)
-    if strange := {one["kind"] for one in requests} - _ANSWERS.keys():
+    if strange := {one["kind"] for one in requests} - _ANSWERED:
         raise InputError(
             f"{of} asks for {', '.join(sorted(strange))}, and only log-likelihoods are answered",
             where=_WHERE,
@@ -94,7 +96,7 @@ def measure(session: Session, recorder: Recorder, asked: str) -> None:
         )
     reader = _Reader(session, tokenizer)
     with recorder.phase("evaluate", measured=False):
-        answers = [_ANSWERS[one["kind"]](reader, *one["arguments"]) for one in requests]
+        answers = [_answer(reader, one) for one in requests]
     with recorder.phase("harness", measured=False):
         found = _ask({**request, "answers": answers}, recorder.directory)
     _record(recorder, found, of, digest_json(requests), reader)
@@ -162,7 +164,10 @@ class _Reader:
         return float(found.targets.sum()), bool((found.top1 == targets).all())
 
 
-_ANSWERS = {"loglikelihood": _Reader.likelihood, "loglikelihood_rolling": _Reader.whole}
+def _answer(reader: _Reader, request: dict[str, Any]) -> tuple[float, bool] | float:
+    if request["kind"] == _LIKELIHOOD:
+        return reader.likelihood(*request["arguments"])
+    return reader.whole(*request["arguments"])
 
 
 def _ask(request: dict[str, Any], directory: Path) -> Any:

@@ -167,5 +167,11 @@ TASK = Task(
     preload=engines.preload,
     packages=engines.packages,
     content=content,
-    headline=("kl_to_reference", "kl_top_to_reference", "perplexity", "top1_agreement", *evaluation.HEADLINE),
+    headline=(
+        "kl_to_reference",
+        "kl_top_to_reference",
+        "perplexity",
+        "top1_agreement",
+        *evaluation.HEADLINE,
+    ),
 )

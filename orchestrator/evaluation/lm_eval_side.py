@@ -24,7 +24,9 @@ _SEED = 1234
 _RESAMPLES = 1000
 
 
-def main(name: str, requests: Path, answers: Path | None = None, counted: Path | None = None) -> None:
+def main(
+    name: str, requests: Path, answers: Path | None = None, counted: Path | None = None
+) -> None:
     """Write ``requests``; or, with ``answers`` to them, what they amount to."""
     from lm_eval import simple_evaluate
     from lm_eval.api.model import LM
@@ -80,17 +82,17 @@ def main(name: str, requests: Path, answers: Path | None = None, counted: Path |
 
 
 def _task_of(file: Path) -> str:
-    from lm_eval.utils import simple_parse_args_string  # noqa: F401 - the harness is installed
     import yaml
 
     class Plain(yaml.SafeLoader):
         """Reads a name without calling what the file may name."""
 
     Plain.add_multi_constructor("!", lambda loader, suffix, node: None)
-    found = yaml.load(file.read_text(), Plain)  # noqa: S506 - a safe loader
-    if not isinstance(found, dict) or not isinstance(found.get("task"), str):
+    found = yaml.load(file.read_text(), Plain)
+    name = found.get("task") if isinstance(found, dict) else None
+    if not isinstance(name, str):
         sys.exit("it has no line `task: NAME`")
-    return found["task"]
+    return name
 
 
 def _counted(name: str, found: dict[str, Any]) -> dict[str, Any]:
@@ -106,13 +108,15 @@ def _counted(name: str, found: dict[str, Any]) -> dict[str, Any]:
         metrics[metric if chosen == "none" else f"{metric}.{chosen}"] = {
             "value": value,
             "standard_error": error if isinstance(error, float) else None,
-            "better": {True: "higher", False: "lower"}.get(better.get(metric)),  # type: ignore[call-overload]
+            "better": None if metric not in better else "higher" if better[metric] else "lower",
         }
     if not metrics:
         others = ", ".join(sorted(found["samples"]))
         sys.exit(f"{name} has no figure of its own; name one of its tasks: {others}")
     items = [
-        _item(task, sample) for task, all_of in sorted(found["samples"].items()) for sample in all_of
+        _item(task, sample)
+        for task, all_of in sorted(found["samples"].items())
+        for sample in all_of
     ]
     return {"version": metadata.version("lm-eval"), "metrics": metrics, "items": items}
 

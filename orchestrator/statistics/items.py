@@ -34,7 +34,7 @@ class PairedRatio:
 
 
 def paired_ratio(new: Sequence[float], base: Sequence[float], confidence: float) -> PairedRatio:
-    """The ratio of the means of ``new`` and ``base``, (items,) each, item by item, neither negative.
+    """The ratio of the means of ``new`` and ``base``, (items,) each, paired item by item.
 
     Swapping them gives the reciprocals.
     """

@@ -184,7 +184,8 @@ class OpenVinoSession(Session):
             found = tokenizer.encode(text, add_special_tokens=special).input_ids
             return [int(i) for i in found.data[0]]
 
-        return Tokenizer(encode, begin_of_text(encode(_PROBE), encode(_PROBE, True)))
+        begin = begin_of_text(encode(_PROBE), encode(_PROBE, True))
+        return Tokenizer(encode, begin, start_id=self._model.contents.start_id)
 
     def next_logprobs(self, ids: Sequence[int], targets: Sequence[int]) -> NextLogprobs:
         return NextLogprobs.of_logits(self._logits([list(ids)])[0][-len(targets) :], targets)
