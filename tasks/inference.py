@@ -53,6 +53,8 @@ class InferenceConfig:
     ----------
     batch_size, prompt_tokens, new_tokens : int
         Rows of the batch; ids in each; ids generated for each, the prefill's included.
+    depth : int
+        Tokens of each row that are in the cache before the prompt is timed.
     prompt : str
         ``random`` ids, ``text`` (Python's own reference, by the model's tokenizer), or a ``.txt``
         or ``.parquet`` file.
@@ -64,13 +66,20 @@ class InferenceConfig:
     batch_size: int = bounded(1, low=1)
     prompt_tokens: int = bounded(512, low=1)
     new_tokens: int = bounded(32, low=1)
+    depth: int = bounded(0, low=0)
     prompt: str = RANDOM
     quality_tokens: int = bounded(0, low=0)
 
 
 def _work(options: InferenceConfig) -> Work:
-    length = options.prompt_tokens + options.new_tokens
-    return Work(options.batch_size, length, options.quality_tokens)
+    depth = options.depth
+    return Work(
+        options.batch_size,
+        depth + options.prompt_tokens + options.new_tokens,
+        options.quality_tokens,
+        f"{'depth + ' if depth else ''}prompt_tokens + new_tokens",
+        depth,
+    )
 
 
 def check(identity: Identity) -> str | None:
@@ -92,7 +101,7 @@ def run(identity: Identity, recorder: Recorder) -> None:
 
 
 def _prompt(session: Session, options: InferenceConfig, identity: Identity) -> Prompt:
-    size = (options.batch_size, options.prompt_tokens)
+    size = (options.batch_size, options.depth + options.prompt_tokens)
     if options.prompt == RANDOM:
         return texts.random_prompt(session.ordinary_ids, identity["seed"], *size)
     name = texts.PACKAGED_TEXT if options.prompt == TEXT else options.prompt

@@ -4,7 +4,7 @@
 
     whole    0 1 ... n-1 n      at once
     other    0 1 ... n-1 x      differs in the last token: nothing before it may move
-    cached   0 1 ... n-1 | n    the last token on what the others left in the cache
+    cached   0 1 ... n-1 | n    the last tokens on what the others left in the cache
     alone    n                  a negative control: without its context
 """
 
@@ -29,6 +29,8 @@ def prove_by_logits(
     prompt: list[int],
     rounding: float,
     recorder: Recorder,
+    *,
+    tail: int = 1,
 ) -> None:
     """Record what is found; :class:`Mismatch` for a proof that fails.
 
@@ -40,6 +42,8 @@ def prove_by_logits(
         At least two ids.
     rounding : float
         Relative error of logits that the format explains.
+    tail : int
+        Tokens that are fed at once on what the others left in the cache: at most half of them.
     """
     import numpy as np
 
@@ -49,7 +53,8 @@ def prove_by_logits(
     (whole,) = logits_of([fed])
     (other,) = logits_of([[*fed[:-1], fed[0] if fed[0] != fed[-1] else fed[1]]])
     (alone,) = logits_of([fed[-1:]])
-    cached = logits_of([fed[:-1], fed[-1:]])[1]
+    cut = len(fed) - min(tail, len(fed) // 2)
+    cached = logits_of([fed[:cut], fed[cut:]])[1][-1:]
     finite = bool(np.isfinite(whole).all() and np.isfinite(cached).all())
     moved, spread = _distance(whole[:-1], other[:-1]), _distance(whole[:-1], 0 * whole[:-1])
     last = whole[-1:]

@@ -43,17 +43,20 @@ class Work:
     batch_size : int
         Sequences generated together.
     tokens : int
-        Of the longest one, prompt and output.
+        Of the longest one: depth, prompt and output.
     scored_tokens : int
         Of a text whose quality is measured; 0 for none.
     named : str
         What a reader calls ``tokens``.
+    depth : int
+        Of each row of a prompt, the first ids that are in the cache before anything is timed.
     """
 
     batch_size: int = 1
     tokens: int = 1
     scored_tokens: int = 0
     named: str = "prompt_tokens + new_tokens"
+    depth: int = 0
 
     def room_tokens(self, limit: int | None = None) -> int:
         """The longest sequence that is run. A text is cut to a model's context, ``limit``."""
@@ -212,7 +215,8 @@ class Session(ABC):
         """Generate exactly ``new_tokens`` for each row of ``prompt``, rows of one length.
 
         Greedy; an end-of-text token changes nothing; nothing is reused of an earlier call. Phases
-        ``prefill`` and ``decode`` (none for one token) are marked outside what is timed.
+        ``prefill`` and ``decode`` (none for one token) are marked outside what is timed. The first
+        ``Work.depth`` ids of each row are in the cache before that, from now or from earlier.
 
         Raises
         ------
@@ -301,6 +305,8 @@ class Engine:
         Modules that the fork server imports before it forks.
     in_torch : bool
         Whether its operators are torch's, which ``torch.profiler`` follows.
+    takes_depth : bool
+        Whether its sessions can read ``Work.depth`` before what is timed.
     """
 
     name: str
@@ -314,6 +320,7 @@ class Engine:
     )
     preload: tuple[str, ...] = ()
     in_torch: bool = False
+    takes_depth: bool = False
 
 
 def has_package(identity: Identity, distribution: str) -> bool:

@@ -15,7 +15,7 @@ from orchestrator.engines import port
 from orchestrator.engines.llamacpp import engine, formats, requantize
 from orchestrator.engines.llamacpp.expected import GGUF_MADE, GGUF_TYPE
 from orchestrator.engines.llamacpp.options import gpu_layers, room_tokens
-from orchestrator.engines.llamacpp.server import Completion, read_completion
+from orchestrator.engines.llamacpp.server import Completion, LlamaServer, read_completion
 from orchestrator.engines.port import Generation, Work
 from orchestrator.engines.registry import expect
 from orchestrator.engines.texts import random_prompt
@@ -395,6 +395,27 @@ def test_tiny_model_is_measured_for_real(identity: Identity, run: Run, tiny_gguf
     expected = expect(asked, events.fact("model_config"))
     assert expected.sizes_bytes["weights_bytes"] == events.value("weights_bytes")
     assert set(expected.made_steps()) == {"ttft_s", "tpot_s"}
+
+
+@needs_llamacpp
+def test_a_depth_is_in_the_cache_of_every_repetition(
+    identity: Identity, run: Run, tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = {"engine": "llamacpp", "model": of(tiny_gguf), "new_tokens": 6}
+    deep = identity("source", depth=40, prompt_tokens=24, **work)
+    events = run(deep)
+    assert events.engaged("prompt tokens")["got"] == "64"
+    assert events.engaged("prompt tokens from a cache")["got"] == "40"
+    assert events.fact("proofs")["depth"] != "failed"
+    assert len(events.fact("output_digests")) == 1
+    # The same ids, computed at once.
+    whole = run(identity("source", prompt_tokens=64, **work))
+    assert whole.fact("prompt") == events.fact("prompt")
+    assert whole.fact("output_digests") == events.fact("output_digests")
+    # Left to itself the server keeps the prompt, too.
+    monkeypatch.setattr(LlamaServer, "fill", lambda *of: None)
+    with pytest.raises(Mismatch, match=r"from a cache\) and gave 1; asked for 64 \(40 from"):
+        run(deep)
 
 
 @needs_llamacpp

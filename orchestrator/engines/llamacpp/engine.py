@@ -130,7 +130,7 @@ class LlamaCppModel(Model):
         if not setting.gpu_layers:
             memory = PhaseMemory(HostMemory(), weights_bytes=self._contents.weights_bytes)
         server = LlamaServer(setting)
-        return LlamaCppSession(server, setting, self._contents, memory, self._clock)
+        return LlamaCppSession(server, setting, self._contents, memory, self._clock, work.depth)
 
 
 class LlamaCppSession(Session):
@@ -143,11 +143,13 @@ class LlamaCppSession(Session):
         contents: formats.Contents,
         memory: PhaseMemory | str,
         clock: Clock,
+        depth: int,
     ) -> None:
         self._server = server
         self._setting = setting
         self._contents = contents
         self._clock = clock
+        self._depth = depth
         self.memory = memory
         self.vocabulary = contents.vocabulary
         self.ordinary_ids = contents.ordinary_ids
@@ -172,9 +174,12 @@ class LlamaCppSession(Session):
 
     def generate(self, prompt: Prompt, new_tokens: int, phases: Phases = no_phase) -> Generation:
         (ids,) = prompt
+        depth = self._depth
+        if depth:
+            self._server.fill(ids, depth)
         with phases.together("generate"):
-            answer = self._server.complete(ids, new_tokens, self._clock)
-        _refuse_other_counts(answer, len(ids), new_tokens)
+            answer = self._server.complete(ids, new_tokens, self._clock, depth=depth)
+        _refuse_other_counts(answer, len(ids), new_tokens, depth)
         self._last = len(ids), answer
         phases.window("prefill", answer.begin_ns, answer.arrivals_ns[0])
         if new_tokens > 1:
@@ -218,19 +223,21 @@ class LlamaCppSession(Session):
         if self._last is not None:
             asked, answer = self._last
             recorder.engaged("prompt tokens", asked, answer.prompt_tokens)
-            recorder.engaged("prompt tokens from a cache", 0, answer.cached_tokens)
-        prove(self._server, prompt[0], self.vocabulary, recorder)
+            recorder.engaged("prompt tokens from a cache", self._depth, answer.cached_tokens)
+        prove(self._server, prompt[0], self.vocabulary, recorder, self._depth)
 
     def close(self) -> None:
         self._server.close()
 
 
-def _refuse_other_counts(answer: Completion, prompt_tokens: int, new_tokens: int) -> None:
+def _refuse_other_counts(
+    answer: Completion, prompt_tokens: int, new_tokens: int, depth: int
+) -> None:
     got = (answer.prompt_tokens, answer.new_tokens, answer.cached_tokens)
-    if got != (prompt_tokens, new_tokens, 0) or len(answer.arrivals_ns) != new_tokens:
+    if got != (prompt_tokens, new_tokens, depth) or len(answer.arrivals_ns) != new_tokens:
         raise Mismatch(
             f"llama.cpp took {got[0]} prompt tokens ({got[2]} from a cache) and gave {got[1]}; "
-            f"asked for {prompt_tokens} and {new_tokens}"
+            f"asked for {prompt_tokens} ({depth} from a cache) and {new_tokens}"
         )
 
 
@@ -276,7 +283,7 @@ def _check(identity: Identity, work: Work) -> str | None:
     needed = work.room_tokens()
     if options["context_tokens"] and needed > options["context_tokens"]:
         return (
-            f"prompt and output, or quality_tokens, take {needed} tokens, more than "
+            f"{work.named}, or quality_tokens, take {needed} tokens, more than "
             f"engine.context_tokens={options['context_tokens']}"
         )
     return None
@@ -290,4 +297,5 @@ ENGINE = Engine(
     check=_check,
     packages=lambda identity: ("xllamacpp",),
     expect=expect_llamacpp,
+    takes_depth=True,
 )

@@ -73,11 +73,12 @@ def expect_llamacpp(identity: Identity, config: Mapping[str, Any] | None) -> Exp
         return None
     architecture = read_architecture(found, strict=False)
     weights = WeightFormat(kind, dtype=_COMPUTED_IN.get(kind, "float32"))
+    depth = options.get("depth", 0)
     prompt, new = options["prompt_tokens"], options["new_tokens"]
     # The cache is made for the whole context at once.
     room = room_tokens(
         engine["context_tokens"],
-        Work(tokens=prompt + new, scored_tokens=options.get("quality_tokens", 0)),
+        Work(tokens=depth + prompt + new, scored_tokens=options.get("quality_tokens", 0)),
     )
     keys, values = (CacheFormat(engine[f"cache_type_{side}"].upper()) for side in ("k", "v"))
     # Keys and values are alike in number, so each of the two formats holds half of the cache.
@@ -85,7 +86,7 @@ def expect_llamacpp(identity: Identity, config: Mapping[str, Any] | None) -> Exp
     whole = memory(
         architecture,
         batch=1,
-        prompt_tokens=min(prompt, engine["micro_batch"]),
+        prompt_tokens=min(max(prompt, depth), engine["micro_batch"]),
         tokens=room,
         weights=weights,
         cache=keys,
@@ -100,10 +101,10 @@ def expect_llamacpp(identity: Identity, config: Mapping[str, Any] | None) -> Exp
     def steps() -> dict[str, Steps]:
         if split:
             return {}
-        first = _as_run(prefill(architecture, 1, prompt, weights, keys))
+        first = _as_run(prefill(architecture, 1, prompt, weights, keys, past=depth))
         made = {"ttft_s": Steps(first, first)}
         if new > 1:
-            step = _as_run(decode(architecture, 1, prompt + (new - 2) // 2, weights, keys))
+            step = _as_run(decode(architecture, 1, depth + prompt + (new - 2) // 2, weights, keys))
             made["tpot_s"] = Steps(step, step)
         return made
 

@@ -6,6 +6,12 @@
     cached   0 1 2 ... | n    the same, the last token decoded on what the others left in the cache
     alone    n                a negative control: without its context
 
+A depth is proven likewise, with all of the prompt for ``n``, or as much of it as is long enough::
+
+    whole    depth, prompt    computed at once
+    cached   depth | prompt   as it was timed
+    alone    prompt           a negative control: without the depth
+
 That every tensor of the file is used and none is missing it proves itself: it does not load others.
 """
 
@@ -28,7 +34,13 @@ _TOP = 256
 _LEAST_COMMON = 8
 
 
-def prove(server: LlamaServer, prompt: Sequence[int], vocabulary: int, recorder: Recorder) -> None:
+def prove(
+    server: LlamaServer,
+    prompt: Sequence[int],
+    vocabulary: int,
+    recorder: Recorder,
+    depth: int = 0,
+) -> None:
     """Record what is found; :class:`Mismatch` for a proof that fails."""
     fed = list(prompt[:_TOKENS])
     count = min(_TOP, vocabulary)
@@ -40,6 +52,14 @@ def prove(server: LlamaServer, prompt: Sequence[int], vocabulary: int, recorder:
         alone = dict(server.next_logprobs(fed[-1:], count, cached=False))
         asked = f"error up to {CACHE_SHARE:g} of that without context"
         findings["cache"] = (judge(whole, cached, alone, len(fed)), asked)
+    if depth:
+        fed = list(prompt[: depth + _TOKENS])
+        whole = dict(server.next_logprobs(fed, count, cached=False))
+        alone = dict(server.next_logprobs(fed[depth:], count, cached=False))
+        server.fill(fed, depth)
+        cached = dict(server.next_logprobs(fed, count))
+        asked = f"error up to {CACHE_SHARE:g} of that without the depth"
+        findings["depth"] = (judge(whole, cached, alone, len(fed)), asked)
     recorder.fact("proofs", {name: found.state for name, (found, _) in findings.items()})
     for name, (found, asked) in findings.items():
         found.record(recorder, name, asked)

@@ -1,7 +1,12 @@
 """llama.cpp's server inside this process: what it is started with, and completions timed by chunk.
 
 Greedy, of fixed length (``ignore_eos``), the prompt cache off: it would answer a repeated prompt
-without computing it. llama.cpp's own timings come with each chunk and are kept beside ours::
+without computing it. With a depth it is on, and holds that depth and nothing more::
+
+    fill      depth ids, then one that does not follow them
+    complete  depth ids, then the prompt: it has the first ``depth`` in common with what is cached
+
+llama.cpp's own timings come with each chunk and are kept beside ours::
 
     ours      call ──────────── first chunk ── chunk ── ... ── chunk      ttft_s, intervals
     theirs       prompt_ms ─────┘└──────────── predicted_ms ──────┘
@@ -116,14 +121,19 @@ class LlamaServer:
             else self.gpu_free_bytes - now_free
         )
 
-    def complete(self, prompt: Sequence[int], new_tokens: int, clock: Clock) -> Completion:
-        """Answer ``prompt`` (token ids) with exactly ``new_tokens`` tokens, timed as they come."""
+    def complete(
+        self, prompt: Sequence[int], new_tokens: int, clock: Clock, *, depth: int = 0
+    ) -> Completion:
+        """Answer ``prompt`` (token ids) with exactly ``new_tokens`` tokens, timed as they come.
+
+        Its first ``depth`` ids are taken from the cache, where :meth:`fill` left them.
+        """
         request = {
             "prompt": list(prompt),
             "n_predict": new_tokens,
             "temperature": 0.0,
             "ignore_eos": True,
-            "cache_prompt": False,
+            "cache_prompt": depth > 0,
             "stream": True,
             "timings_per_token": True,
         }
@@ -132,6 +142,12 @@ class LlamaServer:
         begin_ns = now_ns()
         self._server.handle_completions(request, lambda chunk: chunks.append((now_ns(), chunk)))
         return read_completion(begin_ns, chunks)
+
+    def fill(self, prompt: Sequence[int], depth: int) -> None:
+        """Have the first ``depth`` ids of ``prompt`` in the cache, and no more of it."""
+        # They are computed once: what is there already stays, and whatever follows them goes.
+        follows = prompt[depth]
+        self.next_logprobs([*prompt[:depth], follows - 1 if follows else 1], 1)
 
     def next_logprobs(
         self, prompt: Sequence[int], count: int, *, cached: bool = True
