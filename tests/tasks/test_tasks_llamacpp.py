@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from orchestrator.engines import port
 from orchestrator.engines.llamacpp import engine, formats, requantize
 from orchestrator.engines.llamacpp.expected import GGUF_MADE, GGUF_TYPE
 from orchestrator.engines.llamacpp.options import gpu_layers, room_tokens
-from orchestrator.engines.llamacpp.server import Completion, LlamaServer, read_completion
+from orchestrator.engines.llamacpp.same_tokens import judge_tokens
+from orchestrator.engines.llamacpp.server import Completion, LlamaServer, Setting, read_completions
 from orchestrator.engines.port import Generation, Work
 from orchestrator.engines.registry import expect
 from orchestrator.engines.texts import random_prompt
@@ -70,7 +71,7 @@ def test_times_come_from_chunks_that_brought_a_token() -> None:
         (123 * MS, chunk(3, 22.0)),
         (124 * MS, chunk(3, 22.0, **usage(3))),
     ]
-    answer = read_completion(0, chunks)
+    (answer,) = read_completions(0, chunks, 1)
     made = generation(answer)
     assert made.ttft_s == pytest.approx(0.101)
     assert made.intervals_s == pytest.approx((0.010, 0.012))
@@ -90,7 +91,7 @@ def test_tokens_that_came_together_make_no_interval() -> None:
         # The last token was held back: it comes with the closing chunk.
         (150 * MS, chunk(5, 50.0, **usage(5))),
     ]
-    made = generation(read_completion(0, chunks))
+    made = generation(*read_completions(0, chunks, 1))
     assert made.intervals_s == pytest.approx((0.010, 0.010))
     assert made.gaps_s == pytest.approx((0.030, 0.0, 0.010, 0.010))
     assert made.decode_s == pytest.approx(0.050)
@@ -99,9 +100,9 @@ def test_tokens_that_came_together_make_no_interval() -> None:
 
 def test_refusals_and_broken_streams_are_said() -> None:
     with pytest.raises(InputError, match="exceeds the context"):
-        read_completion(0, [(1, {"error": {"message": "exceeds the context"}})])
+        read_completions(0, [(1, {"error": {"message": "exceeds the context"}})], 1)
     with pytest.raises(Mismatch, match="ended without"):
-        read_completion(0, [(1, chunk(1))])
+        read_completions(0, [(1, chunk(1))], 1)
 
 
 @pytest.mark.parametrize(
@@ -328,7 +329,6 @@ def test_bad_input_is_refused_while_planning(identity: Identity, tiny_gguf: Path
     assert "llamacpp has no nf4; it has fp32, bf16" in (check(asked("nf4")) or "")
     random = {"source": "random", "architecture": {"model_type": "llama"}}
     assert "runs GGUF files" in (check(asked(model=random)) or "")
-    assert "one sequence" in (check(asked(batch_size=2)) or "")
     for layers in ("25%", "all", "3"):
         assert "needs a GPU" in (check(asked(gpu_layers=layers)) or "")
     assert "needs flash attention" in (
@@ -416,6 +416,99 @@ def test_a_depth_is_in_the_cache_of_every_repetition(
     monkeypatch.setattr(LlamaServer, "fill", lambda *of: None)
     with pytest.raises(Mismatch, match=r"from a cache\) and gave 1; asked for 64 \(40 from"):
         run(deep)
+
+
+@needs_llamacpp
+def test_several_sequences_are_generated_at_once(
+    identity: Identity, run: Run, tiny_gguf: Path
+) -> None:
+    # More tokens than engine.batch, and less in common with the cache than the server looks for.
+    asked = identity(
+        "source",
+        engine="llamacpp",
+        model=of(tiny_gguf),
+        batch_size=3,
+        batch=32,
+        depth=4,
+        prompt_tokens=60,
+        new_tokens=8,
+    )
+    events = run(asked)
+    assert events.engaged("prompt tokens")["got"] == "64"
+    assert events.engaged("prompt tokens from a cache")["got"] == "4"
+    assert "24 the same" in events.engaged("tokens of each row")["got"]
+    for rate, tpot in zip(
+        events.samples("decode_tokens_per_s"), events.samples("tpot_s"), strict=True
+    ):
+        assert rate == pytest.approx(3 / tpot)
+    expected = expect(asked, events.fact("model_config"))
+    one = expect(identity("source", engine="llamacpp"), events.fact("model_config"))
+    assert expected.sizes_bytes["kv_bytes"] > one.sizes_bytes["kv_bytes"] / 3
+    assert set(expected.made_steps()) == {"ttft_s", "tpot_s"}
+
+
+def test_a_token_of_the_batch_is_there_when_the_last_sequence_has_it() -> None:
+    def of_row(index: int, count: int, **more: Any) -> dict[str, Any]:
+        return chunk(count, **more) | {"choices": [{"text": "x", "index": index}]}
+
+    chunks = [
+        (1 * MS, None),
+        (100 * MS, of_row(1, 1)),
+        (101 * MS, of_row(0, 1)),
+        (110 * MS, of_row(0, 2, **usage(2))),
+        (112 * MS, of_row(1, 2, **usage(2))),
+    ]
+    found = read_completions(0, chunks, 2)
+    assert [each.arrivals_ns for each in found] == [(101 * MS, 110 * MS), (100 * MS, 112 * MS)]
+
+
+@pytest.fixture
+def server(tiny_gguf: Path) -> Iterator[LlamaServer]:
+    plain = {"flash_attention": "auto", "cache_type_k": "f16", "cache_type_v": "f16"}
+    sizes = {"rows": 2, "context_tokens": 256, "threads": 1, "threads_batch": 1}
+    rest = {"batch": 64, "micro_batch": 64, "gpu_layers": 0, "mmap": True, "mlock": False}
+    made = LlamaServer(Setting(file=tiny_gguf, **sizes, **rest, **plain))  # type: ignore[arg-type]
+    yield made
+    made.close()
+
+
+@needs_llamacpp
+def test_other_tokens_than_the_model_s_own_are_found(server: LlamaServer) -> None:
+    rows = [[5, 9, 30, 7], [8, 100, 3, 60]]
+    got = server.tokens(rows, 6)
+    assert judge_tokens(server, rows, got).state == "proven"
+    swapped = judge_tokens(server, rows, got[::-1])
+    assert swapped.state == "failed"
+    got[1][3] = (got[1][3] + 1) % 256
+    found = judge_tokens(server, rows, got)
+    assert found.state == "failed"
+    assert f"token 3 is {got[1][3]}" in found.got
+
+
+class Even:
+    """Two tokens nearly as likely, and results that scatter by ``scatter``."""
+
+    def __init__(self, scatter: float) -> None:
+        self.scatter = scatter
+
+    def tokens(self, prompt: list[list[int]], new_tokens: int) -> list[list[int]]:
+        return [[0] * new_tokens for _ in prompt]
+
+    def next_logprobs(
+        self, ids: list[int], count: int, *, cached: bool = True
+    ) -> list[tuple[int, float]]:
+        return [(0, -0.7), (1, -0.71 + self.scatter * cached)]
+
+
+@pytest.mark.parametrize(("scatter", "state"), [(0.006, "proven"), (0.003, "failed")])
+def test_of_two_tokens_nearer_than_results_scatter_either_will_do(
+    scatter: float, state: str
+) -> None:
+    server: Any = Even(scatter)
+    found = judge_tokens(server, [[7, 7]], [[0, 1, 0, 1]])
+    assert found.state == state
+    if state == "proven":
+        assert found.got.startswith("2 of 4 the same")
 
 
 @needs_llamacpp

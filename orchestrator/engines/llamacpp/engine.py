@@ -16,6 +16,7 @@ from orchestrator.engines.llamacpp import formats
 from orchestrator.engines.llamacpp.expected import GGUF_MADE, GGUF_TYPE, expect_llamacpp
 from orchestrator.engines.llamacpp.options import gpu_layers, room_tokens
 from orchestrator.engines.llamacpp.proofs import prove
+from orchestrator.engines.llamacpp.same_tokens import judge_tokens
 from orchestrator.engines.llamacpp.server import (
     CACHE_TYPES,
     FLASH_ATTENTION,
@@ -67,9 +68,10 @@ class LlamaCppConfig:
     threads_batch : int
         For the prompt; 0 for as many as for decode.
     batch, micro_batch : int
-        Tokens of a prompt taken at once, logically and in one computation.
+        Tokens of a prompt taken at once, logically and in one computation. Logically the prompts
+        of several sequences are always taken at once, so that they begin to decode together.
     context_tokens : int
-        Room for prompt and output; 0 for as much as they need.
+        Room for prompt and output of each sequence; 0 for as much as they need.
     gpu_layers : str
         A number, a percentage of all layers (the output layer counts as one), or ``all``.
     flash_attention : str
@@ -111,12 +113,15 @@ class LlamaCppModel(Model):
     def load(self, work: Work) -> LlamaCppSession:
         options, device = self._identity["engine"], self._identity["device"]
         threads = device["threads"] or len(usable_cores())
+        rows = work.batch_size
+        together = rows * (work.tokens - work.depth) if rows > 1 else 0
         setting = Setting(
             file=self._file,
+            rows=rows,
             context_tokens=room_tokens(options["context_tokens"], work),
             threads=threads,
             threads_batch=options["threads_batch"] or threads,
-            batch=options["batch"],
+            batch=max(options["batch"], together),
             micro_batch=min(options["micro_batch"], options["batch"]),
             gpu_layers=gpu_layers(options["gpu_layers"], self._contents.layers + 1),
             flash_attention=options["flash_attention"],
@@ -154,7 +159,7 @@ class LlamaCppSession(Session):
         self.vocabulary = contents.vocabulary
         self.ordinary_ids = contents.ordinary_ids
         self.context_tokens = contents.context_tokens
-        self._last: tuple[int, Completion] | None = None
+        self._last: tuple[int, list[Completion]] | None = None
 
     def ready(self, recorder: Recorder) -> None:
         setting, contents = self._setting, self._contents
@@ -173,21 +178,27 @@ class LlamaCppSession(Session):
             )
 
     def generate(self, prompt: Prompt, new_tokens: int, phases: Phases = no_phase) -> Generation:
-        (ids,) = prompt
-        depth = self._depth
+        length, depth = len(prompt[0]), self._depth
         if depth:
-            self._server.fill(ids, depth)
+            self._server.fill(prompt, depth)
         with phases.together("generate"):
-            answer = self._server.complete(ids, new_tokens, self._clock, depth=depth)
-        _refuse_other_counts(answer, len(ids), new_tokens, depth)
-        self._last = len(ids), answer
-        phases.window("prefill", answer.begin_ns, answer.arrivals_ns[0])
+            answers = self._server.complete(prompt, new_tokens, self._clock, depth=depth)
+        for answer in answers:
+            _refuse_other_counts(answer, length, new_tokens, depth)
+        self._last = length, answers
+        begin_ns = answers[0].begin_ns
+        # A token of the batch is there when the last sequence has it.
+        arrivals = [max(at) for at in zip(*(a.arrivals_ns for a in answers), strict=True)]
+        phases.window("prefill", begin_ns, arrivals[0])
         if new_tokens > 1:
-            phases.window("decode", answer.arrivals_ns[0], answer.arrivals_ns[-1])
+            phases.window("decode", arrivals[0], arrivals[-1])
         return Generation(
-            tuple((at_ns - answer.begin_ns) / 1e9 for at_ns in answer.arrivals_ns),
-            digest_text(answer.text)[:16],
-            OwnTimings(answer.own_prefill_s, answer.own_decode_s),
+            tuple((at_ns - begin_ns) / 1e9 for at_ns in arrivals),
+            digest_text("".join(answer.text for answer in answers))[:16],
+            OwnTimings(
+                max(answer.own_prefill_s for answer in answers),
+                max(answer.own_decode_s for answer in answers),
+            ),
         )
 
     def footprint(self) -> Footprint:
@@ -221,10 +232,17 @@ class LlamaCppSession(Session):
 
     def prove(self, prompt: Prompt, new_tokens: int, recorder: Recorder) -> None:
         if self._last is not None:
-            asked, answer = self._last
-            recorder.engaged("prompt tokens", asked, answer.prompt_tokens)
-            recorder.engaged("prompt tokens from a cache", self._depth, answer.cached_tokens)
+            asked, answers = self._last
+            for what, wanted, got in (
+                ("prompt tokens", asked, {a.prompt_tokens for a in answers}),
+                ("prompt tokens from a cache", self._depth, {a.cached_tokens for a in answers}),
+            ):
+                recorder.engaged(what, wanted, ", ".join(map(str, sorted(got))))
         prove(self._server, prompt[0], self.vocabulary, recorder, self._depth)
+        if len(prompt) > 1:
+            together = self._server.tokens(prompt, new_tokens)
+            found = judge_tokens(self._server, prompt, together)
+            found.record(recorder, "tokens of each row", "those of the row alone")
 
     def close(self) -> None:
         self._server.close()
@@ -273,8 +291,6 @@ def _check(identity: Identity, work: Work) -> str | None:
         )
     if problem := find_problem(identity["model"]):
         raise problem.as_config_error()
-    if work.batch_size > 1:
-        return f"llamacpp generates one sequence, not task.batch_size={work.batch_size}"
     offloads = gpu_layers(options["gpu_layers"], 100) > 0
     if offloads and identity["device"]["kind"] != "cuda":
         return f"engine.gpu_layers={options['gpu_layers']} needs a GPU"

@@ -73,7 +73,7 @@ def expect_llamacpp(identity: Identity, config: Mapping[str, Any] | None) -> Exp
         return None
     architecture = read_architecture(found, strict=False)
     weights = WeightFormat(kind, dtype=_COMPUTED_IN.get(kind, "float32"))
-    depth = options.get("depth", 0)
+    batch, depth = options.get("batch_size", 1), options.get("depth", 0)
     prompt, new = options["prompt_tokens"], options["new_tokens"]
     # The cache is made for the whole context at once.
     room = room_tokens(
@@ -82,11 +82,13 @@ def expect_llamacpp(identity: Identity, config: Mapping[str, Any] | None) -> Exp
     )
     keys, values = (CacheFormat(engine[f"cache_type_{side}"].upper()) for side in ("k", "v"))
     # Keys and values are alike in number, so each of the two formats holds half of the cache.
-    held = sum(kv_bytes(architecture, room, cache=side) for side in (keys, values)) // 2
+    held = (
+        sum(kv_bytes(architecture, room, batch=batch, cache=side) for side in (keys, values)) // 2
+    )
     whole = memory(
         architecture,
         batch=1,
-        prompt_tokens=min(max(prompt, depth), engine["micro_batch"]),
+        prompt_tokens=min(batch * max(prompt, depth), engine["micro_batch"]),
         tokens=room,
         weights=weights,
         cache=keys,
@@ -101,10 +103,12 @@ def expect_llamacpp(identity: Identity, config: Mapping[str, Any] | None) -> Exp
     def steps() -> dict[str, Steps]:
         if split:
             return {}
-        first = _as_run(prefill(architecture, 1, prompt, weights, keys, past=depth))
+        first = _as_run(prefill(architecture, batch, prompt, weights, keys, past=depth))
         made = {"ttft_s": Steps(first, first)}
         if new > 1:
-            step = _as_run(decode(architecture, 1, depth + prompt + (new - 2) // 2, weights, keys))
+            step = _as_run(
+                decode(architecture, batch, depth + prompt + (new - 2) // 2, weights, keys)
+            )
             made["tpot_s"] = Steps(step, step)
         return made
 

@@ -56,7 +56,7 @@ def prove(
         fed = list(prompt[: depth + _TOKENS])
         whole = dict(server.next_logprobs(fed, count, cached=False))
         alone = dict(server.next_logprobs(fed[depth:], count, cached=False))
-        server.fill(fed, depth)
+        server.fill([fed], depth)
         cached = dict(server.next_logprobs(fed, count))
         asked = f"error up to {CACHE_SHARE:g} of that without the depth"
         findings["depth"] = (judge(whole, cached, alone, len(fed)), asked)

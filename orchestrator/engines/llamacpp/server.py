@@ -41,9 +41,16 @@ def import_xllamacpp() -> Any:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a server is started with; names as in ``engine=llamacpp``."""
+    """What a server is started with; names as in ``engine=llamacpp``.
+
+    Attributes
+    ----------
+    context_tokens : int
+        Of each of ``rows`` sequences that it takes at once.
+    """
 
     file: Path
+    rows: int
     context_tokens: int
     threads: int
     threads_batch: int
@@ -59,7 +66,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Completion:
-    """One prompt answered.
+    """One prompt answered, of one row or as one of several.
 
     Attributes
     ----------
@@ -122,18 +129,19 @@ class LlamaServer:
         )
 
     def complete(
-        self, prompt: Sequence[int], new_tokens: int, clock: Clock, *, depth: int = 0
-    ) -> Completion:
-        """Answer ``prompt`` (token ids) with exactly ``new_tokens`` tokens, timed as they come.
+        self,
+        prompt: Sequence[Sequence[int]],
+        new_tokens: int,
+        clock: Clock,
+        *,
+        depth: int = 0,
+    ) -> list[Completion]:
+        """Answer each row of ``prompt`` (token ids), all submitted at once.
 
-        Its first ``depth`` ids are taken from the cache, where :meth:`fill` left them.
+        With exactly ``new_tokens`` tokens, timed as they come. The first ``depth`` ids of each row
+        are taken from the cache, where :meth:`fill` left them.
         """
-        request = {
-            "prompt": list(prompt),
-            "n_predict": new_tokens,
-            "temperature": 0.0,
-            "ignore_eos": True,
-            "cache_prompt": depth > 0,
+        request = _greedy(prompt, new_tokens, cached=depth > 0) | {
             "stream": True,
             "timings_per_token": True,
         }
@@ -141,13 +149,19 @@ class LlamaServer:
         now_ns = clock.now_ns
         begin_ns = now_ns()
         self._server.handle_completions(request, lambda chunk: chunks.append((now_ns(), chunk)))
-        return read_completion(begin_ns, chunks)
+        return read_completions(begin_ns, chunks, len(prompt))
 
-    def fill(self, prompt: Sequence[int], depth: int) -> None:
-        """Have the first ``depth`` ids of ``prompt`` in the cache, and no more of it."""
+    def tokens(self, prompt: Sequence[Sequence[int]], new_tokens: int) -> list[list[int]]:
+        """The ids that :meth:`complete` makes of each row, without any cache, not timed."""
+        request = _greedy(prompt, new_tokens, cached=False) | {"logprobs": 1}
+        choices = self._ask(request)["choices"]
+        return [[int(each["id"]) for each in c["logprobs"]["content"]] for c in choices]
+
+    def fill(self, prompt: Sequence[Sequence[int]], depth: int) -> None:
+        """Have the first ``depth`` ids of each row in the cache, and no more of it."""
         # They are computed once: what is there already stays, and whatever follows them goes.
-        follows = prompt[depth]
-        self.next_logprobs([*prompt[:depth], follows - 1 if follows else 1], 1)
+        rows = [[*row[:depth], row[depth] - 1 if row[depth] else 1] for row in prompt]
+        self._ask(_greedy(rows, 1, cached=True))
 
     def next_logprobs(
         self, prompt: Sequence[int], count: int, *, cached: bool = True
@@ -157,20 +171,14 @@ class LlamaServer:
         Each with its log-probability over the whole vocabulary. The prompt cache is used unless it
         is not to be: asked for one prefix after the other of a text, each call computes one token.
         """
-        answers: list[Any] = []
-        request = {
-            "prompt": list(prompt),
-            "n_predict": 1,
-            "temperature": 0.0,
-            "ignore_eos": False,
-            "cache_prompt": cached,
-            "stream": False,
-            "logprobs": count,
-        }
-        self._server.handle_completions(request, answers.append)
-        answer = _refuse_error(answers[0])
-        found = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+        request = _greedy([prompt], 1, cached=cached) | {"ignore_eos": False, "logprobs": count}
+        found = self._ask(request)["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
         return [(int(entry["id"]), float(entry["logprob"])) for entry in found]
+
+    def _ask(self, request: dict[str, Any]) -> Any:
+        answers: list[Any] = []
+        self._server.handle_completions(request, answers.append)
+        return _refuse_error(answers[0])
 
     def close(self) -> None:
         """Stop the server and give its memory back."""
@@ -189,8 +197,21 @@ class LlamaServer:
             return [int(i) for i in json.load(answer)["tokens"]]
 
 
-def read_completion(begin_ns: int, chunks: Sequence[tuple[int, Any]]) -> Completion:
-    """Times from chunks, (when it came, what it was).
+def _greedy(prompt: Sequence[Sequence[int]], new_tokens: int, *, cached: bool) -> dict[str, Any]:
+    return {
+        "prompt": [list(row) for row in prompt],
+        "n_predict": new_tokens,
+        "temperature": 0.0,
+        "ignore_eos": True,
+        "cache_prompt": cached,
+        "stream": False,
+    }
+
+
+def read_completions(
+    begin_ns: int, chunks: Sequence[tuple[int, Any]], rows: int
+) -> list[Completion]:
+    """Times from chunks, (when it came, what it was), of ``rows`` prompts submitted at once.
 
     Raises
     ------
@@ -199,12 +220,21 @@ def read_completion(begin_ns: int, chunks: Sequence[tuple[int, Any]]) -> Complet
     Mismatch
         If the stream is not one of tokens with their counts.
     """
+    found: list[list[tuple[int, Any]]] = [[] for _ in range(rows)]
+    for at_ns, chunk in chunks:
+        # All but the first of several prompts are answered with nothing at first.
+        if chunk is not None:
+            _refuse_error(chunk)
+            found[chunk["choices"][0].get("index", 0)].append((at_ns, chunk))
+    return [_read_completion(begin_ns, each) for each in found]
+
+
+def _read_completion(begin_ns: int, chunks: Sequence[tuple[int, Any]]) -> Completion:
     arrivals: list[int] = []
     usage: dict[str, Any] = {}
     timings: dict[str, Any] = {}
     text: list[str] = []
     for at_ns, chunk in chunks:
-        _refuse_error(chunk)
         timings = chunk.get("timings") or timings
         usage = chunk.get("usage") or usage
         text.append(chunk["choices"][0].get("text") or "")
@@ -237,10 +267,12 @@ def _refuse_error(chunk: Any) -> Any:
 def _parameters(llama: Any, setting: Setting) -> Any:
     parameters = llama.CommonParams()
     parameters.model.path = str(setting.file)
-    parameters.n_ctx = setting.context_tokens
+    parameters.n_ctx = setting.context_tokens * setting.rows
     parameters.n_batch = setting.batch
     parameters.n_ubatch = setting.micro_batch
-    parameters.n_parallel = 1
+    parameters.n_parallel = setting.rows
+    # Else a short depth before a long prompt is not found again, and another row's slot is taken.
+    parameters.slot_prompt_similarity = 1e-6
     parameters.n_gpu_layers = setting.gpu_layers
     parameters.cpuparams.n_threads = setting.threads
     parameters.cpuparams_batch.n_threads = setting.threads_batch
