@@ -98,6 +98,23 @@ def test_tokens_that_came_together_make_no_interval() -> None:
     assert made.merged_tokens == 1
 
 
+def test_what_a_draft_got_right_came_together() -> None:
+    chunks = [
+        (100 * MS, chunk(1)),
+        (130 * MS, chunk(2, 30.0)),
+        (131 * MS, chunk(3, 30.0)),
+        (132 * MS, chunk(4, 30.0)),
+        (140 * MS, chunk(5, 40.0)),
+        (141 * MS, chunk(5, 40.0, **usage(5))),
+    ]
+    chunks[-1][1]["timings"] |= {"draft_n": 6, "draft_n_accepted": 2}
+    (answer,) = read_completions(0, chunks, 1)
+    made = generation(answer)
+    assert made.gaps_s == pytest.approx((0.030, 0.0, 0.0, 0.010))
+    assert made.merged_tokens == 2
+    assert (answer.drafted, answer.accepted) == (6, 2)
+
+
 def test_refusals_and_broken_streams_are_said() -> None:
     with pytest.raises(InputError, match="exceeds the context"):
         read_completions(0, [(1, {"error": {"message": "exceeds the context"}})], 1)
@@ -449,7 +466,7 @@ def test_several_sequences_are_generated_at_once(
 
 def test_a_token_of_the_batch_is_there_when_the_last_sequence_has_it() -> None:
     def of_row(index: int, count: int, **more: Any) -> dict[str, Any]:
-        return chunk(count, **more) | {"choices": [{"text": "x", "index": index}]}
+        return chunk(count, 10.0 * count, **more) | {"choices": [{"text": "x", "index": index}]}
 
     chunks = [
         (1 * MS, None),
@@ -509,6 +526,60 @@ def test_of_two_tokens_nearer_than_results_scatter_either_will_do(
     assert found.state == state
     if state == "proven":
         assert found.got.startswith("2 of 4 the same")
+
+
+@needs_llamacpp
+def test_a_draft_changes_no_token_and_what_it_brings_is_predicted(
+    identity: Identity, run: Run, tiny_gguf: Path, tmp_path: Path
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("ab" * 40)
+    work = {"model": of(tiny_gguf), "prompt": str(text), "prompt_tokens": 24, "new_tokens": 16}
+    asked = identity("source", engine="llamacpp", draft="q4_0", draft_tokens=3, **work)
+    events = run(asked)
+    assert "16 the same" in events.engaged("tokens with a draft")["got"]
+    assert events.engaged("draft")["got"] == "Q4_0"
+    assert events.value("draft_weights_bytes") < events.value("weights_bytes")
+    plain = run(identity("source", engine="llamacpp", **work))
+    assert plain.fact("output_digests") == events.fact("output_digests")
+    found = events.fact("speculation")
+    assert found["tokens_a_step"] == pytest.approx(
+        1 + events.value("draft_acceptance") * found["drafted_a_step"]
+    )
+    assert (events.fact("tokens_that_came_together") > 0) == (found["tokens_a_step"] > 1)
+    assert events.value("draft_speedup") > 0
+    assert events.value("predicted_draft_speedup") > 0
+    config = events.fact("model_config")
+    with_draft, without = (
+        expect({**asked, "engine": {**asked["engine"], "draft": draft}}, config)
+        for draft in ("q4_0", None)
+    )
+    assert with_draft.sizes_bytes == without.sizes_bytes
+    more = with_draft.floor_bytes - without.floor_bytes
+    assert more == events.value("draft_weights_bytes") + without.sizes_bytes["kv_bytes"]
+    assert with_draft.made_steps() == {}
+
+
+def test_a_draft_that_makes_no_sense_is_said_while_planning(
+    identity: Identity, tiny_gguf: Path
+) -> None:
+    def reason(**options: Any) -> str:
+        given = {"prompt": "text", "draft": "q4_0", "draft_tokens": 4, "prompt_tokens": 16}
+        return str(
+            check(
+                identity("source", engine="llamacpp", model=of(tiny_gguf), **{**given, **options})
+            )
+        )
+
+    assert reason() == "None"
+    assert "Give engine.draft_tokens=4" in reason(draft_tokens=None)
+    assert "give engine.draft=q4_0, too" in reason(draft=None)
+    assert "task.prompt=text" in reason(prompt="random")
+    assert "task.batch_size=1" in reason(batch_size=2)
+    assert "task.new_tokens=32" in reason(new_tokens=1)
+    assert "task.prompt_tokens=6, at least" in reason(prompt_tokens=5)
+    with pytest.raises(ConfigError, match=r"engine\.draft"):
+        reason(draft="nf4")
 
 
 @needs_llamacpp

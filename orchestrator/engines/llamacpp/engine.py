@@ -7,7 +7,7 @@ format asked for already; else the file is written in that format once, into the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrator.engines.digest import digest_files, digest_text
@@ -24,6 +24,7 @@ from orchestrator.engines.llamacpp.server import (
     LlamaServer,
     Setting,
 )
+from orchestrator.engines.llamacpp.speculation import prove_speculation
 from orchestrator.engines.port import (
     Engine,
     Footprint,
@@ -78,6 +79,10 @@ class LlamaCppConfig:
         ``auto``, ``on`` or ``off``.
     cache_type_k, cache_type_v : str
         Formats of the key-value cache.
+    draft : str or None
+        Speculative decoding by the same weights in this format.
+    draft_tokens : int or None
+        Tokens that the draft proposes a step.
     """
 
     name: str = "llamacpp"
@@ -91,6 +96,8 @@ class LlamaCppConfig:
     cache_type_v: str = choice(*CACHE_TYPES, default="f16")
     mmap: bool = True
     mlock: bool = False
+    draft: str | None = field(default=None, metadata={"choices": tuple(formats.WRITTEN)})
+    draft_tokens: int | None = bounded(None, low=1)
 
 
 class LlamaCppModel(Model):
@@ -101,13 +108,15 @@ class LlamaCppModel(Model):
         identity: Identity,
         file: Path,
         contents: formats.Contents,
+        draft: Path | None,
         clock: Clock,
     ) -> None:
         self._identity = identity
         self._file = file
         self._contents = contents
+        self._draft = draft
         self._clock = clock
-        self.files = gguf_files(file)
+        self.files = [*gguf_files(file), *([draft] if draft else [])]
         self.context_tokens = contents.context_tokens
 
     def load(self, work: Work) -> LlamaCppSession:
@@ -129,11 +138,16 @@ class LlamaCppModel(Model):
             cache_type_v=options["cache_type_v"],
             mmap=options["mmap"],
             mlock=options["mlock"],
+            draft=self._draft,
+            draft_tokens=options["draft_tokens"] or 0,
         )
         # Its weights are mapped and its room set aside at once: all else counts from before.
         memory: PhaseMemory | str = "layers are on the GPU, whose memory telemetry has"
         if not setting.gpu_layers:
-            memory = PhaseMemory(HostMemory(), weights_bytes=self._contents.weights_bytes)
+            weights_bytes = self._contents.weights_bytes
+            if self._draft:
+                weights_bytes += formats.contents(self._draft).weights_bytes
+            memory = PhaseMemory(HostMemory(), weights_bytes=weights_bytes)
         server = LlamaServer(setting)
         return LlamaCppSession(server, setting, self._contents, memory, self._clock, work.depth)
 
@@ -243,6 +257,8 @@ class LlamaCppSession(Session):
             together = self._server.tokens(prompt, new_tokens)
             found = judge_tokens(self._server, prompt, together)
             found.record(recorder, "tokens of each row", "those of the row alone")
+        if self._setting.draft:
+            prove_speculation(self._server, self._setting, prompt[0], new_tokens, recorder)
 
     def close(self) -> None:
         self._server.close()
@@ -269,6 +285,13 @@ def _prepare(identity: Identity, recorder: Recorder) -> Model:
         asked = formats.gguf_type(identity["quant"])
         file = formats.in_format(source_file, digest, asked, recorder)
         contents = formats.contents(file)
+        draft = None
+        if identity["engine"]["draft"]:
+            kind = formats.WRITTEN[identity["engine"]["draft"]]
+            draft = formats.in_format(source_file, digest, kind, recorder)
+            found = formats.contents(draft)
+            recorder.value("draft_weights_bytes", "bytes", found.weights_bytes)
+            recorder.engaged("draft", kind, found.matrix_type)
     made = file != source_file
     recorder.fact("weights_digest", digest)
     recorder.fact("gguf", {"architecture": contents.architecture, "tensors": contents.types})
@@ -277,7 +300,7 @@ def _prepare(identity: Identity, recorder: Recorder) -> Model:
     if contents.config is not None:
         config = {**contents.config, GGUF_TYPE: contents.matrix_type, GGUF_MADE: made}
         recorder.fact("model_config", config)
-    return LlamaCppModel(identity, file, contents, recorder.clock)
+    return LlamaCppModel(identity, file, contents, draft, recorder.clock)
 
 
 def _check(identity: Identity, work: Work) -> str | None:
@@ -296,12 +319,36 @@ def _check(identity: Identity, work: Work) -> str | None:
         return f"engine.gpu_layers={options['gpu_layers']} needs a GPU"
     if options["flash_attention"] == "off" and options["cache_type_v"] not in _PLAIN_CACHES:
         return f"cache_type_v={options['cache_type_v']} needs flash attention"
+    if reason := _draft_reason(identity, work):
+        return reason
     needed = work.room_tokens()
     if options["context_tokens"] and needed > options["context_tokens"]:
         return (
             f"{work.named}, or quality_tokens, take {needed} tokens, more than "
             f"engine.context_tokens={options['context_tokens']}"
         )
+    return None
+
+
+def _draft_reason(identity: Identity, work: Work) -> str | None:
+    options, task = identity["engine"], identity["task"]
+    draft, tokens = options["draft"], options["draft_tokens"]
+    if (draft is None) != (tokens is None):
+        return (
+            f"engine.draft_tokens={tokens} has no effect: give engine.draft=q4_0, too"
+            if draft is None
+            else f"engine.draft={draft} proposes how many tokens? Give engine.draft_tokens=4"
+        )
+    if draft is None:
+        return None
+    if task.get("prompt", "random") == "random":
+        return "a draft needs a text to go on with: use task=inference task.prompt=text"
+    if work.batch_size > 1:
+        return "a draft is for one sequence: use task.batch_size=1"
+    if task["new_tokens"] == 1:
+        return "a draft proposes nothing for one token: use task.new_tokens=32"
+    if work.tokens - task["new_tokens"] < tokens + 2:
+        return f"engine.draft_tokens={tokens} needs task.prompt_tokens={tokens + 2}, at least"
     return None
 
 

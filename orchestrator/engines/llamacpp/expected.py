@@ -99,9 +99,26 @@ def expect_llamacpp(identity: Identity, config: Mapping[str, Any] | None) -> Exp
     layers = architecture.layer_count + 1
     on_gpu = gpu_layers(engine["gpu_layers"], layers)
     split = 0 < on_gpu < layers
+    draft_bytes = 0
+    if engine["draft"]:
+        drafted = formats.WRITTEN[engine["draft"]]
+        draft_bytes = (
+            held
+            + memory(
+                architecture,
+                batch=1,
+                prompt_tokens=1,
+                tokens=room,
+                weights=WeightFormat(drafted, dtype="float32"),
+                cache=keys,
+            ).weights_bytes
+        )
+        if drafted != own:
+            draft_bytes += _finer_tables_bytes(architecture, drafted)
 
     def steps() -> dict[str, Steps]:
-        if split:
+        # Of a draft's steps it depends on the text how many there are.
+        if split or draft_bytes:
             return {}
         first = _as_run(prefill(architecture, batch, prompt, weights, keys, past=depth))
         made = {"ttft_s": Steps(first, first)}
@@ -118,9 +135,9 @@ def expect_llamacpp(identity: Identity, config: Mapping[str, Any] | None) -> Exp
             "kv_bytes": held,
             "activation_bytes": whole.activation_bytes,
         },
-        weights_bytes + held + whole.activation_bytes,
+        weights_bytes + held + draft_bytes + whole.activation_bytes,
         steps,
-        floor_bytes=weights_bytes + held,
+        floor_bytes=weights_bytes + held + draft_bytes,
     )
 
 

@@ -47,6 +47,8 @@ class Setting:
     ----------
     context_tokens : int
         Of each of ``rows`` sequences that it takes at once.
+    draft, draft_tokens : Path or None, int
+        A smaller file of the same weights, which proposes so many tokens a step.
     """
 
     file: Path
@@ -62,6 +64,8 @@ class Setting:
     cache_type_v: str
     mmap: bool
     mlock: bool
+    draft: Path | None = None
+    draft_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,8 @@ class Completion:
         As the model's own tokenizer counts them.
     own_prefill_s, own_decode_s : float
         llama.cpp's own timings.
+    drafted, accepted : int
+        Tokens that a draft proposed, and those of them that are among the new ones.
     text : str
     """
 
@@ -89,6 +95,8 @@ class Completion:
     cached_tokens: int
     own_prefill_s: float
     own_decode_s: float
+    drafted: int
+    accepted: int
     text: str
 
 
@@ -153,8 +161,12 @@ class LlamaServer:
 
     def tokens(self, prompt: Sequence[Sequence[int]], new_tokens: int) -> list[list[int]]:
         """The ids that :meth:`complete` makes of each row, without any cache, not timed."""
-        request = _greedy(prompt, new_tokens, cached=False) | {"logprobs": 1}
-        choices = self._ask(request)["choices"]
+        request = _greedy(prompt, new_tokens, cached=False)
+        if len(prompt) == 1:
+            answer = self._ask(request | {"return_tokens": True, "verbose": True})
+            return [[int(i) for i in answer["__verbose"]["tokens"]]]
+        # Of several it returns the first one's only, and where there is a draft no probabilities.
+        choices = self._ask(request | {"logprobs": 1})["choices"]
         return [[int(each["id"]) for each in c["logprobs"]["content"]] for c in choices]
 
     def fill(self, prompt: Sequence[Sequence[int]], depth: int) -> None:
@@ -235,9 +247,13 @@ def _read_completion(begin_ns: int, chunks: Sequence[tuple[int, Any]]) -> Comple
     timings: dict[str, Any] = {}
     text: list[str] = []
     for at_ns, chunk in chunks:
+        before = timings.get("predicted_ms")
         timings = chunk.get("timings") or timings
         usage = chunk.get("usage") or usage
         text.append(chunk["choices"][0].get("text") or "")
+        # What a draft got right was there with the token before it: a chunk each, of one time.
+        if arrivals and timings.get("predicted_ms") == before:
+            at_ns = arrivals[-1]
         # The closing chunk brings no token of its own, unless one was held back to the end.
         arrivals += [at_ns] * (int(timings.get("predicted_n", 0)) - len(arrivals))
     if not arrivals or not usage or not timings:
@@ -251,6 +267,8 @@ def _read_completion(begin_ns: int, chunks: Sequence[tuple[int, Any]]) -> Comple
         cached_tokens=int(cached),
         own_prefill_s=float(timings["prompt_ms"]) / 1e3,
         own_decode_s=float(timings["predicted_ms"]) / 1e3,
+        drafted=int(timings.get("draft_n", 0)),
+        accepted=int(timings.get("draft_n_accepted", 0)),
         text="".join(text),
     )
 
@@ -294,7 +312,22 @@ def _parameters(llama: Any, setting: Setting) -> Any:
     # Else it would change the settings above until the model fits, without a word.
     parameters.fit_params = False
     parameters.cache_ram_mib = 0
+    if setting.draft is not None:
+        _set_draft(llama, parameters, setting)
     return parameters
+
+
+def _set_draft(llama: Any, parameters: Any, setting: Setting) -> None:
+    simple = llama.common_speculative_type.COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE
+    parameters.speculative.types = [simple]
+    draft = parameters.speculative.draft
+    draft.mparams.path = str(setting.draft)
+    # However unlikely it finds them: each step proposes as many.
+    draft.n_max, draft.n_min, draft.p_min = setting.draft_tokens, 0, 0.0
+    draft.n_gpu_layers = setting.gpu_layers
+    draft.cpuparams.n_threads = setting.threads
+    draft.cpuparams_batch.n_threads = setting.threads_batch
+    draft.cache_type_k, draft.cache_type_v = parameters.cache_type_k, parameters.cache_type_v
 
 
 def _gpu_free_bytes(llama: Any) -> int | None:
