@@ -154,4 +154,5 @@ TASK = Task(
     packages=engines.packages,
     content=content,
     headline=("kl_to_reference", "kl_top_to_reference", "perplexity", "top1_agreement"),
+    named=("gguf_layers",),
 )

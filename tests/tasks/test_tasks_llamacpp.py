@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import math
 import statistics
@@ -23,6 +24,7 @@ from orchestrator.engines.texts import random_prompt
 from orchestrator.engines.transformers import convert
 from orchestrator.errors import ConfigError
 from orchestrator.measure import Infeasible, InputError, Mismatch
+from orchestrator.measure.registry import find_task
 from orchestrator.tasks.inference import OWN_TIMING_TOLERANCE
 from testing.checks import check_of
 
@@ -184,6 +186,43 @@ def test_a_format_is_made_once_and_kept_whole(tiny_gguf: Path, cache: Path) -> N
     assert formats.in_format(tiny_gguf, "ab" * 32, "F32") == tiny_gguf
     with pytest.raises(Infeasible, match="most of this file is F32, and Q4_K is not written"):
         formats.in_format(tiny_gguf, "ab" * 32, "Q4_K")
+
+
+@pytest.mark.parametrize(
+    ("held", "name", "words"),
+    [
+        ({"Q5_0": 9, "Q8_0": 3}, "m-Q4_K_M.gguf", "layers mostly Q5_0, not Q4_K as it is called"),
+        ({"Q5_0": 9}, "m.q4_k_s-00001-of-00002.gguf", "layers in Q5_0, not Q4_K as it is called"),
+        ({"Q4_K": 9, "Q6_K": 3}, "m-Q4_K_M.gguf", "layers mostly Q4_K"),
+        ({"IQ3_S": 9}, "m-IQ3_M.gguf", "layers in IQ3_S"),
+        ({"Q4_1": 9}, "m-q4f16.gguf", "layers in Q4_1"),
+        ({"F16": 9}, "BF16M-F16.gguf", "layers in F16"),
+        ({"F16": 9}, "m-BF16.gguf", "layers in F16, not BF16 as it is called"),
+        ({}, "m.gguf", "layers in F32"),
+    ],
+)
+def test_a_file_is_named_by_what_its_layers_are(
+    tiny_gguf: Path, held: dict[str, int], name: str, words: str
+) -> None:
+    found = dataclasses.replace(formats.contents(tiny_gguf), matrix_elements=held)
+    assert found.words(name) == words
+
+
+@needs_llamacpp
+def test_a_row_of_another_type_than_its_name_says_so(
+    identity: Identity, run: Run, tiny_gguf: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "tiny-Q8_0.gguf"
+    requantize.main(tiny_gguf, file, "Q4_0")
+    found = formats.contents(file)
+    # Embeddings and output head are Q8_0, and as large as a layer or two.
+    assert found.types["Q8_0"] == 2
+    assert found.matrix_type == "Q4_0"
+    events = run(
+        identity("source", engine="llamacpp", model=of(file), prompt_tokens=8, new_tokens=2)
+    )
+    assert events.fact("gguf_layers") == "layers in Q4_0, not Q8_0 as it is called"
+    assert "gguf_layers" in find_task("inference").named
 
 
 def test_a_full_disk_is_said_in_a_line_and_leaves_nothing(

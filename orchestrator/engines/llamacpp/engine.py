@@ -295,7 +295,9 @@ def _prepare(identity: Identity, recorder: Recorder) -> Model:
     made = file != source_file
     recorder.fact("weights_digest", digest)
     recorder.fact("gguf", {"architecture": contents.architecture, "tensors": contents.types})
-    if asked is not None:
+    if asked is None:
+        recorder.fact("gguf_layers", contents.words(source_file.name))
+    else:
         recorder.engaged("format", asked, contents.matrix_type)
     if contents.config is not None:
         config = {**contents.config, GGUF_TYPE: contents.matrix_type, GGUF_MADE: made}
