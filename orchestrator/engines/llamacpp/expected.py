@@ -100,7 +100,7 @@ def expect_llamacpp(identity: Identity, config: Mapping[str, Any] | None) -> Exp
     on_gpu = gpu_layers(engine["gpu_layers"], layers)
     split = 0 < on_gpu < layers
     draft_bytes = 0
-    if engine["draft"]:
+    if engine.get("draft"):
         drafted = formats.WRITTEN[engine["draft"]]
         draft_bytes = (
             held
