@@ -42,6 +42,7 @@ from orchestrator.tasks import quality
 OWN_TIMING_TOLERANCE = 0.03
 RANDOM, TEXT = "random", "text"
 _NO_INTERVAL = "one new token has no interval between tokens"
+_TOGETHER = "each token came together with another"
 _OVER_WEIGHTS = "peak_memory_over_weights_bytes"
 
 
@@ -131,7 +132,7 @@ def _measure(
     memory = session.memory
     phases = RecordedPhases(recorder) if isinstance(memory, str) else memory.phases(recorder)
     outputs: set[str] = set()
-    merged_tokens = 0
+    merged_tokens = intervals = 0
     own: dict[str, list[float]] = {}
     watch = "tpot_s" if options.new_tokens > 1 else "ttft_s"
     for repetition in repeat(recorder, identity["protocol"], watch=watch):
@@ -140,9 +141,12 @@ def _measure(
         _add(repetition, made, options, own)
         outputs.add(made.digest)
         merged_tokens += made.merged_tokens
+        intervals += len(made.intervals_s)
     if options.new_tokens == 1:
         for name, unit in (("itl_s", "s"), ("tpot_s", "s"), ("decode_tokens_per_s", "tokens/s")):
             recorder.absent(name, unit, _NO_INTERVAL)
+    elif not intervals:
+        recorder.absent("itl_s", "s", _TOGETHER)
     if isinstance(memory, str):
         recorder.absent(_OVER_WEIGHTS, "bytes", memory)
     else:

@@ -599,6 +599,22 @@ def test_a_draft_changes_no_token_and_what_it_brings_is_predicted(
     assert with_draft.made_steps() == {}
 
 
+@needs_llamacpp
+def test_a_draft_like_the_model_is_always_right(
+    identity: Identity, run: Run, tiny_gguf: Path, tmp_path: Path
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("ab" * 80)
+    work = {"prompt": str(text), "depth": 10, "prompt_tokens": 14, "new_tokens": 16}
+    draft = {"draft": "q4_0", "draft_tokens": 2}
+    events = run(identity("q4_0", engine="llamacpp", model=of(tiny_gguf), **work, **draft))
+    assert events.value("draft_acceptance") == 1
+    # One by the prefill, then five times three.
+    assert events.fact("speculation")["tokens_a_step"] == 3
+    assert events.absent("itl_s") == "each token came together with another"
+    assert events.engaged("prompt tokens from a cache")["got"] == "10"
+
+
 def test_a_draft_that_makes_no_sense_is_said_while_planning(
     identity: Identity, tiny_gguf: Path
 ) -> None:
