@@ -56,17 +56,25 @@ def prove(
         fed = list(prompt[: depth + _TOKENS])
         whole = dict(server.next_logprobs(fed, count, cached=False))
         alone = dict(server.next_logprobs(fed[depth:], count, cached=False))
+        # Over hundreds of tokens rounding adds up: this is as much, whatever the depth.
+        server.next_logprobs(fed[:-1], 1, cached=False)
+        rounded = _distance(whole, dict(server.next_logprobs(fed, count))) / (_spread(whole) or 1.0)
         server.fill([fed], depth)
         cached = dict(server.next_logprobs(fed, count))
         asked = f"error up to {CACHE_SHARE:g} of that without the depth"
-        findings["depth"] = (judge(whole, cached, alone, len(fed)), asked)
+        found = judge(whole, cached, alone, len(fed), max(rounded, _ROUNDING))
+        findings["depth"] = (found, asked)
     recorder.fact("proofs", {name: found.state for name, (found, _) in findings.items()})
     for name, (found, asked) in findings.items():
         found.record(recorder, name, asked)
 
 
 def judge(
-    whole: dict[int, float], cached: dict[int, float], alone: dict[int, float], tokens: int
+    whole: dict[int, float],
+    cached: dict[int, float],
+    alone: dict[int, float],
+    tokens: int,
+    rounding: float = _ROUNDING,
 ) -> Finding:
     """Of the log-probabilities of the likeliest tokens, by token."""
     if not all(map(math.isfinite, cached.values())):
@@ -80,7 +88,7 @@ def judge(
     if len(whole.keys() & cached.keys()) < min(_LEAST_COMMON, len(whole)):
         return Finding(FAILED, "other tokens are likely than without a cache")
     return judge_cache(
-        _distance(whole, cached), control, from_control, _spread(whole), _ROUNDING, tokens=tokens
+        _distance(whole, cached), control, from_control, _spread(whole), rounding, tokens=tokens
     )
 
 
@@ -95,7 +103,7 @@ def _finite(found: dict[int, float]) -> Finding:
 
 def _distance(one: dict[int, float], two: dict[int, float]) -> float:
     common = one.keys() & two.keys()
-    return math.sqrt(math.fsum((one[i] - two[i]) ** 2 for i in common) / len(common))
+    return math.sqrt(math.fsum((one[i] - two[i]) ** 2 for i in common) / max(len(common), 1))
 
 
 def _spread(found: dict[int, float]) -> float:

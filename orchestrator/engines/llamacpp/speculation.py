@@ -14,7 +14,7 @@ all at once, though it has seen most of it::
 Leviathan, Kalman and Matias, "Fast Inference from Transformers via Speculative Decoding" (2023),
 theorem 3.8, with figures measured that they assume: their numerator is what 1 + a d comes to where
 every token is accepted independently, they take v for 1, which a CPU is far from, and r for 0. Both
-are timed as a prompt is read, with logits of its last token only, so the prediction is a little high.
+are timed as a prompt is read, with logits of its last token only: the prediction is a little high.
 """
 
 from __future__ import annotations
