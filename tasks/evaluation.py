@@ -159,9 +159,7 @@ class _Reader:
         return [self._start_id]
 
     def _score(self, ids: Sequence[int], count: int) -> tuple[float, bool]:
-        targets = list(ids[-count:])
-        found = self._session.next_logprobs(ids[:-1], targets)
-        return float(found.targets.sum()), bool((found.top1 == targets).all())
+        return self._session.likelihood(ids[:-1], ids[-count:])
 
 
 def _answer(reader: _Reader, request: dict[str, Any]) -> tuple[float, bool] | float:

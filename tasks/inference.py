@@ -42,6 +42,7 @@ from orchestrator.tasks import evaluation, quality
 OWN_TIMING_TOLERANCE = 0.03
 RANDOM, TEXT = "random", "text"
 _NO_INTERVAL = "one new token has no interval between tokens"
+_TOGETHER = "each token came together with another"
 _OVER_WEIGHTS = "peak_memory_over_weights_bytes"
 
 
@@ -53,6 +54,8 @@ class InferenceConfig:
     ----------
     batch_size, prompt_tokens, new_tokens : int
         Rows of the batch; ids in each; ids generated for each, the prefill's included.
+    depth : int
+        Tokens of each row that are in the cache before the prompt is timed.
     prompt : str
         ``random`` ids, ``text`` (Python's own reference, by the model's tokenizer), or a ``.txt``
         or ``.parquet`` file.
@@ -66,18 +69,21 @@ class InferenceConfig:
     batch_size: int = bounded(1, low=1)
     prompt_tokens: int = bounded(512, low=1)
     new_tokens: int = bounded(32, low=1)
+    depth: int = bounded(0, low=0)
     prompt: str = RANDOM
     quality_tokens: int = bounded(0, low=0)
     evaluate: str = ""
 
 
 def _work(options: InferenceConfig) -> Work:
-    length = options.prompt_tokens + options.new_tokens
+    depth = options.depth
     return Work(
-        options.batch_size,
-        length,
-        options.quality_tokens,
-        evaluation.LONGEST_TOKENS if options.evaluate else 0,
+        batch_size=options.batch_size,
+        tokens=depth + options.prompt_tokens + options.new_tokens,
+        scored_tokens=options.quality_tokens,
+        read_tokens=evaluation.LONGEST_TOKENS if options.evaluate else 0,
+        named=f"{'depth + ' if depth else ''}prompt_tokens + new_tokens",
+        depth=depth,
     )
 
 
@@ -104,7 +110,7 @@ def run(identity: Identity, recorder: Recorder) -> None:
 
 
 def _prompt(session: Session, options: InferenceConfig, identity: Identity) -> Prompt:
-    size = (options.batch_size, options.prompt_tokens)
+    size = (options.batch_size, options.depth + options.prompt_tokens)
     if options.prompt == RANDOM:
         return texts.random_prompt(session.ordinary_ids, identity["seed"], *size)
     name = texts.PACKAGED_TEXT if options.prompt == TEXT else options.prompt
@@ -134,7 +140,7 @@ def _measure(
     memory = session.memory
     phases = RecordedPhases(recorder) if isinstance(memory, str) else memory.phases(recorder)
     outputs: set[str] = set()
-    merged_tokens = 0
+    merged_tokens = intervals = 0
     own: dict[str, list[float]] = {}
     watch = "tpot_s" if options.new_tokens > 1 else "ttft_s"
     for repetition in repeat(recorder, identity["protocol"], watch=watch):
@@ -143,9 +149,12 @@ def _measure(
         _add(repetition, made, options, own)
         outputs.add(made.digest)
         merged_tokens += made.merged_tokens
+        intervals += len(made.intervals_s)
     if options.new_tokens == 1:
         for name, unit in (("itl_s", "s"), ("tpot_s", "s"), ("decode_tokens_per_s", "tokens/s")):
             recorder.absent(name, unit, _NO_INTERVAL)
+    elif not intervals:
+        recorder.absent("itl_s", "s", _TOGETHER)
     if isinstance(memory, str):
         recorder.absent(_OVER_WEIGHTS, "bytes", memory)
     else:
@@ -218,6 +227,7 @@ TASK = Task(
     content=content,
     expect=engines.expect,
     columns=(_P95, _LONG_OVER_SHORT),
+    named=("gguf_layers",),
     headline=(
         "tpot_s",
         "ttft_s",
@@ -226,6 +236,9 @@ TASK = Task(
         "kl_to_reference",
         "kl_top_to_reference",
         *evaluation.HEADLINE,
+        "draft_speedup",
+        "predicted_draft_speedup",
+        "draft_acceptance",
         "decode_tokens_per_s",
         _OVER_WEIGHTS,
         "load_s",

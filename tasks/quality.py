@@ -174,4 +174,5 @@ TASK = Task(
         "top1_agreement",
         *evaluation.HEADLINE,
     ),
+    named=("gguf_layers",),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,6 +34,9 @@ NAMES = (*WRITTEN, *_READ, SOURCE)
 # Part of the cache key: raise it when the same file would come out differently.
 _VERSION = 1
 _NORMAL_TOKEN = 1
+_LAYERS = "blk."
+# As far as it names one type: a Q4_K_M is meant to be mostly Q4_K, an IQ3_M mostly some IQ3.
+_TYPE_IN_NAME = re.compile(r"(?<![A-Z0-9])(?:I?Q\d(?:_[K01])?|BF16|F16|F32|MXFP4)(?![A-Z0-9])")
 
 
 def gguf_type(quant: Mapping[str, Any]) -> str | None:
@@ -51,15 +55,18 @@ class Prepared:
         Of the source's content.
     asked : str or None
         What GGUF calls the format; None for the file as it is.
-    made : bool
-        Whether the file was written here.
     """
 
+    source: Path
     file: Path
     contents: Contents
     digest: str
     asked: str | None
-    made: bool
+
+    @property
+    def made(self) -> bool:
+        """Whether the file was written here."""
+        return self.file != self.source
 
 
 def prepare(identity: Identity, recorder: Recorder) -> Prepared:
@@ -80,9 +87,11 @@ def prepare(identity: Identity, recorder: Recorder) -> Prepared:
     found = contents(file)
     recorder.fact("weights_digest", digest)
     recorder.fact("gguf", {"architecture": found.architecture, "tensors": found.types})
-    if asked is not None:
+    if asked is None:
+        recorder.fact("gguf_layers", found.words(source.name))
+    else:
         recorder.engaged("format", asked, found.matrix_type)
-    return Prepared(file, found, digest, asked, file != source)
+    return Prepared(source, file, found, digest, asked)
 
 
 def check_source(identity: Identity, engine: str) -> str | None:
@@ -161,8 +170,9 @@ class Contents:
         As :attr:`orchestrator.engines.port.Tokenizer.start_id`.
     weights_bytes, parameters : int
         Of all tensors as they lie in the file.
-    matrix_type : str
-        Type of most matrices, by number of elements.
+    matrix_elements : dict of str to int
+        Elements of the layers' matrices by type, most first. Embeddings and output head are finer
+        in many files, and half of a small model.
     types : dict of str to int
         Tensors by type.
     config : dict or None
@@ -177,9 +187,22 @@ class Contents:
     start_id: int | None
     weights_bytes: int
     parameters: int
-    matrix_type: str
+    matrix_elements: dict[str, int]
     types: dict[str, int]
     config: dict[str, Any] | None
+
+    @property
+    def matrix_type(self) -> str:
+        """Type of most of the layers' matrices."""
+        return next(iter(self.matrix_elements), "F32")
+
+    def words(self, name: str) -> str:
+        """What a file called ``name`` holds: ``layers mostly Q5_0, not Q4_K as it is called``."""
+        found = self.matrix_type
+        held = f"layers {'mostly' if len(self.matrix_elements) > 1 else 'in'} {found}"
+        said = _TYPE_IN_NAME.search(name.upper())
+        wrong = said is not None and not found.startswith(said[0])
+        return f"{held}, not {said[0]} as it is called" if wrong and said else held
 
 
 @lru_cache(maxsize=4)
@@ -209,8 +232,9 @@ def contents(file: Path) -> Contents:
     )
     starts = [reader.value(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos")]
     matrices: Counter[str] = Counter()
+    in_layers = any(tensor.name.startswith(_LAYERS) for tensor in reader.tensors)
     for tensor in reader.tensors:
-        if len(tensor.shape) > 1:
+        if len(tensor.shape) > 1 and (tensor.name.startswith(_LAYERS) or not in_layers):
             matrices[tensor.tensor_type.name] += int(tensor.n_elements)
     return Contents(
         architecture=architecture,
@@ -221,7 +245,7 @@ def contents(file: Path) -> Contents:
         start_id=next((int(i) for i in starts if i is not None), None),
         weights_bytes=sum(int(t.n_bytes) for t in reader.tensors),
         parameters=sum(int(t.n_elements) for t in reader.tensors),
-        matrix_type=matrices.most_common(1)[0][0] if matrices else "F32",
+        matrix_elements=dict(matrices.most_common()),
         types=dict(Counter(t.tensor_type.name for t in reader.tensors)),
         config=configuration_of(reader),
     )

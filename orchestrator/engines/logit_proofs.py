@@ -4,7 +4,7 @@
 
     whole    0 1 ... n-1 n      at once
     other    0 1 ... n-1 x      differs in the last token: nothing before it may move
-    cached   0 1 ... n-1 | n    the last token on what the others left in the cache
+    cached   0 1 ... n-1 | n    the last tokens on what the others left in the cache
     alone    n                  a negative control: without its context
 """
 
@@ -29,6 +29,8 @@ def prove_by_logits(
     prompt: list[int],
     rounding: float,
     recorder: Recorder,
+    *,
+    tail: int = 1,
     others: Mapping[str, tuple[Finding, str]] | None = None,
 ) -> None:
     """Record what is found; :class:`Mismatch` for a proof that fails.
@@ -41,26 +43,32 @@ def prove_by_logits(
         Of one id nothing is found.
     rounding : float
         Relative error of logits that the format explains.
+    tail : int
+        Tokens that are fed at once on what the others left in the cache: at most half of them.
     others : mapping, optional
         What else was found, and what was asked.
     """
     found = dict(others or {})
     if len(prompt) > 1:
-        found = {**_found(logits_of, prompt[:_TOKENS], rounding), **found}
+        found = {**_found(logits_of, prompt[:_TOKENS], rounding, tail), **found}
     recorder.fact("proofs", {name: finding.state for name, (finding, _) in found.items()})
     for name, (finding, asked) in found.items():
         finding.record(recorder, name, asked)
 
 
 def _found(
-    logits_of: Callable[[list[list[int]]], Sequence[np.ndarray]], fed: list[int], rounding: float
+    logits_of: Callable[[list[list[int]]], Sequence[np.ndarray]],
+    fed: list[int],
+    rounding: float,
+    tail: int,
 ) -> dict[str, tuple[Finding, str]]:
     import numpy as np
 
     (whole,) = logits_of([fed])
     (other,) = logits_of([[*fed[:-1], fed[0] if fed[0] != fed[-1] else fed[1]]])
     (alone,) = logits_of([fed[-1:]])
-    cached = logits_of([fed[:-1], fed[-1:]])[1]
+    cut = len(fed) - min(tail, len(fed) // 2)
+    cached = logits_of([fed[:cut], fed[cut:]])[1][-1:]
     finite = bool(np.isfinite(whole).all() and np.isfinite(cached).all())
     moved, spread = _distance(whole[:-1], other[:-1]), _distance(whole[:-1], 0 * whole[:-1])
     last = whole[-1:]

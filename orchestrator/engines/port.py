@@ -43,13 +43,15 @@ class Work:
     batch_size : int
         Sequences generated together.
     tokens : int
-        Of the longest one, prompt and output.
+        Of the longest one: depth, prompt and output.
     scored_tokens : int
         Of a text whose quality is measured; 0 for none.
     read_tokens : int
         Of the longest text that is only read, cut to the model's context; 0 for none.
     named : str
         What a reader calls ``tokens``.
+    depth : int
+        Of each row of a prompt, the first ids that are in the cache before anything is timed.
     """
 
     batch_size: int = 1
@@ -57,6 +59,7 @@ class Work:
     scored_tokens: int = 0
     read_tokens: int = 0
     named: str = "prompt_tokens + new_tokens"
+    depth: int = 0
 
     def room_tokens(self, limit: int | None = None) -> int:
         """The longest sequence that is run. A text is cut to a model's context, ``limit``."""
@@ -229,7 +232,8 @@ class Session(ABC):
         """Generate exactly ``new_tokens`` for each row of ``prompt``, rows of one length.
 
         Greedy; an end-of-text token changes nothing; nothing is reused of an earlier call. Phases
-        ``prefill`` and ``decode`` (none for one token) are marked outside what is timed.
+        ``prefill`` and ``decode`` (none for one token) are marked outside what is timed. The first
+        ``Work.depth`` ids of each row are in the cache before that, from now or from earlier.
 
         Raises
         ------
@@ -255,6 +259,14 @@ class Session(ABC):
 
         The ids before these positions are context only.
         """
+
+    def likelihood(self, ids: Sequence[int], targets: Sequence[int]) -> tuple[float, bool]:
+        """Sum of the targets' log-probabilities, and whether each is the likeliest there.
+
+        As by :meth:`next_logprobs`; an engine that can say it sooner does.
+        """
+        found = self.next_logprobs(ids, targets)
+        return float(found.targets.sum()), bool((found.top1 == list(targets)).all())
 
     @abstractmethod
     def prove(self, prompt: Prompt, new_tokens: int, recorder: Recorder) -> None:
@@ -318,6 +330,8 @@ class Engine:
         Modules that the fork server imports before it forks.
     in_torch : bool
         Whether its operators are torch's, which ``torch.profiler`` follows.
+    takes_depth : bool
+        Whether its sessions can read ``Work.depth`` before what is timed.
     """
 
     name: str
@@ -331,6 +345,7 @@ class Engine:
     )
     preload: tuple[str, ...] = ()
     in_torch: bool = False
+    takes_depth: bool = False
 
 
 def has_package(identity: Identity, distribution: str) -> bool:

@@ -45,6 +45,8 @@ def check(identity: Identity, work: Work) -> str | None:
     asked = format_name(identity["quant"])
     if asked not in engine.formats:
         return f"{engine.name} has no {asked}; it has {', '.join(engine.formats)}"
+    if work.depth and not engine.takes_depth:
+        return f"{engine.name} cannot fill a cache before it is timed: use task.depth=0"
     if reason := engine.check(identity, work):
         return reason
     limit = context_tokens(identity["model"])

@@ -122,9 +122,13 @@ def prefill(
     weights: WeightFormat,
     cache: CacheFormat,
     execution: Execution = IDEAL,
+    past: int = 0,
 ) -> tuple[Operation, ...]:
-    """Operations of ``tokens`` new ids in each of ``batch`` sequences, logits of the last only."""
-    return forward(architecture, batch, tokens, 0, batch, weights, cache, execution)
+    """Operations of ``tokens`` new ids in each of ``batch`` sequences, logits of the last only.
+
+    They come after ``past`` tokens that the cache holds.
+    """
+    return forward(architecture, batch, tokens, past, batch, weights, cache, execution)
 
 
 @lru_cache(maxsize=65536)

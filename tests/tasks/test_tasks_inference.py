@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from orchestrator.engines import registry
+from orchestrator.engines.registry import expect
 from orchestrator.engines.texts import ids_digest
 from orchestrator.errors import ConfigError
 from orchestrator.measure import InputError
+from orchestrator.model import flops, moved_bytes
 from testing.checks import check_of
+from testing.trial import TINY
 
 Identity = Callable[..., dict[str, Any]]
 Run = Callable[[dict[str, Any]], Any]
@@ -132,6 +137,51 @@ def test_a_context_known_only_after_loading_is_still_a_limit(identity: Identity,
         run(asked)
 
 
+def test_a_depth_is_in_the_cache_and_not_in_the_times(identity: Identity, run: Run) -> None:
+    model = {"architecture": {**TINY, "num_hidden_layers": 1}}
+    deep = identity(model=model, depth=24, prompt_tokens=8, new_tokens=4, batch_size=2)
+    events = run(deep)
+    assert events.engaged("cache length")["got"] == "35 tokens held"  # 24 + 8 + 4 - 1
+    assert events.engaged("cache")["got"].startswith("error")
+    for ttft, rate in zip(
+        events.samples("ttft_s"), events.samples("prefill_tokens_per_s"), strict=True
+    ):
+        assert rate == pytest.approx(2 * 8 / ttft)
+    # The same ids, computed at once: so many of them in the cache changes no token.
+    whole = run(identity(model=model, prompt_tokens=32, new_tokens=4, batch_size=2))
+    assert whole.fact("prompt") == events.fact("prompt")
+    assert whole.fact("output_digests") == events.fact("output_digests")
+    alone = run(identity(model=model, prompt_tokens=8, new_tokens=4, batch_size=2))
+    assert alone.fact("output_digests") != events.fact("output_digests")
+
+
+def test_a_depth_counts_in_the_context_and_in_what_is_expected(identity: Identity) -> None:
+    asked = identity(depth=480, prompt_tokens=31, new_tokens=1)
+    assert check(asked) is None
+    deeper = identity(depth=481, prompt_tokens=31, new_tokens=1)
+    assert "depth + prompt_tokens + new_tokens = 513" in str(check(deeper))
+    deep, shallow = (
+        expect(identity(depth=depth, prompt_tokens=32, new_tokens=8), None) for depth in (256, 0)
+    )
+    assert deep is not None
+    assert shallow is not None
+    assert deep.sizes_bytes["kv_bytes"] == shallow.sizes_bytes["kv_bytes"] * (256 + 39) // 39
+    for name, steps in deep.made_steps().items():
+        less = shallow.made_steps()[name]
+        # The weights are the same; what is attended to is more.
+        assert moved_bytes(steps.ideal) > moved_bytes(less.ideal)
+        assert flops(steps.ideal) > flops(less.ideal)
+
+
+def test_an_engine_that_cannot_fill_its_cache_says_so(
+    identity: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = identity(depth=8, prompt_tokens=8)
+    flat = dataclasses.replace(registry.engine_of(asked), takes_depth=False)
+    monkeypatch.setattr(registry, "engine_of", lambda _: flat)
+    assert "use task.depth=0" in str(check(asked))
+
+
 def test_what_the_device_cannot_do_is_infeasible(
     identity: Identity, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,6 +199,7 @@ def test_what_the_device_cannot_do_is_infeasible(
         ({"batch_size": 0}, "task.batch_size"),
         ({"prompt_tokens": -1}, "task.prompt_tokens"),
         ({"new_tokens": 0}, "task.new_tokens"),
+        ({"depth": -1}, "task.depth"),
         ({"quality_tokens": -1}, "task.quality_tokens"),
         ({"attention": "fast"}, "engine.attention"),
         ({"token_sleep_s": -1.0}, "engine.token_sleep_s"),

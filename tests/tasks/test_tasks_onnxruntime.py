@@ -68,6 +68,22 @@ def test_a_tiny_model_is_measured_for_real(
     )
 
 
+@pytest.mark.xdist_group("onnxruntime")
+@pytest.mark.usefixtures("machine_cache")
+def test_a_depth_is_appended_before_what_is_timed(isolation: Isolation, reads_bytes: Path) -> None:
+    deep, whole = (
+        run_attempt(isolation, identity(reads_bytes, "fp32", depth=depth, prompt_tokens=32 - depth))
+        for depth in (20, 0)
+    )
+    assert deep.outcome is Outcome.OK, deep.reason
+    assert deep.facts["proofs"]["cache"] == "proven"
+    ((held),) = [e for e in deep.engaged if e.what == "tokens in the cache before the prompt"]
+    assert held.got == "20"
+    # The same ids, computed at once.
+    for fact in ("prompt", "output_digests"):
+        assert deep.facts[fact] == whole.facts[fact]
+
+
 def value(report: AttemptReport, name: str) -> float:
     found: Any = report.metrics[name]
     return float(found.value)
@@ -78,6 +94,7 @@ def test_what_it_cannot_do_is_infeasible(tiny_gguf: Path) -> None:
     assert check(asked) is None
     assert "has no nf4; it has fp32, int4wo" in str(check(identity(tiny_gguf, "nf4")))
     assert "environment=onnxruntime" in str(check({**asked, "environment": None}))
+    assert "batch_size=1" in str(check(identity(tiny_gguf, depth=8, batch_size=2)))
     random = {**asked, "model": make_identity()["model"]}
     assert "random weights have none" in str(check(random))
 

@@ -238,9 +238,9 @@ def test_a_prompt_is_shortened_only_where_it_costs_too_much(recorder: Any) -> No
     generator = generator_for(model, HostClock())
     begin = generator.begin
 
-    def watched(ids: torch.Tensor) -> Any:
+    def watched(ids: torch.Tensor, depth: int) -> Any:
         seen.append(ids.shape[1])
-        return begin(ids)
+        return begin(ids, depth)
 
     generator.begin = watched  # type: ignore[method-assign]
     ids = prompt(1, 100)

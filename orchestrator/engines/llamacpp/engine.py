@@ -6,8 +6,9 @@ format asked for already; else the file is written in that format once, into the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrator.engines import gguf_formats as formats
@@ -16,6 +17,7 @@ from orchestrator.engines.gguf_files import gguf_files
 from orchestrator.engines.llamacpp.expected import GGUF_MADE, GGUF_TYPE, expect_llamacpp
 from orchestrator.engines.llamacpp.options import gpu_layers, room_tokens
 from orchestrator.engines.llamacpp.proofs import prove
+from orchestrator.engines.llamacpp.same_tokens import judge_tokens
 from orchestrator.engines.llamacpp.server import (
     CACHE_TYPES,
     FLASH_ATTENTION,
@@ -23,6 +25,7 @@ from orchestrator.engines.llamacpp.server import (
     LlamaServer,
     Setting,
 )
+from orchestrator.engines.llamacpp.speculation import prove_speculation
 from orchestrator.engines.port import (
     Engine,
     Footprint,
@@ -66,15 +69,20 @@ class LlamaCppConfig:
     threads_batch : int
         For the prompt; 0 for as many as for decode.
     batch, micro_batch : int
-        Tokens of a prompt taken at once, logically and in one computation.
+        Tokens of a prompt taken at once, logically and in one computation. Logically the prompts
+        of several sequences are always taken at once, so that they begin to decode together.
     context_tokens : int
-        Room for prompt and output; 0 for as much as they need.
+        Room for prompt and output of each sequence; 0 for as much as they need.
     gpu_layers : str
         A number, a percentage of all layers (the output layer counts as one), or ``all``.
     flash_attention : str
         ``auto``, ``on`` or ``off``.
     cache_type_k, cache_type_v : str
         Formats of the key-value cache.
+    draft : str or None
+        Speculative decoding by the same weights in this format.
+    draft_tokens : int or None
+        Tokens that the draft proposes a step.
     """
 
     name: str = "llamacpp"
@@ -88,6 +96,8 @@ class LlamaCppConfig:
     cache_type_v: str = choice(*CACHE_TYPES, default="f16")
     mmap: bool = True
     mlock: bool = False
+    draft: str | None = field(default=None, metadata={"choices": tuple(formats.WRITTEN)})
+    draft_tokens: int | None = bounded(None, low=1)
 
 
 class LlamaCppModel(Model):
@@ -98,24 +108,29 @@ class LlamaCppModel(Model):
         identity: Identity,
         file: Path,
         contents: formats.Contents,
+        draft: Path | None,
         clock: Clock,
     ) -> None:
         self._identity = identity
         self._file = file
         self._contents = contents
+        self._draft = draft
         self._clock = clock
-        self.files = gguf_files(file)
+        self.files = [*gguf_files(file), *([draft] if draft else [])]
         self.context_tokens = contents.context_tokens
 
     def load(self, work: Work) -> LlamaCppSession:
         options, device = self._identity["engine"], self._identity["device"]
         threads = device["threads"] or len(usable_cores())
+        rows = work.batch_size
+        together = rows * (work.tokens - work.depth) if rows > 1 else 0
         setting = Setting(
             file=self._file,
+            rows=rows,
             context_tokens=room_tokens(options["context_tokens"], work),
             threads=threads,
             threads_batch=options["threads_batch"] or threads,
-            batch=options["batch"],
+            batch=max(options["batch"], together),
             micro_batch=min(options["micro_batch"], options["batch"]),
             gpu_layers=gpu_layers(options["gpu_layers"], self._contents.layers + 1),
             flash_attention=options["flash_attention"],
@@ -123,13 +138,18 @@ class LlamaCppModel(Model):
             cache_type_v=options["cache_type_v"],
             mmap=options["mmap"],
             mlock=options["mlock"],
+            draft=self._draft,
+            draft_tokens=options["draft_tokens"] or 0,
         )
         # Its weights are mapped and its room set aside at once: all else counts from before.
         memory: PhaseMemory | str = "layers are on the GPU, whose memory telemetry has"
         if not setting.gpu_layers:
-            memory = PhaseMemory(HostMemory(), weights_bytes=self._contents.weights_bytes)
+            weights_bytes = self._contents.weights_bytes
+            if self._draft:
+                weights_bytes += formats.contents(self._draft).weights_bytes
+            memory = PhaseMemory(HostMemory(), weights_bytes=weights_bytes)
         server = LlamaServer(setting)
-        return LlamaCppSession(server, setting, self._contents, memory, self._clock)
+        return LlamaCppSession(server, setting, self._contents, memory, self._clock, work.depth)
 
 
 class LlamaCppSession(Session):
@@ -142,16 +162,18 @@ class LlamaCppSession(Session):
         contents: formats.Contents,
         memory: PhaseMemory | str,
         clock: Clock,
+        depth: int,
     ) -> None:
         self._server = server
         self._setting = setting
         self._contents = contents
         self._clock = clock
+        self._depth = depth
         self.memory = memory
         self.vocabulary = contents.vocabulary
         self.ordinary_ids = contents.ordinary_ids
         self.context_tokens = contents.context_tokens
-        self._last: tuple[int, Completion] | None = None
+        self._last: tuple[int, list[Completion]] | None = None
 
     def ready(self, recorder: Recorder) -> None:
         setting, contents = self._setting, self._contents
@@ -170,18 +192,27 @@ class LlamaCppSession(Session):
             )
 
     def generate(self, prompt: Prompt, new_tokens: int, phases: Phases = no_phase) -> Generation:
-        (ids,) = prompt
+        length, depth = len(prompt[0]), self._depth
+        if depth:
+            self._server.fill(prompt, depth)
         with phases.together("generate"):
-            answer = self._server.complete(ids, new_tokens, self._clock)
-        _refuse_other_counts(answer, len(ids), new_tokens)
-        self._last = len(ids), answer
-        phases.window("prefill", answer.begin_ns, answer.arrivals_ns[0])
+            answers = self._server.complete(prompt, new_tokens, self._clock, depth=depth)
+        for answer in answers:
+            _refuse_other_counts(answer, length, new_tokens, depth)
+        self._last = length, answers
+        begin_ns = answers[0].begin_ns
+        # A token of the batch is there when the last sequence has it.
+        arrivals = [max(at) for at in zip(*(a.arrivals_ns for a in answers), strict=True)]
+        phases.window("prefill", begin_ns, arrivals[0])
         if new_tokens > 1:
-            phases.window("decode", answer.arrivals_ns[0], answer.arrivals_ns[-1])
+            phases.window("decode", arrivals[0], arrivals[-1])
         return Generation(
-            tuple((at_ns - answer.begin_ns) / 1e9 for at_ns in answer.arrivals_ns),
-            digest_text(answer.text)[:16],
-            OwnTimings(answer.own_prefill_s, answer.own_decode_s),
+            tuple((at_ns - begin_ns) / 1e9 for at_ns in arrivals),
+            digest_text("".join(answer.text for answer in answers))[:16],
+            OwnTimings(
+                max(answer.own_prefill_s for answer in answers),
+                max(answer.own_decode_s for answer in answers),
+            ),
         )
 
     def footprint(self) -> Footprint:
@@ -195,53 +226,72 @@ class LlamaCppSession(Session):
     def next_logprobs(self, ids: Sequence[int], targets: Sequence[int]) -> NextLogprobs:
         import numpy as np
 
-        count = min(TOP, self.vocabulary)
-        found: list[list[tuple[int, float]]] = []
-        followed: list[float] = []
-        first = len(ids) - len(targets)
-        for position, target in enumerate(targets, start=first):
-            # The token that follows is rarely far down; a whole vocabulary takes long to hand over.
-            for asked in (count, self.vocabulary):
-                likeliest = self._server.next_logprobs(ids[: position + 1], asked)
-                known = dict(likeliest)
-                if target in known:
-                    break
-            else:
-                raise Mismatch(f"llama.cpp gives no probability for token {target}")
-            followed.append(known[target])
-            found.append(likeliest[:count])
+        targeted, found = self._predictions(ids, targets, min(TOP, self.vocabulary))
         likeliest_ids = np.array([[token for token, _ in row] for row in found], np.int32)
         logprobs = np.array([[value for _, value in row] for row in found], np.float32)
-        return NextLogprobs(np.array(followed), likeliest_ids[:, 0], logprobs, likeliest_ids)
+        return NextLogprobs(np.array(targeted), likeliest_ids[:, 0], logprobs, likeliest_ids)
+
+    def likelihood(self, ids: Sequence[int], targets: Sequence[int]) -> tuple[float, bool]:
+        targeted, found = self._predictions(ids, targets, 1)
+        return math.fsum(targeted), [row[0][0] for row in found] == list(targets)
+
+    def _predictions(
+        self, ids: Sequence[int], targets: Sequence[int], count: int
+    ) -> tuple[list[float], list[list[tuple[int, float]]]]:
+        """Of each target its log-probability, and the ``count`` likeliest tokens in its place."""
+        first = len(ids) - len(targets)
+        told = [
+            self._server.logprob_of(target, ids[: position + 1], count)
+            for position, target in enumerate(targets, start=first)
+        ]
+        return [logprob for logprob, _ in told], [likeliest for _, likeliest in told]
 
     def prove(self, prompt: Prompt, new_tokens: int, recorder: Recorder) -> None:
         if self._last is not None:
-            asked, answer = self._last
-            recorder.engaged("prompt tokens", asked, answer.prompt_tokens)
-            recorder.engaged("prompt tokens from a cache", 0, answer.cached_tokens)
-        prove(self._server, prompt[0], self.vocabulary, recorder)
+            asked, answers = self._last
+            for what, wanted, got in (
+                ("prompt tokens", asked, {a.prompt_tokens for a in answers}),
+                ("prompt tokens from a cache", self._depth, {a.cached_tokens for a in answers}),
+            ):
+                recorder.engaged(what, wanted, ", ".join(map(str, sorted(got))))
+        prove(self._server, prompt[0], self.vocabulary, recorder, self._depth)
+        if len(prompt) > 1:
+            together = self._server.tokens(prompt, new_tokens)
+            found = judge_tokens(self._server, prompt, together)
+            found.record(recorder, "tokens of each row", "those of the row alone")
+        if self._setting.draft:
+            prove_speculation(self._server, self._setting, prompt[0], new_tokens, recorder)
 
     def close(self) -> None:
         self._server.close()
 
 
-def _refuse_other_counts(answer: Completion, prompt_tokens: int, new_tokens: int) -> None:
+def _refuse_other_counts(
+    answer: Completion, prompt_tokens: int, new_tokens: int, depth: int
+) -> None:
     got = (answer.prompt_tokens, answer.new_tokens, answer.cached_tokens)
-    if got != (prompt_tokens, new_tokens, 0) or len(answer.arrivals_ns) != new_tokens:
+    if got != (prompt_tokens, new_tokens, depth) or len(answer.arrivals_ns) != new_tokens:
         raise Mismatch(
             f"llama.cpp took {got[0]} prompt tokens ({got[2]} from a cache) and gave {got[1]}; "
-            f"asked for {prompt_tokens} and {new_tokens}"
+            f"asked for {prompt_tokens} ({depth} from a cache) and {new_tokens}"
         )
 
 
 def _prepare(identity: Identity, recorder: Recorder) -> Model:
     with recorder.phase("prepare", measured=False):
         found = formats.prepare(identity, recorder)
+        draft = None
+        if identity["engine"]["draft"]:
+            kind = formats.WRITTEN[identity["engine"]["draft"]]
+            draft = formats.in_format(found.source, found.digest, kind, recorder)
+            smaller = formats.contents(draft)
+            recorder.value("draft_weights_bytes", "bytes", smaller.weights_bytes)
+            recorder.engaged("draft", kind, smaller.matrix_type)
     contents = found.contents
     if contents.config is not None:
         config = {**contents.config, GGUF_TYPE: contents.matrix_type, GGUF_MADE: found.made}
         recorder.fact("model_config", config)
-    return LlamaCppModel(identity, found.file, contents, recorder.clock)
+    return LlamaCppModel(identity, found.file, contents, draft, recorder.clock)
 
 
 def _check(identity: Identity, work: Work) -> str | None:
@@ -250,19 +300,41 @@ def _check(identity: Identity, work: Work) -> str | None:
         raise ConfigError("xllamacpp is not installed", where="engine=llamacpp", fix=_INSTALL)
     if reason := formats.check_source(identity, "llama.cpp"):
         return reason
-    if work.batch_size > 1:
-        return f"llamacpp generates one sequence, not task.batch_size={work.batch_size}"
     offloads = gpu_layers(options["gpu_layers"], 100) > 0
     if offloads and identity["device"]["kind"] != "cuda":
         return f"engine.gpu_layers={options['gpu_layers']} needs a GPU"
     if options["flash_attention"] == "off" and options["cache_type_v"] not in _PLAIN_CACHES:
         return f"cache_type_v={options['cache_type_v']} needs flash attention"
+    if reason := _draft_reason(identity, work):
+        return reason
     needed = work.room_tokens()
     if options["context_tokens"] and needed > options["context_tokens"]:
         return (
-            f"prompt and output, or quality_tokens, take {needed} tokens, more than "
+            f"{work.named}, or quality_tokens, take {needed} tokens, more than "
             f"engine.context_tokens={options['context_tokens']}"
         )
+    return None
+
+
+def _draft_reason(identity: Identity, work: Work) -> str | None:
+    options, task = identity["engine"], identity["task"]
+    draft, tokens = options["draft"], options["draft_tokens"]
+    if (draft is None) != (tokens is None):
+        return (
+            f"engine.draft_tokens={tokens} has no effect: give engine.draft=q4_0, too"
+            if draft is None
+            else f"engine.draft={draft} proposes how many tokens? Give engine.draft_tokens=4"
+        )
+    if draft is None:
+        return None
+    if task.get("prompt", "random") == "random":
+        return "a draft needs a text to go on with: use task=inference task.prompt=text"
+    if work.batch_size > 1:
+        return "a draft is for one sequence: use task.batch_size=1"
+    if task["new_tokens"] == 1:
+        return "a draft proposes nothing for one token: use task.new_tokens=32"
+    if work.tokens - task["new_tokens"] < tokens + 2:
+        return f"engine.draft_tokens={tokens} needs task.prompt_tokens={tokens + 2}, at least"
     return None
 
 
@@ -274,4 +346,5 @@ ENGINE = Engine(
     check=_check,
     packages=lambda identity: ("xllamacpp",),
     expect=expect_llamacpp,
+    takes_depth=True,
 )

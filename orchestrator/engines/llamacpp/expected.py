@@ -74,19 +74,22 @@ def expect_llamacpp(identity: Identity, config: Mapping[str, Any] | None) -> Exp
         return None
     architecture = read_architecture(found, strict=False)
     weights = WeightFormat(kind, dtype=_COMPUTED_IN.get(kind, "float32"))
+    batch, depth = options.get("batch_size", 1), options.get("depth", 0)
     prompt, new = options["prompt_tokens"], options["new_tokens"]
     # The cache is made for the whole context at once.
     room = room_tokens(
         engine["context_tokens"],
-        Work(tokens=prompt + new, scored_tokens=options.get("quality_tokens", 0)),
+        Work(tokens=depth + prompt + new, scored_tokens=options.get("quality_tokens", 0)),
     )
     keys, values = (CacheFormat(engine[f"cache_type_{side}"].upper()) for side in ("k", "v"))
     # Keys and values are alike in number, so each of the two formats holds half of the cache.
-    held = sum(kv_bytes(architecture, room, cache=side) for side in (keys, values)) // 2
+    held = (
+        sum(kv_bytes(architecture, room, batch=batch, cache=side) for side in (keys, values)) // 2
+    )
     whole = memory(
         architecture,
         batch=1,
-        prompt_tokens=min(prompt, engine["micro_batch"]),
+        prompt_tokens=min(batch * max(prompt, depth), engine["micro_batch"]),
         tokens=room,
         weights=weights,
         cache=keys,
@@ -97,14 +100,33 @@ def expect_llamacpp(identity: Identity, config: Mapping[str, Any] | None) -> Exp
     layers = architecture.layer_count + 1
     on_gpu = gpu_layers(engine["gpu_layers"], layers)
     split = 0 < on_gpu < layers
+    draft_bytes = 0
+    if engine.get("draft"):
+        drafted = formats.WRITTEN[engine["draft"]]
+        draft_bytes = (
+            held
+            + memory(
+                architecture,
+                batch=1,
+                prompt_tokens=1,
+                tokens=room,
+                weights=WeightFormat(drafted, dtype="float32"),
+                cache=keys,
+            ).weights_bytes
+        )
+        if drafted != own:
+            draft_bytes += _finer_tables_bytes(architecture, drafted)
 
     def steps() -> dict[str, Steps]:
-        if split:
+        # Of a draft's steps it depends on the text how many there are.
+        if split or draft_bytes:
             return {}
-        first = _as_run(prefill(architecture, 1, prompt, weights, keys))
+        first = _as_run(prefill(architecture, batch, prompt, weights, keys, past=depth))
         made = {"ttft_s": Steps(first, first)}
         if new > 1:
-            step = _as_run(decode(architecture, 1, prompt + (new - 2) // 2, weights, keys))
+            step = _as_run(
+                decode(architecture, batch, depth + prompt + (new - 2) // 2, weights, keys)
+            )
             made["tpot_s"] = Steps(step, step)
         return made
 
@@ -114,9 +136,9 @@ def expect_llamacpp(identity: Identity, config: Mapping[str, Any] | None) -> Exp
             "kv_bytes": held,
             "activation_bytes": whole.activation_bytes,
         },
-        weights_bytes + held + whole.activation_bytes,
+        weights_bytes + held + draft_bytes + whole.activation_bytes,
         steps,
-        floor_bytes=weights_bytes + held,
+        floor_bytes=weights_bytes + held + draft_bytes,
     )
 
 

@@ -6,6 +6,12 @@
     cached   0 1 2 ... | n    the same, the last token decoded on what the others left in the cache
     alone    n                a negative control: without its context
 
+A depth is proven likewise, with all of the prompt for ``n``, or as much of it as is long enough::
+
+    whole    depth, prompt    computed at once
+    cached   depth | prompt   as it was timed
+    alone    prompt           a negative control: without the depth
+
 That every tensor of the file is used and none is missing it proves itself: it does not load others.
 """
 
@@ -28,7 +34,13 @@ _TOP = 256
 _LEAST_COMMON = 8
 
 
-def prove(server: LlamaServer, prompt: Sequence[int], vocabulary: int, recorder: Recorder) -> None:
+def prove(
+    server: LlamaServer,
+    prompt: Sequence[int],
+    vocabulary: int,
+    recorder: Recorder,
+    depth: int = 0,
+) -> None:
     """Record what is found; :class:`Mismatch` for a proof that fails."""
     fed = list(prompt[:_TOKENS])
     count = min(_TOP, vocabulary)
@@ -40,13 +52,29 @@ def prove(server: LlamaServer, prompt: Sequence[int], vocabulary: int, recorder:
         alone = dict(server.next_logprobs(fed[-1:], count, cached=False))
         asked = f"error up to {CACHE_SHARE:g} of that without context"
         findings["cache"] = (judge(whole, cached, alone, len(fed)), asked)
+    if depth:
+        fed = list(prompt[: depth + _TOKENS])
+        whole = dict(server.next_logprobs(fed, count, cached=False))
+        alone = dict(server.next_logprobs(fed[depth:], count, cached=False))
+        # Over hundreds of tokens rounding adds up: this is as much, whatever the depth.
+        server.next_logprobs(fed[:-1], 1, cached=False)
+        rounded = _distance(whole, dict(server.next_logprobs(fed, count))) / (_spread(whole) or 1.0)
+        server.fill([fed], depth)
+        cached = dict(server.next_logprobs(fed, count))
+        asked = f"error up to {CACHE_SHARE:g} of that without the depth"
+        found = judge(whole, cached, alone, len(fed), max(rounded, _ROUNDING))
+        findings["depth"] = (found, asked)
     recorder.fact("proofs", {name: found.state for name, (found, _) in findings.items()})
     for name, (found, asked) in findings.items():
         found.record(recorder, name, asked)
 
 
 def judge(
-    whole: dict[int, float], cached: dict[int, float], alone: dict[int, float], tokens: int
+    whole: dict[int, float],
+    cached: dict[int, float],
+    alone: dict[int, float],
+    tokens: int,
+    rounding: float = _ROUNDING,
 ) -> Finding:
     """Of the log-probabilities of the likeliest tokens, by token."""
     if not all(map(math.isfinite, cached.values())):
@@ -60,7 +88,7 @@ def judge(
     if len(whole.keys() & cached.keys()) < min(_LEAST_COMMON, len(whole)):
         return Finding(FAILED, "other tokens are likely than without a cache")
     return judge_cache(
-        _distance(whole, cached), control, from_control, _spread(whole), _ROUNDING, tokens=tokens
+        _distance(whole, cached), control, from_control, _spread(whole), rounding, tokens=tokens
     )
 
 
@@ -75,7 +103,7 @@ def _finite(found: dict[int, float]) -> Finding:
 
 def _distance(one: dict[int, float], two: dict[int, float]) -> float:
     common = one.keys() & two.keys()
-    return math.sqrt(math.fsum((one[i] - two[i]) ** 2 for i in common) / len(common))
+    return math.sqrt(math.fsum((one[i] - two[i]) ** 2 for i in common) / max(len(common), 1))
 
 
 def _spread(found: dict[int, float]) -> float:

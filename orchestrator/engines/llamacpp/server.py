@@ -1,7 +1,12 @@
 """llama.cpp's server inside this process: what it is started with, and completions timed by chunk.
 
 Greedy, of fixed length (``ignore_eos``), the prompt cache off: it would answer a repeated prompt
-without computing it. llama.cpp's own timings come with each chunk and are kept beside ours::
+without computing it. With a depth it is on, and holds that depth and nothing more::
+
+    fill      depth ids, then one that does not follow them
+    complete  depth ids, then the prompt: it has the first ``depth`` in common with what is cached
+
+llama.cpp's own timings come with each chunk and are kept beside ours::
 
     ours      call ──────────── first chunk ── chunk ── ... ── chunk      ttft_s, intervals
     theirs       prompt_ms ─────┘└──────────── predicted_ms ──────┘
@@ -20,6 +25,8 @@ from orchestrator.measure import Clock, Infeasible, InputError, Mismatch
 
 CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 FLASH_ATTENTION = ("auto", "on", "off")
+# Added to a logit, it is chosen.
+_FORCED = 1e6
 _LOCAL_TIMEOUT_S = 60.0
 
 
@@ -36,9 +43,18 @@ def import_xllamacpp() -> Any:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a server is started with; names as in ``engine=llamacpp``."""
+    """What a server is started with; names as in ``engine=llamacpp``.
+
+    Attributes
+    ----------
+    context_tokens : int
+        Of each of ``rows`` sequences that it takes at once.
+    draft, draft_tokens : Path or None, int
+        A smaller file of the same weights, which proposes so many tokens a step.
+    """
 
     file: Path
+    rows: int
     context_tokens: int
     threads: int
     threads_batch: int
@@ -50,11 +66,13 @@ class Setting:
     cache_type_v: str
     mmap: bool
     mlock: bool
+    draft: Path | None = None
+    draft_tokens: int = 0
 
 
 @dataclass(frozen=True)
 class Completion:
-    """One prompt answered.
+    """One prompt answered, of one row or as one of several.
 
     Attributes
     ----------
@@ -67,6 +85,8 @@ class Completion:
         As the model's own tokenizer counts them.
     own_prefill_s, own_decode_s : float
         llama.cpp's own timings.
+    drafted, accepted : int
+        Tokens that a draft proposed, and those of them that are among the new ones.
     text : str
     """
 
@@ -77,6 +97,8 @@ class Completion:
     cached_tokens: int
     own_prefill_s: float
     own_decode_s: float
+    drafted: int
+    accepted: int
     text: str
 
 
@@ -116,14 +138,20 @@ class LlamaServer:
             else self.gpu_free_bytes - now_free
         )
 
-    def complete(self, prompt: Sequence[int], new_tokens: int, clock: Clock) -> Completion:
-        """Answer ``prompt`` (token ids) with exactly ``new_tokens`` tokens, timed as they come."""
-        request = {
-            "prompt": list(prompt),
-            "n_predict": new_tokens,
-            "temperature": 0.0,
-            "ignore_eos": True,
-            "cache_prompt": False,
+    def complete(
+        self,
+        prompt: Sequence[Sequence[int]],
+        new_tokens: int,
+        clock: Clock,
+        *,
+        depth: int = 0,
+    ) -> list[Completion]:
+        """Answer each row of ``prompt`` (token ids), all submitted at once.
+
+        With exactly ``new_tokens`` tokens, timed as they come. The first ``depth`` ids of each row
+        are taken from the cache, where :meth:`fill` left them.
+        """
+        request = _greedy(prompt, new_tokens, cached=depth > 0) | {
             "stream": True,
             "timings_per_token": True,
         }
@@ -131,7 +159,23 @@ class LlamaServer:
         now_ns = clock.now_ns
         begin_ns = now_ns()
         self._server.handle_completions(request, lambda chunk: chunks.append((now_ns(), chunk)))
-        return read_completion(begin_ns, chunks)
+        return read_completions(begin_ns, chunks, len(prompt))
+
+    def tokens(self, prompt: Sequence[Sequence[int]], new_tokens: int) -> list[list[int]]:
+        """The ids that :meth:`complete` makes of each row, without any cache, not timed."""
+        request = _greedy(prompt, new_tokens, cached=False)
+        if len(prompt) == 1:
+            answer = self._ask(request | {"return_tokens": True, "verbose": True})
+            return [[int(i) for i in answer["__verbose"]["tokens"]]]
+        # Of several it returns the first one's only, and where there is a draft no probabilities.
+        choices = self._ask(request | {"logprobs": 1})["choices"]
+        return [[int(each["id"]) for each in c["logprobs"]["content"]] for c in choices]
+
+    def fill(self, prompt: Sequence[Sequence[int]], depth: int) -> None:
+        """Have the first ``depth`` ids of each row in the cache, and no more of it."""
+        # They are computed once: what is there already stays, and whatever follows them goes.
+        rows = [[*row[:depth], row[depth] - 1 if row[depth] else 1] for row in prompt]
+        self._ask(_greedy(rows, 1, cached=True))
 
     def next_logprobs(
         self, prompt: Sequence[int], count: int, *, cached: bool = True
@@ -141,20 +185,37 @@ class LlamaServer:
         Each with its log-probability over the whole vocabulary. The prompt cache is used unless it
         is not to be: asked for one prefix after the other of a text, each call computes one token.
         """
+        return self._predicted(_greedy([prompt], 1, cached=cached), count)[1]
+
+    def logprob_of(
+        self, target: int, prompt: Sequence[int], count: int
+    ) -> tuple[float, list[tuple[int, float]]]:
+        """Log-probability of ``target`` after ``prompt``, and as :meth:`next_logprobs`.
+
+        However unlikely it is: the server tells that of the token it chooses, from before what
+        biases the choice, and is made to choose this one.
+        """
+        request = _greedy([prompt], 1, cached=True) | {"logit_bias": [[target, _FORCED]]}
+        (chosen, logprob), likeliest = self._predicted(request, count)
+        if chosen != target:
+            raise Mismatch(f"llama.cpp gives no probability for token {target}")
+        return logprob, likeliest
+
+    def _predicted(
+        self, request: dict[str, Any], count: int
+    ) -> tuple[tuple[int, float], list[tuple[int, float]]]:
+        """The token that was chosen and the likeliest ones, each with its log-probability."""
+        answer = self._ask(request | {"ignore_eos": False, "logprobs": count})
+        found = answer["choices"][0]["logprobs"]["content"][0]
+        chosen, *likeliest = (
+            (int(entry["id"]), float(entry["logprob"])) for entry in (found, *found["top_logprobs"])
+        )
+        return chosen, likeliest
+
+    def _ask(self, request: dict[str, Any]) -> Any:
         answers: list[Any] = []
-        request = {
-            "prompt": list(prompt),
-            "n_predict": 1,
-            "temperature": 0.0,
-            "ignore_eos": False,
-            "cache_prompt": cached,
-            "stream": False,
-            "logprobs": count,
-        }
         self._server.handle_completions(request, answers.append)
-        answer = _refuse_error(answers[0])
-        found = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
-        return [(int(entry["id"]), float(entry["logprob"])) for entry in found]
+        return _refuse_error(answers[0])
 
     def close(self) -> None:
         """Stop the server and give its memory back."""
@@ -173,8 +234,21 @@ class LlamaServer:
             return [int(i) for i in json.load(answer)["tokens"]]
 
 
-def read_completion(begin_ns: int, chunks: Sequence[tuple[int, Any]]) -> Completion:
-    """Times from chunks, (when it came, what it was).
+def _greedy(prompt: Sequence[Sequence[int]], new_tokens: int, *, cached: bool) -> dict[str, Any]:
+    return {
+        "prompt": [list(row) for row in prompt],
+        "n_predict": new_tokens,
+        "temperature": 0.0,
+        "ignore_eos": True,
+        "cache_prompt": cached,
+        "stream": False,
+    }
+
+
+def read_completions(
+    begin_ns: int, chunks: Sequence[tuple[int, Any]], rows: int
+) -> list[Completion]:
+    """Times from chunks, (when it came, what it was), of ``rows`` prompts submitted at once.
 
     Raises
     ------
@@ -183,15 +257,28 @@ def read_completion(begin_ns: int, chunks: Sequence[tuple[int, Any]]) -> Complet
     Mismatch
         If the stream is not one of tokens with their counts.
     """
+    found: list[list[tuple[int, Any]]] = [[] for _ in range(rows)]
+    for at_ns, chunk in chunks:
+        # All but the first of several prompts are answered with nothing at first.
+        if chunk is not None:
+            _refuse_error(chunk)
+            found[chunk["choices"][0].get("index", 0)].append((at_ns, chunk))
+    return [_read_completion(begin_ns, each) for each in found]
+
+
+def _read_completion(begin_ns: int, chunks: Sequence[tuple[int, Any]]) -> Completion:
     arrivals: list[int] = []
     usage: dict[str, Any] = {}
     timings: dict[str, Any] = {}
     text: list[str] = []
     for at_ns, chunk in chunks:
-        _refuse_error(chunk)
+        before = timings.get("predicted_ms")
         timings = chunk.get("timings") or timings
         usage = chunk.get("usage") or usage
         text.append(chunk["choices"][0].get("text") or "")
+        # What a draft got right was there with the token before it: a chunk each, of one time.
+        if arrivals and timings.get("predicted_ms") == before:
+            at_ns = arrivals[-1]
         # The closing chunk brings no token of its own, unless one was held back to the end.
         arrivals += [at_ns] * (int(timings.get("predicted_n", 0)) - len(arrivals))
     if not arrivals or not usage or not timings:
@@ -205,6 +292,8 @@ def read_completion(begin_ns: int, chunks: Sequence[tuple[int, Any]]) -> Complet
         cached_tokens=int(cached),
         own_prefill_s=float(timings["prompt_ms"]) / 1e3,
         own_decode_s=float(timings["predicted_ms"]) / 1e3,
+        drafted=int(timings.get("draft_n", 0)),
+        accepted=int(timings.get("draft_n_accepted", 0)),
         text="".join(text),
     )
 
@@ -221,10 +310,12 @@ def _refuse_error(chunk: Any) -> Any:
 def _parameters(llama: Any, setting: Setting) -> Any:
     parameters = llama.CommonParams()
     parameters.model.path = str(setting.file)
-    parameters.n_ctx = setting.context_tokens
+    parameters.n_ctx = setting.context_tokens * setting.rows
     parameters.n_batch = setting.batch
     parameters.n_ubatch = setting.micro_batch
-    parameters.n_parallel = 1
+    parameters.n_parallel = setting.rows
+    # Else a short depth before a long prompt is not found again, and another row's slot is taken.
+    parameters.slot_prompt_similarity = 1e-6
     parameters.n_gpu_layers = setting.gpu_layers
     parameters.cpuparams.n_threads = setting.threads
     parameters.cpuparams_batch.n_threads = setting.threads_batch
@@ -246,7 +337,22 @@ def _parameters(llama: Any, setting: Setting) -> Any:
     # Else it would change the settings above until the model fits, without a word.
     parameters.fit_params = False
     parameters.cache_ram_mib = 0
+    if setting.draft is not None:
+        _set_draft(llama, parameters, setting)
     return parameters
+
+
+def _set_draft(llama: Any, parameters: Any, setting: Setting) -> None:
+    simple = llama.common_speculative_type.COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE
+    parameters.speculative.types = [simple]
+    draft = parameters.speculative.draft
+    draft.mparams.path = str(setting.draft)
+    # However unlikely it finds them: each step proposes as many.
+    draft.n_max, draft.n_min, draft.p_min = setting.draft_tokens, 0, 0.0
+    draft.n_gpu_layers = setting.gpu_layers
+    draft.cpuparams.n_threads = setting.threads
+    draft.cpuparams_batch.n_threads = setting.threads_batch
+    draft.cache_type_k, draft.cache_type_v = parameters.cache_type_k, parameters.cache_type_v
 
 
 def _gpu_free_bytes(llama: Any) -> int | None:

@@ -70,15 +70,17 @@ class OnnxRuntimeModel(Model):
         config = onnxruntime_genai.Config(str(self.directory))
         options = {"session_options": {"intra_op_num_threads": threads}}
         config.overlay(json.dumps({"model": {"decoder": options}}))
-        return OnnxRuntimeSession(onnxruntime_genai.Model(config), self)
+        return OnnxRuntimeSession(onnxruntime_genai.Model(config), self, work.depth)
 
 
 class OnnxRuntimeSession(Session):
     """A loaded model; each generation has a cache of its own."""
 
-    def __init__(self, model: Any, prepared: OnnxRuntimeModel) -> None:
+    def __init__(self, model: Any, prepared: OnnxRuntimeModel, depth: int) -> None:
         self._model = model
         self._prepared = prepared
+        self._depth = depth
+        self._held = 0
         self._format = format_name(prepared.identity["quant"])
         self.vocabulary = prepared.about["vocabulary"]
         self.ordinary_ids = prepared.about["ordinary_ids"]
@@ -102,10 +104,15 @@ class OnnxRuntimeSession(Session):
         clock = time.perf_counter_ns
         arrivals: list[int] = []
         out: list[Any] = []
+        generator = None
+        if self._depth:
+            generator = self._generator(len(prompt), ids.shape[1] + new_tokens)
+            generator.append_tokens(ids[:, : self._depth])
+            self._held = generator.token_count()
         with phases("prefill"):
             begin = clock()
-            generator = self._generator(len(prompt), ids.shape[1] + new_tokens)
-            generator.append_tokens(ids)
+            generator = generator or self._generator(len(prompt), ids.shape[1] + new_tokens)
+            generator.append_tokens(ids[:, self._depth :])
             generator.generate_next_token()
             arrivals.append(clock())
         out.append(generator.get_next_tokens())
@@ -147,7 +154,11 @@ class OnnxRuntimeSession(Session):
         return NextLogprobs.of_logits(self._logits([list(ids)])[0][-len(targets) :], targets)
 
     def prove(self, prompt: Prompt, new_tokens: int, recorder: Recorder) -> None:
-        prove_by_logits(self._logits, list(prompt[0]), _ROUNDING[self._format], recorder)
+        if self._depth:
+            recorder.engaged("tokens in the cache before the prompt", self._depth, self._held)
+        ids, rounding = list(prompt[0]), _ROUNDING[self._format]
+        tail = len(ids) - self._depth if self._depth else 1
+        prove_by_logits(self._logits, ids, rounding, recorder, tail=tail)
 
     def _generator(self, rows: int, tokens: int) -> Any:
         import onnxruntime_genai
@@ -214,6 +225,8 @@ def _check(identity: Identity, work: Work) -> str | None:
         return "onnxruntime builds from files: random weights have none"
     if problem := find_problem(identity["model"]):
         raise problem.as_config_error()
+    if work.depth and work.batch_size > 1:
+        return "onnxruntime appends to one sequence only: task.depth needs task.batch_size=1"
     if identity["device"]["kind"] != "cpu":
         return "onnxruntime is run on the CPU here: device=cpu"
     return None
@@ -227,4 +240,5 @@ ENGINE = Engine(
     check=_check,
     packages=lambda identity: (_PACKAGE, "onnxruntime"),
     preload=("numpy", "onnxruntime_genai"),
+    takes_depth=True,
 )

@@ -204,7 +204,7 @@ class OpenVinoSession(Session):
                 f"{CACHE_SHARE:g} of that without context",
             ),
         }
-        prove_by_logits(self._logits, ids, _ROUNDING, recorder, others)
+        prove_by_logits(self._logits, ids, _ROUNDING, recorder, others=others)
 
     def _prefix(self, ids: list[int]) -> Finding:
         """One token more than a step takes: two steps, unless some are remembered."""

@@ -82,20 +82,25 @@ class TransformersModel(Model):
                 attention=identity["engine"]["attention"],
                 trust_remote_code=identity["model"]["trust_remote_code"],
             )
-        return TransformersSession(model, self._prepared, identity)
+        return TransformersSession(model, self._prepared, identity, work.depth)
 
 
 class TransformersSession(Session):
     """A loaded transformers model, compiled where asked for."""
 
     def __init__(
-        self, model: PreTrainedModel, prepared: loading.Prepared, identity: Identity
+        self,
+        model: PreTrainedModel,
+        prepared: loading.Prepared,
+        identity: Identity,
+        depth: int,
     ) -> None:
         from orchestrator.engines.transformers.tokens import ordinary_ids
 
         self._model = model
         self._prepared = prepared
         self._identity = identity
+        self._depth = depth
         self._compiling: CompileWatch | None = None
         self._generator: GreedyGenerator | None = None
         self._prefill_s = 0.0
@@ -129,7 +134,7 @@ class TransformersSession(Session):
         assert self._generator is not None, "ready() comes first"
         with torch.inference_mode(), loading.runs(self._prepared):
             ids = self._tensor(prompt)
-            timing, tokens = self._generator.sequence(ids, new_tokens, phases)
+            timing, tokens = self._generator.sequence(ids, new_tokens, phases, self._depth)
             self._prefill_s = timing.ttft_s
             arrivals = itertools.accumulate(timing.intervals_s, initial=timing.ttft_s)
             return Generation(tuple(arrivals), output_digest(tokens))
@@ -187,6 +192,7 @@ class TransformersSession(Session):
                 quant=quant,
                 new_tokens=new_tokens,
                 prefill_s=self._prefill_s,
+                depth=self._depth,
                 fixed_shape=self._compiling is not None,
             )
 
@@ -235,4 +241,5 @@ ENGINE = Engine(
     expect=expect_inference,
     preload=loading.PRELOAD,
     in_torch=True,
+    takes_depth=True,
 )

@@ -55,20 +55,21 @@ def expect_inference(identity: Identity, config: Mapping[str, Any] | None) -> Ex
     architecture = _architecture(json.dumps(found, sort_keys=True))
     options, engine = identity["task"], identity["engine"]
     batch, prompt, new = options["batch_size"], options["prompt_tokens"], options["new_tokens"]
+    depth = options.get("depth", 0)
     weights = _weights(identity)
     cache = CacheFormat(weights.dtype)
     held = memory(
         architecture,
         batch=batch,
-        prompt_tokens=prompt,
+        prompt_tokens=max(prompt, depth),
         # The last token is never fed back, so it is never cached.
-        tokens=prompt + new - 1,
+        tokens=depth + prompt + new - 1,
         weights=weights,
         cache=cache,
     )
     sizes = {
         "weights_bytes": held.weights_bytes,
-        "kv_bytes": kv_bytes(architecture, prompt + new - 1, batch=batch, cache=cache),
+        "kv_bytes": kv_bytes(architecture, depth + prompt + new - 1, batch=batch, cache=cache),
         "activation_bytes": held.activation_bytes,
     }
 
@@ -81,12 +82,12 @@ def expect_inference(identity: Identity, config: Mapping[str, Any] | None) -> Ex
         common = (weights, cache)
         found = {
             "ttft_s": Steps(
-                prefill(architecture, batch, prompt, *common),
-                prefill(architecture, batch, prompt, *common, eager),
+                prefill(architecture, batch, prompt, *common, past=depth),
+                prefill(architecture, batch, prompt, *common, eager, depth),
             )
         }
         if new > 1:
-            middle = prompt + (new - 2) // 2
+            middle = depth + prompt + (new - 2) // 2
             found["tpot_s"] = Steps(
                 decode(architecture, batch, middle, *common),
                 decode(architecture, batch, middle, *common, eager),

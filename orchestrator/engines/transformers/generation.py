@@ -149,10 +149,13 @@ class GreedyGenerator:
         """Whether the logits of every prefill and of every last decode step were numbers."""
         return self._finite is None or bool(self._finite)
 
-    def begin(self, prompt: torch.Tensor) -> tuple[Past, torch.Tensor]:
-        """Run the prompt, (batch, length); gives what is kept of it and (batch, vocabulary)."""
-        past = Past(self._new_cache(), follows=self._prepare_inputs is not None)
-        return past, self._call(prompt, past, first=True)
+    def begin(self, prompt: torch.Tensor, depth: int = 0) -> tuple[Past, torch.Tensor]:
+        """Run the prompt, (batch, length); gives what is kept of it and (batch, vocabulary).
+
+        Its first ``depth`` ids are fed before the others.
+        """
+        past = self._filled(prompt[:, :depth])
+        return past, self._call(prompt[:, depth:], past, first=not depth)
 
     def step(self, ids: torch.Tensor, past: Past) -> torch.Tensor:
         """Feed one more token, (batch, 1); gives the logits, (batch, vocabulary)."""
@@ -168,6 +171,7 @@ class GreedyGenerator:
         prompt: torch.Tensor,
         new_tokens: int,
         phase: PhaseMaker = no_phase,
+        depth: int = 0,
     ) -> tuple[SequenceTiming, list[torch.Tensor]]:
         """Generate ``new_tokens`` for each row of ``prompt``, (batch, length).
 
@@ -176,6 +180,8 @@ class GreedyGenerator:
         phase : callable
             Gives a context manager for ``prefill`` and for ``decode``; its edges lie outside what
             is timed.
+        depth : int
+            So many of the prompt's ids are fed before anything is timed.
 
         Returns
         -------
@@ -183,8 +189,9 @@ class GreedyGenerator:
             The tensors are the ids of each step, (batch, 1), still on the device.
         """
         clock = self._clock
+        past = self._filled(prompt[:, :depth])
         with phase("prefill"), timed(clock) as span:
-            past, logits = self.begin(prompt)
+            logits = self._call(prompt[:, depth:], past, first=not depth)
             token = logits.argmax(-1, keepdim=True)
         self._note(logits)
         tokens = [token]
@@ -206,18 +213,25 @@ class GreedyGenerator:
         self.held_tokens, self.held_bytes = past.tokens, past.bytes
         return SequenceTiming(span.seconds, tuple(intervals)), tokens
 
+    def _filled(self, ids: torch.Tensor) -> Past:
+        past = Past(self._new_cache(), follows=self._prepare_inputs is not None)
+        if ids.shape[1]:
+            self._call(ids, past, first=True)
+        return past
+
     def _call(self, ids: torch.Tensor, past: Past, *, first: bool) -> torch.Tensor:
         if self._prepare_inputs is None:
             inputs = {"input_ids": ids, **past.kept}
         else:
             inputs = self._prepare_inputs(
                 past.all_ids(ids),
-                next_sequence_length=None if first else 1,
+                next_sequence_length=None if first else ids.shape[1],
                 is_first_iteration=first,
                 **past.kept,
                 **self._options,
             )
-        more = {**self._options, **self._prefill_options} if first else self._options
+        several = first or ids.shape[1] > 1
+        more = {**self._options, **self._prefill_options} if several else self._options
         output = self._forward(**{**inputs, **more})
         past.follow(output)
         logits: torch.Tensor = output.logits[:, -1]

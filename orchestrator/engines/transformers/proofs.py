@@ -5,6 +5,7 @@ After sampling, once an attempt, on the callable and the batch that were timed::
     whole    0 1 2 ... n-1 n n+1        no cache: every position's logits
     other    0 1 2 ... n-1 n x          differs in the last token: nothing before it may move
     cached   0 1 2 ... n-1 | n | n+1    as it was timed: prefill, then one token after the other
+                                        (the prefill in two pieces where it has a depth)
     alone                    n+1        a negative control: the last token without its context
 
 The cache is one if the cached logits are ten times nearer to those of the whole sequence than the
@@ -71,6 +72,7 @@ def prove(
     quant: Mapping[str, Any],
     new_tokens: int,
     prefill_s: float,
+    depth: int = 0,
     fixed_shape: bool = False,
 ) -> None:
     """Prove what was timed, and record each proof; :class:`Mismatch` for one that fails.
@@ -85,6 +87,8 @@ def prove(
         (batch, tokens), as timed. On a CPU as much of it is taken as costs a fraction of a second.
     prefill_s : float
         What its prefill took.
+    depth : int
+        Ids of the prompt that were in the cache before that.
     fixed_shape : bool
         Compiled: another length would be compiled anew, so all of the prompt is taken.
     """
@@ -104,9 +108,11 @@ def prove(
         steps = min(2, new_tokens - 1)
         length = prompt.shape[1]
         if not fixed_shape and prompt.device.type == "cpu":
-            affordable = int(_BUDGET_S / _PASSES * length / max(prefill_s, 1e-9))
+            affordable = int(_BUDGET_S / _PASSES * (length - depth) / max(prefill_s, 1e-9))
             length = min(length, max(affordable, _LEAST_TOKENS))
-        run = _Run(model, generator, prompt[:, :length], prompt[:, :1], steps)
+        # As large a share of it as of what was timed.
+        before = depth * length // prompt.shape[1]
+        run = _Run(model, generator, prompt[:, :length], prompt[:, :1], steps, before)
         rounding = rounding_of(quant, model.config)
         if (held := _held(generator, fed, run.own_tokens)) is not None:
             note("cache length", held, f"the {fed} tokens fed")
@@ -143,6 +149,7 @@ class _Run:
         prompt: torch.Tensor,
         more: torch.Tensor,
         steps: int,
+        depth: int,
     ) -> None:
         import torch
 
@@ -159,7 +166,7 @@ class _Run:
             self._whole, self._other = _whole_logits(model, torch.cat(pair), kept).chunk(2)
         else:
             self._whole, self._other = (_whole_logits(model, ids, kept) for ids in pair)
-        past, logits = generator.begin(prompt)
+        past, logits = generator.begin(prompt, depth)
         # Some models put tokens of their own before every prompt.
         self.own_tokens = max(0, (past.tokens or 0) - length)
         # Position of each one's logits, counted from the end of the sequence.
