@@ -119,6 +119,8 @@ def _windows(
 
     A model that was to read a text and cannot is never given random tokens instead.
     """
+    if session.unscored is not None:
+        return session.unscored
     count = options.tokens + 1
     name = options.text
     if name == "auto":

@@ -196,12 +196,15 @@ class Session(ABC):
         The longest sequence; None where the model does not say.
     memory : PhaseMemory or str
         Takes the peaks of phases over what the weights hold; or a line why none can be taken.
+    unscored : str or None
+        A line why :meth:`next_logprobs` cannot be asked; None where it can.
     """
 
     vocabulary: int
     ordinary_ids: Sequence[int]
     context_tokens: int | None
     memory: PhaseMemory | str
+    unscored: str | None = None
 
     @abstractmethod
     def ready(self, recorder: Recorder) -> None:
@@ -225,8 +228,8 @@ class Session(ABC):
         return
 
     @abstractmethod
-    def footprint(self) -> Footprint:
-        """Measure the model as it lies now."""
+    def footprint(self) -> Footprint | str:
+        """Measure the model as it lies now; or a line why that cannot be done."""
 
     @abstractmethod
     def tokenizer(self) -> Tokenizer | str:
@@ -263,10 +266,13 @@ class Model(ABC):
         The weights as they will be read.
     context_tokens : int or None
         The longest sequence it was made for; None where it does not say.
+    loaded : str or None
+        A line why :meth:`load` loads nothing that could be timed; None where it does.
     """
 
     files: Sequence[Path]
     context_tokens: int | None
+    loaded: str | None = None
 
     @abstractmethod
     def load(self, work: Work) -> Session:
@@ -301,6 +307,12 @@ class Engine:
         Modules that the fork server imports before it forks.
     in_torch : bool
         Whether its operators are torch's, which ``torch.profiler`` follows.
+    remote : bool
+        Whether the model runs on a machine that is not known: what was measured then is always
+        measured again, unless ``reuse=hash``.
+    secrets : callable
+        ``secrets(identity)``: names of variables with secrets that its process needs. It gets no
+        others.
     """
 
     name: str
@@ -314,6 +326,8 @@ class Engine:
     )
     preload: tuple[str, ...] = ()
     in_torch: bool = False
+    remote: bool = False
+    secrets: Callable[[Identity], tuple[str, ...]] = lambda identity: ()
 
 
 def has_package(identity: Identity, distribution: str) -> bool:

@@ -23,6 +23,7 @@ from orchestrator.engines.llamacpp.server import (
     LlamaServer,
     Setting,
 )
+from orchestrator.engines.next_tokens import TOP, along
 from orchestrator.engines.port import (
     Engine,
     Footprint,
@@ -51,8 +52,6 @@ from orchestrator.measure.options import bounded, choice
 from orchestrator.measure.phase_memory import PhaseMemory
 from orchestrator.measure.sampling import Phases, no_phase
 
-#: Likeliest tokens of each position that quality compares one by one.
-TOP = 2048
 _INSTALL = "Reinstall this project's dependencies: make setup"
 _PROBE = "a text"
 _PLAIN_CACHES = ("f32", "f16", "bf16")
@@ -193,26 +192,8 @@ class LlamaCppSession(Session):
         return Tokenizer(self._server.tokenize, begin_of_text(plain, full))
 
     def next_logprobs(self, ids: Sequence[int], targets: Sequence[int]) -> NextLogprobs:
-        import numpy as np
-
         count = min(TOP, self.vocabulary)
-        found: list[list[tuple[int, float]]] = []
-        followed: list[float] = []
-        first = len(ids) - len(targets)
-        for position, target in enumerate(targets, start=first):
-            # The token that follows is rarely far down; a whole vocabulary takes long to hand over.
-            for asked in (count, self.vocabulary):
-                likeliest = self._server.next_logprobs(ids[: position + 1], asked)
-                known = dict(likeliest)
-                if target in known:
-                    break
-            else:
-                raise Mismatch(f"llama.cpp gives no probability for token {target}")
-            followed.append(known[target])
-            found.append(likeliest[:count])
-        likeliest_ids = np.array([[token for token, _ in row] for row in found], np.int32)
-        logprobs = np.array([[value for _, value in row] for row in found], np.float32)
-        return NextLogprobs(np.array(followed), likeliest_ids[:, 0], logprobs, likeliest_ids)
+        return along(self._server.next_logprobs, ids, targets, count, self.vocabulary)
 
     def prove(self, prompt: Prompt, new_tokens: int, recorder: Recorder) -> None:
         if self._last is not None:

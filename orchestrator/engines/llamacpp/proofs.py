@@ -19,7 +19,7 @@ from orchestrator.engines.proof import CACHE_SHARE, FAILED, PROVEN, UNDECIDED, F
 from orchestrator.measure import Recorder
 
 if TYPE_CHECKING:
-    from orchestrator.engines.llamacpp.server import LlamaServer
+    from orchestrator.engines.next_tokens import NextTokens
 
 # Products of eight-bit integers, keys and values in sixteen bits or fewer.
 _ROUNDING = 3e-2
@@ -28,7 +28,7 @@ _TOP = 256
 _LEAST_COMMON = 8
 
 
-def prove(server: LlamaServer, prompt: Sequence[int], vocabulary: int, recorder: Recorder) -> None:
+def prove(server: NextTokens, prompt: Sequence[int], vocabulary: int, recorder: Recorder) -> None:
     """Record what is found; :class:`Mismatch` for a proof that fails."""
     fed = list(prompt[:_TOKENS])
     count = min(_TOP, vocabulary)
@@ -67,7 +67,7 @@ def judge(
 def _finite(found: dict[int, float]) -> Finding:
     values = list(found.values())
     if not values:
-        return Finding(UNDECIDED, "llama.cpp gave none")
+        return Finding(UNDECIDED, "it gave none")
     total = math.fsum(map(math.exp, values)) if all(map(math.isfinite, values)) else math.nan
     good = total <= 1.0 + 1e-3
     return Finding(PROVEN if good else FAILED, f"{len(values)} add up to {total:.4f}")

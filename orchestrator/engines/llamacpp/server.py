@@ -136,11 +136,7 @@ class LlamaServer:
     def next_logprobs(
         self, prompt: Sequence[int], count: int, *, cached: bool = True
     ) -> list[tuple[int, float]]:
-        """The ``count`` likeliest tokens to follow ``prompt``, likeliest first.
-
-        Each with its log-probability over the whole vocabulary. The prompt cache is used unless it
-        is not to be: asked for one prefix after the other of a text, each call computes one token.
-        """
+        """As :meth:`orchestrator.engines.next_tokens.NextTokens.next_logprobs`."""
         answers: list[Any] = []
         request = {
             "prompt": list(prompt),
