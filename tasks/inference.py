@@ -208,6 +208,7 @@ TASK = Task(
     check=check,
     on_engine=True,
     preload=engines.preload,
+    secrets=engines.secrets,
     packages=engines.packages,
     content=content,
     expect=engines.expect,

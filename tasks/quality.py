@@ -153,6 +153,7 @@ TASK = Task(
     check=check,
     on_engine=True,
     preload=engines.preload,
+    secrets=engines.secrets,
     packages=engines.packages,
     content=content,
     headline=("kl_to_reference", "kl_top_to_reference", "perplexity", "top1_agreement"),

@@ -311,8 +311,7 @@ class Engine:
         Whether the model runs on a machine that is not known: what was measured then is always
         measured again, unless ``reuse=hash``.
     secrets : callable
-        ``secrets(identity)``: names of variables with secrets that its process needs. It gets no
-        others.
+        As :attr:`orchestrator.measure.Task.secrets`.
     """
 
     name: str

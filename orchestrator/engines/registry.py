@@ -87,8 +87,8 @@ def is_remote(identity: Identity) -> bool:
 
 
 def secrets(identity: Identity) -> tuple[str, ...]:
-    """As :attr:`Engine.secrets`, of the trial's engine if it has one."""
-    return () if identity.get("engine") is None else engine_of(identity).secrets(identity)
+    """As :attr:`Engine.secrets`."""
+    return engine_of(identity).secrets(identity)
 
 
 def expect(identity: Identity, config: Mapping[str, Any] | None) -> Expectation | None:

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 
 from orchestrator.attempt import AttemptReport, PlannedAttempt, Slot
-from orchestrator.engines.registry import secrets
 from orchestrator.environments.build import code_directory
 from orchestrator.errors import OrchestratorError
 from orchestrator.host.secrets import secret_values
@@ -167,6 +166,7 @@ class Isolation:
 
 def _secrets_of(attempt: PlannedAttempt) -> tuple[str, ...]:
     try:
-        return secrets(attempt.trial.identity)
+        identity = attempt.trial.identity
+        return find_task(identity["task"]["name"]).secrets(identity)
     except (OrchestratorError, ImportError, KeyError, TypeError):
         return ()  # as of what is to be imported

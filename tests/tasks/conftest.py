@@ -164,3 +164,14 @@ def tiny_gguf(tmp_path: Path) -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return file
+
+
+@pytest.fixture
+def reads_bytes(tiny_gguf: Path, tmp_path: Path) -> Path:
+    """The tiny model with a token for every byte but one: it can read any text."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    from tests.tasks.test_tasks_files import rewritten
+
+    tokens = [*list(bytes_to_unicode().values())[:255], "ab"]
+    return rewritten(tiny_gguf, tmp_path / "bytes.gguf", {"tokenizer.ggml.tokens": tokens})

@@ -19,7 +19,6 @@ from orchestrator.measure import HostClock, Recorder
 from orchestrator.plan.compose import Composer
 from testing.checks import check_of
 from testing.trial import make_identity, run_attempt
-from tests.tasks.test_tasks_files import rewritten
 
 check = check_of("inference")
 
@@ -59,15 +58,6 @@ def isolation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Isolation]:
 @pytest.fixture
 def machine_cache(isolation: Isolation) -> None:
     """Leaves the cache to :func:`isolation`'s."""
-
-
-@pytest.fixture
-def reads_bytes(tiny_gguf: Path, tmp_path: Path) -> Path:
-    """The tiny model with a token for every byte but one: it can read any text."""
-    from transformers.convert_slow_tokenizer import bytes_to_unicode
-
-    tokens = [*list(bytes_to_unicode().values())[:255], "ab"]
-    return rewritten(tiny_gguf, tmp_path / "bytes.gguf", {"tokenizer.ggml.tokens": tokens})
 
 
 @pytest.mark.xdist_group("onnxruntime")

@@ -77,6 +77,7 @@ class Endpoint:
         if key is not None:
             self._headers["Authorization"] = f"Bearer {key}"
         self.model: str | None = None
+        self._character: int | None = None
 
     def models(self) -> list[dict[str, Any]] | None:
         """What the server lists; None where it has no list."""
@@ -151,8 +152,17 @@ class Endpoint:
         self, prompt: Sequence[int], count: int, *, cached: bool = True
     ) -> list[tuple[int, float]]:
         """As :meth:`orchestrator.engines.next_tokens.NextTokens.next_logprobs`."""
-        asked = {"max_tokens": 1, "temperature": 0.0, "logprobs": count, "cache_prompt": cached}
-        answer = self.complete({"prompt": list(prompt), **asked})
+        asked: dict[str, Any] = {
+            "max_tokens": 1,
+            "temperature": 0.0,
+            "logprobs": count,
+            "cache_prompt": cached,
+        }
+        if self._character is None:
+            (self._character, *_) = self.tokenize("a") or (None,)
+        # llama.cpp leaves them out where it samples a part of a character; theirs are without bias.
+        asked["logit_bias"] = {str(self._character): 100}
+        answer = self.complete({**asked, "prompt": list(prompt)})
         found = likeliest_next(answer)
         if found is None:
             self._fail("it no longer gives log-probabilities by id")

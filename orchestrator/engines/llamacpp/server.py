@@ -109,6 +109,7 @@ class LlamaServer:
                 where=str(setting.file),
                 fix="Look at the attempt's log, or try the file with quant=source",
             ) from error
+        self._character: int | None = None
         now_free = _gpu_free_bytes(llama)
         self.gpu_taken_bytes = (
             None
@@ -137,6 +138,8 @@ class LlamaServer:
         self, prompt: Sequence[int], count: int, *, cached: bool = True
     ) -> list[tuple[int, float]]:
         """As :meth:`orchestrator.engines.next_tokens.NextTokens.next_logprobs`."""
+        if self._character is None:
+            self._character = self.tokenize("a")[0]
         answers: list[Any] = []
         request = {
             "prompt": list(prompt),
@@ -146,6 +149,8 @@ class LlamaServer:
             "cache_prompt": cached,
             "stream": False,
             "logprobs": count,
+            # They are left out where a part of a character is sampled; they are without this bias.
+            "logit_bias": {str(self._character): 100},
         }
         self._server.handle_completions(request, answers.append)
         answer = _refuse_error(answers[0])
