@@ -23,6 +23,7 @@ ENGINES = Registry(
         "transformers": "orchestrator.engines.transformers.engine:ENGINE",
         "llamacpp": "orchestrator.engines.llamacpp.engine:ENGINE",
         "onnxruntime": "orchestrator.engines.onnxruntime.engine:ENGINE",
+        "vllm": "orchestrator.engines.vllm.engine:ENGINE",
         "endpoint": "orchestrator.engines.endpoint.engine:ENGINE",
     },
 )

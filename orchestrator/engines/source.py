@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
+import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.engines.gguf_files import gguf_files, split_of, split_problem
+from orchestrator.engines.separate import PYTHON_VARIABLE
 from orchestrator.measure import ConfigError, InputError
 from orchestrator.model.rope import scaled_context
 
@@ -59,11 +62,17 @@ class Problem:
 
 @lru_cache(maxsize=1)
 def packaged_file() -> Path | None:
-    """The packaged GGUF, found without importing its package; None where it is not installed."""
+    """The packaged GGUF, found without importing its package; None where it is not installed.
+
+    In an environment, the one that this program's own Python has.
+    """
     spec = importlib.util.find_spec(PACKAGE)
-    if spec is None or spec.origin is None:
-        return None
-    file = Path(spec.origin).parent / PACKAGED_FILE
+    origin = None if spec is None else spec.origin
+    if spec is None and (python := os.environ.get(PYTHON_VARIABLE)):
+        asked = f"from importlib.util import find_spec; print(find_spec({PACKAGE!r}).origin)"
+        done = subprocess.run([python, "-c", asked], capture_output=True, text=True)
+        origin = done.stdout.strip() if done.returncode == 0 else None
+    file = Path(origin or "").parent / PACKAGED_FILE
     return file if file.is_file() else None
 
 

@@ -172,7 +172,7 @@ def _resolve(request: Request) -> dict[str, str]:
         out = run_uv(
             *("pip", "compile", wanted, "--python-version", request.python),
             *("--constraint", constraints, "--override", overrides),
-            *("--no-header", "--no-annotate", "--no-strip-extras", "--quiet"),
+            *("--no-header", "--no-annotate", "--strip-extras", "--quiet"),
         )
     found = {m["name"]: m["version"] for m in map(_LOCKED.match, out.splitlines()) if m}
     for name, version in request.pins:

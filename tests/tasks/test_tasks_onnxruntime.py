@@ -11,25 +11,14 @@ import pytest
 
 from orchestrator.attempt import AttemptReport, Outcome
 from orchestrator.engines.logit_proofs import prove_by_logits
-from orchestrator.environments.build import built
-from orchestrator.environments.lock import locked
-from orchestrator.errors import InputError, Mismatch
+from orchestrator.errors import Mismatch
 from orchestrator.isolate.isolation import Isolation
 from orchestrator.measure import HostClock, Recorder
-from orchestrator.plan.compose import Composer
 from testing.checks import check_of
+from testing.environments import environment, isolation_with
 from testing.trial import make_identity, run_attempt
 
 check = check_of("inference")
-
-
-def environment() -> dict[str, Any]:
-    """As ``environment=onnxruntime`` has it, by the lock that ships."""
-    composed = Composer().compose({"task": "noop", "environment": "onnxruntime"})
-    found = locked(dict(composed.environment))
-    if found is None or "packages" not in found:
-        pytest.skip("the environment has no lock for this Python, and none can be resolved here")
-    return found
 
 
 def identity(model: Path, quant: str = "int4wo", **options: Any) -> dict[str, Any]:
@@ -39,20 +28,13 @@ def identity(model: Path, quant: str = "int4wo", **options: Any) -> dict[str, An
         model={"source": "gguf", "path": str(model), "architecture": None},
         **{"prompt_tokens": 16, "new_tokens": 4, **options},
     )
-    return {**asked, "environment": environment()}
+    return {**asked, "environment": environment("onnxruntime")}
 
 
 @pytest.fixture(scope="module")
 def isolation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Isolation]:
-    """Attempts that share one cache, with the environment in it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ORCHESTRATOR_CACHE", str(tmp_path_factory.mktemp("cache")))
-        try:
-            built(environment())
-        except InputError as error:
-            pytest.skip(f"the environment cannot be had here: {error}")
-        with Isolation() as made:
-            yield made
+    with isolation_with("onnxruntime", tmp_path_factory.mktemp("cache")) as made:
+        yield made
 
 
 @pytest.fixture
