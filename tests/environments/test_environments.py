@@ -20,7 +20,7 @@ from orchestrator.attempt import Outcome
 from orchestrator.environments.build import built, code_directory, is_built, place_of
 from orchestrator.environments.lock import locked, why_unresolved
 from orchestrator.environments.uv import reason_in
-from orchestrator.errors import ConfigError, InputError
+from orchestrator.errors import ConfigError, Infeasible, InputError
 from orchestrator.isolate.isolation import Isolation
 from orchestrator.plan.expand import build
 from testing.commands import orchestrator
@@ -209,12 +209,13 @@ def test_a_supervisor_keeps_a_server_for_each_environment() -> None:
 
 def test_what_cannot_be_built_is_one_line(index: Path) -> None:
     environment = {"python": PYTHON, "packages": {"psutil": "42.0"}}
-    with pytest.raises(InputError, match=r"cannot be built: .*psutil==42\.0"):
+    with pytest.raises(Infeasible, match=r"cannot be built: .*psutil==42\.0"):
         built(environment)
     assert not is_built(environment)
     report = run_isolated(in_environment(environment=environment))
-    assert report.outcome is Outcome.ERROR
+    assert report.outcome is Outcome.INFEASIBLE
     assert "this environment cannot be built" in str(report.reason)
+    assert "UV_FIND_LINKS" in str(report.reason)
 
 
 def run_isolated(identity: dict[str, Any]) -> Any:
