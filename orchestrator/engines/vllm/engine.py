@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.engines.cache import cache_root
 from orchestrator.engines.llamacpp.proofs import judge
 from orchestrator.engines.next_tokens import TOP
 from orchestrator.engines.port import (
@@ -92,7 +93,11 @@ class VllmModel(Model):
         room = work.room_tokens(self.context_tokens) + 2
         rows = work.batch_size * room
         space = math.ceil((rows + work.batch_size * _BLOCK) * self._token_bytes() / _GIB)
-        os.environ |= {**_SETTINGS, "VLLM_CPU_KVCACHE_SPACE": str(space)}
+        os.environ |= {
+            **_SETTINGS,
+            "VLLM_CPU_KVCACHE_SPACE": str(space),
+            "VLLM_CACHE_ROOT": str(cache_root() / "vllm"),
+        }
         # It packs its weights and sets room aside at once: all else counts from before.
         memory = PhaseMemory(HostMemory(), weights_bytes=self.size.weights_bytes)
         import vllm
