@@ -93,6 +93,8 @@ def software_difference(before: Conditions, now: Conditions) -> str:
 def _told(group: str, name: str, before: Any, now: Any) -> str:
     if group == "content":
         return f"{name}: changed" if now is not None else f"{name}: not checked"
+    if before is None and now is None:
+        return f"{name}: not known"
     if before is None or now is None:
         shown = ["none" if value is None else value for value in (before, now)]
         return f"{name} {shown[0]}, now {shown[1]}"

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from orchestrator.engines import registry as engines
 from orchestrator.engines import texts
 from orchestrator.engines.content import content_of, text_content
-from orchestrator.engines.port import Generation, Prompt, Session, Work
+from orchestrator.engines.port import Footprint, Generation, Prompt, Session, Work
 from orchestrator.measure import (
     Identity,
     Recorder,
@@ -130,12 +130,7 @@ def _measure(
     with recorder.phase("first_call", measured=False), first_call(recorder):
         session.generate(prompt, 1)
     session.settle(prompt, options.new_tokens, recorder)
-    size = session.footprint()
-    recorder.value("weights_bytes", "bytes", size.weights_bytes)
-    recorder.value("weights_bits_per_parameter", "bit", size.bits_per_parameter)
-    recorder.fact("parameters", size.parameters)
-    if size.quantized_parameters is not None:
-        recorder.fact("quantized_parameters", size.quantized_parameters)
+    _record_size(session.footprint(), recorder)
 
     memory = session.memory
     phases = RecordedPhases(recorder) if isinstance(memory, str) else memory.phases(recorder)
@@ -165,6 +160,18 @@ def _measure(
         recorder.fact("own_timings_agree", {"tolerance": OWN_TIMING_TOLERANCE, **_agree(own)})
     with recorder.phase("prove", measured=False):
         session.prove(prompt, options.new_tokens, recorder)
+
+
+def _record_size(size: Footprint | str, recorder: Recorder) -> None:
+    if isinstance(size, str):
+        recorder.absent("weights_bytes", "bytes", size)
+        recorder.absent("weights_bits_per_parameter", "bit", size)
+        return
+    recorder.value("weights_bytes", "bytes", size.weights_bytes)
+    recorder.value("weights_bits_per_parameter", "bit", size.bits_per_parameter)
+    recorder.fact("parameters", size.parameters)
+    if size.quantized_parameters is not None:
+        recorder.fact("quantized_parameters", size.quantized_parameters)
 
 
 def _add(
@@ -223,6 +230,7 @@ TASK = Task(
     check=check,
     on_engine=True,
     preload=engines.preload,
+    secrets=engines.secrets,
     packages=engines.packages,
     content=content,
     expect=engines.expect,

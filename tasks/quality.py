@@ -131,6 +131,8 @@ def _windows(
 
     A model that was to read a text and cannot is never given random tokens instead.
     """
+    if session.unscored is not None:
+        return session.unscored
     count = options.tokens + 1
     name = options.text
     if name == "auto":
@@ -165,6 +167,7 @@ TASK = Task(
     check=check,
     on_engine=True,
     preload=engines.preload,
+    secrets=engines.secrets,
     packages=engines.packages,
     content=content,
     headline=(

@@ -11,7 +11,7 @@ import pytest
 
 from orchestrator.environments.build import built
 from orchestrator.environments.lock import locked
-from orchestrator.errors import InputError
+from orchestrator.errors import Infeasible, InputError
 from orchestrator.isolate.isolation import Isolation
 from orchestrator.plan.compose import Composer
 
@@ -32,7 +32,7 @@ def isolation_with(name: str, cache: Path) -> Iterator[Isolation]:
         patch.setenv("ORCHESTRATOR_CACHE", str(cache))
         try:
             built(environment(name))
-        except InputError as error:
+        except (Infeasible, InputError) as error:
             pytest.skip(f"the environment cannot be had here: {error}")
         with Isolation() as made:
             yield made

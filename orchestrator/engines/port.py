@@ -180,6 +180,10 @@ class NextLogprobs:
         wanted = np.take_along_axis(logits, np.array(targets)[:, None], -1)[:, 0]
         return cls(wanted.astype(np.float64), logits.argmax(-1), logits)
 
+    def likelihood(self, targets: Sequence[int]) -> tuple[float, bool]:
+        """Sum of the targets' log-probabilities, and whether each is the likeliest there."""
+        return float(self.targets.sum()), bool((self.top1 == list(targets)).all())
+
 
 @dataclass(frozen=True)
 class Tokenizer:
@@ -216,12 +220,15 @@ class Session(ABC):
         The longest sequence; None where the model does not say.
     memory : PhaseMemory or str
         Takes the peaks of phases over what the weights hold; or a line why none can be taken.
+    unscored : str or None
+        A line why :meth:`next_logprobs` cannot be asked; None where it can.
     """
 
     vocabulary: int
     ordinary_ids: Sequence[int]
     context_tokens: int | None
     memory: PhaseMemory | str
+    unscored: str | None = None
 
     @abstractmethod
     def ready(self, recorder: Recorder) -> None:
@@ -246,8 +253,8 @@ class Session(ABC):
         return
 
     @abstractmethod
-    def footprint(self) -> Footprint:
-        """Measure the model as it lies now."""
+    def footprint(self) -> Footprint | str:
+        """Measure the model as it lies now; or a line why that cannot be done."""
 
     @abstractmethod
     def tokenizer(self) -> Tokenizer | str:
@@ -265,8 +272,7 @@ class Session(ABC):
 
         As by :meth:`next_logprobs`; an engine that can say it sooner does.
         """
-        found = self.next_logprobs(ids, targets)
-        return float(found.targets.sum()), bool((found.top1 == list(targets)).all())
+        return self.next_logprobs(ids, targets).likelihood(targets)
 
     @abstractmethod
     def prove(self, prompt: Prompt, new_tokens: int, recorder: Recorder) -> None:
@@ -292,10 +298,13 @@ class Model(ABC):
         The weights as they will be read.
     context_tokens : int or None
         The longest sequence it was made for; None where it does not say.
+    loaded : str or None
+        A line why :meth:`load` loads nothing that could be timed; None where it does.
     """
 
     files: Sequence[Path]
     context_tokens: int | None
+    loaded: str | None = None
 
     @abstractmethod
     def load(self, work: Work) -> Session:
@@ -332,6 +341,11 @@ class Engine:
         Whether its operators are torch's, which ``torch.profiler`` follows.
     takes_depth : bool
         Whether its sessions can read ``Work.depth`` before what is timed.
+    remote : bool
+        Whether the model runs on a machine that is not known: what was measured then is always
+        measured again, unless ``reuse=hash``.
+    secrets : callable
+        As :attr:`orchestrator.measure.Task.secrets`.
     """
 
     name: str
@@ -346,6 +360,8 @@ class Engine:
     preload: tuple[str, ...] = ()
     in_torch: bool = False
     takes_depth: bool = False
+    remote: bool = False
+    secrets: Callable[[Identity], tuple[str, ...]] = lambda identity: ()
 
 
 def has_package(identity: Identity, distribution: str) -> bool:

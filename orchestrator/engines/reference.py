@@ -13,7 +13,6 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -97,13 +96,13 @@ def reference_for(
     def build(directory: Path) -> None:
         if own is not None:
             _write_all(directory, own, windows)
-        elif find_spec(_ENGINE) is not None:
+        elif identity["environment"] is None:
             session = _loaded(identity, windows, recorder)
             try:
                 _write_all(directory, session, windows)
             finally:
                 session.close()
-        else:  # an environment without it
+        else:  # an environment without it, or with another than the reference of other engines
             request = directory.with_name("request.json")
             request.write_text(json.dumps({"identity": identity, "windows": asdict(windows)}))
             run_module(

@@ -24,6 +24,8 @@ ENGINES = Registry(
         "llamacpp": "orchestrator.engines.llamacpp.engine:ENGINE",
         "onnxruntime": "orchestrator.engines.onnxruntime.engine:ENGINE",
         "openvino": "orchestrator.engines.openvino.engine:ENGINE",
+        "vllm": "orchestrator.engines.vllm.engine:ENGINE",
+        "endpoint": "orchestrator.engines.endpoint.engine:ENGINE",
     },
 )
 
@@ -75,9 +77,22 @@ def load(model: Model, work: Work, recorder: Recorder) -> Session:
     note_page_cache(model.files, recorder)
     with recorder.phase("load", measured=False), timed(recorder.clock) as span:
         session = model.load(work)
-    recorder.value("load_s", "s", span.seconds)
+    if model.loaded is None:
+        recorder.value("load_s", "s", span.seconds)
+    else:
+        recorder.absent("load_s", "s", model.loaded)
     session.ready(recorder)
     return session
+
+
+def is_remote(identity: Identity) -> bool:
+    """As :attr:`Engine.remote`, of the trial's engine if it has one."""
+    return identity.get("engine") is not None and engine_of(identity).remote
+
+
+def secrets(identity: Identity) -> tuple[str, ...]:
+    """As :attr:`Engine.secrets`."""
+    return engine_of(identity).secrets(identity)
 
 
 def expect(identity: Identity, config: Mapping[str, Any] | None) -> Expectation | None:

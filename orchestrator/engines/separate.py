@@ -23,6 +23,11 @@ NO_SPACE = 28
 PYTHON_VARIABLE = "ORCHESTRATOR_PYTHON"
 
 
+def in_own_python() -> bool:
+    """Whether this is the program's own Python, and not that of a trial's environment."""
+    return os.environ.get(PYTHON_VARIABLE, sys.executable) == sys.executable
+
+
 def run_module(module: str, *arguments: str | Path, failed: str, where: str, fix: str) -> None:
     """``python -m module arguments`` by this program's own Python, without a GPU.
 

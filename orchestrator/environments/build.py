@@ -21,8 +21,11 @@ import orchestrator
 from orchestrator.engines.cache import cache_root, publish
 from orchestrator.engines.digest import digest_json, digest_text
 from orchestrator.environments.uv import UvFailed, run_uv
-from orchestrator.errors import InputError
+from orchestrator.errors import Infeasible, InputError
 from orchestrator.measure.wording import counted
+
+# uv's words for a version that no index has.
+_MISSING = "there is no version of"
 
 
 def key_of(environment: Mapping[str, Any]) -> str:
@@ -52,8 +55,11 @@ def built(environment: Mapping[str, Any], cancelled: Callable[[], bool] = lambda
 
     Raises
     ------
+    Infeasible
+        If the index lacks one of its packages.
     InputError
-        If it cannot be built: a line of the installer's, or that the disk is full.
+        If it cannot be built for another reason: a line of the installer's, or that the disk is
+        full.
     Cancelled
     """
 
@@ -72,8 +78,13 @@ def built(environment: Mapping[str, Any], cancelled: Callable[[], bool] = lambda
                 cancelled=cancelled,
             )
         except UvFailed as error:
-            raise InputError(
-                f"this environment cannot be built: {error}", where="environment"
+            missing = _MISSING in str(error)
+            raise (Infeasible if missing else InputError)(
+                f"this environment cannot be built: {error}",
+                where="environment",
+                fix="UV_INDEX, UV_FIND_LINKS or UV_TORCH_BACKEND names an index that has it"
+                if missing
+                else None,
             ) from error
 
     return publish(place_of(environment), build) / "bin" / "python"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from urllib.parse import urlsplit
 
 #: The last word of a name that holds a secret: ``HF_TOKEN``, ``OPENAI_KEY``, ``hub.token``.
@@ -38,7 +38,9 @@ def is_secret(name: str) -> bool:
     return _SECRET.search(name) is not None and _PUBLIC.search(name) is None
 
 
-def without_secrets(environment: Mapping[str, str], *, hub: bool) -> dict[str, str]:
+def without_secrets(
+    environment: Mapping[str, str], *, hub: bool, keep: Collection[str] = ()
+) -> dict[str, str]:
     """What a measured process may know of ``environment``.
 
     Left out are variables named like secrets and URLs with a password in them, but for a proxy's:
@@ -48,11 +50,14 @@ def without_secrets(environment: Mapping[str, str], *, hub: bool) -> dict[str, s
     ----------
     hub : bool
         Keep what a gated model of the Hugging Face hub is fetched with.
+    keep : collection of str
+        Names that stay, too.
     """
     return {
         name: value
         for name, value in environment.items()
         if (hub and name in _HUB)
+        or name in keep
         or not (is_secret(name) or (_password(value) and not name.lower().endswith("_proxy")))
     }
 

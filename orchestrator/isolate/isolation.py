@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from orchestrator.attempt import AttemptReport, PlannedAttempt, Slot
@@ -26,19 +27,19 @@ _MOST_SERVERS = 3
 
 @dataclass(frozen=True)
 class _Kind:
-    """What a fork server is started for: modules, the hub's token or not, and its Python."""
+    """What a fork server is started for: modules, the secrets it may know, and its Python."""
 
     preload: tuple[str, ...]
     hub: bool
+    keep: tuple[str, ...]
     python: Path | None
 
     def start(self, extra: Mapping[str, str]) -> ForkServer:
+        environment = partial(server_environment, os.environ, extra, hub=self.hub, keep=self.keep)
         if self.python is None:
-            return ForkServer(self.preload, server_environment(os.environ, extra, hub=self.hub))
+            return ForkServer(self.preload, environment())
         # Nothing of the supervisor's own packages: they would hide the environment's.
-        only_code = server_environment(
-            os.environ, extra, hub=self.hub, import_path=str(code_directory())
-        )
+        only_code = environment(import_path=str(code_directory()))
         return ForkServer(self.preload, only_code, str(self.python))
 
 
@@ -109,13 +110,14 @@ class Isolation:
             preload = self._preload_of(attempt)
             # A model that brings its own code must not read the token with which it was fetched.
             hub = not (attempt.trial.identity.get("model") or {}).get("trust_remote_code")
+            keep = _secrets_of(attempt)
             yield from Supervision(
                 attempt,
                 slot,
                 preload=preload,
                 # A spawned interpreter does its own importing; its server stays bare.
                 server=lambda python: self._warm_server(
-                    _Kind(preload if attempt.start == "fork" else (), hub, python)
+                    _Kind(preload if attempt.start == "fork" else (), hub, keep, python)
                 ),
                 cancel=self._cancel,
                 watch=watch,
@@ -160,3 +162,11 @@ class Isolation:
             server = kind.start(self._env)
         self._servers[kind] = server
         return server
+
+
+def _secrets_of(attempt: PlannedAttempt) -> tuple[str, ...]:
+    try:
+        identity = attempt.trial.identity
+        return find_task(identity["task"]["name"]).secrets(identity)
+    except (OrchestratorError, ImportError, KeyError, TypeError):
+        return ()  # as of what is to be imported

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from orchestrator.attempt import Slot
@@ -48,6 +48,7 @@ def server_environment(
     extra: Mapping[str, str],
     *,
     hub: bool = True,
+    keep: Collection[str] = (),
     import_path: str | None = None,
 ) -> dict[str, str]:
     """The fork server's whole environment.
@@ -60,12 +61,14 @@ def server_environment(
         Set on top, secrets or not: whoever passes it means it.
     hub : bool
         Whether the model hub's token stays: a gated model cannot be fetched without it.
+    keep : collection of str
+        Secrets that stay, by name.
     import_path : str, optional
         What the server imports from beside its interpreter; by default what the supervisor does.
     """
     kept = {
         name: value
-        for name, value in without_secrets(base, hub=hub).items()
+        for name, value in without_secrets(base, hub=hub, keep=keep).items()
         if not name.startswith(_FOREIGN_PREFIXES)
     }
     # One thread: OpenBLAS starts its pool when numpy is imported, and a process with threads must

@@ -76,6 +76,9 @@ class Task:
     evaluate : callable or None
         ``evaluate(identity)`` for a pure task, which measures nothing: all its trials are computed
         in one process and recorded as one run with a table. Raises ``TaskError``s.
+    secrets : callable
+        ``secrets(identity)``: names of variables with secrets that its process gets. It gets no
+        others, but for what a gated model of the hub is fetched with.
     packages : callable or None
         ``packages(identity)``: names of the distributions that its numbers depend on. By default
         those of ``preload``, and bitsandbytes where the weights are quantized by it.
@@ -104,6 +107,7 @@ class Task:
     named: tuple[str, ...] = ()
     figures: tuple[Figure, ...] = ()
     evaluate: Callable[[Identity], Evaluation] | None = None
+    secrets: Callable[[Identity], tuple[str, ...]] = lambda identity: ()
     packages: Callable[[Identity], tuple[str, ...]] | None = None
     content: Callable[[Identity], Mapping[str, str | None]] | None = None
     expect: Callable[[Identity, Mapping[str, Any] | None], Expectation | None] | None = None

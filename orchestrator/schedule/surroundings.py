@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.attempt import Slot
 from orchestrator.conditions import Conditions
 from orchestrator.engines.content import content_of
+from orchestrator.engines.registry import is_remote
 from orchestrator.host.secrets import without_secrets
 from orchestrator.host.software import software
 from orchestrator.measure.registry import find_task
@@ -57,6 +58,8 @@ class Surroundings:
         if machine["cores"] == identity["device"]["threads"]:
             # The configuration itself asks for as many: trials that differ in it may be compared.
             machine["cores"] = "as threads"
+        if is_remote(identity):
+            machine = {"machine": None}
         if drivers := {d.driver_version for d in self._devices if d.uuid in slot.gpus}:
             installed["driver"] = "/".join(sorted({text.split(".")[0] for text in drivers}))
         return Conditions(machine, installed, _content(task, identity))

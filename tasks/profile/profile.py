@@ -372,6 +372,7 @@ TASK = Task(
     check=check,
     on_engine=True,
     preload=engines.preload,
+    secrets=engines.secrets,
     packages=engines.packages,
     metrics=(
         MetricSpec("operator_calls", "1", exact=True),

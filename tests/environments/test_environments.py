@@ -20,7 +20,7 @@ from orchestrator.attempt import Outcome
 from orchestrator.environments.build import built, code_directory, is_built, place_of
 from orchestrator.environments.lock import locked, why_unresolved
 from orchestrator.environments.uv import reason_in
-from orchestrator.errors import ConfigError, InputError
+from orchestrator.errors import ConfigError, Infeasible, InputError
 from orchestrator.isolate.isolation import Isolation
 from orchestrator.plan.expand import build
 from testing.commands import orchestrator
@@ -106,6 +106,8 @@ def test_what_was_locked_stays_locked(options: Path, index: Path) -> None:
     assert found == {"python": PYTHON, "packages": {"psutil": "99.0"}}
     lock = options / "environment" / "mine.lock"
     assert "psutil==99.0" in lock.read_text()
+    # An extra asks for more packages, which are locked by themselves.
+    assert locked(asked("psutil[fast]")) == found
     # A newer release, and no network: neither changes what the lock says.
     wheel(index, "psutil", "100.0", {"psutil.py": ""})
     planned_anew(options)
@@ -222,12 +224,13 @@ def test_a_supervisor_keeps_a_server_for_each_environment() -> None:
 
 def test_what_cannot_be_built_is_one_line(index: Path) -> None:
     environment = {"python": PYTHON, "packages": {"psutil": "42.0"}}
-    with pytest.raises(InputError, match=r"cannot be built: .*psutil==42\.0"):
+    with pytest.raises(Infeasible, match=r"cannot be built: .*psutil==42\.0"):
         built(environment)
     assert not is_built(environment)
     report = run_isolated(in_environment(environment=environment))
-    assert report.outcome is Outcome.ERROR
+    assert report.outcome is Outcome.INFEASIBLE
     assert "this environment cannot be built" in str(report.reason)
+    assert "UV_FIND_LINKS" in str(report.reason)
 
 
 def run_isolated(identity: dict[str, Any]) -> Any:

@@ -39,10 +39,12 @@ def test_plain_names_are_not_secrets(name: str) -> None:
     assert secret_values({name: "abcdef"}) == []
 
 
-def test_only_the_hubs_own_secrets_can_be_kept() -> None:
+def test_only_the_hubs_own_secrets_and_named_ones_can_be_kept() -> None:
     base = {"HF_TOKEN": "hf_x", "GH_TOKEN": "x", "PATH": "/bin"}
     assert without_secrets(base, hub=True) == {"HF_TOKEN": "hf_x", "PATH": "/bin"}
     assert without_secrets(base, hub=False) == {"PATH": "/bin"}
+    kept = without_secrets({**base, "MY_KEY": "x"}, hub=False, keep=("MY_KEY", "NOT_SET_KEY"))
+    assert kept == {"MY_KEY": "x", "PATH": "/bin"}
 
 
 def test_a_password_in_a_url_is_a_secret_whatever_the_name() -> None:

@@ -356,13 +356,16 @@ class Spoken:
         self.found = sorted(
             ((token, math.log(p)) for token, p in enumerate(probabilities)), key=lambda t: -t[1]
         )
-        self.asked: list[list[int]] = []
+        self.asked: list[int] = []
+        self.withheld: int | None = 1
 
-    def logprob_of(
-        self, target: int, prompt: Any, count: int
-    ) -> tuple[float, list[tuple[int, float]]]:
-        self.asked.append(list(prompt))
-        return dict(self.found)[target], self.found[:count]
+    def next_logprobs(
+        self, prompt: Any, count: int, *, chosen: int | None
+    ) -> list[tuple[int, float]]:
+        self.asked.append(count)
+        if chosen == self.withheld:
+            return []
+        return self.found[:count] + [each for each in self.found[count:] if each[0] == chosen]
 
 
 def test_each_token_is_predicted_from_all_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -372,12 +375,15 @@ def test_each_token_is_predicted_from_all_before_it(monkeypatch: pytest.MonkeyPa
     session._server, session.vocabulary = server, 4
     found = session.next_logprobs([9, 0, 1], [0, 1, 3])
     assert found.targets == pytest.approx([math.log(p) for p in (0.5, 0.25, 0.125)])
-    assert server.asked == [[9], [9, 0], [9, 0, 1]]
+    # The second is a part of a character, of which it tells only among all others.
+    assert server.asked == [2, 2, 4, 2]
     assert found.ids is not None
     assert found.ids.tolist() == [[0, 1]] * 3
     assert found.top1.tolist() == [0, 0, 0]
     assert session.likelihood([9, 0], [0, 0]) == (pytest.approx(2 * math.log(0.5)), True)
     assert session.likelihood([9, 0], [0, 1])[1] is False
+    with pytest.raises(Mismatch, match="token 7"):
+        session.next_logprobs([0], [7])
 
 
 @needs_llamacpp
@@ -389,9 +395,9 @@ def test_an_unlikely_token_has_the_probability_it_has_in_the_whole_vocabulary(
     session: Any = engines.load(engines.prepare(asked, recorder[0], work), work, recorder[0])
     whole = dict(session._server.next_logprobs([5, 6, 7], session.vocabulary))
     least = min(whole, key=lambda token: whole[token])
-    logprob, likeliest = session._server.logprob_of(least, [5, 6, 7], 2)
-    assert logprob == pytest.approx(whole[least], abs=1e-4)
-    assert likeliest[0][0] == max(whole, key=lambda token: whole[token])
+    first, _, (token, logprob) = session._server.next_logprobs([5, 6, 7], 2, chosen=least)
+    assert (token, logprob) == (least, pytest.approx(whole[least], abs=1e-4))
+    assert first[0] == max(whole, key=lambda token: whole[token])
     session.close()
 
 

@@ -6,7 +6,6 @@ format asked for already; else the file is written in that format once, into the
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +25,7 @@ from orchestrator.engines.llamacpp.server import (
     Setting,
 )
 from orchestrator.engines.llamacpp.speculation import prove_speculation
+from orchestrator.engines.next_tokens import TOP, along
 from orchestrator.engines.port import (
     Engine,
     Footprint,
@@ -53,8 +53,6 @@ from orchestrator.measure.options import bounded, choice
 from orchestrator.measure.phase_memory import PhaseMemory
 from orchestrator.measure.sampling import Phases, no_phase
 
-#: Likeliest tokens of each position that quality compares one by one.
-TOP = 2048
 _INSTALL = "Reinstall this project's dependencies: make setup"
 _PROBE = "a text"
 _PLAIN_CACHES = ("f32", "f16", "bf16")
@@ -224,27 +222,13 @@ class LlamaCppSession(Session):
         return Tokenizer(self._server.tokenize, begin, start_id=start_id)
 
     def next_logprobs(self, ids: Sequence[int], targets: Sequence[int]) -> NextLogprobs:
-        import numpy as np
-
-        targeted, found = self._predictions(ids, targets, min(TOP, self.vocabulary))
-        likeliest_ids = np.array([[token for token, _ in row] for row in found], np.int32)
-        logprobs = np.array([[value for _, value in row] for row in found], np.float32)
-        return NextLogprobs(np.array(targeted), likeliest_ids[:, 0], logprobs, likeliest_ids)
+        count = min(TOP, self.vocabulary)
+        return along(self._server.next_logprobs, ids, targets, count, self.vocabulary)
 
     def likelihood(self, ids: Sequence[int], targets: Sequence[int]) -> tuple[float, bool]:
-        targeted, found = self._predictions(ids, targets, 1)
-        return math.fsum(targeted), [row[0][0] for row in found] == list(targets)
-
-    def _predictions(
-        self, ids: Sequence[int], targets: Sequence[int], count: int
-    ) -> tuple[list[float], list[list[tuple[int, float]]]]:
-        """Of each target its log-probability, and the ``count`` likeliest tokens in its place."""
-        first = len(ids) - len(targets)
-        told = [
-            self._server.logprob_of(target, ids[: position + 1], count)
-            for position, target in enumerate(targets, start=first)
-        ]
-        return [logprob for logprob, _ in told], [likeliest for _, likeliest in told]
+        return along(self._server.next_logprobs, ids, targets, 1, self.vocabulary).likelihood(
+            targets
+        )
 
     def prove(self, prompt: Prompt, new_tokens: int, recorder: Recorder) -> None:
         if self._last is not None:
@@ -254,7 +238,8 @@ class LlamaCppSession(Session):
                 ("prompt tokens from a cache", self._depth, {a.cached_tokens for a in answers}),
             ):
                 recorder.engaged(what, wanted, ", ".join(map(str, sorted(got))))
-        prove(self._server, prompt[0], self.vocabulary, recorder, self._depth)
+        server, depth = self._server, self._depth
+        prove(server, prompt[0], self.vocabulary, recorder, depth, server.fill)
         if len(prompt) > 1:
             together = self._server.tokens(prompt, new_tokens)
             found = judge_tokens(self._server, prompt, together)

@@ -18,14 +18,14 @@ That every tensor of the file is used and none is missing it proves itself: it d
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from orchestrator.engines.proof import CACHE_SHARE, FAILED, PROVEN, UNDECIDED, Finding, judge_cache
 from orchestrator.measure import Recorder
 
 if TYPE_CHECKING:
-    from orchestrator.engines.llamacpp.server import LlamaServer
+    from orchestrator.engines.next_tokens import NextTokens
 
 # Products of eight-bit integers, keys and values in sixteen bits or fewer.
 _ROUNDING = 3e-2
@@ -35,13 +35,17 @@ _LEAST_COMMON = 8
 
 
 def prove(
-    server: LlamaServer,
+    server: NextTokens,
     prompt: Sequence[int],
     vocabulary: int,
     recorder: Recorder,
     depth: int = 0,
+    fill: Callable[[Sequence[Sequence[int]], int], None] | None = None,
 ) -> None:
-    """Record what is found; :class:`Mismatch` for a proof that fails."""
+    """Record what is found; :class:`Mismatch` for a proof that fails.
+
+    ``fill`` has the first ``depth`` ids of a prompt in the server's cache, and no more of it.
+    """
     fed = list(prompt[:_TOKENS])
     count = min(_TOP, vocabulary)
     whole = dict(server.next_logprobs(fed, count, cached=False))
@@ -52,14 +56,14 @@ def prove(
         alone = dict(server.next_logprobs(fed[-1:], count, cached=False))
         asked = f"error up to {CACHE_SHARE:g} of that without context"
         findings["cache"] = (judge(whole, cached, alone, len(fed)), asked)
-    if depth:
+    if depth and fill is not None:
         fed = list(prompt[: depth + _TOKENS])
         whole = dict(server.next_logprobs(fed, count, cached=False))
         alone = dict(server.next_logprobs(fed[depth:], count, cached=False))
         # Over hundreds of tokens rounding adds up: this is as much, whatever the depth.
         server.next_logprobs(fed[:-1], 1, cached=False)
         rounded = _distance(whole, dict(server.next_logprobs(fed, count))) / (_spread(whole) or 1.0)
-        server.fill([fed], depth)
+        fill([fed], depth)
         cached = dict(server.next_logprobs(fed, count))
         asked = f"error up to {CACHE_SHARE:g} of that without the depth"
         found = judge(whole, cached, alone, len(fed), max(rounded, _ROUNDING))
@@ -95,7 +99,7 @@ def judge(
 def _finite(found: dict[int, float]) -> Finding:
     values = list(found.values())
     if not values:
-        return Finding(UNDECIDED, "llama.cpp gave none")
+        return Finding(UNDECIDED, "it gave none")
     total = math.fsum(map(math.exp, values)) if all(map(math.isfinite, values)) else math.nan
     good = total <= 1.0 + 1e-3
     return Finding(PROVEN if good else FAILED, f"{len(values)} add up to {total:.4f}")

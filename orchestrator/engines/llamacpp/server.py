@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator.engines.next_tokens import Likeliest, with_chosen
 from orchestrator.measure import Clock, Infeasible, InputError, Mismatch
 
 CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
@@ -131,6 +132,7 @@ class LlamaServer:
                 where=str(setting.file),
                 fix="Look at the attempt's log, or try the file with quant=source",
             ) from error
+        self._character: int | None = None
         now_free = _gpu_free_bytes(llama)
         self.gpu_taken_bytes = (
             None
@@ -178,39 +180,21 @@ class LlamaServer:
         self._ask(_greedy(rows, 1, cached=True))
 
     def next_logprobs(
-        self, prompt: Sequence[int], count: int, *, cached: bool = True
-    ) -> list[tuple[int, float]]:
-        """The ``count`` likeliest tokens to follow ``prompt``, likeliest first.
-
-        Each with its log-probability over the whole vocabulary. The prompt cache is used unless it
-        is not to be: asked for one prefix after the other of a text, each call computes one token.
-        """
-        return self._predicted(_greedy([prompt], 1, cached=cached), count)[1]
-
-    def logprob_of(
-        self, target: int, prompt: Sequence[int], count: int
-    ) -> tuple[float, list[tuple[int, float]]]:
-        """Log-probability of ``target`` after ``prompt``, and as :meth:`next_logprobs`.
-
-        However unlikely it is: the server tells that of the token it chooses, from before what
-        biases the choice, and is made to choose this one.
-        """
-        request = _greedy([prompt], 1, cached=True) | {"logit_bias": [[target, _FORCED]]}
-        (chosen, logprob), likeliest = self._predicted(request, count)
-        if chosen != target:
-            raise Mismatch(f"llama.cpp gives no probability for token {target}")
-        return logprob, likeliest
-
-    def _predicted(
-        self, request: dict[str, Any], count: int
-    ) -> tuple[tuple[int, float], list[tuple[int, float]]]:
-        """The token that was chosen and the likeliest ones, each with its log-probability."""
-        answer = self._ask(request | {"ignore_eos": False, "logprobs": count})
-        found = answer["choices"][0]["logprobs"]["content"][0]
-        chosen, *likeliest = (
-            (int(entry["id"]), float(entry["logprob"])) for entry in (found, *found["top_logprobs"])
-        )
-        return chosen, likeliest
+        self,
+        prompt: Sequence[int],
+        count: int,
+        *,
+        cached: bool = True,
+        chosen: int | None = None,
+    ) -> Likeliest:
+        """As :meth:`orchestrator.engines.next_tokens.NextTokens.next_logprobs`."""
+        if self._character is None:
+            self._character = self.tokenize("a")[0]
+        forced = self._character if chosen is None else chosen
+        request = _greedy([prompt], 1, cached=cached) | {"ignore_eos": False, "logprobs": count}
+        # They are of before this bias; and left out where a part of a character is chosen.
+        answer = self._ask(request | {"logit_bias": [[forced, _FORCED]]})
+        return with_chosen((answer["choices"][0]["logprobs"] or {}).get("content"), chosen)
 
     def _ask(self, request: dict[str, Any]) -> Any:
         answers: list[Any] = []

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from orchestrator.engines.cache import cache_root, publish
-from orchestrator.engines.separate import run_forked
+from orchestrator.engines.separate import in_own_python, run_forked, run_module
 from orchestrator.engines.transformers import dequantise
 from orchestrator.measure import Recorder
 
@@ -38,13 +38,14 @@ def converted(gguf: Path, digest: str, recorder: Recorder) -> Path:
     final = cache_root() / "converted" / f"{digest[:32]}-v{CONVERSION_VERSION}"
 
     def build(directory: Path) -> None:
-        run_forked(
-            dequantise.run,
-            gguf,
-            directory,
-            failed="transformers cannot convert this GGUF file",
-            where=str(gguf),
-            fix="Use a GGUF of an architecture it supports, or model=path with safetensors",
-        )
+        told = {
+            "failed": "transformers cannot convert this GGUF file",
+            "where": str(gguf),
+            "fix": "Use a GGUF of an architecture it supports, or model=path with safetensors",
+        }
+        if in_own_python():
+            run_forked(dequantise.run, gguf, directory, **told)
+        else:  # an environment may lack what it takes, and converts as everybody does
+            run_module(dequantise.__name__, gguf, directory, **told)
 
     return publish(final, build, making=recorder.phase("convert", measured=False))

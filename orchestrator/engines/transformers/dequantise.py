@@ -11,6 +11,7 @@ from typing import Any
 
 from orchestrator.engines.gguf_files import GgufModel, read_gguf, write_whole
 from orchestrator.engines.inspection import inspect_gguf
+from orchestrator.engines.separate import exits_for_a_full_disk
 from orchestrator.engines.transformers.gguf_rope import ROPE_TENSORS, NotKept, apply_rope
 
 
@@ -129,3 +130,7 @@ def _refuse_partial(notes: Any, unused: set[str]) -> None:
     ):
         if names:
             raise NotKept(f"{what} {len(names)} tensors, for example {min(names)}")
+
+
+if __name__ == "__main__":
+    exits_for_a_full_disk(run, Path(sys.argv[1]), Path(sys.argv[2]))

@@ -170,6 +170,8 @@ def _conditions(reports: Sequence[AttemptReport], shown: AttemptReport) -> list[
     parts: list[RenderableType] = [Text(f"{now.id}  {_numbers(classes[class_of(shown)])}")]
     shown_in = {group: dict(getattr(now, group)) for group in GROUPS}
     shown_in["content"] = {k: v and short_hash(v) for k, v in now.content.items()}
+    for facts in shown_in.values():
+        facts.update({name: "not known" for name, value in facts.items() if value is None})
     parts.append(_pairs({group: facts or None for group, facts in shown_in.items()}))
     parts += [
         Text(

@@ -1,0 +1,1 @@
+"""vLLM on the CPU, its engine inside the measured process."""

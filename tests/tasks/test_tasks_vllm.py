@@ -1,0 +1,123 @@
+"""engine=vllm in an environment of its own, on the packaged model: measured, proven, and gone."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from orchestrator.attempt import AttemptReport, Outcome
+from orchestrator.engines.vllm import engine
+from orchestrator.isolate.isolation import Isolation
+from testing.checks import check_of
+from testing.environments import environment, isolation_with
+from testing.trial import make_identity, run_attempt
+from testing.waiting import until
+
+check = check_of("inference")
+PACKAGED = {"source": "packaged", "id": "smollm2_135m", "architecture": None}
+in_environment = pytest.mark.usefixtures("machine_cache")
+
+
+def identity(quant: str = "bf16", **options: Any) -> dict[str, Any]:
+    work = {"prompt_tokens": 32, "new_tokens": 8, **options}
+    asked = make_identity(quant, engine="vllm", model=PACKAGED, **work)
+    return {**asked, "environment": environment("vllm_cpu")}
+
+
+@pytest.fixture(scope="module")
+def isolation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Isolation]:
+    with pytest.MonkeyPatch.context() as patch:
+        # Where pip finds torch's build for CPUs, uv does, too.
+        if "UV_FIND_LINKS" not in os.environ and "PIP_FIND_LINKS" in os.environ:
+            patch.setenv("UV_FIND_LINKS", os.environ["PIP_FIND_LINKS"])
+        with isolation_with("vllm_cpu", tmp_path_factory.mktemp("cache")) as made:
+            yield made
+
+
+@pytest.fixture
+def machine_cache(isolation: Isolation) -> None:
+    """Leaves the cache to :func:`isolation`'s."""
+
+
+def value(report: AttemptReport, name: str) -> float:
+    found: Any = report.metrics[name]
+    return float(found.value)
+
+
+@pytest.mark.long
+@in_environment
+@pytest.mark.parametrize("quant", ["fp32", "bf16", "fp16"])
+def test_the_packaged_model_is_measured_for_real(isolation: Isolation, quant: str) -> None:
+    report = run_attempt(isolation, identity(quant, quality_tokens=64, batch_size=2))
+    assert report.outcome is Outcome.OK, report.reason
+    assert report.facts["proofs"]["causal"] == report.facts["proofs"]["cache"] == "proven"
+    assert len(report.facts["output_digests"]) == 1
+    proofs = {each.what: each.got for each in report.engaged}
+    assert proofs["format"] == {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[quant]
+    assert proofs["prefix cache"] == "False"
+    assert {"ttft_s", "tpot_s", "itl_s", "load_s"} <= report.metrics.keys()
+    assert value(report, "weights_bits_per_parameter") == (32 if quant == "fp32" else 16)
+    assert value(report, "kl_top_to_reference") < (1e-4 if quant == "fp32" else 1e-2)
+    assert value(report, "perplexity") == pytest.approx(
+        value(report, "reference_perplexity"), rel=0.01
+    )
+
+
+SUPERVISOR = """
+import json, sys
+from orchestrator.attempt import PlannedAttempt, Slot, Trial
+from orchestrator.isolate.isolation import Isolation
+
+class Watch:
+    def start(self, slot): pass
+    def attach(self, pid): print(pid, flush=True)
+    def finish(self, phases): pass
+
+spec = PlannedAttempt(Trial("0" * 64, json.loads(sys.argv[1])), attempt_id="a")
+for item in Isolation().run(spec, Slot("n", "h", ()), Watch()):
+    print(getattr(item, "name", item), flush=True)
+"""
+
+
+@pytest.mark.long
+@in_environment
+@pytest.mark.parametrize("killed", ["supervisor", "attempt"])
+def test_nothing_outlives_an_attempt_that_is_killed(killed: str) -> None:
+    endless = identity(new_tokens=4000)
+    with subprocess.Popen(
+        [sys.executable, "-c", SUPERVISOR, json.dumps(endless)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    ) as supervisor:
+        assert supervisor.stdout is not None
+        attempt = int(supervisor.stdout.readline())
+        while "warmup" not in supervisor.stdout.readline():
+            assert supervisor.poll() is None
+        family = [psutil.Process(attempt), *psutil.Process(supervisor.pid).children(recursive=True)]
+        os.kill(supervisor.pid if killed == "supervisor" else attempt, signal.SIGKILL)
+        supervisor.communicate()
+    until(lambda: not any(each.is_running() for each in family))
+
+
+def test_what_it_cannot_do_is_infeasible(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {**make_identity("bf16", engine="vllm", model=PACKAGED)}
+    assert "use environment=vllm_cpu" in str(check(asked))
+    asked["environment"] = {"python": "3.11", "packages": {"vllm-cpu": "0.32.0"}}
+    monkeypatch.setattr(engine, "flags", lambda: frozenset({"avx512f"}))
+    assert check(asked) is None
+    assert "has no nf4" in str(check({**asked, "quant": make_identity("nf4")["quant"]}))
+    assert "random weights have none" in str(check({**asked, "model": make_identity()["model"]}))
+    assert "device=cpu" in str(check({**asked, "device": {"kind": "cuda", "threads": 1}}))
+    monkeypatch.setattr(engine, "flags", lambda: frozenset({"avx2"}))
+    monkeypatch.setattr(engine.platform, "machine", lambda: "x86_64")
+    assert "needs AVX-512" in str(check(asked))
