@@ -135,6 +135,7 @@ def _item(task: str, sample: dict[str, Any]) -> dict[str, Any]:
     filtered = "" if sample["filter"] == "none" else f"/{sample['filter']}"
     return {
         "item": f"{task}/{sample['doc_id']}{filtered}",
+        "asked": sample["arguments"],
         "target": str(sample["target"]),
         "answers": answers,
         "scores": scores,
@@ -160,7 +161,7 @@ def _right(sample: dict[str, Any]) -> int | None:
     target = sample["target"]
     if isinstance(target, int) or (isinstance(target, str) and target.isdigit()):
         return int(target)
-    choices = [list(one.values())[1].strip() for one in sample["arguments"].values()]
+    choices = [continuation.strip() for _, continuation in sample["arguments"]]
     return choices.index(target.strip()) if str(target).strip() in choices else None
 
 
@@ -169,5 +170,5 @@ if __name__ == "__main__":
     try:
         main(name, *map(Path, files))
     except (KeyError, ValueError, OSError, ImportError) as error:
-        lines = str(error).strip().splitlines() or [""]
-        sys.exit(f"{type(error).__name__}: {lines[0][:250]}")
+        said = str(error.args[0] if isinstance(error, KeyError) else error).strip()
+        sys.exit(said.splitlines()[0][:250] if said else type(error).__name__)

@@ -415,6 +415,8 @@ def test_bad_input_is_refused_while_planning(identity: Identity, tiny_gguf: Path
     assert "needs flash attention" in (
         check(asked(flash_attention="off", cache_type_v="q8_0")) or ""
     )
+    assert "as f16: use engine.flash_attention=off" in (check(asked(cache_type_k="f32")) or "")
+    assert check(asked(cache_type_k="f32", flash_attention="off")) is None
     assert "more than" in (check(asked(context_tokens=64, prompt_tokens=64)) or "")
 
 
@@ -667,9 +669,8 @@ def test_two_engines_say_the_same_of_the_same_weights(
     identity: Identity, run: Run, tiny_gguf: Path, cache: Path
 ) -> None:
     work = {"model": of(tiny_gguf), "prompt_tokens": 8, "new_tokens": 2, "quality_tokens": 8}
-    theirs = run(
-        identity("fp32", engine="llamacpp", cache_type_k="f32", cache_type_v="f32", **work)
-    )
+    cache_type = {"cache_type_k": "f32", "cache_type_v": "f32", "flash_attention": "off"}
+    theirs = run(identity("fp32", engine="llamacpp", **cache_type, **work))
     # Single precision on both: what is left is the order of sums.
     assert theirs.value("kl_top_to_reference") < 1e-6
     assert theirs.value("top1_agreement") == 1

@@ -288,8 +288,12 @@ def _check(identity: Identity, work: Work) -> str | None:
     offloads = gpu_layers(options["gpu_layers"], 100) > 0
     if offloads and identity["device"]["kind"] != "cuda":
         return f"engine.gpu_layers={options['gpu_layers']} needs a GPU"
-    if options["flash_attention"] == "off" and options["cache_type_v"] not in _PLAIN_CACHES:
+    flash = options["flash_attention"]
+    if flash == "off" and options["cache_type_v"] not in _PLAIN_CACHES:
         return f"cache_type_v={options['cache_type_v']} needs flash attention"
+    if "f32" in (options["cache_type_k"], options["cache_type_v"]) and flash != "off":
+        # Its graph casts them (llama-graph.cpp, build_attn_mha): more memory, the same numbers.
+        return "flash attention reads a cache of f32 as f16: use engine.flash_attention=off"
     if reason := _draft_reason(identity, work):
         return reason
     needed = work.room_tokens()

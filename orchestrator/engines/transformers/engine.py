@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -159,8 +160,10 @@ class TransformersSession(Session):
     def next_logprobs(self, ids: Sequence[int], targets: Sequence[int]) -> NextLogprobs:
         import torch
 
+        known = inspect.signature(self._model.forward).parameters
+        keep = {"logits_to_keep": len(targets)} if "logits_to_keep" in known else {}
         with torch.inference_mode(), _device_memory():
-            output: Any = self._model(input_ids=self._tensor([ids]), use_cache=False)
+            output: Any = self._model(input_ids=self._tensor([ids]), use_cache=False, **keep)
             logprobs = torch.log_softmax(output.logits[0, -len(targets) :].float(), dim=-1)
             wanted = torch.tensor(targets, device=logprobs.device)[:, None]
             return NextLogprobs(
