@@ -287,7 +287,7 @@ def likely(**shift: float) -> dict[int, float]:
 
 
 def test_llamacpps_cache_is_judged_by_what_is_likely() -> None:
-    from orchestrator.engines.llamacpp.proofs import judge
+    from orchestrator.engines.likeliest_proofs import judge
 
     whole = likely()
     alone = {token: -0.3 * (19 - token) - 1.5 for token in range(20)}

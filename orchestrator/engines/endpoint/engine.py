@@ -25,7 +25,7 @@ from orchestrator.engines.endpoint.client import (
     prompt_logprobs,
     read_completion,
 )
-from orchestrator.engines.llamacpp.proofs import prove
+from orchestrator.engines.likeliest_proofs import prove
 from orchestrator.engines.next_tokens import TOP, along
 from orchestrator.engines.port import (
     Engine,

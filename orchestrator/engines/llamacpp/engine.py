@@ -13,9 +13,9 @@ from pathlib import Path
 from orchestrator.engines import gguf_formats as formats
 from orchestrator.engines.digest import digest_text
 from orchestrator.engines.gguf_files import gguf_files
+from orchestrator.engines.likeliest_proofs import prove
 from orchestrator.engines.llamacpp.expected import GGUF_MADE, GGUF_TYPE, expect_llamacpp
 from orchestrator.engines.llamacpp.options import gpu_layers, room_tokens
-from orchestrator.engines.llamacpp.proofs import prove
 from orchestrator.engines.llamacpp.same_tokens import judge_tokens
 from orchestrator.engines.llamacpp.server import (
     CACHE_TYPES,

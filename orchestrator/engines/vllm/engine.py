@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.engines.cache import cache_root
-from orchestrator.engines.llamacpp.proofs import judge
+from orchestrator.engines.likeliest_proofs import judge
 from orchestrator.engines.next_tokens import TOP
 from orchestrator.engines.port import (
     Engine,

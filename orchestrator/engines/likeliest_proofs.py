@@ -1,4 +1,4 @@
-"""Proofs of behaviour as far as llama.cpp lets one look: through the likeliest tokens of a prompt.
+"""Proofs of behaviour of an engine that shows the likeliest next tokens of a prompt only.
 
 ::
 
@@ -12,7 +12,7 @@ A depth is proven likewise, with all of the prompt for ``n``, or as much of it a
     cached   depth | prompt   as it was timed
     alone    prompt           a negative control: without the depth
 
-That every tensor of the file is used and none is missing it proves itself: it does not load others.
+llama.cpp loads no file whose tensors it does not all use: that needs no proof here.
 """
 
 from __future__ import annotations
