@@ -1,7 +1,7 @@
 """Each engine by hand: what anyone would write to time it, with nothing of this project.
 
 ``PYTHON benchmarks/_plain_engines.py ENGINE MODEL PROMPT_TOKENS NEW_TOKENS REPETITIONS THREADS``
-prints JSON: ``ttft_s`` and ``tpot_s``, a list each. PYTHON is that of the engine's environment. Time
+prints JSON, ``ttft_s`` and ``tpot_s``, a list each. PYTHON is of the engine's environment. Time
 to the first token is that of generating one; time per token what each further one adds to it.
 ``engines.py`` compares attempts with them.
 """
