@@ -75,9 +75,9 @@ def test_nothing_is_asked_of_llama_cpp_before_the_first_call(
     asked_at: list[int] = []
     complete = LlamaServer.complete
 
-    def watched(self: LlamaServer, *arguments: Any) -> Any:
+    def watched(self: LlamaServer, *arguments: Any, **named: Any) -> Any:
         asked_at.append(time.perf_counter_ns())
-        return complete(self, *arguments)
+        return complete(self, *arguments, **named)
 
     monkeypatch.setattr(LlamaServer, "complete", watched)
     model = {"source": "gguf", "path": str(tiny_gguf)}

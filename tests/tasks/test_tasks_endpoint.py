@@ -152,7 +152,7 @@ def test_a_prompt_that_comes_out_of_a_cache_is_found_by_its_time(run: Run) -> No
         ({"stops_after": 4}, {}, r"gave 4 tokens, not the 6 asked for \(finish_reason: stop\)"),
         ({"tokens_a_chunk": 3, "counts": False}, {}, "6 tokens came in 2 chunks"),
         ({"extra_prompt_tokens": 1}, {}, "read 9 prompt tokens, not the 8 sent"),
-        ({"tokens_a_chunk": 6}, {}, "all 6 tokens arrived at once: it, or a proxy"),
+        ({"tokens_a_chunk": 6}, {}, "all 6 tokens arrived at once, 3 times: it, or a proxy"),
         ({"cut_after": 2}, {}, r"closed the connection in the middle of an answer \(2 chunks\)"),
         ({"error_after": 2}, {}, "the model fell over"),
         ({"hang_after": 2}, {}, "silent for 0.3 s. Is it running"),
