@@ -32,13 +32,17 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def pytest_configure(config: pytest.Config) -> None:
     """Give the whole run one directory of core locks: workers' sweeps keep out of each other's way.
 
-    Set where the run begins, which is also where its workers inherit it from.
+    And one thread to each process that does not ask for more. Set where the run begins, which is
+    also where its workers inherit it from.
     """
     if not hasattr(config, "workerinput"):
         # Not under tmp_path: a socket's path may have 108 characters.
         place = tempfile.TemporaryDirectory(prefix="orchestrator-test-")
         config.add_cleanup(place.cleanup)
         os.environ["ORCHESTRATOR_LOCAL_DIR"] = str(Path(place.name) / "local")
+        # Workers share the cores: threads of one that wait in a loop are in the way of another's.
+        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+            os.environ.setdefault(name, "1")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -60,6 +60,7 @@ def reports(place: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in (place / "mlruns").rglob("report.json")]
 
 
+@pytest.mark.long
 def test_everybody_measures_the_commit_that_the_driver_found(hub: Hub, tmp_path: Path) -> None:
     first = hub.commit
     hub.next_commit = first[::-1]  # somebody pushes once the driver has asked

@@ -149,6 +149,7 @@ def hosts_of(root: Path) -> dict[float, str]:
     return {r["metrics"]["value"]["value"]: r["slot"]["node_id"] for r in reports}
 
 
+@pytest.mark.long
 def test_what_is_compared_is_measured_on_one_kind_of_node(nodes_world: World, nodes: Nodes) -> None:
     """Nodes differ by a variable that chooses kernels; most room wins, then what was measured."""
     plain = {node.node_id for node in nodes.alive}
@@ -306,6 +307,7 @@ with PendingCluster(settings.cluster) as pending:
 """
 
 
+@pytest.mark.long
 def test_what_waits_for_a_kind_of_node_that_dies_runs_on_the_next(
     nodes_world: World, nodes: Nodes
 ) -> None:
