@@ -176,17 +176,31 @@ def _known(tables: Mapping[str, frozenset[str]], model_type: str) -> bool:
 @lru_cache(maxsize=256)
 def _reads_both_ways(model_type: str) -> bool:
     """Whether its code sees the whole sequence unless the configuration makes it a decoder."""
+    code, fields = (_code(model_type, part) for part in ("modeling", "configuration"))
+    return "create_bidirectional_mask(" in code and "is_decoder: bool = False" in fields
+
+
+@lru_cache(maxsize=256)
+def has_static_cache(model_type: str) -> bool:
+    """Whether its class says that it runs as one graph, and so over a cache of fixed size.
+
+    True where transformers has no code of it here: that is found when the model is loaded.
+    """
+    code = _code(model_type, "modeling")
+    return not code or "_can_compile_fullgraph = True" in code
+
+
+def _code(model_type: str, part: str) -> str:
+    """transformers' file ``part`` of a model type; empty where there is none."""
     spec = importlib.util.find_spec("transformers")
     name = model_type.replace("-", "_")
     if spec is None or spec.origin is None or not name.isidentifier():
-        return False
-    folder = Path(spec.origin).parent / "models" / name
+        return ""
+    file = Path(spec.origin).parent / "models" / name / f"{part}_{name}.py"
     try:
-        code = (folder / f"modeling_{name}.py").read_text(encoding="utf-8")
-        fields = (folder / f"configuration_{name}.py").read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8")
     except OSError:
-        return False
-    return "create_bidirectional_mask(" in code and "is_decoder: bool = False" in fields
+        return ""
 
 
 @lru_cache(maxsize=1)
