@@ -30,6 +30,7 @@ from orchestrator.engines.transformers.feasible import (
     check_model,
     refuse_static_cache,
 )
+from orchestrator.engines.transformers.quantization import quantizer
 from orchestrator.errors import one_line
 from orchestrator.measure import Identity, OutOfMemory, Recorder, tracker
 from orchestrator.measure.options import bounded, choice
@@ -239,8 +240,8 @@ def _check(identity: Identity, work: Work) -> str | None:
 
 
 def _packages(identity: Mapping[str, Any]) -> tuple[str, ...]:
-    quantized = identity["quant"]["scheme"] != "none"
-    return ("torch", "transformers", *(["bitsandbytes"] if quantized else []))
+    by = quantizer(identity["quant"])
+    return ("torch", "transformers", *([by] if by else []))
 
 
 ENGINE = Engine(

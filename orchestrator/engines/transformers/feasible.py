@@ -20,7 +20,7 @@ from orchestrator.engines.transformers.model_types import (
     packing_problem,
     type_problem,
 )
-from orchestrator.engines.transformers.quantization import QUANTIZED
+from orchestrator.engines.transformers.quantization import QUANTIZED, WEIGHT_ONLY, quantizer
 from orchestrator.measure import ConfigError, Identity, Infeasible
 from orchestrator.measure.wording import format_name
 
@@ -28,7 +28,8 @@ ATTENTIONS = ("sdpa", "eager", "flash_attention_2", "flex_attention")
 _NO_STATIC_CACHE = (
     "transformers says of no {} that it runs over a static cache: use engine.cache=dynamic"
 )
-FORMATS = ("fp32", "bf16", "fp16", *QUANTIZED)
+FORMATS = ("fp32", "bf16", "fp16", *QUANTIZED, *WEIGHT_ONLY)
+_ADVICE = {"bitsandbytes": "pip install bitsandbytes", "torchao": "use environment=torchao"}
 
 
 def check_model(identity: Identity) -> str | None:
@@ -54,9 +55,11 @@ def check_model(identity: Identity) -> str | None:
             raise problem.as_config_error()
         if reason := packing_problem(config, identity["quant"]):
             return reason
-    scheme = identity["quant"]["scheme"]
-    if scheme in QUANTIZED and not has_package(identity, "bitsandbytes"):
-        return f"{scheme} needs bitsandbytes: pip install bitsandbytes"
+    by = quantizer(identity["quant"])
+    if by == "torchao" and identity["device"]["kind"] != "cpu":
+        return f"{asked} is run on the CPU here: device=cpu"
+    if by and not has_package(identity, by):
+        return f"{asked} needs {by}: {_ADVICE[by]}"
     return None
 
 
