@@ -114,7 +114,8 @@ def check_cache(identity: Identity, cache: str, compiled: bool) -> str | None:
 
 def refuse_static_cache(model: Any) -> None:
     """As :func:`check_cache`, of a loaded model; raises :class:`Infeasible`."""
-    if not getattr(model, "_can_compile_fullgraph", False):
+    generates = hasattr(model, "_prepare_cache_for_generation")
+    if not (generates and getattr(model, "_can_compile_fullgraph", False)):
         reason = _NO_STATIC_CACHE.format(model.config.model_type)
         raise Infeasible(reason, where="engine.cache")
 

@@ -278,7 +278,7 @@ def generator_for(
     return GreedyGenerator(
         model if static else compiled,
         clock,
-        cache_maker(model) if cache_tokens is None else static_cache(model, cache_tokens),
+        cache_maker(model, cache_tokens),
         prefill_options={"logits_to_keep": 1} if "logits_to_keep" in accepts else {},
         # A configuration saved after training may say that nothing is to be cached.
         options={"use_cache": True} if "use_cache" in accepts else {},
@@ -290,10 +290,12 @@ def generator_for(
     )
 
 
-def cache_maker(model: Any) -> Callable[[], dict[str, Any]]:
+def cache_maker(model: Any, tokens: int | None = None) -> Callable[[], dict[str, Any]]:
     """Makes the empty cache that ``model`` would generate with, under the name it takes it by.
 
-    Empty where the model makes its own in the first call.
+    Empty where the model makes its own in the first call. With ``tokens`` it is a static one with
+    room for so many, and always the same, emptied: a graph is compiled for the memory of one cache,
+    and another one would be compiled again.
     """
     from transformers import DynamicCache
     from transformers.generation.configuration_utils import GenerationMode
@@ -302,33 +304,21 @@ def cache_maker(model: Any) -> Callable[[], dict[str, Any]]:
     settings = copy.deepcopy(getattr(model, "generation_config", None))
     if prepare is None or settings is None:  # code of the model's own, without transformers' mixin
         return lambda: {"past_key_values": DynamicCache(config=model.config)}
-    settings.use_cache, settings.cache_implementation = True, None
+    settings.use_cache, settings.max_cache_len = True, None
+    settings.num_beams = settings.num_return_sequences = 1
+    settings.cache_implementation = None if tokens is None else "static"
+    kept: dict[str, Any] = {}
 
     def make() -> dict[str, Any]:
-        made: dict[str, Any] = {}
-        prepare(settings, made, GenerationMode.GREEDY_SEARCH, 1, 0)
-        return made
+        if tokens is None:
+            kept.clear()
+        for cache in kept.values():
+            cache.reset()
+        if not kept:
+            prepare(settings, kept, GenerationMode.GREEDY_SEARCH, 1, tokens or 0)
+        return dict(kept)
 
     return make
-
-
-def static_cache(model: Any, tokens: int) -> Callable[[], Any]:
-    """Empties the one cache with room for ``tokens``, made when it is first asked for.
-
-    A graph is compiled for the memory of one cache: another one would be compiled again.
-    """
-    from transformers import StaticCache
-
-    made: list[Any] = []
-
-    def empty() -> Any:
-        if made:
-            made[0].reset()
-        else:
-            made.append(StaticCache(config=model.config, max_cache_len=tokens))
-        return made[0]
-
-    return empty
 
 
 def _kept_of(output: Any) -> dict[str, Any]:
