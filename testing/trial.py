@@ -44,6 +44,7 @@ QUANTS = {
     "int8": ("int8", "bfloat16", False),
     "nf4": ("nf4", "bfloat16", True),
     "fp4": ("fp4", "bfloat16", True),
+    "int8wo": ("int8wo", "bfloat16", False),
     "int4wo": ("int4wo", "float32", False),
     **{name: (name, None, False) for name in (*GGUF, "source")},
 }

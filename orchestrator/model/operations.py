@@ -245,9 +245,14 @@ def _matrix(
     if matrix.expands_cache and not execution.absorbed:
         rows = batch * (past + new)
     made = [_product(matrix, rows, weights, total, count)]
-    # bitsandbytes multiplies four-bit weights directly only by a single row, or packed for the CPU.
+    # bitsandbytes multiplies four-bit weights directly only by a single row, or packed for the CPU;
+    # torchao has no product with eight bits but what a compiler makes of it.
     unpacks = weights.scheme in FOUR_BIT and not weights.packed_for_cpu and rows > 1
-    if unpacks and not execution.fused and is_quantized(matrix, weights):
+    if (
+        (unpacks or weights.scheme == "int8wo")
+        and not execution.fused
+        and is_quantized(matrix, weights)
+    ):
         dense = float(matrix.elements * _activation_bytes(weights))
         packed = float(matrix_bytes(matrix, weights))
         made.append(

@@ -20,8 +20,9 @@ from orchestrator.model.architecture import (
 )
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-SCHEMES = ("none", "int8", "nf4", "fp4")
+SCHEMES = ("none", "int8", "nf4", "fp4", "int8wo", "int4wo")
 FOUR_BIT = ("nf4", "fp4")
+WEIGHT_ONLY = ("int8wo", "int4wo")
 
 # bitsandbytes: values in blocks of 64 share a scale; scales quantized again go in blocks of 256.
 BLOCK = 64
@@ -68,19 +69,23 @@ class WeightFormat:
     Attributes
     ----------
     scheme : str
-        ``none``, ``int8`` (LLM.int8), ``nf4``, ``fp4``; or a GGUF type such as ``Q4_K``.
+        ``none``, ``int8`` (LLM.int8), ``nf4``, ``fp4``, ``int8wo``, ``int4wo`` (both as torchao
+        lays them out on a CPU); or a GGUF type such as ``Q4_K``.
     dtype : str
         Of the weights where ``none``; else of what stays dense, and of the computation.
     double_quant : bool
         The scales of ``nf4`` and ``fp4`` are quantized once more.
     packed_for_cpu : bool
         As bitsandbytes repacks four bits in the first call on a CPU with AVX512-BF16.
+    group : int or None
+        Values of a row that share a scale, of weight-only integers; None for all of them.
     """
 
     scheme: str = "none"
     dtype: str = "bfloat16"
     double_quant: bool = False
     packed_for_cpu: bool = False
+    group: int | None = None
 
     def __post_init__(self) -> None:
         if self.scheme not in SCHEMES and self.scheme not in GGUF_BLOCKS:
@@ -114,7 +119,8 @@ class WeightFormat:
             )
         if scheme.upper() in GGUF_BLOCKS:
             return cls(scheme.upper(), "float16")
-        return cls(scheme, str(quant["dtype"]), bool(quant["double_quant"]), packed_for_cpu)
+        double, group = bool(quant["double_quant"]), quant.get("group_size")
+        return cls(scheme, str(quant["dtype"]), double, packed_for_cpu, group)
 
     @property
     def is_gguf(self) -> bool:
@@ -186,11 +192,16 @@ def matrix_bytes(matrix: Matrix, weights: WeightFormat) -> int:
     one = matrix.inputs * matrix.outputs
     if weights.scheme == "int8":
         return matrix.count * (one + matrix.outputs * _FLOAT32) + biases
+    if weights.scheme in WEIGHT_ONLY:
+        groups = matrix.outputs * _ceil(matrix.inputs, weights.group or matrix.inputs)
+        if weights.scheme == "int8wo":  # a scale, and a zero point that is always zero
+            return matrix.count * (one + groups * (_FLOAT32 + 1)) + biases
+        return matrix.count * (_ceil(one, 2) + groups * 2 * weights.dense_bytes) + biases
     return matrix.count * _four_bit_bytes(one, weights) + biases
 
 
 def is_quantized(matrix: Matrix, weights: WeightFormat) -> bool:
-    """Whether the format packs this matrix: bitsandbytes takes Linear modules only."""
+    """Whether the format packs this matrix: bitsandbytes and torchao take Linear modules."""
     if weights.is_gguf:
         return weights.scheme not in _GGUF_PLAIN and matrix.part != ROUTER
     return weights.scheme != "none" and matrix.kind == LINEAR

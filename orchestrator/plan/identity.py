@@ -142,10 +142,10 @@ def check_together(identity: Mapping[str, Any]) -> None:
             where="quant.dtype",
             fix="Choose a format by quant=, for example quant=bf16 or quant=q8_0",
         )
-    if (quant["group_size"] is None) == (quant["scheme"] in WEIGHT_ONLY):
+    grouped = quant["group_size"] is not None
+    if quant["scheme"] == "int4wo" if not grouped else quant["scheme"] not in WEIGHT_ONLY:
         raise ConfigError(
-            f"{'must be given' if quant['group_size'] is None else 'has no effect'} on "
-            f"quant.scheme={quant['scheme']}",
+            f"{'has no effect' if grouped else 'must be given'} on quant.scheme={quant['scheme']}",
             where="quant.group_size",
             fix=f"It belongs to {', '.join(WEIGHT_ONLY)}",
         )

@@ -26,7 +26,7 @@ MISSING: Any = "???"  # OmegaConf's mark for a value that must be given
 
 DEFAULT_ENGINE = "transformers"
 BITSANDBYTES = ("int8", "nf4", "fp4")
-WEIGHT_ONLY = ("int4wo",)
+WEIGHT_ONLY = ("int8wo", "int4wo")
 GGUF = ("q8_0", "q6_k", "q5_k", "q5_1", "q4_k", "q4_1", "q4_0", "mxfp4")
 
 
@@ -46,9 +46,10 @@ class ModelConfig:
 class QuantConfig:
     """Number format of the weights.
 
-    ``group_size`` is that of weight-only integers: so many values of a row share a scale. ``dtype``
-    is their type where ``scheme`` is none, and the compute type where bitsandbytes
-    quantizes them; null for formats that say both (GGUF's, and that of the model's own file).
+    ``group_size`` is that of weight-only integers: so many values of a row share a scale; null for
+    one scale to a row, of ``int8wo`` only. ``dtype`` is their type where ``scheme`` is none, and
+    the compute type where they are quantized when they are loaded; null for formats that say both
+    (GGUF's, and that of the model's own file).
     """
 
     scheme: str = choice("none", *BITSANDBYTES, *WEIGHT_ONLY, *GGUF, "source")

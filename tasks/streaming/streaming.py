@@ -72,8 +72,8 @@ def check(identity: Identity) -> str | None:
             where="model.architecture",
             fix=f"Known: {', '.join(ARCHITECTURES)}",
         )
-    if identity["quant"]["scheme"] == "int8":
-        return "streaming has no int8: none, nf4 or fp4"
+    if (scheme := identity["quant"]["scheme"]) not in ("none", "nf4", "fp4"):
+        return f"streaming has no {scheme}: none, nf4 or fp4"
     if options["pinned"] and identity["device"]["kind"] != "cuda":
         return "pinned memory needs a CUDA device"
     if options["direct"] and options["page_cache"] == "warm":

@@ -44,6 +44,8 @@ BASE = "task=noop model=random_tiny"
         ("quant.scheme=nf5", ["quant.scheme: 'nf5' is not one of", "nf4"]),
         ("quant.scheme=nf4,nf5", ["quant.scheme: 'nf5' is not one of", "nf4"]),
         ("quant=bf16 quant.double_quant=true", ["quant.double_quant", "no effect"]),
+        ("quant=bf16 quant.group_size=32", ["quant.group_size", "no effect"]),
+        ("quant=int4wo quant.group_size=null", ["quant.group_size", "must be given"]),
         ("protocol.max_repetitions=2", ["less than protocol.min_repetitions"]),
         ("model=hub", ["model.id", "not given", "OWNER/NAME"]),
         ("model=gguf", ["model.path", "not given", "FILE.gguf"]),

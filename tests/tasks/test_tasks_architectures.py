@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from orchestrator.engines.transformers import random_weights as architecture
+from orchestrator.engines.transformers.feasible import refuse_static_cache
 from orchestrator.engines.transformers.generation import cache_maker, generator_for
+from orchestrator.engines.transformers.model_types import has_static_cache
 from orchestrator.measure import HostClock, Infeasible, InputError
 
 Identity = Callable[..., dict[str, Any]]
@@ -113,6 +115,26 @@ def test_what_is_generated_is_what_generate_gives(kind: str) -> None:
     assert torch.equal(torch.cat(steps, dim=-1), theirs[:, 9:])
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_static_cache_gives_the_same_tokens_each_time(kind: str) -> None:
+    config = architecture.configuration(sized(kind))
+    model = architecture.build(config, 0, "float32", "eager").eval()
+    if not has_static_cache(kind):
+        with pytest.raises(Infeasible, match="static cache"):
+            refuse_static_cache(model)
+        return
+    refuse_static_cache(model)
+    ids = torch.randint(3, 60, (2, 9), generator=torch.Generator().manual_seed(0))
+    grown, static = (generator_for(model, HostClock(), cache_tokens=size) for size in (None, 15))
+    with torch.inference_mode():
+        expected, *found = (
+            torch.cat(generator.sequence(ids, 6, depth=4)[1])
+            for generator in (grown, static, static)
+        )
+    assert all(torch.equal(tokens, expected) for tokens in found)
+    assert static.held_tokens == grown.held_tokens
+
+
 def test_a_configuration_that_says_not_to_cache_is_cached_all_the_same() -> None:
     config = architecture.configuration({**sized("llama"), "use_cache": False})
     model = architecture.build(config, 0, "float32", "eager").eval()
@@ -122,7 +144,7 @@ def test_a_configuration_that_says_not_to_cache_is_cached_all_the_same() -> None
     assert generator.held_tokens == 9
 
 
-def test_a_static_cache_is_never_made() -> None:
+def test_a_static_cache_is_not_made_because_the_model_says_so() -> None:
     model = architecture.build(architecture.configuration(sized("llama")), 0, "float32", "eager")
     model.generation_config.cache_implementation = "static"
     (cache,) = cache_maker(model)().values()

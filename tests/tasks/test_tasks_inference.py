@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from orchestrator.engines import registry
 from orchestrator.engines.registry import expect
 from orchestrator.engines.texts import ids_digest
+from orchestrator.engines.transformers.compilation import CompileWatch
 from orchestrator.errors import ConfigError
-from orchestrator.measure import InputError
+from orchestrator.measure import InputError, Mismatch
 from orchestrator.model import flops, moved_bytes
 from testing.checks import check_of
 from testing.trial import TINY
@@ -219,6 +221,76 @@ def test_a_missing_model_is_found_while_planning(identity: Identity) -> None:
     asked["quant"]["scheme"] = "int3"
     with pytest.raises(ConfigError, match=r"quant.scheme: 'int3' is not one of none"):
         check(asked)
+
+
+def test_a_static_cache_has_room_for_the_work_and_gives_the_same_tokens(
+    identity: Identity, run: Run
+) -> None:
+    # One layer looks back over a window only, whose cache is as long as that.
+    layers = {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]}
+    model = {"architecture": {**TINY, "model_type": "qwen2", "use_sliding_window": True, **layers}}
+    asked = {"model": model, "depth": 8, "prompt_tokens": 16, "new_tokens": 8, "batch_size": 2}
+    grown, static = (run(identity(**asked, cache=cache)) for cache in ("dynamic", "static"))
+    assert static.fact("output_digests") == grown.fact("output_digests")
+    assert static.engaged("cache length")["got"] == "31 tokens held"
+    assert static.engaged("cache")["got"].startswith("error")
+    assert static.engaged("causal")["ok"]
+    # Keys and values of two heads: the window, and all tokens.
+    assert static.fact("cache_bytes") == 2 * (16 + 32) * (2 * 16 * 2) * 4
+    assert grown.fact("cache_bytes") == 2 * (15 + 31) * (2 * 16 * 2) * 4
+
+
+def test_a_static_cache_is_expected_with_all_its_room(identity: Identity) -> None:
+    found = [
+        expect(identity(prompt_tokens=25, cache=cache), None) for cache in ("dynamic", "static")
+    ]
+    grown, static = (each.sizes_bytes["kv_bytes"] for each in found if each is not None)
+    assert static * 56 == grown * 57
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"model": {"architecture": {"model_type": "mamba"}}}, "no mamba that it runs over"),
+        ({"compile": True, "new_tokens": 1}, "task.new_tokens=1 has none"),
+    ],
+)
+def test_what_has_no_static_cache_is_infeasible(
+    identity: Identity, options: dict[str, Any], reason: str
+) -> None:
+    assert reason in str(check(identity(prompt_tokens=8, cache="static", **options)))
+    assert check(identity(prompt_tokens=8, cache="dynamic", **options)) is None
+
+
+@pytest.mark.usefixtures("shared_compiler")
+@pytest.mark.long
+@pytest.mark.xdist_group("compiler")
+def test_a_step_over_a_static_cache_is_one_graph(identity: Identity, run: Run) -> None:
+    asked = identity(prompt_tokens=8, new_tokens=6, cache="static", compile=True)
+    asked["model"]["architecture"]["num_hidden_layers"] = 1
+    plain = {**asked, "engine": identity()["engine"]}
+    events = run(asked)
+    assert events.value("compile_graphs") == 1
+    assert events.value("compile_graph_breaks") == 0
+    assert events.value("compile_recompiles") == 0
+    assert events.fact("compiled_while_measured") is False
+    assert events.engaged("compile")["asked"] == "1 graph, whole and settled"
+    assert events.fact("output_digests") == run(plain).fact("output_digests")
+
+
+@pytest.mark.usefixtures("shared_compiler")
+@pytest.mark.long
+@pytest.mark.xdist_group("compiler")
+def test_a_step_of_several_graphs_is_found(recorder: Any) -> None:
+    def broken(x: Any) -> Any:
+        half = x.sin()
+        torch._dynamo.graph_break()
+        return half.cos()
+
+    watch = CompileWatch(broken, recorder[0])
+    watch.settle(lambda: watch.forward(torch.zeros(8)))
+    with pytest.raises(Mismatch, match="compile"):
+        watch.record(recorder[0], one_graph=True)
 
 
 @pytest.mark.usefixtures("shared_compiler")

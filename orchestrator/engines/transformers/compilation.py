@@ -72,8 +72,12 @@ class CompileWatch:
         """Whether nothing was compiled since."""
         return self._counts() == self._settled
 
-    def record(self, recorder: Recorder) -> None:
-        """Record ``compile_s`` and counts; raises ``Mismatch`` if nothing was compiled."""
+    def record(self, recorder: Recorder, *, one_graph: bool = False) -> None:
+        """Record ``compile_s`` and counts; raises ``Mismatch`` if nothing was compiled.
+
+        With ``one_graph`` also where there is more than one graph, or where one was compiled since
+        :meth:`settle`.
+        """
         from torch._dynamo.utils import calculate_time_spent
 
         graphs, breaks = self._counts()
@@ -82,9 +86,10 @@ class CompileWatch:
         recorder.value("compile_graph_breaks", "1", breaks)
         recorder.value("compile_recompiles", "1", _recompiles())
         recorder.fact("compiled_while_measured", not self.is_settled())
-        recorder.engaged(
-            "compile", "at least 1 graph", f"{graphs} graphs, {breaks} breaks", ok=graphs > 0
-        )
+        asked, ok = "at least 1 graph", graphs > 0
+        if one_graph:
+            asked, ok = "1 graph, whole and settled", self._counts() == (1, 0) == self._settled
+        recorder.engaged("compile", asked, f"{graphs} graphs, {breaks} breaks", ok=ok)
 
     @staticmethod
     def _counts() -> tuple[int, int]:

@@ -11,13 +11,18 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.engines.transformers.attention_choice import NO_ATTENTION, has_attention
-from orchestrator.engines.transformers.quantization import FOUR_BIT, LEAST_QUANTIZED
+from orchestrator.engines.transformers.quantization import (
+    FOUR_BIT,
+    LEAST_QUANTIZED,
+    WEIGHT_ONLY,
+)
 from orchestrator.measure import Recorder
 
 if TYPE_CHECKING:
     from torch import nn
 
-# What bitsandbytes calls its own.
+# What torchao and bitsandbytes call their own.
+_WEIGHT_ONLY = {"Int8Tensor": ("int8wo", "int8"), "Int4OpaqueTensor": ("int4wo", "uint8")}
 _PACKED = ("Linear8bit", "Linear4bit", "LinearFP4", "LinearNF4")
 
 
@@ -26,11 +31,20 @@ def dtype_name(dtype: Any) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def linear_kind(module: nn.Module) -> str:
-    """What a linear layer's weights are: ``float32``, ``int8``, ``nf4``, ``nf4+double`` ..."""
+def linear_kind(module: nn.Module, *, per_row: bool = False) -> str:
+    """What a linear layer's weights are: ``float32``, ``int8``, ``nf4``, ``nf4+double`` ...
+
+    A scale to a whole row is called so where it is asked for ``per_row``, else by its length.
+    """
     weight: Any = module.weight
     kind = type(module).__name__
     dtype = dtype_name(weight.dtype)
+    if (packed := _WEIGHT_ONLY.get(type(weight).__name__)) is not None:
+        scheme, bits = packed
+        if dtype_name(weight.qdata.dtype) != bits or getattr(weight, "act_quant_kwargs", None):
+            return f"{type(weight).__name__}[{weight.qdata.dtype}]"
+        group = weight.block_size[-1]
+        return _grouped(scheme, None if per_row and group == weight.shape[-1] else group)
     if not kind.startswith(_PACKED):  # a router or the like may be a kind of its own
         return dtype
     if kind == "Linear8bitLt":
@@ -48,9 +62,15 @@ def expected_kind(quant: Mapping[str, Any]) -> str:
     scheme = str(quant["scheme"])
     if scheme == "none":
         return str(quant["dtype"])
+    if scheme in WEIGHT_ONLY:
+        return _grouped(scheme, quant["group_size"])
     if scheme in FOUR_BIT and quant["double_quant"]:
         return f"{scheme}+double"
     return scheme
+
+
+def _grouped(scheme: str, group: int | None) -> str:
+    return f"{scheme} by row" if group is None else f"{scheme} in groups of {group}"
 
 
 def check_weights(model: nn.Module, quant: Mapping[str, Any], recorder: Recorder) -> None:
@@ -68,7 +88,8 @@ def check_weights(model: nn.Module, quant: Mapping[str, Any], recorder: Recorder
     asked = expected_kind(quant)
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     linears = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head]
-    kinds = Counter(linear_kind(module) for module in linears)
+    per_row = quant.get("group_size") is None
+    kinds = Counter(linear_kind(module, per_row=per_row) for module in linears)
     if not kinds:  # GPT-2's kind of layer: no nn.Linear at all
         kinds = Counter(dtype_name(p.dtype) for p in model.parameters() if p.dim() > 1)
     got = ", ".join(f"{kind} x {count}" for kind, count in sorted(kinds.items()))
@@ -76,6 +97,8 @@ def check_weights(model: nn.Module, quant: Mapping[str, Any], recorder: Recorder
     if quant["scheme"] != "none":
         _check_share(model, asked, recorder)
         compute = {dtype_name(m.compute_dtype) for m in linears if hasattr(m, "compute_dtype")}
+        if quant["scheme"] in WEIGHT_ONLY:
+            compute = {dtype_name(module.weight.dtype) for module in linears}
         if compute:
             recorder.engaged("compute dtype", quant["dtype"], ", ".join(sorted(compute)))
 

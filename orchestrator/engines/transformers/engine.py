@@ -26,9 +26,12 @@ from orchestrator.engines.transformers.feasible import (
     ATTENTIONS,
     FORMATS,
     check_attention,
+    check_cache,
     check_compile,
     check_model,
+    refuse_static_cache,
 )
+from orchestrator.engines.transformers.quantization import quantizer
 from orchestrator.errors import one_line
 from orchestrator.measure import Identity, OutOfMemory, Recorder, tracker
 from orchestrator.measure.options import bounded, choice
@@ -51,14 +54,18 @@ class TransformersConfig:
     ----------
     attention : str
         ``sdpa``, ``eager``, ``flash_attention_2`` or ``flex_attention``.
+    cache : str
+        ``dynamic`` grows with the sequence; ``static`` has room for all of it from the start.
     compile : bool
-        Run the model through ``torch.compile``.
+        Run the model through ``torch.compile``; with a static cache the decode step only, as one
+        graph.
     token_sleep_s : float
         Sleep inside every token interval: an injected slowdown, to prove that the gate finds one.
     """
 
     name: str = "transformers"
     attention: str = choice(*ATTENTIONS)
+    cache: str = choice("dynamic", "static")
     compile: bool = False
     token_sleep_s: float = bounded(0.0, low=0)
 
@@ -83,7 +90,7 @@ class TransformersModel(Model):
                 attention=identity["engine"]["attention"],
                 trust_remote_code=identity["model"]["trust_remote_code"],
             )
-        return TransformersSession(model, self._prepared, identity, work.depth)
+        return TransformersSession(model, self._prepared, identity, work)
 
 
 class TransformersSession(Session):
@@ -94,14 +101,16 @@ class TransformersSession(Session):
         model: PreTrainedModel,
         prepared: loading.Prepared,
         identity: Identity,
-        depth: int,
+        work: Work,
     ) -> None:
         from orchestrator.engines.transformers.tokens import ordinary_ids
 
         self._model = model
         self._prepared = prepared
         self._identity = identity
-        self._depth = depth
+        self._depth = work.depth
+        static = identity["engine"]["cache"] == "static"
+        self._cache_tokens = work.tokens if static else None
         self._compiling: CompileWatch | None = None
         self._generator: GreedyGenerator | None = None
         self._prefill_s = 0.0
@@ -114,6 +123,8 @@ class TransformersSession(Session):
         from orchestrator.engines.transformers.generation import generator_for
 
         options = self._identity["engine"]
+        if self._cache_tokens is not None:
+            refuse_static_cache(self._model)
         loading.prove_loaded(
             self._model, self._prepared, self._identity, recorder, options["attention"]
         )
@@ -123,6 +134,7 @@ class TransformersSession(Session):
             self._model,
             recorder.clock,
             forward=self._compiling.forward if self._compiling else None,
+            cache_tokens=self._cache_tokens,
             token_sleep_s=options["token_sleep_s"],
         )
         self.memory = PhaseMemory(tracker(self._identity["device"]["kind"]))
@@ -180,7 +192,7 @@ class TransformersSession(Session):
         assert self._generator is not None, "ready() comes first"
         quant = self._identity["quant"]
         if self._compiling is not None and new_tokens:
-            self._compiling.record(recorder)
+            self._compiling.record(recorder, one_graph=self._cache_tokens is not None)
         with torch.inference_mode():
             ids = self._tensor(prompt)
             if not new_tokens:
@@ -196,7 +208,7 @@ class TransformersSession(Session):
                 new_tokens=new_tokens,
                 prefill_s=self._prefill_s,
                 depth=self._depth,
-                fixed_shape=self._compiling is not None,
+                fixed_shape=self._compiling is not None and self._cache_tokens is None,
             )
 
     def _tensor(self, prompt: Prompt) -> torch.Tensor:
@@ -226,12 +238,13 @@ def _check(identity: Identity, work: Work) -> str | None:
         check_model(identity)
         or check_attention(identity, options["attention"])
         or check_compile(identity, options["compile"])
+        or check_cache(identity, options["cache"], options["compile"])
     )
 
 
 def _packages(identity: Mapping[str, Any]) -> tuple[str, ...]:
-    quantized = identity["quant"]["scheme"] != "none"
-    return ("torch", "transformers", *(["bitsandbytes"] if quantized else []))
+    by = quantizer(identity["quant"])
+    return ("torch", "transformers", *([by] if by else []))
 
 
 ENGINE = Engine(

@@ -58,39 +58,40 @@ def expect_inference(identity: Identity, config: Mapping[str, Any] | None) -> Ex
     depth = options.get("depth", 0)
     weights = _weights(identity)
     cache = CacheFormat(weights.dtype)
+    static = engine["cache"] == "static"
+    # The last token is never fed back, so a cache that grows never holds it.
+    room = depth + prompt + new - (not static)
     held = memory(
         architecture,
         batch=batch,
         prompt_tokens=max(prompt, depth),
-        # The last token is never fed back, so it is never cached.
-        tokens=depth + prompt + new - 1,
+        tokens=room,
         weights=weights,
         cache=cache,
     )
     sizes = {
         "weights_bytes": held.weights_bytes,
-        "kv_bytes": kv_bytes(architecture, depth + prompt + new - 1, batch=batch, cache=cache),
+        "kv_bytes": kv_bytes(architecture, room, batch=batch, cache=cache),
         "activation_bytes": held.activation_bytes,
     }
 
     def steps() -> dict[str, Steps]:
-        eager = Execution(
-            fused=bool(engine["compile"]),
-            causal=engine["attention"] != "eager",
-            absorbed=False,
-        )
+        causal = engine["attention"] != "eager"
+        compiled = Execution(fused=bool(engine["compile"]), causal=causal, absorbed=False)
+        # Over a static cache the decode step alone is compiled.
+        first = Execution(fused=compiled.fused and not static, causal=causal, absorbed=False)
         common = (weights, cache)
         found = {
             "ttft_s": Steps(
                 prefill(architecture, batch, prompt, *common, past=depth),
-                prefill(architecture, batch, prompt, *common, eager, depth),
+                prefill(architecture, batch, prompt, *common, first, depth),
             )
         }
         if new > 1:
-            middle = depth + prompt + (new - 2) // 2
+            middle = room if static else depth + prompt + (new - 2) // 2
             found["tpot_s"] = Steps(
                 decode(architecture, batch, middle, *common),
-                decode(architecture, batch, middle, *common, eager),
+                decode(architecture, batch, middle, *common, compiled),
             )
         return found
 

@@ -15,13 +15,21 @@ from typing import Any
 from orchestrator.engines.port import has_package
 from orchestrator.engines.source import context_tokens, find_problem, model_path
 from orchestrator.engines.transformers.configuration import known_config
-from orchestrator.engines.transformers.model_types import packing_problem, type_problem
-from orchestrator.engines.transformers.quantization import QUANTIZED
-from orchestrator.measure import ConfigError, Identity
+from orchestrator.engines.transformers.model_types import (
+    has_static_cache,
+    packing_problem,
+    type_problem,
+)
+from orchestrator.engines.transformers.quantization import QUANTIZED, WEIGHT_ONLY, quantizer
+from orchestrator.measure import ConfigError, Identity, Infeasible
 from orchestrator.measure.wording import format_name
 
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2", "flex_attention")
-FORMATS = ("fp32", "bf16", "fp16", *QUANTIZED)
+_NO_STATIC_CACHE = (
+    "transformers says of no {} that it runs over a static cache: use engine.cache=dynamic"
+)
+FORMATS = ("fp32", "bf16", "fp16", *QUANTIZED, *WEIGHT_ONLY)
+_ADVICE = {"bitsandbytes": "pip install bitsandbytes", "torchao": "use environment=torchao"}
 
 
 def check_model(identity: Identity) -> str | None:
@@ -47,9 +55,11 @@ def check_model(identity: Identity) -> str | None:
             raise problem.as_config_error()
         if reason := packing_problem(config, identity["quant"]):
             return reason
-    scheme = identity["quant"]["scheme"]
-    if scheme in QUANTIZED and not has_package(identity, "bitsandbytes"):
-        return f"{scheme} needs bitsandbytes: pip install bitsandbytes"
+    by = quantizer(identity["quant"])
+    if by == "torchao" and identity["device"]["kind"] != "cpu":
+        return f"{asked} is run on the CPU here: device=cpu"
+    if by and not has_package(identity, by):
+        return f"{asked} needs {by}: {_ADVICE[by]}"
     return None
 
 
@@ -88,6 +98,26 @@ def check_compile(identity: Identity, compile_asked: bool) -> str | None:
     if compile_asked and identity["device"]["kind"] == "cpu" and _compiler() is None:
         return "compile on the CPU needs a C++ compiler (g++ or clang++, or CXX)"
     return None
+
+
+def check_cache(identity: Identity, cache: str, compiled: bool) -> str | None:
+    """None, or one line why the model cannot generate with a static cache."""
+    if cache != "static":
+        return None
+    config = known_config(identity["model"])
+    if config is not None and not has_static_cache(str(config.get("model_type"))):
+        return _NO_STATIC_CACHE.format(config.get("model_type"))
+    if compiled and identity["task"].get("new_tokens") == 1:
+        return "with engine.cache=static the decode step is compiled: task.new_tokens=1 has none"
+    return None
+
+
+def refuse_static_cache(model: Any) -> None:
+    """As :func:`check_cache`, of a loaded model; raises :class:`Infeasible`."""
+    generates = hasattr(model, "_prepare_cache_for_generation")
+    if not (generates and getattr(model, "_can_compile_fullgraph", False)):
+        reason = _NO_STATIC_CACHE.format(model.config.model_type)
+        raise Infeasible(reason, where="engine.cache")
 
 
 def check_length(model: Mapping[str, Any], tokens: int, named: str) -> str | None:

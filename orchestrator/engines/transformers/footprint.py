@@ -25,9 +25,11 @@ def footprint(model: nn.Module) -> Footprint:
     for parameter in model.parameters():
         count = _logical_count(parameter)
         parameters += count
-        if not parameter.is_floating_point():
+        parts = _parts(parameter)
+        if parts or not parameter.is_floating_point():
             quantized += count
-        weigh(parameter)
+        for part in parts or [parameter]:
+            weigh(part)
         for tensor in _tensors_of(getattr(parameter, "quant_state", None)):
             weigh(tensor)
         for name in ("CB", "SCB"):
@@ -40,6 +42,12 @@ def footprint(model: nn.Module) -> Footprint:
     for buffer in model.buffers():
         weigh(buffer)
     return Footprint(sum(storages.values()), parameters, quantized)
+
+
+def _parts(parameter: Any) -> list[torch.Tensor]:
+    """The tensors that torchao's kind of parameter consists of; none of a plain one."""
+    flatten = getattr(parameter, "__tensor_flatten__", None)
+    return [getattr(parameter, name) for name in flatten()[0]] if flatten else []
 
 
 def _logical_count(parameter: Any) -> int:

@@ -108,6 +108,8 @@ class GreedyGenerator:
         needs no logits of the prompt.
     options : dict
         More arguments for every call.
+    forward_token : callable, optional
+        Called in place of ``forward`` for a single token: the decode step, compiled by itself.
     prepare_inputs : callable, optional
         Makes the arguments of a call from all ids so far, where the model has a way of its own
         (``prepare_inputs_for_generation``).
@@ -130,6 +132,7 @@ class GreedyGenerator:
         *,
         prefill_options: dict[str, Any] | None = None,
         options: dict[str, Any] | None = None,
+        forward_token: Callable[..., Any] | None = None,
         prepare_inputs: Callable[..., dict[str, Any]] | None = None,
         token_sleep_s: float = 0.0,
     ) -> None:
@@ -138,6 +141,7 @@ class GreedyGenerator:
         self._new_cache = new_cache
         self._prefill_options = prefill_options or {}
         self._options = options or {}
+        self._forward_token = forward if forward_token is None else forward_token
         self._prepare_inputs = prepare_inputs
         self._token_sleep_s = token_sleep_s
         self._finite: torch.Tensor | None = None
@@ -232,7 +236,8 @@ class GreedyGenerator:
             )
         several = first or ids.shape[1] > 1
         more = {**self._options, **self._prefill_options} if several else self._options
-        output = self._forward(**{**inputs, **more})
+        forward = self._forward if several else self._forward_token
+        output = forward(**{**inputs, **more})
         past.follow(output)
         logits: torch.Tensor = output.logits[:, -1]
         return logits
@@ -252,9 +257,13 @@ def generator_for(
     clock: Clock,
     *,
     forward: Callable[..., Any] | None = None,
+    cache_tokens: int | None = None,
     token_sleep_s: float = 0.0,
 ) -> GreedyGenerator:
     """A generator of a transformers model, which ``forward`` is where it is compiled.
+
+    With ``cache_tokens`` its cache is static and has room for so many tokens, and ``forward`` is
+    for the decode step only: prompts have other shapes.
 
     The model is asked for all that its own ``generate`` would ask it for: the cache or state, the
     name under which it takes it, and how the inputs of a step are made.
@@ -264,25 +273,29 @@ def generator_for(
     accepts = inspect.signature(model.forward).parameters
     own = getattr(type(model), "prepare_inputs_for_generation", None)
     usual = own is None or own is GenerationMixin.prepare_inputs_for_generation
+    static = cache_tokens is not None
+    compiled = model if forward is None else forward
     return GreedyGenerator(
-        model if forward is None else forward,
+        model if static else compiled,
         clock,
-        cache_maker(model),
+        cache_maker(model, cache_tokens),
         prefill_options={"logits_to_keep": 1} if "logits_to_keep" in accepts else {},
         # A configuration saved after training may say that nothing is to be cached.
         options={"use_cache": True} if "use_cache" in accepts else {},
-        # What the usual way adds is there for padding and for static caches, of which there is none
-        # here, and costs time in every step.
+        forward_token=compiled,
+        # What the usual way adds is there for padding, of which there is none here, and costs time
+        # in every step.
         prepare_inputs=None if usual else model.prepare_inputs_for_generation,
         token_sleep_s=token_sleep_s,
     )
 
 
-def cache_maker(model: Any) -> Callable[[], dict[str, Any]]:
+def cache_maker(model: Any, tokens: int | None = None) -> Callable[[], dict[str, Any]]:
     """Makes the empty cache that ``model`` would generate with, under the name it takes it by.
 
-    Empty where the model makes its own in the first call. A static cache is never made: it would
-    reserve memory for tokens that nobody asked for.
+    Empty where the model makes its own in the first call. With ``tokens`` it is a static one with
+    room for so many, and always the same, emptied: a graph is compiled for the memory of one cache,
+    and another one would be compiled again.
     """
     from transformers import DynamicCache
     from transformers.generation.configuration_utils import GenerationMode
@@ -291,12 +304,19 @@ def cache_maker(model: Any) -> Callable[[], dict[str, Any]]:
     settings = copy.deepcopy(getattr(model, "generation_config", None))
     if prepare is None or settings is None:  # code of the model's own, without transformers' mixin
         return lambda: {"past_key_values": DynamicCache(config=model.config)}
-    settings.use_cache, settings.cache_implementation = True, None
+    settings.use_cache, settings.max_cache_len = True, None
+    settings.num_beams = settings.num_return_sequences = 1
+    settings.cache_implementation = None if tokens is None else "static"
+    kept: dict[str, Any] = {}
 
     def make() -> dict[str, Any]:
-        made: dict[str, Any] = {}
-        prepare(settings, made, GenerationMode.GREEDY_SEARCH, 1, 0)
-        return made
+        if tokens is None:
+            kept.clear()
+        for cache in kept.values():
+            cache.reset()
+        if not kept:
+            prepare(settings, kept, GenerationMode.GREEDY_SEARCH, 1, tokens or 0)
+        return dict(kept)
 
     return make
 

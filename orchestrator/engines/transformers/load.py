@@ -38,8 +38,11 @@ from orchestrator.engines.transformers.engaged import check_setting, check_weigh
 from orchestrator.engines.transformers.indexed import readable
 from orchestrator.engines.transformers.model_types import packing_problem, type_problem
 from orchestrator.engines.transformers.quantization import (
-    import_bitsandbytes,
+    QUANTIZED,
+    WEIGHT_ONLY,
+    import_quantizer,
     quantize_linears,
+    quantize_weight_only,
     refuse_unpackable,
     transformers_config,
 )
@@ -108,7 +111,7 @@ def prepare(identity: Identity, recorder: Recorder) -> Prepared:
     InputError
         If the model cannot be had or its files are damaged.
     Infeasible
-        If the device or bitsandbytes is missing here.
+        If the device, bitsandbytes or torchao is missing here.
     """
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
     from transformers.utils.logging import disable_progress_bar
@@ -117,8 +120,7 @@ def prepare(identity: Identity, recorder: Recorder) -> Prepared:
     with recorder.phase("prepare", measured=False):
         disable_progress_bar()
         use_device(identity["device"])
-        if identity["quant"]["scheme"] != "none":
-            import_bitsandbytes()
+        import_quantizer(identity["quant"])
         if problem := find_problem(model):
             raise problem.as_input_error()
         prepared = _prepare(identity, recorder)
@@ -212,13 +214,15 @@ def load_unmeasured(
     target = torch_device(device)
     if prepared.directory is None:
         model = architecture.build(prepared.config, seed, quant["dtype"], attention)
-        if quant["scheme"] != "none":
+        if quant["scheme"] in QUANTIZED:
             quantize_linears(model, quant, target)
         model = model.to(target)
     else:
         model = _read(prepared, quant, target, attention, trust_remote_code)
         if target.type == "cpu":
             _bring_into_memory(model, prepared.files)
+    if quant["scheme"] in WEIGHT_ONLY:
+        quantize_weight_only(model, quant)
     refuse_unpackable(model, quant)
     # Gradients stay allowed, as transformers loads them: of a weight without, the product with the
     # last position of a longer prompt copies the weight first, once for each sequence.

@@ -16,7 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.engines.source import Problem
-from orchestrator.engines.transformers.quantization import LEAST_QUANTIZED
+from orchestrator.engines.transformers.quantization import (
+    LEAST_QUANTIZED,
+    group_problem,
+    quantizer,
+)
 
 _TABLES = "models/auto/modeling_auto.py"
 _CAUSAL = "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"
@@ -91,7 +95,8 @@ def type_problem(
 def packing_problem(config: Mapping[str, Any], quant: Mapping[str, Any]) -> str | None:
     """Why these weights cannot be held as ``quant`` says, in one line; None where they can.
 
-    Weights that are quantized already, and experts in one stack, which bitsandbytes does not pack.
+    Weights that are quantized already, and experts in one stack, which
+    are not packed, and rows that are no multiple of the group size.
     """
     for part in (config, config.get("text_config")):
         if not isinstance(part, Mapping):
@@ -107,18 +112,21 @@ def packing_problem(config: Mapping[str, Any], quant: Mapping[str, Any]) -> str 
                 )
     if quant["scheme"] == "none":
         return None
-    share = _packed_share(json.dumps(config, sort_keys=True, default=str))
+    share, rows = _packed(json.dumps(config, sort_keys=True, default=str))
     if share is not None and share < LEAST_QUANTIZED:
         return (
             f"{quant['scheme']} cannot pack most of this model: the experts of a mixture lie in "
-            "one stack, which bitsandbytes leaves as it is. Use quant=bf16 or a GGUF file"
+            f"one stack, which {quantizer(quant)} leaves as it is. Use quant=bf16 or a GGUF file"
         )
-    return None
+    return group_problem(rows, quant)
 
 
 @lru_cache(maxsize=256)
-def _packed_share(text: str) -> float | None:
-    """Share of the layers' weights that bitsandbytes packs; None where all of it may be."""
+def _packed(text: str) -> tuple[float | None, tuple[int, ...]]:
+    """Share of the layers' weights in linear modules, and the lengths of these modules' rows.
+
+    None where all of it may be, and no lengths where the arithmetic does not know the model.
+    """
     config = json.loads(text)
     from orchestrator.errors import ConfigError
     from orchestrator.model import WeightFormat, read_architecture
@@ -128,13 +136,16 @@ def _packed_share(text: str) -> float | None:
         architecture = read_architecture(config, strict=False)
     except ConfigError:
         experts = max((_number(config.get(name)) for name in EXPERT_COUNTS), default=0)
-        return 0.0 if experts > 1 else None
+        return 0.0 if experts > 1 else None, ()
     packed = whole = 0
+    rows = set()
     for layer, count in architecture.layers:
         for matrix in layer.matrices:
             whole += count * matrix.elements
-            packed += count * matrix.elements * is_quantized(matrix, WeightFormat("nf4"))
-    return packed / whole if whole else None
+            if is_quantized(matrix, WeightFormat("nf4")):
+                packed += count * matrix.elements
+                rows.add(matrix.inputs)
+    return packed / whole if whole else None, tuple(rows)
 
 
 def _number(value: Any) -> int:
@@ -176,17 +187,31 @@ def _known(tables: Mapping[str, frozenset[str]], model_type: str) -> bool:
 @lru_cache(maxsize=256)
 def _reads_both_ways(model_type: str) -> bool:
     """Whether its code sees the whole sequence unless the configuration makes it a decoder."""
+    code, fields = (_code(model_type, part) for part in ("modeling", "configuration"))
+    return "create_bidirectional_mask(" in code and "is_decoder: bool = False" in fields
+
+
+@lru_cache(maxsize=256)
+def has_static_cache(model_type: str) -> bool:
+    """Whether its class says that it runs as one graph, and so over a cache of fixed size.
+
+    True where transformers has no code of it here: that is found when the model is loaded.
+    """
+    code = _code(model_type, "modeling")
+    return not code or "_can_compile_fullgraph = True" in code
+
+
+def _code(model_type: str, part: str) -> str:
+    """transformers' file ``part`` of a model type; empty where there is none."""
     spec = importlib.util.find_spec("transformers")
     name = model_type.replace("-", "_")
     if spec is None or spec.origin is None or not name.isidentifier():
-        return False
-    folder = Path(spec.origin).parent / "models" / name
+        return ""
+    file = Path(spec.origin).parent / "models" / name / f"{part}_{name}.py"
     try:
-        code = (folder / f"modeling_{name}.py").read_text(encoding="utf-8")
-        fields = (folder / f"configuration_{name}.py").read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8")
     except OSError:
-        return False
-    return "create_bidirectional_mask(" in code and "is_decoder: bool = False" in fields
+        return ""
 
 
 @lru_cache(maxsize=1)
