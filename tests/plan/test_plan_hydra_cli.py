@@ -56,7 +56,7 @@ def test_help_lists_commands_groups_and_tasks() -> None:
     for command in ("run", "plan", "show", "reproduce", "compare", "gate", "report", "status"):
         assert f"\n  {command}" in text
     assert "engine: endpoint, llamacpp, onnxruntime, openvino, transformers, vllm\n" in text
-    assert "quant: bf16, fp16, fp32, fp4, int4wo, int8, mxfp4, nf4, q4_0," in text
+    assert "quant: bf16, fp16, fp32, fp4, int4wo, int8, int8wo, mxfp4, nf4, q4_0," in text
     assert "sweep: " in text
     assert "noop" in text
     assert "schema" not in text

@@ -58,7 +58,7 @@ def expect_inference(identity: Identity, config: Mapping[str, Any] | None) -> Ex
     depth = options.get("depth", 0)
     weights = _weights(identity)
     cache = CacheFormat(weights.dtype)
-    static = engine["cache"] == "static"
+    static = engine.get("cache") == "static"
     # The last token is never fed back, so a cache that grows never holds it.
     room = depth + prompt + new - (not static)
     held = memory(
