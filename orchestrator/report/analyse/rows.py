@@ -88,7 +88,12 @@ class SweepTable:
         if base.failed:
             return incomparable(f"{names[0]} is {base.outcome}: {base.reason}", self.noise)
         hashes = (base.hash, row.hash)
-        chosen = choose(a, b, across_software=False, names=names)
+        # What the axes ask for may differ: an environment is other software.
+        asked = any(
+            axis.partition(".")[0] == "environment" and value != base.axes.get(axis)
+            for axis, value in row.axes.items()
+        )
+        chosen = choose(a, b, across_software=asked, names=names)
         return against(chosen, self.specs[metric], hashes, noise=self.noise, names=names).judged
 
     @property
