@@ -56,6 +56,19 @@ def test_axes_that_go_together_are_said_once_and_words_go_bare(make):
     ]
 
 
+def test_engine_and_format_tell_the_environment_together(make):
+    plan = make.plan(quants=("fp32", "bf16", "nf4"), prompts=(512,))
+    rows = [("a", "fp32", "none"), ("a", "int8wo", "torchao"), ("b", "fp32", "b")]
+    axes = ("engine", "quant", "environment")
+    trials = tuple(
+        replace(trial, axes=dict(zip(axes, row, strict=True)))
+        for trial, row in zip(plan.trials, rows, strict=True)
+    )
+    values = {a: tuple(dict.fromkeys(t.axes[a] for t in trials)) for a in axes}
+    labels = labels_of(replace(plan, trials=trials, axes=values))
+    assert list(labels.values()) == ["a · fp32", "a · int8wo", "b · fp32"]
+
+
 def test_a_vague_word_keeps_its_axis():
     assert axis_text("task.transfer", "async") == "async"
     assert axis_text("task.autocast", "none") == "autocast none"

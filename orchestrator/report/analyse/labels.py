@@ -75,7 +75,11 @@ def telling_axes(plan: Plan) -> list[str]:
         spelled = [repr(trial.axes.get(axis)) for trial in plan.trials]
         # An axis that the trials at hand do not vary cannot repeat another.
         varies = len(set(spelled)) > 1
-        if not (varies and any(_decides(other, spelled) for other in kept.values())):
+        others = [*kept.values()]
+        if axis == "environment" and kept:
+            # What only makes an engine or a format possible is told by these together.
+            others.append([repr(values) for values in zip(*kept.values(), strict=True)])
+        if not (varies and any(_decides(other, spelled) for other in others)):
             kept[axis] = spelled
     return list(kept)
 
