@@ -25,13 +25,13 @@ from orchestrator.engines.digest import digest_files, digest_json
 from orchestrator.engines.port import Session, Tokenizer
 from orchestrator.engines.separate import run_module
 from orchestrator.measure import ConfigError, InputError, MetricSpec, Recorder
+from orchestrator.measure.vocabulary import EVALUATION
 
 #: Room for the longest request, where the model's context is larger.
 LONGEST_TOKENS = 4096
-PREFIX = "evaluation."
-LOSS = f"{PREFIX}item_loss"
+LOSS = f"{EVALUATION}item_loss"
 #: What most tasks of multiple choice give, in the order of a table's columns.
-HEADLINE = (LOSS, f"{PREFIX}acc", f"{PREFIX}acc_norm", f"{PREFIX}perplexity")
+HEADLINE = (LOSS, f"{EVALUATION}acc", f"{EVALUATION}acc_norm", f"{EVALUATION}perplexity")
 _HARNESS = "lm_eval:"
 _WHERE = "task.evaluate"
 _WAY = "Write lm_eval:NAME of one of its tasks, or lm_eval:FILE.yaml"
@@ -199,18 +199,18 @@ def _record(
         every = [round(one["scores"].get(name, nan), 6) for one in items]
         # What is no mean over items (a perplexity, an F1) has no pairs.
         if abs(fmean(every) - mean) < _SAME_MEAN:
-            scores[f"{PREFIX}{name}"] = every
+            scores[f"{EVALUATION}{name}"] = every
     specs = [
         # A mean of fixed items does not scatter; of other figures the error is not known here.
         MetricSpec(metric, "1", one["better"], metric in scores, title=name.replace("_", " "))
         for name, one in metrics.items()
-        for metric in (f"{PREFIX}{name}",)
+        for metric in (f"{EVALUATION}{name}",)
     ]
     recorder.declare([_LOSS_SPEC, *specs])
     if "item_loss" not in means:
         recorder.absent(LOSS, "nats", "not every item has one right answer")
     for name, mean in means.items():
-        recorder.value(f"{PREFIX}{name}", "nats" if name == "item_loss" else "1", mean)
+        recorder.value(f"{EVALUATION}{name}", "nats" if name == "item_loss" else "1", mean)
     recorder.fact(
         "evaluation",
         {

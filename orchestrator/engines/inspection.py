@@ -1,9 +1,14 @@
-"""Are the weights files whole? Looked at before a library turns damage into a riddle."""
+"""Weights files, from outside: what they hold, and whether they are whole.
+
+Damage is looked for before a library turns it into a riddle.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import struct
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +16,18 @@ from orchestrator.engines.gguf_files import check_parts, gguf_files, read_gguf
 from orchestrator.measure import InputError
 
 _GGUF_MAGIC = b"GGUF"
+
+
+def stored_parameters(files: Iterable[Path]) -> int:
+    """Numbers that safetensors files hold."""
+    from safetensors import safe_open
+
+    total = 0
+    for file in files:
+        with safe_open(file, framework="np") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - not a mapping
+                total += math.prod(tensors.get_slice(name).get_shape())
+    return total
 
 
 def inspect_safetensors(file: Path) -> None:

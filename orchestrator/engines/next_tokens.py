@@ -70,21 +70,14 @@ def along(
     Mismatch
         No probability is given for a token that follows.
     """
-    import numpy as np
-
-    found: list[Likeliest] = []
-    followed: list[float] = []
+    rows: list[dict[int, float]] = []
     for position, target in enumerate(targets, start=len(ids) - len(targets)):
         # A whole vocabulary takes long to hand over.
         for asked, chosen in ((count, target), (vocabulary, None)):
             likeliest = ask(ids[: position + 1], asked, chosen=chosen)
-            known = dict(likeliest)
-            if target in known:
+            if target in (row := dict(likeliest)):
                 break
         else:
             raise Mismatch(f"no probability is given for token {target}")
-        followed.append(known[target])
-        found.append(likeliest[:count])
-    likeliest_ids = np.array([[token for token, _ in row] for row in found], np.int32)
-    logprobs = np.array([[value for _, value in row] for row in found], np.float32)
-    return NextLogprobs(np.array(followed), likeliest_ids[:, 0], logprobs, likeliest_ids)
+        rows.append(row)
+    return NextLogprobs.of_rows(rows, targets, count)

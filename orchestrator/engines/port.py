@@ -180,6 +180,22 @@ class NextLogprobs:
         wanted = np.take_along_axis(logits, np.array(targets)[:, None], -1)[:, 0]
         return cls(wanted.astype(np.float64), logits.argmax(-1), logits)
 
+    @classmethod
+    def of_rows(
+        cls, rows: Sequence[Mapping[int, float]], targets: Sequence[int], count: int
+    ) -> NextLogprobs:
+        """From log-probabilities by token, a row a position: the ``count`` likeliest are kept."""
+        import numpy as np
+
+        likeliest = [sorted(row.items(), key=lambda entry: -entry[1])[:count] for row in rows]
+        ids = np.array([[token for token, _ in row] for row in likeliest], np.int32)
+        return cls(
+            np.array([row[target] for row, target in zip(rows, targets, strict=True)]),
+            ids[:, 0],
+            np.array([[value for _, value in row] for row in likeliest], np.float32),
+            ids,
+        )
+
     def likelihood(self, targets: Sequence[int]) -> tuple[float, bool]:
         """Sum of the targets' log-probabilities, and whether each is the likeliest there."""
         return float(self.targets.sum()), bool((self.top1 == list(targets)).all())

@@ -86,6 +86,9 @@ UTILISATION = (
     MetricSpec("hfu", "1", "higher", title="HFU"),
 )
 
+#: What the metrics of ``task.evaluate`` begin with: they are of items.
+EVALUATION = "evaluation."
+
 #: Also what is known of metrics that were recorded before they were declared.
 VOCABULARY = {
     spec.name: spec for spec in (*LOADING, *GENERATION, *MEMORY, *ENERGY, *QUALITY, *UTILISATION)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.measure import HostClock, Recorder
+from orchestrator.measure import HostClock, InputError, Recorder
 from orchestrator.measure.registry import find_task
 from testing.trial import TINY, make_identity
 
@@ -171,7 +171,35 @@ def reads_bytes(tiny_gguf: Path, tmp_path: Path) -> Path:
     """The tiny model with a token for every byte but one: it can read any text."""
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-    from tests.tasks.test_tasks_files import rewritten
+    from testing.gguf import rewritten
 
     tokens = [*list(bytes_to_unicode().values())[:255], "ab"]
     return rewritten(tiny_gguf, tmp_path / "bytes.gguf", {"tokenizer.ggml.tokens": tokens})
+
+
+@pytest.fixture
+def converts_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Conversions in this process: another one takes seconds to import what is here already."""
+    import gguf
+    from transformers import modeling_gguf_pytorch_utils as reading
+    from transformers.integrations.gguf import reader
+
+    from orchestrator.engines.transformers import convert, dequantise
+
+    for owner, name in (
+        (gguf, "GGUFReader"),
+        (gguf, "get_tensor_name_map"),
+        (reader, "_mapped"),
+    ):
+        monkeypatch.setattr(owner, name, getattr(owner, name))
+    for kind in {reading.TensorProcessor, *reading.TENSOR_PROCESSORS.values()}:
+        if "process" in vars(kind):
+            monkeypatch.setattr(kind, "process", kind.process)
+
+    def run_forked(work: Any, gguf: Path, directory: Path, *, failed: str, **said: str) -> None:
+        try:
+            dequantise.main(gguf, directory)
+        except dequantise.NotKept as error:
+            raise InputError(f"{failed}: {error}", **said) from error
+
+    monkeypatch.setattr(convert, "run_forked", run_forked)

@@ -1,35 +1,30 @@
-"""engine=llamacpp: times read from a stream, formats made for real, a tiny model run for real."""
+"""engine=llamacpp: times read from a stream, predictions, a tiny model run for real."""
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import math
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from orchestrator.engines import gguf_formats as formats
-from orchestrator.engines import gguf_requantize as requantize
 from orchestrator.engines import port
 from orchestrator.engines import registry as engines
 from orchestrator.engines.llamacpp import engine
-from orchestrator.engines.llamacpp.expected import GGUF_MADE, GGUF_TYPE
 from orchestrator.engines.llamacpp.options import gpu_layers, room_tokens
-from orchestrator.engines.llamacpp.same_tokens import judge_tokens
-from orchestrator.engines.llamacpp.server import Completion, LlamaServer, Setting, read_completions
+from orchestrator.engines.llamacpp.server import Completion, read_completions
 from orchestrator.engines.port import Generation, Work
 from orchestrator.engines.registry import expect
 from orchestrator.engines.texts import random_prompt
 from orchestrator.engines.transformers import convert
 from orchestrator.errors import ConfigError
-from orchestrator.measure import Infeasible, InputError, Mismatch
-from orchestrator.measure.registry import find_task
+from orchestrator.measure import InputError, Mismatch
 from orchestrator.tasks.inference import OWN_TIMING_TOLERANCE
 from testing.checks import check_of
+from testing.gguf import of_gguf
 
 Identity = Callable[..., dict[str, Any]]
 Run = Callable[[dict[str, Any]], Any]
@@ -37,10 +32,6 @@ check = check_of("inference")
 needs_llamacpp = pytest.mark.skipif(
     importlib.util.find_spec("xllamacpp") is None, reason="xllamacpp has no wheel here"
 )
-
-
-def of(file: Path) -> dict[str, Any]:
-    return {"source": "gguf", "path": str(file), "architecture": None}
 
 
 def chunk(count: int, own_ms: float = 0.0, **more: Any) -> dict[str, Any]:
@@ -103,6 +94,21 @@ def test_tokens_that_came_together_make_no_interval() -> None:
     assert made.merged_tokens == 1
 
 
+def test_a_token_of_the_batch_is_there_when_the_last_sequence_has_it() -> None:
+    def of_row(index: int, count: int, **more: Any) -> dict[str, Any]:
+        return chunk(count, 10.0 * count, **more) | {"choices": [{"text": "x", "index": index}]}
+
+    chunks = [
+        (1 * MS, None),
+        (100 * MS, of_row(1, 1)),
+        (101 * MS, of_row(0, 1)),
+        (110 * MS, of_row(0, 2, **usage(2))),
+        (112 * MS, of_row(1, 2, **usage(2))),
+    ]
+    found = read_completions(0, chunks, 2)
+    assert [each.arrivals_ns for each in found] == [(101 * MS, 110 * MS), (100 * MS, 112 * MS)]
+
+
 def test_what_a_draft_got_right_came_together() -> None:
     chunks = [
         (100 * MS, chunk(1)),
@@ -150,135 +156,6 @@ def test_prompts_are_seeded_and_of_ordinary_tokens() -> None:
     assert prompt != random_prompt(ids, 2, 2, 50)
 
 
-@pytest.mark.parametrize("name", formats.WRITTEN)
-def test_every_format_is_written_and_close_to_its_source(
-    tiny_gguf: Path, tmp_path: Path, name: str
-) -> None:
-    import gguf
-    import numpy as np
-    from gguf import quants
-
-    target = tmp_path / f"{name}.gguf"
-    kind = formats.WRITTEN[name]
-    requantize.main(tiny_gguf, target, kind)
-    found = formats.contents(target)
-    assert found.vocabulary == 256
-    assert found.layers == 1
-    embeddings = 0 if kind in ("F32", "F16", "BF16", "Q8_0") else 2
-    assert found.types["F32"] == (12 if kind == "F32" else 3)  # the vectors
-    assert found.types[kind] == (12 if kind == "F32" else 9 - embeddings)
-    if embeddings:
-        assert found.types["Q8_0"] == embeddings
-    before = {t.name: t for t in gguf.GGUFReader(tiny_gguf).tensors}
-    for tensor in gguf.GGUFReader(target).tensors:
-        source = np.asarray(before[tensor.name].data)
-        values = quants.dequantize(tensor.data, tensor.tensor_type)
-        assert values.shape == source.shape
-        error = np.linalg.norm(values - source) / np.linalg.norm(source)
-        assert error < (0.01 if tensor.tensor_type.name in ("F32", "F16", "BF16", "Q8_0") else 0.2)
-
-
-def test_a_format_is_made_once_and_kept_whole(tiny_gguf: Path, cache: Path) -> None:
-    made = formats.in_format(tiny_gguf, "ab" * 32, "Q4_0")
-    stamp = made.stat().st_mtime_ns
-    assert formats.in_format(tiny_gguf, "ab" * 32, "Q4_0") == made
-    assert made.stat().st_mtime_ns == stamp
-    assert [p.name for p in made.parent.iterdir()] == [made.name]
-    assert formats.in_format(tiny_gguf, "ab" * 32, None) == tiny_gguf
-    # Most of it is in this format already.
-    assert formats.in_format(tiny_gguf, "ab" * 32, "F32") == tiny_gguf
-    with pytest.raises(Infeasible, match="most of this file is F32, and Q4_K is not written"):
-        formats.in_format(tiny_gguf, "ab" * 32, "Q4_K")
-
-
-@pytest.mark.parametrize(
-    ("held", "name", "words"),
-    [
-        ({"Q5_0": 9, "Q8_0": 3}, "m-Q4_K_M.gguf", "layers mostly Q5_0, not Q4_K as it is called"),
-        ({"Q5_0": 9}, "m.q4_k_s-00001-of-00002.gguf", "layers in Q5_0, not Q4_K as it is called"),
-        ({"Q4_K": 9, "Q6_K": 3}, "m-Q4_K_M.gguf", "layers mostly Q4_K"),
-        ({"IQ3_S": 9}, "m-IQ3_M.gguf", "layers in IQ3_S"),
-        ({"Q4_1": 9}, "m-q4f16.gguf", "layers in Q4_1"),
-        ({"F16": 9}, "BF16M-F16.gguf", "layers in F16"),
-        ({"F16": 9}, "m-BF16.gguf", "layers in F16, not BF16 as it is called"),
-        ({}, "m.gguf", "layers in F32"),
-    ],
-)
-def test_a_file_is_named_by_what_its_layers_are(
-    tiny_gguf: Path, held: dict[str, int], name: str, words: str
-) -> None:
-    found = dataclasses.replace(formats.contents(tiny_gguf), matrix_elements=held)
-    assert found.words(name) == words
-
-
-@needs_llamacpp
-def test_a_row_of_another_type_than_its_name_says_so(
-    identity: Identity, run: Run, tiny_gguf: Path, tmp_path: Path
-) -> None:
-    file = tmp_path / "tiny-Q8_0.gguf"
-    requantize.main(tiny_gguf, file, "Q4_0")
-    found = formats.contents(file)
-    # Embeddings and output head are Q8_0, and as large as a layer or two.
-    assert found.types["Q8_0"] == 2
-    assert found.matrix_type == "Q4_0"
-    events = run(
-        identity("source", engine="llamacpp", model=of(file), prompt_tokens=8, new_tokens=2)
-    )
-    assert events.fact("gguf_layers") == "layers in Q4_0, not Q8_0 as it is called"
-    assert "gguf_layers" in find_task("inference").named
-
-
-def test_a_full_disk_is_said_in_a_line_and_leaves_nothing(
-    tiny_gguf: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    publish = formats.publish
-
-    def onto_full_disk(final: Path, build: Callable[[Path], None], **how: Any) -> Path:
-        def build_on_it(target: Path) -> None:
-            target.symlink_to("/dev/full")
-            build(target)
-
-        return publish(final, build_on_it, **how)
-
-    monkeypatch.setattr(formats, "publish", onto_full_disk)
-    with pytest.raises(InputError, match="no space left"):
-        formats.in_format(tiny_gguf, "cd" * 32, "Q8_0")
-    assert list((cache / "formats").iterdir()) == []
-
-
-def test_a_truncated_file_is_refused(tiny_gguf: Path) -> None:
-    tiny_gguf.write_bytes(tiny_gguf.read_bytes()[:-2000])
-    with pytest.raises(InputError, match="corrupt or truncated"):
-        formats.in_format(tiny_gguf, "ef" * 32, "Q8_0")
-
-
-@pytest.mark.parametrize("name", formats.WRITTEN)
-def test_expected_weights_are_those_of_the_file_that_is_made(
-    identity: Identity, tiny_gguf: Path, tmp_path: Path, name: str
-) -> None:
-    target = tmp_path / "made.gguf"
-    requantize.main(tiny_gguf, target, formats.WRITTEN[name])
-    found = formats.contents(target)
-    assert found.config is not None
-    asked = identity(
-        quant=name,
-        engine="llamacpp",
-        model=of(tiny_gguf),
-        cache_type_v="q8_0",
-        prompt_tokens=128,
-        new_tokens=64,
-    )
-    expected = expect(asked, {**found.config, GGUF_TYPE: found.matrix_type, GGUF_MADE: True})
-    assert expected is not None
-    assert expected.sizes_bytes["weights_bytes"] == found.weights_bytes
-    # One layer of two key/value heads of 16, keys in 16 bits, values in 34 bytes for 32.
-    assert expected.sizes_bytes["kv_bytes"] == 256 * 2 * 16 * (2 + 34 / 32)
-    for operation in expected.made_steps()["tpot_s"].eager:
-        assert operation.launches == 0
-        plain = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-        assert operation.dtype in (plain.get(name, "int8"), "float32")
-
-
 def test_a_token_takes_at_least_as_long_as_reading_the_weights(identity: Identity) -> None:
     from orchestrator.model.measured_device import Measured
 
@@ -298,7 +175,7 @@ def test_a_token_takes_at_least_as_long_as_reading_the_weights(identity: Identit
 
 def test_what_cannot_be_predicted_is_not(identity: Identity, tiny_gguf: Path) -> None:
     # Planning reads no file.
-    assert expect(identity("source", engine="llamacpp", model=of(tiny_gguf)), None) is None
+    assert expect(identity("source", engine="llamacpp", model=of_gguf(tiny_gguf)), None) is None
     packaged = {"source": "packaged", "id": "smollm2_135m", "architecture": None}
     half = identity("source", engine="llamacpp", model=packaged, gpu_layers="50%")
     assert expect(half, None).made_steps() == {}
@@ -326,7 +203,7 @@ def test_without_a_reference_the_reason_is_said(
     asked = identity(
         "source",
         engine="llamacpp",
-        model=of(tiny_gguf),
+        model=of_gguf(tiny_gguf),
         prompt_tokens=8,
         new_tokens=2,
         quality_tokens=8,
@@ -344,7 +221,11 @@ def test_a_prompt_longer_than_the_file_s_context_is_refused(
     with pytest.raises(InputError, match=r"= 140, more than the model's context of 128.*Shorten"):
         run(
             identity(
-                "source", engine="llamacpp", model=of(tiny_gguf), prompt_tokens=130, new_tokens=10
+                "source",
+                engine="llamacpp",
+                model=of_gguf(tiny_gguf),
+                prompt_tokens=130,
+                new_tokens=10,
             )
         )
 
@@ -390,7 +271,7 @@ def test_each_token_is_predicted_from_all_before_it(monkeypatch: pytest.MonkeyPa
 def test_an_unlikely_token_has_the_probability_it_has_in_the_whole_vocabulary(
     identity: Identity, tiny_gguf: Path, recorder: Any
 ) -> None:
-    asked = identity("source", engine="llamacpp", model=of(tiny_gguf))
+    asked = identity("source", engine="llamacpp", model=of_gguf(tiny_gguf))
     work = Work(tokens=8)
     session: Any = engines.load(engines.prepare(asked, recorder[0], work), work, recorder[0])
     whole = dict(session._server.next_logprobs([5, 6, 7], session.vocabulary))
@@ -404,7 +285,7 @@ def test_an_unlikely_token_has_the_probability_it_has_in_the_whole_vocabulary(
 @needs_llamacpp
 def test_bad_input_is_refused_while_planning(identity: Identity, tiny_gguf: Path) -> None:
     def asked(quant: str = "source", model: dict[str, Any] | None = None, **options: Any) -> Any:
-        return identity(quant, engine="llamacpp", model=model or of(tiny_gguf), **options)
+        return identity(quant, engine="llamacpp", model=model or of_gguf(tiny_gguf), **options)
 
     assert check(asked()) is None
     assert "llamacpp has no nf4; it has fp32, bf16" in (check(asked("nf4")) or "")
@@ -425,7 +306,7 @@ def test_a_missing_package_says_what_to_install(
 ) -> None:
     monkeypatch.setattr(port, "_is_installed", lambda name: name != "xllamacpp")
     with pytest.raises(ConfigError) as caught:
-        check(identity("source", engine="llamacpp", model=of(tiny_gguf)))
+        check(identity("source", engine="llamacpp", model=of_gguf(tiny_gguf)))
     assert str(caught.value).endswith("make setup")
 
 
@@ -435,7 +316,7 @@ def test_tiny_model_is_measured_for_real(identity: Identity, run: Run, tiny_gguf
     asked = identity(
         "q4_0",
         engine="llamacpp",
-        model=of(tiny_gguf),
+        model=of_gguf(tiny_gguf),
         prompt_tokens=24,
         new_tokens=new,
         quality_tokens=16,
@@ -481,194 +362,10 @@ def test_tiny_model_is_measured_for_real(identity: Identity, run: Run, tiny_gguf
 
 
 @needs_llamacpp
-def test_a_depth_is_in_the_cache_of_every_repetition(
-    identity: Identity, run: Run, tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    work = {"engine": "llamacpp", "model": of(tiny_gguf), "new_tokens": 6}
-    deep = identity("source", depth=40, prompt_tokens=24, **work)
-    events = run(deep)
-    assert events.engaged("prompt tokens")["got"] == "64"
-    assert events.engaged("prompt tokens from a cache")["got"] == "40"
-    assert events.fact("proofs")["depth"] != "failed"
-    assert len(events.fact("output_digests")) == 1
-    # The same ids, computed at once.
-    whole = run(identity("source", prompt_tokens=64, **work))
-    assert whole.fact("prompt") == events.fact("prompt")
-    assert whole.fact("output_digests") == events.fact("output_digests")
-    # Left to itself the server keeps the prompt, too.
-    monkeypatch.setattr(LlamaServer, "fill", lambda *of: None)
-    with pytest.raises(Mismatch, match=r"from a cache\) and gave 1; asked for 64 \(40 from"):
-        run(deep)
-
-
-@needs_llamacpp
-def test_several_sequences_are_generated_at_once(
-    identity: Identity, run: Run, tiny_gguf: Path
-) -> None:
-    # More tokens than engine.batch, and less in common with the cache than the server looks for.
-    asked = identity(
-        "source",
-        engine="llamacpp",
-        model=of(tiny_gguf),
-        batch_size=3,
-        batch=32,
-        depth=4,
-        prompt_tokens=60,
-        new_tokens=8,
-    )
-    events = run(asked)
-    assert events.engaged("prompt tokens")["got"] == "64"
-    assert events.engaged("prompt tokens from a cache")["got"] == "4"
-    assert "24 the same" in events.engaged("tokens of each row")["got"]
-    for rate, tpot in zip(
-        events.samples("decode_tokens_per_s"), events.samples("tpot_s"), strict=True
-    ):
-        assert rate == pytest.approx(3 / tpot)
-    expected = expect(asked, events.fact("model_config"))
-    one = expect(identity("source", engine="llamacpp"), events.fact("model_config"))
-    assert expected.sizes_bytes["kv_bytes"] > one.sizes_bytes["kv_bytes"] / 3
-    assert set(expected.made_steps()) == {"ttft_s", "tpot_s"}
-
-
-def test_a_token_of_the_batch_is_there_when_the_last_sequence_has_it() -> None:
-    def of_row(index: int, count: int, **more: Any) -> dict[str, Any]:
-        return chunk(count, 10.0 * count, **more) | {"choices": [{"text": "x", "index": index}]}
-
-    chunks = [
-        (1 * MS, None),
-        (100 * MS, of_row(1, 1)),
-        (101 * MS, of_row(0, 1)),
-        (110 * MS, of_row(0, 2, **usage(2))),
-        (112 * MS, of_row(1, 2, **usage(2))),
-    ]
-    found = read_completions(0, chunks, 2)
-    assert [each.arrivals_ns for each in found] == [(101 * MS, 110 * MS), (100 * MS, 112 * MS)]
-
-
-@pytest.fixture
-def server(tiny_gguf: Path) -> Iterator[LlamaServer]:
-    plain = {"flash_attention": "auto", "cache_type_k": "f16", "cache_type_v": "f16"}
-    sizes = {"rows": 2, "context_tokens": 256, "threads": 1, "threads_batch": 1}
-    rest = {"batch": 64, "micro_batch": 64, "gpu_layers": 0, "mmap": True, "mlock": False}
-    made = LlamaServer(Setting(file=tiny_gguf, **sizes, **rest, **plain))  # type: ignore[arg-type]
-    yield made
-    made.close()
-
-
-@needs_llamacpp
-def test_other_tokens_than_the_model_s_own_are_found(server: LlamaServer) -> None:
-    rows = [[5, 9, 30, 7], [8, 100, 3, 60]]
-    got = server.tokens(rows, 6)
-    assert judge_tokens(server, rows, got).state == "proven"
-    swapped = judge_tokens(server, rows, got[::-1])
-    assert swapped.state == "failed"
-    got[1][3] = (got[1][3] + 1) % 256
-    found = judge_tokens(server, rows, got)
-    assert found.state == "failed"
-    assert f"token 3 is {got[1][3]}" in found.got
-
-
-class Even:
-    """Two tokens nearly as likely, and results that scatter by ``scatter``."""
-
-    def __init__(self, scatter: float) -> None:
-        self.scatter = scatter
-
-    def tokens(self, prompt: list[list[int]], new_tokens: int) -> list[list[int]]:
-        return [[0] * new_tokens for _ in prompt]
-
-    def next_logprobs(
-        self, ids: list[int], count: int, *, cached: bool = True
-    ) -> list[tuple[int, float]]:
-        return [(0, -0.7), (1, -0.71 + self.scatter * cached)]
-
-
-@pytest.mark.parametrize(("scatter", "state"), [(0.006, "proven"), (0.003, "failed")])
-def test_of_two_tokens_nearer_than_results_scatter_either_will_do(
-    scatter: float, state: str
-) -> None:
-    server: Any = Even(scatter)
-    found = judge_tokens(server, [[7, 7]], [[0, 1, 0, 1]])
-    assert found.state == state
-    if state == "proven":
-        assert found.got.startswith("2 of 4 the same")
-
-
-@needs_llamacpp
-def test_a_draft_changes_no_token_and_what_it_brings_is_predicted(
-    identity: Identity, run: Run, tiny_gguf: Path, tmp_path: Path
-) -> None:
-    text = tmp_path / "text.txt"
-    text.write_text("ab" * 40)
-    work = {"model": of(tiny_gguf), "prompt": str(text), "prompt_tokens": 24, "new_tokens": 16}
-    asked = identity("source", engine="llamacpp", draft="q4_0", draft_tokens=3, **work)
-    events = run(asked)
-    assert "16 the same" in events.engaged("tokens with a draft")["got"]
-    assert events.engaged("draft")["got"] == "Q4_0"
-    assert events.value("draft_weights_bytes") < events.value("weights_bytes")
-    plain = run(identity("source", engine="llamacpp", **work))
-    assert plain.fact("output_digests") == events.fact("output_digests")
-    found = events.fact("speculation")
-    assert found["tokens_a_step"] == pytest.approx(
-        1 + events.value("draft_acceptance") * found["drafted_a_step"]
-    )
-    assert (events.fact("tokens_that_came_together") > 0) == (found["tokens_a_step"] > 1)
-    assert events.value("draft_speedup") > 0
-    assert events.value("predicted_draft_speedup") > 0
-    config = events.fact("model_config")
-    with_draft, without = (
-        expect({**asked, "engine": {**asked["engine"], "draft": draft}}, config)
-        for draft in ("q4_0", None)
-    )
-    assert with_draft.sizes_bytes == without.sizes_bytes
-    more = with_draft.floor_bytes - without.floor_bytes
-    assert more == events.value("draft_weights_bytes") + without.sizes_bytes["kv_bytes"]
-    assert with_draft.made_steps() == {}
-
-
-@needs_llamacpp
-def test_a_draft_like_the_model_is_always_right(
-    identity: Identity, run: Run, tiny_gguf: Path, tmp_path: Path
-) -> None:
-    text = tmp_path / "text.txt"
-    text.write_text("ab" * 80)
-    work = {"prompt": str(text), "depth": 10, "prompt_tokens": 14, "new_tokens": 16}
-    draft = {"draft": "q4_0", "draft_tokens": 2}
-    events = run(identity("q4_0", engine="llamacpp", model=of(tiny_gguf), **work, **draft))
-    assert events.value("draft_acceptance") == 1
-    # One by the prefill, then five times three.
-    assert events.fact("speculation")["tokens_a_step"] == 3
-    assert events.absent("itl_s") == "each token came together with another"
-    assert events.engaged("prompt tokens from a cache")["got"] == "10"
-
-
-def test_a_draft_that_makes_no_sense_is_said_while_planning(
-    identity: Identity, tiny_gguf: Path
-) -> None:
-    def reason(**options: Any) -> str:
-        given = {"prompt": "text", "draft": "q4_0", "draft_tokens": 4, "prompt_tokens": 16}
-        return str(
-            check(
-                identity("source", engine="llamacpp", model=of(tiny_gguf), **{**given, **options})
-            )
-        )
-
-    assert reason() == "None"
-    assert "Give engine.draft_tokens=4" in reason(draft_tokens=None)
-    assert "give engine.draft=q4_0, too" in reason(draft=None)
-    assert "task.prompt=text" in reason(prompt="random")
-    assert "task.batch_size=1" in reason(batch_size=2)
-    assert "task.new_tokens=32" in reason(new_tokens=1)
-    assert "task.prompt_tokens=6, at least" in reason(prompt_tokens=5)
-    with pytest.raises(ConfigError, match=r"engine\.draft"):
-        reason(draft="nf4")
-
-
-@needs_llamacpp
 def test_two_engines_say_the_same_of_the_same_weights(
     identity: Identity, run: Run, tiny_gguf: Path, cache: Path
 ) -> None:
-    work = {"model": of(tiny_gguf), "prompt_tokens": 8, "new_tokens": 2, "quality_tokens": 8}
+    work = {"model": of_gguf(tiny_gguf), "prompt_tokens": 8, "new_tokens": 2, "quality_tokens": 8}
     cache_type = {"cache_type_k": "f32", "cache_type_v": "f32", "flash_attention": "off"}
     theirs = run(identity("fp32", engine="llamacpp", **cache_type, **work))
     # Single precision on both: what is left is the order of sums.

@@ -19,8 +19,8 @@ from orchestrator.environments.build import built
 from orchestrator.isolate.isolation import Isolation
 from testing.checks import check_of
 from testing.environments import environment, isolation_with
+from testing.gguf import rewritten
 from testing.trial import make_identity, run_attempt
-from tests.tasks.test_tasks_files import rewritten
 
 check = check_of("inference")
 pytestmark = pytest.mark.xdist_group("openvino")

@@ -51,7 +51,7 @@ def test_perplexity_is_the_mean_cross_entropys_exponential(
         logits = model(input_ids=window[None]).logits[0]
         losses.append(torch.nn.functional.cross_entropy(logits, target, reduction="none"))
     assert torch.cat(losses).numel() == 100
-    assert measured == pytest.approx(math.exp(float(torch.cat(losses).mean())), rel=1e-5)
+    assert measured == pytest.approx(math.exp(torch.cat(losses).mean().item()), rel=1e-5)
 
 
 def test_divergence_is_that_of_the_two_models(identity: Identity, run: Run, recorder: Any) -> None:

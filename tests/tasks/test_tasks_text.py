@@ -16,7 +16,8 @@ from orchestrator.engines import texts
 from orchestrator.engines import transformers as loading
 from orchestrator.engines.text_windows import cut, needed_context, window_tokens
 from orchestrator.measure import InputError
-from tests.tasks.test_tasks_files import of, of_gguf, rewritten
+from testing.gguf import of_gguf, rewritten
+from tests.tasks.test_tasks_files import of
 
 Identity = Callable[..., dict[str, Any]]
 Run = Callable[[dict[str, Any]], Any]
@@ -82,7 +83,7 @@ def test_begin_of_text_stands_before_every_window(
         target = torch.tensor(ids[start + 1 : stop + 1])
         losses.append(torch.nn.functional.cross_entropy(logits, target, reduction="none"))
     assert events.value("perplexity") == pytest.approx(
-        math.exp(float(torch.cat(losses).mean())), rel=1e-5
+        math.exp(torch.cat(losses).mean().item()), rel=1e-5
     )
 
 

@@ -168,8 +168,6 @@ class EndpointSession(Session):
         return Tokenizer(self._encode, begin_of_text(plain, full))
 
     def next_logprobs(self, ids: Sequence[int], targets: Sequence[int]) -> NextLogprobs:
-        import numpy as np
-
         if self._scores_by == "next tokens":
             count = min(TOP, self.vocabulary)
             return along(self._server.next_logprobs, ids, targets, count, self.vocabulary)
@@ -178,15 +176,7 @@ class EndpointSession(Session):
         rows = prompt_logprobs(self._server.complete({**asked, **self._options(1)})) or []
         if len(rows) != len(sequence) - 1:
             raise Mismatch(f"log-probabilities of {len(rows)} of {len(sequence) - 1} tokens came")
-        rows = rows[-len(targets) :]
-        likeliest = [sorted(row.items(), key=lambda e: -e[1])[:_TOP_OF_PROMPT] for row in rows]
-        top = np.array([[token for token, _ in row] for row in likeliest], np.int32)
-        return NextLogprobs(
-            np.array([row[target] for row, target in zip(rows, targets, strict=True)]),
-            top[:, 0],
-            np.array([[value for _, value in row] for row in likeliest], np.float32),
-            top,
-        )
+        return NextLogprobs.of_rows(rows[-len(targets) :], targets, _TOP_OF_PROMPT)
 
     def prove(self, prompt: Prompt, new_tokens: int, recorder: Recorder) -> None:
         if self._last is not None:

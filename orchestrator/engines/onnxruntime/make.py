@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.engines import transformers as loading
+from orchestrator.engines.inspection import stored_parameters
 from orchestrator.engines.reference import reference_identity
 from orchestrator.engines.separate import exits_for_a_full_disk
 from orchestrator.engines.transformers.tokens import load_tokenizer, ordinary_ids
@@ -41,7 +42,7 @@ def main(request: Path, target: Path) -> None:
     runpy.run_module(_BUILDER, run_name="__main__", alter_sys=True)
     tokenizer = load_tokenizer(prepared, trust_remote_code=False)
     about = {
-        "parameters": _parameters(prepared.files),
+        "parameters": stored_parameters(prepared.files),
         "vocabulary": int(prepared.config.get_text_config(decoder=True).vocab_size),
         "ordinary_ids": ordinary_ids(prepared),
         "context_tokens": prepared.context_tokens,
@@ -51,20 +52,6 @@ def main(request: Path, target: Path) -> None:
         "quantized": _quantized(target / "model.onnx"),
     }
     (target / ABOUT).write_text(json.dumps(about))
-
-
-def _parameters(files: tuple[Path, ...]) -> int:
-    from safetensors import safe_open
-
-    total = 0
-    for file in files:
-        with safe_open(file, framework="np") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 - not a mapping
-                size = 1
-                for length in tensors.get_slice(name).get_shape():
-                    size *= length
-                total += size
-    return total
 
 
 def _quantized(file: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.engines.cache import cache_root
+from orchestrator.engines.inspection import stored_parameters
 from orchestrator.engines.likeliest_proofs import judge
 from orchestrator.engines.next_tokens import TOP
 from orchestrator.engines.port import (
@@ -84,7 +85,7 @@ class VllmModel(Model):
         self.files = prepared.files
         self.context_tokens = prepared.context_tokens
         self.dtype = _DTYPES[format_name(identity["quant"])]
-        parameters = _parameters(prepared.files)
+        parameters = stored_parameters(prepared.files)
         # What is packed cannot be seen: the checkpoint's numbers, in the type that is proven.
         self.size = Footprint(parameters * _BYTES[self.dtype], parameters)
 
@@ -201,18 +202,9 @@ class VllmSession(Session):
         return load_tokenizer(self._model.prepared, trust_remote_code=False)
 
     def next_logprobs(self, ids: Sequence[int], targets: Sequence[int]) -> NextLogprobs:
-        import numpy as np
-
         count = min(TOP, self.vocabulary)
-        rows = self._of_prompt([*ids, targets[-1]], count)[-len(targets) :]
-        likeliest = [sorted(row.items(), key=lambda entry: -entry[1])[:count] for row in rows]
-        top = np.array([[token for token, _ in row] for row in likeliest], np.int32)
-        return NextLogprobs(
-            np.array([row[target] for row, target in zip(rows, targets, strict=True)]),
-            top[:, 0],
-            np.array([[value for _, value in row] for row in likeliest], np.float32),
-            top,
-        )
+        rows = self._of_prompt([*ids, targets[-1]], count)
+        return NextLogprobs.of_rows(rows[-len(targets) :], targets, count)
 
     def prove(self, prompt: Prompt, new_tokens: int, recorder: Recorder) -> None:
         fed = list(prompt[0][:_PROOF_TOKENS])
@@ -275,17 +267,6 @@ def _plain(row: Any) -> dict[int, float]:
 
 def _dtypes(model: Any) -> list[str]:
     return sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters()})
-
-
-def _parameters(files: Sequence[Any]) -> int:
-    from safetensors import safe_open
-
-    total = 0
-    for file in files:
-        with safe_open(file, framework="np") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 - not a mapping
-                total += math.prod(tensors.get_slice(name).get_shape())
-    return total
 
 
 def _finite(rows: Sequence[dict[int, float]]) -> Finding:

@@ -11,7 +11,7 @@ from typing import Any
 
 from orchestrator.attempt import AttemptReport
 from orchestrator.measure.metric import MetricSpec
-from orchestrator.measure.vocabulary import QUALITY
+from orchestrator.measure.vocabulary import EVALUATION, QUALITY
 from orchestrator.report.analyse.measured import (
     absence,
     metric_of,
@@ -165,7 +165,7 @@ def against(
     base, new = samples_of(a, spec.name), samples_of(b, spec.name)
     if spec.name in _OF_A_TEXT and _text(a) != _text(b):
         return ComparedMetric(*hashes, spec, incomparable("quality over other tokens", noise))
-    if spec.name.startswith("evaluation.") and _items(a) != _items(b):
+    if spec.name.startswith(EVALUATION) and _items(a) != _items(b):
         return ComparedMetric(*hashes, spec, incomparable("evaluated on other items", noise))
     scores = _scores(a, spec.name), _scores(b, spec.name)
     for name, samples, reports in zip(names, (base, new), (a, b), strict=True):
