@@ -115,7 +115,8 @@ class _Reader:
 
     def likelihood(self, context: str, continuation: str) -> tuple[float, bool]:
         """Log-likelihood of ``continuation`` after ``context``, and whether it is the likeliest."""
-        if not context:
+        if not context.strip():
+            continuation = context + continuation
             before, after = self._start(), self._encode(continuation)
             if after[:1] == before:
                 before, after = after[:1], after[1:]
@@ -130,6 +131,12 @@ class _Reader:
                 f"nothing is left to predict of {continuation!r} after {context[-40:]!r}",
                 where=_WHERE,
                 fix="The model's tokenizer joins the two: choose another task",
+            )
+        if len(after) > self._limit:
+            raise InputError(
+                f"an answer has {len(after)} tokens, more than the {self._limit} that are read",
+                where=_WHERE,
+                fix="Choose another task",
             )
         ids = [*before, *after]
         # One more than the context holds: what the last token leads to is not asked.

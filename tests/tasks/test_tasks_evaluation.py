@@ -77,6 +77,8 @@ def test_begin_of_text_stands_where_the_tokenizer_puts_it() -> None:
 def test_nothing_before_it_is_the_start_of_a_text() -> None:
     model = Bigram()
     assert reader(model).likelihood("", "ab")[0] == pytest.approx(model.chain([BEGIN, 2, 3]))
+    blank = model.chain([BEGIN, SPACE, 2])
+    assert reader(model).likelihood(" ", "a")[0] == pytest.approx(blank)
     with pytest.raises(InputError, match="no token to predict the first of a text from"):
         reader(Bigram(start_id=None)).likelihood("", "ab")
 
@@ -87,6 +89,8 @@ def test_a_long_context_is_cut_from_the_left() -> None:
     assert read.likelihood("a" * 20, "bc")[0] == pytest.approx(model.chain([2, 3, 4]))
     assert model.longest == model.context_tokens
     assert read.cut == 1
+    with pytest.raises(InputError, match="an answer has 9 tokens, more than the 8 that are read"):
+        read.likelihood("a", "b" * 9)
 
 
 @pytest.mark.parametrize("tokens", [1, 7, 8, 9, 16, 21])

@@ -299,7 +299,7 @@ def _check(identity: Identity, work: Work) -> str | None:
     needed = work.room_tokens()
     if options["context_tokens"] and needed > options["context_tokens"]:
         return (
-            f"{work.named}, or quality_tokens, take {needed} tokens, more than "
+            f"{work.named}, or a text that is scored, take {needed} tokens, more than "
             f"engine.context_tokens={options['context_tokens']}"
         )
     return None
