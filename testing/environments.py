@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,9 @@ def isolation_with(name: str, cache: Path) -> Iterator[Isolation]:
     """Attempts that share one cache, with the environment in it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ORCHESTRATOR_CACHE", str(cache))
+        # Where pip finds torch's build for CPUs, uv does, too.
+        if "UV_FIND_LINKS" not in os.environ and "PIP_FIND_LINKS" in os.environ:
+            patch.setenv("UV_FIND_LINKS", os.environ["PIP_FIND_LINKS"])
         try:
             built(environment(name))
         except (Infeasible, InputError) as error:

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from orchestrator.isolate.isolation import Isolation
 from orchestrator.measure import HostClock, InputError, Recorder
 from orchestrator.measure.registry import find_task
+from testing.environments import isolation_with
 from testing.trial import TINY, make_identity
 
 
@@ -89,6 +91,20 @@ def shared_compiler(cache: Path, compilers: Path) -> None:
     (cache / "compilers").symlink_to(compilers)
 
 
+@pytest.fixture(scope="module")
+def isolation(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Isolation]:
+    """Attempts in the environment that the module names, which share one cache."""
+    with isolation_with(request.module.ENVIRONMENT, tmp_path_factory.mktemp("cache")) as made:
+        yield made
+
+
+@pytest.fixture
+def machine_cache() -> None:
+    """Marks a test for :func:`cache`: what was made of a large file is remembered."""
+
+
 @pytest.fixture(autouse=True)
 def cache(
     tmp_path_factory: pytest.TempPathFactory,
@@ -99,7 +115,7 @@ def cache(
     import torch
 
     directory = tmp_path_factory.mktemp("cache") / "orchestrator"
-    if "machine_cache" not in request.fixturenames:
+    if not {"machine_cache", "isolation"} & set(request.fixturenames):
         monkeypatch.setenv("ORCHESTRATOR_CACHE", str(directory))
     threads = torch.get_num_threads()
     yield directory

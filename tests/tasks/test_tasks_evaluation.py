@@ -6,7 +6,7 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,10 @@ from orchestrator.errors import ConfigError, InputError
 from orchestrator.isolate.isolation import Isolation
 from orchestrator.measure import Value
 from orchestrator.tasks import evaluation
-from testing.environments import environment, isolation_with
+from testing.environments import environment
 from testing.trial import make_identity, run_attempt
+
+ENVIRONMENT = "lm_eval"
 
 BEGIN, SPACE = 0, 1
 LETTERS = "abcdefgh"
@@ -137,17 +139,6 @@ metric_list:
 """
 
 
-@pytest.fixture(scope="module")
-def harness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Isolation]:
-    with isolation_with("lm_eval", tmp_path_factory.mktemp("cache")) as made:
-        yield made
-
-
-@pytest.fixture
-def machine_cache(harness: Isolation) -> None:
-    """Leaves the cache to :func:`harness`'s."""
-
-
 @pytest.fixture
 def task_file(tmp_path: Path) -> Path:
     items = [
@@ -167,6 +158,7 @@ directory, site, items = sys.argv[1:]
 sys.path.append(site)
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+
 model = HFLM(pretrained=directory, dtype="float32", device="cpu", batch_size=1)
 asked = [pair for line in open(items) for pair in json.loads(line)["asked"]]
 found = model.loglikelihood(
@@ -178,12 +170,12 @@ print(json.dumps([value for value, _ in found]))
 
 @pytest.mark.long
 def test_a_task_of_the_harness_is_answered_as_its_own_model_would(
-    harness: Isolation, machine_cache: None, task_file: Path, reads_bytes: Path, tmp_path: Path
+    isolation: Isolation, task_file: Path, reads_bytes: Path, tmp_path: Path
 ) -> None:
     model = {"source": "gguf", "path": str(reads_bytes), "architecture": None}
     asked = make_identity("fp32", task="quality", model=model, tokens=16)
     asked["task"]["evaluate"] = f"lm_eval:{task_file}"
-    report = run_attempt(harness, asked)
+    report = run_attempt(isolation, asked)
     assert report.reason is None
     scores = report.facts["evaluation_items"]
     assert len(scores["evaluation.acc"]) == ITEMS == report.facts["evaluation"]["items"]
@@ -196,7 +188,7 @@ def test_a_task_of_the_harness_is_answered_as_its_own_model_would(
     items.write_bytes(report.artifacts["evaluation.jsonl"])
     lines = [json.loads(line) for line in items.read_text().splitlines()]
     ours = [answer[0] for line in lines for answer in line["answers"]]
-    (site,) = built(environment("lm_eval")).parents[1].glob("lib/python*/site-packages")
+    (site,) = built(environment(ENVIRONMENT)).parents[1].glob("lib/python*/site-packages")
     (directory,) = (cache_root() / "converted").iterdir()
     words = [sys.executable, "-c", HF, str(directory), str(site), str(items)]
     answer = subprocess.run(words, capture_output=True, text=True, check=True)
@@ -207,14 +199,14 @@ def test_a_task_of_the_harness_is_answered_as_its_own_model_would(
 
 @pytest.mark.long
 def test_what_cannot_be_answered_is_one_line(
-    harness: Isolation, machine_cache: None, task_file: Path, reads_bytes: Path
+    isolation: Isolation, task_file: Path, reads_bytes: Path
 ) -> None:
     model = {"source": "gguf", "path": str(reads_bytes), "architecture": None}
 
     def reason(evaluate: str) -> str:
         asked = make_identity("fp32", task="quality", model=model, tokens=16)
         asked["task"]["evaluate"] = evaluate
-        return run_attempt(harness, asked).reason or ""
+        return run_attempt(isolation, asked).reason or ""
 
     assert "lm-evaluation-harness cannot do this" in reason("lm_eval:no_such_task")
     written = task_file.read_text().replace("multiple_choice", "generate_until")

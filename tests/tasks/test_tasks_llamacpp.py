@@ -409,8 +409,3 @@ def test_packaged_model_has_the_quality_of_its_format(identity: Identity, run: R
         assert all(0.5 < ratio < 2 for ratio in ratios), phase
         agrees = abs(statistics.median(ratios) - 1) <= OWN_TIMING_TOLERANCE
         assert events.fact("own_timings_agree")[phase] == agrees
-
-
-@pytest.fixture
-def machine_cache() -> None:
-    """Marks a test for the ``cache`` fixture: the digest of a large file is remembered."""

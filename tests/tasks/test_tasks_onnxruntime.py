@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ from orchestrator.errors import Mismatch
 from orchestrator.isolate.isolation import Isolation
 from orchestrator.measure import HostClock, Recorder
 from testing.checks import check_of
-from testing.environments import environment, isolation_with
+from testing.environments import environment
 from testing.trial import make_identity, run_attempt
+
+ENVIRONMENT = "onnxruntime"
 
 check = check_of("inference")
 
@@ -28,22 +30,10 @@ def identity(model: Path, quant: str = "int4wo", **options: Any) -> dict[str, An
         model={"source": "gguf", "path": str(model), "architecture": None},
         **{"prompt_tokens": 16, "new_tokens": 4, **options},
     )
-    return {**asked, "environment": environment("onnxruntime")}
-
-
-@pytest.fixture(scope="module")
-def isolation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Isolation]:
-    with isolation_with("onnxruntime", tmp_path_factory.mktemp("cache")) as made:
-        yield made
-
-
-@pytest.fixture
-def machine_cache(isolation: Isolation) -> None:
-    """Leaves the cache to :func:`isolation`'s."""
+    return {**asked, "environment": environment(ENVIRONMENT)}
 
 
 @pytest.mark.xdist_group("onnxruntime")
-@pytest.mark.usefixtures("machine_cache")
 @pytest.mark.parametrize("quant", ["fp32", "int4wo"])
 def test_a_tiny_model_is_measured_for_real(
     isolation: Isolation, reads_bytes: Path, quant: str
@@ -69,7 +59,6 @@ def test_a_tiny_model_is_measured_for_real(
 
 
 @pytest.mark.xdist_group("onnxruntime")
-@pytest.mark.usefixtures("machine_cache")
 def test_a_depth_is_appended_before_what_is_timed(isolation: Isolation, reads_bytes: Path) -> None:
     deep, whole = (
         run_attempt(isolation, identity(reads_bytes, "fp32", depth=depth, prompt_tokens=32 - depth))

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,11 @@ from orchestrator.engines.source import packaged_file
 from orchestrator.environments.build import built
 from orchestrator.isolate.isolation import Isolation
 from testing.checks import check_of
-from testing.environments import environment, isolation_with
+from testing.environments import environment
 from testing.gguf import rewritten
 from testing.trial import make_identity, run_attempt
+
+ENVIRONMENT = "openvino"
 
 check = check_of("inference")
 pytestmark = pytest.mark.xdist_group("openvino")
@@ -33,18 +34,7 @@ def identity(model: Path, quant: str = "q8_0", **options: Any) -> dict[str, Any]
         model={"source": "gguf", "path": str(model), "architecture": None},
         **{"prompt_tokens": 40, "new_tokens": 4, **options},
     )
-    return {**asked, "environment": environment("openvino")}
-
-
-@pytest.fixture(scope="module")
-def isolation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Isolation]:
-    with isolation_with("openvino", tmp_path_factory.mktemp("cache")) as made:
-        yield made
-
-
-@pytest.fixture
-def machine_cache(isolation: Isolation) -> None:
-    """Leaves the cache to :func:`isolation`'s."""
+    return {**asked, "environment": environment(ENVIRONMENT)}
 
 
 @pytest.fixture
@@ -63,14 +53,12 @@ def converted(reads_bytes: Path, tmp_path: Path) -> Path:
     return rewritten(reads_bytes, tmp_path / "converted.gguf", said, tensors, without=norm)
 
 
-@pytest.mark.usefixtures("machine_cache")
 def test_a_tiny_model_is_measured_for_real(isolation: Isolation, converted: Path) -> None:
     report = run_attempt(isolation, identity(converted, batch_size=2))
     holds(report, "q8_0", "u8")
 
 
 @pytest.mark.long
-@pytest.mark.usefixtures("machine_cache")
 def test_its_logits_are_near_those_of_float32(isolation: Isolation, converted: Path) -> None:
     report = run_attempt(isolation, identity(converted, "q4_0", quality_tokens=32))
     holds(report, "q4_0", "u4")
@@ -120,7 +108,7 @@ print(json.dumps([[each.state, each.got] for each in found]))
 """
 
 
-@pytest.mark.usefixtures("machine_cache")
+@pytest.mark.usefixtures("isolation")
 def test_a_prefix_that_is_reused_is_found(converted: Path, tmp_path: Path) -> None:
     asked = identity(converted)
     python = built(asked["environment"])
@@ -137,11 +125,11 @@ def test_a_prefix_that_is_reused_is_found(converted: Path, tmp_path: Path) -> No
     assert reused == ["failed", "2 and 1 steps for 257 tokens, 256 in one"]
 
 
-@pytest.mark.usefixtures("machine_cache")
+@pytest.mark.usefixtures("isolation")
 def test_an_environment_finds_the_packaged_model() -> None:
     asked = "from orchestrator.engines.source import packaged_file; print(packaged_file())"
     done = subprocess.run(
-        [built(environment("openvino")), "-c", asked],
+        [built(environment(ENVIRONMENT)), "-c", asked],
         cwd=Path(__file__).parents[2],
         env={**os.environ, PYTHON_VARIABLE: sys.executable},
         capture_output=True,

@@ -19,11 +19,6 @@ pytestmark = [
 ]
 
 
-@pytest.fixture
-def machine_cache() -> None:
-    """Marks a test for the ``cache`` fixture."""
-
-
 @pytest.mark.parametrize("quant", ["bf16", "nf4"])
 def test_packaged_model_is_measured(
     identity: Identity, run: Callable[[dict[str, Any]], Any], quant: str

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,10 @@ from orchestrator.attempt import AttemptReport, Outcome
 from orchestrator.engines.registry import expect
 from orchestrator.isolate.isolation import Isolation
 from testing.checks import check_of
-from testing.environments import environment, isolation_with
+from testing.environments import environment
 from testing.trial import TINY, make_identity, run_attempt
+
+ENVIRONMENT = "torchao"
 
 check = check_of("inference")
 HAS_IT = {"packages": {"torchao": "0.18.0"}}
@@ -29,23 +30,11 @@ def value(report: AttemptReport, name: str) -> float:
     return float(found.value)
 
 
-@pytest.fixture(scope="module")
-def isolation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Isolation]:
-    with isolation_with("torchao", tmp_path_factory.mktemp("cache")) as made:
-        yield made
-
-
-@pytest.fixture
-def machine_cache(isolation: Isolation) -> None:
-    """Leaves the cache to :func:`isolation`'s."""
-
-
 @pytest.mark.long
 @pytest.mark.xdist_group("torchao")
-@pytest.mark.usefixtures("machine_cache")
 def test_it_is_measured_and_is_what_it_says(isolation: Isolation, reads_bytes: Path) -> None:
     files: dict[str, Any] = {"source": "gguf", "path": str(reads_bytes), "architecture": None}
-    there = environment("torchao")
+    there = environment(ENVIRONMENT)
     for quant, group, kind in (
         ("int8wo", None, "int8wo by row x"),
         ("int8wo", 64, "int8wo in groups of 64 x"),

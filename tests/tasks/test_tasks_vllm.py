@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,34 +17,20 @@ from orchestrator.attempt import AttemptReport, Outcome
 from orchestrator.engines.vllm import engine
 from orchestrator.isolate.isolation import Isolation
 from testing.checks import check_of
-from testing.environments import environment, isolation_with
+from testing.environments import environment
 from testing.trial import make_identity, run_attempt
 from testing.waiting import until
 
+ENVIRONMENT = "vllm_cpu"
+
 check = check_of("inference")
 PACKAGED = {"source": "packaged", "id": "smollm2_135m", "architecture": None}
-in_environment = pytest.mark.usefixtures("machine_cache")
 
 
 def identity(quant: str = "bf16", **options: Any) -> dict[str, Any]:
     work = {"prompt_tokens": 32, "new_tokens": 8, **options}
     asked = make_identity(quant, engine="vllm", model=PACKAGED, **work)
-    return {**asked, "environment": environment("vllm_cpu")}
-
-
-@pytest.fixture(scope="module")
-def isolation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Isolation]:
-    with pytest.MonkeyPatch.context() as patch:
-        # Where pip finds torch's build for CPUs, uv does, too.
-        if "UV_FIND_LINKS" not in os.environ and "PIP_FIND_LINKS" in os.environ:
-            patch.setenv("UV_FIND_LINKS", os.environ["PIP_FIND_LINKS"])
-        with isolation_with("vllm_cpu", tmp_path_factory.mktemp("cache")) as made:
-            yield made
-
-
-@pytest.fixture
-def machine_cache(isolation: Isolation) -> None:
-    """Leaves the cache to :func:`isolation`'s."""
+    return {**asked, "environment": environment(ENVIRONMENT)}
 
 
 def value(report: AttemptReport, name: str) -> float:
@@ -54,7 +39,6 @@ def value(report: AttemptReport, name: str) -> float:
 
 
 @pytest.mark.long
-@in_environment
 @pytest.mark.parametrize("quant", ["fp32", "bf16", "fp16"])
 def test_the_packaged_model_is_measured_for_real(isolation: Isolation, quant: str) -> None:
     report = run_attempt(isolation, identity(quant, quality_tokens=64, batch_size=2))
@@ -89,8 +73,8 @@ for item in Isolation().run(spec, Slot("n", "h", ()), Watch()):
 
 
 @pytest.mark.long
-@in_environment
 @pytest.mark.parametrize("killed", ["supervisor", "attempt"])
+@pytest.mark.usefixtures("isolation")
 def test_nothing_outlives_an_attempt_that_is_killed(killed: str) -> None:
     endless = identity(new_tokens=4000)
     with subprocess.Popen(
