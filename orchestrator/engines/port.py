@@ -52,6 +52,8 @@ class Work:
         What a reader calls ``tokens``.
     depth : int
         Of each row of a prompt, the first ids that are in the cache before anything is timed.
+    served : bool
+        A server is wanted (:meth:`Session.service`) that takes ``batch_size`` sequences at once.
     """
 
     batch_size: int = 1
@@ -60,6 +62,7 @@ class Work:
     read_tokens: int = 0
     named: str = "prompt_tokens + new_tokens"
     depth: int = 0
+    served: bool = False
 
     def room_tokens(self, limit: int | None = None) -> int:
         """The longest sequence that is run. A text is cut to a model's context, ``limit``."""
@@ -223,6 +226,26 @@ class Tokenizer:
     start_id: int | None = None
 
 
+@dataclass(frozen=True)
+class Service:
+    """A server of OpenAI's completions API that runs.
+
+    Attributes
+    ----------
+    url : str
+        Of the completions.
+    body : mapping
+        What each request has besides prompt and ``max_tokens``: the model's name, fixed lengths,
+        how tokens are counted, and whether what was read before may be used again.
+    key_variable : str or None
+        Names the variable that has the key.
+    """
+
+    url: str
+    body: Mapping[str, Any]
+    key_variable: str | None = None
+
+
 class Session(ABC):
     """A loaded model.
 
@@ -289,6 +312,16 @@ class Session(ABC):
         As by :meth:`next_logprobs`; an engine that can say it sooner does.
         """
         return self.next_logprobs(ids, targets).likelihood(targets)
+
+    def service(self, *, reuse: bool) -> Service:
+        """The server that ``Work.served`` asked for.
+
+        Parameters
+        ----------
+        reuse : bool
+            What a prompt has in common with earlier ones need not be computed again.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def prove(self, prompt: Prompt, new_tokens: int, recorder: Recorder) -> None:
@@ -357,6 +390,8 @@ class Engine:
         Whether its operators are torch's, which ``torch.profiler`` follows.
     takes_depth : bool
         Whether its sessions can read ``Work.depth`` before what is timed.
+    serves : bool
+        Whether its sessions can be servers (``Work.served``).
     remote : bool
         Whether the model runs on a machine that is not known: what was measured then is always
         measured again, unless ``reuse=hash``.
@@ -376,6 +411,7 @@ class Engine:
     preload: tuple[str, ...] = ()
     in_torch: bool = False
     takes_depth: bool = False
+    serves: bool = False
     remote: bool = False
     secrets: Callable[[Identity], tuple[str, ...]] = lambda identity: ()
 

@@ -49,6 +49,10 @@ def check(identity: Identity, work: Work) -> str | None:
         return f"{engine.name} has no {asked}; it has {', '.join(engine.formats)}"
     if work.depth and not engine.takes_depth:
         return f"{engine.name} cannot fill a cache before it is timed: use task.depth=0"
+    if work.served and not engine.serves:
+        return (
+            f"{engine.name} is no server: use engine=llamacpp, or engine=endpoint for one of yours"
+        )
     if reason := engine.check(identity, work):
         return reason
     limit = context_tokens(identity["model"])

@@ -28,6 +28,16 @@ def in_own_python() -> bool:
     return os.environ.get(PYTHON_VARIABLE, sys.executable) == sys.executable
 
 
+def own_command(module: str, *arguments: str | Path) -> tuple[list[str], dict[str, str]]:
+    """``python -m module arguments`` by this program's own Python: the words and the variables."""
+    root = str(Path(orchestrator.__file__).resolve().parents[1])
+    search_path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    return (
+        [os.environ.get(PYTHON_VARIABLE, sys.executable), "-m", module, *map(str, arguments)],
+        {**os.environ, "PYTHONPATH": search_path, "CUDA_VISIBLE_DEVICES": ""},
+    )
+
+
 def run_module(module: str, *arguments: str | Path, failed: str, where: str, fix: str) -> None:
     """``python -m module arguments`` by this program's own Python, without a GPU.
 
@@ -43,11 +53,10 @@ def run_module(module: str, *arguments: str | Path, failed: str, where: str, fix
     OSError
         If the disk is full.
     """
-    root = str(Path(orchestrator.__file__).resolve().parents[1])
-    search_path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    command, variables = own_command(module, *arguments)
     done = subprocess.run(
-        [os.environ.get(PYTHON_VARIABLE, sys.executable), "-m", module, *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": search_path, "CUDA_VISIBLE_DEVICES": ""},
+        command,
+        env=variables,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -93,6 +93,10 @@ class Task:
     on_engine : bool
         Whether its model is run by the engine that ``engine=`` chooses; of other tasks the engine
         is no part.
+    under_load : bool
+        Whether it is put under the load that ``load=`` chooses.
+    own_cores : int
+        Cores that it needs for itself, beside those that the model computes on.
     """
 
     name: str
@@ -112,6 +116,8 @@ class Task:
     content: Callable[[Identity], Mapping[str, str | None]] | None = None
     expect: Callable[[Identity, Mapping[str, Any] | None], Expectation | None] | None = None
     on_engine: bool = False
+    under_load: bool = False
+    own_cores: int = 0
 
     def preload_for(self, identity: Identity) -> tuple[str, ...]:
         """What to import beforehand for this configuration."""

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from orchestrator.engines.registry import ENGINES
 from orchestrator.environments.lock import locked
 from orchestrator.errors import ConfigError
+from orchestrator.measure.load import LOADS
 from orchestrator.measure.registry import find_task
 from orchestrator.plan.axes import Axis, Fixed
 from orchestrator.plan.compose import check_plugged_in
@@ -20,7 +21,7 @@ from orchestrator.plan.identity import check_values, copied
 from orchestrator.plan.messages import translated
 from orchestrator.plan.schema import (
     DEFAULT_ENGINE,
-    EMPTY_KEYS,
+    DEFAULT_LOAD,
     IDENTITY_KEYS,
     MISSING,
     SCHEMA_VERSION,
@@ -170,26 +171,32 @@ class Mixture:
             tree["device"]["kind"] = auto()
         if tree["model"]["path"]:
             tree["model"]["path"] = os.path.abspath(os.path.expanduser(tree["model"]["path"]))
-        tree["engine"] = _engine_of(tree)
+        tree |= _used_groups(tree)
         # Not what was asked for, but what it came out as.
         tree["environment"] = locked(tree["environment"])
-        return {"schema": SCHEMA_VERSION, **tree, **dict.fromkeys(EMPTY_KEYS)}, typed
+        return {"schema": SCHEMA_VERSION, **tree}, typed
 
 
-def _engine_of(tree: Tree) -> Tree | None:
-    """What is chosen of the engine; None of a task that runs on none."""
-    task, engine = tree["task"]["name"], tree["engine"]
-    if find_task(task).on_engine:
-        return dict(engine)
-    # A choice that would change nothing is no part of the identity, and not taken in silence.
-    usual = asdict(ENGINES.find(DEFAULT_ENGINE).config())
-    if changed := [key for key in engine if engine[key] != usual.get(key)]:
-        raise ConfigError(
-            f"has no effect on task={task}",
-            where="engine" if "name" in changed else f"engine.{changed[0]}",
-            fix="Leave it out",
-        )
-    return None
+def _used_groups(tree: Tree) -> dict[str, Tree | None]:
+    """What is chosen of the engine and of the load; None where the task has no use for it."""
+    task = find_task(tree["task"]["name"])
+    found: dict[str, Tree | None] = {}
+    for group, used, registry, default in (
+        ("engine", task.on_engine, ENGINES, DEFAULT_ENGINE),
+        ("load", task.under_load, LOADS, DEFAULT_LOAD),
+    ):
+        chosen = tree[group]
+        found[group] = dict(chosen) if used else None
+        # A choice that would change nothing is no part of the identity, and not taken in silence.
+        usual = asdict(registry.find(default).config())
+        changed = [] if used else [key for key in chosen if chosen[key] != usual.get(key)]
+        if changed:
+            raise ConfigError(
+                f"has no effect on task={task.name}",
+                where=group if "name" in changed else f"{group}.{changed[0]}",
+                fix="Leave it out",
+            )
+    return found
 
 
 def _check_settings(tree: Tree) -> None:

@@ -11,10 +11,10 @@ from typing import Any
 
 from orchestrator.engines.registry import ENGINES
 from orchestrator.errors import ConfigError
+from orchestrator.measure.load import LOADS
 from orchestrator.measure.registry import find_task
 from orchestrator.plan.messages import translated
 from orchestrator.plan.schema import (
-    EMPTY_KEYS,
     GGUF,
     IDENTITY_GROUPS,
     IDENTITY_KEYS,
@@ -78,16 +78,18 @@ def copied(tree: Any) -> Any:
 
 
 def kinds_of(identity: Mapping[str, Any]) -> dict[str, type]:
-    """Dataclass of each group of a trial; without ``engine`` where its task runs on none.
+    """Dataclass of each group of a trial; without those that its task has no use for.
 
     Raises
     ------
     ConfigError
-        A task or an engine that is not here.
+        A task, an engine or a load that is not here.
     """
     kinds = {"task": find_task(identity["task"]["name"]).config}
     if identity["engine"] is not None:
         kinds["engine"] = ENGINES.find(identity["engine"]["name"]).config
+    if identity["load"] is not None:
+        kinds["load"] = LOADS.find(identity["load"]["name"]).config
     return {**kinds, **IDENTITY_GROUPS}
 
 
@@ -188,20 +190,19 @@ def rebuild(identity: Mapping[str, Any]) -> dict[str, Any]:
             where="schema",
             fix="Use the version of the program that recorded it",
         )
-    _same_fields("", {"schema", *IDENTITY_KEYS, *EMPTY_KEYS}, identity)
-    task, engine = identity["task"], identity["engine"]
+    _same_fields("", {"schema", *IDENTITY_KEYS}, identity)
+    task = identity["task"]
     if not isinstance(task, Mapping) or not isinstance(task.get("name"), str):
         raise ConfigError("an identity without a task name", where="task")
-    on_engine = find_task(task["name"]).on_engine
-    named = isinstance(engine, Mapping) and isinstance(engine.get("name"), str)
-    if named != on_engine or not (named or engine is None):
-        raise ConfigError("is not what this task runs on", where="engine")
-    tree: dict[str, Any] = {"schema": SCHEMA_VERSION, "engine": None, **dict.fromkeys(EMPTY_KEYS)}
+    known = find_task(task["name"])
+    for group, used in (("engine", known.on_engine), ("load", known.under_load)):
+        chosen = identity[group]
+        named = isinstance(chosen, Mapping) and isinstance(chosen.get("name"), str)
+        if named != used or not (named or chosen is None):
+            raise ConfigError("is not what this task takes", where=group)
+    tree: dict[str, Any] = {"schema": SCHEMA_VERSION, "engine": None, "load": None}
     for name, kind in kinds_of(identity).items():
         tree[name] = _typed(kind, name, identity[name])
-    for name in EMPTY_KEYS:
-        if identity[name] is not None:
-            raise ConfigError("is not known here", where=name)
     tree["environment"] = _environment(identity["environment"])
     seed = identity["seed"]
     if isinstance(seed, bool) or not isinstance(seed, int):

@@ -3,13 +3,13 @@
 ::
 
     RootConfig
-    |-- task engine model quant protocol device environment seed    identity: what is hashed
+    |-- task engine load model quant protocol device environment seed   identity: what is hashed
     |-- sweep                                      how one command line becomes many trials
     `-- repeats force retry isolate timeout_s preflight ceilings resources
         cluster tracking telemetry verdict         settings: how and where, never hashed
 
-A task and an engine bring a dataclass of their own (``Task.config``, ``Engine.config``), which
-takes the place of ``RootConfig.task`` and ``RootConfig.engine``.
+A task, an engine and a load bring a dataclass of their own (``Task.config``, ``Engine.config``,
+``LoadKind.config``), which takes the place of ``RootConfig.task``, ``engine`` and ``load``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ SCHEMA_VERSION = 2
 MISSING: Any = "???"  # OmegaConf's mark for a value that must be given
 
 
-DEFAULT_ENGINE = "transformers"
+#: What conf/config.yaml chooses of the groups that only some tasks have a use for.
+DEFAULT_ENGINE, DEFAULT_LOAD = "transformers", "closed"
 BITSANDBYTES = ("int8", "nf4", "fp4")
 WEIGHT_ONLY = ("int8wo", "int4wo")
 GGUF = ("q8_0", "q6_k", "q5_k", "q5_1", "q4_k", "q4_1", "q4_0", "mxfp4")
@@ -183,6 +184,7 @@ class Measured:
 
     task: Any = MISSING
     engine: Any = MISSING
+    load: Any = MISSING
     model: ModelConfig = field(default_factory=ModelConfig)
     quant: QuantConfig = field(default_factory=QuantConfig)
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
@@ -222,11 +224,9 @@ IDENTITY_GROUPS: Mapping[str, type] = {
     "protocol": ProtocolConfig,
     "device": DeviceConfig,
 }
-IDENTITY_KEYS = ("task", "engine", *IDENTITY_GROUPS, "environment", "seed")
+IDENTITY_KEYS = ("task", "engine", "load", *IDENTITY_GROUPS, "environment", "seed")
 #: Mappings that take any key; others want a + before a new one.
 OPEN_MAPPINGS = ("environment.pins",)
-#: Parts of the identity that nothing chooses yet.
-EMPTY_KEYS = ("load",)
 SETTING_KEYS = tuple(f.name for f in fields(Settings))
 
 

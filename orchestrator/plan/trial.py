@@ -29,7 +29,8 @@ def resources_of(identity: Mapping[str, Any], asked: ResourcesConfig, task: Task
         )
     cpus = asked.cpus
     if cpus is None:
-        cpus = device["threads"]
+        threads = device["threads"]
+        cpus = None if threads is None else threads + task.own_cores
     # None on GPUs is their fair share of the node's cores, which only the scheduler knows.
     if cpus is None and gpus == 0 and not task.whole_node:
         cpus = 1

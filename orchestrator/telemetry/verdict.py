@@ -7,6 +7,7 @@ Pure. The rules and their limits come from ``conf/verdict/``; what each one look
               host  swap cgroup_throttling steal
     flagged   GPU   power_cap display      host  other_load
               samples  bimodal
+    of a load           lag stalls generator_cpu achieved_rate errors, and flagged: saturated
 
     invalid     a rule of state ``invalid`` is broken
     unverified  no telemetry, or a rule of state ``invalid`` could not be checked
@@ -210,6 +211,16 @@ def _bimodal(report: AttemptReport) -> Seen:
     return float(sum(bool(summarise(m.values, resamples=100).bimodal) for m in watched))
 
 
+def _measured(metric: str) -> Callable[[AttemptReport], Seen]:
+    """What the task itself recorded; a rule of a load applies to no other task."""
+
+    def look(report: AttemptReport) -> Seen:
+        found = report.metrics.get(metric)
+        return found.value if isinstance(found, Value) else None
+
+    return look
+
+
 def _in_phases(metric: str, says: str) -> Check:
     """Of a GPU's figure over the measured phases."""
     return Check(_aggregate(metric, timed=True), says, gpu=True)
@@ -272,6 +283,28 @@ CHECKS: dict[str, Check] = {
     ),
     "other_load": _at_all(
         "other_cpu_ratio", "others used a share of {value} of the attempt's cores (limit {limit})"
+    ),
+    "lag": Check(
+        _measured("lag_p99_s"),
+        "1 of 100 requests was sent more than {value} s after it was due (limit {limit} s)",
+    ),
+    "stalls": Check(
+        _measured("generator_stalls_per_min"),
+        "the load generator stood still {value} times a minute (limit {limit})",
+    ),
+    "generator_cpu": Check(
+        _measured("generator_cpu_ratio"),
+        "the load generator used a share of {value} of its core (limit {limit})",
+    ),
+    "achieved_rate": Check(
+        _measured("achieved_ratio"),
+        "a share of {value} of the requests that were due was sent in time (limit {limit})",
+        broken=operator.lt,
+    ),
+    "errors": Check(_measured("error_ratio"), "a share of {value} of the requests failed"),
+    "saturated": Check(
+        _measured("queue_growth"),
+        "a share of {value} of the requests that came was left over (limit {limit})",
     ),
     "bimodal": Check(_bimodal, "the samples of {value} metrics have two modes (limit {limit})"),
 }

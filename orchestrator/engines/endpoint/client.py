@@ -12,12 +12,11 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
-from orchestrator.engines.next_tokens import Likeliest, with_chosen
-from orchestrator.engines.port import OwnTimings
+from orchestrator.engines.completions import DONE, Chunk, error_message, likeliest_next
+from orchestrator.engines.next_tokens import Likeliest
 from orchestrator.errors import one_line
 from orchestrator.measure import InputError
 
@@ -32,8 +31,6 @@ _FIXES = {
     404: "engine.url is what /completions follows, engine.model a name that the server knows",
     429: "The server has too much to do: run again later, with retry.failed=true",
 }
-
-Chunk = dict[str, Any]
 
 
 class _Received(io.RawIOBase):
@@ -79,6 +76,11 @@ class Endpoint:
             self._headers["Authorization"] = f"Bearer {key}"
         self.model: str | None = None
         self._character: int | None = None
+
+    @property
+    def completions_url(self) -> str:
+        """Where completions are asked for."""
+        return f"{self._url.rstrip('/')}/completions"
 
     def models(self) -> list[dict[str, Any]] | None:
         """What the server lists; None where it has no list."""
@@ -144,7 +146,7 @@ class Endpoint:
             while not done and (line := response.readline()):
                 if line.startswith((b"data:", b"error:")):
                     lines.append((received.at_ns, line))
-                    done = line.rstrip() in (b"data: [DONE]", b"data:[DONE]")
+                    done = line.rstrip() in DONE
         if not done:
             self._fail(f"it closed the connection in the middle of an answer ({len(lines)} chunks)")
         return begin_ns, [(at_ns, self._chunk(line)) for at_ns, line in lines[:-1]]
@@ -215,7 +217,7 @@ class Endpoint:
     def _expect_ok(self, status: int, body: bytes) -> None:
         if status != http.client.OK:
             known = http.client.responses.get(status, "")
-            self._fail(f"it answered {status} {known}: {_message(body)}", _FIXES.get(status))
+            self._fail(f"it answered {status} {known}: {error_message(body)}", _FIXES.get(status))
 
     def _object(self, body: bytes) -> dict[str, Any]:
         try:
@@ -227,7 +229,7 @@ class Endpoint:
                 f"its answer is not OpenAI's: {one_line(body[:80].decode(errors='replace'))}"
             )
         if "error" in found:
-            self._fail(f"it answered with an error: {_message(body)}")
+            self._fail(f"it answered with an error: {error_message(body)}")
         return found
 
     def _chunk(self, line: bytes) -> Chunk:
@@ -235,106 +237,6 @@ class Endpoint:
 
     def _fail(self, what: str, fix: str | None = None) -> NoReturn:
         raise InputError(what, where=self._url, fix=fix)
-
-
-def _message(body: bytes) -> str:
-    """What an error's body says, in one line."""
-    text = body.decode(errors="replace")
-    try:
-        found = json.loads(text)
-    except ValueError:
-        return one_line(text) if text.strip() else "no reason"
-    error = found.get("error", found) if isinstance(found, dict) else found
-    if isinstance(error, dict):
-        error = error.get("message") or error.get("detail") or error
-    return one_line(error)
-
-
-@dataclass(frozen=True)
-class Completion:
-    """One prompt answered.
-
-    Attributes
-    ----------
-    begin_ns : int
-        When it was asked.
-    arrivals_ns : tuple of int, shape (new_tokens,)
-        When each token arrived; those of one chunk together.
-    counted_by : str
-        How the tokens of a chunk are known: ``timings`` (llama.cpp), ``usage`` of each chunk, or
-        ``chunks``, one token each.
-    new_tokens, prompt_tokens, cached_tokens : int or None
-        As the server's usage counts them.
-    own : OwnTimings or None
-        The server's own.
-    ended : str or None
-        Its finish_reason.
-    """
-
-    begin_ns: int
-    arrivals_ns: tuple[int, ...]
-    counted_by: str
-    new_tokens: int | None
-    prompt_tokens: int | None
-    cached_tokens: int | None
-    own: OwnTimings | None
-    text: str
-    ended: str | None
-
-
-def read_completion(begin_ns: int, chunks: Sequence[tuple[int, Chunk]]) -> Completion:
-    """Times and counts out of a stream's chunks, each with the time at which it arrived."""
-    arrivals: list[int] = []
-    text: list[str] = []
-    usage: dict[str, Any] = {}
-    timings: dict[str, Any] = {}
-    counted_by, ended = "chunks", None
-    for at_ns, chunk in chunks:
-        choice: dict[str, Any] = next(iter(chunk.get("choices") or ()), {})
-        piece = choice.get("text") or ""
-        ended = choice.get("finish_reason") or ended
-        timings = chunk.get("timings") or timings
-        usage = chunk.get("usage") or usage
-        text.append(piece)
-        if chunk.get("timings"):
-            counted_by, count = "timings", int(timings.get("predicted_n", 0))
-        elif chunk.get("usage") and choice:
-            counted_by, count = "usage", int(usage.get("completion_tokens", 0))
-        else:
-            count = len(arrivals) + (counted_by == "chunks" and piece != "")
-        arrivals += [at_ns] * (count - len(arrivals))
-    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens", timings.get("cache_n"))
-    own = None
-    if "prompt_ms" in timings and "predicted_ms" in timings:
-        own = OwnTimings(timings["prompt_ms"] / 1e3, timings["predicted_ms"] / 1e3)
-    return Completion(
-        begin_ns=begin_ns,
-        arrivals_ns=tuple(arrivals),
-        counted_by=counted_by,
-        new_tokens=usage.get("completion_tokens"),
-        prompt_tokens=usage.get("prompt_tokens"),
-        cached_tokens=cached,
-        own=own,
-        text="".join(text),
-        ended=ended,
-    )
-
-
-def likeliest_next(answer: Mapping[str, Any], chosen: int | None = None) -> Likeliest | None:
-    """Ids and log-probabilities of the likeliest next tokens, as llama.cpp gives them; or None."""
-    try:
-        return with_chosen(answer["choices"][0]["logprobs"]["content"], chosen) or None
-    except (KeyError, IndexError, TypeError):
-        return None
-
-
-def prompt_logprobs(answer: Mapping[str, Any]) -> list[dict[int, float]] | None:
-    """Of each token of the prompt but the first: log-probabilities by id, as vLLM gives them."""
-    try:
-        _, *rest = answer["choices"][0]["prompt_logprobs"]
-        return [{int(i): float(each["logprob"]) for i, each in row.items()} for row in rest]
-    except (KeyError, IndexError, TypeError, AttributeError, ValueError):
-        return None
 
 
 def key_of(variable: str | None) -> str | None:

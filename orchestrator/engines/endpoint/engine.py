@@ -16,15 +16,14 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from orchestrator.engines.digest import digest_text
-from orchestrator.engines.endpoint.client import (
+from orchestrator.engines.completions import (
     Completion,
-    Endpoint,
-    key_of,
     likeliest_next,
     prompt_logprobs,
     read_completion,
 )
+from orchestrator.engines.digest import digest_text
+from orchestrator.engines.endpoint.client import Endpoint, key_of
 from orchestrator.engines.likeliest_proofs import prove
 from orchestrator.engines.next_tokens import TOP, along
 from orchestrator.engines.port import (
@@ -34,6 +33,7 @@ from orchestrator.engines.port import (
     Model,
     NextLogprobs,
     Prompt,
+    Service,
     Session,
     Tokenizer,
     Work,
@@ -103,6 +103,7 @@ class EndpointSession(Session):
 
     def __init__(self, model: EndpointModel) -> None:
         self._server = model.server
+        self._identity = model.identity
         self._clock = model.clock
         self.context_tokens = model.context_tokens
         sample = self._server.tokenize(read_text(PACKAGED_TEXT, _SAMPLE_CHARACTERS))
@@ -157,6 +158,16 @@ class EndpointSession(Session):
             digest_text(answer.text)[:16],
             answer.own,
         )
+
+    def service(self, *, reuse: bool) -> Service:
+        body = self._request([], 1)
+        for varies in ("prompt", "max_tokens", "min_tokens", *(("cache_salt",) if reuse else ())):
+            body.pop(varies, None)
+        if "cache_prompt" in body:
+            body["cache_prompt"] = reuse
+        server, options = self._server, self._identity["engine"]
+        body |= {"model": server.model, "stream": True}
+        return Service(server.completions_url, body, options["key_variable"])
 
     def footprint(self) -> Footprint | str:
         return "the server's weights cannot be seen from here"
@@ -312,7 +323,7 @@ def _check(identity: Identity, work: Work) -> str | None:
         )
     if identity["device"]["kind"] != "cpu":
         return "an endpoint needs no GPU of this machine: device=cpu"
-    if work.batch_size > 1:
+    if work.batch_size > 1 and not work.served:
         return f"endpoint generates one sequence, not task.batch_size={work.batch_size}"
     return None
 
@@ -344,6 +355,7 @@ ENGINE = Engine(
     check=_check,
     packages=lambda identity: (),
     preload=("numpy",),
+    serves=True,
     remote=True,
     secrets=_secrets,
 )

@@ -34,6 +34,7 @@ from orchestrator.engines.port import (
     NextLogprobs,
     OwnTimings,
     Prompt,
+    Service,
     Session,
     Tokenizer,
     Work,
@@ -55,6 +56,8 @@ from orchestrator.measure.sampling import Phases, no_phase
 
 _INSTALL = "Reinstall this project's dependencies: make setup"
 _PROBE = "a text"
+# Requests that its server holds at once, waiting for a slot or being answered.
+_CONNECTIONS = 512
 _PLAIN_CACHES = ("f32", "f16", "bf16")
 
 
@@ -121,7 +124,7 @@ class LlamaCppModel(Model):
         options, device = self._identity["engine"], self._identity["device"]
         threads = device["threads"] or len(usable_cores())
         rows = work.batch_size
-        together = rows * (work.tokens - work.depth) if rows > 1 else 0
+        together = rows * (work.tokens - work.depth) if rows > 1 and not work.served else 0
         setting = Setting(
             file=self._file,
             rows=rows,
@@ -138,6 +141,7 @@ class LlamaCppModel(Model):
             mlock=options["mlock"],
             draft=self._draft,
             draft_tokens=options["draft_tokens"] or 0,
+            connections=_CONNECTIONS if work.served else 0,
         )
         # Its weights are mapped and its room set aside at once: all else counts from before.
         memory: PhaseMemory | str = "layers are on the GPU, whose memory telemetry has"
@@ -212,6 +216,9 @@ class LlamaCppSession(Session):
                 max(answer.own_decode_s for answer in answers),
             ),
         )
+
+    def service(self, *, reuse: bool) -> Service:
+        return Service(self._server.url, self._server.served_body(reuse=reuse))
 
     def footprint(self) -> Footprint:
         return Footprint(self._contents.weights_bytes, self._contents.parameters)
@@ -336,4 +343,5 @@ ENGINE = Engine(
     packages=lambda identity: ("xllamacpp",),
     expect=expect_llamacpp,
     takes_depth=True,
+    serves=True,
 )

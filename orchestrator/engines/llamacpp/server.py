@@ -52,6 +52,8 @@ class Setting:
         Of each of ``rows`` sequences that it takes at once.
     draft, draft_tokens : Path or None, int
         A smaller file of the same weights, which proposes so many tokens a step.
+    connections : int
+        Requests over HTTP that it takes at once; 0 for as many as it likes.
     """
 
     file: Path
@@ -69,6 +71,7 @@ class Setting:
     mlock: bool
     draft: Path | None = None
     draft_tokens: int = 0
+    connections: int = 0
 
 
 @dataclass(frozen=True)
@@ -196,6 +199,23 @@ class LlamaServer:
         answer = self._ask(request | {"logit_bias": [[forced, _FORCED]]})
         return with_chosen((answer["choices"][0]["logprobs"] or {}).get("content"), chosen)
 
+    @property
+    def url(self) -> str:
+        """Of its completions over HTTP, on the loopback interface."""
+        return f"{self._server.listening_address}/v1/completions"
+
+    @staticmethod
+    def served_body(*, reuse: bool) -> dict[str, Any]:
+        """What a request over HTTP has besides prompt and ``max_tokens``."""
+        return {
+            "temperature": 0.0,
+            "ignore_eos": True,
+            "cache_prompt": reuse,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "timings_per_token": True,
+        }
+
     def _ask(self, request: dict[str, Any]) -> Any:
         answers: list[Any] = []
         self._server.handle_completions(request, answers.append)
@@ -317,6 +337,8 @@ def _parameters(llama: Any, setting: Setting) -> Any:
         (False, True): "MLOCK",
     }[setting.mmap, setting.mlock]
     parameters.load_mode = getattr(llama.llama_load_mode, f"LLAMA_LOAD_MODE_{mode}")
+    if setting.connections:
+        parameters.n_threads_http = setting.connections
     parameters.warmup = False  # else the first call would not be a cold start
     # Else it would change the settings above until the model fits, without a word.
     parameters.fit_params = False

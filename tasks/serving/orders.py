@@ -1,0 +1,99 @@
+"""What the load generator is told, and what it tells: plain data, read without its libraries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+#: The generator's event loop tells how late it is so often.
+BEAT_S = 0.005
+OK = "ok"
+
+
+@dataclass(frozen=True)
+class Orders:
+    """How requests are sent.
+
+    Attributes
+    ----------
+    url : str
+        Of the completions.
+    key_variable : str or None
+        Names the variable that has the key.
+    cores : tuple of int
+        Where the generator runs.
+    concurrency : int or None
+        Users of a closed loop; None for an open one.
+    lead_s, ramp_s : float
+        Load before what is measured; users of a closed loop begin evenly over ``ramp_s``.
+    requests, duration_s : int or float or None
+        What is measured ends with so many requests due, or after so long: whichever comes first.
+    drain_s : float
+        How long answers are waited for after the last measured request is due.
+    """
+
+    url: str
+    key_variable: str | None
+    cores: tuple[int, ...]
+    concurrency: int | None
+    lead_s: float
+    ramp_s: float
+    requests: int | None
+    duration_s: float | None
+    drain_s: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One request, times in seconds since the load began.
+
+    Attributes
+    ----------
+    due_s, sent_s : float
+        When it was to be sent, and when it was.
+    arrivals_s : tuple of float
+        When each token came; tokens of one chunk together.
+    status : str
+        ``ok``, or in a line how it failed.
+    asked_tokens : int
+        Output tokens asked for.
+    prompt_tokens, new_tokens, cached_tokens : int or None
+        As the server counts them.
+    counted_by : str
+        As of :class:`orchestrator.engines.completions.Completion`.
+    """
+
+    due_s: float
+    sent_s: float
+    arrivals_s: tuple[float, ...]
+    status: str
+    asked_tokens: int
+    prompt_tokens: int | None = None
+    new_tokens: int | None = None
+    cached_tokens: int | None = None
+    counted_by: str = ""
+
+
+@dataclass(frozen=True)
+class Load:
+    """What came of a load.
+
+    Attributes
+    ----------
+    begin_ns : int
+        When it began, on CLOCK_MONOTONIC.
+    window_s : tuple of (float, float)
+        Requests that were due in it are measured.
+    answers : tuple of Answer
+        All that were sent, in the order in which they were due.
+    beats_s : tuple of float
+        How late the event loop was at every :data:`BEAT_S` of the load, up to the last answer.
+    cpu_s, wall_s : float
+        Of the process over that time.
+    """
+
+    begin_ns: int
+    window_s: tuple[float, float]
+    answers: tuple[Answer, ...]
+    beats_s: tuple[float, ...]
+    cpu_s: float
+    wall_s: float

@@ -1,0 +1,232 @@
+"""What is sent and when, fixed before the load begins: arrivals, lengths, token ids. Pure.
+
+Each comes from a stream of random numbers of its own, seeded by the trial's seed: another spread of
+lengths does not move the arrivals.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from orchestrator.errors import one_line
+from orchestrator.measure import InputError
+
+DEFAULT_REQUESTS = 100
+# Sent while measured requests still wait for their answers: for so long, at most.
+COOL_DOWN_S = 60.0
+_LEAST_PLANNED = 256
+#: Tokens of a prompt that one of a trace's ``hash_ids`` stands for.
+TRACE_BLOCK = 512
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One request without its ids.
+
+    Attributes
+    ----------
+    due_s : float or None
+        Since the load began; None in a closed loop.
+    prompt_tokens, new_tokens : int
+    blocks : tuple of int
+        What the prompt begins with, block by block of :data:`TRACE_BLOCK` tokens.
+    """
+
+    due_s: float | None
+    prompt_tokens: int
+    new_tokens: int
+    blocks: tuple[int, ...] = ()
+
+
+def shapes(load: Mapping[str, Any], prompt_tokens: int, new_tokens: int, seed: int) -> list[Shape]:
+    """Every request of a load, in the order they are due.
+
+    Parameters
+    ----------
+    load : mapping
+        The trial's options of :mod:`orchestrator.measure.load`.
+    prompt_tokens, new_tokens : int
+        The means of their lengths; a trace has its own.
+
+    Raises
+    ------
+    InputError
+        A trace that is none, or has nothing in what is to be measured.
+    """
+    if load["name"] == "trace":
+        return _traced(load)
+    lengths = _Lengths(load, seed)
+    due: Iterator[float | None] = (
+        iter([None] * _closed_count(load)) if load["name"] == "closed" else _arrivals(load, seed)
+    )
+    return [Shape(at, lengths.about(prompt_tokens), lengths.about(new_tokens)) for at in due]
+
+
+def lead_s(load: Mapping[str, Any]) -> float:
+    """Load before what is measured."""
+    return float(load["ramp_s"]) + float(load["warmup_s"])
+
+
+def limits(load: Mapping[str, Any]) -> tuple[int | None, float | None]:
+    """Requests and seconds after which the measured part ends, whichever comes first."""
+    requests, duration_s = load["requests"], load["duration_s"]
+    if requests is None and duration_s is None and load["name"] != "trace":
+        return DEFAULT_REQUESTS, None
+    return requests, duration_s
+
+
+def _closed_count(load: Mapping[str, Any]) -> int:
+    # As fast as the answers come: users begin again at the first when all are sent.
+    requests, _ = limits(load)
+    return max(_LEAST_PLANNED, 2 * (requests or 0) + int(load["concurrency"]))
+
+
+def _arrivals(load: Mapping[str, Any], seed: int) -> Iterator[float]:
+    """When requests are due: gaps of mean 1, stretched to the rate and over the ramp."""
+    rate, ramp_s = float(load["rate"]), float(load["ramp_s"])
+    requests, duration_s = limits(load)
+    measured = math.inf if requests is None else requests
+    if duration_s is not None:
+        measured = min(measured, rate * duration_s)
+    before = rate * (ramp_s / 2 + float(load["warmup_s"]))
+    last = before + measured + max(2.0, min(measured, rate * COOL_DOWN_S))
+    gaps, place = _gaps(load, Random(f"arrivals {seed}")), 0.0
+    while place <= last:
+        yield _at_rate(place, rate, ramp_s)
+        place += next(gaps)
+
+
+def _at_rate(place: float, rate: float, ramp_s: float) -> float:
+    """When so many requests have come; the rate grows from 0 over the ramp."""
+    if place < rate * ramp_s / 2:
+        return math.sqrt(2 * place * ramp_s / rate)
+    return place / rate + ramp_s / 2
+
+
+def _gaps(load: Mapping[str, Any], random: Random) -> Iterator[float]:
+    while True:
+        if load["arrivals"] == "constant":
+            yield 1.0
+        elif load["arrivals"] == "poisson":
+            yield random.expovariate(1.0)
+        else:
+            variance = float(load["burstiness"]) ** 2
+            yield random.gammavariate(1 / variance, variance)
+
+
+class _Lengths:
+    """Draws lengths about a mean, 1 at least."""
+
+    def __init__(self, load: Mapping[str, Any], seed: int) -> None:
+        self._kind = load["lengths"]
+        self._spread = float(load["spread"] or 0.0)
+        self._random = Random(f"lengths {seed}")
+
+    def about(self, mean: int) -> int:
+        if self._kind == "fixed" or mean == 1:
+            return mean
+        if self._kind == "normal":
+            # Cut at both sides alike, so that the mean stays.
+            room = min(3 * self._spread * mean, mean - 1)
+            while abs(off := self._random.gauss(0.0, self._spread * mean)) > room:
+                continue
+            return round(mean + off)
+        variance = math.log1p(self._spread**2)
+        drawn = self._random.lognormvariate(math.log(mean) - variance / 2, math.sqrt(variance))
+        return max(1, round(drawn))
+
+
+def _traced(load: Mapping[str, Any]) -> list[Shape]:
+    requests, duration_s = limits(load)
+    most = None if requests is None else requests + _LEAST_PLANNED
+    found: list[Shape] = []
+    first_ms = 0.0
+    path = Path(load["trace"]).expanduser()
+    try:
+        with path.open() as lines:
+            for line in islice(filter(str.strip, lines), most):
+                row = json.loads(line)
+                at_ms = float(row["timestamp"])
+                if not found:
+                    first_ms = at_ms
+                due_s = (at_ms - first_ms) / 1e3 / float(load["speed"])
+                shape = Shape(
+                    due_s,
+                    int(row["input_length"]),
+                    int(row["output_length"]),
+                    tuple(int(block) for block in row.get("hash_ids", ())),
+                )
+                if shape.prompt_tokens < 1 or shape.new_tokens < 1:
+                    raise ValueError("a length below 1")
+                if found and due_s < (found[-1].due_s or 0.0):
+                    raise ValueError("earlier than the line before it")
+                found.append(shape)
+    except OSError as error:
+        raise InputError(
+            f"cannot be read: {one_line(error)}", where=f"load.trace={path}"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"line {len(found) + 1} is no request: {one_line(error)}",
+            where=f"load.trace={path}",
+            fix="Each line is JSON with timestamp (ms), input_length and output_length",
+        ) from error
+    if not found or (found[-1].due_s or 0.0) < lead_s(load):
+        raise InputError(
+            f"has no request after {lead_s(load):g} s, where measuring begins",
+            where=f"load.trace={path}",
+            fix="load.warmup_s=0 measures from the first",
+        )
+    if duration_s is not None:
+        until_s = lead_s(load) + duration_s + COOL_DOWN_S
+        found = [shape for shape in found if (shape.due_s or 0.0) <= until_s]
+    return found
+
+
+class Prompts:
+    """Token ids of prompts.
+
+    Parameters
+    ----------
+    ids : sequence of int
+        What random ones are drawn from; or a text, of which prompts are pieces.
+    text : bool
+        ``ids`` is a text.
+    prefix_share : float
+        Share of each prompt that all of them begin with.
+    """
+
+    def __init__(self, ids: Sequence[int], seed: int, *, text: bool, prefix_share: float) -> None:
+        self._ids, self._text, self._seed = ids, text, seed
+        self._share = prefix_share
+        self._random = Random(f"prompts {seed}")
+        self._prefix: list[int] = []
+        self._blocks: dict[int, list[int]] = {}
+
+    def of(self, shape: Shape) -> list[int]:
+        """Ids of one prompt, as long as ``shape`` says."""
+        length = shape.prompt_tokens
+        shared = round(self._share * length)
+        if len(self._prefix) < shared:
+            # From the same numbers whatever was drawn before: the longer one begins as the shorter.
+            self._prefix = self._piece(Random(f"prefix {self._seed}"), shared)
+        begin = self._prefix[:shared]
+        for block in shape.blocks[: -(-length // TRACE_BLOCK)]:
+            if block not in self._blocks:
+                drawn = Random(f"block {self._seed} {block}")
+                self._blocks[block] = self._piece(drawn, TRACE_BLOCK)
+            begin += self._blocks[block]
+        return [*begin, *self._piece(self._random, max(0, length - len(begin)))][:length]
+
+    def _piece(self, random: Random, length: int) -> list[int]:
+        if not self._text:
+            return random.choices(self._ids, k=length)
+        start = random.randrange(len(self._ids) - length + 1)
+        return list(self._ids[start : start + length])

@@ -1,0 +1,118 @@
+"""What the measured window of a load shows: latencies, rates, whether the server kept up. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from orchestrator.tasks.serving.orders import Answer, Load
+
+#: A beat of the generator's event loop later than this is a stall.
+STALL_S = 0.010
+# The queue's growth is a mean over so large a part of the requests at both ends.
+_END_SHARE = 0.1
+# Fewer requests more in flight are chance.
+_LEAST_GROWTH = 5
+
+
+@dataclass(frozen=True)
+class Request:
+    """One measured request that was answered, seconds; from when it was due.
+
+    Attributes
+    ----------
+    tpot_s : float or None
+        None for one token.
+    itl_s : tuple of float
+        Between tokens that did not come together.
+    """
+
+    ttft_s: float
+    e2e_s: float
+    tpot_s: float | None
+    itl_s: tuple[float, ...]
+
+
+def measured(load: Load) -> list[Answer]:
+    """Requests that were due within the window, in order."""
+    begin, end = load.window_s
+    return [answer for answer in load.answers if begin <= answer.due_s < end]
+
+
+def request_of(answer: Answer) -> Request:
+    """Latencies of an answered request."""
+    first, *_, last = (*answer.arrivals_s[:1], *answer.arrivals_s)
+    count = len(answer.arrivals_s)
+    gaps = [later - earlier for earlier, later in pairwise(answer.arrivals_s)]
+    return Request(
+        first - answer.due_s,
+        last - answer.due_s,
+        (last - first) / (count - 1) if count > 1 else None,
+        tuple(gap for gap in gaps if gap > 0),
+    )
+
+
+def batches(answers: Sequence[Answer]) -> Iterator[Sequence[Answer]]:
+    """Consecutive requests together: those that queue behind one another are not independent.
+
+    As many batches as each has requests.
+    """
+    size = max(1, math.isqrt(len(answers)))
+    for begin in range(0, len(answers), size):
+        yield answers[begin : begin + size]
+
+
+def rates(load: Load) -> tuple[float, float]:
+    """Requests and tokens a second that ended within the window."""
+    begin, end = load.window_s
+    length_s = end - begin
+    ended = [a for a in load.answers if a.status == "ok" and begin <= a.arrivals_s[-1] < end]
+    tokens = sum(begin <= at < end for a in load.answers for at in a.arrivals_s)
+    return len(ended) / length_s, tokens / length_s
+
+
+def achieved_ratio(load: Load) -> float:
+    """Of the requests that were due within the window, the share that was sent within it."""
+    due = measured(load)
+    return sum(answer.sent_s < load.window_s[1] for answer in due) / len(due)
+
+
+def in_flight(load: Load) -> list[int]:
+    """How many other requests each measured one found unanswered when it was due."""
+    events = [(answer.due_s, 1) for answer in load.answers]
+    events += [(a.arrivals_s[-1], -1) for a in load.answers if a.status == "ok"]
+    due = [answer.due_s for answer in measured(load)]
+    found, count, place = [], 0, 0
+    events.sort()
+    for at in due:
+        while place < len(events) and events[place][0] < at:
+            count += events[place][1]
+            place += 1
+        found.append(count)
+    return found
+
+
+def queue_growth(found: Sequence[int]) -> float:
+    """How much of what came stayed unanswered: the queue's growth over the requests due.
+
+    Parameters
+    ----------
+    found : sequence of int
+        As of :func:`in_flight`.
+    """
+    part = max(1, round(_END_SHARE * len(found)))
+    growth = (sum(found[-part:]) - sum(found[:part])) / part
+    return growth / len(found) if growth >= _LEAST_GROWTH else 0.0
+
+
+def stalls_per_min(load: Load) -> float:
+    """How often the generator's event loop was late by more than :data:`STALL_S`."""
+    return 60 * sum(late > STALL_S for late in load.beats_s) / load.wall_s
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """The smallest value that at least ``share`` of all do not exceed."""
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
