@@ -4,9 +4,10 @@
 
     python -m orchestrator.tasks.serving.generator ORDERS ANSWERS TABLE
 
-``ORDERS`` is a file of JSON lines: how to send (:class:`~orchestrator.tasks.serving.orders.Orders`), then
-each request in the order it is due. Nothing is computed while the load runs that can wait: bodies are ready before it, what the
-server sends is kept as it came, with the time of each read, and read as tokens afterwards.
+``ORDERS`` is a file of JSON lines: how to send (``serving.orders.Orders``),
+then each request in the order it is due. Nothing is computed while the load runs that can wait:
+bodies are ready before it, what the server sends is kept as it came, with the time of each read,
+and is read as tokens afterwards.
 
 In an open loop a request is due at a time that was fixed before. In a closed one each of
 ``concurrency`` users sends the next request when the last one is answered: it is due then. No
@@ -31,6 +32,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import cycle
 from pathlib import Path
+from typing import IO
 
 import aiohttp
 

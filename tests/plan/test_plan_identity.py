@@ -185,11 +185,12 @@ def test_identity_has_the_agreed_shape(planned: Any) -> None:
     (trial,) = planned("task=noop model=random_tiny").trials
     identity = trial.identity
     assert list(identity) == [
-        "schema", "task", "engine", "model", "quant", "protocol", "device", "environment",
-        "seed", "load",
+        "schema", "task", "engine", "load", "model", "quant", "protocol", "device", "environment",
+        "seed",
     ]  # fmt: skip
     assert identity["schema"] == 2
     assert identity["engine"] is None  # noop runs on none
+    assert identity["load"] is None
     assert identity["device"] == {"kind": "cpu", "threads": None}
     assert identity["model"]["architecture"]["hidden_size"] == 64
     assert trial.hash == config_hash(identity)
@@ -217,8 +218,8 @@ def test_rebuild_never_resolves_stored_text() -> None:
     ("path", "value", "message"),
     [
         ("schema", 1, "schema version 1"),
-        ("engine", {"name": "transformers"}, "not what this task runs on"),
-        ("load", {"rate": 1.0}, "load: is not known here"),
+        ("engine", {"name": "transformers"}, "engine: is not what this task takes"),
+        ("load", {"rate": 1.0}, "load: is not what this task takes"),
         ("extra", 1, "unknown field extra"),
         ("quant.schem", "nf4", r"unknown field quant\.schem\. This version does not"),
         ("quant.scheme", "nf5", "not one of"),

@@ -30,6 +30,16 @@ HEALTHY = {
 }
 
 
+LOAD = {
+    "lag_p99_s": 0.001,
+    "generator_stalls_per_min": 0.0,
+    "generator_cpu_ratio": 0.3,
+    "achieved_ratio": 1.0,
+    "error_ratio": 0.0,
+    "queue_growth": 0.0,
+}
+
+
 def report(*, gpu: bool = True, **changes: float | None) -> AttemptReport:
     """A healthy attempt but for ``changes``; None makes a figure absent."""
     figures = {**HEALTHY, **changes}
@@ -61,8 +71,38 @@ def result(verdict: Any, rule: str) -> RuleResult:
     return next(r for r in verdict.rules if r.rule == rule)
 
 
+def loaded(**changes: float) -> AttemptReport:
+    """A healthy attempt of a server under load, but for ``changes``."""
+    made = report()
+    made.metrics |= {name: Value(name, "1", value) for name, value in {**LOAD, **changes}.items()}
+    return made
+
+
+@pytest.mark.parametrize(
+    ("rule", "metric", "within", "past", "state"),
+    [
+        ("lag", "lag_p99_s", 0.010, 0.011, "invalid"),
+        ("stalls", "generator_stalls_per_min", 6, 7, "invalid"),
+        ("generator_cpu", "generator_cpu_ratio", 0.9, 0.91, "invalid"),
+        ("achieved_rate", "achieved_ratio", 0.99, 0.98, "invalid"),
+        ("errors", "error_ratio", 0.01, 0.011, "invalid"),
+        ("saturated", "queue_growth", 0.1, 0.11, "flagged"),
+    ],
+)
+def test_rules_of_a_load(rule: str, metric: str, within: float, past: float, state: str) -> None:
+    assert result(judge(loaded(**{metric: within}), RULES), rule).state == "pass"
+    found = judge(loaded(**{metric: past}), RULES)
+    assert found.state == state
+    assert result(found, rule).state == state
+    assert f"{past:.4g}" in (result(found, rule).reason or "")
+
+
+def test_no_other_task_has_rules_of_a_load() -> None:
+    assert not {r.rule for r in judge(report(), RULES).rules} & {"lag", "errors", "saturated"}
+
+
 def test_healthy_attempt_is_valid_and_every_rule_was_looked_at() -> None:
-    verdict = judge(report(), RULES)
+    verdict = judge(loaded(), RULES)
     assert verdict.state == "valid"
     assert {r.rule for r in verdict.rules} == set(RULES)
     assert all(r.state == "pass" for r in verdict.rules)
