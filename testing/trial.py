@@ -20,9 +20,8 @@ from orchestrator.attempt import (
 )
 from orchestrator.engines.registry import ENGINES
 from orchestrator.measure import Metric
-from orchestrator.measure.load import LOADS
 from orchestrator.measure.registry import find_task
-from orchestrator.plan.schema import GGUF, SCHEMA_VERSION
+from orchestrator.plan.schema import GGUF, SCHEMA_VERSION, LoadConfig
 
 if TYPE_CHECKING:
     from orchestrator.isolate.isolation import Isolation
@@ -58,20 +57,17 @@ def make_identity(
     model: dict[str, Any] | None = None,
     device: str = "cpu",
     engine: str = "transformers",
-    load: str = "closed",
+    load: dict[str, Any] | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """A trial's identity; ``model`` is :data:`TINY` by default.
 
-    ``options`` are the engine's or the load's where they have the name of one, else the task's.
+    ``options`` are the engine's where they have the name of one, else the task's.
     """
     found = find_task(task)
     engine_config = ENGINES.find(engine).config
     names = {each.name for each in dataclasses.fields(engine_config)} if found.on_engine else set()
     engines = {name: options.pop(name) for name in names & options.keys()}
-    load_config = LOADS.find(load).config
-    names = {each.name for each in dataclasses.fields(load_config)} if found.under_load else set()
-    loads = {name: options.pop(name) for name in names & options.keys()}
     scheme, dtype, double_quant = QUANTS[quant]
     return {
         "schema": SCHEMA_VERSION,
@@ -104,7 +100,7 @@ def make_identity(
         "device": {"kind": device, "threads": 1},
         "seed": 0,
         "environment": None,
-        "load": dataclasses.asdict(load_config(**loads)) if found.under_load else None,
+        "load": dataclasses.asdict(LoadConfig(**(load or {}))) if found.under_load else None,
     }
 
 

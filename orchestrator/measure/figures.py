@@ -63,4 +63,28 @@ class Ranking:
     caption: str = ""
 
 
-Figure: TypeAlias = Bars | Scaling | Distribution | Pareto | Breakdown | Ranking
+@dataclass(frozen=True)
+class Curve:
+    """Points that a task records as a fact, ``[[x, y], …]``, a line a trial."""
+
+    fact: str
+    title: str
+    x: str
+    y: str
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Waterfall:
+    """The slowest requests of a trial, each from when it was due, part after part.
+
+    ``fact`` names a fact that the task records, slowest first: a list of ``{"due_s": float,
+    "parts_s": {name: seconds}}``.
+    """
+
+    fact: str
+    title: str
+    caption: str = ""
+
+
+Figure: TypeAlias = Bars | Scaling | Distribution | Pareto | Breakdown | Ranking | Curve | Waterfall

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Mapping
-from importlib.metadata import EntryPoint, entry_points
+from collections.abc import Mapping
+from importlib.metadata import entry_points
 from typing import Generic, TypeVar
 
 from orchestrator.errors import ConfigError
@@ -22,14 +22,14 @@ class Registry(Generic[T]):
         The config group that chooses one.
     kind : type
         What every object must be.
-    entry_point_group : str or None
-        Where installed packages register theirs; None where they cannot.
+    entry_point_group : str
+        Where installed packages register theirs.
     built_in : mapping of str to str
         Name to ``module:attribute``.
     """
 
     def __init__(
-        self, what: str, kind: type[T], entry_point_group: str | None, built_in: Mapping[str, str]
+        self, what: str, kind: type[T], entry_point_group: str, built_in: Mapping[str, str]
     ) -> None:
         self._what = what
         self._kind = kind
@@ -39,7 +39,7 @@ class Registry(Generic[T]):
 
     def names(self) -> list[str]:
         """Every one that can be asked for, sorted."""
-        return sorted({*self._built_in, *(e.name for e in self._entry_points())})
+        return sorted({*self._built_in, *(e.name for e in entry_points(group=self._group))})
 
     def find(self, name: str) -> T:
         """The one called ``name``, its module imported.
@@ -59,7 +59,7 @@ class Registry(Generic[T]):
             module, _, attribute = self._built_in[name].partition(":")
             loaded = getattr(importlib.import_module(module), attribute)
         else:
-            found = [e for e in self._entry_points() if e.name == name]
+            found = [e for e in entry_points(group=self._group) if e.name == name]
             if not found:
                 raise ConfigError(
                     f"unknown {self._what} {name!r}",
@@ -72,9 +72,6 @@ class Registry(Generic[T]):
                 f"entry point {name!r} is not a {self._kind.__name__}", where=self._what
             )
         return loaded
-
-    def _entry_points(self) -> Iterable[EntryPoint]:
-        return entry_points(group=self._group) if self._group else ()
 
 
 TASKS = Registry(

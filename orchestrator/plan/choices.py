@@ -47,7 +47,7 @@ def split(fixed: Sequence[Fixed], composer: Composer) -> tuple[dict[str, str], l
 
 def check_axis(axis: Axis, is_group: bool, composer: Composer) -> None:
     """Raise :class:`ConfigError` for an axis that cannot be one, before anything is composed."""
-    if axis.key in ("task.name", "engine.name", "load.name"):
+    if axis.key in ("task.name", "engine.name"):
         group = axis.key.partition(".")[0]
         raise ConfigError("is chosen by its group", where=axis.key, fix=f"Write {group}=a,b")
     if axis.prefix == "~":

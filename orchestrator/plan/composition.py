@@ -13,7 +13,6 @@ from omegaconf import DictConfig, OmegaConf
 from orchestrator.engines.registry import ENGINES
 from orchestrator.environments.lock import locked
 from orchestrator.errors import ConfigError
-from orchestrator.measure.load import LOADS
 from orchestrator.measure.registry import find_task
 from orchestrator.plan.axes import Axis, Fixed
 from orchestrator.plan.compose import check_plugged_in
@@ -21,11 +20,11 @@ from orchestrator.plan.identity import check_values, copied
 from orchestrator.plan.messages import translated
 from orchestrator.plan.schema import (
     DEFAULT_ENGINE,
-    DEFAULT_LOAD,
     IDENTITY_KEYS,
     MISSING,
     SCHEMA_VERSION,
     SETTING_KEYS,
+    LoadConfig,
     RootConfig,
     Settings,
     field_problems,
@@ -181,19 +180,19 @@ def _used_groups(tree: Tree) -> dict[str, Tree | None]:
     """What is chosen of the engine and of the load; None where the task has no use for it."""
     task = find_task(tree["task"]["name"])
     found: dict[str, Tree | None] = {}
-    for group, used, registry, default in (
-        ("engine", task.on_engine, ENGINES, DEFAULT_ENGINE),
-        ("load", task.under_load, LOADS, DEFAULT_LOAD),
+    for group, used, config in (
+        ("engine", task.on_engine, ENGINES.find(DEFAULT_ENGINE).config),
+        ("load", task.under_load, LoadConfig),
     ):
         chosen = tree[group]
         found[group] = dict(chosen) if used else None
         # A choice that would change nothing is no part of the identity, and not taken in silence.
-        usual = asdict(registry.find(default).config())
+        usual = asdict(config())
         changed = [] if used else [key for key in chosen if chosen[key] != usual.get(key)]
         if changed:
             raise ConfigError(
                 f"has no effect on task={task.name}",
-                where=group if "name" in changed else f"{group}.{changed[0]}",
+                where=group if changed[0] in ("name", "kind") else f"{group}.{changed[0]}",
                 fix="Leave it out",
             )
     return found

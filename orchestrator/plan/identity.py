@@ -11,7 +11,6 @@ from typing import Any
 
 from orchestrator.engines.registry import ENGINES
 from orchestrator.errors import ConfigError
-from orchestrator.measure.load import LOADS
 from orchestrator.measure.registry import find_task
 from orchestrator.plan.messages import translated
 from orchestrator.plan.schema import (
@@ -20,6 +19,7 @@ from orchestrator.plan.schema import (
     IDENTITY_KEYS,
     SCHEMA_VERSION,
     WEIGHT_ONLY,
+    LoadConfig,
     RootConfig,
     field_problems,
 )
@@ -83,13 +83,13 @@ def kinds_of(identity: Mapping[str, Any]) -> dict[str, type]:
     Raises
     ------
     ConfigError
-        A task, an engine or a load that is not here.
+        A task or an engine that is not here.
     """
     kinds = {"task": find_task(identity["task"]["name"]).config}
     if identity["engine"] is not None:
         kinds["engine"] = ENGINES.find(identity["engine"]["name"]).config
     if identity["load"] is not None:
-        kinds["load"] = LOADS.find(identity["load"]["name"]).config
+        kinds["load"] = LoadConfig
     return {**kinds, **IDENTITY_GROUPS}
 
 
@@ -195,9 +195,12 @@ def rebuild(identity: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(task, Mapping) or not isinstance(task.get("name"), str):
         raise ConfigError("an identity without a task name", where="task")
     known = find_task(task["name"])
-    for group, used in (("engine", known.on_engine), ("load", known.under_load)):
+    for group, name, used in (
+        ("engine", "name", known.on_engine),
+        ("load", "kind", known.under_load),
+    ):
         chosen = identity[group]
-        named = isinstance(chosen, Mapping) and isinstance(chosen.get("name"), str)
+        named = isinstance(chosen, Mapping) and isinstance(chosen.get(name), str)
         if named != used or not (named or chosen is None):
             raise ConfigError("is not what this task takes", where=group)
     tree: dict[str, Any] = {"schema": SCHEMA_VERSION, "engine": None, "load": None}

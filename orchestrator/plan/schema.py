@@ -8,8 +8,8 @@
     `-- repeats force retry isolate timeout_s preflight ceilings resources
         cluster tracking telemetry verdict         settings: how and where, never hashed
 
-A task, an engine and a load bring a dataclass of their own (``Task.config``, ``Engine.config``,
-``LoadKind.config``), which takes the place of ``RootConfig.task``, ``engine`` and ``load``.
+A task and an engine bring a dataclass of their own (``Task.config``, ``Engine.config``), which
+takes the place of ``RootConfig.task`` and ``RootConfig.engine``.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ SCHEMA_VERSION = 2
 MISSING: Any = "???"  # OmegaConf's mark for a value that must be given
 
 
-#: What conf/config.yaml chooses of the groups that only some tasks have a use for.
-DEFAULT_ENGINE, DEFAULT_LOAD = "transformers", "closed"
+DEFAULT_ENGINE = "transformers"
 BITSANDBYTES = ("int8", "nf4", "fp4")
 WEIGHT_ONLY = ("int8wo", "int4wo")
 GGUF = ("q8_0", "q6_k", "q5_k", "q5_1", "q4_k", "q4_1", "q4_0", "mxfp4")
@@ -70,6 +69,55 @@ class ProtocolConfig:
     ci_relative_half_width: float = bounded(0.05, low=0)
     confidence: float = bounded(0.95, low=0.5, high=0.9999)
     resamples: int = bounded(10_000, low=100)
+
+
+@dataclass
+class LoadConfig:
+    """How requests come to a server.
+
+    Attributes
+    ----------
+    kind : str
+        ``closed``: so many users, each of whom sends the next request when the last is answered;
+        ``open``: at a rate, whether or not earlier ones are answered; ``trace``: as they came once.
+    concurrency : int or None
+        Users of a closed loop.
+    rate, arrivals, burstiness : float or None, str or None, float or None
+        Of an open loop: requests a second; ``poisson``, ``constant`` or ``gamma``; and of gamma the
+        coefficient of variation of the gaps: above 1, which is Poisson's, requests come in bursts.
+    trace, speed : str or None, float or None
+        A file of JSON lines in the form of Mooncake's traces (``timestamp`` in ms,
+        ``input_length``, ``output_length``, and ``hash_ids`` that name the blocks of 512 tokens
+        that a prompt begins with), and how much faster than recorded it is sent.
+    requests, duration_s : int or None, float or None
+        What is measured ends with so many requests due, or after so long: whichever comes first.
+        With neither, 100 requests.
+    ramp_s, warmup_s : float
+        Load before that is not measured: it grows over ``ramp_s``, then stays for ``warmup_s``.
+    lengths, spread : str, float or None
+        Of prompts and outputs, whose means are ``task.prompt_tokens`` and ``task.new_tokens``:
+        ``fixed``, ``normal`` or ``lognormal``, with their standard deviation over the mean.
+    prefix_share : float
+        Share of each prompt that all prompts begin with. Above 0 the server may keep what it has
+        read: that is what is measured then.
+    """
+
+    kind: str = choice("closed", "open", "trace")
+    concurrency: int | None = bounded(1, low=1)
+    rate: float | None = bounded(None, low=0.001)
+    arrivals: str | None = field(
+        default=None, metadata={"choices": ("poisson", "constant", "gamma")}
+    )
+    burstiness: float | None = bounded(None, low=0.05, high=20.0)
+    trace: str | None = None
+    speed: float | None = bounded(None, low=0.001)
+    requests: int | None = bounded(None, low=1)
+    duration_s: float | None = bounded(None, low=0.001)
+    ramp_s: float = bounded(0.0, low=0)
+    warmup_s: float = bounded(2.0, low=0)
+    lengths: str = choice("fixed", "normal", "lognormal")
+    spread: float | None = bounded(None, low=0.001, high=2.0)
+    prefix_share: float = bounded(0.0, low=0, high=0.999)
 
 
 @dataclass
@@ -184,7 +232,7 @@ class Measured:
 
     task: Any = MISSING
     engine: Any = MISSING
-    load: Any = MISSING
+    load: LoadConfig = field(default_factory=LoadConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     quant: QuantConfig = field(default_factory=QuantConfig)
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)

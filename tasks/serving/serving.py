@@ -22,9 +22,10 @@ import json
 import os
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from orchestrator.engines import registry as engines
 from orchestrator.engines import texts
@@ -37,27 +38,24 @@ from orchestrator.measure import (
     Identity,
     Infeasible,
     InputError,
-    MetricSpec,
     Recorder,
     Task,
     first_call,
 )
 from orchestrator.measure.columns import Column
-from orchestrator.measure.figures import Distribution, Scaling
+from orchestrator.measure.figures import Curve, Distribution, Scaling, Waterfall
 from orchestrator.measure.options import bounded, options_of
 from orchestrator.measure.plain_json import from_json
-from orchestrator.tasks.serving import window
-from orchestrator.tasks.serving.orders import OK, Answer, Load, Orders
+from orchestrator.tasks.serving.orders import Load, Orders
+from orchestrator.tasks.serving.recorded import METRICS, record
 from orchestrator.tasks.serving.stimulus import Prompts, Shape, lead_s, limits, shapes
 
 RANDOM, TEXT = "random", "text"
 DEFAULT_SLOTS = 4
-SATURATED = 0.1
 # Answers are waited for so long, or for so many times as a request takes by itself.
 _DRAIN_S, _DRAIN_TIMES = 60.0, 10
 # Of a text, pieces begin anywhere in so many tokens.
 _TEXT_TOKENS = 20_000
-_MOST_ERRORS_SHOWN = 5
 
 
 @dataclass
@@ -107,36 +105,58 @@ def check(identity: Identity) -> str | None:
     return engines.check(identity, _work(identity, _shapes(identity)))
 
 
+# What a kind of load needs; nothing else of these may be given.
+_OF_KIND = {
+    "closed": ("concurrency",),
+    "open": ("rate", "arrivals"),
+    "trace": ("trace", "speed"),
+}
+
+
 def _check_load(identity: Identity) -> None:
-    load, usual = identity["load"], ServingConfig()
-    kind = f"load={load['name']}"
-    fixed = load["lengths"] == "fixed"
-    if fixed != (load["spread"] is None):
-        raise ConfigError(
-            "has no effect on lengths that are fixed" if fixed else "must be given",
-            where="load.spread",
-            fix="Write load.lengths=lognormal load.spread=0.5",
-        )
-    if load["name"] == "open" and (load["arrivals"] == "gamma") != (load["burstiness"] is not None):
-        raise ConfigError(
-            "belongs to load.arrivals=gamma",
-            where="load.burstiness",
-            fix="Write load.arrivals=gamma load.burstiness=2",
-        )
-    if load["name"] != "trace":
+    """:class:`ConfigError` for options of a load that make no sense together."""
+    load, kind = identity["load"], identity["load"]["kind"]
+    needed = {
+        **{name: kind == of for of, names in _OF_KIND.items() for name in names},
+        "burstiness": load["arrivals"] == "gamma",
+        "spread": load["lengths"] != "fixed",
+    }
+    for name, wanted in needed.items():
+        if wanted != (load[name] is not None):
+            raise ConfigError(
+                "is not given" if wanted else f"has no effect on {_because(load, name)}",
+                where=f"load.{name}",
+                fix=_EXAMPLES[name],
+            )
+    if kind != "trace":
         return
-    if not load["trace"]:
-        raise ConfigError("is not given", where="load.trace", fix="Write load.trace=FILE")
-    task = identity["task"]
+    usual = ServingConfig()
     idle = [
         f"task.{name}"
         for name in ("prompt_tokens", "new_tokens")
-        if task[name] != getattr(usual, name)
+        if identity["task"][name] != getattr(usual, name)
     ]
-    idle += ["load.ramp_s"] * bool(load["ramp_s"]) + ["load.lengths"] * (not fixed)
-    idle += ["load.prefix_share"] * bool(load["prefix_share"])
+    idle += [f"load.{name}" for name in ("ramp_s", "prefix_share") if load[name]]
+    idle += ["load.lengths"] * (load["lengths"] != "fixed")
     if idle:
-        raise ConfigError(f"has no effect on {kind}: a trace has it", where=idle[0])
+        raise ConfigError("has no effect on load=trace: the trace has it", where=idle[0])
+
+
+_EXAMPLES = {
+    "concurrency": "Write load=closed load.concurrency=4",
+    "rate": "Write load=open load.rate=2",
+    "arrivals": "Write load=open load.arrivals=poisson",
+    "burstiness": "Write load=open load.arrivals=gamma load.burstiness=2",
+    "trace": "Write load=trace load.trace=FILE",
+    "speed": "Write load=trace load.speed=2",
+    "spread": "Write load.lengths=lognormal load.spread=0.5",
+}
+
+
+def _because(load: Mapping[str, Any], name: str) -> str:
+    if name == "burstiness":
+        return f"load.arrivals={load['arrivals']}"
+    return "load.lengths=fixed" if name == "spread" else f"load={load['kind']}"
 
 
 def run(identity: Identity, recorder: Recorder) -> None:
@@ -155,7 +175,7 @@ def run(identity: Identity, recorder: Recorder) -> None:
     orders = _orders(service, identity, generator, max(_DRAIN_S, _DRAIN_TIMES * alone_s))
     with recorder.phase("under_load", measured=False):
         load = _generate(orders, service, planned, prompts, recorder)
-    _record(load, identity, recorder, reuse=reuse)
+    record(load, recorder, open_loop=identity["load"]["kind"] != "closed", reuse=reuse)
     size = session.footprint()
     if isinstance(size, str):
         recorder.absent("weights_bytes", "bytes", size)
@@ -199,7 +219,7 @@ def _orders(service: Service, identity: Identity, cores: tuple[int, ...], drain_
         url=service.url,
         key_variable=service.key_variable,
         cores=cores,
-        concurrency=load.get("concurrency"),
+        concurrency=load["concurrency"],
         lead_s=lead_s(load),
         ramp_s=float(load["ramp_s"]),
         requests=requests,
@@ -245,73 +265,6 @@ def _generate(
     return load
 
 
-def _record(load: Load, identity: Identity, recorder: Recorder, *, reuse: bool) -> None:
-    due = window.measured(load)
-    answered = [answer for answer in due if answer.status == OK]
-    if not answered:
-        raise InputError(
-            f"none of {len(due)} requests was answered: {due[0].status if due else 'none was due'}",
-            where="task=serving",
-        )
-    growth = (
-        0.0 if identity["load"]["name"] == "closed" else window.queue_growth(window.in_flight(load))
-    )
-    _record_latencies(due, recorder, saturated=growth > SATURATED)
-    requests_per_s, tokens_per_s = window.rates(load)
-    recorder.value("request_rate_per_s", "1/s", requests_per_s)
-    recorder.value("output_tokens_per_s", "tokens/s", tokens_per_s)
-    in_flight = window.in_flight(load)
-    recorder.value("in_flight", "1", sum(in_flight) / len(in_flight))
-    recorder.value("error_ratio", "1", 1 - len(answered) / len(due))
-    recorder.value("queue_growth", "1", growth)
-    if identity["load"]["name"] != "closed":
-        recorder.value("achieved_ratio", "1", window.achieved_ratio(load))
-    lags = [answer.sent_s - answer.due_s for answer in due]
-    recorder.value("lag_p99_s", "s", window.quantile(lags, 0.99))
-    recorder.value("generator_stalls_per_min", "1", window.stalls_per_min(load))
-    recorder.value("generator_cpu_ratio", "1", load.cpu_s / load.wall_s)
-    _record_facts(due, answered, recorder)
-    cached = [answer.cached_tokens for answer in answered if answer.cached_tokens is not None]
-    if not reuse:
-        recorder.engaged("prompt tokens from a cache", 0, max(cached, default=0))
-    elif cached:
-        recorder.value(
-            "cached_tokens_ratio",
-            "1",
-            sum(cached) / sum(answer.prompt_tokens or 0 for answer in answered),
-        )
-
-
-def _record_latencies(due: Sequence[Answer], recorder: Recorder, *, saturated: bool) -> None:
-    if saturated:
-        reason = "the queue grew all the time: a rate that cannot be sustained has no latency"
-        for name in ("ttft_s", "tpot_s", "itl_s", "e2e_s"):
-            recorder.absent(name, "s", reason)
-        return
-    for batch in window.batches(due):
-        requests = [window.request_of(answer) for answer in batch if answer.status == OK]
-        for name, values in (
-            ("ttft_s", [request.ttft_s for request in requests]),
-            ("tpot_s", [request.tpot_s for request in requests if request.tpot_s is not None]),
-            ("e2e_s", [request.e2e_s for request in requests]),
-            ("itl_s", [gap for request in requests for gap in request.itl_s]),
-        ):
-            if values:
-                recorder.samples(name, "s", values, together=True)
-
-
-def _record_facts(due: Sequence[Answer], answered: Sequence[Answer], recorder: Recorder) -> None:
-    failures: dict[str, int] = {}
-    for answer in due:
-        if answer.status != OK:
-            failures[answer.status] = failures.get(answer.status, 0) + 1
-    shown = sorted(failures.items(), key=lambda item: -item[1])[:_MOST_ERRORS_SHOWN]
-    recorder.fact("requests", {"due": len(due), "answered": len(answered), "failed": dict(shown)})
-    recorder.fact("tokens_counted_by", sorted({answer.counted_by for answer in answered}))
-    short = sum(len(answer.arrivals_s) < answer.asked_tokens for answer in answered)
-    recorder.fact("answers_shorter_than_asked", short)
-
-
 def content(identity: Identity) -> dict[str, str | None]:
     """Of the model, of the text that is read, and of the trace."""
     found = content_of(identity["model"])
@@ -319,7 +272,7 @@ def content(identity: Identity) -> dict[str, str | None]:
     if prompt != RANDOM:
         name = texts.PACKAGED_TEXT if prompt == TEXT else prompt
         found |= {"prompt": text_content(name)["text"]}
-    if identity["load"]["name"] == "trace":
+    if identity["load"]["kind"] == "trace":
         found |= {"trace": text_content(identity["load"]["trace"])["text"]}
     return found
 
@@ -338,14 +291,7 @@ TASK = Task(
     secrets=engines.secrets,
     packages=engines.packages,
     content=content,
-    metrics=(
-        MetricSpec("request_rate_per_s", "1/s", "higher", title="requests", meaning="answered"),
-        MetricSpec("output_tokens_per_s", "tokens/s", "higher", title="output"),
-        MetricSpec("in_flight", "1", title="in flight", meaning="requests unanswered at a time"),
-        MetricSpec("error_ratio", "1", "lower", title="errors"),
-        MetricSpec("lag_p99_s", "s", title="lag p99", meaning="of sending, behind what was due"),
-        MetricSpec("achieved_ratio", "1", title="achieved", meaning="sent of what was due"),
-    ),
+    metrics=METRICS,
     columns=(_P95, _P99),
     headline=(
         "ttft_s",
@@ -362,8 +308,21 @@ TASK = Task(
     ),
     figures=(
         Scaling("ttft_s", over="load.rate"),
+        Scaling(_P95.name, over="load.rate"),
+        Scaling("ttft_s", over="load.concurrency"),
         Scaling("output_tokens_per_s", over="load.concurrency"),
+        Curve(
+            "queue",
+            "Requests in flight over time",
+            "s since the load began",
+            "requests in flight",
+            "Unanswered requests as each came; a line that only rises is a server that cannot keep"
+            " up.",
+        ),
         Distribution("ttft_s"),
         Distribution("itl_s"),
+        Waterfall(
+            "slowest", "The slowest requests", "From when each was due to its last token, of"
+        ),
     ),
 )

@@ -51,7 +51,7 @@ def shapes(load: Mapping[str, Any], prompt_tokens: int, new_tokens: int, seed: i
     Parameters
     ----------
     load : mapping
-        The trial's options of :mod:`orchestrator.measure.load`.
+        The trial's ``load``.
     prompt_tokens, new_tokens : int
         The means of their lengths; a trace has its own.
 
@@ -60,11 +60,11 @@ def shapes(load: Mapping[str, Any], prompt_tokens: int, new_tokens: int, seed: i
     InputError
         A trace that is none, or has nothing in what is to be measured.
     """
-    if load["name"] == "trace":
+    if load["kind"] == "trace":
         return _traced(load)
     lengths = _Lengths(load, seed)
     due: Iterator[float | None] = (
-        iter([None] * _closed_count(load)) if load["name"] == "closed" else _arrivals(load, seed)
+        iter([None] * _closed_count(load)) if load["kind"] == "closed" else _arrivals(load, seed)
     )
     return [Shape(at, lengths.about(prompt_tokens), lengths.about(new_tokens)) for at in due]
 
@@ -77,7 +77,7 @@ def lead_s(load: Mapping[str, Any]) -> float:
 def limits(load: Mapping[str, Any]) -> tuple[int | None, float | None]:
     """Requests and seconds after which the measured part ends, whichever comes first."""
     requests, duration_s = load["requests"], load["duration_s"]
-    if requests is None and duration_s is None and load["name"] != "trace":
+    if requests is None and duration_s is None and load["kind"] != "trace":
         return DEFAULT_REQUESTS, None
     return requests, duration_s
 

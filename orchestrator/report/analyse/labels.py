@@ -102,7 +102,12 @@ def labels_of(plan: Plan) -> dict[str, str]:
 
 def label_of(axes: Mapping[str, Any], identity: Mapping[str, Any], order: list[str]) -> str:
     """One of :func:`labels_of`: the trial's axes, its identity, and the axes worth showing."""
-    shown = [axis for axis in order if axis in axes]
+    # What another choice has no use for is left out: of a closed loop the rate.
+    shown = [
+        axis
+        for axis in order
+        if axis in axes and not (axes[axis] is None and axis.partition(".")[0] in order)
+    ]
     if not shown:
         return plain_label(identity)
     names = axis_names(shown)

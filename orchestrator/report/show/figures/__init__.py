@@ -12,11 +12,13 @@ from typing import Any
 from orchestrator.measure.figures import (
     Bars,
     Breakdown,
+    Curve,
     Distribution,
     Figure,
     Pareto,
     Ranking,
     Scaling,
+    Waterfall,
 )
 from orchestrator.report.analyse.rows import SweepTable
 from orchestrator.report.show.figures.bars import draw_bars, draw_breakdown, draw_ranking
@@ -27,6 +29,7 @@ from orchestrator.report.show.figures.lines import (
     exponent,
     predicted_names,
 )
+from orchestrator.report.show.figures.load import draw_curve, draw_waterfall
 from orchestrator.report.show.figures.pareto import draw_pareto
 
 __all__ = ["Drawn", "Reports", "default_figures", "draw", "exponent", "metrics_of"]
@@ -63,12 +66,14 @@ def draw(figure: Figure, table: SweepTable, reports: Reports) -> Drawn | None:
         Pareto: draw_pareto,
         Breakdown: draw_breakdown,
         Ranking: draw_ranking,
+        Curve: draw_curve,
+        Waterfall: draw_waterfall,
     }
     return drawers[type(figure)](figure, table, reports)
 
 
 def metrics_of(figure: Figure) -> tuple[str, ...]:
-    """Metrics that a figure needs pooled; distributions and rankings read the reports instead."""
+    """Metrics that a figure needs pooled; others read the reports instead."""
     if isinstance(figure, Breakdown):
         return figure.metrics
     if isinstance(figure, Bars):

@@ -1,0 +1,136 @@
+"""What the answers of a load add up to, as metrics and facts of an attempt."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from orchestrator.measure import InputError, MetricSpec, Recorder
+from orchestrator.tasks.serving import window
+from orchestrator.tasks.serving.orders import OK, Answer, Load
+
+#: A queue that grows by more than this share of what comes has no latency.
+SATURATED = 0.1
+# What a page shows.
+_MOST_FAILURES, _MOST_SLOWEST, _MOST_POINTS = 5, 20, 300
+
+METRICS = (
+    MetricSpec("request_rate_per_s", "1/s", "higher", title="requests", meaning="answered"),
+    MetricSpec("output_tokens_per_s", "tokens/s", "higher", title="output"),
+    MetricSpec("in_flight", "1", title="in flight", meaning="requests unanswered at a time"),
+    MetricSpec("answered", "1", "higher", meaning="1 for each request that was, 0 for others"),
+    MetricSpec("request_new_tokens", "1", title="output tokens of a request"),
+    MetricSpec("error_ratio", "1", "lower", title="errors", meaning="share of requests"),
+    MetricSpec("queue_growth", "1", "lower", meaning="share of requests that were left over"),
+    MetricSpec("achieved_ratio", "1", "higher", title="achieved", meaning="sent of what was due"),
+    MetricSpec("lag_p99_s", "s", "lower", title="lag p99", meaning="sending behind what was due"),
+    MetricSpec("generator_stalls_per_min", "1", "lower", title="stalls of the generator a minute"),
+    MetricSpec("generator_cpu_ratio", "1", "lower", title="load of the generator's core"),
+    MetricSpec("cached_tokens_ratio", "1", "higher", title="prompt tokens from a cache"),
+)
+
+
+def record(load: Load, recorder: Recorder, *, open_loop: bool, reuse: bool) -> None:
+    """Latencies, rates, what the verdict asks, and facts.
+
+    Parameters
+    ----------
+    open_loop : bool
+        Requests came whether or not earlier ones were answered.
+    reuse : bool
+        The server may answer from what it has read before.
+
+    Raises
+    ------
+    InputError
+        No request was answered.
+    Mismatch
+        A prompt came from a cache though nothing may be reused.
+    """
+    due = window.measured(load)
+    answered = [answer for answer in due if answer.status == OK]
+    if not answered:
+        why = due[0].status if due else "none was due"
+        raise InputError(f"none of {len(due)} requests was answered: {why}", where="task=serving")
+    found = window.in_flight(load)
+    growth = window.queue_growth(found) if open_loop else 0.0
+    _latencies(due, recorder, saturated=growth > SATURATED)
+    requests_per_s, tokens_per_s = window.rates(load)
+    recorder.value("request_rate_per_s", "1/s", requests_per_s)
+    recorder.value("output_tokens_per_s", "tokens/s", tokens_per_s)
+    recorder.value("in_flight", "1", sum(found) / len(found))
+    recorder.value("error_ratio", "1", 1 - len(answered) / len(due))
+    recorder.value("queue_growth", "1", growth)
+    if open_loop:
+        recorder.value("achieved_ratio", "1", window.achieved_ratio(load))
+    lags_s = [answer.sent_s - answer.due_s for answer in due]
+    recorder.value("lag_p99_s", "s", window.quantile(lags_s, 0.99))
+    recorder.value("generator_stalls_per_min", "1", window.stalls_per_min(load))
+    recorder.value("generator_cpu_ratio", "1", load.cpu_s / load.wall_s)
+    _facts(due, answered, recorder)
+    _draw(due, answered, found, recorder)
+    cached = [answer.cached_tokens for answer in answered if answer.cached_tokens is not None]
+    if not reuse:
+        recorder.engaged("prompt tokens from a cache", 0, max(cached, default=0))
+    elif cached:
+        prompts = sum(answer.prompt_tokens or 0 for answer in answered)
+        recorder.value("cached_tokens_ratio", "1", sum(cached) / prompts)
+
+
+def _latencies(due: Sequence[Answer], recorder: Recorder, *, saturated: bool) -> None:
+    if saturated:
+        reason = "the queue grew all the time: a rate that cannot be sustained has no latency"
+        for name in ("ttft_s", "tpot_s", "itl_s", "e2e_s"):
+            recorder.absent(name, "s", reason)
+        return
+    for batch in window.batches(due):
+        requests = [window.request_of(answer) for answer in batch if answer.status == OK]
+        counts = [len(answer.arrivals_s) for answer in batch if answer.status == OK]
+        for name, unit, values in (
+            ("ttft_s", "s", [request.ttft_s for request in requests]),
+            ("tpot_s", "s", [request.tpot_s for request in requests if request.tpot_s is not None]),
+            ("e2e_s", "s", [request.e2e_s for request in requests]),
+            ("itl_s", "s", [gap for request in requests for gap in request.itl_s]),
+            ("request_new_tokens", "1", counts),
+            ("answered", "1", [answer.status == OK for answer in batch]),
+        ):
+            if values:
+                recorder.samples(name, unit, values, together=True)
+
+
+def _facts(due: Sequence[Answer], answered: Sequence[Answer], recorder: Recorder) -> None:
+    failures = Counter(answer.status for answer in due if answer.status != OK)
+    recorder.fact(
+        "requests",
+        {
+            "due": len(due),
+            "answered": len(answered),
+            "failed": dict(failures.most_common(_MOST_FAILURES)),
+            "shorter than asked": sum(len(a.arrivals_s) < a.asked_tokens for a in answered),
+        },
+    )
+    recorder.fact("tokens_counted_by", sorted({answer.counted_by for answer in answered}))
+
+
+def _draw(
+    due: Sequence[Answer], answered: Sequence[Answer], found: Sequence[int], recorder: Recorder
+) -> None:
+    """Points of the queue, and the slowest requests part by part."""
+    step = -(-len(due) // _MOST_POINTS)
+    points = [[round(a.due_s, 3), count] for a, count in zip(due, found, strict=True)]
+    recorder.fact("queue", points[::step])
+    slowest = sorted(answered, key=lambda a: a.due_s - a.arrivals_s[-1])[:_MOST_SLOWEST]
+    recorder.fact("slowest", [_parts(answer) for answer in slowest])
+
+
+def _parts(answer: Answer) -> dict[str, Any]:
+    first_s, last_s = answer.arrivals_s[0], answer.arrivals_s[-1]
+    return {
+        "due_s": round(answer.due_s, 4),
+        "parts_s": {
+            "until it was sent": round(answer.sent_s - answer.due_s, 6),
+            "to the first token": round(first_s - answer.sent_s, 6),
+            "to the last token": round(last_s - first_s, 6),
+        },
+    }
