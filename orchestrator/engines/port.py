@@ -54,6 +54,8 @@ class Work:
         Of each row of a prompt, the first ids that are in the cache before anything is timed.
     served : bool
         A server is wanted (:meth:`Session.service`) that takes ``batch_size`` sequences at once.
+    reuse : bool
+        What a prompt has in common with earlier ones may be taken from a cache.
     """
 
     batch_size: int = 1
@@ -63,6 +65,7 @@ class Work:
     named: str = "prompt_tokens + new_tokens"
     depth: int = 0
     served: bool = False
+    reuse: bool = False
 
     def room_tokens(self, limit: int | None = None) -> int:
         """The longest sequence that is run. A text is cut to a model's context, ``limit``."""
@@ -313,14 +316,8 @@ class Session(ABC):
         """
         return self.next_logprobs(ids, targets).likelihood(targets)
 
-    def service(self, *, reuse: bool) -> Service:
-        """The server that ``Work.served`` asked for.
-
-        Parameters
-        ----------
-        reuse : bool
-            What a prompt has in common with earlier ones need not be computed again.
-        """
+    def service(self) -> Service:
+        """The server that ``Work.served`` asked for."""
         raise NotImplementedError
 
     @abstractmethod

@@ -6,7 +6,7 @@
     |-- task engine load model quant protocol device environment seed   identity: what is hashed
     |-- sweep                                      how one command line becomes many trials
     `-- repeats force retry isolate timeout_s preflight ceilings resources
-        cluster tracking telemetry verdict         settings: how and where, never hashed
+        cluster tracking telemetry verdict slo     settings: how and where, never hashed
 
 A task and an engine bring a dataclass of their own (``Task.config``, ``Engine.config``), which
 takes the place of ``RootConfig.task`` and ``RootConfig.engine``.
@@ -227,6 +227,31 @@ class VerdictConfig:
 
 
 @dataclass
+class SloConfig:
+    """Limits that each request of a load is to meet; recorded requests are judged by any.
+
+    Attributes
+    ----------
+    ttft_s, tpot_s, e2e_s : float or None
+        From when a request was due to its first token; between its tokens, in the mean; to its
+        last token.
+    attainment : float
+        Share of the requests that are to meet all of them.
+    """
+
+    ttft_s: float | None = bounded(None, low=1e-6)
+    tpot_s: float | None = bounded(None, low=1e-6)
+    e2e_s: float | None = bounded(None, low=1e-6)
+    attainment: float = bounded(0.95, low=0.01, high=0.9999)
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """Those that are given, by metric."""
+        named = {"ttft_s": self.ttft_s, "tpot_s": self.tpot_s, "e2e_s": self.e2e_s}
+        return {name: limit for name, limit in named.items() if limit is not None}
+
+
+@dataclass
 class Measured:
     """What is measured, and the sweep over it."""
 
@@ -259,6 +284,7 @@ class Settings:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
     verdict: VerdictConfig = field(default_factory=VerdictConfig)
+    slo: SloConfig = field(default_factory=SloConfig)
 
 
 @dataclass

@@ -92,7 +92,13 @@ def _work(identity: Identity, planned: Sequence[Shape]) -> Work:
         tokens=max(shape.prompt_tokens + shape.new_tokens for shape in planned),
         named="the longest request, prompt and output",
         served=True,
+        reuse=_reuse(identity, planned),
     )
+
+
+def _reuse(identity: Identity, planned: Sequence[Shape]) -> bool:
+    """Whether prompts have something in common, so that its reuse is what is measured."""
+    return bool(identity["load"]["prefix_share"]) or any(shape.blocks for shape in planned)
 
 
 def check(identity: Identity) -> str | None:
@@ -166,8 +172,7 @@ def run(identity: Identity, recorder: Recorder) -> None:
     work = _work(identity, planned)
     session = engines.load(engines.prepare(identity, recorder, work), work, recorder)
     prompts = _prompts(session, identity, planned)
-    reuse = bool(identity["load"]["prefix_share"]) or any(shape.blocks for shape in planned)
-    service = session.service(reuse=reuse)
+    service = session.service()
     longest = max(planned, key=lambda shape: shape.new_tokens)
     with recorder.phase("first_call", measured=False), first_call(recorder):
         alone = session.generate([prompts.of(planned[0])], planned[0].new_tokens)
@@ -175,7 +180,7 @@ def run(identity: Identity, recorder: Recorder) -> None:
     orders = _orders(service, identity, generator, max(_DRAIN_S, _DRAIN_TIMES * alone_s))
     with recorder.phase("under_load", measured=False):
         load = _generate(orders, service, planned, prompts, recorder)
-    record(load, recorder, open_loop=identity["load"]["kind"] != "closed", reuse=reuse)
+    record(load, recorder, open_loop=identity["load"]["kind"] != "closed", reuse=work.reuse)
     size = session.footprint()
     if isinstance(size, str):
         recorder.absent("weights_bytes", "bytes", size)

@@ -93,7 +93,7 @@ class EndpointModel(Model):
         self.context_tokens = listed.get("max_model_len") or meta.get("n_ctx")
 
     def load(self, work: Work) -> EndpointSession:
-        return EndpointSession(self)
+        return EndpointSession(self, work)
 
 
 class EndpointSession(Session):
@@ -101,7 +101,8 @@ class EndpointSession(Session):
 
     memory = "the server's memory cannot be seen from here"
 
-    def __init__(self, model: EndpointModel) -> None:
+    def __init__(self, model: EndpointModel, work: Work) -> None:
+        self._may_reuse = work.reuse
         self._server = model.server
         self._identity = model.identity
         self._clock = model.clock
@@ -159,12 +160,13 @@ class EndpointSession(Session):
             answer.own,
         )
 
-    def service(self, *, reuse: bool) -> Service:
+    def service(self) -> Service:
         body = self._request([], 1)
-        for varies in ("prompt", "max_tokens", "min_tokens", *(("cache_salt",) if reuse else ())):
+        for varies in ("prompt", "max_tokens", "min_tokens"):
             body.pop(varies, None)
-        if "cache_prompt" in body:
-            body["cache_prompt"] = reuse
+        if self._may_reuse and self._takes_options:
+            body["cache_prompt"] = True
+            del body["cache_salt"]
         server, options = self._server, self._identity["engine"]
         body |= {"model": server.model, "stream": True}
         return Service(server.completions_url, body, options["key_variable"])

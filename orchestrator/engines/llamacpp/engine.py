@@ -151,7 +151,7 @@ class LlamaCppModel(Model):
                 weights_bytes += formats.contents(self._draft).weights_bytes
             memory = PhaseMemory(HostMemory(), weights_bytes=weights_bytes)
         server = LlamaServer(setting)
-        return LlamaCppSession(server, setting, self._contents, memory, self._clock, work.depth)
+        return LlamaCppSession(server, setting, self._contents, memory, self._clock, work)
 
 
 class LlamaCppSession(Session):
@@ -164,13 +164,13 @@ class LlamaCppSession(Session):
         contents: formats.Contents,
         memory: PhaseMemory | str,
         clock: Clock,
-        depth: int,
+        work: Work,
     ) -> None:
         self._server = server
         self._setting = setting
         self._contents = contents
         self._clock = clock
-        self._depth = depth
+        self._work, self._depth = work, work.depth
         self.memory = memory
         self.vocabulary = contents.vocabulary
         self.ordinary_ids = contents.ordinary_ids
@@ -217,8 +217,8 @@ class LlamaCppSession(Session):
             ),
         )
 
-    def service(self, *, reuse: bool) -> Service:
-        return Service(self._server.url, self._server.served_body(reuse=reuse))
+    def service(self) -> Service:
+        return Service(self._server.url, self._server.served_body(reuse=self._work.reuse))
 
     def footprint(self) -> Footprint:
         return Footprint(self._contents.weights_bytes, self._contents.parameters)

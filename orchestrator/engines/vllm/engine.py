@@ -1,7 +1,8 @@
 """``engine=vllm``: vLLM on the CPU, in the environment ``vllm_cpu``.
 
 Its engine runs inside the measured process and starts no other, so it ends with the attempt. One
-step of it gives each sequence its next token; all prompts are prefilled in one step.
+step of it gives each sequence its next token; all prompts are prefilled in one step. Under a load
+it is vLLM's own server (:mod:`.served`).
 """
 
 from __future__ import annotations
@@ -55,11 +56,11 @@ _PROOF_TOKENS, _PROOF_TOP = 16, 256
 # Relative error of log-probabilities that single precision explains.
 _EXACT = 2e-5
 _SETTINGS = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine in this process
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # cores are the slot's
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
 }
+_IN_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 
 
 @dataclass
@@ -89,16 +90,17 @@ class VllmModel(Model):
         # What is packed cannot be seen: the checkpoint's numbers, in the type that is proven.
         self.size = Footprint(parameters * _BYTES[self.dtype], parameters)
 
-    def load(self, work: Work) -> VllmSession:
+    def load(self, work: Work) -> Session:
         # Scored text: the token after the last one is read too, and one is generated.
         room = work.room_tokens(self.context_tokens) + 2
         rows = work.batch_size * room
         space = math.ceil((rows + work.batch_size * _BLOCK) * self._token_bytes() / _GIB)
-        os.environ |= {
-            **_SETTINGS,
-            "VLLM_CPU_KVCACHE_SPACE": str(space),
-            "VLLM_CACHE_ROOT": str(cache_root() / "vllm"),
-        }
+        os.environ |= {**_SETTINGS, "VLLM_CACHE_ROOT": str(cache_root() / "vllm")}
+        if work.served:
+            from orchestrator.engines.vllm.served import ServedVllm
+
+            return ServedVllm(self, work, space)
+        os.environ |= {**_IN_PROCESS, "VLLM_CPU_KVCACHE_SPACE": str(space)}
         # It packs its weights and sets room aside at once: all else counts from before.
         memory = PhaseMemory(HostMemory(), weights_bytes=self.size.weights_bytes)
         import vllm
@@ -315,4 +317,5 @@ ENGINE = Engine(
     check=_check,
     packages=lambda identity: (_PACKAGE, "torch", "transformers"),
     preload=("numpy", "torch", "transformers", "vllm"),
+    serves=True,
 )
