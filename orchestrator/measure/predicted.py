@@ -27,6 +27,11 @@ DATASHEET = ".datasheet"
 MEASURED_PEAK = ".measured_peak"
 
 
+def is_derived(name: str) -> bool:
+    """Whether a metric is one of :func:`predicted_metrics`, or a statistic of one."""
+    return name.startswith((PREFIX, RATIO_PREFIX)) or MEASURED_PEAK in name
+
+
 @dataclass(frozen=True)
 class Limits:
     """The two kinds of ceilings of a device, or the reason why one is missing."""

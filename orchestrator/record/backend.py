@@ -6,7 +6,7 @@ import ctypes
 import functools
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from orchestrator.record.runrecord import RunRecord
 # MLflow's limits for one log_batch.
 MAX_PARAMS, MAX_TAGS, MAX_ENTITIES = 100, 100, 1_000
 PAGE_SIZE = 1_000
+# Run ids in one filter: a database allows so many variables in a statement.
+MAX_ASKED_RUNS = 500
 
 
 @dataclass(frozen=True)
@@ -176,18 +178,29 @@ class Backend:
         self, condition: str, experiments: list[str] | None = None, *, page_size: int = PAGE_SIZE
     ) -> Iterator[RunRow]:
         """Active runs that meet an MLflow filter, newest first, a page at a time."""
+        yield from map(_row, self._search(condition, experiments, page_size))
+
+    def _search(self, condition: str, experiments: list[str] | None, page_size: int) -> Any:
         from mlflow.entities import ViewType
 
         ids = self.experiment_ids() if experiments is None else experiments
-        if ids:
-            yield from map(
-                _row,
-                self._pages(
-                    lambda token: self._store.search_runs(
-                        ids, condition, ViewType.ACTIVE_ONLY, page_size, None, token
-                    )
-                ),
+        if not ids:
+            return ()
+        return self._pages(
+            lambda token: self._store.search_runs(
+                ids, condition, ViewType.ACTIVE_ONLY, page_size, None, token
             )
+        )
+
+    def latest_metrics(self, run_ids: Sequence[str]) -> Iterator[tuple[str, str, float]]:
+        """Key, run and value of the newest point of every metric of these runs."""
+        experiments = self.experiment_ids() if run_ids else []
+        for first in range(0, len(run_ids), MAX_ASKED_RUNS):
+            some = ", ".join(f"'{run_id}'" for run_id in run_ids[first : first + MAX_ASKED_RUNS])
+            condition = f"attributes.run_id IN ({some})"
+            for run in self._search(condition, experiments, PAGE_SIZE):
+                for key, value in run.data.metrics.items():
+                    yield key, run.info.run_id, value
 
     def experiment_ids(self) -> list[str]:
         """Every active experiment."""

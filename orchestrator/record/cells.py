@@ -31,7 +31,7 @@ from orchestrator.record.store import only
 if TYPE_CHECKING:
     import pyarrow
 
-    from orchestrator.attempt import Trial
+    from orchestrator.attempt import AxisValue, Trial
     from orchestrator.record import Store, SweepRun
 
 PARQUET, CSV = "cells.parquet", "cells.csv"
@@ -109,7 +109,7 @@ def table(
     facts = dict.fromkeys(name for result in ended for name in result.found.facts)
     columns: dict[str, Any] = {"hash": pa.array([trial.hash for trial in trials], pa.string())}
     for axis in axes:
-        columns[axis] = _axis(pa, [trial.axes.get(axis) for trial in trials])
+        columns[axis] = axis_column([trial.axes.get(axis) for trial in trials])
     columns["outcome"] = pa.array([result.outcome for result in ended], pa.string())
     columns["reason"] = pa.array([result.reason for result in ended], pa.string())
     fields = [pa.field(name, column.type) for name, column in columns.items()]
@@ -270,7 +270,10 @@ def _specs(schema: pyarrow.Schema) -> dict[str, MetricSpec]:
     return {spec.name: spec for spec in (MetricSpec(**json.loads(text)) for text in told)}
 
 
-def _axis(pa: Any, values: list[Any]) -> Any:
+def axis_column(values: Sequence[AxisValue]) -> pyarrow.Array:
+    """Values of an axis, typed where all have one type, else as text."""
+    import pyarrow as pa
+
     kinds = {type(value) for value in values if value is not None}
     if kinds <= {int, float} or len(kinds) <= 1:
         return pa.array(values)

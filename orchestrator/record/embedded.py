@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -21,6 +21,7 @@ from orchestrator.record.artifacts import safe_name
 from orchestrator.record.backend import Backend, RunRow, local_directory
 from orchestrator.record.boundary import translated
 from orchestrator.record.database import sqlite_backend
+from orchestrator.record.points import PHASES_PREFIX, SYSTEM_PREFIX
 from orchestrator.record.runrecord import ATTEMPT_TAG, CELLS_TAG, SWEEP_TAG
 from orchestrator.record.spool import storage_error
 from orchestrator.record.store import (
@@ -108,6 +109,18 @@ class EmbeddedStore(Store):
         """See :class:`Store`."""
         directory = self._directory(run_id)
         return sorted(str(p.relative_to(directory)) for p in directory.rglob("*") if p.is_file())
+
+    def _numbers(self, run_ids: Sequence[str]) -> list[tuple[str, str, float]]:
+        # In the order in which they were written: by their key, each would be a seek of its own.
+        few = f" AND run_uuid IN ({','.join('?' * len(run_ids))})" if len(run_ids) <= FEW else ""
+        return self._query(
+            lambda connection: connection.execute(
+                "SELECT key, run_uuid, value FROM latest_metrics WHERE is_nan = 0 AND"
+                f" (key NOT LIKE '{SYSTEM_PREFIX}%' OR key LIKE '{PHASES_PREFIX}%'){few}",
+                run_ids if few else (),
+            ).fetchall(),
+            [],
+        )
 
     def _directory(self, run_id: str) -> Path:
         def query(connection: sqlite3.Connection) -> str | None:

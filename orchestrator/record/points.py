@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from orchestrator.attempt import AttemptReport
 from orchestrator.measure.metric import Metric, Samples, Value
+from orchestrator.measure.predicted import is_derived
 from orchestrator.record.params import legal_key
 from orchestrator.record.runrecord import MetricPoint
 from orchestrator.telemetry.history import read_histories
 from orchestrator.telemetry.series import PARQUET_ARTIFACT
 
+N = TypeVar("N")
+
 # What MLflow's UI shows on the tab "System metrics", apart from what the task measured.
 SYSTEM_PREFIX = "system/"
 PHASES_PREFIX = f"{SYSTEM_PREFIX}phases/"
+
+DURATION = "attempt_duration_s"
 
 # At most 1,000 points per series. Writing one costs the driver some 50 µs of a core that may
 # be measuring something; 200 draw the same chart, and the whole series is in the Parquet file.
 SERIES_POINTS = 200
 
 # Of a summary; the median has the metric's own name, the others follow it after a dot.
-_STATISTICS = ("median", "ci_low", "ci_high", "mean", "std", "mad", "min", "n", "p95", "p99")
+STATISTICS = ("median", "ci_low", "ci_high", "mean", "std", "mad", "min", "n", "p95", "p99")
 
 
 def metric_points(report: AttemptReport, protocol: Mapping[str, Any]) -> list[MetricPoint]:
@@ -35,37 +40,64 @@ def metric_points(report: AttemptReport, protocol: Mapping[str, Any]) -> list[Me
     """
     at_ms = round(report.ended_at * 1000)
     points = [
-        MetricPoint(legal_key(f"{prefix}{name}"), value, at_ms)
+        # The statistic stays after a name that MLflow does not take as it is.
+        MetricPoint(legal_key(f"{legal_key(f'{prefix}{key}')}{statistic}"), value, at_ms)
         for prefix, source in (("", report.metrics), (PHASES_PREFIX, report.telemetry))
         for key, metric in source.items()
-        for name, value in _numbers(key, metric, protocol)
+        for statistic, value in _numbers(metric, protocol)
     ]
     if report.duration_s:
-        points.append(MetricPoint("attempt_duration_s", report.duration_s, at_ms))
+        points.append(MetricPoint(DURATION, report.duration_s, at_ms))
     content = report.artifacts.get(PARQUET_ARTIFACT)
     if content is not None:
         points += series_points(content, report.started_at)
     return points
 
 
-def _numbers(key: str, metric: Metric, protocol: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+def _numbers(metric: Metric, protocol: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     if isinstance(metric, Value):
         if math.isfinite(metric.value):
-            yield key, metric.value
+            yield "", metric.value
         return
     if not isinstance(metric, Samples) or not metric.values:
         return
-    from orchestrator.statistics.summary import summarise
+    from orchestrator.statistics.summary import summarise_by
 
-    summary = summarise(
-        metric.series,
-        confidence=float(protocol.get("confidence", 0.95)),
-        resamples=int(protocol.get("resamples", 10_000)),
-    )
-    for statistic in _STATISTICS:
+    summary = summarise_by(protocol, metric.series)
+    for statistic in STATISTICS:
         value = getattr(summary, statistic, None)
         if value is not None and math.isfinite(value):
-            yield key if statistic == "median" else f"{key}.{statistic}", float(value)
+            yield "" if statistic == "median" else f".{statistic}", float(value)
+
+
+def is_measured(key: str) -> bool:
+    """Whether a key of MLflow's is a number that the report holds: no series, nothing derived."""
+    if key.startswith(SYSTEM_PREFIX):
+        return key.startswith(PHASES_PREFIX)
+    return key != DURATION and not is_derived(key)
+
+
+def by_statistic(numbers: Mapping[str, N]) -> dict[str, dict[str, N]]:
+    """What MLflow holds by key as metric and statistic: the inverse of :func:`metric_points`.
+
+    Parameters
+    ----------
+    numbers : mapping of str to anything
+        By MLflow's key, of those that are :func:`is_measured`.
+
+    Returns
+    -------
+    dict
+        By metric (a legal key), then by statistic; a value that was measured once is a ``median``.
+    """
+    found: dict[str, dict[str, N]] = {}
+    for key, value in numbers.items():
+        name, _, statistic = key.rpartition(".")
+        # Of samples that are not finite there is a count and no median.
+        if statistic not in STATISTICS[1:] or not (name in numbers or statistic == "n"):
+            name, statistic = key, "median"
+        found.setdefault(name.removeprefix(PHASES_PREFIX), {})[statistic] = value
+    return found
 
 
 def series_points(content: bytes, started_at: float) -> list[MetricPoint]:

@@ -63,7 +63,7 @@ def select(store: Store, word: str) -> Selection:
     UsageError
         It means nothing that is recorded; the message says what there is.
     """
-    summaries = [s for s in _summaries(store, word) if s.outcome]
+    summaries = [s for s in attempts_of(store, word) if s.outcome]
     if not summaries:
         raise UsageError(f"nothing finished is recorded for {word!r}", where=store.where)
     found = grouped(summaries, lambda summary: summary.config_hash)
@@ -81,7 +81,8 @@ def runs_with_attempts(store: Store, sweep: str) -> list[SweepRun]:
     return [run for run in store.sweep_runs(sweep) if run.run_id in parents]
 
 
-def _summaries(store: Store, word: str) -> Sequence[AttemptSummary]:
+def attempts_of(store: Store, word: str) -> Sequence[AttemptSummary]:
+    """Every attempt that ``word`` means, running ones too; raises as :func:`select`."""
     if word.startswith(HARDWARE_PREFIX):
         return _of_hardware(store, word.removeprefix(HARDWARE_PREFIX))
     name, at, position = word.rpartition("@")

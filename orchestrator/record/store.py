@@ -6,8 +6,9 @@ import json
 import re
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from orchestrator.measure.grouping import grouped
 from orchestrator.record import spool
 from orchestrator.record.artifacts import CONFIG, PLAN, REPORT
 from orchestrator.record.backend import Backend, RunRow
+from orchestrator.record.points import is_measured
 from orchestrator.record.runrecord import (
     ATTEMPT_TAG,
     CELLS_TAG,
@@ -192,6 +194,39 @@ class Store(ABC):
     @abstractmethod
     def files(self, run_id: str) -> list[str]:
         """Names of a run's artifacts, sorted."""
+
+    @abstractmethod
+    def _numbers(self, run_ids: Sequence[str]) -> Iterable[tuple[str, str, float]]:
+        """MLflow's key, run and value of all that the store itself holds of these runs, or more."""
+
+    def numbers(self, run_ids: Sequence[str]) -> dict[str, list[float | None]]:
+        """What was measured, as numbers: by MLflow's key, one for each of ``run_ids``.
+
+        The keys are those of :func:`~orchestrator.record.points.metric_points` without series and
+        predictions. Of 10,000 runs it takes a hundredth of the time of their reports.
+        """
+        at_of = {run_id: at for at, run_id in enumerate(run_ids)}
+        found: dict[str, list[float | None]] = {}
+        left_out: set[str] = set()
+        for key, run_id, value in chain(
+            self._numbers([r for r in run_ids if not r.startswith(SPOOL_PREFIX)]),
+            self._waiting_numbers([r for r in run_ids if r.startswith(SPOOL_PREFIX)]),
+        ):
+            if (column := found.get(key)) is None:
+                if key in left_out:
+                    continue
+                if not is_measured(key):
+                    left_out.add(key)
+                    continue
+                column = found[key] = [None] * len(run_ids)
+            if (at := at_of.get(run_id)) is not None:
+                column[at] = value
+        return dict(sorted(found.items()))
+
+    def _waiting_numbers(self, run_ids: Sequence[str]) -> Iterator[tuple[str, str, float]]:
+        for run_id in run_ids:
+            for point in self._spooled_record(run_id).metrics:
+                yield point.key, run_id, point.value
 
     def sweep_runs(self, name: str | None = None) -> list[SweepRun]:
         """Parent runs of the sweep ``name`` (of all sweeps where None), newest first."""

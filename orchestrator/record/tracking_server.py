@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
@@ -94,6 +94,9 @@ class ServerStore(Store):
         """See :class:`Store`."""
         rows = self.backend().search("attributes.status = 'RUNNING'")
         return [row for row in rows if "driver_id" in row.tags]
+
+    def _numbers(self, run_ids: Sequence[str]) -> Iterator[tuple[str, str, float]]:
+        return self.backend().latest_metrics(run_ids)
 
     def load_all(self, run_ids: Collection[str]) -> dict[str, AttemptReport]:
         """See :class:`Store`; several at a time, for each is two answers of the server's."""

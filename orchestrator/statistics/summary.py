@@ -5,7 +5,7 @@ Never raises for data: what cannot be told is None, and ``reason`` says why.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -93,6 +93,15 @@ def _of_one(samples: int) -> str:
 def summarise(values: Series, *, confidence: float = 0.95, resamples: int = 10_000) -> Summary:
     """Statistics of one attempt's samples; the interval is the bootstrap of their median."""
     return summarise_attempts([values], confidence=confidence, resamples=resamples)
+
+
+def summarise_by(protocol: Mapping[str, Any], values: Series) -> Summary:
+    """:func:`summarise` with the ``confidence`` and ``resamples`` of an identity's ``protocol``."""
+    return summarise(
+        values,
+        confidence=float(protocol.get("confidence", 0.95)),
+        resamples=int(protocol.get("resamples", 10_000)),
+    )
 
 
 def summarise_attempts(

@@ -160,6 +160,7 @@ def test_a_locked_database_is_waited_for(store: EmbeddedStore, kit: SimpleNamesp
         assert store.load(waiting.run_id).config_hash == trials[1].hash
         assert store.identity(waiting.run_id) == trials[1].identity
         assert "report.json" in store.artifact_names(waiting.run_id)
+        assert store.numbers([waiting.run_id])["tpot_s"] == [0.12]
         locker.execute("ROLLBACK")
         locker.close()
         assert recording.flush(90)

@@ -112,7 +112,7 @@ def test_outliers_tails_and_modes_are_shown(make, trial, width):
     assert "p99" not in text, "200 samples do not tell it"
     assert "outliers, all kept: itl_s 1 mild, 1 severe" in text
     assert "in two modes: tpot_s" in text
-    found = metric_summary(report.metrics["itl_s"])
+    found = metric_summary(report.metrics["itl_s"], {})
     assert (found["outliers_mild"], found["outliers_severe"]) == (1, 1)
     assert found["p95"] == pytest.approx(0.0209)
     assert found["p99"] is None
@@ -131,8 +131,8 @@ def test_what_phases_were_too_short_for_is_said_once(make):
 
 
 def test_samples_without_values_are_an_absence():
-    assert metric_summary(Samples("x_s", "s", ()))["value"] is None
-    one = metric_summary(Samples("x_s", "s", (2.0,)))
+    assert metric_summary(Samples("x_s", "s", ()), {})["value"] is None
+    one = metric_summary(Samples("x_s", "s", (2.0,)), {})
     assert (one["median"], one["ci_low"], one["n"]) == (2.0, None, 1)
 
 

@@ -38,7 +38,7 @@ from orchestrator.report.show.parts import ended, grid, numbers, prose, words
 from orchestrator.report.show.style import VERDICT_MARKS
 from orchestrator.report.show.tree import flat
 from orchestrator.report.show.units import MISSING, duration, quantity, scale_of, with_ci
-from orchestrator.statistics.summary import summarise, summarise_attempts
+from orchestrator.statistics.summary import summarise_attempts, summarise_by
 
 _TOLD = (
     *("median", "ci_low", "ci_high", "mean", "std", "mad", "min", "n", "p95", "p99"),
@@ -60,11 +60,14 @@ def show_json(
     return {
         "hash": config_hash,
         "config": dict(config),
-        "attempts": [attempt_json(run_id, report) for run_id, report in attempts],
+        "attempts": [
+            attempt_json(run_id, report, config.get("protocol") or {})
+            for run_id, report in attempts
+        ],
     }
 
 
-def attempt_json(run_id: str, report: AttemptReport) -> dict[str, Any]:
+def attempt_json(run_id: str, report: AttemptReport, protocol: Mapping[str, Any]) -> dict[str, Any]:
     """One attempt of ``show --json``; telemetry aggregates stand beside the task's metrics."""
     slot = report.slot
     return {
@@ -84,22 +87,24 @@ def attempt_json(run_id: str, report: AttemptReport) -> dict[str, Any]:
         "host": None if slot is None else slot.host,
         "devices": [] if slot is None else list(slot.gpu_uuids),
         "metrics": {
-            name: metric_summary(metric)
+            name: metric_summary(metric, protocol)
             for name, metric in {**report.metrics, **report.telemetry}.items()
         },
     }
 
 
-def metric_summary(metric: Metric) -> dict[str, Any]:
-    """Statistics of samples, a value, or an absence with its reason, as plain JSON."""
+def metric_summary(metric: Metric, protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """Statistics of samples, a value, or an absence with its reason, as plain JSON.
+
+    The interval is that of the trial's protocol, as MLflow holds it.
+    """
     if isinstance(metric, Value):
         return {"value": metric.value, "unit": metric.unit}
     if isinstance(metric, Absent):
         return {"value": None, "unit": metric.unit, "reason": metric.reason}
     if not metric.values:
         return {"value": None, "unit": metric.unit, "reason": "no measured samples"}
-
-    summary = summarise(metric.series)
+    summary = summarise_by(protocol, metric.series)
     return {**{name: getattr(summary, name) for name in _TOLD}, "unit": metric.unit}
 
 
