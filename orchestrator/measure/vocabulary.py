@@ -53,6 +53,7 @@ ENERGY = (
     MetricSpec("energy_j", "J", "lower"),
     MetricSpec("power_w", "W"),
     MetricSpec("joules_per_token", "J/token", "lower", title="energy per token"),
+    MetricSpec("joules_per_request", "J", "lower", title="energy per request"),
 )
 QUALITY = (
     MetricSpec("perplexity", "1", "lower", exact=True, meaning="lower is better"),

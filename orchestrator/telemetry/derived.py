@@ -8,11 +8,13 @@ from orchestrator.measure.metric import Absent, Metric, Samples, Value
 from orchestrator.telemetry.window import ATTEMPT
 
 _NAME, _UNIT = "joules_per_token", "J/token"
+#: The phase of the measured window of a load.
+SERVING = "serving"
 
 
 def derived(report: AttemptReport) -> dict[str, Metric]:
     """Metrics that docs/protocol.md names and neither the task nor a sampler has alone. Pure."""
-    return {**_memory(report), **_joules_per_token(report)}
+    return {**_memory(report), **_joules_per_token(report), **_joules_under_load(report)}
 
 
 def _memory(report: AttemptReport) -> dict[str, Metric]:
@@ -51,7 +53,7 @@ def _joules_per_token(report: AttemptReport) -> dict[str, Metric]:
         return {}
     times = zip(rates, wholes_s, firsts_s, strict=True)
     tokens = round(sum(rate * (whole_s - first_s) for rate, whole_s, first_s in times))
-    energy = _decode_energy(report)
+    energy = _energy_of("decode", report)
     joules = derive.joules_per_token(energy.value if isinstance(energy, Value) else None, tokens)
     if joules is not None:
         return {_NAME: Value(_NAME, _UNIT, joules)}
@@ -59,12 +61,32 @@ def _joules_per_token(report: AttemptReport) -> dict[str, Metric]:
     return {_NAME: Absent(_NAME, _UNIT, reason)}
 
 
-def _decode_energy(report: AttemptReport) -> Metric | None:
+def _joules_under_load(report: AttemptReport) -> dict[str, Metric]:
+    """Energy of a served load's window over the tokens and the requests that ended in it."""
+    length_s = sum(((p.end_ns or 0) - p.begin_ns) / 1e9 for p in report.phases if p.name == SERVING)
+    energy = _energy_of(SERVING, report)
+    found: dict[str, Metric] = {}
+    for name, unit, rate_name in (
+        (_NAME, _UNIT, "output_tokens_per_s"),
+        ("joules_per_request", "J", "request_rate_per_s"),
+    ):
+        rate = report.metrics.get(rate_name)
+        if not isinstance(rate, Value) or rate.value <= 0 or length_s <= 0:
+            continue
+        if isinstance(energy, Value):
+            found[name] = Value(name, unit, energy.value / (rate.value * length_s))
+        else:
+            reason = energy.reason if isinstance(energy, Absent) else "no energy of the load"
+            found[name] = Absent(name, unit, reason)
+    return found
+
+
+def _energy_of(phase: str, report: AttemptReport) -> Metric | None:
     """Of the GPUs, or of the CPU packages where the attempt owns none.
 
     A package's energy is that of all its cores: what else the machine does counts too.
     """
-    ours = report.telemetry.get("decode.energy_j")
+    ours = report.telemetry.get(f"{phase}.energy_j")
     if isinstance(ours, Value) or (report.slot is not None and report.slot.gpus):
         return ours
-    return report.telemetry.get("decode.rapl_energy_j") or ours
+    return report.telemetry.get(f"{phase}.rapl_energy_j") or ours

@@ -72,11 +72,37 @@ for item in Isolation().run(spec, Slot("n", "h", ()), Watch()):
 """
 
 
+def served(**load: Any) -> dict[str, Any]:
+    asked = make_identity(
+        "bf16",
+        task="serving",
+        engine="vllm",
+        model=PACKAGED,
+        load={"warmup_s": 0.0, **load},
+        prompt_tokens=16,
+        new_tokens=4,
+    )
+    return {**asked, "environment": environment(ENVIRONMENT)}
+
+
+@pytest.mark.long
+def test_its_own_server_is_put_under_load(isolation: Isolation) -> None:
+    report = run_attempt(isolation, served(requests=4, concurrency=2))
+    assert report.outcome is Outcome.OK, report.reason
+    assert report.facts["requests"]["answered"] == 4
+    assert report.facts["tokens_counted_by"] == ["usage"]
+    assert {"ttft_s", "tpot_s", "e2e_s", "output_tokens_per_s"} <= report.metrics.keys()
+    proofs = {each.what: each.got for each in report.engaged}
+    assert proofs["prompt tokens from a cache"] == "0"
+    assert b"PAR1" in report.artifacts["requests.parquet"]
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("killed", ["supervisor", "attempt"])
+@pytest.mark.parametrize("phase", ["warmup", "under_load"])
 @pytest.mark.usefixtures("isolation")
-def test_nothing_outlives_an_attempt_that_is_killed(killed: str) -> None:
-    endless = identity(new_tokens=4000)
+def test_nothing_outlives_an_attempt_that_is_killed(killed: str, phase: str) -> None:
+    endless = identity(new_tokens=4000) if phase == "warmup" else served(duration_s=600.0)
     with subprocess.Popen(
         [sys.executable, "-c", SUPERVISOR, json.dumps(endless)],
         stdout=subprocess.PIPE,
@@ -85,7 +111,7 @@ def test_nothing_outlives_an_attempt_that_is_killed(killed: str) -> None:
     ) as supervisor:
         assert supervisor.stdout is not None
         attempt = int(supervisor.stdout.readline())
-        while "warmup" not in supervisor.stdout.readline():
+        while phase not in supervisor.stdout.readline():
             assert supervisor.poll() is None
         family = [psutil.Process(attempt), *psutil.Process(supervisor.pid).children(recursive=True)]
         os.kill(supervisor.pid if killed == "supervisor" else attempt, signal.SIGKILL)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.attempt import AttemptReport, Outcome, Slot
-from orchestrator.measure import Absent, Metric, Samples, Value
+from orchestrator.measure import Absent, Metric, Phase, Samples, Value
 from orchestrator.telemetry.derived import derived
 
 
@@ -64,3 +64,22 @@ def test_memory_of_a_cpu_attempt_is_its_control_groups() -> None:
 
 def test_task_without_tokens_has_no_such_figure() -> None:
     assert derived(AttemptReport("a", "h", Outcome.OK)) == {}
+
+
+def loaded(energy: Metric | None) -> AttemptReport:
+    """A window of 10 s in which a server answered 4 requests and 40 tokens a second."""
+    found = {name: Value(name, "1/s", rate) for name, rate in RATES.items()}
+    seen = {} if energy is None else {"serving.energy_j": energy}
+    phases = [Phase("warmup", 0, 10**9), Phase("serving", 10**9, 11 * 10**9)]
+    return AttemptReport("a", "h", Outcome.OK, metrics={**found}, telemetry=seen, phases=phases)
+
+
+RATES = {"output_tokens_per_s": 40.0, "request_rate_per_s": 4.0}
+
+
+def test_energy_under_load_is_divided_by_what_ended_in_the_window() -> None:
+    found = derived(loaded(Value("serving.energy_j", "J", 800.0)))
+    assert found["joules_per_token"] == Value("joules_per_token", "J/token", pytest.approx(2.0))
+    assert found["joules_per_request"] == Value("joules_per_request", "J", pytest.approx(20.0))
+    nothing = derived(loaded(None))
+    assert all(isinstance(metric, Absent) for metric in nothing.values()) and len(nothing) == 2
