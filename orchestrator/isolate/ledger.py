@@ -31,7 +31,10 @@ MAX_LINE_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Progress:
-    """Something happened: ``kind`` is ``started`` or ``phase``, ``at`` Unix time."""
+    """Something happened: ``kind`` is ``started`` or ``phase``, ``at`` Unix time.
+
+    Of a phase ``name`` is its name, or how far it is in a few words.
+    """
 
     kind: str
     name: str
@@ -148,6 +151,8 @@ class Ledger:
             self.facts[str(event["key"])] = event["value"]
         elif kind == "specs":
             self.specs.update({str(s["name"]): MetricSpec(**s) for s in event["specs"]})
+        elif kind == "progress":
+            news.append(Progress("phase", str(event["text"]), time.time()))
         elif kind == "artifact":
             self.artifacts[str(event["name"])] = None
         elif kind == "started":

@@ -12,6 +12,7 @@ Events::
     {"e": "value", "name", "unit", "value"}     {"e": "absent", "name", "unit", "reason"}
     {"e": "engaged", "what", "asked", "got", "ok"}
     {"e": "fact", "key", "value"}               {"e": "artifact", "name"}
+    {"e": "progress", "text"}
     {"e": "specs", "specs": [{"name", "unit", "better", "exact", "title", "meaning"}]}
 """
 
@@ -157,6 +158,10 @@ class Recorder:
     def fact(self, key: str, value: Any) -> None:
         """Provenance from inside the child (weights digest, library versions, threads ...)."""
         self._emit({"e": "fact", "key": key, "value": value})
+
+    def progress(self, text: str) -> None:
+        """Say how far a long phase is, for whoever watches: a few words, not recorded."""
+        self._emit({"e": "progress", "text": text})
 
     def artifact(self, name: str) -> Path:
         """Path to write an artifact to, in the attempt's directory; it is collected at the end.

@@ -257,7 +257,7 @@ def _generate(
         ) as generator:
             assert generator.stdout is not None
             for line in generator.stdout:
-                print(line, end="")
+                recorder.progress(_told(json.loads(line)))
         if generator.returncode:
             raise InputError(
                 f"the load generator ended with status {generator.returncode}; its log says why",
@@ -268,6 +268,13 @@ def _generate(
     recorder.window("warmup", load.begin_ns, begin, measured=False)
     recorder.window("serving", begin, end)
     return load
+
+
+def _told(seen: Mapping[str, Any]) -> str:
+    """How far a load is, from a line of the generator's."""
+    text = f"{seen['done']}/{seen['due']} requests, {seen['in_flight']} in flight"
+    p95_s = seen["ttft_p95_s"]
+    return text if p95_s is None else f"{text}, TTFT p95 {p95_s:.3g} s"
 
 
 def content(identity: Identity) -> dict[str, str | None]:

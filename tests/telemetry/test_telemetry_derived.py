@@ -82,4 +82,5 @@ def test_energy_under_load_is_divided_by_what_ended_in_the_window() -> None:
     assert found["joules_per_token"] == Value("joules_per_token", "J/token", pytest.approx(2.0))
     assert found["joules_per_request"] == Value("joules_per_request", "J", pytest.approx(20.0))
     nothing = derived(loaded(None))
-    assert all(isinstance(metric, Absent) for metric in nothing.values()) and len(nothing) == 2
+    assert all(isinstance(metric, Absent) for metric in nothing.values())
+    assert len(nothing) == 2

@@ -14,7 +14,7 @@ from orchestrator.report.show.units import duration, span
 
 _LEAST_BAR = 8
 _MOST_BAR = 48
-_MOST_PHASE = 10
+_MOST_PHASE = 44
 _BETWEEN = " · "
 _MOST_PROBLEMS = 4
 _MOST_CONDITIONS = 2
@@ -124,7 +124,7 @@ def _slots(board: Board, now_s: float, width: int, room: int) -> list[Text]:
     where_width = min(max(map(cell_len, wheres), default=0), max(width // 3, 10))
     elapsed = [seconds(now_s - r.since_s) for r in shown]
     elapsed_width = max(map(len, elapsed), default=0)
-    phase_width = min(max((len(r.phase) for r in shown), default=0), _MOST_PHASE)
+    phase_width = min(max((len(r.phase) for r in shown), default=0), _MOST_PHASE, width // 2)
     # As wide as the labels are: on a wide terminal the eye need not travel to the phase.
     label_width = min(
         width - 2 - where_width - phase_width - elapsed_width - 6,
