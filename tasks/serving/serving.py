@@ -185,11 +185,11 @@ def _prompts(session: Session, identity: Identity, planned: Sequence[Shape]) -> 
     seed, share = int(identity["seed"]), float(identity["load"]["prefix_share"])
     prompt = identity["task"]["prompt"]
     if prompt == RANDOM:
-        return Prompts(session.ordinary_ids, seed, text=False, prefix_share=share)
+        return Prompts(session.ordinary_ids, seed, longest=None, prefix_share=share)
     name = texts.PACKAGED_TEXT if prompt == TEXT else prompt
     longest = max(shape.prompt_tokens for shape in planned)
     (ids,) = texts.text_prompt(session, name, 1, longest + _TEXT_TOKENS)
-    return Prompts(ids, seed, text=True, prefix_share=share)
+    return Prompts(ids, seed, longest=longest, prefix_share=share)
 
 
 def _orders(service: Service, identity: Identity, cores: tuple[int, ...], drain_s: float) -> Orders:
@@ -268,8 +268,8 @@ def _record(load: Load, identity: Identity, recorder: Recorder, *, reuse: bool) 
         recorder.value("achieved_ratio", "1", window.achieved_ratio(load))
     lags = [answer.sent_s - answer.due_s for answer in due]
     recorder.value("lag_p99_s", "s", window.quantile(lags, 0.99))
-    recorder.value("generator_stalls_per_min", "1", window.stalls_per_min(load))
-    recorder.value("generator_cpu_ratio", "1", load.cpu_s / load.wall_s)
+    recorder.value("generator_stalled_ratio", "1", window.stalled_ratio(load))
+    recorder.value("generator_cpu_ratio", "1", load.cpu_ratio)
     _record_facts(due, answered, recorder)
     cached = [answer.cached_tokens for answer in answered if answer.cached_tokens is not None]
     if not reuse:
