@@ -25,8 +25,20 @@ from orchestrator.tasks.serving.timed_reads import TimedReader
 
 _CHUNK = b'data: {"choices": [{"text": "a"}]}\n\n'
 #: What may go wrong with a request: an HTTP status; the process ends; everything stands still for
-#: :data:`STILL_S`; after two tokens silence, half a chunk, the connection's end, no JSON, an error.
-FAULTS = ("429", "500", "die", "stand still", "hang", "half", "close", "garbage", "error")
+#: :data:`STILL_S`; no HTTP comes; after two tokens silence, half a chunk, the connection's end, no
+#: JSON, an error.
+FAULTS = (
+    "429",
+    "500",
+    "die",
+    "stand still",
+    "rubbish",
+    "hang",
+    "half",
+    "close",
+    "garbage",
+    "error",
+)
 STILL_S = 0.3
 _FAULTY_AFTER = 2
 _SAID = {
@@ -90,6 +102,8 @@ class NullServer:
             return web.json_response({"error": {"message": "not now"}}, status=int(does))
         if does == "stand still":
             time.sleep(STILL_S)
+        if does == "rubbish":
+            request.transport.write(b"oh\r\n\r\n")
         self._unanswered += 1
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         try:

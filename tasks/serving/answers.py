@@ -18,6 +18,7 @@ def answer_of(
     sent_ns: int,
     ended_ns: int | None,
     status: str | None,
+    measured: bool,
     asked_tokens: int,
 ) -> Answer:
     """One request as it went.
@@ -36,13 +37,13 @@ def answer_of(
         if line in DONE:
             ended = True
             continue
-        said = line.partition(b":")[2]
+        kind, _, said = line.partition(b":")
         try:
             chunk = json.loads(said)
         except ValueError:
             status = status or "a chunk of its answer is no JSON"
             continue
-        if not isinstance(chunk, dict) or chunk.get("error"):
+        if kind == b"error" or not isinstance(chunk, dict) or chunk.get("error"):
             status = status or f"an error in its answer: {error_message(said)}"
             continue
         chunks.append((at_ns, chunk))
@@ -60,6 +61,7 @@ def answer_of(
         ended_s=None if ended_ns is None else (ended_ns - begin_ns) / 1e9,
         arrivals_s=tuple((at_ns - begin_ns) / 1e9 for at_ns in found.arrivals_ns),
         status=status or OK,
+        measured=measured,
         asked_tokens=asked_tokens,
         prompt_tokens=found.prompt_tokens,
         new_tokens=found.new_tokens,

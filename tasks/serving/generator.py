@@ -124,9 +124,9 @@ class _Generator:
             beating = asyncio.create_task(self._beat())
             telling = asyncio.create_task(self._tell())
             sending = asyncio.create_task(self._closed() if orders.concurrency else self._open())
-            over = asyncio.create_task(self._over.wait())
-            await asyncio.wait([over, sending], return_when=asyncio.FIRST_EXCEPTION)
-            ours = (beating, telling, sending, over)
+            sending.add_done_callback(self._note_failure)
+            await self._over.wait()
+            ours = (beating, telling, sending)
             for task in (*ours, *self._in_flight):
                 task.cancel()
             await asyncio.wait((*ours, *self._in_flight))
@@ -200,6 +200,10 @@ class _Generator:
         self._cpu_ns = (self._cpu_ns[0], time.process_time_ns())
         asyncio.get_running_loop().call_later(self._orders.drain_s, self._over.set)
         self._note_over()
+
+    def _note_failure(self, sending: asyncio.Task[None]) -> None:
+        if not sending.cancelled() and sending.exception():
+            self._over.set()
 
     def _note_over(self) -> None:
         if self._end_ns is not None and not self._unanswered:
@@ -280,6 +284,7 @@ class _Generator:
                 sent_ns=flight.sent_ns,
                 ended_ns=flight.ended_ns,
                 status=flight.status,
+                measured=flight.measured,
                 asked_tokens=flight.asked_tokens,
             )
 
@@ -289,8 +294,7 @@ def _write_table(load: Load, file: str) -> None:
     import pyarrow
     import pyarrow.parquet
 
-    begin, end = load.window_s
-    rows = [{**vars(answer), "measured": begin <= answer.due_s < end} for answer in load.answers]
+    rows = [vars(answer) for answer in load.answers]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file)
 
 

@@ -56,6 +56,8 @@ class Answer:
         When each token came; tokens of one chunk together.
     status : str
         ``ok``, or in a line how it failed.
+    measured : bool
+        Whether it was due in what is measured.
     asked_tokens : int
         Output tokens asked for.
     prompt_tokens, new_tokens, cached_tokens : int or None
@@ -69,6 +71,7 @@ class Answer:
     ended_s: float | None
     arrivals_s: tuple[float, ...]
     status: str
+    measured: bool
     asked_tokens: int
     prompt_tokens: int | None = None
     new_tokens: int | None = None
@@ -85,7 +88,7 @@ class Load:
     begin_ns : int
         When it began, on CLOCK_MONOTONIC.
     window_s : tuple of (float, float)
-        Requests that were due in it are measured.
+        What is measured: from when on requests are, to when the first is due that is not.
     answers : tuple of Answer
         All that were sent, in the order in which they were due.
     pauses_s : tuple of (float, float)

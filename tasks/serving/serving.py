@@ -273,7 +273,7 @@ def _record(load: Load, identity: Identity, recorder: Recorder, *, reuse: bool) 
     _record_facts(due, answered, recorder)
     cached = [answer.cached_tokens for answer in answered if answer.cached_tokens is not None]
     if not reuse:
-        recorder.engaged("prompt tokens from a cache", 0, max(cached, default=0))
+        recorder.engaged("prompt tokens from a cache under load", 0, max(cached, default=0))
     elif cached:
         recorder.value(
             "cached_tokens_ratio",
@@ -306,10 +306,17 @@ def _record_facts(due: Sequence[Answer], answered: Sequence[Answer], recorder: R
         if answer.status != OK:
             failures[answer.status] = failures.get(answer.status, 0) + 1
     shown = sorted(failures.items(), key=lambda item: -item[1])[:_MOST_ERRORS_SHOWN]
-    recorder.fact("requests", {"due": len(due), "answered": len(answered), "failed": dict(shown)})
-    recorder.fact("tokens_counted_by", sorted({answer.counted_by for answer in answered}))
     short = sum(len(answer.arrivals_s) < answer.asked_tokens for answer in answered)
-    recorder.fact("answers_shorter_than_asked", short)
+    recorder.fact(
+        "requests",
+        {
+            "due": len(due),
+            "answered": len(answered),
+            "failed": dict(shown),
+            "shorter_than_asked": short,
+            "tokens_counted_by": sorted({answer.counted_by for answer in answered}),
+        },
+    )
 
 
 def content(identity: Identity) -> dict[str, str | None]:

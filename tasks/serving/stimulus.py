@@ -106,6 +106,12 @@ def _until_cool(due_s: Iterator[float], load: Mapping[str, Any]) -> Iterator[flo
     for at_s in due_s:
         if measured == requests:
             end_s = min(end_s, at_s)
+        if end_s <= begin_s:
+            raise InputError(
+                f"the first {requests} requests are due at one moment: they have no rate",
+                where="load.requests",
+                fix="Ask for more",
+            )
         if at_s > end_s + min(end_s - begin_s, COOL_DOWN_S):
             return
         measured += at_s >= begin_s
@@ -170,7 +176,7 @@ def _traced(load: Mapping[str, Any]) -> list[Shape]:
             where=f"load.trace={path}",
             fix="Each line is JSON with timestamp (ms), input_length and output_length",
         ) from error
-    if not due or due[-1] < lead_s(load):
+    if not due or due[-1] <= lead_s(load):
         raise InputError(
             f"has no request after {lead_s(load):g} s, where measuring begins",
             where=f"load.trace={path}",

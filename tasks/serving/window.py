@@ -37,8 +37,7 @@ class Request:
 
 def measured(load: Load) -> list[Answer]:
     """Requests that were due within the window, in order."""
-    begin, end = load.window_s
-    return [answer for answer in load.answers if begin <= answer.due_s < end]
+    return [answer for answer in load.answers if answer.measured]
 
 
 def request_of(answer: Answer) -> Request:
