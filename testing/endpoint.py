@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -28,6 +28,8 @@ class Script:
         Whether each chunk says how many tokens there are by now.
     takes_options : bool
         Whether it knows more than OpenAI's own options; else it answers 400.
+    rejects : callable
+        Whether it answers 429 to what is asked; by default never.
     echoes_key : bool
         Whether the message of a rejected key has the key in it.
     cut_after, error_after, hang_after : int or None
@@ -45,6 +47,7 @@ class Script:
     tokens_a_chunk: int = 1
     counts: bool = True
     takes_options: bool = True
+    rejects: Callable[[dict[str, Any]], bool] = lambda asked: False
     echoes_key: bool = False
     cut_after: int | None = None
     error_after: int | None = None
@@ -106,6 +109,8 @@ class _Handler(BaseHTTPRequestHandler):
         if script.key is not None and given != f"Bearer {script.key}":
             shown = f": {given}" if script.echoes_key else ""
             self._answer(401, json.dumps({"error": {"message": f"no such key{shown}"}}))
+        elif script.rejects(asked):
+            self._answer(429, json.dumps({"error": {"message": "not now"}}))
         elif script.status != 200:
             self._answer(script.status, script.body)
         elif "ignore_eos" in asked and not script.takes_options:

@@ -50,6 +50,18 @@ QUANTS = {
 }
 
 
+_LOADS: dict[str, dict[str, Any]] = {
+    "closed": {},
+    "open": {"concurrency": None, "rate": 1.0, "arrivals": "poisson"},
+    "trace": {"concurrency": None, "speed": 1.0},
+}
+
+
+def make_load(kind: str = "closed", **options: Any) -> dict[str, Any]:
+    """What ``load=<kind>`` and these options are."""
+    return dataclasses.asdict(LoadConfig(kind=kind, **{**_LOADS[kind], **options}))
+
+
 def make_identity(
     quant: str = "fp32",
     *,
@@ -57,17 +69,19 @@ def make_identity(
     model: dict[str, Any] | None = None,
     device: str = "cpu",
     engine: str = "transformers",
-    load: dict[str, Any] | None = None,
+    load: str = "closed",
     **options: Any,
 ) -> dict[str, Any]:
     """A trial's identity; ``model`` is :data:`TINY` by default.
 
-    ``options`` are the engine's where they have the name of one, else the task's.
+    ``options`` are the engine's or the load's where they have the name of one, else the task's.
     """
     found = find_task(task)
     engine_config = ENGINES.find(engine).config
     names = {each.name for each in dataclasses.fields(engine_config)} if found.on_engine else set()
     engines = {name: options.pop(name) for name in names & options.keys()}
+    names = {each.name for each in dataclasses.fields(LoadConfig)} if found.under_load else set()
+    loads = {name: options.pop(name) for name in names & options.keys()}
     scheme, dtype, double_quant = QUANTS[quant]
     return {
         "schema": SCHEMA_VERSION,
@@ -100,7 +114,7 @@ def make_identity(
         "device": {"kind": device, "threads": 1},
         "seed": 0,
         "environment": None,
-        "load": dataclasses.asdict(LoadConfig(**(load or {}))) if found.under_load else None,
+        "load": make_load(load, **loads) if found.under_load else None,
     }
 
 

@@ -289,8 +289,8 @@ CHECKS: dict[str, Check] = {
         "1 of 100 requests was sent more than {value} s after it was due (limit {limit} s)",
     ),
     "stalls": Check(
-        _measured("generator_stalls_per_min"),
-        "the load generator stood still {value} times a minute (limit {limit})",
+        _measured("generator_stalled_ratio"),
+        "the load generator stood still for a share of {value} of the time (limit {limit})",
     ),
     "generator_cpu": Check(
         _measured("generator_cpu_ratio"),

@@ -23,35 +23,40 @@ import ctypes
 import gc
 import json
 import os
+import resource
 import signal
 import sys
 import tempfile
 import time
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
 from typing import IO
 
 import aiohttp
+from yarl import URL
 
-from orchestrator.engines.completions import (
-    DONE,
-    error_message,
-    read_completion,
-    stream_lines,
-)
+from orchestrator.engines.completions import error_message
 from orchestrator.errors import one_line
 from orchestrator.measure.plain_json import from_json
+from orchestrator.tasks.serving.answers import answer_of
 from orchestrator.tasks.serving.loop import run_precisely
-from orchestrator.tasks.serving.orders import BEAT_S, OK, Answer, Load, Orders
+from orchestrator.tasks.serving.orders import BEAT_S, Answer, Load, Orders
+from orchestrator.tasks.serving.timed_reads import Reads, TimedResponse
 
 _REPORT_S = 1.0
 _RECENT = 200
 _CONNECT_S = 10.0
+# A user whose request fails at once does not ask thousands of times a second.
+_AFTER_FAILURE_S = 0.1
 # Of an error's body.
 _MOST_BODY = 1 << 16
+# An answer waits inside aiohttp until it is whole.
+_MOST_ANSWER = 1 << 30
+# So little is written to the file at a time that nobody notices.
+_WRITTEN_AT_ONCE = 1 << 16
 # Shorter than servers keep a silent connection open: one that is about to be closed is not used.
 _KEEP_ALIVE_S = 2.0
 _HTTP_OK = 200
@@ -64,29 +69,33 @@ class _Flight:
 
     due_ns: int
     asked_tokens: int
+    measured: bool
     sent_ns: int = 0
+    ended_ns: int | None = None
     status: str | None = None
     times_ns: array[int] = field(default_factory=lambda: array("q"))
     lengths: array[int] = field(default_factory=lambda: array("q"))
-    reads: list[bytes] = field(default_factory=list)
-    place: tuple[int, int] = (0, 0)
-    measured: bool = False
+    place: int = 0
 
 
 class _Generator:
     def __init__(self, orders: Orders, requests: Sequence[tuple[float, bytes, int]]) -> None:
         self._orders = orders
+        self._url = URL(orders.url)
         # Users of a closed loop begin again at the first when all are sent.
         self._requests = cycle(requests) if orders.concurrency else iter(requests)
         self._flights: list[_Flight] = []
         self._in_flight: set[asyncio.Task[None]] = set()
-        self._awaited = 0
-        self._beats = array("d")
+        self._measured = 0
+        self._unanswered = 0
+        self._pauses: list[tuple[float, float]] = []
         self._begin_ns = 0
+        self._lead_ns = 0
         self._end_ns: int | None = None
         self._last_ns = 0
-        self._answered = asyncio.Event()
-        self._raw: IO[bytes] = tempfile.TemporaryFile(buffering=1 << 20)  # noqa: SIM115
+        self._cpu_ns = (0, 0)
+        self._over = asyncio.Event()
+        self._raw: IO[bytes] = tempfile.TemporaryFile(buffering=_WRITTEN_AT_ONCE)  # noqa: SIM115
         self._ttfts = array("d")
 
     async def run(self) -> Load:
@@ -94,41 +103,43 @@ class _Generator:
         headers = {"Content-Type": "application/json"}
         if orders.key_variable is not None:
             headers["Authorization"] = f"Bearer {os.environ[orders.key_variable]}"
-        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_S)
         async with aiohttp.ClientSession(
-            connector=connector,
+            connector=aiohttp.TCPConnector(
+                limit=0, keepalive_timeout=_KEEP_ALIVE_S, ttl_dns_cache=None
+            ),
             headers=headers,
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S),
             auto_decompress=False,
             skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            read_bufsize=_MOST_ANSWER,
+            response_class=TimedResponse,
         ) as self._session:
             # What is here already is never looked at again by the collector.
             gc.collect()
             gc.freeze()
             gc.set_threshold(10_000, 50, 1_000_000)
-            cpu_s = time.process_time()
             self._begin_ns = time.monotonic_ns()
+            self._lead_ns = self._begin_ns + round(orders.lead_s * 1e9)
             beating = asyncio.create_task(self._beat())
             telling = asyncio.create_task(self._tell())
             sending = asyncio.create_task(self._closed() if orders.concurrency else self._open())
-            waiting = asyncio.create_task(self._answered.wait())
-            await asyncio.wait([waiting, sending], return_when=asyncio.FIRST_EXCEPTION)
-            cpu_s = time.process_time() - cpu_s
-            wall_ns = time.monotonic_ns() - self._begin_ns
-            ours = (beating, telling, sending, waiting)
-            for task in ours:
+            sending.add_done_callback(self._note_failure)
+            await self._over.wait()
+            ours = (beating, telling, sending)
+            for task in (*ours, *self._in_flight):
                 task.cancel()
-            await asyncio.wait(ours)
-            await self._cancel_rest()
-        if sending.done() and not sending.cancelled() and (error := sending.exception()):
+            await asyncio.wait((*ours, *self._in_flight))
+        if not sending.cancelled() and (error := sending.exception()):
             raise error
+        end_ns = self._end_ns or self._last_ns
+        cpu_begin_ns, cpu_end_ns = self._cpu_ns
         return Load(
             self._begin_ns,
-            (orders.lead_s, ((self._end_ns or self._last_ns) - self._begin_ns) / 1e9),
+            (orders.lead_s, (end_ns - self._begin_ns) / 1e9),
             tuple(self._read()),
-            tuple(self._beats),
-            cpu_s,
-            wall_ns / 1e9,
+            tuple(self._pauses),
+            (cpu_end_ns - cpu_begin_ns) / max(1, end_ns - self._lead_ns),
         )
 
     async def _until(self, at_ns: int) -> None:
@@ -147,154 +158,135 @@ class _Generator:
         users = self._orders.concurrency or 1
         step_ns = round(self._orders.ramp_s / users * 1e9)
         await asyncio.gather(*(self._user(self._begin_ns + k * step_ns) for k in range(users)))
-        self._end(time.monotonic_ns())
 
     async def _user(self, due_ns: int) -> None:
-        await self._until(due_ns)
         for _, body, tokens in self._requests:
-            task = self._start(due_ns, body, tokens)
+            await self._until(due_ns)
+            flight, task = self._start(due_ns, body, tokens)
             await asyncio.wait([task])
             due_ns = time.monotonic_ns()
+            if flight.status is not None:
+                due_ns += round(_AFTER_FAILURE_S * 1e9)
 
-    def _start(self, due_ns: int, body: bytes, tokens: int) -> asyncio.Task[None]:
+    def _start(self, due_ns: int, body: bytes, tokens: int) -> tuple[_Flight, asyncio.Task[None]]:
         self._note_window(due_ns)
-        flight = _Flight(due_ns, tokens)
-        lead_ns = self._begin_ns + round(self._orders.lead_s * 1e9)
-        if self._end_ns is None and due_ns >= lead_ns:
-            flight.measured = True
-            self._awaited += 1
+        flight = _Flight(due_ns, tokens, self._end_ns is None and due_ns >= self._lead_ns)
+        self._measured += flight.measured
+        self._unanswered += flight.measured
         self._flights.append(flight)
         task = asyncio.create_task(self._send(flight, body))
         self._in_flight.add(task)
         task.add_done_callback(self._in_flight.discard)
-        return task
+        return flight, task
 
     def _note_window(self, due_ns: int) -> None:
         """The window ends with the first request that is due after what is measured."""
         orders = self._orders
         self._last_ns = due_ns
-        if self._end_ns is not None:
+        if self._end_ns is not None or due_ns < self._lead_ns:
             return
-        begin_ns = self._begin_ns + round(orders.lead_s * 1e9)
-        measured = sum(flight.measured for flight in self._flights[-(orders.requests or 0) :])
-        if orders.duration_s is not None and due_ns >= begin_ns + round(orders.duration_s * 1e9):
-            self._end(begin_ns + round(orders.duration_s * 1e9))
-        elif orders.requests is not None and measured >= orders.requests:
+        if not self._measured:
+            self._cpu_ns = (time.process_time_ns(),) * 2
+        last_ns = self._lead_ns + round((orders.duration_s or 0) * 1e9)
+        if orders.duration_s is not None and due_ns >= last_ns:
+            self._end(last_ns)
+        elif orders.requests is not None and self._measured >= orders.requests:
             self._end(due_ns)
 
     def _end(self, at_ns: int) -> None:
         if self._end_ns is not None:
             return
         self._end_ns = at_ns
-        asyncio.get_running_loop().call_later(self._orders.drain_s, self._answered.set)
-        if not self._awaited:
-            self._answered.set()
+        self._cpu_ns = (self._cpu_ns[0], time.process_time_ns())
+        asyncio.get_running_loop().call_later(self._orders.drain_s, self._over.set)
+        self._note_over()
+
+    def _note_failure(self, sending: asyncio.Task[None]) -> None:
+        if not sending.cancelled() and sending.exception():
+            self._over.set()
+
+    def _note_over(self) -> None:
+        if self._end_ns is not None and not self._unanswered:
+            self._over.set()
 
     async def _send(self, flight: _Flight, body: bytes) -> None:
-        clock = time.monotonic_ns
-        times, lengths, reads = flight.times_ns, flight.lengths, flight.reads
+        reads: Reads = []
+        flight.sent_ns = time.monotonic_ns()
         try:
-            flight.sent_ns = clock()
-            async with self._session.post(self._orders.url, data=body) as response:
-                if response.status != _HTTP_OK:
+            async with self._session.post(self._url, data=body, allow_redirects=False) as response:
+                assert isinstance(response, TimedResponse)
+                if response.status == _HTTP_OK:
+                    reads = response.reads
+                    await response.wait()
+                else:
                     text = error_message(await response.content.read(_MOST_BODY))
                     flight.status = f"HTTP {response.status}: {text}"
-                    return
-                while data := await response.content.readany():
-                    if not times:
-                        self._ttfts.append(clock() - flight.due_ns)
-                    times.append(clock())
-                    lengths.append(len(data))
-                    reads.append(data)
         except asyncio.CancelledError:
             flight.status = "no end of its answer came"
             raise
-        except (aiohttp.ClientError, OSError) as error:
+        # aiohttp's own errors, and what its parser raises.
+        except Exception as error:
             flight.status = f"the connection failed: {one_line(error) or type(error).__name__}"
         finally:
-            flight.place = (self._raw.tell(), sum(lengths))
-            self._raw.writelines(reads)
-            reads.clear()
-            if flight.measured:
-                self._awaited -= 1
-                if self._end_ns is not None and not self._awaited:
-                    self._answered.set()
+            if flight.status != "no end of its answer came":
+                flight.ended_ns = time.monotonic_ns()
+            self._keep(flight, reads)
+            self._unanswered -= flight.measured
+            self._note_over()
 
-    async def _cancel_rest(self) -> None:
-        for task in self._in_flight:
-            task.cancel()
-        if self._in_flight:
-            await asyncio.wait(self._in_flight)
+    def _keep(self, flight: _Flight, reads: Reads) -> None:
+        flight.times_ns.extend(at_ns for at_ns, _ in reads)
+        flight.lengths.extend(len(data) for _, data in reads)
+        flight.place = self._raw.tell()
+        self._raw.writelines(data for _, data in reads)
+        first_ns = next((at_ns for at_ns, data in reads if b"data:" in data), None)
+        if first_ns is not None:
+            self._ttfts.append((first_ns - flight.due_ns) / 1e9)
 
     async def _beat(self) -> None:
         beat_ns = round(BEAT_S * 1e9)
         next_ns = self._begin_ns + beat_ns
         while True:
             await self._until(next_ns)
-            now_ns = time.monotonic_ns()
-            self._beats.append((now_ns - next_ns) / 1e9)
+            late_ns = time.monotonic_ns() - next_ns
+            if late_ns >= beat_ns:
+                self._pauses.append(((next_ns - self._begin_ns) / 1e9, late_ns / 1e9))
             # A beat that the loop slept through is not made up for.
-            next_ns += beat_ns * max(1, -(-(now_ns - next_ns) // beat_ns))
+            next_ns += beat_ns * max(1, -(-late_ns // beat_ns))
 
     async def _tell(self) -> None:
         while True:
             await asyncio.sleep(_REPORT_S)
             recent = sorted(self._ttfts[-_RECENT:])
-            done = len(self._flights) - len(self._in_flight)
             told = {
                 "at_s": (time.monotonic_ns() - self._begin_ns) / 1e9,
                 "due": len(self._flights),
-                "done": done,
+                "done": len(self._flights) - len(self._in_flight),
                 "in_flight": len(self._in_flight),
-                "ttft_p95_s": recent[int(0.95 * len(recent))] / 1e9 if recent else None,
+                "ttft_p95_s": recent[int(0.95 * len(recent))] if recent else None,
             }
             print(json.dumps(told), flush=True)
 
     def _read(self) -> Iterator[Answer]:
         """What was answered, out of what was kept."""
         for flight in self._flights:
-            begin, size = flight.place
-            self._raw.seek(begin)
-            raw = self._raw.read(size)
-            reads, at = [], 0
-            for at_ns, length in zip(flight.times_ns, flight.lengths, strict=True):
-                reads.append((at_ns, raw[at : at + length]))
-                at += length
-            yield _answer(flight, reads, self._begin_ns)
-
-
-def _answer(flight: _Flight, reads: Sequence[tuple[int, bytes]], begin_ns: int) -> Answer:
-    status, chunks, ended = flight.status, [], False
-    for at_ns, line in stream_lines(reads):
-        if line in DONE:
-            ended = True
-            continue
-        try:
-            chunk = json.loads(line.partition(b":")[2])
-        except ValueError:
-            status = status or "a chunk of its answer is no JSON"
-            continue
-        if not isinstance(chunk, dict) or "error" in chunk:
-            status = status or f"an error in its answer: {error_message(line.partition(b':')[2])}"
-            continue
-        chunks.append((at_ns, chunk))
-    found = read_completion(flight.sent_ns, chunks)
-    got = len(found.arrivals_ns)
-    if status is None and not ended:
-        status = "it closed the connection in the middle of an answer"
-    if status is None and (not got or found.new_tokens not in (None, got)):
-        status = f"{found.new_tokens} tokens came in {got} chunks, and it does not say which"
-    return Answer(
-        due_s=(flight.due_ns - begin_ns) / 1e9,
-        sent_s=(flight.sent_ns - begin_ns) / 1e9,
-        arrivals_s=tuple((at_ns - begin_ns) / 1e9 for at_ns in found.arrivals_ns),
-        status=status or OK,
-        asked_tokens=flight.asked_tokens,
-        prompt_tokens=found.prompt_tokens,
-        new_tokens=found.new_tokens,
-        cached_tokens=found.cached_tokens,
-        counted_by=found.counted_by,
-    )
+            if not flight.sent_ns:
+                continue  # all was over when it was due
+            self._raw.seek(flight.place)
+            reads = [
+                (at_ns, self._raw.read(length))
+                for at_ns, length in zip(flight.times_ns, flight.lengths, strict=True)
+            ]
+            yield answer_of(
+                reads,
+                begin_ns=self._begin_ns,
+                due_ns=flight.due_ns,
+                sent_ns=flight.sent_ns,
+                ended_ns=flight.ended_ns,
+                status=flight.status,
+                measured=flight.measured,
+                asked_tokens=flight.asked_tokens,
+            )
 
 
 def _write_table(load: Load, file: str) -> None:
@@ -302,12 +294,13 @@ def _write_table(load: Load, file: str) -> None:
     import pyarrow
     import pyarrow.parquet
 
-    begin, end = load.window_s
-    rows = [{**asdict(answer), "measured": begin <= answer.due_s < end} for answer in load.answers]
+    rows = [vars(answer) for answer in load.answers]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file)
 
 
 def _main(orders_file: str, answers_file: str, table_file: str) -> None:
+    # Killed with whoever started it.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     with Path(orders_file).open("rb") as lines:
         orders: Orders = from_json(Orders, json.loads(next(lines)))
         requests = []
@@ -316,10 +309,12 @@ def _main(orders_file: str, answers_file: str, table_file: str) -> None:
             body = request["body"]
             requests.append((request["due_s"], json.dumps(body).encode(), int(body["max_tokens"])))
     os.sched_setaffinity(0, orders.cores)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    # A connection each for as many requests as a server leaves unanswered.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     load = run_precisely(_Generator(orders, requests).run())
     _write_table(load, table_file)
-    Path(answers_file).write_text(json.dumps(asdict(load)))
+    Path(answers_file).write_text(json.dumps(vars(load), default=vars))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-#: The generator's event loop tells how late it is so often.
+#: The generator's event loop is watched so often.
 BEAT_S = 0.005
 OK = "ok"
 
@@ -49,11 +49,15 @@ class Answer:
     Attributes
     ----------
     due_s, sent_s : float
-        When it was to be sent, and when it was.
+        When it was to be sent, and when that began.
+    ended_s : float or None
+        When all of its answer was there, or it failed; None where neither came.
     arrivals_s : tuple of float
         When each token came; tokens of one chunk together.
     status : str
         ``ok``, or in a line how it failed.
+    measured : bool
+        Whether it was due in what is measured.
     asked_tokens : int
         Output tokens asked for.
     prompt_tokens, new_tokens, cached_tokens : int or None
@@ -64,8 +68,10 @@ class Answer:
 
     due_s: float
     sent_s: float
+    ended_s: float | None
     arrivals_s: tuple[float, ...]
     status: str
+    measured: bool
     asked_tokens: int
     prompt_tokens: int | None = None
     new_tokens: int | None = None
@@ -82,18 +88,18 @@ class Load:
     begin_ns : int
         When it began, on CLOCK_MONOTONIC.
     window_s : tuple of (float, float)
-        Requests that were due in it are measured.
+        What is measured: from when on requests are, to when the first is due that is not.
     answers : tuple of Answer
         All that were sent, in the order in which they were due.
-    beats_s : tuple of float
-        How late the event loop was at every :data:`BEAT_S` of the load, up to the last answer.
-    cpu_s, wall_s : float
-        Of the process over that time.
+    pauses_s : tuple of (float, float)
+        When the event loop came too late by :data:`BEAT_S` or more for one of its beats, which are
+        so far apart: when that one was due, and how late it was.
+    cpu_ratio : float
+        Of the process within the window, over one core.
     """
 
     begin_ns: int
     window_s: tuple[float, float]
     answers: tuple[Answer, ...]
-    beats_s: tuple[float, ...]
-    cpu_s: float
-    wall_s: float
+    pauses_s: tuple[tuple[float, float], ...]
+    cpu_ratio: float

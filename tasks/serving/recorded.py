@@ -25,7 +25,7 @@ METRICS = (
     MetricSpec("queue_growth", "1", "lower", meaning="share of requests that were left over"),
     MetricSpec("achieved_ratio", "1", "higher", title="achieved", meaning="sent of what was due"),
     MetricSpec("lag_p99_s", "s", "lower", title="lag p99", meaning="sending behind what was due"),
-    MetricSpec("generator_stalls_per_min", "1", "lower", title="stalls of the generator a minute"),
+    MetricSpec("generator_stalled_ratio", "1", "lower", title="generator stalled"),
     MetricSpec("generator_cpu_ratio", "1", "lower", title="load of the generator's core"),
     MetricSpec("cached_tokens_ratio", "1", "higher", title="prompt tokens from a cache"),
 )
@@ -66,13 +66,13 @@ def record(load: Load, recorder: Recorder, *, open_loop: bool, reuse: bool) -> N
         recorder.value("achieved_ratio", "1", window.achieved_ratio(load))
     lags_s = [answer.sent_s - answer.due_s for answer in due]
     recorder.value("lag_p99_s", "s", window.quantile(lags_s, 0.99))
-    recorder.value("generator_stalls_per_min", "1", window.stalls_per_min(load))
-    recorder.value("generator_cpu_ratio", "1", load.cpu_s / load.wall_s)
+    recorder.value("generator_stalled_ratio", "1", window.stalled_ratio(load))
+    recorder.value("generator_cpu_ratio", "1", load.cpu_ratio)
     _facts(due, answered, recorder)
     _draw(due, answered, found, recorder)
     cached = [answer.cached_tokens for answer in answered if answer.cached_tokens is not None]
     if not reuse:
-        recorder.engaged("prompt tokens from a cache", 0, max(cached, default=0))
+        recorder.engaged("prompt tokens from a cache under load", 0, max(cached, default=0))
     elif cached:
         prompts = sum(answer.prompt_tokens or 0 for answer in answered)
         recorder.value("cached_tokens_ratio", "1", sum(cached) / prompts)
@@ -107,10 +107,10 @@ def _facts(due: Sequence[Answer], answered: Sequence[Answer], recorder: Recorder
             "due": len(due),
             "answered": len(answered),
             "failed": dict(failures.most_common(_MOST_FAILURES)),
-            "shorter than asked": sum(len(a.arrivals_s) < a.asked_tokens for a in answered),
+            "shorter_than_asked": sum(len(a.arrivals_s) < a.asked_tokens for a in answered),
+            "tokens_counted_by": sorted({answer.counted_by for answer in answered}),
         },
     )
-    recorder.fact("tokens_counted_by", sorted({answer.counted_by for answer in answered}))
 
 
 def _draw(

@@ -210,11 +210,11 @@ def _prompts(session: Session, identity: Identity, planned: Sequence[Shape]) -> 
     seed, share = int(identity["seed"]), float(identity["load"]["prefix_share"])
     prompt = identity["task"]["prompt"]
     if prompt == RANDOM:
-        return Prompts(session.ordinary_ids, seed, text=False, prefix_share=share)
+        return Prompts(session.ordinary_ids, seed, longest=None, prefix_share=share)
     name = texts.PACKAGED_TEXT if prompt == TEXT else prompt
     longest = max(shape.prompt_tokens for shape in planned)
     (ids,) = texts.text_prompt(session, name, 1, longest + _TEXT_TOKENS)
-    return Prompts(ids, seed, text=True, prefix_share=share)
+    return Prompts(ids, seed, longest=longest, prefix_share=share)
 
 
 def _orders(service: Service, identity: Identity, cores: tuple[int, ...], drain_s: float) -> Orders:

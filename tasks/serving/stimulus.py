@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -64,7 +63,9 @@ def shapes(load: Mapping[str, Any], prompt_tokens: int, new_tokens: int, seed: i
         return _traced(load)
     lengths = _Lengths(load, seed)
     due: Iterator[float | None] = (
-        iter([None] * _closed_count(load)) if load["kind"] == "closed" else _arrivals(load, seed)
+        iter([None] * _closed_count(load))
+        if load["kind"] == "closed"
+        else _until_cool(_arrivals(load, seed), load)
     )
     return [Shape(at, lengths.about(prompt_tokens), lengths.about(new_tokens)) for at in due]
 
@@ -91,16 +92,30 @@ def _closed_count(load: Mapping[str, Any]) -> int:
 def _arrivals(load: Mapping[str, Any], seed: int) -> Iterator[float]:
     """When requests are due: gaps of mean 1, stretched to the rate and over the ramp."""
     rate, ramp_s = float(load["rate"]), float(load["ramp_s"])
-    requests, duration_s = limits(load)
-    measured = math.inf if requests is None else requests
-    if duration_s is not None:
-        measured = min(measured, rate * duration_s)
-    before = rate * (ramp_s / 2 + float(load["warmup_s"]))
-    last = before + measured + max(2.0, min(measured, rate * COOL_DOWN_S))
     gaps, place = _gaps(load, Random(f"arrivals {seed}")), 0.0
-    while place <= last:
+    while True:
         yield _at_rate(place, rate, ramp_s)
         place += next(gaps)
+
+
+def _until_cool(due_s: Iterator[float], load: Mapping[str, Any]) -> Iterator[float]:
+    """What is due before the measured part, in it, and as long after it, but not for minutes."""
+    requests, duration_s = limits(load)
+    begin_s, measured = lead_s(load), 0
+    end_s = math.inf if duration_s is None else begin_s + duration_s
+    for at_s in due_s:
+        if measured == requests:
+            end_s = min(end_s, at_s)
+        if end_s <= begin_s:
+            raise InputError(
+                f"the first {requests} requests are due at one moment: they have no rate",
+                where="load.requests",
+                fix="Ask for more",
+            )
+        if at_s > end_s + min(end_s - begin_s, COOL_DOWN_S):
+            return
+        measured += at_s >= begin_s
+        yield at_s
 
 
 def _at_rate(place: float, rate: float, ramp_s: float) -> float:
@@ -144,30 +159,13 @@ class _Lengths:
 
 
 def _traced(load: Mapping[str, Any]) -> list[Shape]:
-    requests, duration_s = limits(load)
-    most = None if requests is None else requests + _LEAST_PLANNED
-    found: list[Shape] = []
-    first_ms = 0.0
     path = Path(load["trace"]).expanduser()
+    found: list[Shape] = []
+    due: list[float] = []
     try:
         with path.open() as lines:
-            for line in islice(filter(str.strip, lines), most):
-                row = json.loads(line)
-                at_ms = float(row["timestamp"])
-                if not found:
-                    first_ms = at_ms
-                due_s = (at_ms - first_ms) / 1e3 / float(load["speed"])
-                shape = Shape(
-                    due_s,
-                    int(row["input_length"]),
-                    int(row["output_length"]),
-                    tuple(int(block) for block in row.get("hash_ids", ())),
-                )
-                if shape.prompt_tokens < 1 or shape.new_tokens < 1:
-                    raise ValueError("a length below 1")
-                if found and due_s < (found[-1].due_s or 0.0):
-                    raise ValueError("earlier than the line before it")
-                found.append(shape)
+            rows = _rows(filter(str.strip, lines), float(load["speed"]), found)
+            due += _until_cool(rows, load)
     except OSError as error:
         raise InputError(
             f"cannot be read: {one_line(error)}", where=f"load.trace={path}"
@@ -178,16 +176,36 @@ def _traced(load: Mapping[str, Any]) -> list[Shape]:
             where=f"load.trace={path}",
             fix="Each line is JSON with timestamp (ms), input_length and output_length",
         ) from error
-    if not found or (found[-1].due_s or 0.0) < lead_s(load):
+    if not due or due[-1] <= lead_s(load):
         raise InputError(
             f"has no request after {lead_s(load):g} s, where measuring begins",
             where=f"load.trace={path}",
             fix="load.warmup_s=0 measures from the first",
         )
-    if duration_s is not None:
-        until_s = lead_s(load) + duration_s + COOL_DOWN_S
-        found = [shape for shape in found if (shape.due_s or 0.0) <= until_s]
-    return found
+    return found[: len(due)]
+
+
+def _rows(lines: Iterable[str], speed: float, found: list[Shape]) -> Iterator[float]:
+    """When each is due; what it asks for goes into ``found``."""
+    first_ms = due_s = 0.0
+    for line in lines:
+        row = json.loads(line)
+        at_ms = float(row["timestamp"])
+        if not found:
+            first_ms = at_ms
+        before_s, due_s = due_s, (at_ms - first_ms) / 1e3 / speed
+        shape = Shape(
+            due_s,
+            int(row["input_length"]),
+            int(row["output_length"]),
+            tuple(int(block) for block in row.get("hash_ids", ())),
+        )
+        if shape.prompt_tokens < 1 or shape.new_tokens < 1:
+            raise ValueError("a length below 1")
+        if not before_s <= due_s < math.inf:
+            raise ValueError("earlier than the line before it")
+        found.append(shape)
+        yield due_s
 
 
 class Prompts:
@@ -197,14 +215,17 @@ class Prompts:
     ----------
     ids : sequence of int
         What random ones are drawn from; or a text, of which prompts are pieces.
-    text : bool
-        ``ids`` is a text.
+    longest : int or None
+        Tokens of the longest prompt, where ``ids`` is a text; it is longer than that.
     prefix_share : float
         Share of each prompt that all of them begin with.
     """
 
-    def __init__(self, ids: Sequence[int], seed: int, *, text: bool, prefix_share: float) -> None:
-        self._ids, self._text, self._seed = ids, text, seed
+    def __init__(
+        self, ids: Sequence[int], seed: int, *, longest: int | None, prefix_share: float
+    ) -> None:
+        self._ids, self._seed = ids, seed
+        self._starts = None if longest is None else len(ids) - max(longest, TRACE_BLOCK) + 1
         self._share = prefix_share
         self._random = Random(f"prompts {seed}")
         self._prefix: list[int] = []
@@ -226,7 +247,7 @@ class Prompts:
         return [*begin, *self._piece(self._random, max(0, length - len(begin)))][:length]
 
     def _piece(self, random: Random, length: int) -> list[int]:
-        if not self._text:
+        if self._starts is None:
             return random.choices(self._ids, k=length)
-        start = random.randrange(len(self._ids) - length + 1)
+        start = random.randrange(self._starts)
         return list(self._ids[start : start + length])

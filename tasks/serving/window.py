@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from orchestrator.tasks.serving.orders import Answer, Load
 
-#: A beat of the generator's event loop later than this is a stall.
+#: Shorter pauses of the generator's event loop are none: they lie in what a machine does by itself.
 STALL_S = 0.010
 # The queue's growth is a mean over so large a part of the requests at both ends.
 _END_SHARE = 0.1
@@ -37,8 +37,7 @@ class Request:
 
 def measured(load: Load) -> list[Answer]:
     """Requests that were due within the window, in order."""
-    begin, end = load.window_s
-    return [answer for answer in load.answers if begin <= answer.due_s < end]
+    return [answer for answer in load.answers if answer.measured]
 
 
 def request_of(answer: Answer) -> Request:
@@ -80,14 +79,13 @@ def achieved_ratio(load: Load) -> float:
 
 
 def in_flight(load: Load) -> list[int]:
-    """How many other requests each measured one found unanswered when it was due."""
+    """How many other requests each measured one found without an end when it was due."""
     events = [(answer.due_s, 1) for answer in load.answers]
-    events += [(a.arrivals_s[-1], -1) for a in load.answers if a.status == "ok"]
-    due = [answer.due_s for answer in measured(load)]
-    found, count, place = [], 0, 0
+    events += [(a.ended_s, -1) for a in load.answers if a.ended_s is not None]
     events.sort()
-    for at in due:
-        while place < len(events) and events[place][0] < at:
+    found, count, place = [], 0, 0
+    for answer in measured(load):
+        while place < len(events) and events[place][0] < answer.due_s:
             count += events[place][1]
             place += 1
         found.append(count)
@@ -107,9 +105,16 @@ def queue_growth(found: Sequence[int]) -> float:
     return growth / len(found) if growth >= _LEAST_GROWTH else 0.0
 
 
-def stalls_per_min(load: Load) -> float:
-    """How often the generator's event loop was late by more than :data:`STALL_S`."""
-    return 60 * sum(late > STALL_S for late in load.beats_s) / load.wall_s
+def stalled_ratio(load: Load) -> float:
+    """Share of the time in which the generator stood still for more than :data:`STALL_S`.
+
+    From the beginning of the window to the end of the last measured request: so many of its
+    requests and tokens were sent or seen too late.
+    """
+    begin, end = load.window_s
+    last = max((a.ended_s for a in measured(load) if a.ended_s is not None), default=end)
+    lost_s = sum(late for at, late in load.pauses_s if late > STALL_S and begin <= at < last)
+    return lost_s / (max(last, end) - begin)
 
 
 def quantile(values: Sequence[float], share: float) -> float:

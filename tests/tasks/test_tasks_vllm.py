@@ -78,7 +78,7 @@ def served(**load: Any) -> dict[str, Any]:
         task="serving",
         engine="vllm",
         model=PACKAGED,
-        load={"warmup_s": 0.0, **load},
+        **{"warmup_s": 0.0, **load},
         prompt_tokens=16,
         new_tokens=4,
     )
@@ -90,10 +90,10 @@ def test_its_own_server_is_put_under_load(isolation: Isolation) -> None:
     report = run_attempt(isolation, served(requests=4, concurrency=2))
     assert report.outcome is Outcome.OK, report.reason
     assert report.facts["requests"]["answered"] == 4
-    assert report.facts["tokens_counted_by"] == ["usage"]
+    assert report.facts["requests"]["tokens_counted_by"] == ["usage"]
     assert {"ttft_s", "tpot_s", "e2e_s", "output_tokens_per_s"} <= report.metrics.keys()
     proofs = {each.what: each.got for each in report.engaged}
-    assert proofs["prompt tokens from a cache"] == "0"
+    assert proofs["prompt tokens from a cache under load"] == "0"
     assert b"PAR1" in report.artifacts["requests.parquet"]
 
 

@@ -32,7 +32,7 @@ HEALTHY = {
 
 LOAD = {
     "lag_p99_s": 0.001,
-    "generator_stalls_per_min": 0.0,
+    "generator_stalled_ratio": 0.0,
     "generator_cpu_ratio": 0.3,
     "achieved_ratio": 1.0,
     "error_ratio": 0.0,
@@ -82,7 +82,7 @@ def loaded(**changes: float) -> AttemptReport:
     ("rule", "metric", "within", "past", "state"),
     [
         ("lag", "lag_p99_s", 0.010, 0.011, "invalid"),
-        ("stalls", "generator_stalls_per_min", 6, 7, "invalid"),
+        ("stalls", "generator_stalled_ratio", 0.002, 0.0025, "invalid"),
         ("generator_cpu", "generator_cpu_ratio", 0.9, 0.91, "invalid"),
         ("achieved_rate", "achieved_ratio", 0.99, 0.98, "invalid"),
         ("errors", "error_ratio", 0.01, 0.011, "invalid"),

@@ -1,0 +1,123 @@
+"""aiohttp's responses, and when each piece of one was there: taken as it is read from the socket.
+
+The task that waits for a response would see it later, after all else that came at the same time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import aiohttp
+
+_CHUNKED = re.compile(rb"\r\ntransfer-encoding:[^\r]*chunked", re.IGNORECASE)
+# One for all: it is emptied before anything else is read.
+_BUFFER = memoryview(bytearray(1 << 16))
+
+Reads = list[tuple[int, bytes]]
+
+
+class TimedResponse(aiohttp.ClientResponse):
+    """Attributes
+    ----------
+    reads : list of (int, bytes)
+        What came, head and all, and when, nanoseconds on CLOCK_MONOTONIC.
+    """
+
+    reads: Reads
+
+    async def start(self, connection: Any) -> aiohttp.ClientResponse:
+        """As aiohttp calls it when the request was sent."""
+        self.reads = []
+        if (transport := connection.transport) is not None:
+            reader = transport.get_protocol()
+            if not isinstance(reader, TimedReader):
+                reader = TimedReader(reader)
+                transport.set_protocol(reader)
+            reader.reads = self.reads
+        return await super().start(connection)
+
+    async def wait(self) -> None:
+        """Until all is there; raises what aiohttp does. Nobody is woken by what comes before."""
+        if (error := self.content.exception()) is not None:
+            raise error
+        await self.content.wait_eof()
+
+
+class TimedReader(asyncio.BufferedProtocol):
+    """Stands before another protocol, and keeps what that one is given.
+
+    Attributes
+    ----------
+    reads : list of (int, bytes)
+        As of :class:`TimedResponse`; whoever takes it puts a new one there.
+    """
+
+    def __init__(self, inner: asyncio.Protocol) -> None:
+        self._inner = inner
+        self.reads: Reads = []
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return _BUFFER
+
+    def buffer_updated(self, nbytes: int) -> None:
+        at_ns = time.monotonic_ns()
+        data = bytes(_BUFFER[:nbytes])
+        self.reads.append((at_ns, data))
+        self._inner.data_received(data)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._inner.connection_made(transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._inner.connection_lost(exc)
+
+    def eof_received(self) -> bool | None:
+        return self._inner.eof_received()
+
+    def pause_writing(self) -> None:
+        self._inner.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._inner.resume_writing()
+
+
+def body_of(reads: Sequence[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
+    """The body of a response of HTTP/1, as far as it came: each piece with the time of its read."""
+    rest, chunked, left = b"", None, 0
+    for at_ns, data in reads:
+        rest += data
+        if chunked is None:
+            head, end, body = rest.partition(b"\r\n\r\n")
+            if not end:
+                continue
+            chunked, rest = _CHUNKED.search(head) is not None, body
+        if not chunked:
+            yield at_ns, rest
+            rest = b""
+            continue
+        pieces = []
+        while True:
+            pieces.append(rest[:left])
+            rest, left = rest[left:], left - len(pieces[-1])
+            line, end, after = rest.partition(b"\r\n")
+            if left or not end:
+                break
+            rest = after
+            # An empty line is the end of the chunk before; one of no bytes is the last.
+            if line and not (left := _size(line)):
+                break
+        if any(pieces):
+            yield at_ns, b"".join(pieces)
+        if line and end and not left:
+            return
+
+
+def _size(line: bytes) -> int:
+    try:
+        return int(line.partition(b";")[0], 16)
+    except ValueError:
+        return 0

@@ -1,0 +1,159 @@
+"""task=serving from end to end: a server that runs already, and llama.cpp's own."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import statistics
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+import pytest
+
+from orchestrator.errors import ConfigError
+from orchestrator.measure import InputError, Recorder
+from orchestrator.measure.registry import find_task
+from testing.checks import check_of
+from testing.endpoint import scripted
+from testing.gguf import of_gguf
+from testing.null_server import null_server
+from testing.trial import make_identity
+
+check = check_of("serving")
+Measured = Callable[[dict[str, Any]], Any]
+
+
+@pytest.fixture
+def measured(recorder: tuple[Recorder, Any], tmp_path: Path) -> Iterator[Measured]:
+    """Measure a trial here, and put this process back on its cores."""
+    cores = os.sched_getaffinity(0)
+
+    def run(identity: dict[str, Any]) -> Any:
+        assert check(identity) is None
+        to, events = recorder
+        find_task("serving").run(identity, to)
+        return events
+
+    yield run
+    os.sched_setaffinity(0, cores)
+
+
+def served(url: str, load: str = "open", **options: Any) -> dict[str, Any]:
+    given = {"prompt_tokens": 6, "new_tokens": 4, "warmup_s": 0.2, **options}
+    return make_identity("source", task="serving", engine="endpoint", url=url, load=load, **given)
+
+
+def all_answered(count: int, counted_by: str) -> dict[str, Any]:
+    answered = {"due": count, "answered": count, "failed": {}}
+    return {**answered, "shorter_than_asked": 0, "tokens_counted_by": [counted_by]}
+
+
+def test_a_load_on_a_server_that_runs(measured: Measured, tmp_path: Path) -> None:
+    asked = {"rate": 50.0, "arrivals": "constant", "requests": 25}
+    with null_server(0.03, 0.01) as server:
+        events = measured(served(server.url, **asked))
+        seen = server.seen()
+    for name, least_s, count in (
+        ("ttft_s", 0.03, 25),
+        ("tpot_s", 0.0, 25),
+        ("itl_s", 0.0, 75),
+        ("e2e_s", 0.06, 25),
+    ):
+        samples = events.samples(name)
+        assert len(samples) == count
+        assert min(samples) > least_s
+    assert statistics.mean(events.samples("itl_s")) == pytest.approx(
+        statistics.mean(events.samples("tpot_s"))
+    )
+    # 25 gaps of 20 ms; what ended meanwhile came in as many.
+    assert events.value("request_rate_per_s") == pytest.approx(50, rel=0.2)
+    assert events.value("output_tokens_per_s") == pytest.approx(200, rel=0.2)
+    assert events.value("in_flight") > 2
+    assert events.value("error_ratio") == 0
+    assert events.value("queue_growth") == 0
+    assert events.value("achieved_ratio") > 0.8
+    assert events.value("lag_p99_s") > 0
+    assert 0 <= events.value("generator_stalled_ratio") < 1
+    assert 0 < events.value("generator_cpu_ratio") < 1
+    assert events.fact("requests") == all_answered(25, "chunks")
+    windows = {e["name"]: e for e in events if e["e"] == "phase" and e["name"] == "serving"}
+    assert windows
+    (file,) = tmp_path.rglob("requests.parquet")
+    rows = pyarrow.parquet.read_table(file).to_pylist()
+    due = [row for row in rows if row["measured"]]
+    assert [row["due_s"] for row in due] == pytest.approx([0.2 + k / 50 for k in range(25)])
+    assert [row["arrivals_s"][0] - row["due_s"] for row in due] == events.samples("ttft_s")
+    # Those of the load, and before it what the engine asked to get to know the server.
+    assert len([each for each in seen if each.came_ns]) >= len(rows)
+
+
+def test_a_server_that_cannot_keep_up_has_no_latency(measured: Measured) -> None:
+    asked = {"rate": 100.0, "arrivals": "constant", "requests": 40, "new_tokens": 1}
+    with null_server(0.04, slots=2) as server:
+        events = measured(served(server.url, **asked))
+    for name in ("ttft_s", "tpot_s", "itl_s", "e2e_s"):
+        assert events.samples(name) == []
+        assert "cannot be sustained" in events.absent(name)
+    assert events.value("queue_growth") == pytest.approx(0.9 * (1 - 50 / 100), abs=0.15)
+    assert events.value("request_rate_per_s") == pytest.approx(50, rel=0.2)
+    assert events.value("in_flight") > 10
+    assert events.fact("requests")["answered"] == 40
+
+
+def test_answers_that_fail_are_counted_by_what_they_say(measured: Measured) -> None:
+    with scripted(token_s=0.002) as (url, script):
+        # Of what comes after the one request that is sent before the load.
+        script.rejects = lambda asked: 6 <= sum("stream" in each for each in script.seen) < 11
+        events = measured(served(url, "closed", concurrency=2, requests=20, warmup_s=0.0))
+        assert events.fact("requests")["failed"] == {"HTTP 429: not now": 5}
+    assert events.fact("requests")["answered"] == 15
+    assert events.value("error_ratio") == 0.25
+    assert len(events.samples("ttft_s")) == 15
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("xllamacpp") is None, reason="xllamacpp has no wheel here"
+)
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="takes two cores")
+def test_llama_cpp_serves_several_at_once(measured: Measured, tiny_gguf: Path) -> None:
+    asked = {"prompt_tokens": 24, "new_tokens": 40, "slots": 3, "lengths": "lognormal"}
+    asked |= {"spread": 0.3, "concurrency": 3, "requests": 12, "warmup_s": 0.1}
+    model = of_gguf(tiny_gguf)
+    events = measured(
+        make_identity("source", task="serving", engine="llamacpp", model=model, **asked)
+    )
+    assert events.fact("requests") == all_answered(12, "timings")
+    assert len(events.samples("ttft_s")) == 12
+    assert min(events.samples("ttft_s")) > 0
+    assert 0 < events.value("in_flight") <= 2
+    assert events.engaged("prompt tokens from a cache under load")["got"] == "0"
+    assert not [e for e in events if e.get("name") == "achieved_ratio"]
+
+
+def test_nothing_that_is_answered_is_an_error(measured: Measured) -> None:
+    with scripted() as (url, script):
+        # All but the one request that is sent before the load.
+        script.rejects = lambda asked: sum("stream" in each for each in script.seen) > 1
+        asked = served(url, "closed", concurrency=1, requests=3, warmup_s=0.0)
+        with pytest.raises(InputError, match="none of 3 requests was answered: HTTP 429: not now"):
+            measured(asked)
+
+
+@pytest.mark.parametrize(
+    ("options", "where"),
+    [
+        ({"lengths": "normal"}, "load.spread"),
+        ({"spread": 0.5}, "load.spread"),
+        ({"arrivals": "gamma"}, "load.burstiness"),
+        ({"burstiness": 2.0}, "load.burstiness"),
+        ({"slots": 2}, "task.slots"),
+        ({"load": "trace"}, "load.trace"),
+        ({"load": "trace", "trace": "x"}, "task.prompt_tokens"),
+    ],
+)
+def test_options_that_make_no_sense(options: dict[str, Any], where: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check(served("http://127.0.0.1:1/v1", **options))
+    assert where in str(caught.value)

@@ -1,0 +1,202 @@
+"""The load generator, a real process: what a server saw of it, and what it says of bad ones.
+
+What is due and when comes from these tests, what came and when from the server's own record.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from dataclasses import dataclass
+from itertools import pairwise
+from math import exp, inf, sqrt
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import psutil
+import pyarrow.parquet
+import pytest
+
+from orchestrator.tasks.serving import window
+from orchestrator.tasks.serving.orders import OK, Load
+from testing.load import Generating
+from testing.null_server import STILL_S, Seen, null_server
+from testing.seeds import drawing_seed
+from testing.waiting import until
+
+FAILED = "the connection failed: "
+
+
+def test_each_request_comes_when_it_is_due_and_gaps_are_as_they_were_drawn(tmp_path: Path) -> None:
+    random, rate, due = Random(drawing_seed()), 30.0, [0.0]
+    while due[-1] < 1.5:
+        due.append(due[-1] + random.expovariate(rate))
+    with null_server(0.005) as server:
+        made = Generating(server.url, [(at_s, {}) for at_s in due], tmp_path)
+        load = made.load()
+        seen = server.seen()
+    assert [each.user for each in seen] == [str(number) for number in range(len(due))]
+    assert len(seen) == len(due)
+    came_s = [(each.came_ns - load.begin_ns) / 1e9 for each in seen]
+    for answer, at_s, came in zip(load.answers, due, came_s, strict=True):
+        assert at_s <= answer.sent_s <= came <= answer.arrivals_s[0]
+        assert answer.due_s == pytest.approx(at_s, abs=1e-8)
+    # Kolmogorov's distance from what was asked for, at one in a thousand.
+    for moments in (came_s, [answer.sent_s for answer in load.answers]):
+        gaps = sorted(later - earlier for earlier, later in pairwise(moments))
+        away = max(
+            abs((place + 0.5) / len(gaps) - (1 - exp(-rate * gap)))
+            for place, gap in enumerate(gaps)
+        )
+        assert away < 1.95 / sqrt(len(gaps))
+    assert {answer.status for answer in load.answers} == {OK}
+    assert all(answer.measured for answer in load.answers)
+    rows = pyarrow.parquet.read_table(made.table).to_pylist()
+    assert [row["due_s"] for row in rows] == [answer.due_s for answer in load.answers]
+    assert [tuple(row["arrivals_s"]) for row in rows] == [a.arrivals_s for a in load.answers]
+
+
+SAID = {
+    "429": "HTTP 429: not now",
+    "500": "HTTP 500: not now",
+    "rubbish": FAILED,
+    "half": FAILED,
+    "close": FAILED,
+    "garbage": "a chunk of its answer is no JSON",
+    "error": "an error in its answer: oh",
+    "hang": "no end of its answer came",
+}
+_TOKENS = {OK: 3, "429": 0, "500": 0, "rubbish": 0, "half": 2, "close": 2, "error": 3, "garbage": 3}
+_FAULTS = {3 * place + 20: name for place, name in enumerate(SAID)}
+_STILL, _STOPPED = 15, 50
+
+
+@dataclass(frozen=True)
+class Rough:
+    """A load in which everything goes wrong: what came of it, by both, and when we stopped it."""
+
+    load: Load
+    seen: dict[str | None, Seen]
+    stopped_s: float
+    continued_s: float
+
+
+@pytest.fixture(scope="module")
+def rough(tmp_path_factory: pytest.TempPathFactory) -> Rough:
+    """Fifty requests a second: faults, a server that stands still, a generator that is stopped."""
+    sends: list[tuple[float, dict[str, str]]] = [(k / 50, {}) for k in range(75)]
+    for number, does in {**_FAULTS, _STILL: "stand still"}.items():
+        sends[number] = (number / 50, {"does": does})
+    with null_server(0.02, 0.01) as server:
+        made = Generating(server.url, sends, tmp_path_factory.mktemp("rough"), drain_s=0.3)
+        with made.started() as process:
+            until(lambda: len(server.seen()) > _STOPPED, every_s=0.005)
+            stopped_ns = time.monotonic_ns()
+            process.send_signal(signal.SIGSTOP)
+            time.sleep(0.25)
+            continued_ns = time.monotonic_ns()
+            process.send_signal(signal.SIGCONT)
+            load = made.load(process)
+        seen = {each.user: each for each in server.seen()}
+    return Rough(
+        load, seen, (stopped_ns - load.begin_ns) / 1e9, (continued_ns - load.begin_ns) / 1e9
+    )
+
+
+def test_each_fault_has_a_line_and_others_do_not_feel_it(rough: Rough) -> None:
+    assert len(rough.load.answers) == 75
+    for number, answer in enumerate(rough.load.answers):
+        fault = _FAULTS.get(number, OK)
+        assert answer.status.startswith(SAID.get(fault, OK)), answer
+        assert "\n" not in answer.status
+        assert (answer.ended_s is None) == (fault == "hang")
+        assert len(answer.arrivals_s) == _TOKENS.get(fault, 2)
+
+
+def test_who_waits_for_a_server_that_stands_still_is_seen_to_wait(rough: Rough) -> None:
+    still_s = (rough.seen[str(_STILL)].came_ns - rough.load.begin_ns) / 1e9
+    waited = [a for a in rough.load.answers if still_s < a.due_s < still_s + STILL_S]
+    assert len(waited) > 5
+    for answer in waited:
+        assert all(at_s >= still_s + STILL_S for at_s in answer.arrivals_s)
+        if answer.status == OK:
+            assert window.request_of(answer).ttft_s >= still_s + STILL_S - answer.due_s
+
+
+def test_a_generator_that_stood_still_sends_what_was_due_meanwhile_and_counts_from_then(
+    rough: Rough,
+) -> None:
+    late = [a for a in rough.load.answers if rough.stopped_s + 0.02 < a.due_s < rough.continued_s]
+    assert len(late) > 5
+    for answer in late:
+        assert answer.sent_s >= rough.continued_s
+        assert window.request_of(answer).ttft_s > rough.continued_s - answer.due_s
+    assert any(late_s > 0.2 for _, late_s in rough.load.pauses_s)
+
+
+def test_a_closed_loop_has_as_many_on_their_way_as_it_has_users(tmp_path: Path) -> None:
+    with null_server(0.01, 0.002) as server:
+        requests = [(None, {})] * 4
+        users: dict[str, Any] = {"concurrency": 3, "lead_s": 0.1, "ramp_s": 0.05, "requests": 30}
+        load = Generating(server.url, requests, tmp_path, **users).load()
+        seen = server.seen()
+    assert max(each.unanswered for each in seen) == 2
+    measured = window.measured(load)
+    assert len(measured) == 30
+    assert all(answer.status == OK for answer in measured)
+    assert all(load.window_s[0] <= a.due_s <= load.window_s[1] for a in measured)
+    # Due when the same user's last was answered: by one of the three that ended before.
+    ended = sorted(a.ended_s or inf for a in load.answers)
+    for place, answer in enumerate(sorted(load.answers, key=lambda a: a.due_s)[3:]):
+        assert ended[place] <= answer.due_s <= answer.sent_s
+
+
+def test_it_goes_on_while_measured_requests_wait_and_no_longer(tmp_path: Path) -> None:
+    with null_server(0.2) as server:
+        requests = [(k / 50, {}) for k in range(500)]
+        asked = {"lead_s": 0.1, "duration_s": 0.3}
+        load = Generating(server.url, requests, tmp_path, **asked).load()
+        seen = server.seen()
+    assert load.window_s == pytest.approx((0.1, 0.4))
+    measured = window.measured(load)
+    assert [a.due_s for a in measured] == pytest.approx([k / 50 for k in range(5, 20)])
+    assert all(a.status == OK for a in measured)
+    last_s = max(a.ended_s or inf for a in measured)
+    after = [a for a in load.answers if a.due_s >= 0.4]
+    assert after
+    assert len(seen) < 500
+    assert max(a.due_s for a in after) <= last_s
+    # Those still on their way were let go.
+    assert any(a.ended_s is None for a in after)
+
+
+def test_a_server_that_dies_fails_who_waits_and_users_do_not_ask_all_the_time(
+    tmp_path: Path,
+) -> None:
+    sends = [(None, {"does": "die"} if k == 7 else {}) for k in range(1000)]
+    with null_server(0.005) as server:
+        load = Generating(server.url, sends, tmp_path, concurrency=3, duration_s=0.5).load()
+    statuses = [answer.status for answer in load.answers]
+    died = next(k for k, status in enumerate(statuses) if status != OK)
+    assert died > 3
+    assert all(status.startswith(FAILED) for status in statuses[died:])
+    refused = [a.due_s for a in load.answers if "Cannot connect" in a.status]
+    assert len(refused) > 3
+    assert all(later - earlier >= 0.1 for earlier, later in zip(refused, refused[3:], strict=False))
+
+
+def test_it_ends_with_whoever_started_it(tmp_path: Path) -> None:
+    with null_server() as server:
+        made = Generating(server.url, ((k / 50, {}) for k in range(10_000)), tmp_path)
+        words = ["sh", "-c", '"$@" & echo $!; wait', "sh", *made.command]
+        with subprocess.Popen(
+            words, env=made.variables, stdout=subprocess.PIPE, text=True
+        ) as parent:
+            assert parent.stdout is not None
+            pid = int(parent.stdout.readline())
+            until(server.seen)
+            parent.kill()
+            until(lambda: not psutil.pid_exists(pid))
+        assert len(server.seen()) < 10_000
