@@ -99,7 +99,7 @@ class VllmModel(Model):
         if work.served:
             from orchestrator.engines.vllm.served import ServedVllm
 
-            return ServedVllm(self, work, space)
+            return ServedVllm(self.identity, self.prepared, self.dtype, self.size, work, space)
         os.environ |= {**_IN_PROCESS, "VLLM_CPU_KVCACHE_SPACE": str(space)}
         # It packs its weights and sets room aside at once: all else counts from before.
         memory = PhaseMemory(HostMemory(), weights_bytes=self.size.weights_bytes)

@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING
 from orchestrator.engines.endpoint.client import Endpoint
 from orchestrator.engines.endpoint.engine import EndpointModel, EndpointSession
 from orchestrator.engines.port import Footprint, Tokenizer, Work
-from orchestrator.measure import HostClock, InputError, Recorder
+from orchestrator.measure import HostClock, Identity, InputError, Recorder
 
 if TYPE_CHECKING:
-    from orchestrator.engines.vllm.engine import VllmModel
+    from orchestrator.engines.transformers import Prepared
 
 _PR_SET_PDEATHSIG = 1
 _NAME = "served"
@@ -38,14 +38,31 @@ _PORTS = 3
 
 
 class ServedVllm(EndpointSession):
-    """A server of vLLM, loaded and ready."""
+    """A server of vLLM, loaded and ready.
 
-    def __init__(self, model: VllmModel, work: Work, space_gib: int) -> None:
-        self._model = model
+    Parameters
+    ----------
+    dtype : str
+        As vLLM calls it.
+    space_gib : int
+        For keys and values, GiB.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        prepared: Prepared,
+        dtype: str,
+        size: Footprint,
+        work: Work,
+        space_gib: int,
+    ) -> None:
+        self._prepared, self._size = prepared, size
         self._group: subprocess.Popen[bytes] | None = None
         for _ in range(_PORTS):
             port = _free_port()
-            self._group = _start(_words(model, work, port), space_gib)
+            words = _words(identity, prepared, dtype, work, port)
+            self._group = _start(words, space_gib)
             if _is_ready(self._group, f"http://127.0.0.1:{port}/health"):
                 break
         else:
@@ -56,24 +73,24 @@ class ServedVllm(EndpointSession):
         clock = HostClock()
         server = Endpoint(f"http://127.0.0.1:{port}/v1", None, clock.now_ns)
         server.model = _NAME
-        identity = {**model.identity, "engine": {"key_variable": None}}
+        asked = {**identity, "engine": {"key_variable": None}}
         try:
-            super().__init__(EndpointModel(server, {}, identity, clock), work)
+            super().__init__(EndpointModel(server, {}, asked, clock), work)
         except BaseException:
             self.close()
             raise
-        self.context_tokens = model.context_tokens
+        self.context_tokens = prepared.context_tokens
 
     def ready(self, recorder: Recorder) -> None:
         recorder.fact("server", "vllm.entrypoints.openai.api_server")
 
     def footprint(self) -> Footprint:
-        return self._model.size
+        return self._size
 
     def tokenizer(self) -> Tokenizer | str:
         from orchestrator.engines.transformers.tokens import load_tokenizer
 
-        return load_tokenizer(self._model.prepared, trust_remote_code=False)
+        return load_tokenizer(self._prepared, trust_remote_code=False)
 
     def close(self) -> None:
         if self._group is not None:
@@ -82,20 +99,20 @@ class ServedVllm(EndpointSession):
             self._group = None
 
 
-def _words(model: VllmModel, work: Work, port: int) -> list[str]:
+def _words(identity: Identity, prepared: Prepared, dtype: str, work: Work, port: int) -> list[str]:
     room = work.tokens + 2
     words = {
-        "model": model.prepared.directory,
+        "model": prepared.directory,
         "served-model-name": _NAME,
         "host": "127.0.0.1",
         "port": port,
-        "dtype": model.dtype,
-        "max-model-len": min(room, model.context_tokens or room),
+        "dtype": dtype,
+        "max-model-len": min(room, prepared.context_tokens or room),
         "max-num-seqs": work.batch_size,
-        "seed": model.identity["seed"],
+        "seed": identity["seed"],
     }
     flags = ["--enable-prefix-caching" if work.reuse else "--no-enable-prefix-caching"]
-    if model.identity["engine"]["enforce_eager"]:
+    if identity["engine"]["enforce_eager"]:
         flags.append("--enforce-eager")
     return [*(f"--{name}={value}" for name, value in words.items()), *flags]
 
