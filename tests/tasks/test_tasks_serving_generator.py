@@ -8,6 +8,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from math import exp, inf, sqrt
@@ -22,21 +23,29 @@ import pytest
 from orchestrator.tasks.serving import window
 from orchestrator.tasks.serving.orders import OK, Load
 from testing.load import Generating
-from testing.null_server import STILL_S, Seen, null_server
+from testing.null_server import STILL_S, Running, Seen, null_server
 from testing.seeds import drawing_seed
 from testing.waiting import until
 
 FAILED = "the connection failed: "
 
 
-def test_each_request_comes_when_it_is_due_and_gaps_are_as_they_were_drawn(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def server() -> Iterator[Running]:
+    with null_server(0.02, 0.01) as running:
+        yield running
+
+
+def test_each_request_comes_when_it_is_due_and_gaps_are_as_they_were_drawn(
+    server: Running, tmp_path: Path
+) -> None:
     random, rate, due = Random(drawing_seed()), 30.0, [0.0]
     while due[-1] < 1.5:
         due.append(due[-1] + random.expovariate(rate))
-    with null_server(0.005) as server:
-        made = Generating(server.url, [(at_s, {}) for at_s in due], tmp_path)
-        load = made.load()
-        seen = server.seen()
+    before = len(server.seen())
+    made = Generating(server.url, [(at_s, {}) for at_s in due], tmp_path)
+    load = made.load()
+    seen = server.seen()[before:]
     assert [each.user for each in seen] == [str(number) for number in range(len(due))]
     assert len(seen) == len(due)
     came_s = [(each.came_ns - load.begin_ns) / 1e9 for each in seen]
@@ -84,25 +93,24 @@ class Rough:
 
 
 @pytest.fixture(scope="module")
-def rough(tmp_path_factory: pytest.TempPathFactory) -> Rough:
+def rough(server: Running, tmp_path_factory: pytest.TempPathFactory) -> Rough:
     """Fifty requests a second: faults, a server that stands still, a generator that is stopped."""
     sends: list[tuple[float, dict[str, str]]] = [(k / 50, {}) for k in range(75)]
     for number, does in {**_FAULTS, _STILL: "stand still"}.items():
         sends[number] = (number / 50, {"does": does})
-    with null_server(0.02, 0.01) as server:
-        made = Generating(server.url, sends, tmp_path_factory.mktemp("rough"), drain_s=0.3)
-        with made.started() as process:
-            until(lambda: len(server.seen()) > _STOPPED, every_s=0.005)
-            stopped_ns = time.monotonic_ns()
-            process.send_signal(signal.SIGSTOP)
-            time.sleep(0.25)
-            continued_ns = time.monotonic_ns()
-            process.send_signal(signal.SIGCONT)
-            load = made.load(process)
-        seen = {each.user: each for each in server.seen()}
-    return Rough(
-        load, seen, (stopped_ns - load.begin_ns) / 1e9, (continued_ns - load.begin_ns) / 1e9
-    )
+    before = len(server.seen())
+    made = Generating(server.url, sends, tmp_path_factory.mktemp("rough"), drain_s=0.3)
+    with made.started() as process:
+        until(lambda: len(server.seen()) > before + _STOPPED, every_s=0.005)
+        stopped_ns = time.monotonic_ns()
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(0.25)
+        continued_ns = time.monotonic_ns()
+        process.send_signal(signal.SIGCONT)
+        load = made.load(process)
+    seen = {each.user: each for each in server.seen()[before:]}
+    at_s = ((at_ns - load.begin_ns) / 1e9 for at_ns in (stopped_ns, continued_ns))
+    return Rough(load, seen, *at_s)
 
 
 def test_each_fault_has_a_line_and_others_do_not_feel_it(rough: Rough) -> None:
@@ -136,12 +144,13 @@ def test_a_generator_that_stood_still_sends_what_was_due_meanwhile_and_counts_fr
     assert any(late_s > 0.2 for _, late_s in rough.load.pauses_s)
 
 
-def test_a_closed_loop_has_as_many_on_their_way_as_it_has_users(tmp_path: Path) -> None:
-    with null_server(0.01, 0.002) as server:
-        requests = [(None, {})] * 4
-        users: dict[str, Any] = {"concurrency": 3, "lead_s": 0.1, "ramp_s": 0.05, "requests": 30}
-        load = Generating(server.url, requests, tmp_path, **users).load()
-        seen = server.seen()
+def test_a_closed_loop_has_as_many_on_their_way_as_it_has_users(
+    server: Running, tmp_path: Path
+) -> None:
+    before = len(server.seen())
+    users: dict[str, Any] = {"concurrency": 3, "lead_s": 0.1, "ramp_s": 0.05, "requests": 30}
+    load = Generating(server.url, [(None, {})] * 4, tmp_path, **users).load()
+    seen = server.seen()[before:]
     assert max(each.unanswered for each in seen) == 2
     measured = window.measured(load)
     assert len(measured) == 30
@@ -153,12 +162,13 @@ def test_a_closed_loop_has_as_many_on_their_way_as_it_has_users(tmp_path: Path) 
         assert ended[place] <= answer.due_s <= answer.sent_s
 
 
-def test_it_goes_on_while_measured_requests_wait_and_no_longer(tmp_path: Path) -> None:
-    with null_server(0.2) as server:
-        requests = [(k / 50, {}) for k in range(500)]
-        asked = {"lead_s": 0.1, "duration_s": 0.3}
-        load = Generating(server.url, requests, tmp_path, **asked).load()
-        seen = server.seen()
+def test_it_goes_on_while_measured_requests_wait_and_no_longer(
+    server: Running, tmp_path: Path
+) -> None:
+    before = len(server.seen())
+    sends = [(k / 50, {"max_tokens": 20}) for k in range(500)]
+    load = Generating(server.url, sends, tmp_path, lead_s=0.1, duration_s=0.3).load()
+    seen = server.seen()[before:]
     assert load.window_s == pytest.approx((0.1, 0.4))
     measured = window.measured(load)
     assert [a.due_s for a in measured] == pytest.approx([k / 50 for k in range(5, 20)])
@@ -187,16 +197,14 @@ def test_a_server_that_dies_fails_who_waits_and_users_do_not_ask_all_the_time(
     assert all(later - earlier >= 0.1 for earlier, later in zip(refused, refused[3:], strict=False))
 
 
-def test_it_ends_with_whoever_started_it(tmp_path: Path) -> None:
-    with null_server() as server:
-        made = Generating(server.url, ((k / 50, {}) for k in range(10_000)), tmp_path)
-        words = ["sh", "-c", '"$@" & echo $!; wait', "sh", *made.command]
-        with subprocess.Popen(
-            words, env=made.variables, stdout=subprocess.PIPE, text=True
-        ) as parent:
-            assert parent.stdout is not None
-            pid = int(parent.stdout.readline())
-            until(server.seen)
-            parent.kill()
-            until(lambda: not psutil.pid_exists(pid))
-        assert len(server.seen()) < 10_000
+def test_it_ends_with_whoever_started_it(server: Running, tmp_path: Path) -> None:
+    before = len(server.seen())
+    made = Generating(server.url, ((k / 50, {}) for k in range(10_000)), tmp_path)
+    words = ["sh", "-c", '"$@" & echo $!; wait', "sh", *made.command]
+    with subprocess.Popen(words, env=made.variables, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        until(lambda: len(server.seen()) > before, every_s=0.01)
+        parent.kill()
+        until(lambda: not psutil.pid_exists(pid), every_s=0.01)
+    assert len(server.seen()) - before < 10_000
