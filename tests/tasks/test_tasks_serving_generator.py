@@ -11,9 +11,10 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from math import exp, inf, sqrt
+from math import inf
 from pathlib import Path
 from random import Random
+from statistics import mean
 from typing import Any
 
 import psutil
@@ -25,9 +26,10 @@ from orchestrator.tasks.serving.orders import OK, Load
 from testing.load import Generating
 from testing.null_server import STILL_S, Running, Seen, null_server
 from testing.seeds import drawing_seed
-from testing.waiting import until
+from testing.waiting import PATIENCE_S, until
 
 FAILED = "the connection failed: "
+_RATE = 30.0
 
 
 @pytest.fixture(scope="module")
@@ -36,35 +38,64 @@ def server() -> Iterator[Running]:
         yield running
 
 
-def test_each_request_comes_when_it_is_due_and_gaps_are_as_they_were_drawn(
-    server: Running, tmp_path: Path
-) -> None:
-    random, rate, due = Random(drawing_seed()), 30.0, [0.0]
-    while due[-1] < 1.5:
-        due.append(due[-1] + random.expovariate(rate))
+@dataclass(frozen=True)
+class Steady:
+    """A load of Poisson arrivals: when each was to come, and what came of it, by both."""
+
+    due: list[float]
+    load: Load
+    seen: list[Seen]
+    table: Path
+
+
+@pytest.fixture(scope="module")
+def steady(server: Running, tmp_path_factory: pytest.TempPathFactory) -> Steady:
+    """Answers take 0.2 s; far more is due than is measured."""
+    random, due = Random(drawing_seed()), [0.0]
+    while due[-1] < 20.0:
+        due.append(due[-1] + random.expovariate(_RATE))
+    sends = [(at_s, {"max_tokens": 20}) for at_s in due]
+    directory = tmp_path_factory.mktemp("steady")
+    made = Generating(server.url, sends, directory, lead_s=0.1, duration_s=0.8)
     before = len(server.seen())
-    made = Generating(server.url, [(at_s, {}) for at_s in due], tmp_path)
     load = made.load()
-    seen = server.seen()[before:]
-    assert [each.user for each in seen] == [str(number) for number in range(len(due))]
-    assert len(seen) == len(due)
+    return Steady(due, load, server.seen()[before:], made.table)
+
+
+def test_each_request_comes_when_it_is_due_and_gaps_are_as_they_were_drawn(steady: Steady) -> None:
+    load, seen = steady.load, steady.seen
+    assert [each.user for each in seen] == [str(number) for number in range(len(load.answers))]
+    due = steady.due[: len(seen)]
     came_s = [(each.came_ns - load.begin_ns) / 1e9 for each in seen]
     for answer, at_s, came in zip(load.answers, due, came_s, strict=True):
-        assert at_s <= answer.sent_s <= came <= answer.arrivals_s[0]
+        assert at_s - 1e-8 < answer.sent_s < came
         assert answer.due_s == pytest.approx(at_s, abs=1e-8)
-    # Kolmogorov's distance from what was asked for, at one in a thousand.
+    # But for what the machine is late by itself.
+    drawn = sorted(later - earlier for earlier, later in pairwise(due))
     for moments in (came_s, [answer.sent_s for answer in load.answers]):
         gaps = sorted(later - earlier for earlier, later in pairwise(moments))
-        away = max(
-            abs((place + 0.5) / len(gaps) - (1 - exp(-rate * gap)))
-            for place, gap in enumerate(gaps)
-        )
-        assert away < 1.95 / sqrt(len(gaps))
-    assert {answer.status for answer in load.answers} == {OK}
-    assert all(answer.measured for answer in load.answers)
-    rows = pyarrow.parquet.read_table(made.table).to_pylist()
-    assert [row["due_s"] for row in rows] == [answer.due_s for answer in load.answers]
-    assert [tuple(row["arrivals_s"]) for row in rows] == [a.arrivals_s for a in load.answers]
+        away_s = mean(abs(one - other) for one, other in zip(gaps, drawn, strict=True))
+        assert away_s < 0.25 / _RATE
+
+
+def test_it_goes_on_while_measured_requests_wait_and_no_longer(steady: Steady) -> None:
+    load = steady.load
+    assert load.window_s == pytest.approx((0.1, 0.9))
+    measured = window.measured(load)
+    inside = [at_s for at_s in steady.due if 0.1 <= at_s < 0.9]
+    assert [answer.due_s for answer in measured] == pytest.approx(inside, abs=1e-8)
+    assert {answer.status for answer in measured} == {OK}
+    last_s = max(answer.ended_s or inf for answer in measured)
+    after = [answer for answer in load.answers if answer.due_s >= 0.9]
+    assert 0.9 < max(answer.due_s for answer in after) <= last_s
+    # Those still on their way were let go.
+    assert any(answer.ended_s is None for answer in after)
+
+
+def test_every_request_is_a_row_of_a_table(steady: Steady) -> None:
+    rows = pyarrow.parquet.read_table(steady.table).to_pylist()
+    for row, answer in zip(rows, steady.load.answers, strict=True):
+        assert {**row, "arrivals_s": tuple(row["arrivals_s"])} == vars(answer)
 
 
 SAID = {
@@ -162,26 +193,6 @@ def test_a_closed_loop_has_as_many_on_their_way_as_it_has_users(
         assert ended[place] <= answer.due_s <= answer.sent_s
 
 
-def test_it_goes_on_while_measured_requests_wait_and_no_longer(
-    server: Running, tmp_path: Path
-) -> None:
-    before = len(server.seen())
-    sends = [(k / 50, {"max_tokens": 20}) for k in range(500)]
-    load = Generating(server.url, sends, tmp_path, lead_s=0.1, duration_s=0.3).load()
-    seen = server.seen()[before:]
-    assert load.window_s == pytest.approx((0.1, 0.4))
-    measured = window.measured(load)
-    assert [a.due_s for a in measured] == pytest.approx([k / 50 for k in range(5, 20)])
-    assert all(a.status == OK for a in measured)
-    last_s = max(a.ended_s or inf for a in measured)
-    after = [a for a in load.answers if a.due_s >= 0.4]
-    assert after
-    assert len(seen) < 500
-    assert max(a.due_s for a in after) <= last_s
-    # Those still on their way were let go.
-    assert any(a.ended_s is None for a in after)
-
-
 def test_a_server_that_dies_fails_who_waits_and_users_do_not_ask_all_the_time(
     tmp_path: Path,
 ) -> None:
@@ -203,8 +214,9 @@ def test_it_ends_with_whoever_started_it(server: Running, tmp_path: Path) -> Non
     words = ["sh", "-c", '"$@" & echo $!; wait', "sh", *made.command]
     with subprocess.Popen(words, env=made.variables, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
-        pid = int(parent.stdout.readline())
+        generator = psutil.Process(int(parent.stdout.readline()))
         until(lambda: len(server.seen()) > before, every_s=0.01)
         parent.kill()
-        until(lambda: not psutil.pid_exists(pid), every_s=0.01)
+        psutil.wait_procs([generator], timeout=PATIENCE_S)
+        assert not generator.is_running()
     assert len(server.seen()) - before < 10_000
