@@ -88,6 +88,8 @@ class _Server(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     script: Script
     protocol_version = "HTTP/1.1"
+    # Else a token waits for the acknowledgement of the one before.
+    disable_nagle_algorithm = True
 
     def log_message(self, format: str, *args: Any) -> None:
         pass

@@ -41,6 +41,7 @@ FAULTS = (
 )
 STILL_S = 0.3
 _FAULTY_AFTER = 2
+_LOOKS_S = 0.01
 _SAID = {
     "half": _CHUNK[:20],
     "garbage": b"data: {oh\n\n",
@@ -111,7 +112,7 @@ class NullServer:
             queued = self._slots.locked()
             async with self._slots:
                 begin_ns = time.monotonic_ns() if queued else came_ns
-                await self._stream(response, begin_ns, row, asked)
+                await self._stream(request, response, begin_ns, row, asked)
             last = json.dumps({"choices": [], "usage": usage}).encode()
             await response.write(b"data: %s\n\ndata: [DONE]\n\n" % last)
         except ConnectionError:  # whoever waited for the answer has gone, or is to see an end
@@ -121,7 +122,12 @@ class NullServer:
         return response
 
     async def _stream(
-        self, response: web.StreamResponse, begin_ns: int, row: list[Any], asked: dict[str, Any]
+        self,
+        request: web.BaseRequest,
+        response: web.StreamResponse,
+        begin_ns: int,
+        row: list[Any],
+        asked: dict[str, Any],
     ) -> None:
         does = asked.get("does")
         for number in range(asked["max_tokens"]):
@@ -134,7 +140,8 @@ class NullServer:
             if does is not None and number == _FAULTY_AFTER:
                 await response.write(_SAID.get(does, b""))
                 if does == "hang":
-                    await asyncio.Event().wait()
+                    while request.transport:
+                        await asyncio.sleep(_LOOKS_S)
                 if does in ("half", "close"):
                     raise ConnectionResetError
             await response.write(_CHUNK)

@@ -8,11 +8,13 @@ from __future__ import annotations
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from math import exp, inf, sqrt
+from math import inf
 from pathlib import Path
 from random import Random
+from statistics import mean
 from typing import Any
 
 import psutil
@@ -22,40 +24,78 @@ import pytest
 from orchestrator.tasks.serving import window
 from orchestrator.tasks.serving.orders import OK, Load
 from testing.load import Generating
-from testing.null_server import STILL_S, Seen, null_server
+from testing.null_server import STILL_S, Running, Seen, null_server
 from testing.seeds import drawing_seed
-from testing.waiting import until
+from testing.waiting import PATIENCE_S, until
 
 FAILED = "the connection failed: "
+_RATE = 30.0
 
 
-def test_each_request_comes_when_it_is_due_and_gaps_are_as_they_were_drawn(tmp_path: Path) -> None:
-    random, rate, due = Random(drawing_seed()), 30.0, [0.0]
-    while due[-1] < 1.5:
-        due.append(due[-1] + random.expovariate(rate))
-    with null_server(0.005) as server:
-        made = Generating(server.url, [(at_s, {}) for at_s in due], tmp_path)
-        load = made.load()
-        seen = server.seen()
-    assert [each.user for each in seen] == [str(number) for number in range(len(due))]
-    assert len(seen) == len(due)
+@pytest.fixture(scope="module")
+def server() -> Iterator[Running]:
+    with null_server(0.02, 0.01) as running:
+        yield running
+
+
+@dataclass(frozen=True)
+class Steady:
+    """A load of Poisson arrivals: when each was to come, and what came of it, by both."""
+
+    due: list[float]
+    load: Load
+    seen: list[Seen]
+    table: Path
+
+
+@pytest.fixture(scope="module")
+def steady(server: Running, tmp_path_factory: pytest.TempPathFactory) -> Steady:
+    """Answers take 0.2 s; far more is due than is measured."""
+    random, due = Random(drawing_seed()), [0.0]
+    while due[-1] < 20.0:
+        due.append(due[-1] + random.expovariate(_RATE))
+    sends = [(at_s, {"max_tokens": 20}) for at_s in due]
+    directory = tmp_path_factory.mktemp("steady")
+    made = Generating(server.url, sends, directory, lead_s=0.1, duration_s=0.8)
+    before = len(server.seen())
+    load = made.load()
+    return Steady(due, load, server.seen()[before:], made.table)
+
+
+def test_each_request_comes_when_it_is_due_and_gaps_are_as_they_were_drawn(steady: Steady) -> None:
+    load, seen = steady.load, steady.seen
+    assert [each.user for each in seen] == [str(number) for number in range(len(load.answers))]
+    due = steady.due[: len(seen)]
     came_s = [(each.came_ns - load.begin_ns) / 1e9 for each in seen]
     for answer, at_s, came in zip(load.answers, due, came_s, strict=True):
-        assert at_s <= answer.sent_s <= came <= answer.arrivals_s[0]
+        assert at_s - 1e-8 < answer.sent_s < came
         assert answer.due_s == pytest.approx(at_s, abs=1e-8)
-    # Kolmogorov's distance from what was asked for, at one in a thousand.
+    # But for what the machine is late by itself.
+    drawn = sorted(later - earlier for earlier, later in pairwise(due))
     for moments in (came_s, [answer.sent_s for answer in load.answers]):
         gaps = sorted(later - earlier for earlier, later in pairwise(moments))
-        away = max(
-            abs((place + 0.5) / len(gaps) - (1 - exp(-rate * gap)))
-            for place, gap in enumerate(gaps)
-        )
-        assert away < 1.95 / sqrt(len(gaps))
-    assert {answer.status for answer in load.answers} == {OK}
-    assert all(answer.measured for answer in load.answers)
-    rows = pyarrow.parquet.read_table(made.table).to_pylist()
-    assert [row["due_s"] for row in rows] == [answer.due_s for answer in load.answers]
-    assert [tuple(row["arrivals_s"]) for row in rows] == [a.arrivals_s for a in load.answers]
+        away_s = mean(abs(one - other) for one, other in zip(gaps, drawn, strict=True))
+        assert away_s < 0.25 / _RATE
+
+
+def test_it_goes_on_while_measured_requests_wait_and_no_longer(steady: Steady) -> None:
+    load = steady.load
+    assert load.window_s == pytest.approx((0.1, 0.9))
+    measured = window.measured(load)
+    inside = [at_s for at_s in steady.due if 0.1 <= at_s < 0.9]
+    assert [answer.due_s for answer in measured] == pytest.approx(inside, abs=1e-8)
+    assert {answer.status for answer in measured} == {OK}
+    last_s = max(answer.ended_s or inf for answer in measured)
+    after = [answer for answer in load.answers if answer.due_s >= 0.9]
+    assert 0.9 < max(answer.due_s for answer in after) <= last_s
+    # Those still on their way were let go.
+    assert any(answer.ended_s is None for answer in after)
+
+
+def test_every_request_is_a_row_of_a_table(steady: Steady) -> None:
+    rows = pyarrow.parquet.read_table(steady.table).to_pylist()
+    for row, answer in zip(rows, steady.load.answers, strict=True):
+        assert {**row, "arrivals_s": tuple(row["arrivals_s"])} == vars(answer)
 
 
 SAID = {
@@ -84,25 +124,24 @@ class Rough:
 
 
 @pytest.fixture(scope="module")
-def rough(tmp_path_factory: pytest.TempPathFactory) -> Rough:
+def rough(server: Running, tmp_path_factory: pytest.TempPathFactory) -> Rough:
     """Fifty requests a second: faults, a server that stands still, a generator that is stopped."""
     sends: list[tuple[float, dict[str, str]]] = [(k / 50, {}) for k in range(75)]
     for number, does in {**_FAULTS, _STILL: "stand still"}.items():
         sends[number] = (number / 50, {"does": does})
-    with null_server(0.02, 0.01) as server:
-        made = Generating(server.url, sends, tmp_path_factory.mktemp("rough"), drain_s=0.3)
-        with made.started() as process:
-            until(lambda: len(server.seen()) > _STOPPED, every_s=0.005)
-            stopped_ns = time.monotonic_ns()
-            process.send_signal(signal.SIGSTOP)
-            time.sleep(0.25)
-            continued_ns = time.monotonic_ns()
-            process.send_signal(signal.SIGCONT)
-            load = made.load(process)
-        seen = {each.user: each for each in server.seen()}
-    return Rough(
-        load, seen, (stopped_ns - load.begin_ns) / 1e9, (continued_ns - load.begin_ns) / 1e9
-    )
+    before = len(server.seen())
+    made = Generating(server.url, sends, tmp_path_factory.mktemp("rough"), drain_s=0.3)
+    with made.started() as process:
+        until(lambda: len(server.seen()) > before + _STOPPED, every_s=0.005)
+        stopped_ns = time.monotonic_ns()
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(0.25)
+        continued_ns = time.monotonic_ns()
+        process.send_signal(signal.SIGCONT)
+        load = made.load(process)
+    seen = {each.user: each for each in server.seen()[before:]}
+    at_s = ((at_ns - load.begin_ns) / 1e9 for at_ns in (stopped_ns, continued_ns))
+    return Rough(load, seen, *at_s)
 
 
 def test_each_fault_has_a_line_and_others_do_not_feel_it(rough: Rough) -> None:
@@ -136,12 +175,13 @@ def test_a_generator_that_stood_still_sends_what_was_due_meanwhile_and_counts_fr
     assert any(late_s > 0.2 for _, late_s in rough.load.pauses_s)
 
 
-def test_a_closed_loop_has_as_many_on_their_way_as_it_has_users(tmp_path: Path) -> None:
-    with null_server(0.01, 0.002) as server:
-        requests = [(None, {})] * 4
-        users: dict[str, Any] = {"concurrency": 3, "lead_s": 0.1, "ramp_s": 0.05, "requests": 30}
-        load = Generating(server.url, requests, tmp_path, **users).load()
-        seen = server.seen()
+def test_a_closed_loop_has_as_many_on_their_way_as_it_has_users(
+    server: Running, tmp_path: Path
+) -> None:
+    before = len(server.seen())
+    users: dict[str, Any] = {"concurrency": 3, "lead_s": 0.1, "ramp_s": 0.05, "requests": 30}
+    load = Generating(server.url, [(None, {})] * 4, tmp_path, **users).load()
+    seen = server.seen()[before:]
     assert max(each.unanswered for each in seen) == 2
     measured = window.measured(load)
     assert len(measured) == 30
@@ -151,25 +191,6 @@ def test_a_closed_loop_has_as_many_on_their_way_as_it_has_users(tmp_path: Path) 
     ended = sorted(a.ended_s or inf for a in load.answers)
     for place, answer in enumerate(sorted(load.answers, key=lambda a: a.due_s)[3:]):
         assert ended[place] <= answer.due_s <= answer.sent_s
-
-
-def test_it_goes_on_while_measured_requests_wait_and_no_longer(tmp_path: Path) -> None:
-    with null_server(0.2) as server:
-        requests = [(k / 50, {}) for k in range(500)]
-        asked = {"lead_s": 0.1, "duration_s": 0.3}
-        load = Generating(server.url, requests, tmp_path, **asked).load()
-        seen = server.seen()
-    assert load.window_s == pytest.approx((0.1, 0.4))
-    measured = window.measured(load)
-    assert [a.due_s for a in measured] == pytest.approx([k / 50 for k in range(5, 20)])
-    assert all(a.status == OK for a in measured)
-    last_s = max(a.ended_s or inf for a in measured)
-    after = [a for a in load.answers if a.due_s >= 0.4]
-    assert after
-    assert len(seen) < 500
-    assert max(a.due_s for a in after) <= last_s
-    # Those still on their way were let go.
-    assert any(a.ended_s is None for a in after)
 
 
 def test_a_server_that_dies_fails_who_waits_and_users_do_not_ask_all_the_time(
@@ -187,16 +208,15 @@ def test_a_server_that_dies_fails_who_waits_and_users_do_not_ask_all_the_time(
     assert all(later - earlier >= 0.1 for earlier, later in zip(refused, refused[3:], strict=False))
 
 
-def test_it_ends_with_whoever_started_it(tmp_path: Path) -> None:
-    with null_server() as server:
-        made = Generating(server.url, ((k / 50, {}) for k in range(10_000)), tmp_path)
-        words = ["sh", "-c", '"$@" & echo $!; wait', "sh", *made.command]
-        with subprocess.Popen(
-            words, env=made.variables, stdout=subprocess.PIPE, text=True
-        ) as parent:
-            assert parent.stdout is not None
-            pid = int(parent.stdout.readline())
-            until(server.seen)
-            parent.kill()
-            until(lambda: not psutil.pid_exists(pid))
-        assert len(server.seen()) < 10_000
+def test_it_ends_with_whoever_started_it(server: Running, tmp_path: Path) -> None:
+    before = len(server.seen())
+    made = Generating(server.url, ((k / 50, {}) for k in range(10_000)), tmp_path)
+    words = ["sh", "-c", '"$@" & echo $!; wait', "sh", *made.command]
+    with subprocess.Popen(words, env=made.variables, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        generator = psutil.Process(int(parent.stdout.readline()))
+        until(lambda: len(server.seen()) > before, every_s=0.01)
+        parent.kill()
+        psutil.wait_procs([generator], timeout=PATIENCE_S)
+        assert not generator.is_running()
+    assert len(server.seen()) - before < 10_000
