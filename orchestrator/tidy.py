@@ -159,38 +159,36 @@ def _statistics(
         "unit": pa.string(),
     }
     metrics = by_statistic(store.numbers([s.run_id for s in found]))
-    having = {
-        key: [
-            at
-            for at, numbers in enumerate(zip(*statistics.values(), strict=True))
-            if any(number is not None for number in numbers)
-        ]
-        for key, statistics in metrics.items()
-    }
-    told = _names_and_units(store, {key: found[at[0]].run_id for key, at in having.items() if at})
+    having = {key: _rows_with(statistics) for key, statistics in metrics.items()}
+    told = _names_and_units(store, {key: found[at[0]].run_id for key, at in having.items()})
     rows: list[int] = []
     parts: list[dict[str, pyarrow.Array]] = []  # one a metric: what it has none of costs nothing
-    for key, statistics in metrics.items():
-        at = having[key]
+    for key, at in having.items():
+        columns = {name: pa.array(v, pa.float64()) for name, v in metrics[key].items()}
+        if len(at) < len(found):
+            columns = {name: column.take(pa.array(at)) for name, column in columns.items()}
         name, unit = told.get(key, (key, None))
+        columns |= {"metric": pa.repeat(name, len(at)), "unit": pa.repeat(unit, len(at))}
         rows += at
-        parts.append(
-            {
-                **{n: pa.array([v[i] for i in at], pa.float64()) for n, v in statistics.items()},
-                "metric": pa.repeat(name, len(at)),
-                "unit": pa.repeat(unit, len(at)),
-            }
-        )
+        parts.append(columns)
     measured = set(rows)
     rows += (bare := [at for at in range(len(found)) if at not in measured])
     parts.append({"metric": pa.nulls(len(bare))})
-    columns = {
+    return rows, {
         name: pa.chunked_array(
             [p[name].cast(kind) if name in p else pa.nulls(len(p["metric"]), kind) for p in parts]
         )
         for name, kind in kinds.items()
     }
-    return rows, columns
+
+
+def _rows_with(statistics: Mapping[str, Sequence[float | None]]) -> Sequence[int]:
+    """Which attempts have any statistic of a metric."""
+    medians = statistics.get("median", [None])
+    if None not in medians:
+        return range(len(medians))
+    rows = enumerate(zip(*statistics.values(), strict=True))
+    return [at for at, numbers in rows if any(number is not None for number in numbers)]
 
 
 def _names_and_units(store: Store, run_of: Mapping[str, str]) -> dict[str, tuple[str, str]]:

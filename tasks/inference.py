@@ -235,7 +235,7 @@ TASK = Task(
     content=content,
     expect=engines.expect,
     columns=(_P95, _LONG_OVER_SHORT),
-    named=("gguf_layers",),
+    named=("gguf_layers", "file_layers"),
     headline=(
         "tpot_s",
         "ttft_s",

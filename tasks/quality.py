@@ -177,5 +177,5 @@ TASK = Task(
         "top1_agreement",
         *evaluation.HEADLINE,
     ),
-    named=("gguf_layers",),
+    named=("gguf_layers", "file_layers"),
 )

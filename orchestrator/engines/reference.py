@@ -39,7 +39,12 @@ def reference_identity(identity: Identity) -> dict[str, Any]:
     # Some models have no other attention than eager.
     if identity["engine"].get("attention") == "eager":
         options["attention"] = "eager"
-    return {**identity, "engine": options, "quant": dict(_QUANT), "environment": None}
+    asked = {**identity, "engine": options, "quant": dict(_QUANT), "environment": None}
+    if identity["engine"]["name"] == _ENGINE and identity["quant"]["scheme"] == "source":
+        # What unpacks the file is in the trial's own environment.
+        own = {"quant": {**_QUANT, "scheme": "source"}, "environment": identity["environment"]}
+        return {**asked, **own}
+    return asked
 
 
 def is_reference(identity: Identity) -> bool:
@@ -96,7 +101,7 @@ def reference_for(
     def build(directory: Path) -> None:
         if own is not None:
             _write_all(directory, own, windows)
-        elif identity["environment"] is None:
+        elif identity["environment"] == reference_identity(identity)["environment"]:
             session = _loaded(identity, windows, recorder)
             try:
                 _write_all(directory, session, windows)

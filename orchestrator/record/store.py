@@ -212,15 +212,15 @@ class Store(ABC):
             self._numbers([r for r in run_ids if not r.startswith(SPOOL_PREFIX)]),
             self._waiting_numbers([r for r in run_ids if r.startswith(SPOOL_PREFIX)]),
         ):
+            at = at_of.get(run_id)
+            if at is None or key in left_out:
+                continue
             if (column := found.get(key)) is None:
-                if key in left_out:
-                    continue
                 if not is_measured(key):
                     left_out.add(key)
                     continue
                 column = found[key] = [None] * len(run_ids)
-            if (at := at_of.get(run_id)) is not None:
-                column[at] = value
+            column[at] = value
         return dict(sorted(found.items()))
 
     def _waiting_numbers(self, run_ids: Sequence[str]) -> Iterator[tuple[str, str, float]]:

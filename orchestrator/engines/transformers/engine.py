@@ -190,7 +190,7 @@ class TransformersSession(Session):
         from orchestrator.engines.transformers import proofs
 
         assert self._generator is not None, "ready() comes first"
-        quant = self._identity["quant"]
+        quant = self._prepared.quant_in_memory(self._identity["quant"])
         if self._compiling is not None and new_tokens:
             self._compiling.record(recorder, one_graph=self._cache_tokens is not None)
         with torch.inference_mode():

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.engines.transformers.compressed import quant_in_memory
 from orchestrator.engines.transformers.configuration import known_config
 from orchestrator.host import cpu
 from orchestrator.measure import Identity
@@ -56,7 +57,7 @@ def expect_inference(identity: Identity, config: Mapping[str, Any] | None) -> Ex
     options, engine = identity["task"], identity["engine"]
     batch, prompt, new = options["batch_size"], options["prompt_tokens"], options["new_tokens"]
     depth = options.get("depth", 0)
-    weights = _weights(identity)
+    weights = _weights({**identity, "quant": quant_in_memory(identity["quant"], found)})
     cache = CacheFormat(weights.dtype)
     static = engine.get("cache") == "static"
     # The last token is never fed back, so a cache that grows never holds it.

@@ -14,6 +14,7 @@ from typing import Any
 
 from orchestrator.engines.port import has_package
 from orchestrator.engines.source import context_tokens, find_problem, model_path
+from orchestrator.engines.transformers.compressed import ADVICE, PACKAGE, source_problem
 from orchestrator.engines.transformers.configuration import known_config
 from orchestrator.engines.transformers.model_types import (
     has_static_cache,
@@ -28,8 +29,12 @@ ATTENTIONS = ("sdpa", "eager", "flash_attention_2", "flex_attention")
 _NO_STATIC_CACHE = (
     "transformers says of no {} that it runs over a static cache: use engine.cache=dynamic"
 )
-FORMATS = ("fp32", "bf16", "fp16", *QUANTIZED, *WEIGHT_ONLY)
-_ADVICE = {"bitsandbytes": "pip install bitsandbytes", "torchao": "use environment=torchao"}
+FORMATS = ("fp32", "bf16", "fp16", *QUANTIZED, *WEIGHT_ONLY, "source")
+_ADVICE = {
+    "bitsandbytes": "pip install bitsandbytes",
+    "torchao": "use environment=torchao",
+    PACKAGE: ADVICE,
+}
 
 
 def check_model(identity: Identity) -> str | None:
@@ -47,6 +52,8 @@ def check_model(identity: Identity) -> str | None:
     model = identity["model"]
     if model["source"] == "random":
         _check_sizes(json.dumps(model["architecture"], sort_keys=True))
+    if asked == "source" and model["source"] not in ("path", "hub"):
+        return source_problem({})
     config = known_config(model)
     if config is not None:
         trusted = bool(model.get("trust_remote_code"))

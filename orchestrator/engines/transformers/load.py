@@ -30,7 +30,7 @@ from orchestrator.engines.source import (
     packaged_file,
     weight_files,
 )
-from orchestrator.engines.transformers import hub
+from orchestrator.engines.transformers import compressed, hub
 from orchestrator.engines.transformers import random_weights as architecture
 from orchestrator.engines.transformers.attention_choice import implementation, refuse_attention
 from orchestrator.engines.transformers.convert import converted
@@ -85,6 +85,10 @@ class Prepared:
     def context_tokens(self) -> int | None:
         """Longest sequence the configuration allows; None where it is silent."""
         return context_of(self.config.to_dict())
+
+    def quant_in_memory(self, quant: Mapping[str, Any]) -> Mapping[str, Any]:
+        """``identity["quant"]`` as the weights lie in memory: those of ``source`` unpacked."""
+        return compressed.quant_in_memory(quant, self.config.to_dict())
 
     def require_context(
         self, tokens: int, named: str, *, where: str = "task", fix: str = "Shorten it"
@@ -179,9 +183,25 @@ def prove_loaded(
         # Whatever was left over or left out has raised by now.
         asked, got = "all tensors used, all parameters loaded", _tensor_count(prepared.files)
         recorder.engaged("checkpoint", asked, f"{got} tensors, none left over or out", ok=True)
-    check_weights(model, identity["quant"], recorder)
+    if identity["quant"]["scheme"] == "source":
+        _note_unpacked(prepared, identity["quant"], recorder)
+    check_weights(model, prepared.quant_in_memory(identity["quant"]), recorder)
     threads = thread_count(identity["device"])
     check_setting(model, attention, identity["device"], threads, recorder)
+
+
+def _note_unpacked(prepared: Prepared, quant: Mapping[str, Any], recorder: Recorder) -> None:
+    """Say what the file holds, and that it is something else that is measured."""
+    found = compressed.layers(prepared.config.to_dict())
+    packed, matrices = compressed.packed_matrices(prepared.files)
+    dtype = prepared.quant_in_memory(quant)["dtype"]
+    recorder.engaged(
+        "file format",
+        "packed by compressed-tensors, unpacked when loaded",
+        f"{found} in {packed} of {matrices} matrices of the file, {dtype} in memory",
+        ok=True,
+    )
+    recorder.fact(compressed.LAYERS_FACT, f"{found} in the file, unpacked to {dtype}")
 
 
 @contextmanager
@@ -336,12 +356,12 @@ def _read(
     device_map: Any = None
     if target.type == "cuda":
         device_map = {"": target.index} if torch.cuda.device_count() == 1 else "auto"
-    elif quantization is not None:
+    elif quant["scheme"] in QUANTIZED:
         device_map = {"": "cpu"}
     try:
         model, notes = AutoModelForCausalLM.from_pretrained(
             directory,
-            dtype=getattr(torch, quant["dtype"]),
+            dtype=getattr(torch, prepared.quant_in_memory(quant)["dtype"]),
             attn_implementation=implementation(prepared.config, attention),
             quantization_config=quantization,
             device_map=device_map,

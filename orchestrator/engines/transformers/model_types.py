@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.engines.source import Problem
+from orchestrator.engines.transformers.compressed import METHOD, source_problem
 from orchestrator.engines.transformers.quantization import (
     LEAST_QUANTIZED,
     group_problem,
@@ -98,6 +99,8 @@ def packing_problem(config: Mapping[str, Any], quant: Mapping[str, Any]) -> str 
     Weights that are quantized already, and experts in one stack, which
     are not packed, and rows that are no multiple of the group size.
     """
+    if quant["scheme"] == "source":
+        return source_problem(config)
     for part in (config, config.get("text_config")):
         if not isinstance(part, Mapping):
             continue
@@ -105,10 +108,11 @@ def packing_problem(config: Mapping[str, Any], quant: Mapping[str, Any]) -> str 
             found = part.get(name)
             if found and not _meant(found, quant):
                 method = _method(found)
+                as_it_is = "Use quant=source, or give" if method == METHOD else "Give"
                 return (
                     f"the configuration says that the weights are quantized by {method}, which "
-                    f"quant={_label(quant)} does not mean. Give plain weights and a config.json "
-                    f"without {name}"
+                    f"quant={_label(quant)} does not mean. {as_it_is} plain weights and a "
+                    f"config.json without {name}"
                 )
     if quant["scheme"] == "none":
         return None

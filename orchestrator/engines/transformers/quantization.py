@@ -4,6 +4,8 @@
 QLoRA's 4-bit formats in blocks of 64. For these ``quant.dtype`` is the compute dtype, and that of
 what stays dense: embeddings, norms and the output head.
 
+``source`` is what a checkpoint of compressed-tensors holds (:mod:`.compressed`).
+
 ``int8wo`` and ``int4wo`` are torchao's weight-only integers: ``quant.group_size`` values of a row
 share a scale, and ``quant.dtype`` is as for the others.
 
@@ -16,6 +18,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.engines.transformers import compressed
 from orchestrator.errors import one_line
 from orchestrator.measure import Infeasible
 
@@ -38,6 +41,8 @@ _PACKED_ROWS = 32
 
 def quantizer(quant: Mapping[str, Any]) -> str | None:
     """The distribution that quantizes so; None for ``none``."""
+    if quant["scheme"] == "source":
+        return compressed.PACKAGE
     if quant["scheme"] in WEIGHT_ONLY:
         return "torchao"
     return "bitsandbytes" if quant["scheme"] in QUANTIZED else None
@@ -49,6 +54,14 @@ def import_quantizer(quant: Mapping[str, Any]) -> None:
         import_bitsandbytes()
     elif quant["scheme"] in WEIGHT_ONLY:
         _torchao_config(quant)
+    elif quant["scheme"] == "source":
+        try:
+            import compressed_tensors.compressors  # noqa: F401
+        except (ImportError, OSError, RuntimeError) as error:
+            raise Infeasible(
+                f"{compressed.PACKAGE} cannot be used here: {one_line(error)}",
+                fix=f"U{compressed.ADVICE[1:]}",
+            ) from error
 
 
 def group_problem(rows: Iterable[int], quant: Mapping[str, Any]) -> str | None:
@@ -145,9 +158,12 @@ def import_bitsandbytes() -> Any:
 def transformers_config(quant: Mapping[str, Any]) -> Any:
     """``quantization_config`` for ``from_pretrained``; None for what is read as dense weights."""
     import torch
-    from transformers import BitsAndBytesConfig
+    from transformers import BitsAndBytesConfig, CompressedTensorsConfig
 
     scheme = quant["scheme"]
+    if scheme == "source":
+        # Left packed they would be unpacked in the first call, and asymmetric ones do not load.
+        return CompressedTensorsConfig(dequantize=True)
     if scheme not in QUANTIZED:
         return None
     if scheme == "int8":
