@@ -1,7 +1,13 @@
 """A server that answers by schedule: OpenAI's completions, without a model.
 
-``python -m testing.null_server FIRST_S BETWEEN_S SLOTS [CORE]`` prints its port. A request may say
-in ``does`` what goes wrong with it (:data:`FAULTS`). ``GET /v1/seen`` gives its own record.
+``python -m testing.null_server FIRST_S BETWEEN_S SLOTS [CORE]`` prints its port. ``GET
+/v1/seen`` gives its own record. A request may say in ``does`` what goes wrong with it::
+
+    429, 500       its status                    stale   its connection is closed, if used before
+    die            the process ends              rubbish no HTTP comes
+    stand still    nothing is answered for 0.3 s
+    after two tokens: hang (silence), half (of a chunk), close (of the connection), garbage (no
+    JSON), error
 """
 
 from __future__ import annotations
@@ -17,6 +23,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+from weakref import WeakSet
 
 from aiohttp import web
 
@@ -24,21 +31,7 @@ from orchestrator.tasks.serving.loop import run_precisely
 from orchestrator.tasks.serving.timed_reads import TimedReader
 
 _CHUNK = b'data: {"choices": [{"text": "a"}]}\n\n'
-#: What may go wrong with a request: an HTTP status; the process ends; everything stands still for
-#: :data:`STILL_S`; no HTTP comes; after two tokens silence, half a chunk, the connection's end, no
-#: JSON, an error.
-FAULTS = (
-    "429",
-    "500",
-    "die",
-    "stand still",
-    "rubbish",
-    "hang",
-    "half",
-    "close",
-    "garbage",
-    "error",
-)
+#: For so long everything stands still.
 STILL_S = 0.3
 _FAULTY_AFTER = 2
 _LOOKS_S = 0.01
@@ -78,6 +71,7 @@ class NullServer:
         self._slots = asyncio.Semaphore(slots)
         self._seen: list[list[Any]] = []
         self._unanswered = 0
+        self._used: WeakSet[TimedReader] = WeakSet()
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """Whatever is asked for: the models, the record, or a completion."""
@@ -90,6 +84,8 @@ class NullServer:
         assert isinstance(reader, TimedReader)
         came_ns, _ = reader.reads[0]
         reader.reads.clear()
+        used = reader in self._used
+        self._used.add(reader)
         asked = await request.json()
         usage = {"prompt_tokens": len(asked["prompt"]), "completion_tokens": asked["max_tokens"]}
         if not asked.get("stream"):
@@ -103,6 +99,8 @@ class NullServer:
             return web.json_response({"error": {"message": "not now"}}, status=int(does))
         if does == "stand still":
             time.sleep(STILL_S)
+        if does == "stale" and used:
+            request.transport.abort()
         if does == "rubbish":
             request.transport.write(b"oh\r\n\r\n")
         self._unanswered += 1

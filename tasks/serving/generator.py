@@ -33,7 +33,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import aiohttp
 from yarl import URL
@@ -60,6 +60,7 @@ _WRITTEN_AT_ONCE = 1 << 16
 # Shorter than servers keep a silent connection open: one that is about to be closed is not used.
 _KEEP_ALIVE_S = 2.0
 _HTTP_OK = 200
+_NO_END = "no end of its answer came"
 _PR_SET_PDEATHSIG = 1
 
 
@@ -73,9 +74,15 @@ class _Flight:
     sent_ns: int = 0
     ended_ns: int | None = None
     status: str | None = None
+    reused: bool = False
+    reads: Reads = field(default_factory=list)
     times_ns: array[int] = field(default_factory=lambda: array("q"))
     lengths: array[int] = field(default_factory=lambda: array("q"))
     place: int = 0
+
+
+async def _note_reuse(session: object, context: Any, params: object) -> None:
+    context.trace_request_ctx.reused = True
 
 
 class _Generator:
@@ -103,7 +110,10 @@ class _Generator:
         headers = {"Content-Type": "application/json"}
         if orders.key_variable is not None:
             headers["Authorization"] = f"Bearer {os.environ[orders.key_variable]}"
+        trace = aiohttp.TraceConfig()
+        trace.on_connection_reuseconn.append(_note_reuse)
         async with aiohttp.ClientSession(
+            trace_configs=[trace],
             connector=aiohttp.TCPConnector(
                 limit=0, keepalive_timeout=_KEEP_ALIVE_S, ttl_dns_cache=None
             ),
@@ -210,38 +220,53 @@ class _Generator:
             self._over.set()
 
     async def _send(self, flight: _Flight, body: bytes) -> None:
-        reads: Reads = []
         flight.sent_ns = time.monotonic_ns()
         try:
-            async with self._session.post(self._url, data=body, allow_redirects=False) as response:
-                assert isinstance(response, TimedResponse)
+            response = await self._asked(flight, body)
+            async with response:
                 if response.status == _HTTP_OK:
-                    reads = response.reads
+                    flight.reads = response.reads
                     await response.wait()
                 else:
                     text = error_message(await response.content.read(_MOST_BODY))
                     flight.status = f"HTTP {response.status}: {text}"
         except asyncio.CancelledError:
-            flight.status = "no end of its answer came"
+            flight.status = _NO_END
             raise
         # aiohttp's own errors, and what its parser raises.
         except Exception as error:
             flight.status = f"the connection failed: {one_line(error) or type(error).__name__}"
         finally:
-            if flight.status != "no end of its answer came":
+            if flight.status != _NO_END:
                 flight.ended_ns = time.monotonic_ns()
-            self._keep(flight, reads)
+            self._keep(flight)
             self._unanswered -= flight.measured
             self._note_over()
 
-    def _keep(self, flight: _Flight, reads: Reads) -> None:
-        flight.times_ns.extend(at_ns for at_ns, _ in reads)
-        flight.lengths.extend(len(data) for _, data in reads)
+    async def _asked(self, flight: _Flight, body: bytes) -> TimedResponse:
+        while True:
+            flight.reused = False
+            try:
+                response = await self._session.post(
+                    self._url, data=body, allow_redirects=False, trace_request_ctx=flight
+                )
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+                # A server may close a connection that nobody uses, at any time and without a word.
+                if not flight.reused:
+                    raise
+            else:
+                assert isinstance(response, TimedResponse)
+                return response
+
+    def _keep(self, flight: _Flight) -> None:
+        flight.times_ns.extend(at_ns for at_ns, _ in flight.reads)
+        flight.lengths.extend(len(data) for _, data in flight.reads)
         flight.place = self._raw.tell()
-        self._raw.writelines(data for _, data in reads)
-        first_ns = next((at_ns for at_ns, data in reads if b"data:" in data), None)
+        self._raw.writelines(data for _, data in flight.reads)
+        first_ns = next((at_ns for at_ns, data in flight.reads if b"data:" in data), None)
         if first_ns is not None:
             self._ttfts.append((first_ns - flight.due_ns) / 1e9)
+        flight.reads = []
 
     async def _beat(self) -> None:
         beat_ns = round(BEAT_S * 1e9)

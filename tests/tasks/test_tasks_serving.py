@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import statistics
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pytest
 from orchestrator.errors import ConfigError
 from orchestrator.measure import InputError, Recorder
 from orchestrator.measure.registry import find_task
+from orchestrator.tasks.serving.serving import SATURATED
 from testing.checks import check_of
 from testing.endpoint import scripted
 from testing.gguf import of_gguf
@@ -54,37 +55,36 @@ def test_a_load_on_a_server_that_runs(measured: Measured, tmp_path: Path) -> Non
     asked = {"rate": 50.0, "arrivals": "constant", "requests": 25}
     with scripted(new_prompt_s=0.03, token_s=0.01) as (url, script):
         events = measured(served(url, **asked))
-    for name, least_s, count in (
-        ("ttft_s", 0.03, 25),
-        ("tpot_s", 0.0, 25),
-        ("itl_s", 0.0, 75),
-        ("e2e_s", 0.06, 25),
-    ):
-        samples = events.samples(name)
-        assert len(samples) == count
-        # Tokens that one read brought have no time between them.
-        assert min(samples) >= least_s
-    assert statistics.mean(events.samples("itl_s")) == pytest.approx(
-        statistics.mean(events.samples("tpot_s"))
-    )
-    # 25 gaps of 20 ms; what ended meanwhile came in as many, on a machine with time to spare.
-    assert 0 < events.value("request_rate_per_s") < 60
-    assert 0 < events.value("output_tokens_per_s") < 240
-    assert events.value("in_flight") > 2
-    assert events.value("error_ratio") == 0
-    assert events.value("queue_growth") == 0
-    assert events.value("achieved_ratio") > 0.8
-    assert events.value("lag_p99_s") > 0
-    assert 0 <= events.value("generator_stalled_ratio") < 1
-    assert 0 < events.value("generator_cpu_ratio") < 1
-    assert events.fact("requests") == all_answered(25, "usage")
-    windows = {e["name"]: e for e in events if e["e"] == "phase" and e["name"] == "serving"}
-    assert windows
     (file,) = tmp_path.rglob("requests.parquet")
     rows = pyarrow.parquet.read_table(file).to_pylist()
     due = [row for row in rows if row["measured"]]
     assert [row["due_s"] for row in due] == pytest.approx([0.2 + k / 50 for k in range(25)])
-    assert [row["arrivals_s"][0] - row["due_s"] for row in due] == events.samples("ttft_s")
+    tokens = [(row["due_s"], row["arrivals_s"]) for row in due]
+    assert events.samples("ttft_s") == [at[0] - due_s for due_s, at in tokens]
+    assert events.samples("e2e_s") == [at[-1] - due_s for due_s, at in tokens]
+    assert events.samples("tpot_s") == [(at[-1] - at[0]) / 3 for _, at in tokens]
+    gaps = [later - earlier for _, at in tokens for earlier, later in pairwise(at)]
+    assert events.samples("itl_s") == [gap for gap in gaps if gap > 0]
+    assert min(events.samples("ttft_s")) > 0.03
+    assert min(events.samples("e2e_s")) > 0.06
+    # The 26th would have been due half a second after the first.
+    begin_s, end_s = 0.2, 0.7
+    inside = [at for row in rows for at in row["arrivals_s"] if begin_s <= at < end_s]
+    ended = [row for row in rows if row["ended_s"] is not None and row["arrivals_s"]]
+    ended = [row for row in ended if begin_s <= row["arrivals_s"][-1] < end_s]
+    assert events.value("output_tokens_per_s") == pytest.approx(len(inside) / 0.5)
+    assert events.value("request_rate_per_s") == pytest.approx(len(ended) / 0.5)
+    assert events.value("achieved_ratio") == sum(row["sent_s"] < end_s for row in due) / 25
+    lags = [row["sent_s"] - row["due_s"] for row in due]
+    assert events.value("lag_p99_s") == max(lags)
+    assert events.value("in_flight") > 1
+    assert events.value("error_ratio") == 0
+    assert events.value("queue_growth") == 0
+    assert 0 <= events.value("generator_stalled_ratio") < 1
+    assert 0 < events.value("generator_cpu_ratio") < 1
+    assert events.fact("requests") == all_answered(25, "usage")
+    edges = [e["t_ns"] for e in events if e["e"] == "phase" and e["name"] == "serving"]
+    assert edges[1] - edges[0] == pytest.approx(0.5e9)
     assert len([each for each in script.seen if each.get("stream")]) > len(rows)
 
 
@@ -95,9 +95,9 @@ def test_a_server_that_cannot_keep_up_has_no_latency(measured: Measured) -> None
     for name in ("ttft_s", "tpot_s", "itl_s", "e2e_s"):
         assert events.samples(name) == []
         assert "cannot be sustained" in events.absent(name)
-    assert events.value("queue_growth") == pytest.approx(0.9 * (1 - 100 / 200), abs=0.15)
-    assert events.value("request_rate_per_s") == pytest.approx(100, rel=0.3)
-    assert events.value("in_flight") > 10
+    assert events.value("queue_growth") > SATURATED
+    assert events.value("request_rate_per_s") > 0
+    assert events.value("in_flight") > 5
     assert events.fact("requests")["answered"] == 40
 
 
