@@ -55,10 +55,16 @@ class Measuring:
         Where attempts are found and recorded.
     command : sequence of str
         What was typed, for the record.
+    probing : bool
+        It is a step of a search: the cluster stays for the next one, and what is recorded gets no
+        report of its own.
     """
 
-    def __init__(self, plan: Plan, store: Store, command: Sequence[str]) -> None:
+    def __init__(
+        self, plan: Plan, store: Store, command: Sequence[str], *, probing: bool = False
+    ) -> None:
         self.plan = plan
+        self._probing = probing
         self._store = store
         self._command = list(command)
         self._cached = self._stale = 0  # trials measured before, under these conditions or others
@@ -114,7 +120,7 @@ class Measuring:
         # Ray takes seconds to start; the store and its driver are made ready meanwhile.
         needs_ray = any(attempt.trial.infeasible is None for attempt in todo.attempts)
         settings = plan.settings.cluster
-        begin = PendingCluster if settings.kind == "local" else joined
+        begin = PendingCluster if settings.kind == "local" and not self._probing else joined
         starting = begin(settings) if needs_ray else None
         labels = labels_of(plan)
         view = LiveView(
@@ -126,7 +132,7 @@ class Measuring:
             history_s=self._history_s(),
         )
         with contextlib.ExitStack() as stack:
-            if starting is not None:
+            if starting is not None and not self._probing:
                 stack.callback(starting.close)
             stop = stack.enter_context(stop_on_signals(emergency_stop, view.message))
             stack.enter_context(view)
@@ -166,7 +172,7 @@ class Measuring:
                     view.message(f"{result.adopted} {many} made by another driver meanwhile")
                 if recording.claims.met_others:
                     self._recover(view.message)  # it may have died since
-                reports = self._recorded(recording)
+                reports = {} if self._probing else self._recorded(recording)
                 if reports and starting is not None and not result.interrupted:
                     self._measure_ceilings(reports, starting, stop, view.message)
                 if reports:
@@ -208,6 +214,10 @@ class Measuring:
         if self._result is not None and self._result.unmade:
             results.append(None)
         return exit_code(results, strict=strict)
+
+    def found(self) -> Reports:
+        """Reports of every trial of the plan, last those that the table would show."""
+        return self._reports(self._store.attempts(trial.hash for trial in self.plan.trials))
 
     def _recorded(self, recording: Recording) -> Reports:
         """Reports that a table is made of; none where they are too many, or the store is away."""

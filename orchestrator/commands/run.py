@@ -42,6 +42,10 @@ def run_command(argv: Sequence[str]) -> int:
     checked = preflight(plan, devices)
     for line in checked.warnings:
         say(line)
+    if plan.settings.search.kind != "none":
+        from orchestrator.commands.searching import search
+
+        return search(checked.plan, as_json=arguments.json)
     return carry_out(checked.plan, as_json=arguments.json, strict=arguments.strict)
 
 

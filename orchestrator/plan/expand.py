@@ -15,8 +15,14 @@ from orchestrator.measure.registry import find_task
 from orchestrator.plan.axes import text
 from orchestrator.plan.choices import SHORT, check_axis, choice_of, split, without_hydra
 from orchestrator.plan.compose import Composer
-from orchestrator.plan.composition import Composition, Mixture
-from orchestrator.plan.identity import check_together, config_hash, rebuild
+from orchestrator.plan.composition import Composition, Mixture, put
+from orchestrator.plan.identity import (
+    check_together,
+    check_values,
+    config_hash,
+    copied,
+    rebuild,
+)
 from orchestrator.plan.places import ROOT_CONFIG
 from orchestrator.plan.plan import Plan
 from orchestrator.plan.schema import IDENTITY_KEYS, ClusterConfig, Settings
@@ -109,6 +115,36 @@ def plan_of(identity: Mapping[str, Any], settings: Settings) -> Plan:
         trials=(trial,),
         settings=settings,
     )
+
+
+def at_level(trial: Trial, key: str, value: float, settings: Settings) -> Trial:
+    """The trial with another value of a number, as an axis of that name would give it.
+
+    Raises
+    ------
+    ConfigError
+        The value is out of bounds.
+    """
+    tree = copied(trial.identity)
+    put(tree, key, value)
+    check_values(tree, only=key)
+    return _trial(tree, {**trial.axes, key: value}, settings)
+
+
+def number_at(trial: Trial, key: str) -> float:
+    """The value of a number of a trial, by its dotted name.
+
+    Raises
+    ------
+    ConfigError
+        There is no number of this name.
+    """
+    node: Any = trial.identity
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, Mapping) else None
+    if isinstance(node, bool) or not isinstance(node, (int, float)):
+        raise ConfigError("is no number of this trial", where=f"search.over={key}")
+    return node
 
 
 class _Expansion:

@@ -6,7 +6,7 @@
     |-- task engine load model quant protocol device environment seed   identity: what is hashed
     |-- sweep                                      how one command line becomes many trials
     `-- repeats force retry isolate timeout_s preflight ceilings resources
-        cluster tracking telemetry verdict slo     settings: how and where, never hashed
+        cluster tracking telemetry verdict slo search   settings: how and where, never hashed
 
 A task and an engine bring a dataclass of their own (``Task.config``, ``Engine.config``), which
 takes the place of ``RootConfig.task`` and ``RootConfig.engine``.
@@ -252,6 +252,37 @@ class SloConfig:
 
 
 @dataclass
+class SearchConfig:
+    """Which trials are measured beyond those of the plan.
+
+    Attributes
+    ----------
+    kind : str
+        ``none``; or ``capacity``: for each trial the highest value of ``over`` with which requests
+        keep ``slo``, beginning at the value that it has.
+    over : str or None
+        A number of the trial: ``load.rate``, ``load.concurrency``, ``task.prompt_tokens``.
+    width : float
+        Of the answer, an interval, relative to its lower end.
+    confidence : float
+        That the interval holds the capacity.
+    most_attempts, most_levels : int
+        Attempts of one level, and levels, after which it stays undecided.
+    lowest, highest : float or None
+        No level is outside.
+    """
+
+    kind: str = choice("none", "capacity")
+    over: str | None = None
+    width: float = bounded(0.1, low=0.01, high=2.0)
+    confidence: float = bounded(0.95, low=0.5, high=0.999)
+    most_attempts: int = bounded(40, low=3)
+    most_levels: int = bounded(24, low=2)
+    lowest: float | None = bounded(None, low=1e-6)
+    highest: float | None = bounded(None, low=1e-6)
+
+
+@dataclass
 class Measured:
     """What is measured, and the sweep over it."""
 
@@ -285,6 +316,7 @@ class Settings:
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
     verdict: VerdictConfig = field(default_factory=VerdictConfig)
     slo: SloConfig = field(default_factory=SloConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
 
 
 @dataclass

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.measure import Absent, Samples
-from orchestrator.report.analyse.slo import missed_limits
+from orchestrator.measure import Absent, Phase, Samples
+from orchestrator.report.analyse.slo import slo_cells, used_limits
 from testing.trial import ok_report
 
 LIMITS = {"ttft_s": 0.5, "tpot_s": 0.05, "e2e_s": 2.0}
@@ -40,25 +41,17 @@ def test_each_request_is_judged_by_its_own_latencies(requests: list[Any]) -> Non
         series("e2e_s", [request[2] for request in answered]),
         series("request_new_tokens", [request[3] for request in answered]),
     )
-    expected = [
-        ("ttft_s", "tpot_s", "e2e_s")
-        if request is None
-        else tuple(
-            name
-            for name, value, applies in (
-                ("ttft_s", request[0], True),
-                ("tpot_s", request[1], request[3] > 1),
-                ("e2e_s", request[2], True),
-            )
-            if applies and value > LIMITS[name]
-        )
-        for request in requests
-    ]
-    assert missed_limits(report, LIMITS) == expected
-    only = missed_limits(report, {"e2e_s": 2.0})
-    assert [bool(missed) for missed in only] == [
-        request is None or request[2] > 2.0 for request in requests
-    ]
+    used = used_limits(report, LIMITS)
+    assert not isinstance(used, str)
+    assert list(used) == list(LIMITS)
+    for at, request in enumerate(requests):
+        got = {name: values[at] for name, values in used.items()}
+        if request is None:
+            assert set(got.values()) == {math.inf}
+            continue
+        assert got["ttft_s"] == request[0] / LIMITS["ttft_s"]
+        assert got["tpot_s"] == (request[1] / LIMITS["tpot_s"] if request[3] > 1 else 0.0)
+        assert got["e2e_s"] == request[2] / LIMITS["e2e_s"]
 
 
 @pytest.mark.parametrize(
@@ -66,4 +59,24 @@ def test_each_request_is_judged_by_its_own_latencies(requests: list[Any]) -> Non
     [((), "no requests were recorded"), ((Absent("ttft_s", "s", "the queue grew"),), "the queue")],
 )
 def test_what_has_no_latencies_says_why(metrics: Any, reason: str) -> None:
-    assert reason in missed_limits(ok_report(*metrics), LIMITS)
+    assert reason in used_limits(ok_report(*metrics), LIMITS)
+
+
+def test_attainment_and_goodput_of_two_attempts() -> None:
+    attempts = [
+        ok_report(
+            series("answered", [1, 1, answered, 1]),
+            series("ttft_s", [0.1, 0.6, 0.1, 0.1][: 3 + answered]),
+            series("request_new_tokens", [2] * (3 + answered)),
+            phases=[Phase("serving", 0, 2 * 10**9)],
+        )
+        for answered in (0, 1)
+    ]
+    cells = slo_cells(attempts, {"ttft_s": 0.5}, 0.9)
+    share, goodput = cells["slo_attainment"], cells["goodput_per_s"]
+    # The second of each is late, and one was not answered.
+    assert (share.median, share.n) == (5 / 8, 8)
+    assert share.ci_low is not None
+    assert share.ci_high is not None
+    assert share.ci_low < 5 / 8 < share.ci_high
+    assert goodput.median == pytest.approx(5 / 4)

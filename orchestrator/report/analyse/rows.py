@@ -23,6 +23,7 @@ from orchestrator.report.analyse.labels import labels_of
 from orchestrator.report.analyse.measured import believable, of_one_class, precision_of, spec_of
 from orchestrator.report.analyse.pairing import choose
 from orchestrator.report.analyse.reasons import why
+from orchestrator.report.analyse.slo import ATTAINMENT, GOODPUT, slo_cells
 from orchestrator.statistics.judge import Judged, incomparable, tolerance
 
 if TYPE_CHECKING:
@@ -163,6 +164,10 @@ def build_table(
         if comparison.is_baseline(trial):
             baselines.setdefault(comparison.group_of(trial), trial.hash)
 
+    limits = plan.settings.slo.limits
+    judged_by_slo = bool(limits) and any(t.identity.get("load") for t in plan.trials)
+    if judged_by_slo:
+        names = [*names[:1], ATTAINMENT.name, GOODPUT.name, *names[1:]]
     named = [name for task in tasks_of(plan) for name in task.named]
     measured = [report for found in counted.values() for report in found]
     specs = {
@@ -170,7 +175,7 @@ def build_table(
         if name in columns
         else spec_of(measured, name)
         for name in names
-    }
+    } | {spec.name: spec for spec in (ATTAINMENT, GOODPUT) if judged_by_slo}
     rows = []
     for trial in plan.trials:
         attempts = reports.get(trial.hash, ())
@@ -213,7 +218,11 @@ def build_table(
         row = rows[at]
         base = None if row.baseline else by_hash.get(baselines.get(row.group, ""))
         cells = {}
+        if judged_by_slo:
+            cells = slo_cells(counted[row.hash], limits, plan.settings.slo.attainment)
         for name in names:
+            if name in cells:
+                continue
             if name in columns:
                 cells[name] = column_cell(columns[name], row, rows, counted, specs[name], base)
                 continue

@@ -1,4 +1,4 @@
-"""Which requests of a load met every limit of ``slo``: from recorded latencies, for any limit.
+"""How requests of a load met the limits of ``slo``: from recorded latencies, for any limits.
 
 ``task=serving`` records a series ``answered`` with 1 or 0 for each request that was due, and for
 each answered one, in the same order, its latencies and how many tokens it has (of one token alone
@@ -7,16 +7,31 @@ there is no TPOT).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 
 from orchestrator.attempt import AttemptReport
-from orchestrator.measure.metric import Absent, Samples
+from orchestrator.measure.metric import Absent, MetricSpec, Samples
+from orchestrator.report.analyse.cell import Cell
+from orchestrator.statistics.attainment import attainment
+
+ATTAINMENT = MetricSpec(
+    "slo_attainment",
+    "1",
+    "higher",
+    title="met the limits",
+    meaning="share of requests within every limit of slo",
+)
+GOODPUT = MetricSpec(
+    "goodput_per_s", "1/s", "higher", title="goodput", meaning="requests within every limit of slo"
+)
+#: The phase of the measured window.
+_WINDOW = "serving"
+_EACH_SIDE = 0.025
 
 
-def missed_limits(
-    report: AttemptReport, limits: Mapping[str, float]
-) -> list[tuple[str, ...]] | str:
-    """The limits that each request missed, in the order in which they were due; or why not known.
+def used_limits(report: AttemptReport, limits: Mapping[str, float]) -> dict[str, list[float]] | str:
+    """Of each limit, how much of it each request used, in the order in which they were due.
 
     Parameters
     ----------
@@ -25,8 +40,9 @@ def missed_limits(
 
     Returns
     -------
-    list of tuple of str, or str
-        Empty for a request that met them all; all of them for one that was not answered.
+    dict of str to list of float, or str
+        At most 1 is met; infinite of a request that was not answered; 0 of one that the limit does
+        not apply to. Or a line why it is not known.
     """
     answered = report.metrics.get("answered")
     if not isinstance(answered, Samples):
@@ -34,15 +50,55 @@ def missed_limits(
         return latency.reason if isinstance(latency, Absent) else "no requests were recorded"
     series = {name: _values(report, name) for name in limits}
     tokens = _values(report, "request_new_tokens")
-    found: list[tuple[str, ...]] = []
+    found: dict[str, list[float]] = {name: [] for name in limits}
     for was in answered.values:
-        if not was:
-            found.append(tuple(limits))
-            continue
-        several = next(tokens) > 1
-        took = {n: next(v) for n, v in series.items() if several or n != "tpot_s"}
-        found.append(tuple(n for n, value in took.items() if value > limits[n]))
+        several = bool(was) and next(tokens) > 1
+        for name, limit in limits.items():
+            if not was:
+                found[name].append(math.inf)
+            elif name == "tpot_s" and not several:
+                found[name].append(0.0)
+            else:
+                found[name].append(next(series[name]) / limit)
     return found
+
+
+def slo_cells(
+    attempts: Sequence[AttemptReport], limits: Mapping[str, float], target: float
+) -> dict[str, Cell]:
+    """Attainment and goodput over a trial's attempts, with 95 % intervals.
+
+    Parameters
+    ----------
+    target : float
+        The attainment that is asked for.
+    """
+    worst, length_s, reason = [], 0.0, "no requests were recorded"
+    for report in attempts:
+        used = used_limits(report, limits)
+        if isinstance(used, str):
+            reason = used
+            continue
+        worst.append([max(each) for each in zip(*used.values(), strict=True)])
+        length_s += sum(
+            ((p.end_ns or p.begin_ns) - p.begin_ns) / 1e9
+            for p in report.phases
+            if p.name == _WINDOW
+        )
+    if not worst:
+        return {spec.name: Cell(spec, reason=reason) for spec in (ATTAINMENT, GOODPUT)}
+    found = attainment(worst, target)
+    low, high = found.bounds(_EACH_SIDE)
+    n = found.requests
+    share = Cell(ATTAINMENT, found.share, min(low, found.share), max(high, found.share), n)
+    if length_s <= 0:
+        return {ATTAINMENT.name: share, GOODPUT.name: Cell(GOODPUT, reason="no window")}
+    rate = n / length_s
+    ends = (found.share, share.ci_low or 0.0, share.ci_high or 0.0)
+    return {
+        ATTAINMENT.name: share,
+        GOODPUT.name: Cell(GOODPUT, rate * ends[0], rate * ends[1], rate * ends[2], n),
+    }
 
 
 def _values(report: AttemptReport, name: str) -> Iterator[float]:

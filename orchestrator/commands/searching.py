@@ -1,0 +1,241 @@
+"""``search=capacity``: asks for levels, each an ordinary trial, until the answer has its error.
+
+::
+
+    trial of the plan -> level -> attempts that are missing -> measured -> next level
+                           ^------------------------------------------------'
+    answer: an interval of levels, and the table of all that were looked at
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.commands.output import emit, emit_json, say
+from orchestrator.errors import ConfigError, Interrupted
+from orchestrator.search.capacity import (
+    Ask,
+    CapacitySettings,
+    Found,
+    Undecided,
+    capacity,
+)
+from orchestrator.search.probe import LevelAttempt
+
+if TYPE_CHECKING:
+    from orchestrator.attempt import AttemptReport, Trial
+    from orchestrator.plan.plan import Plan
+    from orchestrator.record import Store
+
+UNDECIDED = 1
+
+
+def search(plan: Plan, *, as_json: bool) -> int:
+    """Search for each trial of a plan; returns 0, 1 where one stays undecided, or 130."""
+    from orchestrator.commands.measuring import Measuring
+    from orchestrator.commands.run import command_line
+    from orchestrator.record import open_store
+    from orchestrator.schedule.cluster.ray.cluster import joined
+
+    searches = [_Search(plan, trial) for trial in plan.trials]
+    store = open_store(plan.settings.tracking)
+    try:
+        while step := _step(searches, plan):
+            measuring = Measuring(step, store, command_line(), probing=True)
+            todo = measuring.todo()
+            if todo.attempts:
+                measuring.execute(todo)
+            if measuring.interrupted:
+                say("interrupted: the same command goes on where this one stopped")
+                return Interrupted.exit_code
+            found = measuring.found()
+            for each in searches:
+                each.answered(found)
+    finally:
+        if plan.settings.cluster.kind == "local":
+            joined(plan.settings.cluster).close()
+    _report(searches, plan, store, as_json=as_json)
+    return UNDECIDED if any(isinstance(each.next, Undecided) for each in searches) else 0
+
+
+class _Search:
+    """The search of one trial, and what is known of its levels."""
+
+    def __init__(self, plan: Plan, trial: Trial) -> None:
+        from orchestrator.plan.expand import number_at
+
+        asked, self._slo = plan.settings.search, plan.settings.slo
+        if not self._slo.limits:
+            raise ConfigError(
+                "no limit is given", where="slo", fix="Write slo.ttft_s=0.5, for example"
+            )
+        if not trial.identity.get("load"):
+            raise ConfigError(
+                f"task={trial.identity['task']['name']} has no requests to set limits for",
+                where="search=capacity",
+                fix="Write task=serving",
+            )
+        self.trial, self._plan = trial, plan
+        self.over = asked.over or ""
+        start = number_at(trial, self.over)
+        self._settings = CapacitySettings(
+            target=self._slo.attainment,
+            start=start,
+            integer=isinstance(start, int),
+            width=asked.width,
+            confidence=asked.confidence,
+            most_attempts=asked.most_attempts,
+            most_levels=asked.most_levels,
+            lowest=asked.lowest,
+            highest=asked.highest,
+        )
+        self._known: dict[float, list[LevelAttempt]] = {}
+        self.levels: dict[float, Trial] = {}
+        self.next: Ask | Found = capacity(self._known, self._settings)
+
+    @property
+    def asks(self) -> Trial | None:
+        """The trial that is to be measured next; None where the search has ended."""
+        from orchestrator.plan.expand import at_level
+
+        if not isinstance(self.next, Ask):
+            return None
+        level = self.next.level
+        if level not in self.levels:
+            self.levels[level] = at_level(self.trial, self.over, level, self._plan.settings)
+        return self.levels[level]
+
+    def answered(self, reports: Mapping[str, Sequence[AttemptReport]]) -> None:
+        """Go on from what was measured; raises :class:`ConfigError` where that is too little."""
+        trial = self.asks
+        if trial is None or trial.hash not in reports:
+            return
+        assert isinstance(self.next, Ask)
+        attempts = _level_attempts(reports[trial.hash], self._slo.limits)
+        if len(attempts) < self.next.attempts:
+            last = reports[trial.hash][-1] if reports[trial.hash] else None
+            why = (last and last.reason) or trial.infeasible or "see python -m orchestrator show"
+            raise ConfigError(
+                f"{self.over}={self.next.level:g} has {len(attempts)} attempts to rely on, "
+                f"{self.next.attempts} are needed: {why}",
+                where="search=capacity",
+                fix=f"Look at it: python -m orchestrator show {trial.hash[:12]}",
+            )
+        self._known[self.next.level] = attempts
+        self.next = capacity(self._known, self._settings)
+
+
+def _level_attempts(
+    reports: Sequence[AttemptReport], limits: Mapping[str, float]
+) -> list[LevelAttempt]:
+    """Attempts that count, in the order they were made."""
+    from orchestrator.report.analyse.measured import of_one_class, valid
+    from orchestrator.report.analyse.slo import used_limits
+
+    found = []
+    for report in sorted(valid(of_one_class(reports)), key=lambda report: report.started_at):
+        used = used_limits(report, limits)
+        if isinstance(used, str):
+            # The queue grew: there are no latencies, and no request counts as met.
+            due = int(report.facts["requests"]["due"])
+            found.append(LevelAttempt({name: [math.inf] * due for name in limits}, saturated=True))
+        else:
+            found.append(LevelAttempt(used))
+    return found
+
+
+def _step(searches: Sequence[_Search], plan: Plan) -> Plan | None:
+    """The levels that searches ask for now, those together that want as many attempts."""
+    asking = [(each, trial) for each in searches if (trial := each.asks) is not None]
+    if not asking:
+        return None
+    wanted = min(each.next.attempts for each, _ in asking if isinstance(each.next, Ask))
+    trials = {
+        trial.hash: trial
+        for each, trial in asking
+        if isinstance(each.next, Ask) and each.next.attempts == wanted
+    }
+    levels = ", ".join(
+        f"{each.over}={each.next.level:g}" for each, _ in asking if isinstance(each.next, Ask)
+    )
+    say(f"{plan.sweep}: {levels}, {wanted} attempts")
+    settings = dataclasses.replace(plan.settings, repeats=wanted)
+    return _plan(plan, searches, tuple(trials.values()), settings)
+
+
+def _plan(
+    plan: Plan, searches: Sequence[_Search], trials: tuple[Trial, ...], settings: Any
+) -> Plan:
+    over = searches[0].over
+    values = tuple(dict.fromkeys(f"{trial.axes[over]:g}" for trial in trials))
+    return dataclasses.replace(
+        plan, trials=trials, settings=settings, axes={**plan.axes, over: values}, baseline={}
+    )
+
+
+def _report(searches: Sequence[_Search], plan: Plan, store: Store, *, as_json: bool) -> None:
+    from orchestrator.commands.measuring import Measuring
+    from orchestrator.commands.run import command_line
+
+    if as_json:
+        emit_json({"sweep": plan.sweep, "searches": [_as_json(each) for each in searches]})
+        return
+    trials = tuple(trial for each in searches for _, trial in sorted(each.levels.items()))
+    looked_at = Measuring(_plan(plan, searches, trials, plan.settings), store, command_line())
+    looked_at.todo()
+    looked_at.report(wall_s=0.0, as_json=False, table=True, strict=False)
+    for each in searches:
+        emit(_sentence(each, plan))
+
+
+def _sentence(each: _Search, plan: Plan) -> str:
+    from orchestrator.report.analyse.labels import plain_label
+
+    found, slo = each.next, plan.settings.slo
+    assert isinstance(found, Found)
+    limits = ", ".join(f"{name}={limit:g}" for name, limit in slo.limits.items())
+    name = plain_label(each.trial.identity)
+    keeps = f"{slo.attainment:.0%} of requests keep {limits}"
+    if found.low is None:
+        text = f"{name}: even {each.over}={found.high:g} is too much: under {keeps}"
+    elif found.high is None:
+        text = f"{name}: {keeps} at {each.over}={found.low:g}, the highest that was looked at"
+    else:
+        text = f"{name}: {keeps} up to {each.over} between {found.low:g} and {found.high:g}"
+    parts = [f"{text} ({plan.settings.search.confidence:.0%} confidence)"]
+    if found.binding:
+        parts.append(f"above it {found.binding} binds")
+    if found.sharp is not None:
+        parts.append("the edge is sharp" if found.sharp else "the edge is gradual")
+    if isinstance(found, Undecided):
+        parts.append(f"undecided: {found.reason}")
+    return "; ".join(parts)
+
+
+def _as_json(each: _Search) -> dict[str, Any]:
+    found = each.next
+    assert isinstance(found, Found)
+    return {
+        "hash": each.trial.hash,
+        "over": each.over,
+        "state": "undecided" if isinstance(found, Undecided) else "found",
+        "reason": found.reason if isinstance(found, Undecided) else None,
+        "low": found.low,
+        "high": found.high,
+        "sharp": found.sharp,
+        "binding": found.binding,
+        "levels": [
+            {
+                "level": level.level,
+                "hash": each.levels[level.level].hash,
+                "state": level.state,
+                "attainment": level.attainment.share,
+                "requests": level.attainment.requests,
+                "attempts": level.attainment.attempts,
+            }
+            for level in found.levels
+        ],
+    }
