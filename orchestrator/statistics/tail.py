@@ -1,4 +1,4 @@
-"""Probabilities too small for resampling to see: the tails of Student's t and of the normal."""
+"""Probabilities too small for resampling to see: tails of Student's t, the normal and the beta."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import numpy as np
 # freedom: what lies beyond has a probability of 1e-13.
 _LOWEST_LOG = -60.0
 _POINTS = 800
+# Of the continued fraction; it needs some root of the larger parameter.
+_MOST_TERMS = 10_000
 
 
 def tail(beyond: float, sd: float, nu: float) -> float:
@@ -41,3 +43,45 @@ def _normal_tail(beyond: float, sd: float) -> float:
     if not sd:
         return 0.0 if beyond > 0.0 else 1.0
     return 0.5 * math.erfc(beyond / sd / math.sqrt(2.0))
+
+
+def beta_below(x: float, a: float, b: float) -> float:
+    """``P(B <= x)`` of a beta variable: the regularised incomplete beta function ``I_x(a, b)``.
+
+    By its continued fraction (DLMF 8.17.22) in Lentz's form. ``I_p(k, n - k + 1)`` is the chance of
+    ``k`` successes or more in ``n`` trials, and stays so where neither is a whole number.
+
+    Parameters
+    ----------
+    x : float
+        Between 0 and 1.
+    a, b : float
+        Positive; where one is 0 the variable is that end.
+    """
+    if a <= 0.0 or x >= 1.0:
+        return 1.0
+    if b <= 0.0 or x <= 0.0:
+        return 0.0
+    if x > (a + 1.0) / (a + b + 2.0):
+        return 1.0 - beta_below(1.0 - x, b, a)
+    log_front = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
+    log_front += a * math.log(x) + b * math.log1p(-x)
+    fraction, c, d = 1.0, 1.0, 0.0
+    for index in range(_MOST_TERMS):
+        m = index // 2
+        if index == 0:
+            term = 1.0
+        elif index % 2:
+            term = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
+        else:
+            term = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
+        d = 1.0 / _not_zero(1.0 + term * d)
+        c = _not_zero(1.0 + term / c)
+        fraction *= c * d
+        if abs(c * d - 1.0) < 1e-12:
+            break
+    return math.exp(log_front) * (fraction - 1.0) / a
+
+
+def _not_zero(value: float) -> float:
+    return value if abs(value) > 1e-300 else 1e-300

@@ -1,0 +1,143 @@
+"""One level of a search: its attempts, and what they have decided."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from orchestrator.statistics.attainment import Attainment, attainment
+from orchestrator.statistics.medians import FloatArray
+
+State = Literal["passed", "failed", "undecided"]
+
+#: Names what binds where no limit does.
+SATURATED, UNANSWERED = "saturated", "unanswered"
+
+#: Of one look at a level that counts; for estimates of how many attempts it needs.
+TYPICAL_ERROR = 0.01
+
+_FIRST_LOOK = 3
+_NEXT_LOOK = 1.5
+# Of the error that is left, a level that gets all its attempts spends about this much.
+_SPENT_BY_LEVEL = 0.5
+# A p value that small is enough to go by when choosing where to look.
+_LEANS = 0.1
+
+
+@dataclass(frozen=True)
+class LevelAttempt:
+    """What one attempt at a level showed.
+
+    Attributes
+    ----------
+    used : mapping of str to array
+        Of each limit, at least one, how much of it each request used, ``(requests,)`` in the order
+        they were due: the value over the limit. At most 1 is met; infinite where there is no value,
+        because the request failed or was never answered.
+    saturated : bool
+        The queue grew over the window: none of the requests counts as met.
+    """
+
+    used: Mapping[str, ArrayLike]
+    saturated: bool = False
+
+    @property
+    def worst(self) -> FloatArray:
+        """Of each request the largest use of any limit, ``(requests,)``."""
+        worst = np.max([np.asarray(each, dtype=np.float64) for each in self.used.values()], axis=0)
+        return np.full_like(worst, math.inf) if self.saturated else worst
+
+
+@dataclass
+class Probe:
+    """A level that is looked at.
+
+    Parameters
+    ----------
+    level : float
+    most_attempts : int
+        It gets no more.
+    """
+
+    level: float
+    most_attempts: int
+    attempts: Sequence[LevelAttempt] = ()
+    state: State = "undecided"
+    attainment: Attainment | None = None
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether it has all its attempts, or they would not decide it even with some luck."""
+        made = len(self.attempts)
+        if made >= self.most_attempts or self.attainment is None:
+            return made >= self.most_attempts
+        times = self.attainment.times_to_decide(TYPICAL_ERROR, luck=1.0)
+        return made * times > self.most_attempts
+
+    @property
+    def next_look(self) -> int:
+        """Attempts it needs before it is judged again."""
+        more = math.ceil(len(self.attempts) * _NEXT_LOOK)
+        return min(self.most_attempts, max(_FIRST_LOOK, more))
+
+    @property
+    def next_share(self) -> float:
+        """Of the error that is left, what the next look may spend.
+
+        Looks share by the cube of their attempts (Kim and DeMets, *Biometrika* 74, 1987): a level
+        looked at to the end spends most of its part there, where it is needed, and the first looks,
+        which only choose where to go, nearly nothing.
+        """
+        before, after = (
+            (n / self.most_attempts) ** 3 for n in (len(self.attempts), self.next_look)
+        )
+        return _SPENT_BY_LEVEL * (after - before)
+
+    def look(self, attempts: Sequence[LevelAttempt], target: float, error: float) -> None:
+        """Judge it by these attempts, all that it has, with ``error`` to be wrong by this look."""
+        self.attempts = attempts
+        self.attainment = attainment([each.worst for each in attempts], target)
+        if self.attainment.p_pass <= error:
+            self.state = "passed"
+        elif self.attainment.p_fail <= error:
+            self.state = "failed"
+
+    @property
+    def leans(self) -> State:
+        """What it seems to be: good enough to choose where to look, not to answer."""
+        if self.state != "undecided" or self.attainment is None:
+            return self.state
+        if self.attainment.p_pass <= _LEANS:
+            return "passed"
+        return "failed" if self.attainment.p_fail <= _LEANS else "undecided"
+
+    @property
+    def log_odds(self) -> tuple[float, float]:
+        """Of a met request against a missed one, and its standard error."""
+        assert self.attainment is not None
+        worth = self.attainment.effective_requests
+        met = self.attainment.share * worth + 0.5
+        missed = worth + 1.0 - met
+        return math.log(met / missed), math.sqrt(1.0 / met + 1.0 / missed)
+
+    @property
+    def binding(self) -> str | None:
+        """What most requests missed: a limit, :data:`UNANSWERED` or :data:`SATURATED`."""
+        if 2 * sum(each.saturated for each in self.attempts) > len(self.attempts):
+            return SATURATED
+        missed: dict[str, int] = {}
+        for attempt in self.attempts:
+            arrays = {
+                name: np.asarray(used, dtype=np.float64) for name, used in attempt.used.items()
+            }
+            answered = np.all([np.isfinite(each) for each in arrays.values()], axis=0)
+            for name, used in arrays.items():
+                missed[name] = missed.get(name, 0) + int((used[answered] > 1.0).sum())
+            missed[UNANSWERED] = missed.get(UNANSWERED, 0) + int((~answered).sum())
+        most = max(missed, key=missed.__getitem__, default=None)
+        return most if most is not None and missed[most] else None
