@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.commands.output import emit, emit_json, say
+from orchestrator.engines.registry import is_remote
 from orchestrator.errors import ConfigError, Interrupted
 from orchestrator.search.capacity import (
     Ask,
@@ -40,7 +41,7 @@ def search(plan: Plan, *, as_json: bool) -> int:
     from orchestrator.record import open_store
     from orchestrator.schedule.cluster.ray.cluster import joined
 
-    searches = [_Search(plan, trial) for trial in plan.trials]
+    searches = [Searched(plan, trial) for trial in plan.trials]
     store = open_store(plan.settings.tracking)
     try:
         while step := _step(searches, plan):
@@ -61,7 +62,7 @@ def search(plan: Plan, *, as_json: bool) -> int:
     return UNDECIDED if any(isinstance(each.next, Undecided) for each in searches) else 0
 
 
-class _Search:
+class Searched:
     """The search of one trial, and what is known of its levels."""
 
     def __init__(self, plan: Plan, trial: Trial) -> None:
@@ -77,6 +78,14 @@ class _Search:
                 f"task={trial.identity['task']['name']} has no requests to set limits for",
                 where="search=capacity",
                 fix="Write task=serving",
+            )
+        self._by_hash = plan.settings.reuse == "hash"
+        if is_remote(trial.identity) and not self._by_hash:
+            raise ConfigError(
+                "what an endpoint runs on is unknown, so its attempts count together only if you "
+                "say so",
+                where="search=capacity",
+                fix="Add reuse=hash",
             )
         self.trial, self._plan = trial, plan
         self.over = asked.over or ""
@@ -110,11 +119,14 @@ class _Search:
 
     def answered(self, reports: Mapping[str, Sequence[AttemptReport]]) -> None:
         """Go on from what was measured; raises :class:`ConfigError` where that is too little."""
+        from orchestrator.report.analyse.measured import of_one_class, valid
+
         trial = self.asks
         if trial is None or trial.hash not in reports:
             return
         assert isinstance(self.next, Ask)
-        attempts = _level_attempts(reports[trial.hash], self._slo.limits)
+        alike = reports[trial.hash] if self._by_hash else of_one_class(reports[trial.hash])
+        attempts = _level_attempts(valid(alike), self._slo.limits)
         if len(attempts) < self.next.attempts:
             last = reports[trial.hash][-1] if reports[trial.hash] else None
             why = (last and last.reason) or trial.infeasible or "see python -m orchestrator show"
@@ -131,12 +143,11 @@ class _Search:
 def _level_attempts(
     reports: Sequence[AttemptReport], limits: Mapping[str, float]
 ) -> list[LevelAttempt]:
-    """Attempts that count, in the order they were made."""
-    from orchestrator.report.analyse.measured import of_one_class, valid
+    """What attempts showed, in the order they were made."""
     from orchestrator.report.analyse.slo import used_limits
 
     found = []
-    for report in sorted(valid(of_one_class(reports)), key=lambda report: report.started_at):
+    for report in sorted(reports, key=lambda report: report.started_at):
         used = used_limits(report, limits)
         if isinstance(used, str):
             # The queue grew: there are no latencies, and no request counts as met.
@@ -147,7 +158,7 @@ def _level_attempts(
     return found
 
 
-def _step(searches: Sequence[_Search], plan: Plan) -> Plan | None:
+def _step(searches: Sequence[Searched], plan: Plan) -> Plan | None:
     """The levels that searches ask for now, those together that want as many attempts."""
     asking = [(each, trial) for each in searches if (trial := each.asks) is not None]
     if not asking:
@@ -167,7 +178,7 @@ def _step(searches: Sequence[_Search], plan: Plan) -> Plan | None:
 
 
 def _plan(
-    plan: Plan, searches: Sequence[_Search], trials: tuple[Trial, ...], settings: Any
+    plan: Plan, searches: Sequence[Searched], trials: tuple[Trial, ...], settings: Any
 ) -> Plan:
     over = searches[0].over
     values = tuple(dict.fromkeys(f"{trial.axes[over]:g}" for trial in trials))
@@ -176,7 +187,7 @@ def _plan(
     )
 
 
-def _report(searches: Sequence[_Search], plan: Plan, store: Store, *, as_json: bool) -> None:
+def _report(searches: Sequence[Searched], plan: Plan, store: Store, *, as_json: bool) -> None:
     from orchestrator.commands.measuring import Measuring
     from orchestrator.commands.run import command_line
 
@@ -188,10 +199,10 @@ def _report(searches: Sequence[_Search], plan: Plan, store: Store, *, as_json: b
     looked_at.todo()
     looked_at.report(wall_s=0.0, as_json=False, table=True, strict=False)
     for each in searches:
-        emit(_sentence(each, plan))
+        emit(sentence(each, plan))
 
 
-def _sentence(each: _Search, plan: Plan) -> str:
+def sentence(each: Searched, plan: Plan) -> str:
     from orchestrator.report.analyse.labels import plain_label
 
     found, slo = each.next, plan.settings.slo
@@ -215,7 +226,7 @@ def _sentence(each: _Search, plan: Plan) -> str:
     return "; ".join(parts)
 
 
-def _as_json(each: _Search) -> dict[str, Any]:
+def _as_json(each: Searched) -> dict[str, Any]:
     found = each.next
     assert isinstance(found, Found)
     return {

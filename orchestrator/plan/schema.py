@@ -274,7 +274,7 @@ class SearchConfig:
 
     kind: str = choice("none", "capacity")
     over: str | None = None
-    width: float = bounded(0.1, low=0.01, high=2.0)
+    width: float = bounded(0.2, low=0.01, high=2.0)
     confidence: float = bounded(0.95, low=0.5, high=0.999)
     most_attempts: int = bounded(40, low=3)
     most_levels: int = bounded(24, low=2)

@@ -80,7 +80,7 @@ class CapacitySettings:
     @property
     def scale(self) -> Scale:
         """The levels there are."""
-        return Scale(self.width, self.integer, self.lowest, self.highest)
+        return Scale(self.width, self.integer, self.lowest, self.highest, self.start)
 
 
 @dataclass(frozen=True)
@@ -292,7 +292,7 @@ class _Walk:
         if not self.probes:
             return scale.nearest(scale.position(settings.start))
         top, bottom = self.probes[max(self.probes)], self.probes[min(self.probes)]
-        growth = scale.position(settings.growth)
+        growth = scale.apart_by(settings.growth)
         ways = [(top, growth)] * up + [(bottom, -growth)] * down
         if len(ways) == 2 and top.attainment and top.attainment.share < settings.target:
             ways.reverse()

@@ -21,16 +21,23 @@ class Scale:
         Whole numbers from 1 on, as of concurrency.
     lowest, highest : float or None
         No level is outside.
+    origin : float
+        A level; the others are so many steps above and below it.
     """
 
     width: float
     integer: bool = False
     lowest: float | None = None
     highest: float | None = None
+    origin: float = 1.0
 
     def position(self, level: float) -> float:
         """Of a level; a level with a position greater by 1 is higher by the width."""
-        return math.log(level) / math.log1p(self.width)
+        return self.apart_by(level / self.origin)
+
+    def apart_by(self, ratio: float) -> float:
+        """Distance of two positions whose levels have this ratio."""
+        return math.log(ratio) / math.log1p(self.width)
 
     def nearest(self, position: float) -> float:
         """The level closest to a position."""
@@ -66,7 +73,7 @@ class Scale:
         return round(self.position(level) * _STEPS)
 
     def _level(self, position: float) -> float:
-        return math.exp(position * math.log1p(self.width))
+        return self.origin * math.exp(position * math.log1p(self.width))
 
     def _rung(self, step: int) -> float:
         digits = 2 + max(1, math.ceil(-math.log10(self.width)))

@@ -1,0 +1,155 @@
+"""``search=capacity``: levels are trials of their own, answered by what is recorded of them."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from orchestrator.attempt import AttemptReport, Trial
+from orchestrator.commands.searching import Searched, sentence
+from orchestrator.errors import ConfigError
+from orchestrator.measure import Absent, Samples
+from orchestrator.plan.expand import build
+from orchestrator.plan.plan import Plan
+from orchestrator.search.capacity import Ask, Found, Undecided
+from testing.commands import orchestrator
+from testing.null_server import null_server
+from testing.seeds import drawing_seed
+from testing.trial import ok_report
+
+SERVED = (
+    *("task=serving", "engine=endpoint", "engine.url=http://127.0.0.1:9/v1", "quant=source"),
+    "reuse=hash",
+)
+OPEN = ("load=open", "load.rate=2", "load.requests=200")
+LIMIT = ("search=capacity", "search.over=load.rate", "slo.ttft_s=0.5")
+
+
+def planned(*words: str) -> Plan:
+    return build([*SERVED, *words], device_kind=lambda cluster: "cpu")
+
+
+def attempt(trial: Trial, edge: float, draw: np.random.Generator) -> AttemptReport:
+    """Of a server that keeps the limit for 95 % of independent requests at the rate ``edge``."""
+    rate = trial.identity["load"]["rate"]
+    if rate > 3 * edge:
+        saturated = ok_report(Absent("ttft_s", "s", "the queue grew"))
+        saturated.facts["requests"] = {"due": 200}
+        return saturated
+    late = draw.random(200) < min(0.9, 0.05 * (rate / edge) ** 4)
+    ttft = Samples("ttft_s", "s", tuple(np.where(late, 0.8, 0.1 + 0.2 * draw.random(200))))
+    return ok_report(
+        ttft,
+        Samples("answered", "1", (1.0,) * 200),
+        Samples("request_new_tokens", "1", (8.0,) * 200),
+    )
+
+
+def answered(plan: Plan, edge: float) -> tuple[Searched, int]:
+    """The search at its end, and how many attempts it asked for."""
+    draw = np.random.default_rng(drawing_seed())
+    found = Searched(plan, plan.trials[0])
+    made: dict[str, list[AttemptReport]] = {}
+    while (trial := found.asks) is not None:
+        assert isinstance(found.next, Ask)
+        reports = made.setdefault(trial.hash, [])
+        while len(reports) < found.next.attempts:
+            reports.append(attempt(trial, edge, draw))
+            reports[-1].started_at = float(len(reports))
+        found.answered(made)
+    return found, sum(map(len, made.values()))
+
+
+def test_levels_are_trials_and_the_answer_is_an_interval() -> None:
+    plan = planned(*OPEN, *LIMIT)
+    found, attempts = answered(plan, edge=5.0)
+    answer = found.next
+    assert isinstance(answer, Found)
+    assert not isinstance(answer, Undecided)
+    assert answer.low is not None
+    assert answer.high is not None
+    assert answer.low < 5.0 < answer.high
+    assert answer.attempts == attempts
+    assert answer.binding == "ttft_s"
+    # As the command line would have made them: somebody may have measured them before.
+    for level, trial in found.levels.items():
+        (typed,) = planned("load=open", f"load.rate={level}", "load.requests=200").trials
+        assert trial.hash == typed.hash
+    said = sentence(found, plan)
+    assert f"between {answer.low:g} and {answer.high:g}" in said
+    assert "95% of requests keep ttft_s=0.5" in said
+
+
+def test_what_is_known_already_is_not_asked_for() -> None:
+    plan = planned(*OPEN, *LIMIT)
+    draw = np.random.default_rng(drawing_seed())
+    first = Searched(plan, plan.trials[0])
+    trial = first.asks
+    assert trial is not None
+    # More attempts than the first look needs: those at hand are used as far as they are needed.
+    reports = [attempt(trial, 5.0, draw) for _ in range(8)]
+    first.answered({trial.hash: reports})
+    assert isinstance(first.next, Ask)
+    assert first.next.more > 0
+
+
+def test_too_few_attempts_to_rely_on_are_said() -> None:
+    plan = planned(*OPEN, *LIMIT)
+    found = Searched(plan, plan.trials[0])
+    trial = found.asks
+    assert trial is not None
+    with pytest.raises(
+        ConfigError, match=r"load.rate=[\d.]+ has 0 attempts to rely on, 3 are needed"
+    ):
+        found.answered({trial.hash: []})
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((*OPEN, "search=capacity"), "no limit is given"),
+        ((*OPEN, *LIMIT, "reuse=exact"), "Add reuse=hash"),
+        ((*OPEN, *LIMIT, "search.over=load.trace"), "is no number of this trial"),
+        ((*OPEN, *LIMIT, "search.over=load.rates"), "is no number of this trial"),
+    ],
+)
+def test_what_cannot_be_searched_for(words: tuple[str, ...], message: str) -> None:
+    plan = planned(*words)
+    with pytest.raises(ConfigError, match=message):
+        Searched(plan, plan.trials[0])
+
+
+def test_only_a_load_has_a_capacity() -> None:
+    plan = build(["task=noop", "model=random_tiny", *LIMIT], device_kind=lambda cluster: "cpu")
+    with pytest.raises(ConfigError, match="task=noop has no requests"):
+        Searched(plan, plan.trials[0])
+
+
+@pytest.mark.long
+def test_a_server_of_known_capacity(tmp_path: Path) -> None:
+    """One request at a time, 20 ms each: the wait for the first token is 60 ms at most."""
+    words: list[Any] = [
+        *("task=serving", "engine=endpoint", "quant=source", "load=open", "load.arrivals=poisson"),
+        *("load.rate=20", "load.requests=100", "load.warmup_s=0.5", "task.new_tokens=1"),
+        *("task.prompt_tokens=4", "search=capacity", "search.over=load.rate", "slo.ttft_s=0.1"),
+        *("search.width=0.5", "verdict=off", "reuse=hash"),
+        *("model=path", f"model.path={tmp_path}"),
+    ]
+    # The server has no tokenizer: ids are those of a vocabulary.
+    (tmp_path / "config.json").write_text('{"vocab_size": 100}')
+    with null_server(0.02, slots=1) as server:
+        done = orchestrator(tmp_path, *words, f"engine.url={server.url}", "--json")
+        again = orchestrator(tmp_path, *words, f"engine.url={server.url}", "--json")
+    assert done.code == again.code == 0, done.err
+    answer = done.json["searches"][0]
+    assert answer["state"] == "found"
+    assert answer["binding"] in ("ttft_s", "saturated")
+    # Of an M/D/1 queue: 95 % begin within five services up to a load of about 0.8.
+    assert 0.5 * 50 < answer["low"] < answer["high"] < 1.2 * 50
+    assert again.json["searches"][0] == answer
+    assert "attempts to run" not in again.err
+    assert math.isfinite(answer["high"])
