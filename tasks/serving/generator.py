@@ -100,7 +100,8 @@ class _Generator:
         self._lead_ns = 0
         self._end_ns: int | None = None
         self._last_ns = 0
-        self._cpu_ns = (0, 0)
+        self._cpu_at = (0, 0)
+        self._cpu_ratio = 0.0
         self._over = asyncio.Event()
         self._raw: IO[bytes] = tempfile.TemporaryFile(buffering=_WRITTEN_AT_ONCE)  # noqa: SIM115
         self._ttfts = array("d")
@@ -143,13 +144,12 @@ class _Generator:
         if not sending.cancelled() and (error := sending.exception()):
             raise error
         end_ns = self._end_ns or self._last_ns
-        cpu_begin_ns, cpu_end_ns = self._cpu_ns
         return Load(
             self._begin_ns,
             (orders.lead_s, (end_ns - self._begin_ns) / 1e9),
             tuple(self._read()),
             tuple(self._pauses),
-            (cpu_end_ns - cpu_begin_ns) / max(1, end_ns - self._lead_ns),
+            self._cpu_ratio,
         )
 
     async def _until(self, at_ns: int) -> None:
@@ -196,7 +196,7 @@ class _Generator:
         if self._end_ns is not None or due_ns < self._lead_ns:
             return
         if not self._measured:
-            self._cpu_ns = (time.process_time_ns(),) * 2
+            self._cpu_at = (time.process_time_ns(), time.monotonic_ns())
         last_ns = self._lead_ns + round((orders.duration_s or 0) * 1e9)
         if orders.duration_s is not None and due_ns >= last_ns:
             self._end(last_ns)
@@ -207,7 +207,9 @@ class _Generator:
         if self._end_ns is not None:
             return
         self._end_ns = at_ns
-        self._cpu_ns = (self._cpu_ns[0], time.process_time_ns())
+        cpu_ns, at_then_ns = self._cpu_at
+        passed_ns = max(1, time.monotonic_ns() - at_then_ns)
+        self._cpu_ratio = (time.process_time_ns() - cpu_ns) / passed_ns
         asyncio.get_running_loop().call_later(self._orders.drain_s, self._over.set)
         self._note_over()
 
