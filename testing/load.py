@@ -77,6 +77,7 @@ class Generating:
             env=self.variables,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
         ) as process:
             try:
@@ -89,7 +90,7 @@ class Generating:
         if process is None:
             with self.started() as process:
                 return self.load(process)
-        process.communicate()
-        assert process.returncode == 0
+        _, complaint = process.communicate()
+        assert (process.returncode, complaint) == (0, "")
         found: Load = from_json(Load, json.loads(self._answers.read_text()))
         return found

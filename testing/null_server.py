@@ -1,46 +1,59 @@
 """A server that answers by schedule: OpenAI's completions, without a model.
 
-``python -m testing.null_server FIRST_S BETWEEN_S SLOTS [CORE]`` prints its port. ``GET
-/v1/seen`` gives its own record. A request may say in ``does`` what goes wrong with it::
+``python -m testing.null_server FIRST_S BETWEEN_S SLOTS [CORE]`` prints its port. ``GET /v1/seen``
+gives its own record. A request may say in ``does`` what goes wrong with it::
 
-    429, 500       its status                    stale   its connection is closed, if used before
-    die            the process ends              rubbish no HTTP comes
+    429, 500       its status                    stale    its connection is closed, if used before
+    die            the process ends              rubbish  no HTTP comes
     stand still    nothing is answered for 0.3 s
     after two tokens: hang (silence), half (of a chunk), close (of the connection), garbage (no
     JSON), error
+
+It speaks just enough HTTP, and is quick: what it adds itself is small beside any client.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import os
+import re
+import resource
 import subprocess
 import sys
 import time
 import urllib.request
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
-from weakref import WeakSet
-
-from aiohttp import web
 
 from orchestrator.tasks.serving.loop import run_precisely
-from orchestrator.tasks.serving.timed_reads import TimedReader
 
-_CHUNK = b'data: {"choices": [{"text": "a"}]}\n\n'
 #: For so long everything stands still.
 STILL_S = 0.3
 _FAULTY_AFTER = 2
-_LOOKS_S = 0.01
+_KIND = {"id": "0", "object": "text_completion", "created": 0, "model": "schedule"}
+_TOKEN = {**_KIND, "choices": [{"index": 0, "text": " a", "finish_reason": None}]}
+_MODELS = {"data": [{"id": "schedule", "max_model_len": 4096}]}
+_LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
+_STREAM = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+)
+
+
+def _chunk(said: str) -> bytes:
+    return b"%x\r\n%s\r\n" % (len(said), said.encode())
+
+
+_TOKEN_CHUNK = _chunk(f"data: {json.dumps(_TOKEN)}\n\n")
 _SAID = {
-    "half": _CHUNK[:20],
-    "garbage": b"data: {oh\n\n",
-    "error": b'data: {"error": {"message": "oh"}}\n\n',
+    "half": _TOKEN_CHUNK[:20],
+    "garbage": _chunk("data: {oh\n\n"),
+    "error": _chunk('data: {"error": {"message": "oh"}}\n\n'),
 }
-_MODELS = {"data": [{"id": "null", "max_model_len": 4096}]}
 
 
 class Seen(NamedTuple):
@@ -50,6 +63,8 @@ class Seen(NamedTuple):
     ----------
     user : str or None
         As the request says.
+    came_ns : int
+        When it was read from the socket.
     first_ns : int or None
         Before its first token was written.
     unanswered : int
@@ -62,100 +77,130 @@ class Seen(NamedTuple):
     unanswered: int
 
 
-class NullServer:
-    """Parameters: seconds to the first token and between tokens, and requests it takes at once."""
+class _Server:
+    """Seconds to the first token and between tokens, requests taken at once; and what it saw."""
 
     def __init__(self, first_s: float, between_s: float, slots: int) -> None:
-        self._first_ns = round(first_s * 1e9)
-        self._between_ns = round(between_s * 1e9)
-        self._slots = asyncio.Semaphore(slots)
-        self._seen: list[list[Any]] = []
-        self._unanswered = 0
-        self._used: WeakSet[TimedReader] = WeakSet()
+        self.first_s, self.between_s, self.slots = first_s, between_s, slots
+        self.seen: list[list[Any]] = []
+        self.unanswered = 0
+        self.taken = 0
+        self.queue: deque[_Connection] = deque()
 
-    async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Whatever is asked for: the models, the record, or a completion."""
-        if request.method == "GET":
-            return web.json_response(self._seen if request.path == "/v1/seen" else _MODELS)
-        if request.path != "/v1/completions":
-            return web.json_response({}, status=404)
-        assert request.transport is not None
-        reader = request.transport.get_protocol()
-        assert isinstance(reader, TimedReader)
-        came_ns, _ = reader.reads[0]
-        reader.reads.clear()
-        used = reader in self._used
-        self._used.add(reader)
-        asked = await request.json()
-        usage = {"prompt_tokens": len(asked["prompt"]), "completion_tokens": asked["max_tokens"]}
+    def release(self) -> None:
+        """Somebody's slot is free: who has waited longest takes it."""
+        self.taken -= 1
+        while self.queue and self.taken < self.slots:
+            self.queue.popleft().take(asyncio.get_running_loop().time())
+
+
+class _Connection(asyncio.Protocol):
+    """One client's connection: a request at a time."""
+
+    def __init__(self, server: _Server) -> None:
+        self._server = server
+        self._data = b""
+        self._used = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._in_slot = False
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+            self._server.unanswered -= 1
+        if self in self._server.queue:
+            self._server.queue.remove(self)
+            self._server.unanswered -= 1
+        if self._in_slot:
+            self._in_slot = False
+            self._server.release()
+
+    def data_received(self, data: bytes) -> None:
+        came_ns = time.monotonic_ns()
+        self._data += data
+        head, end, body = self._data.partition(b"\r\n\r\n")
+        length = _LENGTH.search(head)
+        if end and len(body) >= (int(length[1]) if length else 0):
+            self._data = b""
+            self._answer(head, body, came_ns)
+
+    def _answer(self, head: bytes, body: bytes, came_ns: int) -> None:
+        server = self._server
+        if head.startswith(b"GET"):
+            self._whole(200, server.seen if b"/v1/seen" in head.split(b"\r\n")[0] else _MODELS)
+            return
+        if not head.startswith(b"POST /v1/completions "):
+            self._whole(404, {})
+            return
+        asked = json.loads(body)
+        self._tokens, does = asked["max_tokens"], asked.get("does")
+        used, self._used = self._used, True
+        usage = {"prompt_tokens": len(asked["prompt"]), "completion_tokens": self._tokens}
         if not asked.get("stream"):
-            return web.json_response({"choices": [{"text": "a"}], "usage": usage})
-        row = [asked.get("user"), came_ns, None, self._unanswered]
-        self._seen.append(row)
-        does = asked.get("does")
+            self._whole(200, {**_KIND, "choices": [{"text": " a"}], "usage": usage})
+            return
+        self._row = [asked.get("user"), came_ns, None, server.unanswered]
+        server.seen.append(self._row)
         if does == "die":
             os._exit(1)
+        if does == "stale" and used:
+            self._transport.abort()
+            return
         if does in ("429", "500"):
-            return web.json_response({"error": {"message": "not now"}}, status=int(does))
+            self._whole(int(does), {"error": {"message": "not now"}})
+            return
         if does == "stand still":
             time.sleep(STILL_S)
-        if does == "stale" and used:
-            request.transport.abort()
         if does == "rubbish":
-            request.transport.write(b"oh\r\n\r\n")
-        self._unanswered += 1
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-        try:
-            await response.prepare(request)
-            queued = self._slots.locked()
-            async with self._slots:
-                begin_ns = time.monotonic_ns() if queued else came_ns
-                await self._stream(request, response, begin_ns, row, asked)
-            last = json.dumps({"choices": [], "usage": usage}).encode()
-            await response.write(b"data: %s\n\ndata: [DONE]\n\n" % last)
-        except ConnectionError:  # whoever waited for the answer has gone, or is to see an end
-            if request.transport:
-                request.transport.close()
-        self._unanswered -= 1
-        return response
+            self._transport.write(b"oh\r\n\r\n")
+        server.unanswered += 1
+        self._does, self._sent = does, 0
+        last = json.dumps({**_KIND, "choices": [], "usage": usage})
+        self._last = _chunk(f"data: {last}\n\ndata: [DONE]\n\n") + b"0\r\n\r\n"
+        self._transport.write(_STREAM)
+        if server.taken < server.slots:
+            self.take(came_ns / 1e9)
+        else:
+            server.queue.append(self)
 
-    async def _stream(
-        self,
-        request: web.BaseRequest,
-        response: web.StreamResponse,
-        begin_ns: int,
-        row: list[Any],
-        asked: dict[str, Any],
-    ) -> None:
-        does = asked.get("does")
-        for number in range(asked["max_tokens"]):
-            due_ns = begin_ns + self._first_ns + number * self._between_ns
-            wait_s = (due_ns - time.monotonic_ns()) / 1e9
-            if wait_s > 0:
-                await asyncio.sleep(wait_s)
-            if not number:
-                row[2] = time.monotonic_ns()
-            if does is not None and number == _FAULTY_AFTER:
-                await response.write(_SAID.get(does, b""))
-                if does == "hang":
-                    while request.transport:
-                        await asyncio.sleep(_LOOKS_S)
-                if does in ("half", "close"):
-                    raise ConnectionResetError
-            await response.write(_CHUNK)
+    def take(self, at_s: float) -> None:
+        """Its first token is due so long after ``at_s``, the loop's time."""
+        self._server.taken += 1
+        self._in_slot = True
+        self._due_s = at_s + self._server.first_s
+        self._timer = asyncio.get_running_loop().call_at(self._due_s, self._token)
 
-    async def run(self) -> None:
-        """Serve until the process ends."""
-        runner = web.ServerRunner(_Server(self.answer, access_log=None))
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0, backlog=4096).start()
-        print(runner.addresses[0][1], flush=True)
-        await asyncio.Event().wait()
+    def _token(self) -> None:
+        if not self._sent:
+            self._row[2] = time.monotonic_ns()
+        if self._does is not None and self._sent == _FAULTY_AFTER and not self._goes_on():
+            return
+        self._transport.write(_TOKEN_CHUNK)
+        self._sent += 1
+        if self._sent < self._tokens:
+            self._due_s += self._server.between_s
+            self._timer = asyncio.get_running_loop().call_at(self._due_s, self._token)
+            return
+        self._timer = None
+        self._in_slot = False
+        self._server.unanswered -= 1
+        self._server.release()
+        self._transport.write(self._last)
 
+    def _goes_on(self) -> bool:
+        self._transport.write(_SAID.get(self._does or "", b""))
+        if self._does in ("half", "close"):
+            self._transport.close()
+        return self._does not in ("hang", "half", "close")
 
-class _Server(web.Server):
-    def __call__(self) -> Any:
-        return TimedReader(super().__call__())
+    def _whole(self, status: int, said: Any) -> None:
+        body = json.dumps(said).encode()
+        head = b"HTTP/1.1 %d OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+        self._transport.write(head % (status, len(body)) + body)
 
 
 @dataclass(frozen=True)
@@ -187,10 +232,21 @@ def null_server(
             process.kill()
 
 
+async def _serve(server: _Server) -> None:
+    listening = await asyncio.get_running_loop().create_server(
+        lambda: _Connection(server), "127.0.0.1", 0, backlog=4096
+    )
+    gc.disable()
+    print(listening.sockets[0].getsockname()[1], flush=True)
+    await listening.serve_forever()
+
+
 def _main(first_s: str, between_s: str, slots: str, *core: str) -> None:
     if core:
         os.sched_setaffinity(0, map(int, core))
-    run_precisely(NullServer(float(first_s), float(between_s), int(slots)).run())
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    run_precisely(_serve(_Server(float(first_s), float(between_s), int(slots))))
 
 
 if __name__ == "__main__":

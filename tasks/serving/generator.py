@@ -44,7 +44,7 @@ from orchestrator.measure.plain_json import from_json
 from orchestrator.tasks.serving.answers import answer_of
 from orchestrator.tasks.serving.loop import run_precisely
 from orchestrator.tasks.serving.orders import BEAT_S, Answer, Load, Orders
-from orchestrator.tasks.serving.timed_reads import Reads, TimedResponse
+from orchestrator.tasks.serving.timed_reads import Reads, StaleConnection, TimedResponse
 
 _REPORT_S = 1.0
 _RECENT = 200
@@ -59,6 +59,8 @@ _MOST_ANSWER = 1 << 30
 _WRITTEN_AT_ONCE = 1 << 16
 # Shorter than servers keep a silent connection open: one that is about to be closed is not used.
 _KEEP_ALIVE_S = 2.0
+# Connections one after another, for one request.
+_MOST_STALE = 100
 _HTTP_OK = 200
 _NO_END = "no end of its answer came"
 _PR_SET_PDEATHSIG = 1
@@ -74,15 +76,10 @@ class _Flight:
     sent_ns: int = 0
     ended_ns: int | None = None
     status: str | None = None
-    reused: bool = False
     reads: Reads = field(default_factory=list)
     times_ns: array[int] = field(default_factory=lambda: array("q"))
     lengths: array[int] = field(default_factory=lambda: array("q"))
     place: int = 0
-
-
-async def _note_reuse(session: object, context: Any, params: object) -> None:
-    context.trace_request_ctx.reused = True
 
 
 class _Generator:
@@ -100,7 +97,8 @@ class _Generator:
         self._lead_ns = 0
         self._end_ns: int | None = None
         self._last_ns = 0
-        self._cpu_ns = (0, 0)
+        self._cpu_at = (0, 0)
+        self._cpu_ratio = 0.0
         self._over = asyncio.Event()
         self._raw: IO[bytes] = tempfile.TemporaryFile(buffering=_WRITTEN_AT_ONCE)  # noqa: SIM115
         self._ttfts = array("d")
@@ -110,10 +108,7 @@ class _Generator:
         headers = {"Content-Type": "application/json"}
         if orders.key_variable is not None:
             headers["Authorization"] = f"Bearer {os.environ[orders.key_variable]}"
-        trace = aiohttp.TraceConfig()
-        trace.on_connection_reuseconn.append(_note_reuse)
         async with aiohttp.ClientSession(
-            trace_configs=[trace],
             connector=aiohttp.TCPConnector(
                 limit=0, keepalive_timeout=_KEEP_ALIVE_S, ttl_dns_cache=None
             ),
@@ -125,10 +120,8 @@ class _Generator:
             read_bufsize=_MOST_ANSWER,
             response_class=TimedResponse,
         ) as self._session:
-            # What is here already is never looked at again by the collector.
-            gc.collect()
-            gc.freeze()
-            gc.set_threshold(10_000, 50, 1_000_000)
+            # Requests leave no cycles, and each look for some would take milliseconds.
+            gc.disable()
             self._begin_ns = time.monotonic_ns()
             self._lead_ns = self._begin_ns + round(orders.lead_s * 1e9)
             beating = asyncio.create_task(self._beat())
@@ -143,13 +136,12 @@ class _Generator:
         if not sending.cancelled() and (error := sending.exception()):
             raise error
         end_ns = self._end_ns or self._last_ns
-        cpu_begin_ns, cpu_end_ns = self._cpu_ns
         return Load(
             self._begin_ns,
             (orders.lead_s, (end_ns - self._begin_ns) / 1e9),
             tuple(self._read()),
             tuple(self._pauses),
-            (cpu_end_ns - cpu_begin_ns) / max(1, end_ns - self._lead_ns),
+            self._cpu_ratio,
         )
 
     async def _until(self, at_ns: int) -> None:
@@ -158,11 +150,25 @@ class _Generator:
             await asyncio.sleep(wait_s)
 
     async def _open(self) -> None:
+        all_sent = asyncio.get_running_loop().create_future()
+        self._send_due(all_sent)
+        await all_sent
+        self._end(time.monotonic_ns())
+
+    def _send_due(self, all_sent: asyncio.Future[None], *waited: Any) -> None:
+        """Send what is due by now and come again for the next; a task would be woken later."""
+        if all_sent.done():  # nobody waits for more
+            return
+        if waited:
+            self._start(*waited)
         for due_s, body, tokens in self._requests:
             due_ns = self._begin_ns + round(due_s * 1e9)
-            await self._until(due_ns)
+            if due_ns > time.monotonic_ns():
+                loop = asyncio.get_running_loop()
+                loop.call_at(due_ns / 1e9, self._send_due, all_sent, due_ns, body, tokens)
+                return
             self._start(due_ns, body, tokens)
-        self._end(time.monotonic_ns())
+        all_sent.set_result(None)
 
     async def _closed(self) -> None:
         users = self._orders.concurrency or 1
@@ -196,7 +202,7 @@ class _Generator:
         if self._end_ns is not None or due_ns < self._lead_ns:
             return
         if not self._measured:
-            self._cpu_ns = (time.process_time_ns(),) * 2
+            self._cpu_at = (time.process_time_ns(), time.monotonic_ns())
         last_ns = self._lead_ns + round((orders.duration_s or 0) * 1e9)
         if orders.duration_s is not None and due_ns >= last_ns:
             self._end(last_ns)
@@ -207,7 +213,9 @@ class _Generator:
         if self._end_ns is not None:
             return
         self._end_ns = at_ns
-        self._cpu_ns = (self._cpu_ns[0], time.process_time_ns())
+        cpu_ns, at_then_ns = self._cpu_at
+        passed_ns = max(1, time.monotonic_ns() - at_then_ns)
+        self._cpu_ratio = (time.process_time_ns() - cpu_ns) / passed_ns
         asyncio.get_running_loop().call_later(self._orders.drain_s, self._over.set)
         self._note_over()
 
@@ -222,7 +230,7 @@ class _Generator:
     async def _send(self, flight: _Flight, body: bytes) -> None:
         flight.sent_ns = time.monotonic_ns()
         try:
-            response = await self._asked(flight, body)
+            response = await self._asked(body)
             async with response:
                 if response.status == _HTTP_OK:
                     flight.reads = response.reads
@@ -243,16 +251,15 @@ class _Generator:
             self._unanswered -= flight.measured
             self._note_over()
 
-    async def _asked(self, flight: _Flight, body: bytes) -> TimedResponse:
+    async def _asked(self, body: bytes) -> TimedResponse:
+        stale = 0
         while True:
-            flight.reused = False
             try:
-                response = await self._session.post(
-                    self._url, data=body, allow_redirects=False, trace_request_ctx=flight
-                )
-            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+                response = await self._session.post(self._url, data=body, allow_redirects=False)
+            except (StaleConnection, aiohttp.ClientConnectionResetError):
                 # A server may close a connection that nobody uses, at any time and without a word.
-                if not flight.reused:
+                stale += 1
+                if stale > _MOST_STALE:
                     raise
             else:
                 assert isinstance(response, TimedResponse)

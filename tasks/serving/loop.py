@@ -5,23 +5,30 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import selectors
+import time
 from collections.abc import Coroutine
 from select import select
 from typing import Any, TypeVar
 
 _PR_SET_TIMERSLACK = 29
+# What it takes to wake up, at most, on most machines: so long before a timer it stays awake.
+_EARLY_S = 0.0001
 
 T = TypeVar("T")
 
 
 class _PreciseSelector(selectors.EpollSelector):
-    """Waits with ``select`` for its own descriptor, by the microsecond."""
+    """Waits with ``select`` for its own descriptor, by the microsecond, and is awake in time."""
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        if timeout is not None and timeout > 0:
-            select([self.fileno()], (), (), timeout)
-            timeout = 0
-        return super().select(timeout)
+        if timeout is None or timeout <= 0:
+            return super().select(timeout)
+        until_s = time.monotonic() + timeout
+        if timeout > _EARLY_S:
+            select([self.fileno()], (), (), timeout - _EARLY_S)
+        while not (found := super().select(0)) and time.monotonic() < until_s:
+            continue
+        return found
 
 
 def run_precisely(main: Coroutine[Any, Any, T]) -> T:

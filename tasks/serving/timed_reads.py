@@ -14,10 +14,16 @@ from typing import Any
 import aiohttp
 
 _CHUNKED = re.compile(rb"\r\ntransfer-encoding:[^\r]*chunked", re.IGNORECASE)
+# Of a stream, in a chunk of HTTP's: never the last one.
+_END_OF_EVENT = b"\n\n\r\n"
 # One for all: it is emptied before anything else is read.
 _BUFFER = memoryview(bytearray(1 << 16))
 
 Reads = list[tuple[int, bytes]]
+
+
+class StaleConnection(aiohttp.ClientError):
+    """The server had closed a connection that was used before: it has not seen the request."""
 
 
 class TimedResponse(aiohttp.ClientResponse):
@@ -32,13 +38,20 @@ class TimedResponse(aiohttp.ClientResponse):
     async def start(self, connection: Any) -> aiohttp.ClientResponse:
         """As aiohttp calls it when the request was sent."""
         self.reads = []
-        if (transport := connection.transport) is not None:
-            reader = transport.get_protocol()
-            if not isinstance(reader, TimedReader):
-                reader = TimedReader(reader)
-                transport.set_protocol(reader)
-            reader.reads = self.reads
-        return await super().start(connection)
+        if (transport := connection.transport) is None:
+            raise StaleConnection
+        reader = transport.get_protocol()
+        used = isinstance(reader, TimedReader)
+        if not used:
+            reader = TimedReader(reader)
+            transport.set_protocol(reader)
+        reader.reads = self.reads
+        try:
+            return await super().start(connection)
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+            if used and not self.reads:
+                raise StaleConnection from None
+            raise
 
     async def wait(self) -> None:
         """Until all is there; raises what aiohttp does. Nobody is woken by what comes before."""
@@ -48,17 +61,20 @@ class TimedResponse(aiohttp.ClientResponse):
 
 
 class TimedReader(asyncio.BufferedProtocol):
-    """Stands before another protocol, and keeps what that one is given.
+    """Stands before aiohttp's own protocol and keeps what that one is given.
+
+    It is given tokens together, when something else comes: each by itself would cost as much again.
 
     Attributes
     ----------
     reads : list of (int, bytes)
-        As of :class:`TimedResponse`; whoever takes it puts a new one there.
+        Of the response that is awaited.
     """
 
     def __init__(self, inner: asyncio.Protocol) -> None:
         self._inner = inner
         self.reads: Reads = []
+        self._held: list[bytes] = []
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return _BUFFER
@@ -67,15 +83,23 @@ class TimedReader(asyncio.BufferedProtocol):
         at_ns = time.monotonic_ns()
         data = bytes(_BUFFER[:nbytes])
         self.reads.append((at_ns, data))
-        self._inner.data_received(data)
+        self._held.append(data)
+        # The first has the head.
+        if len(self.reads) == 1 or not data.endswith(_END_OF_EVENT):
+            self._give()
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._inner.connection_made(transport)
+    def _give(self) -> None:
+        data = b"".join(self._held)
+        self._held.clear()
+        if data:
+            self._inner.data_received(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._give()
         self._inner.connection_lost(exc)
 
     def eof_received(self) -> bool | None:
+        self._give()
         return self._inner.eof_received()
 
     def pause_writing(self) -> None:
