@@ -45,7 +45,7 @@ def run_command(argv: Sequence[str]) -> int:
     if plan.settings.search.kind != "none":
         from orchestrator.commands.searching import search
 
-        return search(checked.plan, as_json=arguments.json)
+        return search(checked.plan, command_line(), as_json=arguments.json)
     return carry_out(checked.plan, as_json=arguments.json, strict=arguments.strict)
 
 

@@ -34,10 +34,9 @@ if TYPE_CHECKING:
 UNDECIDED = 1
 
 
-def search(plan: Plan, *, as_json: bool) -> int:
+def search(plan: Plan, command: Sequence[str], *, as_json: bool) -> int:
     """Search for each trial of a plan; returns 0, 1 where one stays undecided, or 130."""
     from orchestrator.commands.measuring import Measuring
-    from orchestrator.commands.run import command_line
     from orchestrator.record import open_store
     from orchestrator.schedule.cluster.ray.cluster import joined
 
@@ -45,7 +44,7 @@ def search(plan: Plan, *, as_json: bool) -> int:
     store = open_store(plan.settings.tracking)
     try:
         while step := _step(searches, plan):
-            measuring = Measuring(step, store, command_line(), probing=True)
+            measuring = Measuring(step, store, command, probing=True)
             todo = measuring.todo()
             if todo.attempts:
                 measuring.execute(todo)
@@ -58,7 +57,7 @@ def search(plan: Plan, *, as_json: bool) -> int:
     finally:
         if plan.settings.cluster.kind == "local":
             joined(plan.settings.cluster).close()
-    _report(searches, plan, store, as_json=as_json)
+    _report(searches, plan, store, command, as_json=as_json)
     return UNDECIDED if any(isinstance(each.next, Undecided) for each in searches) else 0
 
 
@@ -187,15 +186,21 @@ def _plan(
     )
 
 
-def _report(searches: Sequence[Searched], plan: Plan, store: Store, *, as_json: bool) -> None:
+def _report(
+    searches: Sequence[Searched],
+    plan: Plan,
+    store: Store,
+    command: Sequence[str],
+    *,
+    as_json: bool,
+) -> None:
     from orchestrator.commands.measuring import Measuring
-    from orchestrator.commands.run import command_line
 
     if as_json:
         emit_json({"sweep": plan.sweep, "searches": [_as_json(each) for each in searches]})
         return
     trials = tuple(trial for each in searches for _, trial in sorted(each.levels.items()))
-    looked_at = Measuring(_plan(plan, searches, trials, plan.settings), store, command_line())
+    looked_at = Measuring(_plan(plan, searches, trials, plan.settings), store, command)
     looked_at.todo()
     looked_at.report(wall_s=0.0, as_json=False, table=True, strict=False)
     for each in searches:

@@ -14,7 +14,7 @@ from testing.near import near
 SWEEPS = Path(__file__).resolve().parents[2] / "conf" / "sweep"
 # One cell, measured once and briefly: what is proven is that it runs.
 BRIEF = (
-    *("repeats=1", "verdict=off", "ceilings=off", "device=cpu", "--json"),
+    *("repeats=1", "search=none", "verdict=off", "ceilings=off", "device=cpu", "--json"),
     *("protocol.min_repetitions=2", "protocol.max_repetitions=2", "protocol.max_time_s=1"),
 )
 
@@ -29,7 +29,8 @@ def axes_of(name: str) -> dict[str, Any]:
 def first_cell(name: str) -> list[str]:
     """Overrides that leave of each axis its first value."""
     split = {k: v.split(",") if isinstance(v, str) else v for k, v in axes_of(name).items()}
-    return [f"{axis}={values[0]}" for axis, values in split.items()]
+    first = {axis: values[0] for axis, values in split.items()}
+    return [f"{axis}={'null' if value is None else value}" for axis, value in first.items()]
 
 
 @pytest.mark.long
