@@ -16,6 +16,8 @@ from orchestrator.engines.cache import cache_root
 from orchestrator.engines.source import packaged_file
 from orchestrator.environments.uv import run_uv
 
+# Answers as long as asked for, and nothing out of a cache, as ours asks.
+ALWAYS = {"ignore_eos": True, "cache_prompt": False}
 AIPERF, GUIDELLM = "aiperf==0.13.0", "guidellm==0.8.1"
 
 
@@ -115,7 +117,7 @@ def aiperf(asked: Asked) -> Printed:
             *("--request-rate", str(asked.rate), "--arrival-pattern", "constant"),
             *("--benchmark-duration", str(asked.duration_s), "--export-level", "summary"),
             *("--isl", str(asked.prompt_tokens), "--osl", str(asked.new_tokens)),
-            *("--extra-inputs", "ignore_eos:true", "--artifact-dir", directory, "--ui", "none"),
+            *("--extra-inputs", json.dumps(ALWAYS), "--artifact-dir", directory, "--ui", "none"),
         )
         return _run(words, directory, read)
 
@@ -139,11 +141,15 @@ def guidellm(asked: Asked) -> Printed:
                 "warned": "Warnings" in said,
             }
 
-        backend = f"kind=openai_http,target={asked.api},model={asked.model}"
+        backend = {
+            **{"kind": "openai_http", "target": asked.api, "model": asked.model},
+            **{"request_format": "/v1/completions", "validate_backend": False},
+            "extras": {"body": ALWAYS},
+        }
         data = f"prompt_tokens={asked.prompt_tokens},output_tokens={asked.new_tokens}"
         words = (
             *(program, "run", "--disable-console-interactive"),
-            *("--backend", f"{backend},request_format=/v1/completions,validate_backend=false"),
+            *("--backend", json.dumps(backend)),
             *("--profile", f"kind=constant,rate={asked.rate}"),
             *("--constraint", f"kind=max_duration,seconds={asked.duration_s}"),
             *("--tokenizer", f"kind=huggingface_auto,model={tokenizer}"),

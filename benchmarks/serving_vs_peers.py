@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -27,6 +28,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import yaml
@@ -48,6 +50,9 @@ RULES = Path(__file__).parents[1] / "conf" / "verdict" / "default.yaml"
 # Where an issue of ours sets a limit: what is added at the p99, and on average.
 P99_AT, MEAN_AT = 300.0, 600.0
 REAL_PROMPT_TOKENS, REAL_TOKENS = 128, 8
+FIGURES = ("ttft", "itl", "e2e")
+_PROMPT_TIME = re.compile(r"prompt eval time = *([0-9.]+) ms")
+_EVAL_TIME = re.compile(r"\|  +eval time = *([0-9.]+) ms / *([0-9]+) tokens")
 
 
 def send(api: str, rate: float, duration_s: float, body: dict[str, Any]) -> tuple[Load, float]:
@@ -93,8 +98,7 @@ def came_per_s(server: Running) -> float:
 
 def ours_at(rate: float, options: argparse.Namespace, *, beyond: bool = False) -> list[Any]:
     """Measure and print ours; a row of the table."""
-    server_core, *_ = usable_cores_of_both()
-    with null_server(FIRST_S, BETWEEN_S, core=server_core) as server:
+    with null_server(FIRST_S, BETWEEN_S, core=_CORES[0]) as server:
         body = {"prompt": list(range(PROMPT_TOKENS)), "max_tokens": TOKENS}
         load, wall_s = send(server.url.removesuffix("/v1"), rate, options.duration_s, body)
         adds = added_s(load, server)
@@ -126,8 +130,7 @@ def ours_at(rate: float, options: argparse.Namespace, *, beyond: bool = False) -
 
 def peer_at(peer: str, rate: float, options: argparse.Namespace) -> list[Any]:
     """Measure and print a peer; a row of the table."""
-    server_core, *_ = usable_cores_of_both()
-    with null_server(FIRST_S, BETWEEN_S, core=server_core) as server:
+    with null_server(FIRST_S, BETWEEN_S, core=_CORES[0]) as server:
         api = server.url.removesuffix("/v1")
         asked = Asked(api, "schedule", rate, options.duration_s, PROMPT_TOKENS, TOKENS)
         found = PEERS[peer](asked)
@@ -142,25 +145,53 @@ def peer_at(peer: str, rate: float, options: argparse.Namespace) -> list[Any]:
     return [peer, rate, ttft_ms, f"{came:.1f}", f"{found.wall_s:.1f}", "warns" * found.warned]
 
 
-def usable_cores_of_both() -> tuple[int, int]:
-    """The server's core and the client's."""
-    return _CORES[0], _CORES[-1]
+class RealServer:
+    """llama.cpp's own, on one core: its address, and what each request of ours has.
+
+    Attributes
+    ----------
+    api : str
+        As of :class:`benchmarks._load_peers.Asked`.
+    body : mapping
+        Of each request.
+    ordinary : int
+        How many ids are text.
+    """
+
+    def __init__(self, said: dict[str, Any], log: Path) -> None:
+        self.api = said["url"].removesuffix("/v1/completions")
+        self.body, self.ordinary = said["body"], said["ordinary"]
+        self._log, self._read = log, 0
+
+    def own_ms(self) -> dict[str, float]:
+        """What it says itself of what it answered since the last call: medians."""
+        text = self._log.read_text(errors="replace")
+        new, self._read = text[self._read :], len(text)
+        prompt = [float(ms) for ms in _PROMPT_TIME.findall(new)]
+        token = [float(ms) / (int(count) - 1) for ms, count in _EVAL_TIME.findall(new)]
+        found = {"ttft": statistics.median(prompt), "itl": statistics.median(token)}
+        return {**found, "e2e": found["ttft"] + (REAL_TOKENS - 1) * found["itl"]}
 
 
 @contextmanager
-def real_server(core: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """llama.cpp's own, on one core: its address, and what each request of ours has."""
+def real_server(core: int) -> Iterator[RealServer]:
+    """One in a process of its own."""
     words = [sys.executable, str(Path(__file__).resolve()), "--serve", str(core)]
-    with subprocess.Popen(
-        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("{"):
-                said = json.loads(line)
-                yield said["url"].removesuffix("/v1/completions"), said["body"]
-                break
-        process.kill()
+    pipe = subprocess.PIPE
+    with tempfile.TemporaryDirectory() as directory:
+        log = Path(directory, "log")
+        with (
+            log.open("w") as said,
+            subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=said, text=True) as process,
+        ):
+            assert process.stdout is not None
+            begun = next((line for line in process.stdout if line.startswith("{")), None)
+            if begun is None:
+                raise SystemExit(f"llama.cpp's server did not start:\n{log.read_text()[-3000:]}")
+            server = RealServer(json.loads(begun), log)
+            server.own_ms()  # of what it was asked to be ready
+            yield server
+            process.kill()
 
 
 def serve(core: int) -> None:
@@ -183,26 +214,24 @@ def serve(core: int) -> None:
         service = session.service(reuse=False)
         ids = list(session.ordinary_ids)[:REAL_PROMPT_TOKENS]
         session.generate([ids], REAL_TOKENS)
-        body = {**service.body, "ids": len(session.ordinary_ids)}
-        print(json.dumps({"url": service.url, "body": body}), flush=True)
+        said = {"url": service.url, "body": service.body, "ordinary": len(session.ordinary_ids)}
+        print(json.dumps(said), flush=True)
         sys.stdin.read()
 
 
-def ours_of_real(asked: Asked, body: dict[str, Any]) -> Printed:
+def ours_of_real(asked: Asked, server: RealServer) -> Printed:
     """Our figures of a real server's load."""
-    from random import Random
-
-    random, count = Random(0), body.pop("ids")
-    begin_s = time.monotonic()
+    random, begin_s = Random(0), time.monotonic()
+    # Later ids are words, of which any follows any.
+    ids = range(server.ordinary // 2, server.ordinary)
     sends = [
         (
             k / asked.rate,
-            {**body, "prompt": random.choices(range(100, count), k=asked.prompt_tokens)}
-            | {"max_tokens": asked.new_tokens},
+            {**server.body, "max_tokens": asked.new_tokens}
+            | {"prompt": random.choices(ids, k=asked.prompt_tokens)},
         )
         for k in range(round(asked.rate * asked.duration_s))
     ]
-    body["ids"] = count
     with tempfile.TemporaryDirectory() as directory:
         load = Generating(f"{asked.api}/v1", sends, Path(directory)).load()
     found = [window.request_of(a) for a in window.measured(load) if a.status == OK]
@@ -220,27 +249,38 @@ def ours_of_real(asked: Asked, body: dict[str, Any]) -> Printed:
 
 
 def compare_real(options: argparse.Namespace) -> None:
-    """Medians of the three at the same load, in turn; each against ours."""
-    server_core, _ = usable_cores_of_both()
-    found: dict[str, list[Printed]] = {name: [] for name in ("ours", *options.peers)}
-    with real_server(server_core) as (api, body):
+    """Medians of the three at the same load, in turn; each peer's against ours.
+
+    Also over what the server says itself of the same requests: on a machine that changes meanwhile
+    that says more.
+    """
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in ("ours", *options.peers)}
+    with real_server(_CORES[0]) as server:
         duration_s = options.real_requests / options.real_rate
         shape = (options.real_rate, duration_s, REAL_PROMPT_TOKENS, REAL_TOKENS)
         for _ in range(options.rounds):
             for name in found:
-                asked = Asked(api, "smollm2", *shape)
-                made = ours_of_real(asked, body) if name == "ours" else PEERS[name](asked)
-                found[name].append(made)
-    for figure in ("median_ttft_ms", "median_itl_ms", "median_e2e_ms"):
-        medians = {
-            name: statistics.median(getattr(each, figure) for each in made)
-            for name, made in found.items()
-        }
-        for name, value in medians.items():
-            emit(f"serving.real.{name}.{figure}", value, "ms", n=options.real_requests)
-            if name != "ours":
-                away = abs(medians["ours"] / value - 1)
-                emit(f"serving.real.ours_over_{name}.{figure}", away, "1", required="<= 0.03")
+                asked = Asked(server.api, "smollm2", *shape)
+                made = ours_of_real(asked, server) if name == "ours" else PEERS[name](asked)
+                medians = {what: getattr(made, f"median_{what}_ms") for what in FIGURES}
+                own = server.own_ms()
+                over = {f"{what}_over_own": medians[what] / own[what] for what in FIGURES}
+                found[name].append({**medians, **over})
+    for what in FIGURES:
+        for figure, named, unit in (
+            (what, f"median_{what}_ms", "ms"),
+            (f"{what}_over_own", f"median_{what}_over_own", "1"),
+        ):
+            medians = {
+                name: statistics.median(each[figure] for each in made)
+                for name, made in found.items()
+            }
+            for name, value in medians.items():
+                emit(f"serving.real.{name}.{named}", value, unit, n=options.real_requests)
+                if name != "ours":
+                    away = abs(medians["ours"] / value - 1)
+                    whole = f"serving.real.ours_to_{name}.{named}_away"
+                    emit(whole, away, "1", required="<= 0.03", n=options.rounds)
 
 
 _CORES = usable_cores()
