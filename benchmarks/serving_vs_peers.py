@@ -211,7 +211,7 @@ def serve(core: int) -> None:
     with tempfile.TemporaryDirectory() as directory:
         recorder = Recorder(lambda event: None, HostClock(), Path(directory))
         session = engines.load(engines.prepare(identity, recorder, work), work, recorder)
-        service = session.service(reuse=False)
+        service = session.service()
         ids = list(session.ordinary_ids)[:REAL_PROMPT_TOKENS]
         session.generate([ids], REAL_TOKENS)
         said = {"url": service.url, "body": service.body, "ordinary": len(session.ordinary_ids)}
