@@ -88,7 +88,7 @@ def kinds_of(identity: Mapping[str, Any]) -> dict[str, type]:
     kinds = {"task": find_task(identity["task"]["name"]).config}
     if identity["engine"] is not None:
         kinds["engine"] = ENGINES.find(identity["engine"]["name"]).config
-    if identity["load"] is not None:
+    if identity.get("load") is not None:
         kinds["load"] = LoadConfig
     return {**kinds, **IDENTITY_GROUPS}
 

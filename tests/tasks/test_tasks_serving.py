@@ -15,7 +15,7 @@ import pytest
 from orchestrator.errors import ConfigError
 from orchestrator.measure import InputError, Recorder
 from orchestrator.measure.registry import find_task
-from orchestrator.tasks.serving.serving import SATURATED
+from orchestrator.tasks.serving.recorded import SATURATED
 from testing.checks import check_of
 from testing.endpoint import scripted
 from testing.gguf import of_gguf

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from orchestrator.attempt import AttemptReport
 from orchestrator.measure.metric import Absent, MetricSpec, Samples
 from orchestrator.report.analyse.cell import Cell
-from orchestrator.statistics.attainment import attainment
 
 ATTAINMENT = MetricSpec(
     "slo_attainment",
@@ -73,6 +72,8 @@ def slo_cells(
     target : float
         The attainment that is asked for.
     """
+    from orchestrator.statistics.attainment import attainment
+
     worst, length_s, reason = [], 0.0, "no requests were recorded"
     for report in attempts:
         used = used_limits(report, limits)
