@@ -42,7 +42,7 @@ from orchestrator.engines.completions import error_message
 from orchestrator.errors import one_line
 from orchestrator.measure.plain_json import from_json
 from orchestrator.tasks.serving.answers import answer_of
-from orchestrator.tasks.serving.loop import run_precisely
+from orchestrator.tasks.serving.loop import run_precisely, take_precedence
 from orchestrator.tasks.serving.orders import BEAT_S, Answer, Load, Orders
 from orchestrator.tasks.serving.timed_reads import Reads, StaleConnection, TimedResponse
 
@@ -122,6 +122,7 @@ class _Generator:
         ) as self._session:
             # Requests leave no cycles, and each look for some would take milliseconds.
             gc.disable()
+            take_precedence(True)
             self._begin_ns = time.monotonic_ns()
             self._lead_ns = self._begin_ns + round(orders.lead_s * 1e9)
             beating = asyncio.create_task(self._beat())
@@ -129,6 +130,7 @@ class _Generator:
             sending = asyncio.create_task(self._closed() if orders.concurrency else self._open())
             sending.add_done_callback(self._note_failure)
             await self._over.wait()
+            take_precedence(False)
             ours = (beating, telling, sending)
             for task in (*ours, *self._in_flight):
                 task.cancel()

@@ -13,8 +13,8 @@ import pytest
 
 from orchestrator.attempt import Outcome, Slot
 from orchestrator.conditions import UNKNOWN, difference
-from orchestrator.engines.endpoint import client
 from orchestrator.engines.completions import read_completion
+from orchestrator.engines.endpoint import client
 from orchestrator.errors import ConfigError, Mismatch
 from orchestrator.isolate.isolation import Isolation
 from orchestrator.measure import InputError
