@@ -5,7 +5,7 @@ server (80 ms to the first token, 20 ms between ten) has one core, the client th
 aiperf and guidellm in turn at each rate, constant arrivals. Of ours also what it adds: the first
 token seen since the request was due, without what the server took between reading the request and
 writing that token; both by one clock. At ``--beyond`` requests a second ours cannot keep up: the
-verdict must say so.
+verdict must say so. At ``--sweep-rates`` ours once more as an attempt of a sweep, beside Ray.
 
 Then llama.cpp's own server with the packaged model, and medians of the three at the same load
 (``--real-rate``, ``--real-requests``; 0 leaves it out).
@@ -143,6 +143,44 @@ def peer_at(peer: str, rate: float, options: argparse.Namespace) -> list[Any]:
     emit(f"{name}.around_load_s", found.wall_s - options.duration_s, "s")
     ttft_ms = f"{found.mean_ttft_ms:.2f} ({found.tail_ms:.2f})"
     return [peer, rate, ttft_ms, f"{came:.1f}", f"{found.wall_s:.1f}", "warns" * found.warned]
+
+
+def in_a_sweep(rate: float, options: argparse.Namespace) -> None:
+    """The same load as an attempt of ``task=serving``, beside Ray: what it adds there."""
+    import pyarrow.parquet
+
+    with (
+        null_server(FIRST_S, BETWEEN_S, core=_CORES[0]) as server,
+        tempfile.TemporaryDirectory() as directory,
+    ):
+        words = (
+            *("task=serving", "engine=endpoint", f"engine.url={server.url}", "model=random_tiny"),
+            *("quant=source", "device=cpu", "verdict=off", f"tracking.root={directory}"),
+            *("load=open", f"load.rate={rate}", "load.arrivals=constant", "load.warmup_s=0"),
+            *(f"load.duration_s={options.duration_s}", f"task.prompt_tokens={PROMPT_TOKENS}"),
+            f"task.new_tokens={TOKENS}",
+        )
+        done = subprocess.run(
+            [sys.executable, "-m", "orchestrator", *words],
+            cwd=directory,
+            capture_output=True,
+            text=True,
+            preexec_fn=lambda: os.sched_setaffinity(0, _CORES),
+        )
+        if done.returncode != 0:
+            raise SystemExit(f"the sweep failed:\n{(done.stdout + done.stderr)[-3000:]}")
+        (file,) = Path(directory).rglob("requests.parquet")
+        rows = pyarrow.parquet.read_table(file).to_pylist()
+        # One request came before the load; those of the load came in the order of the rows.
+        seen = server.seen()[1 : len(rows) + 1]
+    adds = [
+        row["arrivals_s"][0] - row["due_s"] - ((each.first_ns or 0) - each.came_ns) / 1e9
+        for row, each in zip(rows, seen, strict=True)
+        if row["measured"] and row["status"] == OK
+    ]
+    name = f"serving.{rate:g}_per_s.in_a_sweep"
+    emit(f"{name}.added_p99_ms", 1e3 * window.quantile(adds, 0.99), "ms", n=len(adds))
+    emit(f"{name}.added_mean_ms", 1e3 * statistics.mean(adds), "ms", n=len(adds))
 
 
 class RealServer:
@@ -295,6 +333,7 @@ def main() -> None:
         __doc__,
         rates=(20.0, 100.0, 300.0, 600.0, 1000.0),
         beyond=3000.0,
+        sweep_rates=(P99_AT, MEAN_AT),
         duration_s=12.0,
         peers=tuple(PEERS),
         real_rate=1.0,
@@ -314,6 +353,8 @@ def main() -> None:
     heads = ("", "1/s", "TTFT mean (p99, guidellm p95) ms", "came 1/s", "wall s", "")
     for row in (heads, *rows):
         print("{:9} {:>6} {:>33} {:>9} {:>7}  {}".format(*map(str, row)), file=sys.stderr)
+    for rate in options.sweep_rates:
+        in_a_sweep(rate, options)
     if options.real_requests:
         compare_real(options)
     finish()

@@ -30,7 +30,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from orchestrator.tasks.serving.loop import run_precisely
+from orchestrator.tasks.serving.loop import run_precisely, take_precedence
 
 #: For so long everything stands still.
 STILL_S = 0.3
@@ -244,6 +244,7 @@ async def _serve(server: _Server) -> None:
 def _main(first_s: str, between_s: str, slots: str, *core: str) -> None:
     if core:
         os.sched_setaffinity(0, map(int, core))
+        take_precedence(True)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     run_precisely(_serve(_Server(float(first_s), float(between_s), int(slots))))

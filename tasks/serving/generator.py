@@ -42,13 +42,15 @@ from orchestrator.engines.completions import error_message
 from orchestrator.errors import one_line
 from orchestrator.measure.plain_json import from_json
 from orchestrator.tasks.serving.answers import answer_of
-from orchestrator.tasks.serving.loop import run_precisely
+from orchestrator.tasks.serving.loop import run_precisely, take_precedence
 from orchestrator.tasks.serving.orders import BEAT_S, Answer, Load, Orders
 from orchestrator.tasks.serving.timed_reads import Reads, StaleConnection, TimedResponse
 
 _REPORT_S = 1.0
 _RECENT = 200
 _CONNECT_S = 10.0
+# A request is made so long before it is due, but for connecting and sending.
+_READY_NS = 1_000_000
 # A user whose request fails at once does not ask thousands of times a second.
 _AFTER_FAILURE_S = 0.1
 # Of an error's body.
@@ -122,6 +124,7 @@ class _Generator:
         ) as self._session:
             # Requests leave no cycles, and each look for some would take milliseconds.
             gc.disable()
+            take_precedence(True)
             self._begin_ns = time.monotonic_ns()
             self._lead_ns = self._begin_ns + round(orders.lead_s * 1e9)
             beating = asyncio.create_task(self._beat())
@@ -129,6 +132,7 @@ class _Generator:
             sending = asyncio.create_task(self._closed() if orders.concurrency else self._open())
             sending.add_done_callback(self._note_failure)
             await self._over.wait()
+            take_precedence(False)
             ours = (beating, telling, sending)
             for task in (*ours, *self._in_flight):
                 task.cancel()
@@ -156,16 +160,16 @@ class _Generator:
         self._end(time.monotonic_ns())
 
     def _send_due(self, all_sent: asyncio.Future[None], *waited: Any) -> None:
-        """Send what is due by now and come again for the next; a task would be woken later."""
+        """Begin what is due soon and come again for the next; a task would be woken later."""
         if all_sent.done():  # nobody waits for more
             return
         if waited:
             self._start(*waited)
         for due_s, body, tokens in self._requests:
             due_ns = self._begin_ns + round(due_s * 1e9)
-            if due_ns > time.monotonic_ns():
-                loop = asyncio.get_running_loop()
-                loop.call_at(due_ns / 1e9, self._send_due, all_sent, due_ns, body, tokens)
+            if due_ns - _READY_NS > time.monotonic_ns():
+                loop, at_s = asyncio.get_running_loop(), (due_ns - _READY_NS) / 1e9
+                loop.call_at(at_s, self._send_due, all_sent, due_ns, body, tokens)
                 return
             self._start(due_ns, body, tokens)
         all_sent.set_result(None)
@@ -228,9 +232,8 @@ class _Generator:
             self._over.set()
 
     async def _send(self, flight: _Flight, body: bytes) -> None:
-        flight.sent_ns = time.monotonic_ns()
         try:
-            response = await self._asked(body)
+            response = await self._asked(flight, body)
             async with response:
                 if response.status == _HTTP_OK:
                     flight.reads = response.reads
@@ -251,11 +254,20 @@ class _Generator:
             self._unanswered -= flight.measured
             self._note_over()
 
-    async def _asked(self, body: bytes) -> TimedResponse:
+    async def _asked(self, flight: _Flight, body: bytes) -> TimedResponse:
+        async def when_due(
+            request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType
+        ) -> aiohttp.ClientResponse:
+            await self._until(flight.due_ns)
+            flight.sent_ns = flight.sent_ns or time.monotonic_ns()
+            return await send(request)
+
         stale = 0
         while True:
             try:
-                response = await self._session.post(self._url, data=body, allow_redirects=False)
+                response = await self._session.post(
+                    self._url, data=body, allow_redirects=False, middlewares=(when_due,)
+                )
             except (StaleConnection, aiohttp.ClientConnectionResetError):
                 # A server may close a connection that nobody uses, at any time and without a word.
                 stale += 1

@@ -49,7 +49,7 @@ class Answer:
     Attributes
     ----------
     due_s, sent_s : float
-        When it was to be sent, and when that began.
+        When it was to be sent, and when that began; a connection may have to be made first.
     ended_s : float or None
         When all of its answer was there, or it failed; None where neither came.
     arrivals_s : tuple of float
