@@ -260,6 +260,9 @@ class _Walk:
         middle = scale.nearest(sum(ends) / 2.0)
         if high == low + 1 and ends[1] - ends[0] > _CLOSE_GAP and middle not in self.probes:
             return middle
+        for probe in (probes[low], probes[high]):
+            if probe.only_glanced_at:
+                return probe.level
         return self._towards(estimated_edge(probes[low : high + 1], self.settings.target, scale))
 
     def _towards(self, edge: float) -> float | _End:

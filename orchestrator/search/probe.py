@@ -21,12 +21,15 @@ SATURATED, UNANSWERED = "saturated", "unanswered"
 #: Of one look at a level that counts; for estimates of how many attempts it needs.
 TYPICAL_ERROR = 0.01
 
-_FIRST_LOOK = 3
+# Attempts after which a level is judged: one shows whether it is far from the edge.
+_FIRST_LOOKS = (1, 3)
 _NEXT_LOOK = 1.5
 # Of the error that is left, a level that gets all its attempts spends about this much.
 _SPENT_BY_LEVEL = 0.5
-# A p value that small is enough to go by when choosing where to look.
+# A p value that small is enough to go by when choosing where to look; so is it that the target is
+# met with such a part of every limit.
 _LEANS = 0.1
+_AMPLE = 0.7
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ class Probe:
     attempts: Sequence[LevelAttempt] = ()
     state: State = "undecided"
     attainment: Attainment | None = None
+    _ample: bool = False
 
     @property
     def exhausted(self) -> bool:
@@ -80,10 +84,17 @@ class Probe:
         return made * times > self.most_attempts
 
     @property
+    def only_glanced_at(self) -> bool:
+        """Whether what it shows is enough to choose where to look, but not to estimate by."""
+        enough = min(_FIRST_LOOKS[-1], self.most_attempts)
+        return self.state == "undecided" and len(self.attempts) < enough
+
+    @property
     def next_look(self) -> int:
         """Attempts it needs before it is judged again."""
-        more = math.ceil(len(self.attempts) * _NEXT_LOOK)
-        return min(self.most_attempts, max(_FIRST_LOOK, more))
+        made = len(self.attempts)
+        more = next((n for n in _FIRST_LOOKS if n > made), math.ceil(made * _NEXT_LOOK))
+        return min(self.most_attempts, more)
 
     @property
     def next_share(self) -> float:
@@ -101,7 +112,9 @@ class Probe:
     def look(self, attempts: Sequence[LevelAttempt], target: float, error: float) -> None:
         """Judge it by these attempts, all that it has, with ``error`` to be wrong by this look."""
         self.attempts = attempts
-        self.attainment = attainment([each.worst for each in attempts], target)
+        used = [each.worst for each in attempts]
+        self.attainment = attainment(used, target)
+        self._ample = float((np.concatenate(used) <= _AMPLE).mean()) > target
         if self.attainment.p_pass <= error:
             self.state = "passed"
         elif self.attainment.p_fail <= error:
@@ -112,7 +125,7 @@ class Probe:
         """What it seems to be: good enough to choose where to look, not to answer."""
         if self.state != "undecided" or self.attainment is None:
             return self.state
-        if self.attainment.p_pass <= _LEANS:
+        if self.attainment.p_pass <= _LEANS or self._ample:
             return "passed"
         return "failed" if self.attainment.p_fail <= _LEANS else "undecided"
 

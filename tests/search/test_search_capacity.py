@@ -153,7 +153,7 @@ def test_a_flat_curve_is_undecided_and_says_what_it_would_take() -> None:
 
 
 def test_more_attempts_go_on_from_those_that_did_not_suffice() -> None:
-    served, few = server(31.4, requests=60), replace(STEADY, most_attempts=8)
+    served, few = server(31.4, requests=40), replace(STEADY, most_attempts=8)
     first, known, made = run(served, few)
     assert isinstance(first, Undecided)
     last, _, more = run(served, replace(few, most_attempts=100), known)
