@@ -130,8 +130,8 @@ class Searched:
             last = reports[trial.hash][-1] if reports[trial.hash] else None
             why = (last and last.reason) or trial.infeasible or "see python -m orchestrator show"
             raise ConfigError(
-                f"{self.over}={self.next.level:g} has {len(attempts)} attempts to rely on, "
-                f"{self.next.attempts} are needed: {why}",
+                f"{self.over}={self.next.level:g} has {len(attempts)} of the attempts it needs "
+                f"({self.next.attempts}): {why}",
                 where="search=capacity",
                 fix=f"Look at it: python -m orchestrator show {trial.hash[:12]}",
             )
