@@ -176,6 +176,15 @@ def test_scaling_has_a_line_each_and_its_exponent(table, swept):
     assert draw(Scaling("ttft_s", over="task.batch_size"), table, swept[1]) is None
 
 
+def test_a_trial_without_a_value_on_the_axis_is_no_point_of_it(make):
+    plan = make.plan(quants=("fp32",), prompts=(128, 512, 1024))
+    reports = make.reports(plan)
+    without = replace(plan.trials[0], axes={"quant": "fp32", "task.prompt_tokens": None})
+    table = build_table(replace(plan, trials=(without, *plan.trials[1:])), reports)
+    (line,) = draw(Scaling("ttft_s", over="task.prompt_tokens"), table, reports).data
+    assert list(line["x"]) == [512.0, 1024.0]
+
+
 def test_the_roofline_lies_beside_the_measured_curve(make):
     plan = make.plan(quants=("fp32", "nf4"), prompts=(128, 512, 1024))
     reports = make.reports(plan)

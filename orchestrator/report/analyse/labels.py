@@ -5,7 +5,7 @@ Pure text from a trial's axes: the live view, the tables and the MLflow run name
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.measure.wording import format_name
@@ -102,12 +102,7 @@ def labels_of(plan: Plan) -> dict[str, str]:
 
 def label_of(axes: Mapping[str, Any], identity: Mapping[str, Any], order: list[str]) -> str:
     """One of :func:`labels_of`: the trial's axes, its identity, and the axes worth showing."""
-    # What another choice has no use for is left out: of a closed loop the rate.
-    shown = [
-        axis
-        for axis in order
-        if axis in axes and not (axes[axis] is None and axis.partition(".")[0] in order)
-    ]
+    shown = [axis for axis in order if axis in axes and of_use(axis, axes[axis], order)]
     if not shown:
         return plain_label(identity)
     names = axis_names(shown)
@@ -121,6 +116,11 @@ def label_of(axes: Mapping[str, Any], identity: Mapping[str, Any], order: list[s
             continue
         parts.append(axis_text(axis, axes[axis], names[axis]))
     return SEPARATOR.join(parts)
+
+
+def of_use(axis: str, value: object, among: Iterable[str]) -> bool:
+    """Whether a trial has a value there: of a closed loop, which ``load`` tells, no rate is."""
+    return value is not None or axis.partition(".")[0] not in among
 
 
 def axis_text(axis: str, value: object, name: str | None = None) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from orchestrator.attempt import AttemptReport
 from orchestrator.report.analyse.cell import Cell, TrialRow
-from orchestrator.report.analyse.labels import SEPARATOR, axis_text
+from orchestrator.report.analyse.labels import SEPARATOR, axis_text, of_use
 from orchestrator.report.analyse.rows import SweepTable
 from orchestrator.report.show.units import Scale, with_ci
 
@@ -140,8 +140,11 @@ def better_line(metric: str, rows: Sequence[TrialRow]) -> str:
 
 def rest_of(row: TrialRow, left_out: str | None) -> str:
     """The trial's values on every axis but one; what a line or a colour of a figure stands for."""
-    texts = (axis_text(axis, value) for axis, value in row.axes.items() if axis != left_out)
-    return SEPARATOR.join(texts)
+    return SEPARATOR.join(
+        axis_text(axis, value)
+        for axis, value in row.axes.items()
+        if axis != left_out and of_use(axis, value, row.axes)
+    )
 
 
 def wrapped(label: str) -> str:
@@ -157,8 +160,8 @@ def wrapped(label: str) -> str:
 
 
 def is_numeric(table: SweepTable, axis: str) -> bool:
-    """Whether the sweep varies this axis over numbers."""
-    values = {row.axes.get(axis) for row in table.rows}
+    """Whether the sweep varies this axis over numbers; a trial may have nothing there."""
+    values = {row.axes.get(axis) for row in table.rows} - {None}
     return len(values) > 1 and all(
         isinstance(v, (int, float)) and not isinstance(v, bool) for v in values
     )

@@ -55,7 +55,7 @@ def draw_scaling(figure: Scaling, table: SweepTable, reports: Reports) -> Drawn 
     """A line for each combination of the other axes; its prediction dashed beside it."""
     if figure.over not in table.axes or not is_numeric(table, figure.over):
         return None
-    rows = having(table, figure.metric)
+    rows = [r for r in having(table, figure.metric) if r.axes[figure.over] is not None]
     series = grouped(rows, lambda row: rest_of(row, figure.over))
     if not any(len(members) > 1 for members in series.values()):
         return None
