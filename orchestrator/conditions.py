@@ -26,6 +26,8 @@ UNKNOWN = "unknown"
 _ID_CHARS = 12
 _MOST_TOLD = 3
 
+Packages = Mapping[str, str]
+
 
 @dataclass(frozen=True)
 class Conditions:
@@ -62,32 +64,47 @@ def same(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
 
 
 def difference(before: Conditions | None, now: Conditions) -> str:
-    """What is not as it was, in one line: ``cores 1, now 2``."""
+    """What is not as it was, in one line: ``cores 1 → 2``."""
     if before is None:
         return "recorded before conditions were"
-    told = [
+    told = _differences(before, now)
+    more = f" and {len(told) - _MOST_TOLD} more" if len(told) > _MOST_TOLD else ""
+    return ", ".join(told[:_MOST_TOLD]) + more
+
+
+def software_difference(
+    before: Conditions, now: Conditions, locks: tuple[Packages, Packages] | None = None
+) -> tuple[str, ...]:
+    """What software two trials do not share: ``transformers 5.20.2 → 5.23.0``.
+
+    A package that only one of them depends on is its configuration's doing; a variable that is set
+    for one of them is not.
+
+    Parameters
+    ----------
+    locks : tuple of mapping of str to str, optional
+        All packages of either trial's environment, name to version, where both run in one. Then
+        those that are in one of them alone are told too.
+    """
+    sides = [dict(before.software), dict(now.software)]
+    if locks is None:
+        sides = [
+            {name: v for name, v in side.items() if name.isupper() or all(name in s for s in sides)}
+            for side in sides
+        ]
+    else:
+        sides = [{**side, **lock} for side, lock in zip(sides, locks, strict=True)]
+    return tuple(_differences(Conditions(software=sides[0]), Conditions(software=sides[1])))
+
+
+def _differences(before: Conditions, now: Conditions) -> list[str]:
+    return [
         _told(group, name, getattr(before, group).get(name), getattr(now, group).get(name))
         for group in GROUPS
         for name in {**getattr(before, group), **getattr(now, group)}
         if getattr(before, group).get(name) != getattr(now, group).get(name)
         or getattr(now, group).get(name, "") is None
     ]
-    more = f" and {len(told) - _MOST_TOLD} more" if len(told) > _MOST_TOLD else ""
-    return ", ".join(told[:_MOST_TOLD]) + more
-
-
-def software_difference(before: Conditions, now: Conditions) -> str:
-    """What software two trials do not share, in one line; empty where nothing stands between them.
-
-    A package that only one of them depends on is its configuration's doing; a variable that is set
-    for one of them is not.
-    """
-    sides = [before.software, now.software]
-    kept = [
-        {name: v for name, v in side.items() if name.isupper() or all(name in s for s in sides)}
-        for side in sides
-    ]
-    return difference(Conditions(software=kept[0]), Conditions(software=kept[1]))
 
 
 def _told(group: str, name: str, before: Any, now: Any) -> str:
@@ -97,10 +114,10 @@ def _told(group: str, name: str, before: Any, now: Any) -> str:
         return f"{name}: not known"
     if before is None or now is None:
         shown = ["none" if value is None else value for value in (before, now)]
-        return f"{name} {shown[0]}, now {shown[1]}"
+        return f"{name} {shown[0]} → {shown[1]}"
     if name == "instructions":
         return "other CPU instructions"
-    return f"{name} {before}, now {now}"
+    return f"{name} {before} → {now}"
 
 
 def _id(facts: Mapping[str, Any]) -> str:

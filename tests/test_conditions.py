@@ -42,11 +42,11 @@ def test_what_is_unknown_equals_nothing() -> None:
 @pytest.mark.parametrize(
     ("before", "now", "said"),
     [
-        (HERE, Conditions({"CPU": "x", "cores": 2}, HERE.software, HERE.content), "cores 1, now 2"),
+        (HERE, Conditions({"CPU": "x", "cores": 2}, HERE.software, HERE.content), "cores 1 → 2"),
         (
             HERE,
             Conditions(HERE.machine, {"torch": "2.14.0", "X": "1"}, {"weights": "cd"}),
-            "torch 2.13.0, now 2.14.0, X none, now 1, weights: changed",
+            "torch 2.13.0 → 2.14.0, X none → 1, weights: changed",
         ),
         (HERE, Conditions(HERE.machine, HERE.software, {"commit": None}), "weights"),
         (None, HERE, "recorded before conditions were"),
@@ -61,15 +61,21 @@ def test_a_difference_is_told_in_a_line(
 @pytest.mark.parametrize(
     ("now", "said"),
     [
-        ({"torch": "2.13.0", "bitsandbytes": "0.50.2"}, ""),
-        ({"torch": "2.14.0", "bitsandbytes": "0.50.2"}, "torch 2.13.0, now 2.14.0"),
-        ({"torch": "2.13.0", "LD_PRELOAD": "x"}, "LD_PRELOAD none, now x"),
+        ({"torch": "2.13.0", "bitsandbytes": "0.50.2"}, ()),
+        ({"torch": "2.14.0", "bitsandbytes": "0.50.2"}, ("torch 2.13.0 → 2.14.0",)),
+        ({"torch": "2.13.0", "LD_PRELOAD": "x"}, ("LD_PRELOAD none → x",)),
     ],
 )
 def test_a_package_that_one_trial_needs_stands_between_no_two(
-    now: dict[str, str], said: str
+    now: dict[str, str], said: tuple[str, ...]
 ) -> None:
     assert software_difference(HERE, Conditions(software=now)) == said
+
+
+def test_of_two_environments_every_package_is_told() -> None:
+    locks = {"torch": "2.13.0", "tokenizers": "0.22.1"}, {"torch": "2.13.0", "hf-xet": "1.8.0"}
+    sides = [Conditions(software={"torch": "2.13.0"})] * 2
+    assert software_difference(*sides, locks) == ("tokenizers 0.22.1 → none", "hf-xet none → 1.8.0")
 
 
 @pytest.mark.parametrize(
@@ -126,16 +132,16 @@ def states(place: Path, *words: str, **variables: str) -> set[tuple[str, str | N
 def test_what_was_measured_counts_where_it_could_be_measured_again(measured: Path) -> None:
     assert states(measured, "resources.cpus=1") == {("cached", None)}
     isa = {"ONEDNN_MAX_CPU_ISA": "AVX2"}
-    told = {("stale", "ONEDNN_MAX_CPU_ISA none, now AVX2")}
+    told = {("stale", "ONEDNN_MAX_CPU_ISA none → AVX2")}
     assert states(measured, "resources.cpus=1", **isa) == told
     assert states(measured, "resources.cpus=1", "reuse=hash", **isa) == {("cached", None)}
-    memory = {("stale", "memory_limit_bytes none, now 1000000000")}
+    memory = {("stale", "memory_limit_bytes none → 1000000000")}
     assert states(measured, "resources.cpus=1", "resources.memory_bytes=1000000000") == memory
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
 def test_other_conditions_are_measured_and_never_pooled(measured: Path) -> None:
-    assert states(measured, "resources.cpus=2") == {("stale", "cores 1, now 2")}
+    assert states(measured, "resources.cpus=2") == {("stale", "cores 1 → 2")}
     with near():
         done = orchestrator(measured, *WORDS, "resources.cpus=2", "--json")
     assert done.json["outcomes"] == {"ok": 2}
@@ -147,7 +153,7 @@ def test_other_conditions_are_measured_and_never_pooled(measured: Path) -> None:
         assert "(2)" not in again.out, "two attempts of a trial in one cell"
     config = done.json["trials"][0]["hash"]
     shown = orchestrator(measured, "show", config).out
-    assert "attempt 1: cores 1, now 2 (not pooled)" in shown
+    assert "attempt 1: cores 1 → 2 (not pooled)" in shown
     attempts = orchestrator(measured, "show", config, "--json").json["attempts"]
     assert [attempt["outcome"] for attempt in attempts] == ["ok", "ok"]
     one, other = (attempt["conditions"] for attempt in attempts)

@@ -49,6 +49,7 @@ def compare_command(
     comparison = compare(
         base.attempts,
         new.attempts,
+        configs=base.configs | new.configs,
         noise=noise,
         allow_different=allow_different,
         metrics=list(metrics) or None,

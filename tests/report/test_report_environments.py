@@ -10,6 +10,10 @@ from orchestrator.conditions import Conditions
 from orchestrator.measure import Value
 from orchestrator.report.analyse.compare import compare
 from orchestrator.report.analyse.rows import build_table
+from orchestrator.report.show.export import to_json
+from orchestrator.report.show.html import page
+from orchestrator.report.show.table import final_table
+from testing.printed import printed
 
 
 def two(make, axes):
@@ -44,7 +48,38 @@ def test_software_that_an_axis_asks_for_may_differ(make, axes, compared):
     judged = row.cells["tpot_s"].judged
     assert (judged.ratio is not None) == compared
     if not compared:
-        assert "transformers 5.23.0, now 5.19.0" in judged.reason
+        assert "transformers 5.23.0 → 5.19.0" in judged.reason
+
+
+def test_every_package_of_two_environments_is_named(make):
+    plan, reports = two(make, ("environment.pins.transformers", "5.23.0", "5.19.0"))
+    locks = ("5.23.0", "0.23.2"), ("5.19.0", "0.22.1")
+    trials = tuple(
+        dataclasses.replace(
+            trial,
+            identity={
+                **trial.identity,
+                "environment": {
+                    "python": "3.11",
+                    "packages": {"transformers": one, "tokenizers": other, "numpy": "2.4.6"},
+                },
+            },
+        )
+        for trial, (one, other) in zip(plan.trials, locks, strict=True)
+    )
+    plan = dataclasses.replace(plan, trials=trials)
+    said = ("transformers 5.23.0 → 5.19.0", "tokenizers 0.23.2 → 0.22.1")
+    table = build_table(plan, reports, metrics=("tpot_s",))
+    assert [row.software for row in table.rows] == [(), said]
+    label = table.rows[1].label
+    line = f"{label}: {', '.join(said)}"
+    assert line in printed(final_table(plan, reports, metrics=("tpot_s",)), 100)
+    assert line in page(table, ()).replace("&gt;", ">")
+    assert to_json(table)["trials"][1]["software"] == list(said)
+    a, b = ({trial.hash: reports[trial.hash]} for trial in trials)
+    configs = {trial.hash: trial.identity for trial in trials}
+    (row,) = compare(a, b, configs=configs, metrics=("tpot_s",)).rows
+    assert row.note == ", ".join(said)
 
 
 def evaluated(make, digest="d"):

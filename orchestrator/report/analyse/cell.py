@@ -119,6 +119,9 @@ class TrialRow:
         ``few samples`` or ``wide interval`` where sampling did not reach what the protocol asks.
     words : tuple of str
         What its task names of it that is no number, and its precision.
+    software : tuple of str
+        Packages and other software that it does not share with its baseline, where an axis asks
+        for another environment: ``transformers 5.20.2 → 5.23.0``.
     """
 
     hash: str
@@ -134,6 +137,7 @@ class TrialRow:
     cells: dict[str, Cell] = field(default_factory=dict)
     precision: str | None = None
     words: tuple[str, ...] = ()
+    software: tuple[str, ...] = ()
 
     @property
     def own_label(self) -> str:

@@ -5,7 +5,7 @@ What a ratio means is :mod:`orchestrator.statistics.judge`'s to say.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from orchestrator.report.analyse.measured import (
     samples_of,
     spec_of,
 )
-from orchestrator.report.analyse.pairing import Attempts, Chosen, choose, pair, rounds_of
+from orchestrator.report.analyse.pairing import Attempts, Chosen, Config, choose, pair, rounds_of
 from orchestrator.statistics.judge import (
     CONFIDENCE,
     Judged,
@@ -112,6 +112,7 @@ def compare(
     a: Attempts,
     b: Attempts,
     *,
+    configs: Mapping[str, Config] | None = None,
     noise: float | None = None,
     allow_different: bool = False,
     metrics: Sequence[str] | None = None,
@@ -122,6 +123,8 @@ def compare(
     ----------
     a, b : mapping of config hash to attempts
         Trials pair by hash; a single trial on each side pairs with the other whatever its hash.
+    configs : mapping of config hash to identity, optional
+        With them all packages that two environments do not share are told.
     noise : float, optional
         Relative A/A noise recorded for this hardware.
     allow_different : bool
@@ -133,7 +136,12 @@ def compare(
     rows = []
     for hash_a, hash_b in pairs:
         both = [*a[hash_a], *b[hash_b]]
-        chosen = choose(a[hash_a], b[hash_b], allow_different=allow_different)
+        chosen = choose(
+            a[hash_a],
+            b[hash_b],
+            allow_different=allow_different,
+            configs=((configs or {}).get(hash_a), (configs or {}).get(hash_b)),
+        )
         for name in metrics if metrics is not None else _with_direction(both):
             if any(metric_of(report, name) is not None for report in both):
                 spec = spec_of(both, name)

@@ -160,7 +160,13 @@ def gate(
             hash_new,
             new[hash_new],
             base[hash_base],
-            choose(base[hash_base], new[hash_new], allow_different=allow_different, names=_SIDES),
+            choose(
+                base[hash_base],
+                new[hash_new],
+                allow_different=allow_different,
+                configs=((configs or {}).get(hash_base), (configs or {}).get(hash_new)),
+                names=_SIDES,
+            ),
             None if configs is None else configs.get(hash_new),
         )
         for hash_base, hash_new in pairs

@@ -18,12 +18,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 from orchestrator.attempt import AttemptReport, Outcome
 from orchestrator.conditions import UNKNOWN, Conditions, difference, software_difference
 from orchestrator.report.analyse.measured import believable, class_of, valid
 
 Attempts = Mapping[str, Sequence[AttemptReport]]
+Config = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ def choose(
     *,
     allow_different: bool = False,
     across_software: bool = True,
+    configs: tuple[Config | None, Config | None] = (None, None),
     names: tuple[str, str] = ("A", "B"),
 ) -> Chosen:
     """Attempts that were measured well, on one machine and of one content; each side of one class.
@@ -64,6 +67,8 @@ def choose(
         Whether machine and content may differ too.
     across_software : bool
         Whether software may: then a note says in what, else there is no pair.
+    configs : tuple of identity or None
+        Of either side, where known: an environment's packages are told as well.
     """
     usable = []
     for name, side in zip(names, (a, b), strict=True):
@@ -85,12 +90,27 @@ def choose(
     kept = _of_one_class(there)
     left = sum(map(len, usable)) - sum(map(len, kept))
     notes = [f"{left} attempts under other conditions left out"] if left else []
-    before, now = (side[-1].conditions for side in kept)
-    if before and now and (software := software_difference(before, now)):
-        if not across_software:
-            return Chosen(reason=f"different software: {software}")
+    software = ", ".join(software_between(kept[0], kept[1], configs))
+    if software and not across_software:
+        return Chosen(reason=f"different software: {software}")
+    if software:
         notes.append(software)
     return Chosen(tuple(kept[0]), tuple(kept[1]), note="; ".join(notes) or None)
+
+
+def software_between(
+    a: Sequence[AttemptReport],
+    b: Sequence[AttemptReport],
+    configs: tuple[Config | None, Config | None],
+) -> tuple[str, ...]:
+    """What software the attempts of two trials, newest last, do not share: a package each."""
+    before, now = (side[-1].conditions if side else None for side in (a, b))
+    if before is None or now is None:
+        return ()
+    locks: list[Mapping[str, str]] = [
+        ((config or {}).get("environment") or {}).get("packages") or {} for config in configs
+    ]
+    return software_difference(before, now, (locks[0], locks[1]) if all(locks) else None)
 
 
 def _of_one_class(sides: Sequence[Sequence[AttemptReport]]) -> list[list[AttemptReport]]:

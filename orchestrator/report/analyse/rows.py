@@ -21,7 +21,7 @@ from orchestrator.report.analyse.cell import Cell, TrialRow, column_cell, pool
 from orchestrator.report.analyse.compare import against
 from orchestrator.report.analyse.labels import labels_of
 from orchestrator.report.analyse.measured import believable, of_one_class, precision_of, spec_of
-from orchestrator.report.analyse.pairing import choose
+from orchestrator.report.analyse.pairing import choose, software_between
 from orchestrator.report.analyse.reasons import why
 from orchestrator.report.analyse.slo import ATTAINMENT, GOODPUT, slo_cells
 from orchestrator.statistics.judge import Judged, incomparable, tolerance
@@ -90,10 +90,7 @@ class SweepTable:
             return incomparable(f"{names[0]} is {base.outcome}: {base.reason}", self.noise)
         hashes = (base.hash, row.hash)
         # What the axes ask for may differ: an environment is other software.
-        asked = any(
-            axis.partition(".")[0] == "environment" and value != base.axes.get(axis)
-            for axis, value in row.axes.items()
-        )
+        asked = _in_another_environment(row, base)
         chosen = choose(a, b, across_software=asked, names=names)
         return against(chosen, self.specs[metric], hashes, noise=self.noise, names=names).judged
 
@@ -106,6 +103,11 @@ class SweepTable:
             if row.outcome == "ok" and judged and all(j.ratio is None for j in judged):
                 found.setdefault(judged[0].reason or "", []).append(row)
         return found
+
+    @property
+    def software(self) -> dict[str, tuple[str, ...]]:
+        """By a row's label, what software it does not share with its baseline; all there is."""
+        return {row.label: row.software for row in self.rows if row.software}
 
     @property
     def elsewhere(self) -> str | None:
@@ -212,6 +214,7 @@ def build_table(
         known - sum(map(len, reports.values())),
     )
     by_hash = {row.hash: row for row in rows}
+    identities = {trial.hash: trial.identity for trial in plan.trials}
     shown = [at for at, row in enumerate(rows) if row.outcome != "not_run"][:limit]
     resamples = _resamples(len(shown) * max(len(names), 1))
     for at in shown:
@@ -230,8 +233,19 @@ def build_table(
             if base is not None and cell.median is not None:
                 cell = replace(cell, judged=table.judged(name, row, base))
             cells[name] = cell
-        rows[at] = replace(row, cells=cells)
+        software: tuple[str, ...] = ()
+        if base is not None and _in_another_environment(row, base):
+            sides = counted[base.hash], counted[row.hash]
+            software = software_between(*sides, (identities[base.hash], identities[row.hash]))
+        rows[at] = replace(row, cells=cells, software=software)
     return replace(table, rows=tuple(rows))
+
+
+def _in_another_environment(row: TrialRow, base: TrialRow) -> bool:
+    return any(
+        axis.partition(".")[0] == "environment" and value != base.axes.get(axis)
+        for axis, value in row.axes.items()
+    )
 
 
 def headline(plan: Plan) -> list[str]:

@@ -40,6 +40,7 @@ def to_json(table: SweepTable) -> dict[str, Any]:
                 "reason": row.reason,
                 "verdict": row.verdict,
                 "precision": row.precision,
+                "software": list(row.software),
                 "attempts": row.attempts,
                 "metrics": {name: _cell_json(cell) for name, cell in row.cells.items()},
             }

@@ -46,6 +46,7 @@ _NAME_WIDTH = 30
 _AS_ABOVE = "…"
 _NARROW = 80
 _MOST_STACKED = 16
+_MOST_TOLD = 24  # packages; the report names all
 
 
 def final_table(
@@ -346,6 +347,9 @@ def _notes(
     for line in (legend, marks, unprecise, meanings):
         if line:
             yield Text(" · ".join(line), style="dim")
+    for label, software in list(table.software.items())[:_MOST_STACKED]:
+        more = f" and {len(software) - _MOST_TOLD} more" if len(software) > _MOST_TOLD else ""
+        yield Text(f"{label}: {', '.join(software[:_MOST_TOLD])}{more}", style="dim")
     if table.elsewhere:
         yield Text(table.elsewhere, style="dim")
     for why in table.missing_ratios:
