@@ -26,7 +26,7 @@ class Generating:
         Of the API.
     sends : iterable of (float or None, mapping)
         When each request is due, seconds, and what its body has besides: by default it asks for
-        three tokens, and its number is its ``user``.
+        three tokens, and its number is its ``user``. What is ``then`` are later turns, likewise.
     orders
         As of :class:`orchestrator.tasks.serving.orders.Orders`; by default all are sent and waited
         for.
@@ -64,7 +64,9 @@ class Generating:
             lines.write(f"{json.dumps(asdict(Orders(**{**given, **orders})))}\n")
             for number, (due_s, more) in zip(count(), sends):
                 body = {"prompt": [1, 2, 3], "max_tokens": 3, "stream": True, "user": str(number)}
-                lines.write(f"{json.dumps({'due_s': due_s, 'body': {**body, **more}})}\n")
+                first = {key: value for key, value in more.items() if key != "then"}
+                bodies = [{**body, **said} for said in (first, *more.get("then", ()))]
+                lines.write(f"{json.dumps({'due_s': due_s, 'bodies': bodies})}\n")
         self.command, self.variables = own_command(
             "orchestrator.tasks.serving.generator", told, self._answers, self.table
         )

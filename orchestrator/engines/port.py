@@ -56,6 +56,9 @@ class Work:
         A server is wanted (:meth:`Session.service`) that takes ``batch_size`` sequences at once.
     reuse : bool
         What a prompt has in common with earlier ones may be taken from a cache.
+    turns : int
+        Of a served conversation: each may take from a cache what it has in common with those
+        before it, whatever ``reuse`` says.
     """
 
     batch_size: int = 1
@@ -66,6 +69,7 @@ class Work:
     depth: int = 0
     served: bool = False
     reuse: bool = False
+    turns: int = 1
 
     def room_tokens(self, limit: int | None = None) -> int:
         """The longest sequence that is run. A text is cut to a model's context, ``limit``."""
@@ -242,11 +246,18 @@ class Service:
         how tokens are counted, and whether what was read before may be used again.
     key_variable : str or None
         Names the variable that has the key.
+    goes_on : mapping
+        What later turns of a conversation have besides: that they may use what those before left.
+    salt : str or None
+        The field of a body that keeps what is read of it from all that have another value there;
+        None where the server has none, or everything may be used by all.
     """
 
     url: str
     body: Mapping[str, Any]
     key_variable: str | None = None
+    goes_on: Mapping[str, Any] = field(default_factory=dict)
+    salt: str | None = None
 
 
 class Session(ABC):

@@ -65,18 +65,32 @@ def text_ids(
         If the text cannot be used or is too short, or the tokenizer is another model's.
     """
     text = read_text(name, count * _CHARACTERS_A_TOKEN, where=where)
-    try:
-        ids = tokenizer.encode(text)[:count]
-    except Exception as error:  # tokenizers raise types of their own
-        raise InputError(
-            f"the tokenizer cannot be used: {one_line(error)}", where="model"
-        ) from error
+    ids = encoded(tokenizer, vocabulary, text, where=where, most=count)
     if len(ids) < count:
         raise InputError(
             f"the text has {len(ids)} tokens, {count} are needed",
             where=f"{where}={name}",
             fix="Give a longer text or ask for fewer tokens",
         )
+    return ids
+
+
+def encoded(
+    tokenizer: Tokenizer, vocabulary: int, text: str, *, where: str, most: int | None = None
+) -> list[int]:
+    """Token ids of a text, without special tokens; the first ``most`` of them.
+
+    Raises
+    ------
+    InputError
+        If the tokenizer is another model's.
+    """
+    try:
+        ids = tokenizer.encode(text)[:most]
+    except Exception as error:  # tokenizers raise types of their own
+        raise InputError(
+            f"the tokenizer cannot be used: {one_line(error)}", where="model"
+        ) from error
     if ids and not 0 <= min(ids) <= max(ids) < vocabulary:
         strange = max(ids) if max(ids) >= vocabulary else min(ids)
         raise InputError(
@@ -85,9 +99,10 @@ def text_ids(
             fix="The tokenizer's files must belong to the model",
         )
     unknown = tokenizer.unknown_id
-    if unknown is not None and ids.count(unknown) > _MOST_UNKNOWN * count:
+    if unknown is not None and ids.count(unknown) > _MOST_UNKNOWN * len(ids):
+        known = len(ids) - ids.count(unknown)
         raise InputError(
-            f"the tokenizer knows {count - ids.count(unknown)} of {count} tokens of this text",
+            f"the tokenizer knows {known} of {len(ids)} tokens of this text",
             where="model",
             fix=f"The tokenizer's files must belong to the model; or give another {where}",
         )

@@ -17,9 +17,18 @@ def choice(*names: str, default: str | None = None) -> Any:
     return field(default=default or names[0], metadata={"choices": names})
 
 
-def bounded(default: Any, *, low: float | None = None, high: float | None = None) -> Any:
-    """A number field with inclusive bounds; None passes where the type allows it."""
-    return field(default=default, metadata={"low": low, "high": high})
+def bounded(
+    default: Any, *, low: float | None = None, high: float | None = None, added: bool = False
+) -> Any:
+    """A number field with inclusive bounds; None passes where the type allows it.
+
+    Parameters
+    ----------
+    added : bool
+        It came after trials were recorded without it, and its default is what they did: at its
+        default it is no part of an identity, so that their hashes stay.
+    """
+    return field(default=default, metadata={"low": low, "high": high, "added": added})
 
 
 def options_of(config: type[T], identity: Mapping[str, Any]) -> T:

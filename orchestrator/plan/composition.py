@@ -16,7 +16,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.measure.registry import find_task
 from orchestrator.plan.axes import Axis, Fixed
 from orchestrator.plan.compose import check_plugged_in
-from orchestrator.plan.identity import check_values, copied
+from orchestrator.plan.identity import check_values, copied, without_added
 from orchestrator.plan.messages import translated
 from orchestrator.plan.schema import (
     DEFAULT_ENGINE,
@@ -173,7 +173,7 @@ class Mixture:
         tree |= _used_groups(tree)
         # Not what was asked for, but what it came out as.
         tree["environment"] = locked(tree["environment"])
-        return {"schema": SCHEMA_VERSION, **tree}, typed
+        return without_added({"schema": SCHEMA_VERSION, **tree}), typed
 
 
 def _used_groups(tree: Tree) -> dict[str, Tree | None]:

@@ -22,6 +22,7 @@ from orchestrator.plan.identity import (
     config_hash,
     copied,
     rebuild,
+    without_added,
 )
 from orchestrator.plan.places import ROOT_CONFIG
 from orchestrator.plan.plan import Plan
@@ -128,7 +129,7 @@ def at_level(trial: Trial, key: str, value: float, settings: Settings) -> Trial:
     tree = copied(trial.identity)
     put(tree, key, value)
     check_values(tree, only=key)
-    return _trial(tree, {**trial.axes, key: value}, settings)
+    return _trial(without_added(tree), {**trial.axes, key: value}, settings)
 
 
 def number_at(trial: Trial, key: str) -> float:

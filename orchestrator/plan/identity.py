@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import Field, fields
+from functools import lru_cache
 from typing import Any
 
 from orchestrator.engines.registry import ENGINES
@@ -91,6 +92,23 @@ def kinds_of(identity: Mapping[str, Any]) -> dict[str, type]:
     if identity.get("load") is not None:
         kinds["load"] = LoadConfig
     return {**kinds, **IDENTITY_GROUPS}
+
+
+def without_added(identity: dict[str, Any]) -> dict[str, Any]:
+    """The same tree, without fields at their default that were added after others were recorded.
+
+    Its hash is what it was before there were such fields.
+    """
+    for name, kind in kinds_of(identity).items():
+        for option in _added(kind):
+            if identity[name].get(option.name) == option.default:
+                del identity[name][option.name]
+    return identity
+
+
+@lru_cache(maxsize=64)
+def _added(kind: type) -> tuple[Field[Any], ...]:
+    return tuple(option for option in fields(kind) if option.metadata.get("added"))
 
 
 def check_values(
@@ -216,7 +234,7 @@ def rebuild(identity: Mapping[str, Any]) -> dict[str, Any]:
     if tree["device"]["kind"] == "auto":
         raise ConfigError("an identity never says auto", where="device.kind")
     canonical_json(tree)
-    return tree
+    return without_added(tree)
 
 
 def _environment(stored: Any) -> dict[str, Any] | None:
@@ -229,7 +247,7 @@ def _environment(stored: Any) -> dict[str, Any] | None:
     return {"python": str(stored["python"]), "packages": {k: str(v) for k, v in packages.items()}}
 
 
-def _same_fields(where: str, known: set[str], got: Any) -> None:
+def _same_fields(where: str, known: set[str], got: Any, left_out: Collection[str] = ()) -> None:
     if not isinstance(got, Mapping):
         raise ConfigError(f"expected fields, got {got!r}", where=where or None)
     prefix = f"{where}." if where else ""
@@ -240,7 +258,7 @@ def _same_fields(where: str, known: set[str], got: Any) -> None:
                 where="identity",
                 fix="This version does not have that option, and cannot run the trial exactly",
             )
-    for name in sorted(known - set(got)):
+    for name in sorted(known - set(got) - set(left_out)):
         raise ConfigError(
             f"has no field {prefix}{name}",
             where="identity",
@@ -251,7 +269,7 @@ def _same_fields(where: str, known: set[str], got: Any) -> None:
 def _typed(kind: type, name: str, values: Any) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
-    _same_fields(name, {f.name for f in fields(kind)}, values)
+    _same_fields(name, {f.name for f in fields(kind)}, values, {f.name for f in _added(kind)})
     with translated(name):
         # Stored text such as "${...}" is text: an identity must never be interpolated again.
         node = OmegaConf.merge(OmegaConf.structured(kind), OmegaConf.create(_escaped(values)))

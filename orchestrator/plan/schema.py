@@ -100,6 +100,10 @@ class LoadConfig:
     prefix_share : float
         Share of each prompt that all prompts begin with. Above 0 the server may keep what it has
         read: that is what is measured then.
+    turns, think_s : int, float
+        Requests of a conversation, and how long the user thinks between them. ``concurrency`` and
+        ``rate`` are of conversations then. Each turn's prompt is all that was before and
+        ``task.prompt_tokens`` more; the server may reuse what it has read of that conversation.
     """
 
     kind: str = choice("closed", "open", "trace")
@@ -118,6 +122,8 @@ class LoadConfig:
     lengths: str = choice("fixed", "normal", "lognormal")
     spread: float | None = bounded(None, low=0.001, high=2.0)
     prefix_share: float = bounded(0.0, low=0, high=0.999)
+    turns: int = bounded(1, low=1, high=1000, added=True)
+    think_s: float = bounded(0.0, low=0, added=True)
 
 
 @dataclass

@@ -5,13 +5,15 @@
     python -m orchestrator.tasks.serving.generator ORDERS ANSWERS TABLE
 
 ``ORDERS`` is a file of JSON lines: how to send (``serving.orders.Orders``),
-then each request in the order it is due. Nothing is computed while the load runs that can wait:
-bodies are ready before it, what the server sends is kept as it came, with the time of each read,
-and is read as tokens afterwards.
+then each request, or conversation, in the order it is due. Nothing is computed while the load runs
+that can wait: bodies are ready before it, what the server sends is kept as it came, with the time
+of each read, and is read as tokens afterwards.
 
 In an open loop a request is due at a time that was fixed before. In a closed one each of
 ``concurrency`` users sends the next request when the last one is answered: it is due then. No
-request is left out because others are late, and latencies count from when it was due.
+request is left out because others are late, and latencies count from when it was due. In either a
+request may begin a conversation: each later turn is due ``think_s`` after the last piece of the
+answer before it. A conversation ends with a turn that fails.
 
 Standard output has a line of JSON a second: how far it is.
 """
@@ -30,7 +32,7 @@ import tempfile
 import time
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import cycle
 from pathlib import Path
 from typing import IO, Any
@@ -68,12 +70,22 @@ _NO_END = "no end of its answer came"
 _PR_SET_PDEATHSIG = 1
 
 
+@dataclass(frozen=True)
+class _Conversation:
+    """A request, or several one after the other: of each its body and the tokens it asks for."""
+
+    number: int
+    due_s: float
+    turns: Sequence[tuple[bytes, int]]
+
+
 @dataclass
 class _Flight:
     """One request on its way."""
 
     due_ns: int
-    asked_tokens: int
+    conversation: _Conversation
+    turn: int
     measured: bool
     sent_ns: int = 0
     ended_ns: int | None = None
@@ -83,9 +95,14 @@ class _Flight:
     lengths: array[int] = field(default_factory=lambda: array("q"))
     place: int = 0
 
+    @property
+    def is_last(self) -> bool:
+        """Whether no other turn follows: there is none, or this one has failed."""
+        return self.status is not None or self.turn + 1 == len(self.conversation.turns)
+
 
 class _Generator:
-    def __init__(self, orders: Orders, requests: Sequence[tuple[float, bytes, int]]) -> None:
+    def __init__(self, orders: Orders, requests: Sequence[_Conversation]) -> None:
         self._orders = orders
         self._url = URL(orders.url)
         # Users of a closed loop begin again at the first when all are sent.
@@ -165,14 +182,29 @@ class _Generator:
             return
         if waited:
             self._start(*waited)
-        for due_s, body, tokens in self._requests:
-            due_ns = self._begin_ns + round(due_s * 1e9)
+        for request in self._requests:
+            due_ns = self._begin_ns + round(request.due_s * 1e9)
             if due_ns - _READY_NS > time.monotonic_ns():
                 loop, at_s = asyncio.get_running_loop(), (due_ns - _READY_NS) / 1e9
-                loop.call_at(at_s, self._send_due, all_sent, due_ns, body, tokens)
+                loop.call_at(at_s, self._send_due, all_sent, due_ns, request)
                 return
-            self._start(due_ns, body, tokens)
+            self._start(due_ns, request)
         all_sent.set_result(None)
+
+    def _go_on(self, flight: _Flight) -> None:
+        """Begin the next turn of a conversation in an open loop when it is due soon."""
+        if flight.is_last or self._over.is_set():
+            return
+        due_ns, next_turn = self._next_due_ns(flight), flight.turn + 1
+        loop, at_s = asyncio.get_running_loop(), (due_ns - _READY_NS) / 1e9
+        loop.call_at(at_s, self._start_unless_over, due_ns, flight.conversation, next_turn)
+
+    def _start_unless_over(self, *turn: Any) -> None:
+        if not self._over.is_set():
+            self._start(*turn)
+
+    def _next_due_ns(self, flight: _Flight) -> int:
+        return flight.times_ns[-1] + round(self._orders.think_s * 1e9)
 
     async def _closed(self) -> None:
         users = self._orders.concurrency or 1
@@ -180,29 +212,38 @@ class _Generator:
         await asyncio.gather(*(self._user(self._begin_ns + k * step_ns) for k in range(users)))
 
     async def _user(self, due_ns: int) -> None:
-        for _, body, tokens in self._requests:
-            await self._until(due_ns)
-            flight, task = self._start(due_ns, body, tokens)
-            await asyncio.wait([task])
+        for request in self._requests:
+            for turn in range(len(request.turns)):
+                await self._until(due_ns)
+                flight, task = self._start(due_ns, request, turn)
+                await asyncio.wait([task])
+                if flight.is_last:
+                    break
+                due_ns = self._next_due_ns(flight)
             due_ns = time.monotonic_ns()
             if flight.status is not None:
                 due_ns += round(_AFTER_FAILURE_S * 1e9)
 
-    def _start(self, due_ns: int, body: bytes, tokens: int) -> tuple[_Flight, asyncio.Task[None]]:
+    def _start(
+        self, due_ns: int, request: _Conversation, turn: int = 0
+    ) -> tuple[_Flight, asyncio.Task[None]]:
         self._note_window(due_ns)
-        flight = _Flight(due_ns, tokens, self._end_ns is None and due_ns >= self._lead_ns)
+        measured = self._end_ns is None and due_ns >= self._lead_ns
+        flight = _Flight(due_ns, request, turn, measured)
         self._measured += flight.measured
         self._unanswered += flight.measured
         self._flights.append(flight)
-        task = asyncio.create_task(self._send(flight, body))
+        task = asyncio.create_task(self._send(flight, request.turns[turn][0]))
         self._in_flight.add(task)
         task.add_done_callback(self._in_flight.discard)
+        if not self._orders.concurrency and len(request.turns) > 1:
+            task.add_done_callback(lambda _: self._go_on(flight))
         return flight, task
 
     def _note_window(self, due_ns: int) -> None:
         """The window ends with the first request that is due after what is measured."""
         orders = self._orders
-        self._last_ns = due_ns
+        self._last_ns = max(self._last_ns, due_ns)
         if self._end_ns is not None or due_ns < self._lead_ns:
             return
         if not self._measured:
@@ -313,7 +354,8 @@ class _Generator:
 
     def _read(self) -> Iterator[Answer]:
         """What was answered, out of what was kept."""
-        for flight in self._flights:
+        # Of conversations a later turn may be due before one that began earlier.
+        for flight in sorted(self._flights, key=lambda flight: flight.due_ns):
             if not flight.sent_ns:
                 continue  # all was over when it was due
             self._raw.seek(flight.place)
@@ -321,7 +363,8 @@ class _Generator:
                 (at_ns, self._raw.read(length))
                 for at_ns, length in zip(flight.times_ns, flight.lengths, strict=True)
             ]
-            yield answer_of(
+            _, asked_tokens = flight.conversation.turns[flight.turn]
+            answer = answer_of(
                 reads,
                 begin_ns=self._begin_ns,
                 due_ns=flight.due_ns,
@@ -329,8 +372,9 @@ class _Generator:
                 ended_ns=flight.ended_ns,
                 status=flight.status,
                 measured=flight.measured,
-                asked_tokens=flight.asked_tokens,
+                asked_tokens=asked_tokens,
             )
+            yield replace(answer, conversation=flight.conversation.number, turn=flight.turn + 1)
 
 
 def _write_table(load: Load, file: str) -> None:
@@ -348,10 +392,12 @@ def _main(orders_file: str, answers_file: str, table_file: str) -> None:
     with Path(orders_file).open("rb") as lines:
         orders: Orders = from_json(Orders, json.loads(next(lines)))
         requests = []
-        for line in lines:
+        for number, line in enumerate(lines):
             request = json.loads(line)
-            body = request["body"]
-            requests.append((request["due_s"], json.dumps(body).encode(), int(body["max_tokens"])))
+            turns = [
+                (json.dumps(body).encode(), int(body["max_tokens"])) for body in request["bodies"]
+            ]
+            requests.append(_Conversation(number, request["due_s"], turns))
     os.sched_setaffinity(0, orders.cores)
     # A connection each for as many requests as a server leaves unanswered.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)

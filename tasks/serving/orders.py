@@ -22,13 +22,15 @@ class Orders:
     cores : tuple of int
         Where the generator runs.
     concurrency : int or None
-        Users of a closed loop; None for an open one.
+        Users of a closed loop, each in one conversation at a time; None for an open one.
     lead_s, ramp_s : float
         Load before what is measured; users of a closed loop begin evenly over ``ramp_s``.
     requests, duration_s : int or float or None
         What is measured ends with so many requests due, or after so long: whichever comes first.
     drain_s : float
         How long answers are waited for after the last measured request is due.
+    think_s : float
+        From an answer to when the next turn of its conversation is due.
     """
 
     url: str
@@ -40,6 +42,7 @@ class Orders:
     requests: int | None
     duration_s: float | None
     drain_s: float
+    think_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,9 @@ class Answer:
         As the server counts them.
     counted_by : str
         As of :class:`orchestrator.engines.completions.Completion`.
+    conversation, turn : int
+        Which one, in the order of the plan, from 0; and its turns from 1 on. Without conversations
+        each request is one.
     """
 
     due_s: float
@@ -77,6 +83,8 @@ class Answer:
     new_tokens: int | None = None
     cached_tokens: int | None = None
     counted_by: str = ""
+    conversation: int = 0
+    turn: int = 1
 
 
 @dataclass(frozen=True)

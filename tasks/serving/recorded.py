@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from statistics import median
 from typing import Any
 
+from orchestrator.engines.port import Work
 from orchestrator.measure import InputError, MetricSpec, Recorder
 from orchestrator.tasks.serving import window
 from orchestrator.tasks.serving.orders import OK, Answer, Load
@@ -31,22 +33,22 @@ METRICS = (
 )
 
 
-def record(load: Load, recorder: Recorder, *, open_loop: bool, reuse: bool) -> None:
+def record(load: Load, recorder: Recorder, work: Work, *, open_loop: bool) -> None:
     """Latencies, rates, what the verdict asks, and facts.
 
     Parameters
     ----------
+    work : Work
+        What the server may answer from what it has read before.
     open_loop : bool
         Requests came whether or not earlier ones were answered.
-    reuse : bool
-        The server may answer from what it has read before.
 
     Raises
     ------
     InputError
         No request was answered.
     Mismatch
-        A prompt came from a cache though nothing may be reused.
+        A prompt came from a cache though nothing, or nothing of others, may be reused.
     """
     due = window.measured(load)
     answered = [answer for answer in due if answer.status == OK]
@@ -56,6 +58,8 @@ def record(load: Load, recorder: Recorder, *, open_loop: bool, reuse: bool) -> N
     found = window.in_flight(load)
     growth = window.queue_growth(found) if open_loop else 0.0
     _latencies(due, recorder, saturated=growth > SATURATED)
+    if work.turns > 1 and growth <= SATURATED:
+        recorder.fact("ttft_by_turn", _by_turn(answered))
     requests_per_s, tokens_per_s = window.rates(load)
     recorder.value("request_rate_per_s", "1/s", requests_per_s)
     recorder.value("output_tokens_per_s", "tokens/s", tokens_per_s)
@@ -70,12 +74,34 @@ def record(load: Load, recorder: Recorder, *, open_loop: bool, reuse: bool) -> N
     recorder.value("generator_cpu_ratio", "1", load.cpu_ratio)
     _facts(due, answered, recorder)
     _draw(due, answered, found, recorder)
+    if not work.reuse:
+        taken = taken_from_others(load.answers)
+        recorder.engaged("prompt tokens from a cache under load", 0, max(taken, default=0))
     cached = [answer.cached_tokens for answer in answered if answer.cached_tokens is not None]
-    if not reuse:
-        recorder.engaged("prompt tokens from a cache under load", 0, max(cached, default=0))
-    elif cached:
+    if cached and (work.reuse or work.turns > 1):
         prompts = sum(answer.prompt_tokens or 0 for answer in answered)
         recorder.value("cached_tokens_ratio", "1", sum(cached) / prompts)
+
+
+def taken_from_others(answers: Sequence[Answer]) -> list[int]:
+    """Of each request, tokens from a cache beyond those of earlier turns of its conversation."""
+    # A conversation that is held again has the same lengths.
+    sequences = {
+        (a.conversation, a.turn): (a.prompt_tokens or 0) + len(a.arrivals_s) for a in answers
+    }
+    return [
+        max(0, a.cached_tokens - sequences.get((a.conversation, a.turn - 1), 0))
+        for a in answers
+        if a.cached_tokens is not None
+    ]
+
+
+def _by_turn(answered: Sequence[Answer]) -> list[tuple[int, float]]:
+    """Median TTFT of each turn."""
+    found: dict[int, list[float]] = {}
+    for answer in answered:
+        found.setdefault(answer.turn, []).append(window.request_of(answer).ttft_s)
+    return [(turn, round(median(found[turn]), 6)) for turn in sorted(found)]
 
 
 def _latencies(due: Sequence[Answer], recorder: Recorder, *, saturated: bool) -> None:

@@ -22,8 +22,9 @@ import json
 import os
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,10 @@ from orchestrator.measure.figures import Curve, Distribution, Scaling, Waterfall
 from orchestrator.measure.options import bounded, options_of
 from orchestrator.measure.plain_json import from_json
 from orchestrator.tasks.serving.orders import Load, Orders
+from orchestrator.tasks.serving.prompt_file import SUFFIX, Line, read_lines
+from orchestrator.tasks.serving.prompts import Prompts
 from orchestrator.tasks.serving.recorded import METRICS, record
-from orchestrator.tasks.serving.stimulus import Prompts, Shape, lead_s, limits, shapes
+from orchestrator.tasks.serving.stimulus import Shape, lead_s, limits, shapes, turns_of
 
 RANDOM, TEXT = "random", "text"
 DEFAULT_SLOTS = 4
@@ -65,13 +68,15 @@ class ServingConfig:
     Attributes
     ----------
     prompt_tokens, new_tokens : int
-        Of each request; their means where ``load.lengths`` is not fixed.
+        Of each request; their means where ``load.lengths`` is not fixed. Where prompts are lines of
+        a file, the most tokens that one may have, and the output of lines that do not say it.
     slots : int or None
         Sequences that the server takes at once, others wait; by default 4. A server that runs
         already has its own.
     prompt : str
         ``random`` ids, ``text`` (Python's own reference, by the model's tokenizer), or a ``.txt``
-        or ``.parquet`` file: each prompt is a piece of it.
+        or ``.parquet`` file: each prompt is a piece of it. Of a ``.jsonl`` file each line is one:
+        ``{"prompt": "a text", "new_tokens": 32}``, the output's length where it likes.
     """
 
     name: str = "serving"
@@ -83,16 +88,19 @@ class ServingConfig:
 
 def _shapes(identity: Identity) -> list[Shape]:
     options = options_of(ServingConfig, identity)
-    return shapes(identity["load"], options.prompt_tokens, options.new_tokens, identity["seed"])
+    lines = read_lines(options.prompt) if options.prompt.endswith(SUFFIX) else ()
+    lengths = options.prompt_tokens, options.new_tokens
+    return shapes(identity["load"], *lengths, identity["seed"], lines)
 
 
 def _work(identity: Identity, planned: Sequence[Shape]) -> Work:
     return Work(
         batch_size=options_of(ServingConfig, identity).slots or DEFAULT_SLOTS,
-        tokens=max(shape.prompt_tokens + shape.new_tokens for shape in planned),
+        tokens=max(shape.tokens for shape in planned),
         named="the longest request, prompt and output",
         served=True,
         reuse=_reuse(identity, planned),
+        turns=turns_of(identity["load"]),
     )
 
 
@@ -104,6 +112,7 @@ def _reuse(identity: Identity, planned: Sequence[Shape]) -> bool:
 def check(identity: Identity) -> str | None:
     """None, or one line why this cannot be done; :class:`ConfigError` for what has no sense."""
     _check_load(identity)
+    _check_lines(identity)
     if identity["task"]["slots"] and engines.is_remote(identity):
         raise ConfigError(
             "has no effect on a server that runs already", where="task.slots", fix="Leave it out"
@@ -134,6 +143,9 @@ def _check_load(identity: Identity) -> None:
                 where=f"load.{name}",
                 fix=_EXAMPLES[name],
             )
+    if load.get("think_s") and turns_of(load) == 1:
+        fix = "Write load.turns=4, too"
+        raise ConfigError("has no effect on load.turns=1", where="load.think_s", fix=fix)
     if kind != "trace":
         return
     usual = ServingConfig()
@@ -144,8 +156,21 @@ def _check_load(identity: Identity) -> None:
     ]
     idle += [f"load.{name}" for name in ("ramp_s", "prefix_share") if load[name]]
     idle += ["load.lengths"] * (load["lengths"] != "fixed")
+    idle += ["load.turns"] * (turns_of(load) > 1)
     if idle:
         raise ConfigError("has no effect on load=trace: the trace has it", where=idle[0])
+
+
+def _check_lines(identity: Identity) -> None:
+    """:class:`ConfigError` for options of a load that a file of prompts has itself."""
+    load = identity["load"]
+    if not identity["task"]["prompt"].endswith(SUFFIX):
+        return
+    idle = ["load=trace"] * (load["kind"] == "trace")
+    idle += ["load.lengths"] * (load["lengths"] != "fixed")
+    idle += ["load.prefix_share"] * bool(load["prefix_share"])
+    if idle:
+        raise ConfigError("has no effect on a file of prompts: its lines have it", where=idle[0])
 
 
 _EXAMPLES = {
@@ -173,14 +198,14 @@ def run(identity: Identity, recorder: Recorder) -> None:
     session = engines.load(engines.prepare(identity, recorder, work), work, recorder)
     prompts = _prompts(session, identity, planned)
     service = session.service()
-    longest = max(planned, key=lambda shape: shape.new_tokens)
+    longest = max(turn.new_tokens for shape in planned for turn in shape.turns)
     with recorder.phase("first_call", measured=False), first_call(recorder):
         alone = session.generate([prompts.of(planned[0])], planned[0].new_tokens)
-    alone_s = alone.arrivals_s[-1] * longest.new_tokens / planned[0].new_tokens
+    alone_s = alone.arrivals_s[-1] * longest / planned[0].new_tokens
     orders = _orders(service, identity, generator, max(_DRAIN_S, _DRAIN_TIMES * alone_s))
     with recorder.phase("under_load", measured=False):
         load = _generate(orders, service, planned, prompts, recorder)
-    record(load, recorder, open_loop=identity["load"]["kind"] != "closed", reuse=work.reuse)
+    record(load, recorder, work, open_loop=identity["load"]["kind"] != "closed")
     size = session.footprint()
     if isinstance(size, str):
         recorder.absent("weights_bytes", "bytes", size)
@@ -211,10 +236,37 @@ def _prompts(session: Session, identity: Identity, planned: Sequence[Shape]) -> 
     prompt = identity["task"]["prompt"]
     if prompt == RANDOM:
         return Prompts(session.ordinary_ids, seed, longest=None, prefix_share=share)
+    if prompt.endswith(SUFFIX):
+        read = _reader(session, identity)
+        return Prompts(session.ordinary_ids, seed, longest=None, read=read)
     name = texts.PACKAGED_TEXT if prompt == TEXT else prompt
-    longest = max(shape.prompt_tokens for shape in planned)
+    longest = max(turn.prompt_tokens for shape in planned for turn in shape.turns)
+    answers = [turn.new_tokens for shape in planned for turn in shape.turns[:-1]]
+    longest = max(longest, *answers) if answers else longest
     (ids,) = texts.text_prompt(session, name, 1, longest + _TEXT_TOKENS)
     return Prompts(ids, seed, longest=longest, prefix_share=share)
+
+
+def _reader(session: Session, identity: Identity) -> Callable[[Line, bool], list[int]]:
+    """Ids of a line by the model's tokenizer; :class:`InputError` where they are too many."""
+    where, most = f"task.prompt={identity['task']['prompt']}", identity["task"]["prompt_tokens"]
+    tokenizer = session.tokenizer()
+    if isinstance(tokenizer, str):
+        raise InputError(tokenizer, where="task.prompt", fix="Use task.prompt=random")
+
+    @cache
+    def read(line: Line, begins: bool) -> list[int]:
+        ids = texts.encoded(tokenizer, session.vocabulary, line.prompt, where=where)
+        ids = [*tokenizer.begin_of_text * begins, *ids]
+        if len(ids) > most:
+            raise InputError(
+                f"line {line.number} has {len(ids)} tokens, more than task.prompt_tokens={most}",
+                where=where,
+                fix=f"Give task.prompt_tokens={len(ids)}, or a shorter line",
+            )
+        return ids
+
+    return read
 
 
 def _orders(service: Service, identity: Identity, cores: tuple[int, ...], drain_s: float) -> Orders:
@@ -230,7 +282,19 @@ def _orders(service: Service, identity: Identity, cores: tuple[int, ...], drain_
         requests=requests,
         duration_s=duration_s,
         drain_s=drain_s,
+        think_s=float(load.get("think_s", 0.0)),
     )
+
+
+def _bodies(
+    service: Service, number: int, shape: Shape, prompts: Prompts
+) -> Iterator[dict[str, Any]]:
+    """Of each turn of a conversation, or of a single request."""
+    own = {} if service.salt is None else {service.salt: f"{service.body[service.salt]}-{number}"}
+    more: Mapping[str, Any] = {}
+    for turn, prompt in zip(shape.turns, prompts.turns(shape), strict=True):
+        yield {**service.body, **own, **more, "prompt": prompt, "max_tokens": turn.new_tokens}
+        more = service.goes_on
 
 
 def _generate(
@@ -245,9 +309,9 @@ def _generate(
         told, found = Path(directory, "orders"), Path(directory, "answers")
         with told.open("w") as lines:
             lines.write(f"{json.dumps(asdict(orders))}\n")
-            for shape in planned:
-                body = {**service.body, "prompt": prompts.of(shape), "max_tokens": shape.new_tokens}
-                lines.write(f"{json.dumps({'due_s': shape.due_s, 'body': body})}\n")
+            for number, shape in enumerate(planned):
+                bodies = list(_bodies(service, number, shape, prompts))
+                lines.write(f"{json.dumps({'due_s': shape.due_s, 'bodies': bodies})}\n")
         command, variables = own_command(
             "orchestrator.tasks.serving.generator",
             *(told, found, recorder.artifact("requests.parquet")),
@@ -330,6 +394,14 @@ TASK = Task(
             "requests in flight",
             "Unanswered requests as each came; a line that only rises is a server that cannot keep"
             " up.",
+        ),
+        Curve(
+            "ttft_by_turn",
+            "TTFT by turn",
+            "turn of the conversation",
+            "median TTFT, s",
+            "Each turn's prompt is longer; what the server still has of those before is not read"
+            " again.",
         ),
         Distribution("ttft_s"),
         Distribution("itl_s"),

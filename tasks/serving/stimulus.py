@@ -1,4 +1,4 @@
-"""What is sent and when, fixed before the load begins: arrivals, lengths, token ids. Pure.
+"""What is sent and when, fixed before the load begins: arrivals and lengths. Pure.
 
 Each comes from a stream of random numbers of its own, seeded by the trial's seed: another spread of
 lengths does not move the arrivals.
@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import cycle, islice
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from orchestrator.errors import one_line
 from orchestrator.measure import InputError
+from orchestrator.tasks.serving.prompt_file import Line
 
 DEFAULT_REQUESTS = 100
 # Sent while measured requests still wait for their answers: for so long, at most.
@@ -27,25 +29,48 @@ TRACE_BLOCK = 512
 
 @dataclass(frozen=True)
 class Shape:
-    """One request without its ids.
+    """One request, or a conversation by its first, without its ids.
 
     Attributes
     ----------
     due_s : float or None
         Since the load began; None in a closed loop.
     prompt_tokens, new_tokens : int
+        Of a line, the most that it may have.
     blocks : tuple of int
         What the prompt begins with, block by block of :data:`TRACE_BLOCK` tokens.
+    line : Line or None
+        Of a file, what the prompt is.
+    then : tuple of Shape
+        Later turns of the conversation that this request begins: what comes on top of all before.
     """
 
     due_s: float | None
     prompt_tokens: int
     new_tokens: int
     blocks: tuple[int, ...] = ()
+    line: Line | None = None
+    then: tuple[Shape, ...] = ()
+
+    @property
+    def turns(self) -> tuple[Shape, ...]:
+        """This one and later ones."""
+        return (self, *self.then)
+
+    @property
+    def tokens(self) -> int:
+        """Of the longest sequence: all prompts and outputs of the conversation."""
+        return sum(turn.prompt_tokens + turn.new_tokens for turn in self.turns)
 
 
-def shapes(load: Mapping[str, Any], prompt_tokens: int, new_tokens: int, seed: int) -> list[Shape]:
-    """Every request of a load, in the order they are due.
+def shapes(
+    load: Mapping[str, Any],
+    prompt_tokens: int,
+    new_tokens: int,
+    seed: int,
+    lines: Sequence[Line] = (),
+) -> list[Shape]:
+    """Every request of a load, or the first of each conversation, in the order they are due.
 
     Parameters
     ----------
@@ -53,6 +78,8 @@ def shapes(load: Mapping[str, Any], prompt_tokens: int, new_tokens: int, seed: i
         The trial's ``load``.
     prompt_tokens, new_tokens : int
         The means of their lengths; a trace has its own.
+    lines : sequence of Line
+        Of a file of prompts: what is asked, in an order that is drawn, again and again.
 
     Raises
     ------
@@ -61,13 +88,37 @@ def shapes(load: Mapping[str, Any], prompt_tokens: int, new_tokens: int, seed: i
     """
     if load["kind"] == "trace":
         return _traced(load)
-    lengths = _Lengths(load, seed)
+    asked = (
+        _of_lines(lines, prompt_tokens, new_tokens, seed)
+        if lines
+        else _drawn(_Lengths(load, seed), prompt_tokens, new_tokens)
+    )
     due: Iterator[float | None] = (
         iter([None] * _closed_count(load))
         if load["kind"] == "closed"
         else _until_cool(_arrivals(load, seed), load)
     )
-    return [Shape(at, lengths.about(prompt_tokens), lengths.about(new_tokens)) for at in due]
+    later = turns_of(load) - 1
+    return [replace(next(asked), due_s=at, then=tuple(islice(asked, later))) for at in due]
+
+
+def _drawn(lengths: _Lengths, prompt_tokens: int, new_tokens: int) -> Iterator[Shape]:
+    while True:
+        yield Shape(None, lengths.about(prompt_tokens), lengths.about(new_tokens))
+
+
+def _of_lines(
+    lines: Sequence[Line], prompt_tokens: int, new_tokens: int, seed: int
+) -> Iterator[Shape]:
+    order = list(lines)
+    Random(f"lines {seed}").shuffle(order)
+    for line in cycle(order):
+        yield Shape(None, prompt_tokens, line.new_tokens or new_tokens, line=line)
+
+
+def turns_of(load: Mapping[str, Any]) -> int:
+    """Requests of a conversation; a load of single ones does not say it."""
+    return int(load.get("turns", 1))
 
 
 def lead_s(load: Mapping[str, Any]) -> float:
@@ -206,48 +257,3 @@ def _rows(lines: Iterable[str], speed: float, found: list[Shape]) -> Iterator[fl
             raise ValueError("earlier than the line before it")
         found.append(shape)
         yield due_s
-
-
-class Prompts:
-    """Token ids of prompts.
-
-    Parameters
-    ----------
-    ids : sequence of int
-        What random ones are drawn from; or a text, of which prompts are pieces.
-    longest : int or None
-        Tokens of the longest prompt, where ``ids`` is a text; it is longer than that.
-    prefix_share : float
-        Share of each prompt that all of them begin with.
-    """
-
-    def __init__(
-        self, ids: Sequence[int], seed: int, *, longest: int | None, prefix_share: float
-    ) -> None:
-        self._ids, self._seed = ids, seed
-        self._starts = None if longest is None else len(ids) - max(longest, TRACE_BLOCK) + 1
-        self._share = prefix_share
-        self._random = Random(f"prompts {seed}")
-        self._prefix: list[int] = []
-        self._blocks: dict[int, list[int]] = {}
-
-    def of(self, shape: Shape) -> list[int]:
-        """Ids of one prompt, as long as ``shape`` says."""
-        length = shape.prompt_tokens
-        shared = round(self._share * length)
-        if len(self._prefix) < shared:
-            # From the same numbers whatever was drawn before: the longer one begins as the shorter.
-            self._prefix = self._piece(Random(f"prefix {self._seed}"), shared)
-        begin = self._prefix[:shared]
-        for block in shape.blocks[: -(-length // TRACE_BLOCK)]:
-            if block not in self._blocks:
-                drawn = Random(f"block {self._seed} {block}")
-                self._blocks[block] = self._piece(drawn, TRACE_BLOCK)
-            begin += self._blocks[block]
-        return [*begin, *self._piece(self._random, max(0, length - len(begin)))][:length]
-
-    def _piece(self, random: Random, length: int) -> list[int]:
-        if self._starts is None:
-            return random.choices(self._ids, k=length)
-        start = random.randrange(self._starts)
-        return list(self._ids[start : start + length])

@@ -256,3 +256,23 @@ def test_a_plan_of_a_stored_identity(planned: Any) -> None:
     assert [trial.hash for trial in again.trials] == [plan.trials[0].hash]
     assert again.trials[0].timeout_s == 7
     assert again.trials[0].resources == plan.trials[0].resources
+
+
+def test_an_option_that_came_later_moves_no_hash_that_was_recorded_before() -> None:
+    words = ["task=serving", "engine=llamacpp", "quant=q4_0", "model=smollm2_135m", "device=cpu"]
+
+    def identity(*more: str) -> dict[str, Any]:
+        (trial,) = build([*words, *more], device_kind=lambda cluster: "cpu").trials
+        assert trial.hash == config_hash(trial.identity)
+        # As stored, and as an older program stored it.
+        assert rebuild(json.loads(json.dumps(trial.identity))) == trial.identity
+        return trial.identity
+
+    usual = identity()
+    assert not {"turns", "think_s"} & usual["load"].keys()
+    assert identity("load.turns=1", "load.think_s=0") == usual
+    assert identity("load.turns=3")["load"] == {**usual["load"], "turns": 3}
+    with pytest.raises(ConfigError, match="less than 1"):
+        rebuild({**usual, "load": {**usual["load"], "turns": 0}})
+    swept = build([*words, "load.turns=1,2"], device_kind=lambda cluster: "cpu")
+    assert [trial.identity for trial in swept.trials] == [usual, identity("load.turns=2")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ import pytest
 from orchestrator.errors import ConfigError
 from orchestrator.measure import InputError, Recorder
 from orchestrator.measure.registry import find_task
-from orchestrator.tasks.serving.recorded import SATURATED
+from orchestrator.tasks.serving.orders import Answer
+from orchestrator.tasks.serving.recorded import SATURATED, taken_from_others
 from testing.checks import check_of
 from testing.endpoint import scripted
 from testing.gguf import of_gguf
@@ -27,18 +28,20 @@ Measured = Callable[[dict[str, Any]], Any]
 
 
 @pytest.fixture
-def measured(recorder: tuple[Recorder, Any], tmp_path: Path) -> Iterator[Measured]:
+def measured(recorder: tuple[Recorder, Any]) -> Measured:
     """Measure a trial here, and put this process back on its cores."""
     cores = os.sched_getaffinity(0)
 
     def run(identity: dict[str, Any]) -> Any:
         assert check(identity) is None
         to, events = recorder
-        find_task("serving").run(identity, to)
+        try:
+            find_task("serving").run(identity, to)
+        finally:
+            os.sched_setaffinity(0, cores)
         return events
 
-    yield run
-    os.sched_setaffinity(0, cores)
+    return run
 
 
 def served(url: str, load: str = "open", **options: Any) -> dict[str, Any]:
@@ -131,6 +134,85 @@ def test_llama_cpp_serves_several_at_once(measured: Measured, tiny_gguf: Path) -
     assert not [e for e in events if e.get("name") == "achieved_ratio"]
 
 
+@pytest.mark.skipif(
+    importlib.util.find_spec("xllamacpp") is None, reason="xllamacpp has no wheel here"
+)
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="takes two cores")
+def test_llama_cpp_reuses_of_a_conversation_what_it_has_read(
+    measured: Measured, tiny_gguf: Path, tmp_path: Path
+) -> None:
+    asked = {"prompt_tokens": 16, "new_tokens": 4, "slots": 2, "concurrency": 2, "turns": 4}
+    asked |= {"requests": 24, "warmup_s": 0.0}
+    model = of_gguf(tiny_gguf)
+    events = measured(
+        make_identity("source", task="serving", engine="llamacpp", model=model, **asked)
+    )
+    (file,) = tmp_path.rglob("requests.parquet")
+    rows = pyarrow.parquet.read_table(file).to_pylist()
+    for row in [row for row in rows if row["status"] == "ok"]:
+        before = row["turn"] - 1
+        assert row["prompt_tokens"] == 16 + 20 * before
+        # All of the prompt before, and as much of the drawn answer as the model gave by chance.
+        assert 20 * before - 4 * bool(before) <= row["cached_tokens"] <= 20 * before
+    assert events.engaged("prompt tokens from a cache under load")["got"] == "0"
+    assert events.value("cached_tokens_ratio") > 0.5
+    assert [turn for turn, _ in events.fact("ttft_by_turn")] == [1, 2, 3, 4]
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("xllamacpp") is None, reason="xllamacpp has no wheel here"
+)
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="takes two cores")
+def test_lines_of_a_file_are_prompts_of_their_own_lengths(
+    measured: Measured, reads_bytes: Path, tmp_path: Path
+) -> None:
+    lines = {"ab": 3, "xyz " * 10: 7, "q": 5}
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(f'{{"prompt": "{p}", "new_tokens": {n}}}\n' for p, n in lines.items()))
+    asked = {"prompt_tokens": 41, "concurrency": 1, "requests": 6, "warmup_s": 0.0}
+    identity = make_identity(
+        "source", task="serving", engine="llamacpp", model=of_gguf(reads_bytes), **asked
+    )
+    identity["task"]["prompt"] = str(file)
+    measured(identity)
+    (table,) = tmp_path.rglob("requests.parquet")
+    rows = pyarrow.parquet.read_table(table).to_pylist()[:6]
+    lengths = [(row["prompt_tokens"], row["new_tokens"]) for row in rows]
+    # "ab" is one token, and this model puts none before a text.
+    assert sorted(lengths[:3]) == [(1, 3), (1, 5), (40, 7)]
+    assert lengths[3:] == lengths[:3]
+    identity["task"]["prompt_tokens"] = 39
+    with pytest.raises(InputError, match=r"line 2 has 40 tokens, more than task.prompt_tokens=39"):
+        measured(identity)
+
+
+def test_conversations_on_an_endpoint_have_a_cache_each(measured: Measured) -> None:
+    asked = {"concurrency": 2, "requests": 6, "turns": 3, "warmup_s": 0.0}
+    with scripted(token_s=0.002) as (url, script):
+        measured(served(url, "closed", **asked))
+    sent = [each for each in script.seen if each.get("stream") and "cache_salt" in each]
+    talks: dict[str, list[Any]] = {}
+    for each in sent:
+        talks.setdefault(each["cache_salt"], []).append(each)
+    whole = [talk for talk in talks.values() if len(talk) == 3]
+    assert len(whole) >= 2
+    for first, second, third in whole:
+        assert [each["cache_prompt"] for each in (first, second, third)] == [False, True, True]
+        assert second["prompt"][: len(first["prompt"])] == first["prompt"]
+        assert third["prompt"][: len(second["prompt"])] == second["prompt"]
+
+
+def test_a_prompt_that_another_conversation_left_is_a_mismatch(tmp_path: Path) -> None:
+    def answer(conversation: int, turn: int, cached: int) -> Answer:
+        arrivals = (0.1, 0.2)
+        known = {"prompt_tokens": 10 * turn, "cached_tokens": cached}
+        at = {"conversation": conversation, "turn": turn}
+        return Answer(0.0, 0.0, 0.3, arrivals, "ok", True, 2, **known, **at)
+
+    assert taken_from_others([answer(0, 1, 0), answer(0, 2, 12), answer(1, 1, 3)]) == [0, 0, 3]
+    assert taken_from_others([answer(0, 1, 0), answer(0, 2, 13)]) == [0, 1]
+
+
 def test_nothing_that_is_answered_is_an_error(measured: Measured) -> None:
     with scripted() as (url, script):
         # All but the one request that is sent before the load.
@@ -149,6 +231,12 @@ def test_nothing_that_is_answered_is_an_error(measured: Measured) -> None:
         ({"burstiness": 2.0}, "load.burstiness"),
         ({"slots": 2}, "task.slots"),
         ({"load": "trace"}, "load.trace"),
+        ({"think_s": 1.0}, "load.think_s"),
+        (
+            {"load": "trace", "trace": "x", "prompt_tokens": 128, "new_tokens": 32, "warmup_s": 0.0}
+            | {"turns": 2},
+            "load.turns",
+        ),
         ({"load": "trace", "trace": "x"}, "task.prompt_tokens"),
     ],
 )

@@ -214,6 +214,41 @@ def test_a_closed_loop_has_as_many_on_their_way_as_it_has_users(
         assert ended[place] <= answer.due_s <= answer.sent_s
 
 
+TALK = {"then": [{"max_tokens": 4}, {"max_tokens": 2}]}
+
+
+@pytest.mark.parametrize("users", [None, 2])
+def test_a_turn_is_due_when_the_user_has_thought_about_the_answer_before(
+    users: int | None, server: Running, tmp_path: Path
+) -> None:
+    starts = [k / 25 if users is None else None for k in range(40)]
+    broken = {"then": [{"does": "close"}, {}]}
+    sends = [(at_s, broken if k == 3 else TALK) for k, at_s in enumerate(starts)]
+    asked: dict[str, Any] = {"concurrency": users, "requests": 18, "think_s": 0.05}
+    load = Generating(server.url, sends, tmp_path, **asked).load()
+    assert [a.due_s for a in load.answers] == sorted(a.due_s for a in load.answers)
+    talks: dict[int, list[Any]] = {}
+    for answer in load.answers:
+        talks.setdefault(answer.conversation, []).append(answer)
+    # Turns after one that failed are never sent.
+    assert [a.turn for a in talks[3]] == [1, 2]
+    assert talks[3][-1].status.startswith(FAILED)
+    whole = [talk for number, talk in talks.items() if number != 3 and len(talk) == 3]
+    assert len(whole) > 2
+    for talk in whole:
+        assert [a.turn for a in talk] == [1, 2, 3]
+        assert [a.asked_tokens for a in talk] == [3, 4, 2]
+        for before, answer in pairwise(talk):
+            # The end of an answer comes with its last token, or just after it.
+            thought_s = answer.due_s - 0.05 + 1e-9
+            assert before.arrivals_s[-1] <= thought_s <= (before.ended_s or 0.0) + 2e-9
+            assert answer.due_s <= answer.sent_s
+    if users is None:
+        firsts = [talks[number][0].due_s for number in sorted(talks)]
+        assert firsts == pytest.approx(starts[: len(firsts)])
+    assert len(window.measured(load)) == 18
+
+
 def test_a_server_that_dies_fails_who_waits_and_users_do_not_ask_all_the_time(
     tmp_path: Path,
 ) -> None:

@@ -14,10 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.measure import InputError
+from orchestrator.tasks.serving.prompt_file import Line, read_lines
+from orchestrator.tasks.serving.prompts import Prompts
 from orchestrator.tasks.serving.stimulus import (
     COOL_DOWN_S,
     TRACE_BLOCK,
-    Prompts,
     Shape,
     lead_s,
     limits,
@@ -146,6 +147,88 @@ def test_users_of_a_closed_loop_have_more_requests_than_are_measured() -> None:
     planned = shapes(load("closed", concurrency=7, requests=400), 8, 8, SEED)
     assert len(planned) == 807
     assert {shape.due_s for shape in planned} == {None}
+
+
+@given(turns=st.integers(2, 5), seed=SEEDS)
+def test_turns_are_requests_of_a_conversation_and_do_not_move_when_it_begins(
+    turns: int, seed: int
+) -> None:
+    asked = load(rate=5.0, requests=20, lengths="normal", spread=0.3)
+    talks = shapes({**asked, "turns": turns}, 30, 7, seed)
+    assert [talk.due_s for talk in talks] == due(asked, seed)
+    assert {len(talk.turns) for talk in talks} == {turns}
+    # Drawn one after the other, so no two turns are the same by design.
+    flat = [(turn.prompt_tokens, turn.new_tokens) for talk in talks for turn in talk.turns]
+    more = shapes({**asked, "requests": 20 * turns}, 30, 7, seed)
+    alone = [(shape.prompt_tokens, shape.new_tokens) for shape in more]
+    shorter = min(len(flat), len(alone))
+    assert flat[:shorter] == alone[:shorter]
+
+
+def test_each_turns_prompt_is_all_that_was_before_and_more() -> None:
+    talk = Shape(None, 5, 3, then=(Shape(None, 4, 2), Shape(None, 6, 9)))
+    assert talk.tokens == 29
+    prompts = Prompts(range(10**9), SEED, longest=None)
+    first, second, third = prompts.turns(talk)
+    assert [len(first), len(second), len(third)] == [5, 5 + 3 + 4, 12 + 2 + 6]
+    assert (second[:5], third[:12]) == (first, second)
+    other = next(prompts.turns(talk))
+    assert other[0] != first[0]
+
+
+LINES = [Line(1, "a", 5), Line(2, "bb"), Line(3, "ccc", 7)]
+
+
+def test_lines_of_a_file_come_again_and_again_in_an_order_that_is_drawn() -> None:
+    asked = load("closed", requests=400)
+    found = shapes(asked, 64, 9, SEED, LINES)
+    order = [shape.line for shape in found]
+    assert sorted(order[:3], key=str) == LINES
+    assert order[3:] == order[:-3]
+    assert {(s.line, s.prompt_tokens, s.new_tokens) for s in found} == {
+        (line, 64, line.new_tokens or 9) for line in LINES
+    }
+    orders = {tuple(s.line for s in shapes(asked, 64, 9, seed, LINES)[:3]) for seed in range(40)}
+    assert len(orders) == 6
+
+
+def test_a_file_of_prompts_is_read_line_by_line(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "é", "new_tokens": 3}\n\n{"prompt": "two\\nlines"}\n')
+    assert read_lines(str(file)) == [Line(1, "é", 3), Line(3, "two\nlines")]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{", "line 2 is no request: "),
+        ("3", "line 2 is no request: it is no object"),
+        ("{}", "line 2 is no request: it has no text as its prompt"),
+        ('{"prompt": ""}', "line 2 is no request: it has no text as its prompt"),
+        ('{"prompt": "a", "new_token": 3}', "line 2 is no request: unknown key new_token"),
+        ('{"prompt": "a", "new_tokens": 0}', "line 2 is no request: new_tokens=0 is no number"),
+        ('{"prompt": "a", "new_tokens": true}', "new_tokens=True is no number"),
+        ('{"prompt": "a", "new_tokens": null}', "new_tokens=None is no number"),
+    ],
+)
+def test_a_bad_line_of_a_file_of_prompts_is_named(line: str, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(f'{{"prompt": "a"}}\n{line}\n')
+    with pytest.raises(InputError, match=said) as caught:
+        read_lines(str(file))
+    assert f"task.prompt={file}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [(b"\n", "has no prompt"), (b"\xff", "cannot be read")]
+)
+def test_a_file_without_prompts(content: bytes, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    with pytest.raises(InputError, match="cannot be read"):
+        read_lines(str(file))
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=said):
+        read_lines(str(file))
 
 
 TEXT = list(range(100_000, 100_700))

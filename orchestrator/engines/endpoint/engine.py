@@ -164,12 +164,17 @@ class EndpointSession(Session):
         body = self._request([], 1)
         for varies in ("prompt", "max_tokens", "min_tokens"):
             body.pop(varies, None)
-        if self._may_reuse and self._takes_options:
-            body["cache_prompt"] = True
-            del body["cache_salt"]
+        goes_on, salt = {}, None
+        if self._takes_options:
+            goes_on = {"cache_prompt": True}
+            if self._may_reuse:
+                body |= goes_on
+                del body["cache_salt"]
+            else:
+                salt = "cache_salt"
         server, options = self._server, self._identity["engine"]
         body |= {"model": server.model, "stream": True}
-        return Service(server.completions_url, body, options["key_variable"])
+        return Service(server.completions_url, body, options["key_variable"], goes_on, salt)
 
     def footprint(self) -> Footprint | str:
         return "the server's weights cannot be seen from here"

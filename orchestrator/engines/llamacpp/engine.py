@@ -218,7 +218,8 @@ class LlamaCppSession(Session):
         )
 
     def service(self) -> Service:
-        return Service(self._server.url, self._server.served_body(reuse=self._work.reuse))
+        body = self._server.served_body(reuse=self._work.reuse)
+        return Service(self._server.url, body, goes_on={"cache_prompt": True})
 
     def footprint(self) -> Footprint:
         return Footprint(self._contents.weights_bytes, self._contents.parameters)

@@ -111,7 +111,8 @@ def _words(identity: Identity, prepared: Prepared, dtype: str, work: Work, port:
         "max-num-seqs": work.batch_size,
         "seed": identity["seed"],
     }
-    flags = ["--enable-prefix-caching" if work.reuse else "--no-enable-prefix-caching"]
+    reuse = work.reuse or work.turns > 1
+    flags = ["--enable-prefix-caching" if reuse else "--no-enable-prefix-caching"]
     if identity["engine"]["enforce_eager"]:
         flags.append("--enforce-eager")
     return [*(f"--{name}={value}" for name, value in words.items()), *flags]
