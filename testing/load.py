@@ -35,8 +35,8 @@ class Generating:
     ----------
     command, variables : list of str, dict
         What starts it.
-    table : Path
-        Every request, as Parquet.
+    table, metrics : Path
+        Every request, and what the server exported of itself, as Parquet.
     """
 
     def __init__(
@@ -48,6 +48,7 @@ class Generating:
     ) -> None:
         self._answers = directory / "answers"
         self.table = directory / "requests.parquet"
+        self.metrics = directory / "server.parquet"
         told = directory / "orders"
         given: dict[str, Any] = {
             "url": f"{url}/completions",
@@ -68,7 +69,7 @@ class Generating:
                 bodies = [{**body, **said} for said in (first, *more.get("then", ()))]
                 lines.write(f"{json.dumps({'due_s': due_s, 'bodies': bodies})}\n")
         self.command, self.variables = own_command(
-            "orchestrator.tasks.serving.generator", told, self._answers, self.table
+            "orchestrator.tasks.serving.generator", told, self._answers, self.table, self.metrics
         )
 
     @contextmanager

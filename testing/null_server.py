@@ -1,7 +1,8 @@
 """A server that answers by schedule: OpenAI's completions, without a model.
 
 ``python -m testing.null_server FIRST_S BETWEEN_S SLOTS [CORE]`` prints its port. ``GET /v1/seen``
-gives its own record. A request may say in ``does`` what goes wrong with it::
+gives its own record, ``GET /metrics`` the number of requests in it, as Prometheus reads it. A
+request may say in ``does`` what goes wrong with it::
 
     429, 500       its status                    stale    its connection is closed, if used before
     die            the process ends              rubbish  no HTTP comes
@@ -38,6 +39,11 @@ _FAULTY_AFTER = 2
 _KIND = {"id": "0", "object": "text_completion", "created": 0, "model": "schedule"}
 _TOKEN = {**_KIND, "choices": [{"index": 0, "text": " a", "finish_reason": None}]}
 _MODELS = {"data": [{"id": "schedule", "max_model_len": 4096}]}
+_METRICS = """# TYPE seen counter
+seen_total{model="schedule"} %d
+# TYPE unanswered gauge
+unanswered{model="schedule"} %d
+"""
 _LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
 _STREAM = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -131,7 +137,11 @@ class _Connection(asyncio.Protocol):
     def _answer(self, head: bytes, body: bytes, came_ns: int) -> None:
         server = self._server
         if head.startswith(b"GET"):
-            self._whole(200, server.seen if b"/v1/seen" in head.split(b"\r\n")[0] else _MODELS)
+            path = head.split(b" ", 2)[1]
+            if path == b"/metrics":
+                self._whole(200, _METRICS % (len(server.seen), server.unanswered))
+                return
+            self._whole(200, server.seen if path == b"/v1/seen" else _MODELS)
             return
         if not head.startswith(b"POST /v1/completions "):
             self._whole(404, {})
@@ -198,7 +208,7 @@ class _Connection(asyncio.Protocol):
         return self._does not in ("hang", "half", "close")
 
     def _whole(self, status: int, said: Any) -> None:
-        body = json.dumps(said).encode()
+        body = said.encode() if isinstance(said, str) else json.dumps(said).encode()
         head = b"HTTP/1.1 %d OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
         self._transport.write(head % (status, len(body)) + body)
 

@@ -251,6 +251,8 @@ class Service:
     salt : str or None
         The field of a body that keeps what is read of it from all that have another value there;
         None where the server has none, or everything may be used by all.
+    metrics_url : str or None
+        Where it may export metrics of its own, in Prometheus's text format.
     """
 
     url: str
@@ -258,6 +260,7 @@ class Service:
     key_variable: str | None = None
     goes_on: Mapping[str, Any] = field(default_factory=dict)
     salt: str | None = None
+    metrics_url: str | None = None
 
 
 class Session(ABC):

@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 from orchestrator.attempt import AttemptReport
 from orchestrator.measure.metric import Metric, Samples, Value
 from orchestrator.measure.predicted import is_derived
+from orchestrator.measure.series import PARQUET_ARTIFACT, SERVER_ARTIFACT
 from orchestrator.record.params import legal_key
 from orchestrator.record.runrecord import MetricPoint
-from orchestrator.telemetry.history import read_histories
-from orchestrator.telemetry.series import PARQUET_ARTIFACT
+from orchestrator.telemetry.history import Histories, read_histories
 
 N = TypeVar("N")
 
@@ -48,9 +48,12 @@ def metric_points(report: AttemptReport, protocol: Mapping[str, Any]) -> list[Me
     ]
     if report.duration_s:
         points.append(MetricPoint(DURATION, report.duration_s, at_ms))
-    content = report.artifacts.get(PARQUET_ARTIFACT)
-    if content is not None:
-        points += series_points(content, report.started_at)
+    began_ns = None
+    for name in (PARQUET_ARTIFACT, SERVER_ARTIFACT):
+        if (content := report.artifacts.get(name)) is not None:
+            histories = read_histories(content)
+            began_ns = began_ns or histories.origin_ns
+            points += series_points(histories, report.started_at, began_ns)
     return points
 
 
@@ -100,21 +103,25 @@ def by_statistic(numbers: Mapping[str, N]) -> dict[str, dict[str, N]]:
     return found
 
 
-def series_points(content: bytes, started_at: float) -> list[MetricPoint]:
+def series_points(
+    histories: Histories, started_at: float, began_ns: int | None
+) -> list[MetricPoint]:
     """Telemetry series, each thinned to at most ``SERIES_POINTS`` points, counters as rates.
 
     Parameters
     ----------
-    content : bytes
-        Parquet as :meth:`~orchestrator.telemetry.series.SeriesSet.to_parquet` writes it.
     started_at : float
         Unix time of the attempt's start.
+    began_ns : int or None
+        The same moment on CLOCK_MONOTONIC; None: when these series begin.
     """
     points = []
-    for history in read_histories(content):
+    later_s = ((histories.origin_ns or 0) - (began_ns or histories.origin_ns or 0)) / 1e9
+    for history in histories:
         shown = (history.rate() if history.counter else history).thinned(SERIES_POINTS)
         name = legal_key(f"{SYSTEM_PREFIX}{shown.source}/{shown.metric}")
-        for at_s, value in zip(shown.t_s.tolist(), shown.values.tolist(), strict=True):
+        times_s = (shown.t_s + later_s).tolist()
+        for at_s, value in zip(times_s, shown.values.tolist(), strict=True):
             at_ms = round((started_at + at_s) * 1000)
             points.append(MetricPoint(name, value, at_ms, round(at_s * 1000)))
     return points

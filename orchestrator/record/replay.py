@@ -9,12 +9,12 @@ from typing import Any
 
 from orchestrator.attempt import AttemptReport, Resources, Trial
 from orchestrator.errors import UsageError
+from orchestrator.measure.series import PARQUET_ARTIFACT
 from orchestrator.plan.plan import Plan
 from orchestrator.plan.predictions import with_predictions
 from orchestrator.plan.schema import Settings
 from orchestrator.record import AttemptSummary, Store, SweepRun
 from orchestrator.record.selection import known_sweeps
-from orchestrator.telemetry.series import PARQUET_ARTIFACT
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.measure.metric import Absent, Metric, Value, unit_of
-from orchestrator.telemetry.series import SeriesSet
+from orchestrator.measure.series import SeriesSet
 from orchestrator.telemetry.window import (
     Figure,
     Missing,

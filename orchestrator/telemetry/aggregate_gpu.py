@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.measure.metric import Metric
+from orchestrator.measure.series import Series, SeriesSet
 from orchestrator.telemetry.aggregate import Figures
-from orchestrator.telemetry.series import Series, SeriesSet
 from orchestrator.telemetry.window import (
     Figure,
     Missing,

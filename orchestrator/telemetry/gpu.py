@@ -15,10 +15,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from orchestrator.measure.series import SeriesSet
 from orchestrator.telemetry.device import Device
 from orchestrator.telemetry.gpu_reader import SLOW_EVERY, GpuReader
 from orchestrator.telemetry.nvml import NvmlError, NvmlSession, answered, shared_session
-from orchestrator.telemetry.series import SeriesSet
 
 OPEN_TIMEOUT_S = 10.0
 _SILENT = "NVML does not answer"

@@ -12,10 +12,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from orchestrator.measure.series import SeriesSet
 from orchestrator.telemetry.device import Device, describe
 from orchestrator.telemetry.nvml import Kind, NvmlError, NvmlSession, throttle_field_ids
 from orchestrator.telemetry.process import ProcessSplit, in_host_namespace, split
-from orchestrator.telemetry.series import SeriesSet
 
 PROCESSES_EVERY = 4
 SLOW_EVERY = 20

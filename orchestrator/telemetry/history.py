@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.telemetry.series import COUNTERS_KEY, ORIGIN_KEY
+from orchestrator.measure.series import COUNTERS_KEY, ORIGIN_KEY
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,7 +22,7 @@ class History:
     Attributes
     ----------
     source, metric, unit : str
-        As in :class:`~orchestrator.telemetry.series.Series`.
+        As in :class:`~orchestrator.measure.series.Series`.
     t_s : array of float64, shape (n,)
         Seconds since sampling began, ascending.
     values : array of float64, shape (n,)
@@ -106,7 +106,7 @@ class Histories:
 
 
 def read_histories(content: bytes) -> Histories:
-    """What :meth:`~orchestrator.telemetry.series.SeriesSet.to_parquet` stored.
+    """What :meth:`~orchestrator.measure.series.SeriesSet.to_parquet` stored.
 
     Raises
     ------

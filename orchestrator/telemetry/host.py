@@ -21,10 +21,10 @@ from pathlib import Path
 
 from orchestrator.host.cgroup import ROOT
 from orchestrator.host.memory import PAGE_BYTES
+from orchestrator.measure.series import SeriesSet
 from orchestrator.telemetry.cgroup import find_cgroup
 from orchestrator.telemetry.procfs import KernelFile, numbers
 from orchestrator.telemetry.rapl import Packages
-from orchestrator.telemetry.series import SeriesSet
 
 BUDGET = (
     0.002  # of one core: 0.1 % of the two-core machine that the perturbation limit is stated for

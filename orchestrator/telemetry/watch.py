@@ -18,6 +18,7 @@ from typing import Any
 
 from orchestrator.attempt import Observations, Slot
 from orchestrator.measure.metric import Metric, Phase
+from orchestrator.measure.series import PARQUET_ARTIFACT, SeriesSet
 from orchestrator.telemetry.aggregate import HostSampling, host_figures
 from orchestrator.telemetry.aggregate_gpu import gpu_figures
 from orchestrator.telemetry.device import Device
@@ -25,7 +26,6 @@ from orchestrator.telemetry.fingerprint import hardware_of
 from orchestrator.telemetry.gpu import GpuSampler
 from orchestrator.telemetry.host import SLOW_EVERY, HostSampler
 from orchestrator.telemetry.pacer import Pacer
-from orchestrator.telemetry.series import PARQUET_ARTIFACT, SeriesSet
 from orchestrator.telemetry.window import windows_by_phase
 
 

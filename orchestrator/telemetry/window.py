@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from orchestrator.measure.metric import Phase
-from orchestrator.telemetry.series import Series
+from orchestrator.measure.series import Series
 
 Window = tuple[int, int]  # begin, end in ns on CLOCK_MONOTONIC
 

@@ -2,7 +2,7 @@
 
 ::
 
-    python -m orchestrator.tasks.serving.generator ORDERS ANSWERS TABLE
+    python -m orchestrator.tasks.serving.generator ORDERS ANSWERS TABLE METRICS
 
 ``ORDERS`` is a file of JSON lines: how to send (``serving.orders.Orders``),
 then each request, or conversation, in the order it is due. Nothing is computed while the load runs
@@ -15,7 +15,8 @@ request is left out because others are late, and latencies count from when it wa
 request may begin a conversation: each later turn is due ``think_s`` after the last piece of the
 answer before it. A conversation ends with a turn that fails.
 
-Standard output has a line of JSON a second: how far it is.
+Once a second it reads what the server exports of itself, if anything (``METRICS``); that is kept as
+it came, too. Standard output has a line of JSON a second: how far it is.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ import sys
 import tempfile
 import time
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import cycle
 from pathlib import Path
@@ -43,12 +44,15 @@ from yarl import URL
 from orchestrator.engines.completions import error_message
 from orchestrator.errors import one_line
 from orchestrator.measure.plain_json import from_json
+from orchestrator.measure.series import SeriesSet
 from orchestrator.tasks.serving.answers import answer_of
 from orchestrator.tasks.serving.loop import run_precisely, take_precedence
 from orchestrator.tasks.serving.orders import BEAT_S, Answer, Load, Orders
+from orchestrator.tasks.serving.server_metrics import series_of
 from orchestrator.tasks.serving.timed_reads import Reads, StaleConnection, TimedResponse
 
 _REPORT_S = 1.0
+_METRICS_S = 1.0
 _RECENT = 200
 _CONNECT_S = 10.0
 # A request is made so long before it is due, but for connecting and sending.
@@ -121,6 +125,8 @@ class _Generator:
         self._over = asyncio.Event()
         self._raw: IO[bytes] = tempfile.TemporaryFile(buffering=_WRITTEN_AT_ONCE)  # noqa: SIM115
         self._ttfts = array("d")
+        # When, where in the file and how long.
+        self._exported: list[tuple[int, int, int]] = []
 
     async def run(self) -> Load:
         orders = self._orders
@@ -146,11 +152,12 @@ class _Generator:
             self._lead_ns = self._begin_ns + round(orders.lead_s * 1e9)
             beating = asyncio.create_task(self._beat())
             telling = asyncio.create_task(self._tell())
+            watching = asyncio.create_task(self._watch(headers))
             sending = asyncio.create_task(self._closed() if orders.concurrency else self._open())
             sending.add_done_callback(self._note_failure)
             await self._over.wait()
             take_precedence(False)
-            ours = (beating, telling, sending)
+            ours = (beating, telling, sending, watching)
             for task in (*ours, *self._in_flight):
                 task.cancel()
             await asyncio.wait((*ours, *self._in_flight))
@@ -339,6 +346,37 @@ class _Generator:
             # A beat that the loop slept through is not made up for.
             next_ns += beat_ns * max(1, -(-late_ns // beat_ns))
 
+    async def _watch(self, headers: Mapping[str, str]) -> None:
+        """Keep what the server exports of itself, until it says that there is nothing."""
+        if self._orders.metrics_url is None:
+            return
+        timeout = aiohttp.ClientTimeout(total=_CONNECT_S)
+        async with aiohttp.ClientSession(headers=headers, timeout=timeout) as session:
+            while True:
+                try:
+                    async with session.get(
+                        self._orders.metrics_url, allow_redirects=False
+                    ) as response:
+                        if response.status != _HTTP_OK:
+                            return
+                        at_ns = time.monotonic_ns()
+                        text = await response.read()
+                except (aiohttp.ClientError, asyncio.TimeoutError):
+                    pass  # its death is for the requests to say
+                else:
+                    self._exported.append((at_ns, self._raw.tell(), len(text)))
+                    self._raw.write(text)
+                await asyncio.sleep(_METRICS_S)
+
+    def exported(self) -> SeriesSet:
+        """What the server said of itself meanwhile."""
+        return series_of(map(self._kept, self._exported), self._begin_ns)
+
+    def _kept(self, text: tuple[int, int, int]) -> tuple[int, bytes]:
+        at_ns, place, length = text
+        self._raw.seek(place)
+        return at_ns, self._raw.read(length)
+
     async def _tell(self) -> None:
         while True:
             await asyncio.sleep(_REPORT_S)
@@ -386,7 +424,7 @@ def _write_table(load: Load, file: str) -> None:
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file)
 
 
-def _main(orders_file: str, answers_file: str, table_file: str) -> None:
+def _main(orders_file: str, answers_file: str, table_file: str, metrics_file: str) -> None:
     # Killed with whoever started it.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     with Path(orders_file).open("rb") as lines:
@@ -402,8 +440,11 @@ def _main(orders_file: str, answers_file: str, table_file: str) -> None:
     # A connection each for as many requests as a server leaves unanswered.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    load = run_precisely(_Generator(orders, requests).run())
+    generator = _Generator(orders, requests)
+    load = run_precisely(generator.run())
     _write_table(load, table_file)
+    if len(series := generator.exported()):
+        Path(metrics_file).write_bytes(series.to_parquet())
     Path(answers_file).write_text(json.dumps(vars(load), default=vars))
 
 

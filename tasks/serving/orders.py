@@ -31,6 +31,8 @@ class Orders:
         How long answers are waited for after the last measured request is due.
     think_s : float
         From an answer to when the next turn of its conversation is due.
+    metrics_url : str or None
+        Where the server's own metrics are, if it has any.
     """
 
     url: str
@@ -43,6 +45,7 @@ class Orders:
     duration_s: float | None
     drain_s: float
     think_s: float = 0.0
+    metrics_url: str | None = None
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,7 @@ from orchestrator.measure.columns import Column
 from orchestrator.measure.figures import Curve, Distribution, Scaling, Waterfall
 from orchestrator.measure.options import bounded, options_of
 from orchestrator.measure.plain_json import from_json
+from orchestrator.measure.series import SERVER_ARTIFACT
 from orchestrator.tasks.serving.orders import Load, Orders
 from orchestrator.tasks.serving.prompt_file import SUFFIX, Line, read_lines
 from orchestrator.tasks.serving.prompts import Prompts
@@ -283,6 +284,7 @@ def _orders(service: Service, identity: Identity, cores: tuple[int, ...], drain_
         duration_s=duration_s,
         drain_s=drain_s,
         think_s=float(load.get("think_s", 0.0)),
+        metrics_url=service.metrics_url,
     )
 
 
@@ -306,7 +308,7 @@ def _generate(
 ) -> Load:
     """Run the generator to its end; what the orders say is in files that are gone then."""
     with tempfile.TemporaryDirectory() as directory:
-        told, found = Path(directory, "orders"), Path(directory, "answers")
+        told, found, said = (Path(directory, name) for name in ("orders", "answers", "metrics"))
         with told.open("w") as lines:
             lines.write(f"{json.dumps(asdict(orders))}\n")
             for number, shape in enumerate(planned):
@@ -314,7 +316,7 @@ def _generate(
                 lines.write(f"{json.dumps({'due_s': shape.due_s, 'bodies': bodies})}\n")
         command, variables = own_command(
             "orchestrator.tasks.serving.generator",
-            *(told, found, recorder.artifact("requests.parquet")),
+            *(told, found, recorder.artifact("requests.parquet"), said),
         )
         with subprocess.Popen(
             command, env=variables, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
@@ -328,6 +330,8 @@ def _generate(
                 where="task=serving",
             )
         load: Load = from_json(Load, json.loads(found.read_text()))
+        if said.exists():
+            recorder.artifact(SERVER_ARTIFACT).write_bytes(said.read_bytes())
     begin, end = (load.begin_ns + round(at_s * 1e9) for at_s in load.window_s)
     recorder.window("warmup", load.begin_ns, begin, measured=False)
     recorder.window("serving", begin, end)

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.measure.metric import Metric, Samples, Value
+from orchestrator.measure.series import PARQUET_ARTIFACT, SERVER_ARTIFACT, SeriesSet
 from orchestrator.record import Recording
 from orchestrator.record.embedded import EmbeddedStore
 from orchestrator.record.params import legal_key
@@ -99,3 +100,18 @@ def test_every_store_tells_the_same(
     assert told[0]["tpot_s"] == {trial.hash: 0.12 for trial in trials}
     assert told[0]["weights_bytes"][trials[0].hash] == 123.0
     assert told[0]["system/phases/decode.power_w"][trials[0].hash] == 250.0
+
+
+def test_what_a_server_exports_of_itself_has_the_clock_of_telemetry() -> None:
+    telemetry, server = SeriesSet(10**9), SeriesSet(4 * 10**9)
+    telemetry.add("host", "load", 2 * 10**9, 0.5)
+    for second, count in ((5, 3.0), (6, 7.0)):
+        server.add("server", 'seen_total{user="a"}', second * 10**9, count)
+    artifacts = {PARQUET_ARTIFACT: telemetry.to_parquet(), SERVER_ARTIFACT: server.to_parquet()}
+    report = ok_report(started_at=100.0, artifacts=artifacts)
+    points = [p for p in metric_points(report, {}) if p.key.startswith("system/server/seen_total")]
+    # Counters as they are.
+    assert [(p.value, p.timestamp_ms, p.step) for p in points] == [
+        (3.0, 104_000, 4_000),
+        (7.0, 105_000, 5_000),
+    ]

@@ -12,6 +12,7 @@ import pytest
 from orchestrator.attempt import Outcome, RuleResult
 from orchestrator.measure import Phase, Samples, Value
 from orchestrator.measure.figures import Bars, Breakdown, Distribution, Pareto, Ranking, Scaling
+from orchestrator.measure.series import SeriesSet
 from orchestrator.report.analyse.rows import build_table
 from orchestrator.report.show.answer import pareto_front, sentences
 from orchestrator.report.show.bundle import report_files
@@ -19,7 +20,6 @@ from orchestrator.report.show.figures import default_figures, draw, exponent
 from orchestrator.report.show.figures.strips import STRIP_POINTS, draw_strips, stretches
 from orchestrator.report.show.html import common_provenance, page
 from orchestrator.telemetry.history import read_histories
-from orchestrator.telemetry.series import SeriesSet
 
 METRICS = ("tpot_s", "ttft_s", "weights_bytes", "perplexity")
 

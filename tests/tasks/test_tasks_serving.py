@@ -17,6 +17,7 @@ from orchestrator.measure import InputError, Recorder
 from orchestrator.measure.registry import find_task
 from orchestrator.tasks.serving.orders import Answer
 from orchestrator.tasks.serving.recorded import SATURATED, taken_from_others
+from orchestrator.telemetry.history import read_histories
 from testing.checks import check_of
 from testing.endpoint import scripted
 from testing.gguf import of_gguf
@@ -83,6 +84,8 @@ def test_a_load_on_a_server_that_runs(measured: Measured, tmp_path: Path) -> Non
     assert events.value("in_flight") > 1
     assert events.value("error_ratio") == 0
     assert events.value("queue_growth") == 0
+    # This server exports nothing.
+    assert not list(tmp_path.rglob("server.parquet"))
     assert 0 <= events.value("generator_stalled_ratio") < 1
     assert 0 < events.value("generator_cpu_ratio") < 1
     assert events.fact("requests") == all_answered(25, "usage")
@@ -119,7 +122,9 @@ def test_answers_that_fail_are_counted_by_what_they_say(measured: Measured) -> N
     importlib.util.find_spec("xllamacpp") is None, reason="xllamacpp has no wheel here"
 )
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="takes two cores")
-def test_llama_cpp_serves_several_at_once(measured: Measured, tiny_gguf: Path) -> None:
+def test_llama_cpp_serves_several_at_once(
+    measured: Measured, tiny_gguf: Path, tmp_path: Path
+) -> None:
     asked = {"prompt_tokens": 24, "new_tokens": 40, "slots": 3, "lengths": "lognormal"}
     asked |= {"spread": 0.3, "concurrency": 3, "requests": 12, "warmup_s": 0.1}
     model = of_gguf(tiny_gguf)
@@ -132,6 +137,9 @@ def test_llama_cpp_serves_several_at_once(measured: Measured, tiny_gguf: Path) -
     assert 0 < events.value("in_flight") <= 2
     assert events.engaged("prompt tokens from a cache under load")["got"] == "0"
     assert not [e for e in events if e.get("name") == "achieved_ratio"]
+    (file,) = tmp_path.rglob("server.parquet")
+    assert {row["source"] for row in pyarrow.parquet.read_table(file).to_pylist()} == {"server"}
+    assert read_histories(file.read_bytes()).get("server", "llamacpp:n_decode_total") is not None
 
 
 @pytest.mark.skipif(

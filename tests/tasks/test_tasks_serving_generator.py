@@ -24,6 +24,7 @@ import pytest
 
 from orchestrator.tasks.serving import window
 from orchestrator.tasks.serving.orders import OK, Load
+from orchestrator.telemetry.history import read_histories
 from testing.load import Generating
 from testing.null_server import STILL_S, Running, Seen, null_server
 from testing.seeds import drawing_seed
@@ -47,6 +48,8 @@ class Steady:
     load: Load
     seen: list[Seen]
     table: Path
+    metrics: Path
+    before: int
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +60,12 @@ def steady(server: Running, tmp_path_factory: pytest.TempPathFactory) -> Steady:
         due.append(due[-1] + random.expovariate(_RATE))
     sends = [(at_s, {"max_tokens": 20}) for at_s in due]
     directory = tmp_path_factory.mktemp("steady")
-    made = Generating(server.url, sends, directory, lead_s=0.1, duration_s=0.8)
+    exported = server.url.replace("/v1", "/metrics")
+    asked: dict[str, Any] = {"lead_s": 0.1, "duration_s": 0.8, "metrics_url": exported}
+    made = Generating(server.url, sends, directory, **asked)
     before = len(server.seen())
     load = made.load()
-    return Steady(due, load, server.seen()[before:], made.table)
+    return Steady(due, load, server.seen()[before:], made.table, made.metrics, before)
 
 
 def test_each_request_comes_when_it_is_due_and_gaps_are_as_they_were_drawn(steady: Steady) -> None:
@@ -99,6 +104,16 @@ def test_every_request_is_a_row_of_a_table(steady: Steady) -> None:
     rows = pyarrow.parquet.read_table(steady.table).to_pylist()
     for row, answer in zip(rows, steady.load.answers, strict=True):
         assert {**row, "arrivals_s": tuple(row["arrivals_s"])} == vars(answer)
+
+
+def test_what_the_server_exports_of_itself_is_a_series(steady: Steady) -> None:
+    histories = read_histories(steady.metrics.read_bytes())
+    assert histories.origin_ns == steady.load.begin_ns
+    seen = histories.get("server", "seen_total")
+    assert seen is not None
+    assert 0 <= seen.t_s[0] < steady.load.window_s[1]
+    # It may have been asked before the first request, never after the last.
+    assert set(seen.values) <= set(range(steady.before, steady.before + len(steady.seen) + 1))
 
 
 SAID = {

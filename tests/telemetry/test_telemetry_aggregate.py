@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 
 from orchestrator.measure import Absent, Metric, Value
+from orchestrator.measure.series import SeriesSet
 from orchestrator.telemetry.aggregate import HostSampling, host_figures
 from orchestrator.telemetry.aggregate_gpu import gpu_figures
-from orchestrator.telemetry.series import SeriesSet
 
 S = 1_000_000_000
 GPU, OTHER = "GPU-1", "GPU-2"

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.measure.series import Series
 from orchestrator.telemetry.cgroup import find_cgroup
 from orchestrator.telemetry.host import BUDGET, MAX_PERIOD_S, PSS_BUDGET, PSS_PAGE_S, HostSampler
 from orchestrator.telemetry.procfs import KernelFile, numbers
-from orchestrator.telemetry.series import Series
 
 TICKS = os.sysconf("SC_CLK_TCK")
 PID = 4242

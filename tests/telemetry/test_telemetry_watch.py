@@ -14,7 +14,7 @@ import pytest
 
 from orchestrator.attempt import Slot
 from orchestrator.measure import Absent, Phase, Value
-from orchestrator.telemetry.series import PARQUET_ARTIFACT
+from orchestrator.measure.series import PARQUET_ARTIFACT
 from orchestrator.telemetry.watch import Telemetry
 
 SLOT = Slot("node", "host", tuple(sorted(os.sched_getaffinity(0))))

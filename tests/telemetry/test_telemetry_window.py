@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.measure import Phase
-from orchestrator.telemetry.series import Series
+from orchestrator.measure.series import Series
 from orchestrator.telemetry.window import (
     ATTEMPT,
     MEASURED,

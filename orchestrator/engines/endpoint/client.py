@@ -82,6 +82,11 @@ class Endpoint:
         """Where completions are asked for."""
         return f"{self._url.rstrip('/')}/completions"
 
+    @property
+    def metrics_url(self) -> str:
+        """Where vLLM, SGLang and llama.cpp export their own metrics."""
+        return f"{self._url.rstrip('/').removesuffix('/v1')}/metrics"
+
     def models(self) -> list[dict[str, Any]] | None:
         """What the server lists; None where it has no list."""
         status, body = self._exchange("GET", f"{self._path}/models")

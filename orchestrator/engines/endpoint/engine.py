@@ -174,7 +174,14 @@ class EndpointSession(Session):
                 salt = "cache_salt"
         server, options = self._server, self._identity["engine"]
         body |= {"model": server.model, "stream": True}
-        return Service(server.completions_url, body, options["key_variable"], goes_on, salt)
+        return Service(
+            server.completions_url,
+            body,
+            options["key_variable"],
+            goes_on,
+            salt,
+            server.metrics_url,
+        )
 
     def footprint(self) -> Footprint | str:
         return "the server's weights cannot be seen from here"

@@ -219,7 +219,12 @@ class LlamaCppSession(Session):
 
     def service(self) -> Service:
         body = self._server.served_body(reuse=self._work.reuse)
-        return Service(self._server.url, body, goes_on={"cache_prompt": True})
+        return Service(
+            f"{self._server.address}/v1/completions",
+            body,
+            goes_on={"cache_prompt": True},
+            metrics_url=f"{self._server.address}/metrics",
+        )
 
     def footprint(self) -> Footprint:
         return Footprint(self._contents.weights_bytes, self._contents.parameters)

@@ -200,9 +200,9 @@ class LlamaServer:
         return with_chosen((answer["choices"][0]["logprobs"] or {}).get("content"), chosen)
 
     @property
-    def url(self) -> str:
-        """Of its completions over HTTP, on the loopback interface."""
-        return f"{self._server.listening_address}/v1/completions"
+    def address(self) -> str:
+        """Of its HTTP interface, on the loopback one."""
+        return str(self._server.listening_address)
 
     @staticmethod
     def served_body(*, reuse: bool) -> dict[str, Any]:
@@ -339,6 +339,7 @@ def _parameters(llama: Any, setting: Setting) -> Any:
     parameters.load_mode = getattr(llama.llama_load_mode, f"LLAMA_LOAD_MODE_{mode}")
     if setting.connections:
         parameters.n_threads_http = setting.connections
+        parameters.endpoint_metrics = True
     parameters.warmup = False  # else the first call would not be a cold start
     # Else it would change the settings above until the model fits, without a word.
     parameters.fit_params = False

@@ -6,7 +6,7 @@ import io
 
 import pyarrow.parquet as pq
 
-from orchestrator.telemetry.series import SeriesSet
+from orchestrator.measure.series import SeriesSet
 
 
 def sample() -> SeriesSet:

@@ -1,4 +1,4 @@
-"""What was sampled: an array of times and an array of values for each quantity of each source."""
+"""What was read over time: an array of times and one of values for each quantity of each source."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import Any
 from orchestrator.measure.metric import unit_of
 
 PARQUET_ARTIFACT = "telemetry.parquet"
+#: What a server under load exports of itself.
+SERVER_ARTIFACT = "server.parquet"
 
 # In the Parquet file's own metadata: what no row can say.
 ORIGIN_KEY = b"origin_ns"
@@ -25,7 +27,7 @@ class Series:
     Attributes
     ----------
     source : str
-        ``host``, ``process`` or a GPU's UUID.
+        ``host``, ``process``, ``server`` or a GPU's UUID.
     metric, unit : str
         Name (ends in its unit where it has one) and unit, SI base units.
     counter : bool
