@@ -84,11 +84,15 @@ class Seen(NamedTuple):
 
 
 class _Server:
-    """Seconds to the first token and between tokens, requests taken at once; and what it saw."""
+    """Seconds to the first token and between tokens, requests taken at once; and what it saw.
+
+    ``fault``: what goes wrong with every stream after so many, that do not say it themselves.
+    """
 
     def __init__(self, first_s: float, between_s: float, slots: int) -> None:
         self.first_s, self.between_s, self.slots = first_s, between_s, slots
         self.seen: list[list[Any]] = []
+        self.fault: tuple[str | None, int] = (None, 0)
         self.unanswered = 0
         self.taken = 0
         self.queue: deque[_Connection] = deque()
@@ -143,11 +147,18 @@ class _Connection(asyncio.Protocol):
                 return
             self._whole(200, server.seen if path == b"/v1/seen" else _MODELS)
             return
+        if head.startswith(b"POST /v1/fault "):
+            server.fault = tuple(json.loads(body))
+            self._whole(200, {})
+            return
         if not head.startswith(b"POST /v1/completions "):
             self._whole(404, {})
             return
         asked = json.loads(body)
+        fault, after = server.fault
         self._tokens, does = asked["max_tokens"], asked.get("does")
+        if does is None and len(server.seen) >= after:
+            does = fault
         used, self._used = self._used, True
         usage = {"prompt_tokens": len(asked["prompt"]), "completion_tokens": self._tokens}
         if not asked.get("stream"):
@@ -215,10 +226,18 @@ class _Connection(asyncio.Protocol):
 
 @dataclass(frozen=True)
 class Running:
-    """One that runs: its process, and its API's base address."""
+    """One that runs: its process, and its API's base address.
+
+    From :meth:`fails` on something goes wrong with every stream, after so many in all.
+    """
 
     process: subprocess.Popen[str]
     url: str
+
+    def fails(self, does: str, after: int) -> None:
+        """Let it happen, by the names of this module."""
+        asked = urllib.request.Request(f"{self.url}/fault", json.dumps([does, after]).encode())
+        urllib.request.urlopen(asked).close()
 
     def seen(self) -> list[Seen]:
         """Its own record, in the order in which requests came."""

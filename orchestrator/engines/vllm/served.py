@@ -19,6 +19,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from orchestrator.engines.endpoint.client import Endpoint
@@ -58,18 +59,10 @@ class ServedVllm(EndpointSession):
         space_gib: int,
     ) -> None:
         self._prepared, self._size = prepared, size
-        self._group: subprocess.Popen[bytes] | None = None
-        for _ in range(_PORTS):
-            port = _free_port()
-            words = _words(identity, prepared, dtype, work, port)
-            self._group = _start(words, space_gib)
-            if _is_ready(self._group, f"http://127.0.0.1:{port}/health"):
-                break
-        else:
-            raise InputError(
-                "vLLM's server ended before it was ready; the attempt's log says why",
-                where="engine=vllm",
-            )
+        self._group: subprocess.Popen[bytes] | None
+        self._group, port = ready_server(
+            lambda port: _start(_words(identity, prepared, dtype, work, port), space_gib)
+        )
         clock = HostClock()
         server = Endpoint(f"http://127.0.0.1:{port}/v1", None, clock.now_ns)
         server.model = _NAME
@@ -124,6 +117,26 @@ def _start(words: list[str], space_gib: int) -> subprocess.Popen[bytes]:
         env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": str(space_gib)},
         stdin=subprocess.DEVNULL,
         start_new_session=True,
+    )
+
+
+def ready_server(
+    start: Callable[[int], subprocess.Popen[bytes]],
+) -> tuple[subprocess.Popen[bytes], int]:
+    """A server that answers, and its port: another one where a start fails.
+
+    Raises
+    ------
+    InputError
+        All starts ended before the server was ready.
+    """
+    for _ in range(_PORTS):
+        port = _free_port()
+        server = start(port)
+        if _is_ready(server, f"http://127.0.0.1:{port}/health"):
+            return server, port
+    raise InputError(
+        "vLLM's server ended before it was ready; the attempt's log says why", where="engine=vllm"
     )
 
 
