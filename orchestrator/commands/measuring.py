@@ -55,16 +55,17 @@ class Measuring:
         Where attempts are found and recorded.
     command : sequence of str
         What was typed, for the record.
-    probing : bool
-        It is a step of a search: the cluster stays for the next one, and what is recorded gets no
-        report of its own.
+    search_id : str, optional
+        It is a step of this search: the cluster stays for the next one, and what is recorded gets
+        no report of its own.
     """
 
     def __init__(
-        self, plan: Plan, store: Store, command: Sequence[str], *, probing: bool = False
+        self, plan: Plan, store: Store, command: Sequence[str], *, search_id: str | None = None
     ) -> None:
         self.plan = plan
-        self._probing = probing
+        self._search_id = search_id
+        self._probing = search_id is not None
         self._store = store
         self._command = list(command)
         self._cached = self._stale = 0  # trials measured before, under these conditions or others
@@ -145,6 +146,7 @@ class Measuring:
                     command=self._command,
                     message=view.message,
                     labels=labels,
+                    search_id=self._search_id,
                 )
             )
             file = DriverFile(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import uuid
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -42,9 +43,10 @@ def search(plan: Plan, command: Sequence[str], *, as_json: bool) -> int:
 
     searches = [Searched(plan, trial) for trial in plan.trials]
     store = open_store(plan.settings.tracking)
+    search_id = uuid.uuid4().hex
     try:
         while step := _step(searches, plan):
-            measuring = Measuring(step, store, command, probing=True)
+            measuring = Measuring(step, store, command, search_id=search_id)
             todo = measuring.todo()
             if todo.attempts:
                 measuring.execute(todo)

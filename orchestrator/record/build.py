@@ -30,6 +30,7 @@ from orchestrator.record.runrecord import (
     ATTEMPT_TAG,
     CONDITION_TAGS,
     RUNNING,
+    SEARCH_TAG,
     SWEEP_TAG,
     MetricPoint,
     RunRecord,
@@ -96,6 +97,8 @@ class Builder:
         supervisor left none.
     labels : mapping
         Config hash to a short name of the trial.
+    search_id : str or None
+        Of the search that it is a step of.
     """
 
     sweep_id: str
@@ -104,6 +107,7 @@ class Builder:
     redactor: Redactor = field(default_factory=Redactor)
     facts: Mapping[str, Any] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
+    search_id: str | None = None
 
     def sweep_begin(self, plan: Plan, started_at: float, todo: int | None = None) -> RunRecord:
         """The parent run: a description for people and the plan for ``report``."""
@@ -122,6 +126,7 @@ class Builder:
                 "kind": "sweep",
                 "sweep": self.sweep,
                 "driver_id": self.driver,
+                **({} if self.search_id is None else {SEARCH_TAG: self.search_id}),
                 "heartbeat": f"{started_at:.0f}",
                 NOTE_TAG: self.redactor.text(description(plan, command, todo)),
                 **self._origin_tags(self.facts),

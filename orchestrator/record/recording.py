@@ -85,6 +85,8 @@ class Recording:
         Takes one line for the person; called from the recording threads.
     patience_s : float
         How long :meth:`close` waits for a store that is away.
+    search_id : str, optional
+        Of the search that this is a step of.
 
     Attributes
     ----------
@@ -108,6 +110,7 @@ class Recording:
         message: Callable[[str], None] | None = None,
         patience_s: float = PATIENCE_S,
         heartbeat_period_s: float = HEARTBEAT_PERIOD_S,
+        search_id: str | None = None,
     ) -> None:
         store.check_writable()
         self._message = message
@@ -122,6 +125,7 @@ class Recording:
             redactor=Redactor.of_environment(),
             facts=provenance(command=command),
             labels=labels or {},
+            search_id=search_id,
         )
         self._begun: dict[str, RunningAttempt] = {}
         self._outcomes: Counter[str] = Counter()

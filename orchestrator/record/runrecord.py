@@ -27,6 +27,8 @@ SWEEP_TAG = "sweep_id"
 PARENT_TAG = "mlflow.parentRunId"
 # On the run of a pure sweep: how many cells its table holds.
 CELLS_TAG = "cells"
+# On the run of each step of a search: all of them together are one.
+SEARCH_TAG = "search_id"
 DIGEST_TAG = "record_digest"
 # Identifiers of the groups of conditions: what attempts may be filtered by.
 CONDITION_TAGS = {group: f"conditions.{group}" for group in GROUPS}

@@ -3,7 +3,7 @@
 ::
 
     quant            the sweep: of every trial, its newest measurements
-    quant@-2         the sweep's last run but one; quant@-1 its last
+    quant@-2         the sweep's last run but one; quant@-1 its last; a search is one run
     <run id>         one run of a sweep: its MLflow run id, or its first 8 characters
     <config hash>    one trial, 12 or more hex characters
     hw:<fingerprint> everything measured on that hardware
@@ -76,9 +76,16 @@ def select(store: Store, word: str) -> Selection:
 
 
 def runs_with_attempts(store: Store, sweep: str) -> list[SweepRun]:
-    """Runs of a sweep that measured something (not all cached), newest first."""
+    """Runs of a sweep that measured something (not all cached), newest first.
+
+    Of the steps of a search only the last one, which stands for all.
+    """
     parents = {s.parent_run_id for s in store.sweep_attempts(sweep) if s.outcome}
-    return [run for run in store.sweep_runs(sweep) if run.run_id in parents]
+    found: dict[str, SweepRun] = {}
+    for run in store.sweep_runs(sweep):
+        if run.run_id in parents:
+            found.setdefault(run.search_id or run.run_id, run)
+    return list(found.values())
 
 
 def attempts_of(store: Store, word: str) -> Sequence[AttemptSummary]:
@@ -117,7 +124,9 @@ def _nth_run(store: Store, sweep: str, position: str) -> SweepRun:
 
 
 def _of_run(store: Store, run: SweepRun) -> list[AttemptSummary]:
-    return [s for s in store.sweep_attempts(run.sweep) if s.parent_run_id == run.run_id]
+    runs = [run] if not run.search_id else store.sweep_runs(run.sweep)
+    parents = {each.run_id for each in runs if each.search_id == run.search_id}
+    return [s for s in store.sweep_attempts(run.sweep) if s.parent_run_id in parents]
 
 
 def _of_hardware(store: Store, fingerprint: str) -> list[AttemptSummary]:

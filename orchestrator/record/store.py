@@ -25,6 +25,7 @@ from orchestrator.record.runrecord import (
     CONDITION_TAGS,
     PARENT_TAG,
     RUNNING,
+    SEARCH_TAG,
     SWEEP_TAG,
     RunRecord,
 )
@@ -120,6 +121,8 @@ class SweepRun:
         Which driver ran it, and which definition of the sweep it was (a digest of its hashes).
     has_cells : bool
         Whether it is a pure sweep's, with a table instead of attempts.
+    search_id : str
+        The search that it is a step of; empty for none.
     """
 
     run_id: str
@@ -130,6 +133,7 @@ class SweepRun:
     driver_id: str = ""
     sweep_id: str = ""
     has_cells: bool = False
+    search_id: str = ""
 
 
 class Store(ABC):
@@ -452,6 +456,7 @@ def _sweep_of(run: RunRow) -> SweepRun:
         driver_id=run.tags.get("driver_id", ""),
         sweep_id=run.tags.get(SWEEP_TAG, ""),
         has_cells=CELLS_TAG in run.tags,
+        search_id=run.tags.get(SEARCH_TAG, ""),
     )
 
 

@@ -76,11 +76,16 @@ def report_of(spec: PlannedAttempt, outcome: Outcome = Outcome.OK, **changes: An
 
 
 def record_one(
-    store: EmbeddedStore, trial: Trial, outcome: Outcome = Outcome.OK, **changes: Any
+    store: EmbeddedStore,
+    trial: Trial,
+    outcome: Outcome = Outcome.OK,
+    *,
+    search_id: str | None = None,
+    **changes: Any,
 ) -> str:
     """Record one finished attempt; returns its run id."""
     spec = spec_of(trial)
-    with Recording(store, plan_of([trial])) as recording:
+    with Recording(store, plan_of([trial]), search_id=search_id) as recording:
         recording.begin(spec, SLOT)
         recording.finish(report_of(spec, outcome, **changes), trial)
         assert recording.flush(60)

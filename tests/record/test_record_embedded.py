@@ -23,6 +23,7 @@ from orchestrator.measure.metric import MetricSpec
 from orchestrator.record import Recording, open_store, reap, sync
 from orchestrator.record.embedded import EmbeddedStore
 from orchestrator.record.params import flatten
+from orchestrator.record.selection import select
 
 
 def client(store: EmbeddedStore) -> Any:
@@ -336,3 +337,16 @@ def test_a_deleted_experiment_is_not_revived(store: EmbeddedStore, kit: SimpleNa
     assert store.attempts() == {}
     second = kit.record_one(open_store({"root": store.root}), kit.trial_of(1))
     assert mlflow.get_experiment(mlflow.get_run(second).info.experiment_id).name == "quant (2)"
+
+
+def test_the_steps_of_a_search_are_one_run(store: EmbeddedStore, kit: SimpleNamespace) -> None:
+    for value, search_id in ((1, None), (2, "a"), (3, "a"), (4, "b"), (5, None)):
+        kit.record_one(store, kit.trial_of(value), search_id=search_id)
+
+    def values(word: str) -> list[int]:
+        return sorted(each["task"]["value"] for each in select(store, word).configs.values())
+
+    assert [values(f"quant@-{n}") for n in (1, 2, 3, 4)] == [[5], [4], [2, 3], [1]]
+    assert values("quant@2") == [2, 3]
+    with pytest.raises(UsageError, match="has 4 runs, not 5"):
+        select(store, "quant@-5")

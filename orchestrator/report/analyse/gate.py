@@ -19,14 +19,15 @@ from typing import Any
 from orchestrator.attempt import AttemptReport, Outcome
 from orchestrator.measure.metric import MetricSpec
 from orchestrator.report.analyse.compare import against
+from orchestrator.report.analyse.gate_capacity import CapacityFinding, capacity_findings
 from orchestrator.report.analyse.gate_rules import (
+    Capacity,
     Change,
     Completes,
     Condition,
     Difference,
     Limit,
     LongOverShort,
-    Rule,
     RuleSet,
     all_but,
     applies,
@@ -62,7 +63,8 @@ class GateRow:
         ``pass``, ``regression``, ``inconclusive``, ``incomparable``, or ``skipped`` where the rule
         has nothing to say and does not count.
     value, limit : float or None
-        What was seen (a ratio for ``difference`` and ``change``) and what it was held to.
+        What was seen (a ratio for ``difference`` and ``change``) and what it was held to; of a
+        ``capacity`` the ratio is only known to lie between ``ci_low`` and ``ci_high``.
     p_value : float or None
         Of a statistical rule, adjusted by Holm's method.
     """
@@ -153,7 +155,7 @@ def gate(
         Compare across hardware and weights.
     """
     pairs = pair(base, new)
-    if not pairs:
+    if not pairs and not any(isinstance(rule, Capacity) for rule in rules.rules):
         return GateResult(rules.name, (), "the baseline and the new attempts share no trial")
     trials = [
         _Pair(
@@ -175,6 +177,15 @@ def gate(
     for rule in rules.rules:
         if isinstance(rule, LongOverShort):
             rows.extend(_long_over_short(rule, trials))
+            continue
+        if isinstance(rule, Capacity):
+            found = capacity_findings(
+                *(rule, base, new, configs or {}),
+                noise=noise,
+                allow_different=allow_different,
+                names=_SIDES,
+            )
+            rows.extend(_capacity(each) for each in found)
             continue
         for trial in trials:
             about = applies(rule.when, trial.config)
@@ -345,6 +356,11 @@ def _long_over_short(rule: LongOverShort, trials: Sequence[_Pair]) -> Iterator[G
             yield replace(found, reason=f"against {short_hash(short.hash)}")
 
 
+def _capacity(found: CapacityFinding) -> GateRow:
+    row = GateRow("capacity", found.hash, None, found.state, limit=found.limit)
+    return replace(row, ci_low=found.low, ci_high=found.high, reason=found.reason)
+
+
 def _corrected(rows: Sequence[GateRow]) -> list[GateRow]:
     """Rows with Holm-adjusted p-values; one that no longer holds becomes inconclusive."""
     tested = [i for i, row in enumerate(rows) if row.p_value is not None]
@@ -367,7 +383,7 @@ def _new_statistic(trial: _Pair, metric: str, statistic: str) -> float | str | N
     return statistic_of(samples, statistic)
 
 
-def _metrics_of(rule: Rule) -> tuple[str | None, ...]:
+def _metrics_of(rule: Completes | Difference | Change | Limit) -> tuple[str | None, ...]:
     if isinstance(rule, Completes):
         return (None,)
     return rule.metrics if isinstance(rule, Difference) else (rule.metric,)

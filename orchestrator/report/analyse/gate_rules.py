@@ -16,6 +16,7 @@ from pydantic import (
     Field,
     NonNegativeFloat,
     PlainValidator,
+    PositiveFloat,
     ValidationError,
     model_validator,
 )
@@ -161,7 +162,23 @@ class LongOverShort(_Rule):
     statistic: Statistic = "median"
 
 
-Rule: TypeAlias = Completes | Difference | Change | Limit | LongOverShort
+Latency: TypeAlias = Literal["ttft_s", "tpot_s", "e2e_s"]
+
+
+class Capacity(_Rule):
+    """The highest level whose requests keep limits must not fall by more than the tolerance.
+
+    ``over`` is the number that levels differ in, ``limits`` seconds, ``attainment`` the share of
+    requests that keep all of them.
+    """
+
+    kind: Literal["capacity"] = "capacity"
+    over: str
+    limits: Annotated[dict[Latency, PositiveFloat], Field(min_length=1)]
+    attainment: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.95
+
+
+Rule: TypeAlias = Completes | Difference | Change | Limit | LongOverShort | Capacity
 
 
 class _File(_Checked):

@@ -62,6 +62,17 @@ def used_limits(report: AttemptReport, limits: Mapping[str, float]) -> dict[str,
     return found
 
 
+def worst_uses(report: AttemptReport, limits: Mapping[str, float]) -> list[float]:
+    """Of each request that was due, how much it used of the limit that it used most of.
+
+    Infinite for all where the queue grew and there are no latencies; empty without requests.
+    """
+    used = used_limits(report, limits)
+    if isinstance(used, str):
+        return [math.inf] * int(report.facts.get("requests", {}).get("due", 0))
+    return [max(each) for each in zip(*used.values(), strict=True)]
+
+
 def slo_cells(
     attempts: Sequence[AttemptReport], limits: Mapping[str, float], target: float
 ) -> dict[str, Cell]:
@@ -80,7 +91,7 @@ def slo_cells(
         if isinstance(used, str):
             reason = used
             continue
-        worst.append([max(each) for each in zip(*used.values(), strict=True)])
+        worst.append(worst_uses(report, limits))
         length_s += sum(
             ((p.end_ns or p.begin_ns) - p.begin_ns) / 1e9
             for p in report.phases
