@@ -13,7 +13,7 @@ from orchestrator.attempt import AttemptReport, Trial
 from orchestrator.commands.searching import Searched, sentence
 from orchestrator.errors import ConfigError
 from orchestrator.measure import Absent, Samples
-from orchestrator.plan.expand import build
+from orchestrator.plan.expand import build, number_at
 from orchestrator.plan.plan import Plan
 from orchestrator.search.capacity import Ask, Found, Undecided
 from testing.commands import orchestrator
@@ -33,9 +33,14 @@ def planned(*words: str) -> Plan:
     return build([*SERVED, *words], device_kind=lambda cluster: "cpu")
 
 
-def attempt(trial: Trial, edge: float, draw: np.random.Generator) -> AttemptReport:
-    """Of a server that keeps the limit for 95 % of independent requests at the rate ``edge``."""
-    rate = trial.identity["load"]["rate"]
+def attempt(
+    trial: Trial, edge: float, draw: np.random.Generator, over: str = "load.rate"
+) -> AttemptReport:
+    """Of a server that keeps the limit for 95 % of independent requests at the level ``edge``."""
+    rate = number_at(trial, over)
+    if trial.identity["load"] is None:
+        late = draw.random(8) < min(0.9, 0.05 * (rate / edge) ** 4)
+        return ok_report(Samples("e2e_s", "s", tuple(np.where(late, 0.8, 0.2).tolist())))
     if rate > 3 * edge:
         saturated = ok_report(Absent("ttft_s", "s", "the queue grew"))
         saturated.facts["requests"] = {"due": 200}
@@ -49,7 +54,7 @@ def attempt(trial: Trial, edge: float, draw: np.random.Generator) -> AttemptRepo
     )
 
 
-def answered(plan: Plan, edge: float) -> tuple[Searched, int]:
+def answered(plan: Plan, edge: float, over: str = "load.rate") -> tuple[Searched, int]:
     """The search at its end, and how many attempts it asked for."""
     draw = np.random.default_rng(drawing_seed())
     found = Searched(plan, plan.trials[0])
@@ -58,7 +63,7 @@ def answered(plan: Plan, edge: float) -> tuple[Searched, int]:
         assert isinstance(found.next, Ask)
         reports = made.setdefault(trial.hash, [])
         while len(reports) < found.next.attempts:
-            reports.append(attempt(trial, edge, draw))
+            reports.append(attempt(trial, edge, draw, over))
             reports[-1].started_at = float(len(reports))
         found.answered(made)
     return found, sum(map(len, made.values()))
@@ -82,6 +87,56 @@ def test_levels_are_trials_and_the_answer_is_an_interval() -> None:
     said = sentence(found, plan)
     assert f"between {answer.low:g} and {answer.high:g}" in said
     assert "95% of requests keep ttft_s=0.5" in said
+
+
+CLOSED = ("load=closed", "load.concurrency=4", "load.requests=200")
+
+
+@pytest.mark.parametrize(
+    ("words", "over", "edge"),
+    [
+        (CLOSED, "load.concurrency", 23.5),
+        ((*CLOSED, "task.new_tokens=16"), "task.new_tokens", 300.5),
+        ((*CLOSED, "task.prompt_tokens=512"), "task.prompt_tokens", 90.5),
+        ((*OPEN, "load.turns=2"), "load.turns", 7.5),
+    ],
+)
+def test_any_whole_number_of_a_load_is_searched_over(
+    words: tuple[str, ...], over: str, edge: float
+) -> None:
+    plan = planned(*words, "search=capacity", f"search.over={over}", "slo.ttft_s=0.5")
+    found, _ = answered(plan, edge, over)
+    answer = found.next
+    assert isinstance(answer, Found)
+    assert answer.low is not None
+    assert answer.high is not None
+    assert isinstance(answer.low, int)
+    assert answer.low < edge < answer.high
+    other = [word for word in words if not word.startswith(over)]
+    for level, trial in found.levels.items():
+        (typed,) = planned(*other, f"{over}={level:d}").trials
+        assert trial.hash == typed.hash
+
+
+def test_of_a_task_without_requests_each_repetition_is_one() -> None:
+    words = ("task=inference", "engine=llamacpp", "quant=q4_0", "task.batch_size=2", "reuse=hash")
+    asked = ("search=capacity", "search.over=task.batch_size", "slo.e2e_s=0.5", "search.width=1")
+    plan = build([*words, *asked, "search.most_attempts=200"], device_kind=lambda cluster: "cpu")
+    found, _ = answered(plan, 12.5, "task.batch_size")
+    answer = found.next
+    assert isinstance(answer, Found)
+    assert not isinstance(answer, Undecided)
+    assert (answer.low or 0) < 12.5 < (answer.high or 0)
+    assert "95% of repetitions keep e2e_s=0.5" in sentence(found, plan)
+    one_token = build(
+        [*words, *asked, "task.new_tokens=1", "slo.tpot_s=1"], device_kind=lambda cluster: "cpu"
+    )
+    searched = Searched(one_token, one_token.trials[0])
+    trial = searched.asks
+    assert trial is not None
+    report = ok_report(Samples("e2e_s", "s", (0.1,)), Absent("tpot_s", "s", "one token has none"))
+    with pytest.raises(ConfigError, match="no attainment: one token has none"):
+        searched.answered({trial.hash: [report] * 3})
 
 
 def test_what_is_known_already_is_not_asked_for() -> None:
@@ -121,9 +176,9 @@ def test_what_cannot_be_searched_for(words: tuple[str, ...], message: str) -> No
         Searched(plan, plan.trials[0])
 
 
-def test_only_a_load_has_a_capacity() -> None:
+def test_what_has_no_latency_has_no_capacity() -> None:
     plan = build(["task=noop", "model=random_tiny", *LIMIT], device_kind=lambda cluster: "cpu")
-    with pytest.raises(ConfigError, match="task=noop has no requests"):
+    with pytest.raises(ConfigError, match="task=noop has no ttft_s"):
         Searched(plan, plan.trials[0])
 
 

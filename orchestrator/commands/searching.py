@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.commands.output import emit, emit_json, say
 from orchestrator.engines.registry import is_remote
 from orchestrator.errors import ConfigError, Interrupted
+from orchestrator.measure.registry import find_task
 from orchestrator.search.capacity import (
     Ask,
     CapacitySettings,
@@ -74,11 +75,12 @@ class Searched:
             raise ConfigError(
                 "no limit is given", where="slo", fix="Write slo.ttft_s=0.5, for example"
             )
-        if not trial.identity.get("load"):
+        task = find_task(trial.identity["task"]["name"])
+        if missing := sorted(self._slo.limits.keys() - set(task.headline)):
             raise ConfigError(
-                f"task={trial.identity['task']['name']} has no requests to set limits for",
+                f"task={task.name} has no {missing[0]} to set a limit for",
                 where="search=capacity",
-                fix="Write task=serving",
+                fix="Write task=serving, or task=inference",
             )
         self._by_hash = plan.settings.reuse == "hash"
         if is_remote(trial.identity) and not self._by_hash:
@@ -150,6 +152,8 @@ def _level_attempts(
     found = []
     for report in sorted(reports, key=lambda report: report.started_at):
         used = used_limits(report, limits)
+        if isinstance(used, str) and "requests" not in report.facts:
+            raise ConfigError(f"no attainment: {used}", where="search=capacity")
         if isinstance(used, str):
             # The queue grew: there are no latencies, and no request counts as met.
             due = int(report.facts["requests"]["due"])
@@ -216,7 +220,8 @@ def sentence(each: Searched, plan: Plan) -> str:
     assert isinstance(found, Found)
     limits = ", ".join(f"{name}={limit:g}" for name, limit in slo.limits.items())
     name = plain_label(each.trial.identity)
-    keeps = f"{slo.attainment:.0%} of requests keep {limits}"
+    of = "requests" if each.trial.identity.get("load") else "repetitions"
+    keeps = f"{slo.attainment:.0%} of {of} keep {limits}"
     if found.low is None:
         text = f"{name}: even {each.over}={found.high:g} is too much: under {keeps}"
     elif found.high is None:

@@ -267,7 +267,8 @@ class SearchConfig:
         ``none``; or ``capacity``: for each trial the highest value of ``over`` with which requests
         keep ``slo``, beginning at the value that it has.
     over : str or None
-        A number of the trial: ``load.rate``, ``load.concurrency``, ``task.prompt_tokens``.
+        A number of the trial: ``load.rate``, ``load.concurrency``, ``task.prompt_tokens``,
+        ``task.batch_size``.
     width : float
         Of the answer, an interval, relative to its lower end.
     confidence : float

@@ -1,8 +1,8 @@
-"""How requests of a load met the limits of ``slo``: from recorded latencies, for any limits.
+"""How requests met the limits of ``slo``: from recorded latencies, for any limits.
 
 ``task=serving`` records a series ``answered`` with 1 or 0 for each request that was due, and for
 each answered one, in the same order, its latencies and how many tokens it has (of one token alone
-there is no TPOT).
+there is no TPOT). Of a task without requests each repetition counts as one.
 """
 
 from __future__ import annotations
@@ -45,8 +45,7 @@ def used_limits(report: AttemptReport, limits: Mapping[str, float]) -> dict[str,
     """
     answered = report.metrics.get("answered")
     if not isinstance(answered, Samples):
-        latency = report.metrics.get("ttft_s")
-        return latency.reason if isinstance(latency, Absent) else "no requests were recorded"
+        return _of_repetitions(report, limits)
     series = {name: _values(report, name) for name in limits}
     tokens = _values(report, "request_new_tokens")
     found: dict[str, list[float]] = {name: [] for name in limits}
@@ -59,6 +58,20 @@ def used_limits(report: AttemptReport, limits: Mapping[str, float]) -> dict[str,
                 found[name].append(0.0)
             else:
                 found[name].append(next(series[name]) / limit)
+    return found
+
+
+def _of_repetitions(
+    report: AttemptReport, limits: Mapping[str, float]
+) -> dict[str, list[float]] | str:
+    found = {}
+    for name, limit in limits.items():
+        metric = report.metrics.get(name)
+        if not isinstance(metric, Samples):
+            return metric.reason if isinstance(metric, Absent) else "no requests were recorded"
+        found[name] = [value / limit for value in metric.values]
+    if len({len(used) for used in found.values()}) > 1:
+        return "repetitions have latencies of different numbers"
     return found
 
 
