@@ -149,7 +149,7 @@ def test_llama_cpp_serves_several_at_once(
 def test_llama_cpp_reuses_of_a_conversation_what_it_has_read(
     measured: Measured, tiny_gguf: Path, tmp_path: Path
 ) -> None:
-    # A slot for each conversation: a new one takes the slot that was idle longest, whose ever it is.
+    # A slot for each conversation: a new one takes the one that was idle longest, whosever it is.
     asked = {"prompt_tokens": 16, "new_tokens": 4, "slots": 16, "concurrency": 2, "turns": 4}
     asked |= {"requests": 24, "warmup_s": 0.0}
     model = of_gguf(tiny_gguf)
