@@ -167,6 +167,26 @@ def gate(words: tuple[str, ...], **given: Any) -> int:
 
 
 @commands.command()
+@click.argument("word", metavar="SWEEP|HASH", shell_complete=_complete("selections"))
+@STORE_OVERRIDES
+@click.option("--metric", help="By default the one that decides in the trial's table.")
+@click.option(
+    "--site",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Write index.html there: a figure a trial, steps newest first.",
+)
+@click.option("--since", metavar="DATE|AGE", help="Only attempts since 2026-11-01, or in 30d.")
+@AS_JSON
+def history(**given: Any) -> int:
+    """Show a metric over time, where it stepped and what differed there: exit 0, 1 a new
+    regression in the last run, 4 an error."""
+    from orchestrator.commands.history import history_command
+
+    return history_command(**given)
+
+
+@commands.command()
 @click.argument("sweep", shell_complete=_complete("sweeps"))
 @STORE_OVERRIDES
 @click.option("--output", type=click.Path(file_okay=False, path_type=Path), default=Path("."))
@@ -268,15 +288,16 @@ def completion(shell: str, install: bool, line: str | None) -> int:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one command line; returns its exit code: 0, 1, 2 or 130, ``gate`` its own.
+    """Run one command line; returns its exit code: 0, 1, 2 or 130, ``gate`` and ``history`` their
+    own.
 
-    What keeps ``gate`` from judging is 4: its 1 and 2 are judgements.
+    What keeps these from judging is 4: their 1 and 2 are judgements.
     """
     use_plain_signs()
     words = list(argv)
     verbose = any(word in ("-v", "--verbose") for word in words)
     words = [word for word in words if word not in ("-v", "--verbose")]
-    unjudged = 4 if words[:1] == ["gate"] else None
+    unjudged = 4 if words[:1] in (["gate"], ["history"]) else None
     try:
         if not words or words[0] not in commands.commands:
             _refuse_unknown_command(words)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
+from statistics import NormalDist
 
 import numpy as np
 
@@ -12,6 +14,8 @@ _LOWEST_LOG = -60.0
 _POINTS = 800
 # Of the continued fraction; it needs some root of the larger parameter.
 _MOST_TERMS = 10_000
+# The logarithm of the least number that is told from 0.
+_LEAST_EXPONENT = -700.0
 
 
 def tail(beyond: float, sd: float, nu: float) -> float:
@@ -81,6 +85,40 @@ def beta_below(x: float, a: float, b: float) -> float:
         if abs(c * d - 1.0) < 1e-12:
             break
     return math.exp(log_front) * (fraction - 1.0) / a
+
+
+@lru_cache(maxsize=1 << 14)
+def beta_quantile(chance: float, a: float, b: float) -> float:
+    """The ``x`` of which :func:`beta_below` is ``chance``; small ones to as many digits as others.
+
+    Parameters
+    ----------
+    chance : float
+        Between 0 and 1, neither of them.
+    a, b : float
+        Positive.
+    """
+    low, high = _LEAST_EXPONENT, 0.0  # of the logarithm
+    while high - low > 1e-12 * max(1.0, -low):
+        middle = (low + high) / 2.0
+        low, high = (middle, high) if beta_below(math.exp(middle), a, b) < chance else (low, middle)
+    return math.exp(high)
+
+
+def student_quantile(share: float, nu: float) -> float:
+    """The ``t`` that Student's t is below with the chance ``share``, one of at least a half.
+
+    Parameters
+    ----------
+    nu : float
+        Positive; infinite for the normal.
+    """
+    if share == 0.5:
+        return 0.0
+    if math.isinf(nu):
+        return NormalDist().inv_cdf(share)
+    # P(|t| > x) = I_{nu / (nu + x^2)}(nu / 2, 1 / 2), DLMF 8.17.
+    return math.sqrt(nu * (1.0 / beta_quantile(2.0 * (1.0 - share), nu / 2.0, 0.5) - 1.0))
 
 
 def _not_zero(value: float) -> float:

@@ -70,15 +70,11 @@ def page(
     command : str, optional
         What to type to run the sweep again.
     """
-    assets = files("orchestrator.report.show") / "assets"
-    css, js = ((assets / name).read_text("utf-8") for name in ("page.css", "page.js"))
     measured = [row for row in table.rows if row.outcome in ("ok", "invalid")]
     return rendered(
         "page.html",
         table,
-        css=css,
-        js=js,
-        plotly=_plotly() if figures or strips else "",
+        **page_assets(with_figures=bool(figures or strips)),
         classes=_CLASS,
         outcome_styles=OUTCOME_STYLE,
         answer=sentences(table),
@@ -128,11 +124,16 @@ class Matrix:
     lines: Sequence[tuple[str, Sequence[TrialRow | None]]]
 
 
-def _plotly() -> str:
-    from plotly.offline import get_plotlyjs
+def page_assets(*, with_figures: bool) -> dict[str, str]:
+    """Everything a page needs so as to work offline: ``css``, ``js`` and ``plotly``."""
+    assets = files("orchestrator.report.show") / "assets"
+    css, js = ((assets / name).read_text("utf-8") for name in ("page.css", "page.js"))
+    plotly = ""
+    if with_figures:
+        from plotly.offline import get_plotlyjs
 
-    script: str = get_plotlyjs()
-    return script
+        plotly = get_plotlyjs()
+    return {"css": css, "js": js, "plotly": plotly}
 
 
 def _headings(table: SweepTable, rows: Sequence[TrialRow]) -> Iterator[Heading]:

@@ -12,6 +12,20 @@ from orchestrator.report.show.tree import flat
 
 
 def rendered(name: str, table: SweepTable, **values: Any) -> str:
+    """The template ``name`` of ``assets`` about a sweep's table."""
+    return filled_in(
+        name,
+        table=table,
+        measured=[row for row in table.rows if row.outcome in ("ok", "invalid")],
+        verdicts=VERDICT_MARKS,
+        signs=standings_legend(table.tau),
+        value=value_text,
+        beneath=against_baseline,
+        **values,
+    )
+
+
+def filled_in(name: str, **values: Any) -> str:
     """The template ``name`` of ``assets``; one of HTML escapes whatever it is given."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -24,15 +38,7 @@ def rendered(name: str, table: SweepTable, **values: Any) -> str:
         keep_trailing_newline=not name.endswith(".html"),
     )
     environment.filters.update(short=short_hash, flat=flat, md=_markdown)
-    return environment.get_template(name).render(
-        table=table,
-        measured=[row for row in table.rows if row.outcome in ("ok", "invalid")],
-        verdicts=VERDICT_MARKS,
-        signs=standings_legend(table.tau),
-        value=value_text,
-        beneath=against_baseline,
-        **values,
-    )
+    return environment.get_template(name).render(values)
 
 
 def _markdown(text: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime, timezone
 
 from orchestrator.measure.metric import spelled
 
@@ -138,6 +139,12 @@ def duration(seconds: float) -> str:
     if hours < 48:
         return f"{hours} h {rest:02d} min"
     return f"{hours // 24} d {hours % 24} h"
+
+
+def utc(unix_s: float, *, seconds: bool = False) -> str:
+    """A moment in UTC as people and plotly read it: ``2026-11-30 03:10``."""
+    moment = datetime.fromtimestamp(unix_s, timezone.utc)
+    return moment.strftime("%Y-%m-%d %H:%M:%S" if seconds else "%Y-%m-%d %H:%M")
 
 
 def span(low_s: float, high_s: float) -> str:

@@ -1,0 +1,188 @@
+"""``history``: a metric over time, where it stepped, and what differed there."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.commands.noise import noise_of
+from orchestrator.commands.output import echo, emit, emit_json
+from orchestrator.commands.selected import store_of, writing
+from orchestrator.errors import ConfigError, UsageError, nearest
+from orchestrator.measure.metric import Samples, Value
+from orchestrator.measure.registry import find_task
+from orchestrator.record.over_time import TrialOverTime, trials_over_time
+from orchestrator.record.params import legal_key
+from orchestrator.record.points import PHASES_PREFIX
+from orchestrator.report.analyse.differences import differences
+from orchestrator.report.analyse.history import History, Series, Step, Taken, series_of
+from orchestrator.report.analyse.labels import label_of
+from orchestrator.report.analyse.measured import metric_of, spec_of
+from orchestrator.report.show.history_page import history_page
+from orchestrator.report.show.history_view import HistoryView
+
+if TYPE_CHECKING:
+    from orchestrator.attempt import AttemptReport
+    from orchestrator.record import Store
+
+_AGE_S = {"h": 3600.0, "d": 86_400.0, "w": 7 * 86_400.0}
+
+
+def history_command(
+    word: str,
+    overrides: Sequence[str],
+    metric: str | None,
+    site: Path | None,
+    since: str | None,
+    as_json: bool,
+) -> int:
+    """Exit 0, or 1 where the last run brought a new regression; an error raised here exits 4.
+
+    What is new: :attr:`~orchestrator.report.analyse.history.History.new_regressions`.
+    """
+    after = None if since is None else _moment(since)
+    store = store_of(overrides)
+    trials, left_out = trials_over_time(store, word, since=after)
+    newest = {trial.newest.run_id: store.load(trial.newest.run_id) for trial in trials}
+    numbers = store.numbers([s.run_id for trial in trials for s in trial.attempts])
+    labels = _labels(trials)
+    machines = len({trial.newest.conditions["machine"] for trial in trials})
+    noises = _noises(store, newest.values())
+    known: set[str] = set()
+    found: list[Series] = []
+    first = 0
+    for trial, label in zip(trials, labels, strict=True):
+        report = newest[trial.newest.run_id]
+        rows = slice(first, first := first + len(trial.attempts))
+        names = _measured(report)
+        known.update(names)
+        name = metric or _main(trial, names)
+        if name not in names:
+            continue
+        taken = _taken(trial, {key: column[rows] for key, column in numbers.items()}, name)
+        if not taken:
+            continue
+        spec, noise = spec_of([report], name), noises[report.facts.get("hardware_fingerprint")]
+        place = trial.newest.hardware_fingerprint or trial.newest.conditions["machine"]
+        found.append(series_of(label, spec, place if machines > 1 else "", taken, noise))
+    if not found:
+        raise UsageError(
+            f"no metric {metric!r} in {word}" if metric else f"{word} measured nothing",
+            where="--metric" if metric else store.where,
+            fix=nearest(metric or "", known) if known else None,
+        )
+    history = History(word, tuple(_explained(store, found)), left_out)
+    if site is not None:
+        target = site / "index.html"
+        with writing(target, "--site"):
+            site.mkdir(parents=True, exist_ok=True)
+            target.write_text(history_page(history), encoding="utf-8")
+    if as_json:
+        emit_json(history.to_json())
+    else:
+        emit(HistoryView(history))
+        if site is not None:
+            echo(target)
+    return history.exit_code
+
+
+def _moment(since: str) -> float:
+    """A date (UTC) or an age as Unix seconds."""
+    if age := re.fullmatch(r"(\d+)([hdw])", since):
+        return time.time() - int(age[1]) * _AGE_S[age[2]]
+    with suppress(ValueError):
+        moment = datetime.fromisoformat(since)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
+    raise UsageError(
+        f"{since!r} is no date and no age", where="--since", fix="Write 2026-11-01, 30d, 12h or 8w"
+    )
+
+
+def _noises(store: Store, reports: Iterable[AttemptReport]) -> dict[str | None, float | None]:
+    """The recorded A/A noise of each kind of hardware among them."""
+    by_hardware = {report.facts.get("hardware_fingerprint"): report for report in reports}
+    return {
+        hardware: noise_of(store, {report.config_hash: [report]})
+        for hardware, report in by_hardware.items()
+    }
+
+
+def _labels(trials: Sequence[TrialOverTime]) -> list[str]:
+    """What tells each trial from the others: the axes that they differ in."""
+    values: dict[str, set[str]] = {}
+    for trial in trials:
+        for axis, value in trial.axes.items():
+            values.setdefault(axis, set()).add(repr(value))
+    telling = [axis for axis in values if len(values[axis]) > 1]
+    return [label_of(trial.axes, trial.identity, telling) for trial in trials]
+
+
+def _measured(report: AttemptReport) -> list[str]:
+    """Names of everything an attempt has a number of, the task's own first."""
+    names = dict.fromkeys([*report.metrics, *report.telemetry])
+    return [name for name in names if isinstance(metric_of(report, name), (Samples, Value))]
+
+
+def _main(trial: TrialOverTime, names: Sequence[str]) -> str:
+    """The metric that decides in a table: the first of the task's headline that was measured."""
+    headline: Sequence[str] = ()
+    with suppress(ConfigError, ImportError):  # of a task that is not installed here
+        headline = find_task(trial.identity["task"]["name"]).headline
+    return next((name for name in headline if name in names), names[0] if names else "")
+
+
+def _taken(
+    trial: TrialOverTime, numbers: Mapping[str, Sequence[float | None]], name: str
+) -> list[Taken]:
+    """The metric of each attempt that has it."""
+
+    def column(prefix: str, statistic: str = "") -> Sequence[float | None]:
+        key = legal_key(f"{legal_key(f'{prefix}{name}')}{statistic}")
+        return numbers.get(key) or [None] * len(trial.attempts)
+
+    prefix = next((p for p in ("", PHASES_PREFIX) if any(v is not None for v in column(p))), "")
+    protocol = trial.identity.get("protocol") or {}
+    rows = zip(
+        trial.attempts,
+        *(column(prefix, statistic) for statistic in ("", ".ci_low", ".ci_high")),
+        strict=True,
+    )
+    return [
+        Taken(
+            # Of one that is still in the spool its driver is all that is known of its run.
+            run=summary.parent_run_id or summary.driver_id,
+            run_id=summary.run_id,
+            config_hash=summary.config_hash,
+            at=summary.started_at,
+            median=median,
+            ci_low=low,
+            ci_high=high,
+            confidence=float(protocol.get("confidence", 0.95)),
+        )
+        for summary, median, low, high in rows
+        if median is not None
+    ]
+
+
+def _explained(store: Store, found: Sequence[Series]) -> list[Series]:
+    """The series, each step with what differed between its two sides."""
+    sides = {t.run_id: t for series in found for step in series.steps for t in (step.good, step.bad)}
+    reports = store.load_all(list(sides))
+    locks: dict[str, Mapping[str, object] | None] = {}
+    for run_id, taken in sides.items():
+        if taken.config_hash not in locks:
+            locks[taken.config_hash] = store.identity(run_id).get("environment")
+
+    def explained(step: Step) -> Step:
+        good, bad = step.good, step.bad
+        environments = locks[good.config_hash], locks[bad.config_hash]
+        told = differences(reports[good.run_id], reports[bad.run_id], environments)
+        return replace(step, differences=told)
+
+    return [replace(each, steps=tuple(map(explained, each.steps))) for each in found]

@@ -1,0 +1,391 @@
+"""A metric of one trial over time: a point a run, the levels they lie on, the steps between. Pure.
+
+::
+
+    attempts --a run each--> points --find_changes--> levels --judge--> steps
+
+A point is a trial's centre in one run of a sweep, as everywhere: the mean of its attempts' medians.
+Its interval is that of :mod:`orchestrator.statistics.bootstrap` in its normal limit: the larger of
+the attempts' spread and of the noise within them, by Student's t for a spread of few attempts. That
+way ten thousand attempts need not have their samples read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import fmean, variance
+from typing import Any
+
+from orchestrator.measure.grouping import grouped
+from orchestrator.measure.metric import MetricSpec
+from orchestrator.report.analyse.differences import Difference
+from orchestrator.statistics.changes import Changes, find_changes
+from orchestrator.statistics.judge import Judged, judge
+from orchestrator.statistics.tail import student_quantile
+
+_CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What one attempt has of the metric.
+
+    Attributes
+    ----------
+    run, run_id : str
+        The sweep's run that it was made in, and its own; MLflow's ids.
+    config_hash : str
+    at : float
+        When it began, in Unix seconds.
+    median : float
+    ci_low, ci_high : float or None
+        None of a value that is measured once.
+    confidence : float
+        Of that interval.
+    """
+
+    run: str
+    run_id: str
+    config_hash: str
+    at: float
+    median: float
+    ci_low: float | None = None
+    ci_high: float | None = None
+    confidence: float = _CONFIDENCE
+
+    @property
+    def error(self) -> float | None:
+        """Standard error of the median, from its interval."""
+        if self.ci_low is None or self.ci_high is None:
+            return None
+        wide = 2.0 * student_quantile((1.0 + self.confidence) / 2.0, math.inf)
+        return (self.ci_high - self.ci_low) / wide
+
+
+@dataclass(frozen=True)
+class Point:
+    """The trial in one run.
+
+    Attributes
+    ----------
+    run : str
+        MLflow's id of the sweep's run.
+    at : float
+        When its first attempt began, in Unix seconds.
+    median, ci_low, ci_high : float, float or None
+        With its 95 % interval; None where it cannot be known.
+    error : float or None
+        Standard error, relative.
+    attempts : tuple of Taken
+        What it is the centre of, oldest first.
+    is_alone : bool
+        Far from the runs on both sides of it: it counts for no level.
+    """
+
+    run: str
+    at: float
+    median: float
+    ci_low: float | None
+    ci_high: float | None
+    error: float | None
+    attempts: tuple[Taken, ...]
+    is_alone: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON form."""
+        return {
+            "run": self.run,
+            "started_s": self.at,
+            "median": self.median,
+            "ci_low": self.ci_low,
+            "ci_high": self.ci_high,
+            "attempts": len(self.attempts),
+            "hash": self.attempts[-1].config_hash,
+            "alone": self.is_alone,
+        }
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where one level ends and the next begins.
+
+    Attributes
+    ----------
+    at : int
+        Which of the points is the first of the new level.
+    before, after : float
+        The levels, in the metric's unit.
+    judged : Judged
+        Their ratio, and what it means: a run is a sample.
+    good, bad : Taken
+        The last attempt before, and the first after: what ``bisect`` begins with.
+    is_new : bool
+        Without the last run it would not be known.
+    differences : tuple of Difference
+        What these two attempts were not made with alike.
+    """
+
+    at: int
+    before: float
+    after: float
+    judged: Judged
+    good: Taken
+    bad: Taken
+    is_new: bool = False
+    differences: tuple[Difference, ...] = ()
+
+    def command(self, metric: str) -> str | None:
+        """What would find out which of the differences it is; None where none can be taken back."""
+        if not any(difference.can_be_bisected for difference in self.differences):
+            return None
+        return (
+            f"python -m orchestrator bisect {self.bad.config_hash[:12]} --metric {metric}"
+            f" --good {self.good.run_id} --bad {self.bad.run_id}"
+        )
+
+    def to_json(self, points: Sequence[Point], metric: str) -> dict[str, Any]:
+        """Plain JSON form."""
+        judged = self.judged
+        return {
+            "run": points[self.at].run,
+            "started_s": points[self.at].at,
+            "before": self.before,
+            "after": self.after,
+            "ratio": judged.ratio,
+            "ci_low": judged.ci_low,
+            "ci_high": judged.ci_high,
+            "verdict": judged.finding,
+            "new": self.is_new,
+            "good": self.good.run_id,
+            "bad": self.bad.run_id,
+            "differences": [vars(difference) for difference in self.differences],
+            "bisect": self.command(metric),
+        }
+
+
+@dataclass(frozen=True)
+class Series:
+    """One metric of one trial over time.
+
+    Attributes
+    ----------
+    label, hash : str
+        Of its trial; the hash of its newest attempt.
+    spec : MetricSpec
+    machine : str
+        What it was measured on, in a word.
+    points : tuple of Point
+        Oldest first.
+    levels : tuple of (int, float)
+        Where each begins, and how high it is; empty where a median is not positive.
+    steps : tuple of Step
+        Oldest first.
+    """
+
+    label: str
+    hash: str
+    spec: MetricSpec
+    machine: str
+    points: tuple[Point, ...]
+    levels: tuple[tuple[int, float], ...] = ()
+    steps: tuple[Step, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON form."""
+        return {
+            "hash": self.hash,
+            "label": self.label,
+            "metric": self.spec.name,
+            "unit": self.spec.unit,
+            "better": self.spec.better,
+            "machine": self.machine,
+            "points": [point.to_json() for point in self.points],
+            "levels": [
+                {"run": self.points[at].run, "started_s": self.points[at].at, "median": level}
+                for at, level in self.levels
+            ],
+            "steps": [step.to_json(self.points, self.spec.name) for step in self.steps],
+        }
+
+
+@dataclass(frozen=True)
+class History:
+    """Every trial that a word means, over time.
+
+    Attributes
+    ----------
+    word : str
+        What was asked for.
+    series : tuple of Series
+    left_out : mapping of str to int
+        Attempts that do not count, by why.
+    """
+
+    word: str
+    series: tuple[Series, ...]
+    left_out: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def steps(self) -> list[tuple[Series, Step]]:
+        """Every step, newest first; of one run the worse first."""
+        found = [(series, step) for series in self.series for step in series.steps]
+        # Times alone would order the trials of one run by when their turn was.
+        last = self._last_of_runs
+        return sorted(
+            found,
+            key=lambda each: (
+                -last[each[0].points[each[1].at].run],
+                each[1].judged.finding != "regression",
+            ),
+        )
+
+    @property
+    def last_run(self) -> str:
+        """The run that measured any of them last."""
+        last = self._last_of_runs
+        return max(last, key=last.__getitem__)
+
+    @property
+    def _last_of_runs(self) -> dict[str, float]:
+        last: dict[str, float] = {}
+        for series in self.series:
+            for point in series.points:
+                last[point.run] = max(last.get(point.run, point.at), point.at)
+        return last
+
+    @property
+    def new_regressions(self) -> list[tuple[Series, Step]]:
+        """Steps for the worse that the last run is the first to show.
+
+        The last level of the trial begins with it, the last run lies on that level, and without the
+        last run there would be no such step, there or nearby. So a regression is new once: with the
+        run that makes it known, be it the first after the step or a later one.
+        """
+        last = self.last_run
+        return [
+            (series, step)
+            for series in self.series
+            for step in series.steps[-1:]
+            if step.is_new
+            and step.judged.finding == "regression"
+            and series.points[-1].run == last
+        ]
+
+    @property
+    def exit_code(self) -> int:
+        """1 where there is a new regression in the last run, else 0."""
+        return int(bool(self.new_regressions))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON form."""
+        return {
+            "history": self.word,
+            "last_run": self.last_run,
+            "new_regressions": len(self.new_regressions),
+            "left_out": dict(self.left_out),
+            "series": [series.to_json() for series in self.series],
+        }
+
+
+def points_of(taken: Sequence[Taken]) -> tuple[Point, ...]:
+    """A point a run, oldest first."""
+    return tuple(
+        sorted(
+            map(_point, grouped(taken, lambda attempt: attempt.run).values()),
+            key=lambda point: point.at,
+        )
+    )
+
+
+def _point(attempts: Sequence[Taken]) -> Point:
+    centre = fmean(attempt.median for attempt in attempts)
+    errors = [error for attempt in attempts if (error := attempt.error) is not None]
+    within = fmean(error**2 for error in errors) if errors else None
+    quantile = student_quantile((1.0 + _CONFIDENCE) / 2.0, math.inf)
+    spread = within
+    if len(attempts) > 1:
+        between = variance(attempt.median for attempt in attempts)
+        if within is None or between > within:
+            spread = between
+            quantile = student_quantile((1.0 + _CONFIDENCE) / 2.0, len(attempts) - 1.0)
+    low = high = error = None
+    if spread is not None:
+        own = math.sqrt(spread / len(attempts))
+        low, high = centre - quantile * own, centre + quantile * own
+        error = own / abs(centre) if centre else None
+    if len(attempts) == 1:
+        low, high = attempts[0].ci_low, attempts[0].ci_high
+    at = min(attempt.at for attempt in attempts)
+    return Point(attempts[0].run, at, centre, low, high, error, tuple(attempts))
+
+
+def series_of(
+    label: str, spec: MetricSpec, machine: str, taken: Sequence[Taken], noise: float | None = None
+) -> Series:
+    """The points of one trial, their levels and steps.
+
+    Parameters
+    ----------
+    taken : sequence of Taken
+        At least one.
+    noise : float, optional
+        Relative A/A noise recorded for this machine: what a change must exceed to be one.
+    """
+    points = points_of(taken)
+    series = Series(label, points[-1].attempts[-1].config_hash, spec, machine, points)
+    if any(point.median <= 0.0 for point in points):
+        return series
+    found = _changes(points)
+    points = tuple(replace(p, is_alone=at in found.alone) for at, p in enumerate(points))
+    steps = [_step(points, found, number, spec, noise) for number in range(1, len(found.starts))]
+    if steps:
+        steps[-1] = replace(steps[-1], is_new=not _is_known(found, _changes(points[:-1])))
+    levels = tuple(zip(found.starts, found.levels, strict=True))
+    return replace(series, points=points, levels=levels, steps=tuple(steps))
+
+
+def _changes(points: Sequence[Point]) -> Changes:
+    return find_changes([p.median for p in points], [p.error for p in points])
+
+
+def _is_known(found: Changes, before: Changes) -> bool:
+    """Whether the last step of ``found`` is there without the last run too, if not quite there.
+
+    With another run a step may move by a few. It is the one of ``before`` that lies nearer to it
+    than to another of ``found``, and goes the same way.
+    """
+    places, rises = found.starts[1:], found.levels[-1] > found.levels[-2]
+    return any(
+        min(places, key=lambda place: abs(place - start)) == places[-1]
+        and (before.levels[at] > before.levels[at - 1]) == rises
+        for at, start in enumerate(before.starts)
+        if at
+    )
+
+
+def _step(
+    points: Sequence[Point], found: Changes, number: int, spec: MetricSpec, noise: float | None
+) -> Step:
+    """The step that the level ``number`` begins with."""
+    bounds = (*found.starts, len(points))
+    before, after = (
+        [p for p in points[bounds[at] : bounds[at + 1]] if not p.is_alone]
+        for at in (number - 1, number)
+    )
+    judged = judge(
+        [(point.median,) for point in after],
+        [(point.median,) for point in before],
+        better=spec.better,
+        exact=spec.exact,
+        noise=noise,
+    )
+    return Step(
+        found.starts[number],
+        found.levels[number - 1],
+        found.levels[number],
+        judged,
+        before[-1].attempts[-1],
+        after[0].attempts[0],
+    )

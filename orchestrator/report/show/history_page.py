@@ -1,0 +1,54 @@
+"""The history of a sweep as one self-contained page: steps newest first, then a figure a trial.
+
+Works offline and escapes what it shows, like the report (:mod:`orchestrator.report.show.html`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from orchestrator.report.analyse.history import History, Series, Step
+from orchestrator.report.show.figures.over_time import draw_over_time
+from orchestrator.report.show.history_view import interval_of, left_out_line, news_of, span_of
+from orchestrator.report.show.html import page_assets
+from orchestrator.report.show.style import STANDING_MARKS
+from orchestrator.report.show.templates import filled_in
+from orchestrator.report.show.units import quantity, ratio, utc
+
+MAX_FIGURES = 60
+
+
+def history_page(history: History) -> str:
+    """The whole page."""
+    shown = sorted(history.series, key=lambda series: not series.steps)[:MAX_FIGURES]
+    return filled_in(
+        "history.html",
+        **page_assets(with_figures=True),
+        history=history,
+        span=span_of(history),
+        news=news_of(history),
+        left_out=left_out_line(history),
+        steps=[_step(series, step) for series, step in history.steps],
+        figures=[draw_over_time(series) for series in shown],
+    )
+
+
+def _step(series: Series, step: Step) -> dict[str, Any]:
+    mark, _, word = STANDING_MARKS[step.judged.finding]
+    unit = series.spec.unit
+    return {
+        "when": utc(series.points[step.at].at),
+        "is_new": step.is_new,
+        "label": series.label,
+        "title": series.spec.title,
+        "hash": step.bad.config_hash,
+        "before": quantity(step.before, unit),
+        "after": quantity(step.after, unit),
+        "ratio": ratio(step.judged.ratio),
+        "interval": interval_of(step),
+        "finding": step.judged.finding,
+        "mark": mark,
+        "word": word,
+        "differences": list(map(str, step.differences)),
+        "command": step.command(series.spec.name),
+    }
