@@ -52,9 +52,7 @@ TRIALS, ATTEMPTS_A_RUN, NIGHTS_A_LOCK = 10, 5, 5
 MOST_PAGE_S = 10.0
 
 
-def noise_of(
-    runs: int, spread: float, rng: np.random.Generator
-) -> tuple[FloatArray, FloatArray]:
+def noise_of(runs: int, spread: float, rng: np.random.Generator) -> tuple[FloatArray, FloatArray]:
     """Log deviations of so many runs, and the own error of each; both of shape ``(runs,)``."""
     own = spread * math.sqrt(1.0 - BETWEEN**2) * rng.uniform(0.6, 1.3, runs)
     return rng.normal(0.0, BETWEEN * spread, runs) + rng.normal(0.0, own), own
@@ -122,9 +120,10 @@ def simulate(count: int, seed: int) -> None:
 
 
 def record_nights(root: Path, attempts: int, seed: int) -> None:
-    """A sweep a night; the trials with an odd number slow by a tenth at two thirds."""
+    """A sweep a night; the trials with an odd number slow by a tenth with a lock's first night."""
     rng = random.Random(seed)
     nights = attempts // (TRIALS * ATTEMPTS_A_RUN)
+    slower_from = 2 * nights // 3 // NIGHTS_A_LOCK * NIGHTS_A_LOCK
     store = open_store({"kind": "embedded", "root": str(root)})
     for night in range(nights):
         version = f"2.{night // NIGHTS_A_LOCK}.0"
@@ -132,7 +131,7 @@ def record_nights(root: Path, attempts: int, seed: int) -> None:
         plan = Plan("nightly", "A sweep a night.", tuple(trials), Settings())
         recording = Recording(store, plan, message=lambda text: print(text, file=sys.stderr))
         for number, trial in enumerate(trials):
-            slow = 1.1 if number % 2 and night >= 2 * nights // 3 else 1.0
+            slow = 1.1 if number % 2 and night >= slower_from else 1.0
             moved = slow * rng.lognormvariate(0.0, 0.01)
             for turn in range(1, ATTEMPTS_A_RUN + 1):
                 planned = PlannedAttempt(

@@ -172,7 +172,9 @@ def _taken(
 
 def _explained(store: Store, found: Sequence[Series]) -> list[Series]:
     """The series, each step with what differed between its two sides."""
-    sides = {t.run_id: t for series in found for step in series.steps for t in (step.good, step.bad)}
+    sides = {
+        t.run_id: t for series in found for step in series.steps for t in (step.good, step.bad)
+    }
     reports = store.load_all(list(sides))
     locks: dict[str, Mapping[str, object] | None] = {}
     for run_id, taken in sides.items():

@@ -190,6 +190,12 @@ def history(**given: Any) -> int:
 @click.argument("sweep", shell_complete=_complete("sweeps"))
 @STORE_OVERRIDES
 @click.option("--output", type=click.Path(file_okay=False, path_type=Path), default=Path("."))
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["leaderboard"]),
+    help="leaderboard: one JSON object a trial, to be merged with those of others.",
+)
 @AS_JSON
 def report(**given: Any) -> int:
     """Make tables and plots again from what is recorded: HTML, Markdown, CSV, JSON."""

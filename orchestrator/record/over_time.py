@@ -9,7 +9,7 @@ software.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -64,7 +64,7 @@ def trials_over_time(
     Returns
     -------
     trials : list of TrialOverTime
-        In the order in which they were first measured.
+        In the order in which they were planned.
     left_out : dict of str to int
         How many attempts of these trials do not count, by why.
 
@@ -82,7 +82,11 @@ def trials_over_time(
         if summary.outcome and (summary.config_hash in wanted or summary.sweep in sweeps)
     ]
     by_hash = grouped(found, lambda summary: summary.config_hash)
-    axes = _axes_in(store, found)
+    plans = _plans(store, found)
+
+    def axes(summary: AttemptSummary) -> dict[str, AxisValue]:
+        return plans.get(summary.parent_run_id, {}).get(summary.config_hash, {})
+
     identities = {h: store.identity(group[0].run_id) for h, group in by_hash.items()}
     same = {h: canonical_json({**tree, _ENVIRONMENT: None}) for h, tree in identities.items()}
     trials = grouped(found, lambda s: (same[s.config_hash], _asked(axes(s))))
@@ -93,9 +97,7 @@ def trials_over_time(
             continue
         recent = [s for s in members if since is None or s.started_at >= since]
         left_out.update(reason for s in recent if (reason := _reason_against(s)) is not None)
-        good = sorted(
-            (s for s in recent if _reason_against(s) is None), key=lambda s: s.started_at
-        )
+        good = sorted((s for s in recent if _reason_against(s) is None), key=lambda s: s.started_at)
         classes = grouped(good, lambda s: (s.conditions["machine"], s.conditions["content"]))
         for attempts in classes.values():
             newest = attempts[-1]
@@ -107,19 +109,20 @@ def trials_over_time(
             f"no valid attempt of {word!r} is recorded{f' ({why})' if why else ''}",
             where="--since" if since is not None and not why else store.where,
         )
-    kept.sort(key=lambda trial: trial.attempts[0].started_at)
+    order = {h: at for plan in plans.values() for at, h in enumerate(plan)}
+    kept.sort(key=lambda trial: order.get(trial.newest.config_hash, len(order)))
     return kept, dict(left_out)
 
 
-def _axes_in(
+def _plans(
     store: Store, found: Iterable[AttemptSummary]
-) -> Callable[[AttemptSummary], dict[str, AxisValue]]:
-    """Where an attempt's trial lies on the axes of the run that it was made in."""
-    planned: dict[str, dict[str, dict[str, AxisValue]]] = {}
+) -> dict[str, dict[str, dict[str, AxisValue]]]:
+    """What the runs that made these attempts planned: a trial's axes, by run and config hash."""
+    planned = {}
     for run_id in dict.fromkeys(s.parent_run_id for s in found if s.parent_run_id):
         with suppress(StoreError):  # a sweep's run may be gone while its attempts are there
             planned[run_id] = {t["hash"]: t["axes"] for t in store.plan(run_id)["trials"]}
-    return lambda s: planned.get(s.parent_run_id, {}).get(s.config_hash, {})
+    return planned
 
 
 def _asked(axes: Mapping[str, AxisValue]) -> tuple[tuple[str, AxisValue], ...]:

@@ -67,7 +67,7 @@ def differences(
         for kind, name in dict.fromkeys([*sides[0], *sides[1]])
         if sides[0].get((kind, name)) != sides[1].get((kind, name))
     ]
-    return tuple(sorted(found, key=lambda d: (d.kind == "package" and d.name not in software)))
+    return tuple(sorted(found, key=lambda d: d.kind == "package" and d.name not in software))
 
 
 def _facts(

@@ -248,6 +248,12 @@ class History:
         return max(last, key=last.__getitem__)
 
     @property
+    def is_daily(self) -> bool:
+        """Whether a day names each run: no trial was measured by two of one day."""
+        days = ([point.at // 86_400 for point in series.points] for series in self.series)
+        return all(len(set(found)) == len(found) for found in days)
+
+    @property
     def _last_of_runs(self) -> dict[str, float]:
         last: dict[str, float] = {}
         for series in self.series:
@@ -268,9 +274,7 @@ class History:
             (series, step)
             for series in self.series
             for step in series.steps[-1:]
-            if step.is_new
-            and step.judged.finding == "regression"
-            and series.points[-1].run == last
+            if step.is_new and step.judged.finding == "regression" and series.points[-1].run == last
         ]
 
     @property

@@ -9,11 +9,18 @@ from typing import Any
 
 from orchestrator.report.analyse.history import History, Series, Step
 from orchestrator.report.show.figures.over_time import draw_over_time
-from orchestrator.report.show.history_view import interval_of, left_out_line, news_of, span_of
+from orchestrator.report.show.history_view import (
+    interval_of,
+    left_out_line,
+    moved,
+    news_of,
+    span_of,
+    when,
+)
 from orchestrator.report.show.html import page_assets
 from orchestrator.report.show.style import STANDING_MARKS
 from orchestrator.report.show.templates import filled_in
-from orchestrator.report.show.units import quantity, ratio, utc
+from orchestrator.report.show.units import ratio
 
 MAX_FIGURES = 60
 
@@ -28,22 +35,20 @@ def history_page(history: History) -> str:
         span=span_of(history),
         news=news_of(history),
         left_out=left_out_line(history),
-        steps=[_step(series, step) for series, step in history.steps],
+        steps=[_step(history, series, step) for series, step in history.steps],
         figures=[draw_over_time(series) for series in shown],
     )
 
 
-def _step(series: Series, step: Step) -> dict[str, Any]:
+def _step(history: History, series: Series, step: Step) -> dict[str, Any]:
     mark, _, word = STANDING_MARKS[step.judged.finding]
-    unit = series.spec.unit
     return {
-        "when": utc(series.points[step.at].at),
+        "when": when(history, series.points[step.at].at),
         "is_new": step.is_new,
         "label": series.label,
         "title": series.spec.title,
         "hash": step.bad.config_hash,
-        "before": quantity(step.before, unit),
-        "after": quantity(step.after, unit),
+        "moved": moved(series, step),
         "ratio": ratio(step.judged.ratio),
         "interval": interval_of(step),
         "finding": step.judged.finding,

@@ -5,21 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.padding import Padding
+from rich.table import Table
 from rich.text import Text
 
+from orchestrator.measure.grouping import grouped
 from orchestrator.measure.wording import counted
 from orchestrator.report.analyse.history import History, Series, Step
-from orchestrator.report.analyse.labels import SEPARATOR, short_hash
+from orchestrator.report.analyse.labels import SEPARATOR
 from orchestrator.report.show.parts import filled, numbers, words
 from orchestrator.report.show.style import STANDING_MARKS
-from orchestrator.report.show.units import quantity, ratio, utc, with_ci
+from orchestrator.report.show.units import ratio, scale_of, utc, with_ci
 
 MAX_TRIALS = 60
 MAX_STEPS = 30
-_MOST_DIFFERENCES = 6
+_MOST_DIFFERENCES = 4
 _BARS = "▁▂▃▄▅▆▇█"
 _SPARK_WIDTH = 24
 # The whole height of a sparkline is at least this much: noise must not look like mountains.
@@ -41,18 +45,17 @@ class HistoryView:
             yield Text(line, style="dim")
         yield Text("")
         shown = sorted(history.series, key=lambda series: not series.steps)[:MAX_TRIALS]
-        yield _trials(shown, is_wide=options.max_width >= 90)
+        yield _trials(history, shown, is_wide=options.max_width >= 90)
         if len(history.series) > len(shown):
             left = counted(len(history.series) - len(shown), "trial")
             yield Text(f"… and {left} without a step (--json)", style="italic")
-        steps = history.steps
-        if not steps:
-            return
-        yield Text("\nsteps, newest first", style="dim")
-        for series, step in steps[:MAX_STEPS]:
-            yield from _step(series, step)
-        if len(steps) > MAX_STEPS:
-            yield Text(f"… and {len(steps) - MAX_STEPS} more (--json)", style="italic")
+        if history.steps:
+            yield Text("\nsteps, newest first", style="dim")
+        shown_steps = history.steps[:MAX_STEPS]
+        for (at, told), members in grouped(shown_steps, partial(_cause, history)).items():
+            yield from _group(at, told, members)
+        if len(history.steps) > MAX_STEPS:
+            yield Text(f"… and {len(history.steps) - MAX_STEPS} more (--json)", style="italic")
 
 
 def span_of(history: History) -> str:
@@ -61,8 +64,19 @@ def span_of(history: History) -> str:
     runs = {point.run for series in history.series for point in series.points}
     return (
         f"{counted(len(history.series), 'trial')} in {counted(len(runs), 'run')}, "
-        f"{utc(min(times))} to {utc(max(times))} (UTC); the median of each run with its interval"
+        f"{when(history, min(times))} to {when(history, max(times))} (UTC)"
     )
+
+
+def when(history: History, at: float) -> str:
+    """A run's moment, as precise as it takes to tell the runs apart."""
+    return utc(at, "day" if history.is_daily else "minute")
+
+
+def moved(series: Series, step: Step) -> str:
+    """The two levels of a step, in one unit: ``40.7 → 44.8 ms``."""
+    scale = scale_of([step.before, step.after], series.spec.unit)
+    return f"{scale.number(step.before)} → {scale.text(step.after)}"
 
 
 def news_of(history: History) -> str:
@@ -95,9 +109,7 @@ def spark(series: Series) -> str:
     logs = list(map(math.log, medians))
     width = min(_SPARK_WIDTH, len(logs))
     edges = [round(at * len(logs) / width) for at in range(width + 1)]
-    heights = [
-        sum(logs[a:b]) / (b - a) for a, b in zip(edges[:-1], edges[1:], strict=True)
-    ]
+    heights = [sum(logs[a:b]) / (b - a) for a, b in pairwise(edges)]
     low, high = min(heights), max(heights)
     height = max(high - low, _LEAST_HEIGHT)
     bottom = (low + high - height) / 2.0
@@ -105,7 +117,7 @@ def spark(series: Series) -> str:
     return "".join(_BARS[round(most * (each - bottom) / height)] for each in heights)
 
 
-def _trials(found: list[Series], *, is_wide: bool) -> object:
+def _trials(history: History, found: list[Series], *, is_wide: bool) -> Table:
     several = len({series.machine for series in found}) > 1
     columns = [
         (
@@ -116,7 +128,7 @@ def _trials(found: list[Series], *, is_wide: bool) -> object:
         (numbers("runs"), [Text(str(len(s.points))) for s in found]),
         (words("over time"), [Text(spark(s)) for s in found]),
         (numbers("last run"), [Text(_last(s)) for s in found]),
-        (words("last step"), [_last_step(s) for s in found]),
+        (words("last step"), [_last_step(history, s) for s in found]),
     ]
     return filled(column for at, column in enumerate(columns) if is_wide or at != 3)
 
@@ -126,33 +138,43 @@ def _last(series: Series) -> str:
     return with_ci(point.median, point.ci_low, point.ci_high, series.spec.unit)
 
 
-def _last_step(series: Series) -> Text:
+def _last_step(history: History, series: Series) -> Text:
     if not series.steps:
         return Text("none", style="dim")
     step = series.steps[-1]
     mark, style, _ = STANDING_MARKS[step.judged.finding]
-    text = Text(f"{mark} {ratio(step.judged.ratio)} on {utc(series.points[step.at].at)}", style)
+    at = when(history, series.points[step.at].at)
+    text = Text(f"{mark} {ratio(step.judged.ratio)} since {at}", style)
     return text.append(" new", "bold") if step.is_new else text
 
 
-def _step(series: Series, step: Step) -> Iterator[Text | Padding]:
-    mark, style, word = STANDING_MARKS[step.judged.finding]
-    unit = series.spec.unit
-    first = Text.assemble(
-        f"  {utc(series.points[step.at].at)}  ",
-        (series.label, "bold"),
-        f"  {short_hash(step.bad.config_hash)}  {series.spec.title} "
-        f"{quantity(step.before, unit)} → {quantity(step.after, unit)}  ",
-        (f"{ratio(step.judged.ratio)} {mark} {word}", style),
+def _cause(history: History, each: tuple[Series, Step]) -> tuple[str, tuple[str, ...]]:
+    """Steps that share when they came and what differed have one cause, as far as is known."""
+    series, step = each
+    return when(history, series.points[step.at].at), tuple(map(str, step.differences))
+
+
+def _group(
+    at: str, told: tuple[str, ...], members: list[tuple[Series, Step]]
+) -> Iterator[RenderableType]:
+    more = len(told) - _MOST_DIFFERENCES
+    said = list(told[:_MOST_DIFFERENCES]) + ([f"{more} more"] if more > 0 else [])
+    yield Text.assemble((f"{at}  ", "bold"), ", ".join(said) or "nothing recorded differs")
+    marks = [STANDING_MARKS[step.judged.finding] for _, step in members]
+    lines = filled(
+        [
+            (words(no_wrap=False), [Text(series.label) for series, _ in members]),
+            (words(), [Text(series.spec.title) for series, _ in members]),
+            (numbers(), [Text(moved(series, step)) for series, step in members]),
+            (numbers(), [Text(ratio(step.judged.ratio)) for _, step in members]),
+            (words(), [Text(interval_of(step), style="dim") for _, step in members]),
+            (words(), [Text(f"{mark} {word}", style=style) for mark, style, word in marks]),
+            (words(), [Text("new" if step.is_new else "", "bold") for _, step in members]),
+        ]
     )
-    if interval := interval_of(step):
-        first.append(f"  [{interval}]", "dim")
-    yield first
-    told = list(map(str, step.differences[:_MOST_DIFFERENCES]))
-    if len(step.differences) > len(told):
-        told.append(f"and {len(step.differences) - len(told)} more")
-    differed = ", ".join(told) or "nothing recorded differs"
-    yield Padding(Text(differed, style="dim"), (0, 0, 0, 6))
+    yield Padding(lines, (0, 0, 0, 2))
+    # Of several the largest: a bisection sees it best.
+    series, step = max(members, key=lambda each: abs(math.log(each[1].judged.ratio or 1.0)))
     if command := step.command(series.spec.name):
         head, good, rest = command.partition(" --good")
-        yield Padding(Text(f"{head} \\\n    {good.strip()}{rest}"), (0, 0, 0, 6))
+        yield Padding(Text(f"{head} \\\n  {good.strip()}{rest}"), (0, 0, 0, 2))

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from typing import Literal
 
 from orchestrator.measure.metric import spelled
 
@@ -141,10 +142,10 @@ def duration(seconds: float) -> str:
     return f"{hours // 24} d {hours % 24} h"
 
 
-def utc(unix_s: float, *, seconds: bool = False) -> str:
+def utc(unix_s: float, to: Literal["day", "minute", "second"] = "minute") -> str:
     """A moment in UTC as people and plotly read it: ``2026-11-30 03:10``."""
-    moment = datetime.fromtimestamp(unix_s, timezone.utc)
-    return moment.strftime("%Y-%m-%d %H:%M:%S" if seconds else "%Y-%m-%d %H:%M")
+    text = datetime.fromtimestamp(unix_s, timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
+    return text[: {"day": 10, "minute": 16, "second": 19}[to]]
 
 
 def span(low_s: float, high_s: float) -> str:

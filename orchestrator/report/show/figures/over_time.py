@@ -40,7 +40,7 @@ def _add_points(plot: Any, points: list[Point], scale: Scale, name: str, symbol:
     ]
     plot.add_scatter(
         name=name,
-        x=[utc(point.at, seconds=True) for point in points],
+        x=[utc(point.at, "second") for point in points],
         y=[point.median / scale.factor for point in points],
         mode="markers",
         marker={"color": PALETTE[0], "size": 6, "symbol": symbol},
@@ -64,7 +64,7 @@ def _add_levels(plot: Any, series: Series, scale: Scale) -> None:
     for (at, level), (until, _) in zip(
         series.levels, [*series.levels[1:], (len(series.points) - 1, 0.0)], strict=False
     ):
-        xs += [utc(series.points[at].at, seconds=True), utc(series.points[until].at, seconds=True)]
+        xs += [utc(series.points[at].at, "second"), utc(series.points[until].at, "second")]
         xs.append(None)
         ys += [level / scale.factor, level / scale.factor, None]
     plot.add_scatter(
@@ -74,7 +74,7 @@ def _add_levels(plot: Any, series: Series, scale: Scale) -> None:
 
 def _mark(plot: Any, series: Series, step: Step, scale: Scale) -> None:
     colour = _COLOURS.get(step.judged.finding, _SOFT)
-    when = utc(series.points[step.at].at, seconds=True)
+    when = utc(series.points[step.at].at, "second")
     plot.add_vline(x=when, line={"color": colour, "dash": "dot", "width": 1.5})
     mark = STANDING_MARKS[step.judged.finding][0]
     told = list(map(str, step.differences))
