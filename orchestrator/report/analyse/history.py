@@ -16,7 +16,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean, variance
-from typing import Any
+from typing import Any, Literal
 
 from orchestrator.measure.grouping import grouped
 from orchestrator.measure.metric import MetricSpec
@@ -248,10 +248,10 @@ class History:
         return max(last, key=last.__getitem__)
 
     @property
-    def is_daily(self) -> bool:
-        """Whether a day names each run: no trial was measured by two of one day."""
+    def named_by(self) -> Literal["day", "minute"]:
+        """What tells runs apart: the day, where no trial was measured twice in one."""
         days = ([point.at // 86_400 for point in series.points] for series in self.series)
-        return all(len(set(found)) == len(found) for found in days)
+        return "day" if all(len(set(found)) == len(found) for found in days) else "minute"
 
     @property
     def _last_of_runs(self) -> dict[str, float]:

@@ -10,12 +10,13 @@ from typing import Any
 from orchestrator.report.analyse.history import History, Series, Step
 from orchestrator.report.show.figures.over_time import draw_over_time
 from orchestrator.report.show.history_view import (
+    NOTHING_DIFFERS,
+    causes_of,
     interval_of,
     left_out_line,
     moved,
     news_of,
     span_of,
-    when,
 )
 from orchestrator.report.show.html import page_assets
 from orchestrator.report.show.style import STANDING_MARKS
@@ -23,6 +24,7 @@ from orchestrator.report.show.templates import filled_in
 from orchestrator.report.show.units import ratio
 
 MAX_FIGURES = 60
+MAX_DIFFERENCES = 6
 
 
 def history_page(history: History) -> str:
@@ -35,25 +37,20 @@ def history_page(history: History) -> str:
         span=span_of(history),
         news=news_of(history),
         left_out=left_out_line(history),
-        steps=[_step(history, series, step) for series, step in history.steps],
-        figures=[draw_over_time(series) for series in shown],
+        causes=causes_of(history),
+        nothing=NOTHING_DIFFERS,
+        most=MAX_DIFFERENCES,
+        row_of=_row,
+        figures=[draw_over_time(series, history.named_by) for series in shown],
     )
 
 
-def _step(history: History, series: Series, step: Step) -> dict[str, Any]:
+def _row(series: Series, step: Step) -> dict[str, Any]:
     mark, _, word = STANDING_MARKS[step.judged.finding]
     return {
-        "when": when(history, series.points[step.at].at),
-        "is_new": step.is_new,
-        "label": series.label,
         "title": series.spec.title,
-        "hash": step.bad.config_hash,
         "moved": moved(series, step),
         "ratio": ratio(step.judged.ratio),
         "interval": interval_of(step),
-        "finding": step.judged.finding,
-        "mark": mark,
-        "word": word,
-        "differences": list(map(str, step.differences)),
-        "command": step.command(series.spec.name),
+        "meaning": f"{mark} {word}",
     }

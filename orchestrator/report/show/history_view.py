@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -22,7 +21,8 @@ from orchestrator.report.show.style import STANDING_MARKS
 from orchestrator.report.show.units import ratio, scale_of, utc, with_ci
 
 MAX_TRIALS = 60
-MAX_STEPS = 30
+MAX_CAUSES = 12
+NOTHING_DIFFERS = "nothing recorded differs"
 _MOST_DIFFERENCES = 4
 _BARS = "▁▂▃▄▅▆▇█"
 _SPARK_WIDTH = 24
@@ -49,13 +49,45 @@ class HistoryView:
         if len(history.series) > len(shown):
             left = counted(len(history.series) - len(shown), "trial")
             yield Text(f"… and {left} without a step (--json)", style="italic")
-        if history.steps:
+        causes = causes_of(history)
+        if causes:
             yield Text("\nsteps, newest first", style="dim")
-        shown_steps = history.steps[:MAX_STEPS]
-        for (at, told), members in grouped(shown_steps, partial(_cause, history)).items():
-            yield from _group(at, told, members)
-        if len(history.steps) > MAX_STEPS:
-            yield Text(f"… and {len(history.steps) - MAX_STEPS} more (--json)", style="italic")
+        for cause in causes[:MAX_CAUSES]:
+            yield from _lines(cause)
+        if len(causes) > MAX_CAUSES:
+            yield Text(f"… and those of {len(causes) - MAX_CAUSES} more runs (--json)", "italic")
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Steps that share when they came and what differed: as far as is known, one cause.
+
+    Attributes
+    ----------
+    when : str
+    differences : tuple of str
+    steps : list of (Series, Step)
+    """
+
+    when: str
+    differences: tuple[str, ...]
+    steps: list[tuple[Series, Step]]
+
+    @property
+    def command(self) -> str | None:
+        """What would find the culprit, from the largest of the steps: it shows best."""
+        series, step = max(self.steps, key=lambda each: abs(math.log(each[1].judged.ratio or 1.0)))
+        return step.command(series.spec.name)
+
+
+def causes_of(history: History) -> list[Cause]:
+    """Every step, those of one cause together, newest first."""
+
+    def cause(each: tuple[Series, Step]) -> tuple[str, tuple[str, ...]]:
+        series, step = each
+        return when(history, series.points[step.at].at), tuple(map(str, step.differences))
+
+    return [Cause(*key, steps) for key, steps in grouped(history.steps, cause).items()]
 
 
 def span_of(history: History) -> str:
@@ -70,7 +102,7 @@ def span_of(history: History) -> str:
 
 def when(history: History, at: float) -> str:
     """A run's moment, as precise as it takes to tell the runs apart."""
-    return utc(at, "day" if history.is_daily else "minute")
+    return utc(at, history.named_by)
 
 
 def moved(series: Series, step: Step) -> str:
@@ -148,33 +180,23 @@ def _last_step(history: History, series: Series) -> Text:
     return text.append(" new", "bold") if step.is_new else text
 
 
-def _cause(history: History, each: tuple[Series, Step]) -> tuple[str, tuple[str, ...]]:
-    """Steps that share when they came and what differed have one cause, as far as is known."""
-    series, step = each
-    return when(history, series.points[step.at].at), tuple(map(str, step.differences))
-
-
-def _group(
-    at: str, told: tuple[str, ...], members: list[tuple[Series, Step]]
-) -> Iterator[RenderableType]:
-    more = len(told) - _MOST_DIFFERENCES
-    said = list(told[:_MOST_DIFFERENCES]) + ([f"{more} more"] if more > 0 else [])
-    yield Text.assemble((f"{at}  ", "bold"), ", ".join(said) or "nothing recorded differs")
-    marks = [STANDING_MARKS[step.judged.finding] for _, step in members]
+def _lines(cause: Cause) -> Iterator[RenderableType]:
+    more = len(cause.differences) - _MOST_DIFFERENCES
+    said = [*cause.differences[:_MOST_DIFFERENCES], *([f"{more} more"] if more > 0 else [])]
+    yield Text.assemble((f"{cause.when}  ", "bold"), ", ".join(said) or NOTHING_DIFFERS)
+    marks = [STANDING_MARKS[step.judged.finding] for _, step in cause.steps]
     lines = filled(
         [
-            (words(no_wrap=False), [Text(series.label) for series, _ in members]),
-            (words(), [Text(series.spec.title) for series, _ in members]),
-            (numbers(), [Text(moved(series, step)) for series, step in members]),
-            (numbers(), [Text(ratio(step.judged.ratio)) for _, step in members]),
-            (words(), [Text(interval_of(step), style="dim") for _, step in members]),
+            (words(no_wrap=False), [Text(series.label) for series, _ in cause.steps]),
+            (words(), [Text(series.spec.title) for series, _ in cause.steps]),
+            (numbers(), [Text(moved(series, step)) for series, step in cause.steps]),
+            (numbers(), [Text(ratio(step.judged.ratio)) for _, step in cause.steps]),
+            (words(), [Text(interval_of(step), style="dim") for _, step in cause.steps]),
             (words(), [Text(f"{mark} {word}", style=style) for mark, style, word in marks]),
-            (words(), [Text("new" if step.is_new else "", "bold") for _, step in members]),
+            (words(), [Text("new" if step.is_new else "", "bold") for _, step in cause.steps]),
         ]
     )
     yield Padding(lines, (0, 0, 0, 2))
-    # Of several the largest: a bisection sees it best.
-    series, step = max(members, key=lambda each: abs(math.log(each[1].judged.ratio or 1.0)))
-    if command := step.command(series.spec.name):
-        head, good, rest = command.partition(" --good")
+    if cause.command:
+        head, good, rest = cause.command.partition(" --good")
         yield Padding(Text(f"{head} \\\n  {good.strip()}{rest}"), (0, 0, 0, 2))

@@ -10,11 +10,13 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from orchestrator.measure.metric import spelled
 
 MISSING = "–"
+
+Precision: TypeAlias = Literal["day", "minute", "second"]
 
 _SI = tuple(
     (float(f"1e{3 * i}"), p) for i, p in zip(range(5, -4, -1), (*"PTGMk", "", *"mµn"), strict=True)
@@ -142,7 +144,7 @@ def duration(seconds: float) -> str:
     return f"{hours // 24} d {hours % 24} h"
 
 
-def utc(unix_s: float, to: Literal["day", "minute", "second"] = "minute") -> str:
+def utc(unix_s: float, to: Precision = "minute") -> str:
     """A moment in UTC as people and plotly read it: ``2026-11-30 03:10``."""
     text = datetime.fromtimestamp(unix_s, timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
     return text[: {"day": 10, "minute": 16, "second": 19}[to]]

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from orchestrator.report.analyse.history import Point, Series, Step
 from orchestrator.report.show.figures.drawn import PALETTE, Drawn, drawn, new_plot
 from orchestrator.report.show.style import STANDING_MARKS
-from orchestrator.report.show.units import Scale, ratio, scale_of, utc
+from orchestrator.report.show.units import Precision, Scale, ratio, scale_of, utc
 
 _COLOURS = {"regression": "#D55E00", "improvement": "#009E73"}
 _SOFT = "#7F7F7F"
-_MOST_NAMED = 3  # differences in a step's label
+_MARGIN = 0.05  # above and below everything, of its size
+_MOST_NAMED = 2  # differences in a step's label
 
 
-def draw_over_time(series: Series) -> Drawn:
-    """The figure of one trial."""
+def draw_over_time(series: Series, to: Precision = "minute") -> Drawn:
+    """The figure of one trial; moments in its caption are written ``to`` the day or the minute."""
     scale = scale_of([point.median for point in series.points], series.spec.unit)
     plot = new_plot()
     usual = [point for point in series.points if not point.is_alone]
@@ -25,12 +27,37 @@ def draw_over_time(series: Series) -> Drawn:
     _add_levels(plot, series, scale)
     for step in series.steps:
         _mark(plot, series, step, scale)
-    plot.update_layout(yaxis_title=scale.heading(series.spec.title), showlegend=False)
-    better = f"{series.spec.better.capitalize()} is better. " if series.spec.better else ""
-    now = series.levels[-1][1] if series.levels else series.points[-1].median
-    at = series.levels[-1][0] if series.levels else 0
-    since = f"{series.spec.title} is {scale.text(now)} since {utc(series.points[at].at)}. "
-    return drawn(series.label, f"{since}{better}{series.machine}", plot)
+    plot.update_layout(
+        yaxis_title=scale.heading(series.spec.title),
+        yaxis_range=_range(series, scale),
+        showlegend=False,
+    )
+    return drawn(series.label, " ".join(filter(None, _caption(series, scale, to))), plot)
+
+
+def _range(series: Series, scale: Scale) -> list[float]:
+    """Of the y axis: noise of a percent must not fill it."""
+    medians = [point.median for point in series.points]
+    ends = [end for p in series.points for end in (p.ci_low, p.ci_high) if end is not None]
+    low, high = min(medians), max(medians)
+    low, high = low - _MARGIN * abs(low), high + _MARGIN * abs(high)
+    # Of few attempts an interval may be longer than the whole history: it is cut at the edge.
+    usual = max(medians) - min(medians) + 2 * _MARGIN * abs(high)
+    low = max(min([low, *ends]), low - usual)
+    high = min(max([high, *ends]), high + usual)
+    return [low / scale.factor, high / scale.factor]
+
+
+def _caption(series: Series, scale: Scale, to: Precision) -> Iterator[str]:
+    if series.steps:
+        at, now = series.levels[-1]
+        yield f"{scale.text(now)} since {utc(series.points[at].at, to)}."
+    elif series.levels:
+        yield f"{scale.text(series.levels[0][1])}, no step."
+    if series.spec.better:
+        yield f"{series.spec.better.capitalize()} is better."
+    if series.machine:
+        yield f"On {series.machine}."
 
 
 def _add_points(plot: Any, points: list[Point], scale: Scale, name: str, symbol: str) -> None:
@@ -73,26 +100,26 @@ def _add_levels(plot: Any, series: Series, scale: Scale) -> None:
 
 
 def _mark(plot: Any, series: Series, step: Step, scale: Scale) -> None:
+    """A line where the series steps, with what differed next to it, on the empty side."""
     colour = _COLOURS.get(step.judged.finding, _SOFT)
     when = utc(series.points[step.at].at, "second")
+    told = [str(difference) for difference in step.differences[:_MOST_NAMED]]
+    more = len(step.differences) - len(told)
+    lines = [
+        f"{STANDING_MARKS[step.judged.finding][0]} {ratio(step.judged.ratio)}",
+        *(told or ["nothing recorded differs"]),
+        *([f"{more} more"] if more else []),
+    ]
     plot.add_vline(x=when, line={"color": colour, "dash": "dot", "width": 1.5})
-    mark = STANDING_MARKS[step.judged.finding][0]
-    told = list(map(str, step.differences))
+    rises, is_early = step.after > step.before, step.at < len(series.points) / 4
     plot.add_annotation(
         x=when,
-        y=1.0,
+        y=1.0 if rises else 0.0,
         yref="paper",
-        yanchor="bottom",
-        text=f"{mark} {ratio(step.judged.ratio)}",
+        yanchor="top" if rises else "bottom",
+        xanchor="left" if is_early else "right",
+        align="left" if is_early else "right",
+        text="<br>".join(lines),
         showarrow=False,
-        font={"color": colour},
-    )
-    more = f"<br>and {len(told) - _MOST_NAMED} more" if len(told) > _MOST_NAMED else ""
-    plot.add_scatter(
-        x=[when],
-        y=[step.after / scale.factor],
-        mode="markers",
-        marker={"color": colour, "symbol": "diamond", "size": 9},
-        text=["<br>".join(told[:_MOST_NAMED]) + more if told else "nothing recorded differs"],
-        hovertemplate="%{x}<br>%{text}<extra></extra>",
+        font={"color": colour, "size": 11},
     )
