@@ -119,21 +119,27 @@ def simulate(count: int, seed: int) -> None:
         emit(f"{name}.flat_dependent_with_a_step", dependent, "1", n=count)
 
 
-def record_nights(root: Path, attempts: int, seed: int) -> None:
-    """A sweep a night; the trials with an odd number slow by a tenth with a lock's first night."""
-    rng = random.Random(seed)
-    nights = attempts // (TRIALS * ATTEMPTS_A_RUN)
-    slower_from = 2 * nights // 3 // NIGHTS_A_LOCK * NIGHTS_A_LOCK
+def record_nights(
+    root: Path,
+    nights: range,
+    *,
+    slower_from: int,
+    trials: int = TRIALS,
+    attempts: int = ATTEMPTS_A_RUN,
+    seed: int = 0,
+) -> None:
+    """A sweep a night; trials with an odd number take a tenth longer from a night on."""
     store = open_store({"kind": "embedded", "root": str(root)})
-    for night in range(nights):
+    for night in nights:
+        rng = random.Random(f"{seed} {night}")
         version = f"2.{night // NIGHTS_A_LOCK}.0"
-        trials = [_nightly(number, version) for number in range(TRIALS)]
-        plan = Plan("nightly", "A sweep a night.", tuple(trials), Settings())
+        made = [_nightly(number, version) for number in range(trials)]
+        plan = Plan("nightly", "A sweep a night.", tuple(made), Settings())
         recording = Recording(store, plan, message=lambda text: print(text, file=sys.stderr))
-        for number, trial in enumerate(trials):
+        for number, trial in enumerate(made):
             slow = 1.1 if number % 2 and night >= slower_from else 1.0
             moved = slow * rng.lognormvariate(0.0, 0.01)
-            for turn in range(1, ATTEMPTS_A_RUN + 1):
+            for turn in range(1, attempts + 1):
                 planned = PlannedAttempt(
                     trial, number=turn, attempt_id=uuid.uuid4().hex, sweep="nightly"
                 )
@@ -172,7 +178,9 @@ def main() -> None:
         simulate(options.series, options.seed)
     if options.attempts:
         with tempfile.TemporaryDirectory(prefix="orchestrator-benchmark-") as directory:
-            record_nights(Path(directory), options.attempts, options.seed)
+            nights = range(options.attempts // (TRIALS * ATTEMPTS_A_RUN))
+            slower_from = 2 * len(nights) // 3 // NIGHTS_A_LOCK * NIGHTS_A_LOCK
+            record_nights(Path(directory), nights, slower_from=slower_from, seed=options.seed)
             words = ("nightly", "--metric", "tpot_s", "--site", f"{directory}/site")
             began_s = time.perf_counter()
             command = [sys.executable, "-m", "orchestrator", "history", *words]

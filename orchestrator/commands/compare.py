@@ -80,7 +80,7 @@ def _operator_diffs(store: Store, base: Selection, new: Selection) -> list[Opera
             return None
 
     found = []
-    for hash_a, hash_b in pair(base.attempts, new.attempts):
+    for hash_a, hash_b in pair(base.attempts, new.attempts, base.configs | new.configs):
         before, after = table(base, hash_a), table(new, hash_b)
         if before is not None and after is not None:
             found.append(diff_operators(hash_a, before, hash_b, after))

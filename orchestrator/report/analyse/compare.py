@@ -5,7 +5,7 @@ What a ratio means is :mod:`orchestrator.statistics.judge`'s to say.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from orchestrator.report.analyse.measured import (
     samples_of,
     spec_of,
 )
-from orchestrator.report.analyse.pairing import Attempts, Chosen, Config, choose, pair, rounds_of
+from orchestrator.report.analyse.pairing import Attempts, Chosen, Configs, choose, pair, rounds_of
 from orchestrator.statistics.judge import (
     CONFIDENCE,
     Judged,
@@ -112,7 +112,7 @@ def compare(
     a: Attempts,
     b: Attempts,
     *,
-    configs: Mapping[str, Config] | None = None,
+    configs: Configs | None = None,
     noise: float | None = None,
     allow_different: bool = False,
     metrics: Sequence[str] | None = None,
@@ -124,7 +124,8 @@ def compare(
     a, b : mapping of config hash to attempts
         Trials pair by hash; a single trial on each side pairs with the other whatever its hash.
     configs : mapping of config hash to identity, optional
-        With them all packages that two environments do not share are told.
+        With them, trials that differ in their environment's packages alone pair too, and all
+        packages that two environments do not share are told.
     noise : float, optional
         Relative A/A noise recorded for this hardware.
     allow_different : bool
@@ -132,7 +133,7 @@ def compare(
     metrics : sequence of str, optional
         Names of task metrics or telemetry; all task metrics with a direction by default.
     """
-    pairs = pair(a, b)
+    pairs = pair(a, b, configs)
     rows = []
     for hash_a, hash_b in pairs:
         both = [*a[hash_a], *b[hash_b]]

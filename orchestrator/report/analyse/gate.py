@@ -42,15 +42,13 @@ from orchestrator.report.analyse.measured import (
     statistic_of,
     valid,
 )
-from orchestrator.report.analyse.pairing import Attempts, Chosen, choose, pair
+from orchestrator.report.analyse.pairing import Attempts, Chosen, Configs, choose, pair
 from orchestrator.statistics.bootstrap import holm
 from orchestrator.statistics.judge import CONFIDENCE
 
 EXIT_CODES = {"pass": 0, "regression": 1, "inconclusive": 2, "incomparable": 3}
 _SIDES = ("the baseline", "new")
 _WORST_FIRST = ("regression", "incomparable", "inconclusive", "pass")
-
-Configs = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -154,7 +152,7 @@ def gate(
     allow_different : bool
         Compare across hardware and weights.
     """
-    pairs = pair(base, new)
+    pairs = pair(base, new, configs)
     if not pairs and not any(isinstance(rule, Capacity) for rule in rules.rules):
         return GateResult(rules.name, (), "the baseline and the new attempts share no trial")
     trials = [

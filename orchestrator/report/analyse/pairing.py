@@ -14,6 +14,7 @@ for a while then slows both attempts of a round, and their ratio does not see it
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,10 +23,12 @@ from typing import Any
 
 from orchestrator.attempt import AttemptReport, Outcome
 from orchestrator.conditions import UNKNOWN, Conditions, difference, software_difference
+from orchestrator.measure.grouping import grouped
 from orchestrator.report.analyse.measured import believable, class_of, valid
 
 Attempts = Mapping[str, Sequence[AttemptReport]]
 Config = Mapping[str, Any]
+Configs = Mapping[str, Config]
 
 
 @dataclass(frozen=True)
@@ -38,12 +41,35 @@ class Chosen:
     note: str | None = None
 
 
-def pair(a: Attempts, b: Attempts) -> list[tuple[str, str]]:
-    """Hashes to compare: the same one on both sides, or the only one of each."""
+def pair(a: Attempts, b: Attempts, configs: Configs | None = None) -> list[tuple[str, str]]:
+    """Hashes to compare: the same one on both sides, or the only one of each.
+
+    Parameters
+    ----------
+    configs : mapping of config hash to identity, optional
+        With these, also two that differ in nothing but their environment's packages: a sweep on the
+        newest versions has other hashes with each lock. One that a side has several of has no pair.
+    """
     shared = [(h, h) for h in a if h in b]
     if not shared and len(a) == 1 and len(b) == 1:
         return [(next(iter(a)), next(iter(b)))]
-    return shared
+    sides = [
+        grouped((h for h in side if h not in other), lambda h: _but_for_packages(h, configs))
+        for side, other in ((a, b), (b, a))
+    ]
+    return shared + [
+        (hashes[0], sides[1][trial][0])
+        for trial, hashes in sides[0].items()
+        if len(hashes) == 1 == len(sides[1].get(trial, ()))
+    ]
+
+
+def _but_for_packages(config_hash: str, configs: Configs | None) -> str:
+    """Equal for trials that differ in nothing but their environment, where that is known."""
+    identity = (configs or {}).get(config_hash)
+    if identity is None:
+        return config_hash
+    return json.dumps({**identity, "environment": None}, sort_keys=True)
 
 
 def choose(
@@ -76,7 +102,9 @@ def choose(
         if not good:
             return Chosen(reason=f"{name} has no valid attempt ({_endings(side)})")
         usable.append(good)
-    one_trial = len({report.config_hash for side in usable for report in side}) == 1
+    hashes = [side[-1].config_hash for side in usable]
+    known = {h: config for h, config in zip(hashes, configs, strict=True) if config is not None}
+    one_trial = len({_but_for_packages(h, known) for h in hashes}) == 1
     keys = [[_where(r, allow_different, one_trial) for r in side] for side in usable]
     counts = [Counter(side) for side in keys]
     shared = counts[0].keys() & counts[1].keys()
