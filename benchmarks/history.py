@@ -7,7 +7,9 @@ between runs and the rest the medians' own error, which is given. Flat series of
 with a step of 10 % with five runs after it (45 before). Told apart are a step that is found at all
 (within five runs of its place) and one found within one run of it.
 
-Besides what is required, to know the limits: flat series of 6 to 200 runs; flat series in which one
+Besides what is required, to know the limits: a job that asks after every run of a flat series of
+50, and of one with a step of 10 % after 40 runs: how often it is told of a new regression, and how
+many runs after the step; flat series of 6 to 200 runs; flat series in which one
 run in 25 is slower by an exponential 30 %; flat series whose runs depend on the one before (an
 autoregression with the coefficient 0.3); a step with a single run after it.
 
@@ -28,6 +30,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -36,11 +39,12 @@ from benchmarks._machine import arguments, emit, finish
 from benchmarks.recording import report_of, trial_of
 from orchestrator.attempt import PlannedAttempt, Slot, Trial
 from orchestrator.conditions import Conditions
-from orchestrator.measure.metric import Samples
+from orchestrator.measure.metric import MetricSpec, Samples
 from orchestrator.plan.identity import config_hash
 from orchestrator.plan.plan import Plan
 from orchestrator.plan.schema import Settings
 from orchestrator.record import Recording, open_store
+from orchestrator.report.analyse.history import History, Taken, series_of
 from orchestrator.statistics.changes import Changes, find_changes
 from orchestrator.statistics.medians import FloatArray
 
@@ -85,6 +89,24 @@ def _dependent(spread: float, rng: np.random.Generator) -> Changes:
     return find_changes(np.exp(noise[20:]).tolist(), own[20:].tolist())
 
 
+def alarms(spread: float, rng: np.random.Generator, *, after: int = 0) -> list[int]:
+    """After which runs a job that asks each night is told of a new regression."""
+    noise, own = noise_of(RUNS, spread, rng)
+    noise[RUNS - after :] += math.log1p(STEP) * bool(after)
+    width = NormalDist().inv_cdf(0.975)
+    medians = np.exp(noise)
+    taken = [
+        Taken(str(at), str(at), "", 86_400.0 * at, m, m * (1 - width * e), m * (1 + width * e))
+        for at, (m, e) in enumerate(zip(medians.tolist(), own.tolist(), strict=True))
+    ]
+    spec = MetricSpec("tpot_s", "s", "lower")
+    return [
+        runs
+        for runs in range(2, RUNS + 1)
+        if History("", (series_of("", spec, "", taken[:runs]),)).exit_code
+    ]
+
+
 def simulate(count: int, seed: int) -> None:
     """Every rate of the docstring, of ``count`` series each."""
     for spread in SPREADS:
@@ -108,6 +130,15 @@ def simulate(count: int, seed: int) -> None:
         emit(f"{name}.found_within_one_run", near, "1", required=limit, n=count)
         flat = share(lambda: any_step(changes(spread, rng)))  # noqa: B023
         emit(f"{name}.flat_with_a_step", flat, "1", required="<= 0.01", n=count)
+        few = max(count // 4, 1)
+        followed = [alarms(spread, rng) for _ in range(few)]
+        rung = sum(bool(each) for each in followed) / few
+        emit(f"{name}.flat_with_an_alarm_in_{RUNS}_nights", rung, "1", n=few)
+        followed = [alarms(spread, rng, after=10) for _ in range(few)]
+        true = [[run for run in each if run > RUNS - 10] for each in followed]
+        emit(f"{name}.step_with_one_alarm", sum(len(t) == 1 for t in true) / few, "1", n=few)
+        delays = [each[0] - (RUNS - 10) for each in true if each]
+        emit(f"{name}.alarm_after_runs", float(np.median(delays)), "1", n=few)
         alone = share(lambda: is_found(changes(spread, rng, after=1), RUNS - 1, 0))  # noqa: B023
         emit(f"{name}.found_with_one_run_after", alone, "1", n=count)
         for runs in (6, 10, 20, 200):

@@ -63,16 +63,19 @@ class Changes:
         Where each level begins, the first at 0; every later one is a step.
     levels : tuple of float
         Of each, in the values' unit.
+    errors : tuple of float
+        Relative standard error of each level: what values scatter by around all of them counts.
+    freedom : int
+        Degrees of freedom that this scatter is known from.
     alone : frozenset of int
         Values that stand alone and count for no level.
-    noise : float
-        Relative standard deviation between values of one level, beyond their own errors.
     """
 
     starts: tuple[int, ...]
     levels: tuple[float, ...]
+    errors: tuple[float, ...]
+    freedom: int
     alone: frozenset[int] = frozenset()
-    noise: float = 0.0
 
 
 def find_changes(values: Sequence[float], errors: Sequence[float | None]) -> Changes:
@@ -89,20 +92,23 @@ def find_changes(values: Sequence[float], errors: Sequence[float | None]) -> Cha
     y = np.log(np.asarray(values, dtype=np.float64))
     own = _own_variances(errors)
     noise = _noise_between(y, own)
-    alone = _alone(y, noise**2 + own)
+    alone = _alone(y, noise + own)
     kept = np.flatnonzero(~alone)
-    variances = noise**2 + own[kept]
-    starts = _fit(y[kept], 1.0 / variances, own[kept] / variances)
-    ends = [*starts[1:], kept.size]
-    levels = [
-        float(np.average(y[kept[first:end]], weights=1.0 / variances[first:end]))
-        for first, end in zip(starts, ends, strict=True)
-    ]
+    y, weights = y[kept], 1.0 / (noise + own[kept])
+    floor = float((own[kept] * weights).mean())
+    starts = _fit(y, weights, floor)
+    sums = np.add.reduceat(weights, starts)
+    levels = np.add.reduceat(weights * y, starts) / sums
+    lengths = np.diff([*starts, y.size])
+    squares = float((weights * (y - np.repeat(levels, lengths)) ** 2).sum())
+    freedom = y.size - len(starts)
+    scatter = max(squares / freedom, floor) if freedom else 1.0
     return Changes(
-        (0, *(int(kept[first]) for first in starts[1:])),
-        tuple(map(math.exp, levels)),
+        (0, *kept[starts[1:]].tolist()),
+        tuple(np.exp(levels).tolist()),
+        tuple(np.sqrt(scatter / sums).tolist()),
+        freedom,
         frozenset(np.flatnonzero(alone).tolist()),
-        noise,
     )
 
 
@@ -114,7 +120,7 @@ def _own_variances(errors: Sequence[float | None]) -> FloatArray:
 
 
 def _noise_between(y: FloatArray, own: FloatArray) -> float:
-    """Standard deviation beyond the values' own errors; 0 where these explain all of it."""
+    """Variance beyond the values' own errors; 0 where these explain all of it."""
     sizes = np.abs(np.diff(y))
     if sizes.size < 2:
         return 0.0
@@ -124,7 +130,7 @@ def _noise_between(y: FloatArray, own: FloatArray) -> float:
         middle = (low + high) / 2.0
         too_small = np.median(sizes / np.sqrt(2.0 * middle**2 + pairs)) > _MEDIAN_SIZE
         low, high = (middle, high) if too_small else (low, middle)
-    return low
+    return low**2
 
 
 def _alone(y: FloatArray, variances: FloatArray) -> np.ndarray:
@@ -137,15 +143,14 @@ def _alone(y: FloatArray, variances: FloatArray) -> np.ndarray:
     return found
 
 
-def _fit(y: FloatArray, weights: FloatArray, own_share: FloatArray) -> list[int]:
+def _fit(y: FloatArray, weights: FloatArray, floor: float) -> list[int]:
     """Where levels begin, the first at 0.
 
-    ``own_share`` is the part of each variance that is the value's own error.
+    ``floor`` is the part of the variances that is the values' own error.
     """
     n = y.size
     most = min(_MOST_STEPS, n // _LEAST_VALUES_A_STEP)
     residuals, came_from = _segments(y, weights, most)
-    floor = float(own_share.mean())
     best, cost, steps = math.inf, 0.0, 0
     for count in range(most + 1):
         left = n - count - 1  # degrees of freedom that remain

@@ -16,6 +16,7 @@ interval is made: :mod:`orchestrator.statistics.bootstrap`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -148,6 +149,39 @@ def judge_items(
     p_worse = {"lower": p_above, "higher": p_below}.get(better or "")
     judged = Judged("inconclusive", tau, found.ratio, found.ci_low, found.ci_high, p_worse)
     return _found(replace(judged, note=f"paired by item, {len(new)} items"), better)
+
+
+def judge_levels(
+    new: float,
+    base: float,
+    *,
+    error: float,
+    freedom: int,
+    better: Better | None,
+    noise: float | None = None,
+) -> Judged:
+    """What the ratio of two levels of one series means, both positive.
+
+    Parameters
+    ----------
+    error : float
+        Relative standard error of the ratio.
+    freedom : int
+        Degrees of freedom that it is known from: all values of the series have a part in it.
+    """
+    from orchestrator.statistics.tail import student_quantile, tail
+
+    tau, ratio = tolerance(noise), new / base
+    if not freedom:
+        reason = "too few runs: its uncertainty cannot be known"
+        return Judged("inconclusive", tau, ratio, reason=reason)
+    reach = math.exp(min(student_quantile(CONFIDENCE, freedom) * error, 50.0))
+    band = math.log1p(tau)
+    p_worse = {
+        "lower": tail(math.log(ratio) - band, error, freedom),
+        "higher": tail(-math.log(ratio) - band, error, freedom),
+    }.get(better or "")
+    return _found(Judged("inconclusive", tau, ratio, ratio / reach, ratio * reach, p_worse), better)
 
 
 def _kept(samples: Sequence[float]) -> tuple[float, ...]:

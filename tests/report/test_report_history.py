@@ -29,7 +29,7 @@ RATE = MetricSpec("decode_tokens_per_s", "tokens/s", "higher", title="rate")
 
 def nights(levels: list[float], *, spread: float = 0.005, hash: str = "a" * 64) -> list[Taken]:
     """One attempt a night, on these levels."""
-    rng = np.random.default_rng([drawing_seed(), len(levels)])
+    rng = np.random.default_rng(drawing_seed())
     medians = [level * math.exp(rng.normal(0.0, spread)) for level in levels]
     return [
         Taken(
@@ -97,7 +97,6 @@ def test_which_way_is_worse_is_the_metric_s(
 ) -> None:
     found = series([1.0] * 12 + [factor], spec)
     (step,) = found.steps
-    # One run after: the spread of those before stands for it.
     assert (step.at, step.judged.finding, step.is_new) == (12, finding, True)
     assert history(found).exit_code == code
 
@@ -108,12 +107,19 @@ def test_a_regression_is_new_once_and_then_known() -> None:
 
 
 def test_a_small_one_is_new_with_the_run_that_makes_it_known() -> None:
-    levels = [1.0] * 20 + [1.06] * 10
-    codes = [
-        history(series(levels[:runs], spread=0.015)).exit_code for runs in range(15, len(levels))
-    ]
-    assert sum(codes) == 1
-    assert codes.index(1) + 15 > 21
+    """Wherever that is: the first that is sure of it rings, and none before the step."""
+    levels = [1.0] * 20 + [1.08] * 12
+    found = [series(levels[:runs], spread=0.015) for runs in range(15, len(levels) + 1)]
+    codes = [history(each).exit_code for each in found]
+    sure = [any(s.judged.finding == "regression" for s in each.steps) for each in found]
+    assert sure[-1]
+    assert codes.index(1) == sure.index(True) > 5
+    # Again only after a run that was not sure of it.
+    assert all(
+        was_not
+        for code, was_not in zip(codes, (not s for s in [False, *sure]), strict=False)
+        if code
+    )
 
 
 def test_only_the_last_run_of_all_brings_news() -> None:

@@ -2,7 +2,7 @@
 
 ::
 
-    attempts --a run each--> points --find_changes--> levels --judge--> steps
+    attempts --a run each--> points --find_changes--> levels --judge_levels--> steps
 
 A point is a trial's centre in one run of a sweep, as everywhere: the mean of its attempts' medians.
 Its interval is that of :mod:`orchestrator.statistics.bootstrap` in its normal limit: the larger of
@@ -22,7 +22,7 @@ from orchestrator.measure.grouping import grouped
 from orchestrator.measure.metric import MetricSpec
 from orchestrator.report.analyse.differences import Difference
 from orchestrator.statistics.changes import Changes, find_changes
-from orchestrator.statistics.judge import Judged, judge
+from orchestrator.statistics.judge import Judged, judge_levels
 from orchestrator.statistics.tail import student_quantile
 
 _CONFIDENCE = 0.95
@@ -118,11 +118,11 @@ class Step:
     before, after : float
         The levels, in the metric's unit.
     judged : Judged
-        Their ratio, and what it means: a run is a sample.
+        Their ratio, and what it means.
     good, bad : Taken
         The last attempt before, and the first after: what ``bisect`` begins with.
     is_new : bool
-        Without the last run it would not be known.
+        Without the last run it would not be known, or not for what it is.
     differences : tuple of Difference
         What these two attempts were not made with alike.
     """
@@ -266,8 +266,9 @@ class History:
         """Steps for the worse that the last run is the first to show.
 
         The last level of the trial begins with it, the last run lies on that level, and without the
-        last run there would be no such step, there or nearby. So a regression is new once: with the
-        run that makes it known, be it the first after the step or a later one.
+        last run it would be no step, there or nearby, or not yet one that is surely for the worse.
+        So a regression is new with the run that makes it known, be it the first after the step or a
+        later one; and then no more, unless a run in between puts it in doubt.
         """
         last = self.last_run
         return [
@@ -341,31 +342,35 @@ def series_of(
     series = Series(label, points[-1].attempts[-1].config_hash, spec, machine, points)
     if any(point.median <= 0.0 for point in points):
         return series
-    found = _changes(points)
-    points = tuple(replace(p, is_alone=at in found.alone) for at, p in enumerate(points))
-    steps = [_step(points, found, number, spec, noise) for number in range(1, len(found.starts))]
-    if steps:
-        steps[-1] = replace(steps[-1], is_new=not _is_known(found, _changes(points[:-1])))
+    found = _fitted(series, noise)
+    if not found.steps:
+        return found
+    *earlier, last = found.steps
+    before = _fitted(replace(series, points=points[:-1]), noise)
+    return replace(found, steps=(*earlier, replace(last, is_new=not _is_known(found, before))))
+
+
+def _fitted(series: Series, noise: float | None) -> Series:
+    """``series`` with its levels and steps."""
+    found = find_changes([p.median for p in series.points], [p.error for p in series.points])
+    points = tuple(replace(p, is_alone=at in found.alone) for at, p in enumerate(series.points))
+    steps = tuple(
+        _step(points, found, number, series.spec, noise) for number in range(1, len(found.starts))
+    )
     levels = tuple(zip(found.starts, found.levels, strict=True))
-    return replace(series, points=points, levels=levels, steps=tuple(steps))
+    return replace(series, points=points, levels=levels, steps=steps)
 
 
-def _changes(points: Sequence[Point]) -> Changes:
-    return find_changes([p.median for p in points], [p.error for p in points])
+def _is_known(found: Series, before: Series) -> bool:
+    """Whether the last step is there without the last run too, and meant the same.
 
-
-def _is_known(found: Changes, before: Changes) -> bool:
-    """Whether the last step of ``found`` is there without the last run too, if not quite there.
-
-    With another run a step may move by a few. It is the one of ``before`` that lies nearer to it
-    than to another of ``found``, and goes the same way.
+    With another run a step may move by a few: it is the one that lies nearer to it than to another.
     """
-    places, rises = found.starts[1:], found.levels[-1] > found.levels[-2]
+    last = found.steps[-1]
     return any(
-        min(places, key=lambda place: abs(place - start)) == places[-1]
-        and (before.levels[at] > before.levels[at - 1]) == rises
-        for at, start in enumerate(before.starts)
-        if at
+        min(found.steps, key=lambda each: abs(each.at - step.at)) is last
+        and step.judged.finding == last.judged.finding
+        for step in before.steps
     )
 
 
@@ -373,23 +378,15 @@ def _step(
     points: Sequence[Point], found: Changes, number: int, spec: MetricSpec, noise: float | None
 ) -> Step:
     """The step that the level ``number`` begins with."""
-    bounds = (*found.starts, len(points))
-    before, after = (
-        [p for p in points[bounds[at] : bounds[at + 1]] if not p.is_alone]
-        for at in (number - 1, number)
-    )
-    judged = judge(
-        [(point.median,) for point in after],
-        [(point.median,) for point in before],
+    at = found.starts[number]
+    before, after = found.levels[number - 1 : number + 1]
+    judged = judge_levels(
+        after,
+        before,
+        error=math.hypot(*found.errors[number - 1 : number + 1]),
+        freedom=found.freedom,
         better=spec.better,
-        exact=spec.exact,
         noise=noise,
     )
-    return Step(
-        found.starts[number],
-        found.levels[number - 1],
-        found.levels[number],
-        judged,
-        before[-1].attempts[-1],
-        after[0].attempts[0],
-    )
+    last_before = next(p for p in reversed(points[:at]) if not p.is_alone)
+    return Step(at, before, after, judged, last_before.attempts[-1], points[at].attempts[0])
