@@ -52,7 +52,6 @@ def history_command(
     newest = {trial.newest.run_id: store.load(trial.newest.run_id) for trial in trials}
     numbers = store.numbers([s.run_id for trial in trials for s in trial.attempts])
     labels = _labels(trials)
-    machines = len({trial.newest.conditions["machine"] for trial in trials})
     noises = _noises(store, newest.values())
     known: set[str] = set()
     found: list[Series] = []
@@ -70,7 +69,7 @@ def history_command(
             continue
         spec, noise = spec_of([report], name), noises[report.facts.get("hardware_fingerprint")]
         place = trial.newest.hardware_fingerprint or trial.newest.conditions["machine"]
-        found.append(series_of(label, spec, place if machines > 1 else "", taken, noise))
+        found.append(series_of(label, spec, place, taken, noise))
     if not found:
         raise UsageError(
             f"no metric {metric!r} in {word}" if metric else f"{word} measured nothing",

@@ -37,7 +37,7 @@ THIRD_PARTIES = {
     "engines": (ROOT / "docs" / "write-an-engine.md", "bigram_engine.py", 2),
 }
 EXECUTED_APART = [page for page, _, _ in THIRD_PARTIES.values()]
-STORED = ("show", "compare", "gate", "report", "status", "doctor")
+STORED = ("show", "compare", "gate", "history", "report", "status", "doctor")
 PARSED = ("ui", "cancel", "sync", "reproduce", "completion")
 ORCHESTRATOR = re.compile(r"(?:\S*python3? -m orchestrator|orchestrator)\b")
 FENCE = re.compile(

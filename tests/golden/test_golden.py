@@ -88,9 +88,16 @@ def test_what_a_recorded_trial_shows(
     compared = json.loads(capsys.readouterr().out)
     assert main(["report", "adhoc", "--json"]) == 0
     table = json.loads(capsys.readouterr().out)
+    assert main(["history", "adhoc", "--json"]) == 0
+    history = json.loads(capsys.readouterr().out)
     golden(
         "shapes.json",
-        {"show": shape(shown), "compare": shape(compared), "report": shape(table)},
+        {
+            "show": shape(shown),
+            "compare": shape(compared),
+            "report": shape(table),
+            "history": shape(history),
+        },
     )
 
 
@@ -113,6 +120,8 @@ EXITS = {
     "no such hash": ["show", "0123456789ab"],
     "no such sweep": ["report", "nope"],
     "a comparison": ["compare", "adhoc@-1", "adhoc@-1"],
+    "a history": ["history", "adhoc"],
+    "no such history": ["history", "nope"],
     "an unknown flag": ["status", "--nope"],
     "nothing to cancel": ["cancel", "nope"],
     "status": ["status"],

@@ -141,7 +141,7 @@ def test_values_that_are_not_positive_have_points_and_no_levels() -> None:
     taken = [Taken("a", "1", "h", BEGAN, 0.0), Taken("b", "2", "h", BEGAN + DAY_S, 1.0)]
     found = series_of("trial", MetricSpec("faults", "1"), "", taken)
     assert (len(found.points), found.levels, found.steps) == (2, (), ())
-    assert draw_over_time(found).data
+    assert draw_over_time(found, "trial").data
     assert "trial" in printed(HistoryView(history(found)))
 
 

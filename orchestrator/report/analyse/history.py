@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
 from statistics import fmean, variance
 from typing import Any, Literal
 
@@ -97,7 +98,7 @@ class Point:
         """Plain JSON form."""
         return {
             "run": self.run,
-            "started_s": self.at,
+            "started": _iso(self.at),
             "median": self.median,
             "ci_low": self.ci_low,
             "ci_high": self.ci_high,
@@ -150,7 +151,7 @@ class Step:
         judged = self.judged
         return {
             "run": points[self.at].run,
-            "started_s": points[self.at].at,
+            "started": _iso(points[self.at].at),
             "before": self.before,
             "after": self.after,
             "ratio": judged.ratio,
@@ -203,7 +204,11 @@ class Series:
             "machine": self.machine,
             "points": [point.to_json() for point in self.points],
             "levels": [
-                {"run": self.points[at].run, "started_s": self.points[at].at, "median": level}
+                {
+                    "run": self.points[at].run,
+                    "started": _iso(self.points[at].at),
+                    "median": level,
+                }
                 for at, level in self.levels
             ],
             "steps": [step.to_json(self.points, self.spec.name) for step in self.steps],
@@ -254,6 +259,11 @@ class History:
         return "day" if all(len(set(found)) == len(found) for found in days) else "minute"
 
     @property
+    def has_several_machines(self) -> bool:
+        """Whether a trial's label alone does not say which series it is."""
+        return len({series.machine for series in self.series}) > 1
+
+    @property
     def _last_of_runs(self) -> dict[str, float]:
         last: dict[str, float] = {}
         for series in self.series:
@@ -292,6 +302,10 @@ class History:
             "left_out": dict(self.left_out),
             "series": [series.to_json() for series in self.series],
         }
+
+
+def _iso(unix_s: float) -> str:
+    return datetime.fromtimestamp(unix_s, timezone.utc).isoformat(timespec="milliseconds")
 
 
 def points_of(taken: Sequence[Taken]) -> tuple[Point, ...]:

@@ -15,6 +15,7 @@ from orchestrator.report.show.history_view import (
     interval_of,
     left_out_line,
     moved,
+    name_of,
     news_of,
     span_of,
 )
@@ -41,7 +42,10 @@ def history_page(history: History) -> str:
         nothing=NOTHING_DIFFERS,
         most=MAX_DIFFERENCES,
         row_of=_row,
-        figures=[draw_over_time(series, history.named_by) for series in shown],
+        name_of=name_of,
+        figures=[
+            draw_over_time(series, name_of(history, series), history.named_by) for series in shown
+        ],
     )
 
 

@@ -53,7 +53,7 @@ class HistoryView:
         if causes:
             yield Text("\nsteps, newest first", style="dim")
         for cause in causes[:MAX_CAUSES]:
-            yield from _lines(cause)
+            yield from _lines(history, cause)
         if len(causes) > MAX_CAUSES:
             yield Text(f"… and those of {len(causes) - MAX_CAUSES} more runs (--json)", "italic")
 
@@ -105,6 +105,15 @@ def when(history: History, at: float) -> str:
     return utc(at, history.named_by)
 
 
+def name_of(history: History, series: Series) -> str:
+    """A trial by its label, and its machine where there are several."""
+    return (
+        f"{series.label}{SEPARATOR}{series.machine}"
+        if history.has_several_machines
+        else series.label
+    )
+
+
 def moved(series: Series, step: Step) -> str:
     """The two levels of a step, in one unit: ``40.7 → 44.8 ms``."""
     scale = scale_of([step.before, step.after], series.spec.unit)
@@ -150,11 +159,10 @@ def spark(series: Series) -> str:
 
 
 def _trials(history: History, found: list[Series], *, is_wide: bool) -> Table:
-    several = len({series.machine for series in found}) > 1
     columns = [
         (
             words("trial", no_wrap=False),
-            [Text(s.label + (f"{SEPARATOR}{s.machine}" if several else "")) for s in found],
+            [Text(name_of(history, series)) for series in found],
         ),
         (words("", min_width=4), [Text(s.spec.title) for s in found]),
         (numbers("runs"), [Text(str(len(s.points))) for s in found]),
@@ -180,14 +188,14 @@ def _last_step(history: History, series: Series) -> Text:
     return text.append(" new", "bold") if step.is_new else text
 
 
-def _lines(cause: Cause) -> Iterator[RenderableType]:
+def _lines(history: History, cause: Cause) -> Iterator[RenderableType]:
     more = len(cause.differences) - _MOST_DIFFERENCES
     said = [*cause.differences[:_MOST_DIFFERENCES], *([f"{more} more"] if more > 0 else [])]
     yield Text.assemble((f"{cause.when}  ", "bold"), ", ".join(said) or NOTHING_DIFFERS)
     marks = [STANDING_MARKS[step.judged.finding] for _, step in cause.steps]
     lines = filled(
         [
-            (words(no_wrap=False), [Text(series.label) for series, _ in cause.steps]),
+            (words(no_wrap=False), [Text(name_of(history, series)) for series, _ in cause.steps]),
             (words(), [Text(series.spec.title) for series, _ in cause.steps]),
             (numbers(), [Text(moved(series, step)) for series, step in cause.steps]),
             (numbers(), [Text(ratio(step.judged.ratio)) for _, step in cause.steps]),

@@ -16,7 +16,7 @@ _MARGIN = 0.05  # above and below everything, of its size
 _MOST_NAMED = 2  # differences in a step's label
 
 
-def draw_over_time(series: Series, to: Precision = "minute") -> Drawn:
+def draw_over_time(series: Series, title: str, to: Precision = "minute") -> Drawn:
     """The figure of one trial; moments in its caption are written ``to`` the day or the minute."""
     scale = scale_of([point.median for point in series.points], series.spec.unit)
     plot = new_plot()
@@ -32,7 +32,7 @@ def draw_over_time(series: Series, to: Precision = "minute") -> Drawn:
         yaxis_range=_range(series, scale),
         showlegend=False,
     )
-    return drawn(series.label, " ".join(filter(None, _caption(series, scale, to))), plot)
+    return drawn(title, " ".join(filter(None, _caption(series, scale, to))), plot)
 
 
 def _range(series: Series, scale: Scale) -> list[float]:
@@ -56,8 +56,6 @@ def _caption(series: Series, scale: Scale, to: Precision) -> Iterator[str]:
         yield f"{scale.text(series.levels[0][1])}, no step."
     if series.spec.better:
         yield f"{series.spec.better.capitalize()} is better."
-    if series.machine:
-        yield f"On {series.machine}."
 
 
 def _add_points(plot: Any, points: list[Point], scale: Scale, name: str, symbol: str) -> None:
