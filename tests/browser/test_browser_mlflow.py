@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from typing import Any
 import pytest
 
 from orchestrator.record import open_store
+from testing.chromium import CHROMIUM, FLAGS
 from testing.commands import orchestrator
 from testing.near import near
 
@@ -30,14 +30,6 @@ pytestmark = pytest.mark.timeout(600)
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
-FLAGS = (
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-    # Nothing but this machine is there. Playwright's own way of it would keep scripts from being
-    # cached, which every tab loads anew then.
-    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-)
 SWEEP = (
     "+sweep=quant",
     "model=random_tiny",

@@ -98,6 +98,38 @@ def test_trials_pair_by_hash_or_as_the_only_ones() -> None:
     assert {row.hash_a for row in found.rows} == {OTHER}
 
 
+def of_locks(**numpy: str) -> dict[str, dict[str, Any]]:
+    """Configurations by hash that differ in the version of a package their environment holds."""
+    return {
+        h * 64: {"task": {"name": "noop"}, "environment": {"packages": {"numpy": version}}}
+        for h, version in numpy.items()
+    }
+
+
+def test_trials_that_differ_in_their_packages_alone_pair() -> None:
+    one, lock = [attempt()], of_locks(a="1", b="2", c="3")
+    other = {"d" * 64: {"task": {"name": "inference"}, "environment": None}}
+    configs = {**lock, **other}
+    a, b, c, d = configs
+    assert pair({a: one, d: one}, {b: one, d: one}, configs) == [(d, d), (a, b)]
+    assert pair({a: one, d: one}, {b: one}, configs) == [(a, b)]
+    # Which of two environments of one run it goes with is not known.
+    assert pair({a: one, b: one, d: one}, {c: one, d: one}, configs) == [(d, d)]
+    assert pair({a: one, d: one}, {b: one, d: one}) == [(d, d)]
+
+
+def test_what_they_read_must_be_the_same_then() -> None:
+    configs = of_locks(a="1", b="2")
+    new = [attempt(*r.metrics.values(), config_hash=OTHER) for r in side(1.2)]
+    found = compare({HASH: side()}, {OTHER: new}, configs=configs)
+    assert only(found).judged.finding == "regression"
+    for report in new:
+        report.facts["weights_digest"] = "w2"
+    found = compare({HASH: side()}, {OTHER: new}, configs=configs)
+    assert only(found).judged.reason == "different weights: w1 and w2"
+    assert only(compare({HASH: side()}, {OTHER: new})).judged.finding == "regression"
+
+
 @pytest.mark.parametrize(
     ("facts", "reason"),
     [
