@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,16 @@ def test_a_step_names_what_differed_and_what_would_explain_it(nights: Path) -> N
         f"python -m orchestrator bisect {bad.config_hash[:12]} --metric tpot_s"
         f" --good {good.run_id} --bad {bad.run_id}"
     )
+
+
+def test_the_command_it_names_is_one_that_there_is(nights: Path) -> None:
+    from orchestrator.commands.parser import commands
+
+    _, slower = history(nights, "nightly").json["series"]
+    name, *words = shlex.split(slower["steps"][0]["bisect"])[3:]
+    if name not in commands.commands:
+        pytest.skip("this version has no bisect")
+    commands.commands[name].make_context(name, words)
 
 
 def sorted_by_start(attempts: dict[str, Any]) -> list[Any]:
