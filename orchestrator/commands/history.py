@@ -49,33 +49,9 @@ def history_command(
     after = None if since is None else _moment(since)
     store = store_of(overrides)
     trials, left_out = trials_over_time(store, word, since=after)
-    newest = {trial.newest.run_id: store.load(trial.newest.run_id) for trial in trials}
-    numbers = store.numbers([s.run_id for trial in trials for s in trial.attempts])
-    labels = _labels(trials)
-    noises = _noises(store, newest.values())
-    known: set[str] = set()
-    found: list[Series] = []
-    first = 0
-    for trial, label in zip(trials, labels, strict=True):
-        report = newest[trial.newest.run_id]
-        rows = slice(first, first := first + len(trial.attempts))
-        names = _measured(report)
-        known.update(names)
-        name = metric or _main(trial, names)
-        if name not in names:
-            continue
-        taken = _taken(trial, {key: column[rows] for key, column in numbers.items()}, name)
-        if not taken:
-            continue
-        spec, noise = spec_of([report], name), noises[report.facts.get("hardware_fingerprint")]
-        place = trial.newest.hardware_fingerprint or trial.newest.conditions["machine"]
-        found.append(series_of(label, spec, place, taken, noise))
+    found = _followed(store, trials, metric)
     if not found:
-        raise UsageError(
-            f"no metric {metric!r} in {word}" if metric else f"{word} measured nothing",
-            where="--metric" if metric else store.where,
-            fix=nearest(metric or "", known) if known else None,
-        )
+        raise UsageError(f"{word} measured nothing", where=store.where)
     history = History(word, tuple(_explained(store, found)), left_out)
     if site is not None:
         target = site / "index.html"
@@ -89,6 +65,30 @@ def history_command(
         if site is not None:
             echo(target)
     return history.exit_code
+
+
+def _followed(store: Store, trials: Sequence[TrialOverTime], metric: str | None) -> list[Series]:
+    """The metric of each trial that has it; by default the one that decides in its table."""
+    newest = [store.load(trial.newest.run_id) for trial in trials]
+    names = list(map(_measured, newest))
+    if metric is not None and not any(metric in measured for measured in names):
+        known = {name for measured in names for name in measured}
+        raise UsageError(f"no metric {metric!r}", where="--metric", fix=nearest(metric, known))
+    numbers = store.numbers([s.run_id for trial in trials for s in trial.attempts])
+    noises = _noises(store, newest)
+    found: list[Series] = []
+    first = 0
+    for trial, label, report, measured in zip(trials, _labels(trials), newest, names, strict=True):
+        rows = slice(first, first + len(trial.attempts))
+        first = rows.stop
+        name = metric or _main(trial, measured)
+        taken = _taken(trial, {key: column[rows] for key, column in numbers.items()}, name)
+        if taken:
+            hardware = report.facts.get("hardware_fingerprint")
+            machine = hardware or trial.newest.conditions["machine"]
+            spec = spec_of([report], name)
+            found.append(series_of(label, spec, machine, taken, noises[hardware]))
+    return found
 
 
 def _moment(since: str) -> float:
@@ -158,7 +158,7 @@ def _taken(
             run=summary.parent_run_id or summary.driver_id,
             run_id=summary.run_id,
             config_hash=summary.config_hash,
-            at=summary.started_at,
+            started_at=summary.started_at,
             median=median,
             ci_low=low,
             ci_high=high,

@@ -97,7 +97,7 @@ def test_which_way_is_worse_is_the_metric_s(
 ) -> None:
     found = series([1.0] * 12 + [factor], spec)
     (step,) = found.steps
-    assert (step.at, step.judged.finding, step.is_new) == (12, finding, True)
+    assert (step.place, step.judged.finding, step.is_new) == (12, finding, True)
     assert history(found).exit_code == code
 
 
@@ -133,7 +133,7 @@ def test_only_the_last_run_of_all_brings_news() -> None:
 def test_a_change_within_the_tolerance_is_a_step_and_no_regression() -> None:
     found = series([1.0] * 20 + [1.02] * 20, spread=0.002)
     (step,) = found.steps
-    assert (step.at, step.judged.finding) == (20, "equivalent")
+    assert (step.place, step.judged.finding) == (20, "equivalent")
     assert history(series([1.0] * 20 + [1.02], spread=0.0005)).exit_code == 0
 
 

@@ -38,8 +38,8 @@ class Taken:
     run, run_id : str
         The sweep's run that it was made in, and its own; MLflow's ids.
     config_hash : str
-    at : float
-        When it began, in Unix seconds.
+    started_at : float
+        In Unix seconds.
     median : float
     ci_low, ci_high : float or None
         None of a value that is measured once.
@@ -50,7 +50,7 @@ class Taken:
     run: str
     run_id: str
     config_hash: str
-    at: float
+    started_at: float
     median: float
     ci_low: float | None = None
     ci_high: float | None = None
@@ -73,8 +73,8 @@ class Point:
     ----------
     run : str
         MLflow's id of the sweep's run.
-    at : float
-        When its first attempt began, in Unix seconds.
+    started_at : float
+        Of its first attempt, in Unix seconds.
     median, ci_low, ci_high : float, float or None
         With its 95 % interval; None where it cannot be known.
     error : float or None
@@ -86,7 +86,7 @@ class Point:
     """
 
     run: str
-    at: float
+    started_at: float
     median: float
     ci_low: float | None
     ci_high: float | None
@@ -98,7 +98,7 @@ class Point:
         """Plain JSON form."""
         return {
             "run": self.run,
-            "started": _iso(self.at),
+            "started": _iso(self.started_at),
             "median": self.median,
             "ci_low": self.ci_low,
             "ci_high": self.ci_high,
@@ -114,7 +114,7 @@ class Step:
 
     Attributes
     ----------
-    at : int
+    place : int
         Which of the points is the first of the new level.
     before, after : float
         The levels, in the metric's unit.
@@ -128,7 +128,7 @@ class Step:
         What these two attempts were not made with alike.
     """
 
-    at: int
+    place: int
     before: float
     after: float
     judged: Judged
@@ -150,8 +150,8 @@ class Step:
         """Plain JSON form."""
         judged = self.judged
         return {
-            "run": points[self.at].run,
-            "started": _iso(points[self.at].at),
+            "run": points[self.place].run,
+            "started": _iso(points[self.place].started_at),
             "before": self.before,
             "after": self.after,
             "ratio": judged.ratio,
@@ -206,7 +206,7 @@ class Series:
             "levels": [
                 {
                     "run": self.points[at].run,
-                    "started": _iso(self.points[at].at),
+                    "started": _iso(self.points[at].started_at),
                     "median": level,
                 }
                 for at, level in self.levels
@@ -241,7 +241,7 @@ class History:
         return sorted(
             found,
             key=lambda each: (
-                -last[each[0].points[each[1].at].run],
+                -last[each[0].points[each[1].place].run],
                 each[1].judged.finding != "regression",
             ),
         )
@@ -255,7 +255,7 @@ class History:
     @property
     def named_by(self) -> Literal["day", "minute"]:
         """What tells runs apart: the day, where no trial was measured twice in one."""
-        days = ([point.at // 86_400 for point in series.points] for series in self.series)
+        days = ([point.started_at // 86_400 for point in series.points] for series in self.series)
         return "day" if all(len(set(found)) == len(found) for found in days) else "minute"
 
     @property
@@ -268,7 +268,7 @@ class History:
         last: dict[str, float] = {}
         for series in self.series:
             for point in series.points:
-                last[point.run] = max(last.get(point.run, point.at), point.at)
+                last[point.run] = max(last.get(point.run, 0.0), point.started_at)
         return last
 
     @property
@@ -313,7 +313,7 @@ def points_of(taken: Sequence[Taken]) -> tuple[Point, ...]:
     return tuple(
         sorted(
             map(_point, grouped(taken, lambda attempt: attempt.run).values()),
-            key=lambda point: point.at,
+            key=lambda point: point.started_at,
         )
     )
 
@@ -336,8 +336,8 @@ def _point(attempts: Sequence[Taken]) -> Point:
         error = own / abs(centre) if centre else None
     if len(attempts) == 1:
         low, high = attempts[0].ci_low, attempts[0].ci_high
-    at = min(attempt.at for attempt in attempts)
-    return Point(attempts[0].run, at, centre, low, high, error, tuple(attempts))
+    started_at = min(attempt.started_at for attempt in attempts)
+    return Point(attempts[0].run, started_at, centre, low, high, error, tuple(attempts))
 
 
 def series_of(
@@ -382,7 +382,7 @@ def _is_known(found: Series, before: Series) -> bool:
     """
     last = found.steps[-1]
     return any(
-        min(found.steps, key=lambda each: abs(each.at - step.at)) is last
+        min(found.steps, key=lambda each: abs(each.place - step.place)) is last
         and step.judged.finding == last.judged.finding
         for step in before.steps
     )

@@ -85,14 +85,22 @@ def causes_of(history: History) -> list[Cause]:
 
     def cause(each: tuple[Series, Step]) -> tuple[str, tuple[str, ...]]:
         series, step = each
-        return when(history, series.points[step.at].at), tuple(map(str, step.differences))
+        return series.points[step.place].run, tuple(map(str, step.differences))
 
-    return [Cause(*key, steps) for key, steps in grouped(history.steps, cause).items()]
+    return [
+        Cause(when(history, min(map(_since, steps))), told, steps)
+        for (_, told), steps in grouped(history.steps, cause).items()
+    ]
+
+
+def _since(each: tuple[Series, Step]) -> float:
+    series, step = each
+    return series.points[step.place].started_at
 
 
 def span_of(history: History) -> str:
     """What the history covers, in a line."""
-    times = [point.at for series in history.series for point in series.points]
+    times = [point.started_at for series in history.series for point in series.points]
     runs = {point.run for series in history.series for point in series.points}
     return (
         f"{counted(len(history.series), 'trial')} in {counted(len(runs), 'run')}, "
@@ -100,9 +108,9 @@ def span_of(history: History) -> str:
     )
 
 
-def when(history: History, at: float) -> str:
+def when(history: History, unix_s: float) -> str:
     """A run's moment, as precise as it takes to tell the runs apart."""
-    return utc(at, history.named_by)
+    return utc(unix_s, history.named_by)
 
 
 def name_of(history: History, series: Series) -> str:
@@ -183,7 +191,7 @@ def _last_step(history: History, series: Series) -> Text:
         return Text("none", style="dim")
     step = series.steps[-1]
     mark, style, _ = STANDING_MARKS[step.judged.finding]
-    at = when(history, series.points[step.at].at)
+    at = when(history, _since((series, step)))
     text = Text(f"{mark} {ratio(step.judged.ratio)} since {at}", style)
     return text.append(" new", "bold") if step.is_new else text
 

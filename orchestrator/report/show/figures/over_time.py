@@ -51,7 +51,7 @@ def _range(series: Series, scale: Scale) -> list[float]:
 def _caption(series: Series, scale: Scale, to: Precision) -> Iterator[str]:
     if series.steps:
         at, now = series.levels[-1]
-        yield f"{scale.text(now)} since {utc(series.points[at].at, to)}."
+        yield f"{scale.text(now)} since {utc(series.points[at].started_at, to)}."
     elif series.levels:
         yield f"{scale.text(series.levels[0][1])}, no step."
     if series.spec.better:
@@ -65,7 +65,7 @@ def _add_points(plot: Any, points: list[Point], scale: Scale, name: str, symbol:
     ]
     plot.add_scatter(
         name=name,
-        x=[utc(point.at, "second") for point in points],
+        x=[utc(point.started_at, "second") for point in points],
         y=[point.median / scale.factor for point in points],
         mode="markers",
         marker={"color": PALETTE[0], "size": 6, "symbol": symbol},
@@ -89,7 +89,10 @@ def _add_levels(plot: Any, series: Series, scale: Scale) -> None:
     for (at, level), (until, _) in zip(
         series.levels, [*series.levels[1:], (len(series.points) - 1, 0.0)], strict=False
     ):
-        xs += [utc(series.points[at].at, "second"), utc(series.points[until].at, "second")]
+        xs += [
+            utc(series.points[at].started_at, "second"),
+            utc(series.points[until].started_at, "second"),
+        ]
         xs.append(None)
         ys += [level / scale.factor, level / scale.factor, None]
     plot.add_scatter(
@@ -100,7 +103,7 @@ def _add_levels(plot: Any, series: Series, scale: Scale) -> None:
 def _mark(plot: Any, series: Series, step: Step, scale: Scale) -> None:
     """A line where the series steps, with what differed next to it, on the empty side."""
     colour = _COLOURS.get(step.judged.finding, _SOFT)
-    when = utc(series.points[step.at].at, "second")
+    when = utc(series.points[step.place].started_at, "second")
     told = [str(difference) for difference in step.differences[:_MOST_NAMED]]
     more = len(step.differences) - len(told)
     lines = [
@@ -109,7 +112,7 @@ def _mark(plot: Any, series: Series, step: Step, scale: Scale) -> None:
         *([f"{more} more"] if more else []),
     ]
     plot.add_vline(x=when, line={"color": colour, "dash": "dot", "width": 1.5})
-    rises, is_early = step.after > step.before, step.at < len(series.points) / 4
+    rises, is_early = step.after > step.before, step.place < len(series.points) / 4
     plot.add_annotation(
         x=when,
         y=1.0 if rises else 0.0,
