@@ -222,7 +222,7 @@ def test_steps_of_one_run_and_one_reason_stand_together_newest_first(two: Histor
     text = printed(HistoryView(two))
     lines = [line.rstrip() for line in text.splitlines()]
     assert lines[0] == "quant over time: no new regression in the last run"
-    assert lines[1] == "3 trials in 24 runs, 2025-06-15 to 2025-07-08 (UTC)"
+    assert lines[1] == "3 trials in 24 runs, 2025-06-15 to 2025-07-08 (UTC): TPOT"
     assert lines[2] == "left out: 2 attempts (2 invalid)"
     dated = [line for line in lines if line.startswith("2025-")]
     assert dated == ["2025-07-05  torch 1 → 2", "2025-06-25  torch 1 → 2"]
@@ -240,7 +240,7 @@ def test_the_view_fits_any_width(two: History, width: int) -> None:
 def test_a_sparkline_shows_steps_and_not_noise() -> None:
     assert len(set(spark(series([1.0] * 40, spread=0.01)))) <= 3
     stepped = spark(series([1.0] * 40 + [1.5] * 40))
-    assert (len(stepped), stepped[0], stepped[-1]) == (24, "▁", "█")
+    assert (len(stepped), stepped[0], stepped[-1]) == (16, "▁", "█")
 
 
 def test_the_page_escapes_and_says_what_the_terminal_says(two: History) -> None:

@@ -25,7 +25,7 @@ MAX_CAUSES = 12
 NOTHING_DIFFERS = "nothing recorded differs"
 _MOST_DIFFERENCES = 4
 _BARS = "▁▂▃▄▅▆▇█"
-_SPARK_WIDTH = 24
+_SPARK_WIDTH = 16
 # The whole height of a sparkline is at least this much: noise must not look like mountains.
 _LEAST_HEIGHT = math.log(1.25)
 
@@ -104,7 +104,8 @@ def span_of(history: History) -> str:
     runs = {point.run for series in history.series for point in series.points}
     return (
         f"{counted(len(history.series), 'trial')} in {counted(len(runs), 'run')}, "
-        f"{when(history, min(times))} to {when(history, max(times))} (UTC)"
+        f"{when(history, min(times))} to {when(history, max(times))} (UTC): "
+        + ", ".join(_titles(history))
     )
 
 
@@ -151,13 +152,13 @@ def interval_of(step: Step) -> str:
 
 
 def spark(series: Series) -> str:
-    """The medians as bars, several runs to one where there are many."""
+    """The medians as bars, several runs to one where there are many; the last run has its own."""
     medians = [point.median for point in series.points if not point.is_alone]
     if min(medians, default=0.0) <= 0.0:
         return ""
     logs = list(map(math.log, medians))
-    width = min(_SPARK_WIDTH, len(logs))
-    edges = [round(at * len(logs) / width) for at in range(width + 1)]
+    bars = min(_SPARK_WIDTH, len(logs))
+    edges = [round(at * (len(logs) - 1) / max(bars - 1, 1)) for at in range(bars)] + [len(logs)]
     heights = [sum(logs[a:b]) / (b - a) for a, b in pairwise(edges)]
     low, high = min(heights), max(heights)
     height = max(high - low, _LEAST_HEIGHT)
@@ -168,17 +169,20 @@ def spark(series: Series) -> str:
 
 def _trials(history: History, found: list[Series], *, is_wide: bool) -> Table:
     columns = [
-        (
-            words("trial", no_wrap=False),
-            [Text(name_of(history, series)) for series in found],
-        ),
-        (words("", min_width=4), [Text(s.spec.title) for s in found]),
-        (numbers("runs"), [Text(str(len(s.points))) for s in found]),
-        (words("over time"), [Text(spark(s)) for s in found]),
-        (numbers("last run"), [Text(_last(s)) for s in found]),
-        (words("last step"), [_last_step(history, s) for s in found]),
+        (words("trial", no_wrap=False), [Text(name_of(history, series)) for series in found]),
+        (numbers("runs"), [Text(str(len(series.points))) for series in found]),
+        (numbers("last run"), [Text(_last(series)) for series in found]),
+        (words("last step"), [_last_step(history, series) for series in found]),
     ]
-    return filled(column for at, column in enumerate(columns) if is_wide or at != 3)
+    if is_wide:
+        columns.insert(2, (words("over time"), [Text(spark(series)) for series in found]))
+    if len(_titles(history)) > 1:
+        columns.insert(1, (words(""), [Text(series.spec.title) for series in found]))
+    return filled(columns)
+
+
+def _titles(history: History) -> list[str]:
+    return list(dict.fromkeys(series.spec.title for series in history.series))
 
 
 def _last(series: Series) -> str:
