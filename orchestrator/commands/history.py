@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -15,7 +15,6 @@ from orchestrator.commands.noise import noise_of
 from orchestrator.commands.output import echo, emit, emit_json
 from orchestrator.commands.selected import store_of, writing
 from orchestrator.errors import ConfigError, UsageError, nearest
-from orchestrator.measure.metric import Samples, Value
 from orchestrator.measure.registry import find_task
 from orchestrator.record.over_time import TrialOverTime, trials_over_time
 from orchestrator.record.params import legal_key
@@ -23,7 +22,7 @@ from orchestrator.record.points import PHASES_PREFIX
 from orchestrator.report.analyse.differences import differences
 from orchestrator.report.analyse.history import History, Series, Step, Taken, series_of
 from orchestrator.report.analyse.labels import label_of
-from orchestrator.report.analyse.measured import metric_of, spec_of
+from orchestrator.report.analyse.measured import spec_of
 from orchestrator.report.show.history_page import history_page
 from orchestrator.report.show.history_view import HistoryView
 
@@ -51,7 +50,7 @@ def history_command(
     trials, left_out = trials_over_time(store, word, since=after)
     found = _followed(store, trials, metric)
     if not found:
-        raise UsageError(f"{word} measured nothing", where=store.where)
+        raise UsageError(f"no attempt of {word!r} has a value of {metric or 'any metric'}")
     history = History(word, tuple(_explained(store, found)), left_out)
     if site is not None:
         target = site / "index.html"
@@ -69,26 +68,46 @@ def history_command(
 
 def _followed(store: Store, trials: Sequence[TrialOverTime], metric: str | None) -> list[Series]:
     """The metric of each trial that has it; by default the one that decides in its table."""
-    newest = [store.load(trial.newest.run_id) for trial in trials]
-    names = list(map(_measured, newest))
-    if metric is not None and not any(metric in measured for measured in names):
-        known = {name for measured in names for name in measured}
+    # What a metric is, trials of one task and engine say alike: a report takes milliseconds.
+    newest = {_kind(trial): trial.newest.run_id for trial in trials}
+    reports = {kind: store.load(run_id) for kind, run_id in newest.items()}
+    known = {name for report in reports.values() for name in _names(report)}
+    if metric is not None and metric not in known:
         raise UsageError(f"no metric {metric!r}", where="--metric", fix=nearest(metric, known))
     numbers = store.numbers([s.run_id for trial in trials for s in trial.attempts])
-    noises = _noises(store, newest)
+    noises = _noises(store, trials)
     found: list[Series] = []
     first = 0
-    for trial, label, report, measured in zip(trials, _labels(trials), newest, names, strict=True):
+    for trial, label in zip(trials, _labels(trials), strict=True):
         rows = slice(first, first + len(trial.attempts))
         first = rows.stop
-        name = metric or _main(trial, measured)
-        taken = _taken(trial, {key: column[rows] for key, column in numbers.items()}, name)
-        if taken:
-            hardware = report.facts.get("hardware_fingerprint")
-            machine = hardware or trial.newest.conditions["machine"]
-            spec = spec_of([report], name)
-            found.append(series_of(label, spec, machine, taken, noises[hardware]))
+        own = {key: column[rows] for key, column in numbers.items()}
+        report = reports[_kind(trial)]
+        for name in [metric] if metric else _deciding(trial, report):
+            if taken := _taken(trial, own, name):
+                machine = trial.newest.hardware_fingerprint
+                spec = spec_of([report], name)
+                where = machine or trial.newest.conditions["machine"]
+                found.append(series_of(label, spec, where, taken, noises[machine]))
+                break
     return found
+
+
+def _kind(trial: TrialOverTime) -> tuple[str, str | None]:
+    engine = trial.identity.get("engine") or {}
+    return trial.identity["task"]["name"], engine.get("name")
+
+
+def _names(report: AttemptReport) -> list[str]:
+    return list(dict.fromkeys([*report.metrics, *report.telemetry]))
+
+
+def _deciding(trial: TrialOverTime, report: AttemptReport) -> list[str]:
+    """Metrics in the order in which one would decide in a table: the task's headline first."""
+    headline: Sequence[str] = ()
+    with suppress(ConfigError, ImportError):  # of a task that is not installed here
+        headline = find_task(trial.identity["task"]["name"]).headline
+    return list(dict.fromkeys([*headline, *_names(report)]))
 
 
 def _moment(since: str) -> float:
@@ -103,12 +122,12 @@ def _moment(since: str) -> float:
     )
 
 
-def _noises(store: Store, reports: Iterable[AttemptReport]) -> dict[str | None, float | None]:
+def _noises(store: Store, trials: Sequence[TrialOverTime]) -> dict[str | None, float | None]:
     """The recorded A/A noise of each kind of hardware among them."""
-    by_hardware = {report.facts.get("hardware_fingerprint"): report for report in reports}
+    of_hardware = {trial.newest.hardware_fingerprint: trial.newest.run_id for trial in trials}
     return {
-        hardware: noise_of(store, {report.config_hash: [report]})
-        for hardware, report in by_hardware.items()
+        hardware: noise_of(store, {run_id: [store.load(run_id)]})
+        for hardware, run_id in of_hardware.items()
     }
 
 
@@ -120,20 +139,6 @@ def _labels(trials: Sequence[TrialOverTime]) -> list[str]:
             values.setdefault(axis, set()).add(repr(value))
     telling = [axis for axis in values if len(values[axis]) > 1]
     return [label_of(trial.axes, trial.identity, telling) for trial in trials]
-
-
-def _measured(report: AttemptReport) -> list[str]:
-    """Names of everything an attempt has a number of, the task's own first."""
-    names = dict.fromkeys([*report.metrics, *report.telemetry])
-    return [name for name in names if isinstance(metric_of(report, name), (Samples, Value))]
-
-
-def _main(trial: TrialOverTime, names: Sequence[str]) -> str:
-    """The metric that decides in a table: the first of the task's headline that was measured."""
-    headline: Sequence[str] = ()
-    with suppress(ConfigError, ImportError):  # of a task that is not installed here
-        headline = find_task(trial.identity["task"]["name"]).headline
-    return next((name for name in headline if name in names), names[0] if names else "")
 
 
 def _taken(
