@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from orchestrator.attempt import AttemptReport, Trial
-from orchestrator.commands.searching import Searched, sentence
+from orchestrator.commands.searching import Searched, search, sentence
 from orchestrator.errors import ConfigError
 from orchestrator.measure import Absent, Samples
 from orchestrator.plan.expand import build, number_at
@@ -180,6 +183,60 @@ def test_what_has_no_latency_has_no_capacity() -> None:
     plan = build(["task=noop", "model=random_tiny", *LIMIT], device_kind=lambda cluster: "cpu")
     with pytest.raises(ConfigError, match="task=noop has no ttft_s"):
         Searched(plan, plan.trials[0])
+
+
+def test_force_counts_nothing_that_was_recorded_before(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw = np.random.default_rng(drawing_seed())
+    made: dict[str, list[AttemptReport]] = {}
+    edge, searches = 5.0, set()
+
+    class Measured:
+        """Makes what is missing; with force as many as are asked for."""
+
+        interrupted = False
+
+        def __init__(self, plan: Plan, *_: Any, search_id: str) -> None:
+            self._plan = plan
+            searches.add(search_id)
+
+        def todo(self) -> Any:
+            return SimpleNamespace(attempts=self._plan.trials)
+
+        def execute(self, todo: Any) -> None:
+            for trial in todo.attempts:
+                reports, settings = made.setdefault(trial.hash, []), self._plan.settings
+                more = settings.repeats - (0 if settings.force else len(reports))
+                for _ in range(more):
+                    named = {"attempt_id": f"{trial.hash} {len(reports)}"}
+                    report = attempt(trial, edge, draw)
+                    reports.append(replace(report, started_at=float(len(reports)), **named))
+
+        def found(self) -> dict[str, list[AttemptReport]]:
+            return {trial.hash: list(made.get(trial.hash, ())) for trial in self._plan.trials}
+
+    cluster = "orchestrator.schedule.cluster.ray.cluster.joined"
+    monkeypatch.setattr("orchestrator.commands.measuring.Measuring", Measured)
+    monkeypatch.setattr(
+        "orchestrator.record.open_store", lambda _: SimpleNamespace(attempts=made.copy)
+    )
+    monkeypatch.setattr(cluster, lambda _: SimpleNamespace(close=lambda: None))
+
+    def answer(*more: str) -> tuple[float, float]:
+        assert search(planned(*OPEN, *LIMIT, *more), [], as_json=True) == 0
+        (found,) = json.loads(capsys.readouterr().out)["searches"]
+        return found["low"], found["high"]
+
+    first = answer()
+    assert first[0] < edge < first[1]
+    edge = 2.0
+    before = {config_hash: len(reports) for config_hash, reports in made.items()}
+    assert answer() == first
+    assert {config_hash: len(reports) for config_hash, reports in made.items()} == before
+    low, high = answer("force=true")
+    assert low < edge < high < first[0]
+    assert len(searches) == 3
 
 
 @pytest.mark.long
