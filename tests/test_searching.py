@@ -128,8 +128,9 @@ def test_of_a_task_without_requests_each_repetition_is_one() -> None:
     found, _ = answered(plan, 12.5, "task.batch_size")
     answer = found.next
     assert isinstance(answer, Found)
-    assert not isinstance(answer, Undecided)
-    assert (answer.low or 0) < 12.5 < (answer.high or 0)
+    assert answer.low is not None
+    assert answer.high is not None
+    assert answer.low < 12.5 < answer.high
     assert "95% of repetitions keep e2e_s=0.5" in sentence(found, plan)
     one_token = build(
         [*words, *asked, "task.new_tokens=1", "slo.tpot_s=1"], device_kind=lambda cluster: "cpu"
@@ -224,7 +225,8 @@ def test_force_counts_nothing_that_was_recorded_before(
     monkeypatch.setattr(cluster, lambda _: SimpleNamespace(close=lambda: None))
 
     def answer(*more: str) -> tuple[float, float]:
-        assert search(planned(*OPEN, *LIMIT, *more), [], as_json=True) == 0
+        # Undecided has an interval as well.
+        assert search(planned(*OPEN, *LIMIT, *more), [], as_json=True) in (0, 1)
         (found,) = json.loads(capsys.readouterr().out)["searches"]
         return found["low"], found["high"]
 
