@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from orchestrator.attempt import AttemptReport, Trial
-from orchestrator.commands.searching import Searched, sentence
+from orchestrator.commands.searching import Searched, search, sentence
 from orchestrator.errors import ConfigError
 from orchestrator.measure import Absent, Samples
 from orchestrator.plan.expand import build, number_at
@@ -98,7 +101,7 @@ CLOSED = ("load=closed", "load.concurrency=4", "load.requests=200")
         (CLOSED, "load.concurrency", 23.5),
         ((*CLOSED, "task.new_tokens=16"), "task.new_tokens", 300.5),
         ((*CLOSED, "task.prompt_tokens=512"), "task.prompt_tokens", 90.5),
-        ((*OPEN, "load.turns=2"), "load.turns", 7.5),
+        (OPEN, "load.turns", 7.5),
     ],
 )
 def test_any_whole_number_of_a_load_is_searched_over(
@@ -125,8 +128,9 @@ def test_of_a_task_without_requests_each_repetition_is_one() -> None:
     found, _ = answered(plan, 12.5, "task.batch_size")
     answer = found.next
     assert isinstance(answer, Found)
-    assert not isinstance(answer, Undecided)
-    assert (answer.low or 0) < 12.5 < (answer.high or 0)
+    assert answer.low is not None
+    assert answer.high is not None
+    assert answer.low < 12.5 < answer.high
     assert "95% of repetitions keep e2e_s=0.5" in sentence(found, plan)
     one_token = build(
         [*words, *asked, "task.new_tokens=1", "slo.tpot_s=1"], device_kind=lambda cluster: "cpu"
@@ -180,6 +184,61 @@ def test_what_has_no_latency_has_no_capacity() -> None:
     plan = build(["task=noop", "model=random_tiny", *LIMIT], device_kind=lambda cluster: "cpu")
     with pytest.raises(ConfigError, match="task=noop has no ttft_s"):
         Searched(plan, plan.trials[0])
+
+
+def test_force_counts_nothing_that_was_recorded_before(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw = np.random.default_rng(drawing_seed())
+    made: dict[str, list[AttemptReport]] = {}
+    edge, searches = 5.0, set()
+
+    class Measured:
+        """Makes what is missing; with force as many as are asked for."""
+
+        interrupted = False
+
+        def __init__(self, plan: Plan, *_: Any, search_id: str) -> None:
+            self._plan = plan
+            searches.add(search_id)
+
+        def todo(self) -> Any:
+            return SimpleNamespace(attempts=self._plan.trials)
+
+        def execute(self, todo: Any) -> None:
+            for trial in todo.attempts:
+                reports, settings = made.setdefault(trial.hash, []), self._plan.settings
+                more = settings.repeats - (0 if settings.force else len(reports))
+                for _ in range(more):
+                    named = {"attempt_id": f"{trial.hash} {len(reports)}"}
+                    report = attempt(trial, edge, draw)
+                    reports.append(replace(report, started_at=float(len(reports)), **named))
+
+        def found(self) -> dict[str, list[AttemptReport]]:
+            return {trial.hash: list(made.get(trial.hash, ())) for trial in self._plan.trials}
+
+    cluster = "orchestrator.schedule.cluster.ray.cluster.joined"
+    monkeypatch.setattr("orchestrator.commands.measuring.Measuring", Measured)
+    monkeypatch.setattr(
+        "orchestrator.record.open_store", lambda _: SimpleNamespace(attempts=made.copy)
+    )
+    monkeypatch.setattr(cluster, lambda _: SimpleNamespace(close=lambda: None))
+
+    def answer(*more: str) -> tuple[float, float]:
+        # Undecided has an interval as well.
+        assert search(planned(*OPEN, *LIMIT, *more), [], as_json=True) in (0, 1)
+        (found,) = json.loads(capsys.readouterr().out)["searches"]
+        return found["low"], found["high"]
+
+    first = answer()
+    assert first[0] < edge < first[1]
+    edge = 2.0
+    before = {config_hash: len(reports) for config_hash, reports in made.items()}
+    assert answer() == first
+    assert {config_hash: len(reports) for config_hash, reports in made.items()} == before
+    low, high = answer("force=true")
+    assert low < edge < high < first[0]
+    assert len(searches) == 3
 
 
 @pytest.mark.long

@@ -45,6 +45,9 @@ def search(plan: Plan, command: Sequence[str], *, as_json: bool) -> int:
     searches = [Searched(plan, trial) for trial in plan.trials]
     store = open_store(plan.settings.tracking)
     search_id = uuid.uuid4().hex
+    forced = plan.settings.force
+    recorded = [each for group in store.attempts().values() for each in group] if forced else []
+    old = {each.attempt_id for each in recorded}
     try:
         while step := _step(searches, plan):
             measuring = Measuring(step, store, command, search_id=search_id)
@@ -54,7 +57,10 @@ def search(plan: Plan, command: Sequence[str], *, as_json: bool) -> int:
             if measuring.interrupted:
                 say("interrupted: the same command goes on where this one stopped")
                 return Interrupted.exit_code
-            found = measuring.found()
+            found = {
+                config_hash: [report for report in reports if report.attempt_id not in old]
+                for config_hash, reports in measuring.found().items()
+            }
             for each in searches:
                 each.answered(found)
     finally:
@@ -168,11 +174,16 @@ def _step(searches: Sequence[Searched], plan: Plan) -> Plan | None:
     asking = [(each, trial) for each in searches if (trial := each.asks) is not None]
     if not asking:
         return None
-    wanted = min(each.next.attempts for each, _ in asking if isinstance(each.next, Ask))
+
+    def repeats(ask: Ask) -> int:
+        # With force so many are added to what is there.
+        return ask.more if plan.settings.force else ask.attempts
+
+    wanted = min(repeats(each.next) for each, _ in asking if isinstance(each.next, Ask))
     trials = {
         trial.hash: trial
         for each, trial in asking
-        if isinstance(each.next, Ask) and each.next.attempts == wanted
+        if isinstance(each.next, Ask) and repeats(each.next) == wanted
     }
     levels = ", ".join(
         f"{each.over}={each.next.level:g}" for each, _ in asking if isinstance(each.next, Ask)

@@ -21,6 +21,7 @@ from orchestrator.plan.identity import (
     check_values,
     config_hash,
     copied,
+    left_out,
     rebuild,
     without_added,
 )
@@ -143,6 +144,7 @@ def number_at(trial: Trial, key: str) -> float:
     node: Any = trial.identity
     for part in key.split("."):
         node = node.get(part) if isinstance(node, Mapping) else None
+    node = left_out(trial.identity).get(key) if node is None else node
     if isinstance(node, bool) or not isinstance(node, (int, float)):
         raise ConfigError("is no number of this trial", where=f"search.over={key}")
     return node

@@ -106,6 +106,16 @@ def without_added(identity: dict[str, Any]) -> dict[str, Any]:
     return identity
 
 
+def left_out(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What :func:`without_added` left out of it: defaults by dotted name."""
+    return {
+        f"{name}.{option.name}": option.default
+        for name, kind in kinds_of(identity).items()
+        for option in _added(kind)
+        if option.name not in identity[name]
+    }
+
+
 @lru_cache(maxsize=64)
 def _added(kind: type) -> tuple[Field[Any], ...]:
     return tuple(option for option in fields(kind) if option.metadata.get("added"))

@@ -86,7 +86,7 @@ def capacity_findings(
         sides = []
         for side in (before[curve], levels):
             # All levels are one trial in what they are compared by: machine and content.
-            alike = [replace(r, config_hash="") for reports in side.values() for r in reports]
+            alike = [_alike(r, allow_different) for reports in side.values() for r in reports]
             of_level = [level for level, reports in side.items() for _ in reports]
             at |= {id(report): level for report, level in zip(alike, of_level, strict=True)}
             sides.append(alike)
@@ -96,10 +96,14 @@ def capacity_findings(
         if chosen.reason is not None:
             yield CapacityFinding(last, "incomparable", chosen.reason, limit)
             continue
-        judged = [_by_level(rule, reports, at) for reports in (chosen.a, chosen.b)]
-        error = (1.0 - CONFIDENCE) / sum(map(len, judged)) if any(judged) else 0.0
-        ends = [_interval(levels, rule, error) for levels in judged]
+        ends = [_interval(_by_level(rule, reports, at), rule) for reports in (chosen.a, chosen.b)]
         yield _compared(ends, rule, last, limit, names)
+
+
+def _alike(report: AttemptReport, allow_different: bool) -> AttemptReport:
+    # Where a machine is not known, as that of an endpoint, attempts are pooled on demand only.
+    conditions = None if allow_different else report.conditions
+    return replace(report, config_hash="", conditions=conditions)
 
 
 def _curves(
@@ -128,12 +132,11 @@ def _by_level(
     return found
 
 
-def _interval(
-    levels: Mapping[float, Sequence[Sequence[float]]], rule: Capacity, error: float
-) -> _Interval:
-    """From the levels that a bound decides, wrong by the chance ``error`` each."""
+def _interval(levels: Mapping[float, Sequence[Sequence[float]]], rule: Capacity) -> _Interval:
+    """From the levels that a bound decides; all of them share the chance to be wrong."""
     from orchestrator.statistics.attainment import attainment
 
+    error = (1.0 - CONFIDENCE) / max(1, len(levels))
     judged = {level: attainment(uses, rule.attainment) for level, uses in levels.items()}
     failed = [level for level, found in judged.items() if found.p_fail <= error]
     high = min(failed, default=None)
