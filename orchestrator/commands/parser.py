@@ -167,6 +167,31 @@ def gate(words: tuple[str, ...], **given: Any) -> int:
 
 
 @commands.command()
+@HASH
+@click.argument(
+    "overrides", nargs=-1, type=click.UNPROCESSED, shell_complete=_complete("overrides")
+)
+@click.option("--good", required=True, help="Environment, run, hash or c:… without the change.")
+@click.option("--bad", required=True, help="The same, with the change.")
+@click.option("--metric", help="What changed; the task's first where left out: tpot_s.")
+@click.option(
+    "--config-dir",
+    "-cd",
+    "config_dirs",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="A directory of your own groups.",
+)
+@AS_JSON
+def bisect(**given: Any) -> int:
+    """Find the package that changed a number between two environments: exit 0 found,
+    1 no difference, 2 undecided, 4 a mistake in the command, the store, a bug."""
+    from orchestrator.commands.bisecting import bisect_command
+
+    return bisect_command(**given)
+
+
+@commands.command()
 @click.argument("sweep", shell_complete=_complete("sweeps"))
 @STORE_OVERRIDES
 @click.option("--output", type=click.Path(file_okay=False, path_type=Path), default=Path("."))
@@ -268,15 +293,15 @@ def completion(shell: str, install: bool, line: str | None) -> int:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one command line; returns its exit code: 0, 1, 2 or 130, ``gate`` its own.
+    """Run one command line; returns its exit code: 0, 1, 2 or 130, ``gate`` and ``bisect`` their own.
 
-    What keeps ``gate`` from judging is 4: its 1 and 2 are judgements.
+    What keeps these from judging is 4: their 1 and 2 are judgements.
     """
     use_plain_signs()
     words = list(argv)
     verbose = any(word in ("-v", "--verbose") for word in words)
     words = [word for word in words if word not in ("-v", "--verbose")]
-    unjudged = 4 if words[:1] == ["gate"] else None
+    unjudged = 4 if words[:1] in (["gate"], ["bisect"]) else None
     try:
         if not words or words[0] not in commands.commands:
             _refuse_unknown_command(words)

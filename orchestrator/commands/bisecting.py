@@ -1,0 +1,320 @@
+"""``bisect HASH --good A --bad B``: which package moved a number between two environments.
+
+::
+
+    two ends -> what differs -> search asks for a mixture -> a round: good, bad and the mixture
+                                     ^                              |
+                                     '-- what the rounds decide <---'
+
+Every round is a run of three ordinary trials, recorded like any. What is recorded is not measured
+again: a repeat makes no attempt, and a killed bisection goes on where it was.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.attempt import AttemptReport, Outcome, Trial
+from orchestrator.commands.ends import Environment, end_of
+from orchestrator.commands.noise import noise_of
+from orchestrator.commands.output import emit, emit_json, say
+from orchestrator.commands.reuse import reuse_of
+from orchestrator.commands.run import command_line
+from orchestrator.conditions import same
+from orchestrator.environments.requires import differing, mixture, needs, requires_of
+from orchestrator.errors import ConfigError, Interrupted, UsageError, nearest
+from orchestrator.measure.grouping import grouped
+from orchestrator.measure.registry import find_task
+from orchestrator.plan.expand import plan_of, settings_of
+from orchestrator.plan.identity import rebuild
+from orchestrator.plan.plan import Plan
+from orchestrator.record import AttemptSummary, open_store
+from orchestrator.report.analyse.measured import samples_of, spec_of, valid
+from orchestrator.report.show.bisect_view import BisectView, bisect_json
+from orchestrator.search.coupled import Coupling, Set
+from orchestrator.search.culprit import Answer, Ask, bisect
+from orchestrator.search.rounds import Round, Terms
+
+if TYPE_CHECKING:
+    from orchestrator.plan.schema import Settings
+    from orchestrator.record import Store
+
+EXIT_CODES = {"found": 0, "same": 1, "undecided": 2}
+
+# A machine so disturbed that no round in so many counts is not measured on for ever.
+_MOST_VAIN = 5
+_SAYS_NOTHING = {Outcome.LOST, Outcome.CANCELLED, Outcome.INVALID}
+
+
+def bisect_command(
+    prefix: str,
+    good: str,
+    bad: str,
+    metric: str | None,
+    overrides: Sequence[str],
+    config_dirs: Sequence[Path],
+    as_json: bool,
+) -> int:
+    """Exit 0 found, 1 no difference, 2 undecided; an error raised here exits 4.
+
+    Raises
+    ------
+    UsageError
+        An end means no environment, both are one, or the metric is not measured.
+    ConfigError
+        An end cannot be measured.
+    """
+    settings = settings_of(overrides, config_dirs=config_dirs)
+    store = open_store(settings.tracking)
+    wanted = store.resolve(prefix)
+    ended = [s for s in store.attempts([wanted])[wanted] if s.outcome]
+    if not ended:
+        raise UsageError(f"no finished attempt of {prefix} is recorded", where=store.where)
+    workload = rebuild(store.identity(ended[-1].run_id))
+    ends = [
+        end_of(word, flag, store=store, workload=workload, config_dirs=config_dirs)
+        for word, flag in ((good, "--good"), (bad, "--bad"))
+    ]
+    bisecting = Bisecting(workload, ends[0], ends[1], metric, store, settings)
+    try:
+        answer = bisecting.run()
+    finally:
+        if settings.cluster.kind == "local":
+            from orchestrator.schedule.cluster.ray.cluster import joined
+
+            joined(settings.cluster).close()
+    if answer is None:
+        say("interrupted: the same command goes on where this one stopped")
+        return Interrupted.exit_code
+    shown = bisecting.shown(answer)
+    if as_json:
+        emit_json(bisect_json(shown))
+    else:
+        emit(shown)
+    return EXIT_CODES[answer.state]
+
+
+class Bisecting:
+    """The bisection of one trial between two environments.
+
+    Parameters
+    ----------
+    workload : identity
+        What is measured; its own environment does not matter.
+    good, bad : mapping
+        ``python`` and ``packages``.
+    metric : str or None
+        The first of the task's headline where left out.
+    """
+
+    def __init__(
+        self,
+        workload: Mapping[str, Any],
+        good: Environment,
+        bad: Environment,
+        metric: str | None,
+        store: Store,
+        settings: Settings,
+    ) -> None:
+        self._workload, self._store = workload, store
+        self._good, self._bad = good, bad
+        if good["python"] != bad["python"]:
+            raise UsageError(
+                f"the ends have Python {good['python']} and {bad['python']}",
+                where="bisect",
+                fix="Packages can be told apart, Pythons not: compare A B shows the difference",
+            )
+        changes = differing(good["packages"], bad["packages"])
+        if not changes:
+            raise UsageError("both ends have the same packages", where="bisect")
+        self._settings = dataclasses.replace(settings, force=True, repeats=1)
+        self._trials: dict[Set, Trial] = {}
+        self.good, self.bad = self.trial(frozenset()), self.trial(frozenset(changes))
+        for flag, trial in (("--good", self.good), ("--bad", self.bad)):
+            if trial.infeasible is not None:
+                raise ConfigError(trial.infeasible, where=flag)
+        self.sweep = f"bisect-{self.good.hash[:6]}-{self.bad.hash[:6]}"
+        of_good, of_bad = requires_of(good), requires_of(bad)
+        found = needs(good["packages"], bad["packages"], of_good, of_bad)
+        self.coupling = Coupling(found)
+        self._loaded: dict[str, AttemptReport] = {}
+        self.metric = metric or find_task(workload["task"]["name"]).headline[0]
+        self._terms: Terms | None = None
+
+    def trial(self, changes: Set) -> Trial:
+        """The good end with these changes made."""
+        if changes not in self._trials:
+            packages = mixture(self._good["packages"], self._bad["packages"], changes)
+            environment = {"python": self._good["python"], "packages": packages}
+            identity = {**self._workload, "environment": environment}
+            (self._trials[changes],) = plan_of(identity, self._settings).trials
+        return self._trials[changes]
+
+    def run(self) -> Answer | None:
+        """Measure until it has an answer; None where the user stopped it."""
+        from orchestrator.commands.measuring import Measuring
+
+        known: dict[Set, Sequence[Round] | str] = {}
+        vain = 0
+        asked: Ask | None = None
+        while isinstance(ask := bisect(known, self.coupling, self.terms()), Ask):
+            trial = self.trial(ask.changes)
+            before = known.get(ask.changes)
+            known[ask.changes] = found = self._recorded(trial)
+            if isinstance(found, str) or len(found) >= ask.rounds:
+                continue
+            vain = vain + 1 if before is not None and len(found) == len(before) else 0
+            if vain > _MOST_VAIN:
+                raise ConfigError(
+                    f"{_MOST_VAIN} rounds in a row do not count: {self._why_not(trial)}",
+                    where=self.sweep,
+                    fix=f"Look at it: python -m orchestrator show {trial.hash[:12]}",
+                )
+            if asked is None or (ask.changes, ask.rounds) != (asked.changes, asked.rounds):
+                say(f"{self.sweep}: {self._named(ask.changes)}: {ask.rounds} rounds")
+                asked = ask
+            plan = self._round(trial, len(found) + vain)
+            measuring = Measuring(plan, self._store, command_line(), probing=True)
+            measuring.execute(measuring.todo())
+            if measuring.interrupted:
+                return None
+        return ask
+
+    def terms(self) -> Terms:
+        """What decides; the metric's direction as its attempts declare it."""
+        if self._terms is None or self._terms.better is None:
+            reports = self._reports([self.good.hash, self.bad.hash])
+            every = [report for found in reports.values() for report in found]
+            if every and not samples_of(every, self.metric):
+                known = {name for report in every for name in report.metrics}
+                raise UsageError(
+                    f"no attempt measured {self.metric}",
+                    where="--metric",
+                    fix=nearest(self.metric, known),
+                )
+            self._terms = Terms(
+                better=spec_of(every, self.metric).better,
+                noise=noise_of(self._store, reports),
+                most_rounds=self._settings.search.most_attempts,
+            )
+        return self._terms
+
+    def _round(self, candidate: Trial, number: int) -> Plan:
+        """A plan of the ends and the candidate; who goes first changes from round to round."""
+        trials = list({t.hash: t for t in (self.good, self.bad, candidate)}.values())
+        first = number % len(trials)
+        return Plan(
+            sweep=self.sweep,
+            description=f"Which package moved {self.metric}",
+            trials=tuple(trials[first:] + trials[:first]),
+            settings=self._settings,
+        )
+
+    def _reports(self, hashes: Sequence[str]) -> dict[str, list[AttemptReport]]:
+        """Of this bisection's rounds."""
+        found = self._store.attempts(hashes)
+        ours = {h: [s for s in each if s.sweep == self.sweep] for h, each in found.items()}
+        return self._store.reports(ours, self._loaded)
+
+    def _recorded(self, candidate: Trial) -> list[Round] | str:
+        """The rounds with this candidate, oldest first; or why its attempts fail."""
+        if candidate.infeasible is not None:
+            return candidate.infeasible
+        plan = self._round(candidate, 0)
+        hashes = [trial.hash for trial in plan.trials]
+        summaries = self._store.attempts(hashes)
+        self._store.reports(
+            {h: [s for s in each if s.sweep == self.sweep] for h, each in summaries.items()},
+            self._loaded,
+        )
+        rounds = grouped(
+            (s for h in hashes for s in summaries.get(h, ()) if s.sweep == self.sweep and s.outcome),
+            _run_of,
+        )
+        could = self._met_now(plan, summaries)
+        found: list[tuple[float, Round]] = []
+        for attempts in rounds.values():
+            if len({s.config_hash for s in attempts}) != len(hashes):
+                continue
+            if failed := self._failure(attempts, candidate):
+                return failed
+            sides = [
+                samples_of(
+                    valid(
+                        self._loaded[s.run_id]
+                        for s in attempts
+                        if s.config_hash == h and could(s)
+                    ),
+                    self.metric,
+                )
+                for h in (self.good.hash, self.bad.hash, candidate.hash)
+            ]
+            if all(sides):
+                began = min(s.started_at for s in attempts)
+                found.append((began, Round(*(side[-1] for side in sides))))
+        return [each for _, each in sorted(found, key=lambda pair: pair[0])]
+
+    def _failure(self, attempts: Sequence[AttemptSummary], candidate: Trial) -> str | None:
+        """Why the candidate fails, if it does; raises if an end does."""
+        for config, of in grouped(attempts, lambda s: s.config_hash).items():
+            reports = [self._loaded[s.run_id] for s in of]
+            if any(r.outcome is Outcome.OK or r.outcome in _SAYS_NOTHING for r in reports):
+                continue
+            reason = reports[-1].reason or reports[-1].outcome.value
+            for flag, end in (("--good", self.good), ("--bad", self.bad)):
+                if config == end.hash:
+                    raise ConfigError(f"its attempts fail: {reason}", where=flag)
+            if config == candidate.hash:
+                return reason
+        return None
+
+    def _met_now(self, plan: Plan, summaries: Mapping[str, Sequence[AttemptSummary]]) -> Any:
+        """Whether an attempt was made under conditions that this run could meet."""
+        reuse = reuse_of(self._store, plan, summaries)
+        ids = {
+            trial.hash: [one.ids for kind in reuse.classes(trial.hash) for one in kind]
+            for trial in plan.trials
+        }
+
+        def could(summary: AttemptSummary) -> bool:
+            if not reuse.exact:
+                return True
+            return any(same(summary.conditions, one) for one in ids[summary.config_hash])
+
+        return could
+
+    def _why_not(self, candidate: Trial) -> str:
+        reports = self._reports([candidate.hash]).get(candidate.hash, [])
+        if not reports:
+            return "nothing was recorded"
+        last = reports[-1]
+        rules = [rule.reason for rule in last.verdict.rules if rule.state == "invalid"]
+        return last.reason or next(filter(None, rules), "conditions that cannot be known")
+
+    def _named(self, changes: Set) -> str:
+        if changes == frozenset(self.coupling.needs):
+            return "the bad end"
+        return ", ".join(sorted(changes))
+
+    def shown(self, answer: Answer) -> BisectView:
+        """The answer with what a view needs to name everything."""
+        reports = self._reports([self.good.hash, self.bad.hash])
+        every = [report for found in reports.values() for report in found]
+        return BisectView(
+            answer=answer,
+            spec=spec_of(every, self.metric),
+            good=self._good["packages"],
+            bad=self._bad["packages"],
+            hashes={step.changes: self.trial(step.changes).hash for step in answer.steps},
+            ends=(self.good.hash, self.bad.hash),
+            sweep=self.sweep,
+        )
+
+
+def _run_of(summary: AttemptSummary) -> str:
+    """The run that an attempt was made under; while it is spooled, the spool's."""
+    return summary.parent_run_id or summary.run_id.rpartition("/")[0]
+

@@ -1,0 +1,305 @@
+"""The search for the change that moved a number: which of the differences between two ends it was.
+
+::
+
+    do the ends differ? -- no: there is nothing to blame
+      | yes
+    the shortest run of changes that moves the number: halved until one change completes it
+      |
+    that change alone on the good end -- moves it: the culprit; as much as the bad end? done,
+      |                                            otherwise the rest is searched in the same way
+      | does not
+    with it made, what else completes it? ... until what was found moves the number alone:
+    these act together
+
+The order of the changes is such that every run of them from the first on can be installed
+(:mod:`.coupled`), so halving needs a step a factor of two. This is delta debugging (Zeller, *Why
+programs fail*) for changes in an order: it ends with a set of which none can be left out, as far as
+more changes never undo what fewer do.
+
+The search knows nothing of where rounds come from: it asks, is answered, and with the same answers
+goes the same way. So what is recorded costs nothing, a killed search goes on, and a repeat asks for
+nothing.
+
+Error
+-----
+Halving asks many questions and follows each answer, so one wrong answer would name an innocent. A
+set is therefore named only by rounds that had no part in choosing it: the set alone on the good
+end, measured for this question. What was measured on the way there is left out, also if it was the
+same set. Both ends are part of every round, and must still differ over all of them at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from orchestrator.search.coupled import Coupling, Set
+from orchestrator.search.rounds import Round, Step, Terms, decide, next_look, standing
+from orchestrator.statistics.judge import Finding, Judged
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Rounds that the search needs before it can go on.
+
+    Attributes
+    ----------
+    changes : set of str
+        Made on the good end; all of them are the bad end.
+    rounds : int
+        With this candidate, in all.
+    more : int
+        Of them, those that are missing.
+    """
+
+    changes: Set
+    rounds: int
+    more: int
+
+
+@dataclass(frozen=True)
+class Culprit:
+    """What moves the number when it is put on the good end alone.
+
+    Attributes
+    ----------
+    changes : tuple of set of str
+        One; or several, none of which moves it without the others. Each is one change, or a set of
+        those that need each other.
+    needed : set of str
+        Innocent changes without which these cannot be installed; made with them.
+    step : Step
+        That showed it.
+    alone : bool
+        Whether each of several was shown not to move the number alone.
+    """
+
+    changes: tuple[Set, ...]
+    needed: Set
+    step: Step
+    alone: bool = True
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How the search ended.
+
+    Attributes
+    ----------
+    state : str
+        ``found``; ``same``: the ends do not differ; or ``undecided``.
+    ends : Judged or None
+        Bad over good, over all rounds that count.
+    culprits : tuple of Culprit
+        The first explains the change, or its largest part that was found first.
+    suspects : set of str
+        Undecided: the changes among which it must be.
+    steps : tuple of Step
+        All questions in the order they were asked.
+    reason : str or None
+        Why it is undecided; or what is left unexplained.
+    """
+
+    state: Literal["found", "same", "undecided"]
+    ends: Judged | None
+    culprits: tuple[Culprit, ...] = ()
+    suspects: Set = frozenset()
+    steps: tuple[Step, ...] = ()
+    reason: str | None = None
+
+
+#: Rounds of one candidate, or one line why its attempts fail.
+Rounds: TypeAlias = "Sequence[Round] | str"
+Steps: TypeAlias = Generator[Ask, Rounds, Answer]
+
+
+def bisect(known: Mapping[Set, Rounds], coupling: Coupling, terms: Terms) -> Ask | Answer:
+    """What to do next, given all that is known: more rounds with a candidate, or the answer.
+
+    Parameters
+    ----------
+    known : mapping of set to rounds
+        Of each candidate the rounds that are recorded, in the order they were made; or why it
+        fails.
+    """
+    steps = search(coupling, terms)
+    ask = next(steps)
+    try:
+        while True:
+            have = known.get(ask.changes, ())
+            if not isinstance(have, str):
+                if len(have) < ask.rounds:
+                    return Ask(ask.changes, ask.rounds, ask.rounds - len(have))
+                have = have[: ask.rounds]
+            ask = steps.send(have)
+    except StopIteration as ended:
+        answer: Answer = ended.value
+        return answer
+
+
+def search(coupling: Coupling, terms: Terms) -> Steps:
+    """The search as a conversation: yields an :class:`Ask`, is sent all rounds of that candidate.
+
+    Sent are exactly ``rounds`` of them, those of earlier answers first. Returns the answer.
+    """
+    walk = _Walk(coupling, terms)
+    try:
+        state, reason = yield from walk.all()
+        return walk.answer(state, reason)
+    except _Open as end:
+        return walk.answer("undecided", end.reason, end.suspects)
+
+
+class _Open(Exception):
+    """A question that cannot be decided; ``suspects`` are what it leaves."""
+
+    def __init__(self, reason: str, suspects: Set = frozenset()) -> None:
+        self.reason, self.suspects = reason, suspects
+
+
+@dataclass
+class _Walk:
+    """What was asked so far, and the way on."""
+
+    coupling: Coupling
+    terms: Terms
+    change: Finding | None = None
+    steps: list[Step] = field(default_factory=list)
+    culprits: list[Culprit] = field(default_factory=list)
+    _rounds: list[Round] = field(default_factory=list)  # all, in the order they were made
+    _counted: list[Round] = field(default_factory=list)  # of them, those that are not void
+    _used: dict[Set, int] = field(default_factory=dict)
+    _chose: dict[Set, Step] = field(default_factory=dict)
+
+    def all(self) -> Generator[Ask, Rounds, tuple[Literal["found", "same"], str | None]]:
+        """The search itself; raises :class:`_Open`."""
+        order = self.coupling.order()
+        every: Set = frozenset().union(*order)
+        ends = yield from self._ask(every)
+        if ends.state == "same":
+            return "same", None
+        if ends.state != "changed" or ends.judged is None:
+            raise _Open(ends.reason or _not_decided(ends, "whether the ends differ"), every)
+        self.change = ends.judged.finding
+        suspects = every
+        while True:
+            culprit = yield from self._smallest(suspects)
+            self.culprits.append(culprit)
+            if not culprit.step.partly:
+                return "found", None
+            found = frozenset().union(*culprit.changes)
+            suspects = self.coupling.without(suspects, found)
+            if not suspects:
+                return "found", "the rest of the change is no other package's alone"
+            rest = yield from self._ask(suspects)
+            if rest.state == "same":
+                return "found", "the rest of the change needs several packages together"
+            if rest.state != "changed":
+                return "found", rest.reason or _not_decided(rest, "what the rest of the change is")
+
+    def _smallest(self, suspects: Set) -> Generator[Ask, Rounds, Culprit]:
+        """Of a closed set that moves the number, the smallest part that does."""
+        found: list[Set] = []
+        while True:
+            base = self.coupling.closed(frozenset().union(*found))
+            if found:
+                alone = yield from self._ask(base, fresh=True)
+                if alone.state == "changed":
+                    return (yield from self._named(found, base, alone))
+                if alone.state != "same":
+                    raise _Open(alone.reason or _not_decided(alone), base)
+            order = [each for each in self.coupling.order() if each <= suspects - base]
+            if not order:
+                raise _Open("measured again, what seemed to move the number does not", base)
+            last = yield from self._completing(base, order)
+            found.append(order[last])
+            suspects = base.union(*order[: last + 1])
+
+    def _completing(self, base: Set, order: Sequence[Set]) -> Generator[Ask, Rounds, int]:
+        """Which of ``order`` completes the change: with it and those before it, it is there."""
+        low, high = 0, len(order)
+        while high - low > 1:
+            step = None
+            # What fails when it runs says nothing: another place near the middle is asked.
+            for at in sorted(range(low + 1, high), key=lambda at: abs(2 * at - low - high)):
+                step = yield from self._ask(base.union(*order[:at]))
+                if step.state != "broken":
+                    break
+            assert step is not None
+            if step.state == "changed":
+                high = at
+            elif step.state == "same":
+                low = at
+            else:
+                raise _Open(
+                    step.reason or _not_decided(step), frozenset().union(*order[low:high])
+                )
+        return high - 1
+
+    def _named(
+        self, found: Sequence[Set], base: Set, step: Step
+    ) -> Generator[Ask, Rounds, Culprit]:
+        """What was found; of several, whether none moves the number alone."""
+        alone = True
+        if len(found) > 1:
+            for each in found:
+                one = yield from self._ask(self.coupling.closed(each))
+                alone &= one.state == "same"
+        changes = tuple(reversed(found))
+        return Culprit(changes, base - frozenset().union(*changes), step, alone)
+
+    def _ask(self, changes: Set, *, fresh: bool = False) -> Generator[Ask, Rounds, Step]:
+        """Whether these changes move the number, asked until it is decided.
+
+        ``fresh``: by rounds that answered no earlier question. Otherwise an earlier answer stands.
+        """
+        if changes in self._chose and not fresh:
+            return self._chose[changes]
+        first = self._used.get(changes, 0)
+        before = list(self._rounds)
+        made: Sequence[Round] = ()
+        step = Step(changes, "undecided")
+        while step.state == "undecided" and step.rounds < self.terms.most_rounds:
+            wanted = next_look(step.rounds, self.terms.most_rounds)
+            sent = yield Ask(changes, first + wanted, wanted - step.rounds)
+            if isinstance(sent, str):
+                step = Step(changes, "broken", rounds=step.rounds, reason=sent)
+                break
+            made = sent[first:]
+            step = decide(changes, made, before, self.change, self.terms)
+        self._rounds += made
+        self._counted += standing(made, before, self.terms.tau)
+        self._used[changes] = first + len(made)
+        self._chose[changes] = step
+        self.steps.append(step)
+        return step
+
+    def answer(
+        self,
+        state: Literal["found", "same", "undecided"],
+        reason: str | None,
+        suspects: Set = frozenset(),
+    ) -> Answer:
+        """What is known at the end."""
+        ends = self.steps[0].judged if self.steps else None
+        if len(self._counted) > 1:
+            good, bad = zip(*((each.good, each.bad) for each in self._counted), strict=True)
+            ends = self.terms.judged(bad, good)
+        culprits = tuple(self.culprits)
+        if state == "found" and ends is not None and ends.finding != self.change:
+            state, culprits = "undecided", ()
+            reason = "over all rounds the ends do not differ as they seemed to at first"
+        if state == "undecided" and culprits:
+            state, suspects = "found", frozenset()
+        return Answer(state, ends, culprits, suspects, tuple(self.steps), reason)
+
+
+def _not_decided(step: Step, what: str = "whether it moves the number") -> str:
+    void = f", {step.void} of them void because an end had moved" if step.void else ""
+    names = ", ".join(sorted(step.changes))
+    return (
+        f"{what} is not decided after {step.rounds} rounds{void} ({names}): "
+        "search.most_attempts allows more"
+    )
