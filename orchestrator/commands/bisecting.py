@@ -214,10 +214,16 @@ class Bisecting:
         )
 
     def _reports(self, hashes: Sequence[str]) -> dict[str, list[AttemptReport]]:
-        """Of this bisection's rounds."""
+        """Whole reports of these attempts."""
+        return self._store.reports(self._ours(hashes), self._loaded)
+
+    def _ours(self, hashes: Sequence[str]) -> dict[str, list[AttemptSummary]]:
+        """Attempts that ended, of this bisection's rounds."""
         found = self._store.attempts(hashes)
-        ours = {h: [s for s in each if s.sweep == self.sweep] for h, each in found.items()}
-        return self._store.reports(ours, self._loaded)
+        return {
+            config: [s for s in each if s.sweep == self.sweep and s.outcome]
+            for config, each in found.items()
+        }
 
     def _recorded(self, candidate: Trial) -> list[Round] | str:
         """The rounds with this candidate, oldest first; or why its attempts fail."""
@@ -225,15 +231,9 @@ class Bisecting:
             return candidate.infeasible
         plan = self._round(candidate, 0)
         hashes = [trial.hash for trial in plan.trials]
-        summaries = self._store.attempts(hashes)
-        self._store.reports(
-            {h: [s for s in each if s.sweep == self.sweep] for h, each in summaries.items()},
-            self._loaded,
-        )
-        rounds = grouped(
-            (s for h in hashes for s in summaries.get(h, ()) if s.sweep == self.sweep and s.outcome),
-            _run_of,
-        )
+        summaries = self._ours(hashes)
+        self._store.reports(summaries, self._loaded)
+        rounds = grouped((s for each in summaries.values() for s in each), _run_of)
         could = self._met_now(plan, summaries)
         found: list[tuple[float, Round]] = []
         for attempts in rounds.values():
@@ -244,9 +244,7 @@ class Bisecting:
             sides = [
                 samples_of(
                     valid(
-                        self._loaded[s.run_id]
-                        for s in attempts
-                        if s.config_hash == h and could(s)
+                        self._loaded[s.run_id] for s in attempts if s.config_hash == h and could(s)
                     ),
                     self.metric,
                 )
@@ -317,4 +315,3 @@ class Bisecting:
 def _run_of(summary: AttemptSummary) -> str:
     """The run that an attempt was made under; while it is spooled, the spool's."""
     return summary.parent_run_id or summary.run_id.rpartition("/")[0]
-

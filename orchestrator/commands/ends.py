@@ -13,12 +13,12 @@ resolved to one, with all that they require.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from orchestrator.attempt import AttemptReport
+from orchestrator.conditions import joint_id
 from orchestrator.environments.lock import locked, why_unresolved
 from orchestrator.errors import UsageError
 from orchestrator.measure.registry import find_task
@@ -84,9 +84,7 @@ def _workload(identity: Mapping[str, Any]) -> dict[str, Any]:
     return {**identity, "environment": None}
 
 
-def _recorded(
-    word: str, store: Store, workload: Mapping[str, Any]
-) -> Sequence[AttemptSummary]:
+def _recorded(word: str, store: Store, workload: Mapping[str, Any]) -> Sequence[AttemptSummary]:
     every = [summary for group in store.attempts().values() for summary in group]
     if word.startswith("c:"):
         return [s for s in every if s.conditions and _conditions_id(s) == word]
@@ -96,8 +94,6 @@ def _recorded(
 
 
 def _conditions_id(summary: AttemptSummary) -> str:
-    from orchestrator.conditions import joint_id
-
     return joint_id(summary.conditions)
 
 

@@ -293,9 +293,10 @@ def completion(shell: str, install: bool, line: str | None) -> int:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one command line; returns its exit code: 0, 1, 2 or 130, ``gate`` and ``bisect`` their own.
+    """Run one command line; returns its exit code: 0, 1, 2 or 130.
 
-    What keeps these from judging is 4: their 1 and 2 are judgements.
+    ``gate`` and ``bisect`` have their own. What keeps these from judging is 4: their 1 and 2 are
+    judgements.
     """
     use_plain_signs()
     words = list(argv)

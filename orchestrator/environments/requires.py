@@ -25,7 +25,9 @@ def differing(good: Mapping[str, str], bad: Mapping[str, str]) -> tuple[str, ...
     return tuple(sorted(name for name in {**good, **bad} if good.get(name) != bad.get(name)))
 
 
-def mixture(good: Mapping[str, str], bad: Mapping[str, str], changes: Iterable[str]) -> dict[str, str]:
+def mixture(
+    good: Mapping[str, str], bad: Mapping[str, str], changes: Iterable[str]
+) -> dict[str, str]:
     """The packages of ``good`` with those named in ``changes`` as ``bad`` has them."""
     mixed = dict(good)
     for name in changes:
@@ -91,7 +93,7 @@ def requires_of(environment: Mapping[str, Any]) -> dict[str, tuple[Requirement, 
 
 
 def _installed(site: Path) -> dict[str, list[Requirement]]:
-    found = {}
+    found: dict[str, list[Requirement]] = {}
     for each in metadata.distributions(path=[str(site)]):
         required = []
         for line in each.requires or ():

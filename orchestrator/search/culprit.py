@@ -233,9 +233,7 @@ class _Walk:
             elif step.state == "same":
                 low = at
             else:
-                raise _Open(
-                    step.reason or _not_decided(step), frozenset().union(*order[low:high])
-                )
+                raise _Open(step.reason or _not_decided(step), frozenset().union(*order[low:high]))
         return high - 1
 
     def _named(

@@ -1,4 +1,4 @@
-"""Draws the answer of a bisection: the culprit with its effect, the evidence, what shows both ends."""
+"""Draws the answer of a bisection: the culprit and its effect, the evidence, the commands."""
 
 from __future__ import annotations
 
@@ -58,7 +58,10 @@ class BisectView:
                 (numbers("ratio"), [Text(_ratio(s.judged)) for s in self.answer.steps]),
                 (words("interval"), [Text(_interval(s.judged)) for s in self.answer.steps]),
                 (words("finding"), [Text(s.state, _STYLES[s.state]) for s in self.answer.steps]),
-                (words("trial"), [Text(short_hash(self.hashes[s.changes])) for s in self.answer.steps]),
+                (
+                    words("trial"),
+                    [Text(short_hash(self.hashes[s.changes])) for s in self.answer.steps],
+                ),
             ]
         )
         yield Text("")
