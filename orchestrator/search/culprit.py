@@ -31,6 +31,7 @@ same set. Both ends are part of every round, and must still differ over all of t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
@@ -144,7 +145,9 @@ def search(coupling: Coupling, terms: Terms) -> Steps:
 
     Sent are exactly ``rounds`` of them, those of earlier answers first. Returns the answer.
     """
-    walk = _Walk(coupling, terms)
+    # The ends, a halving a factor of two, and what is named.
+    questions = 2 + math.ceil(math.log2(len(coupling.order())))
+    walk = _Walk(coupling, terms.shared(questions))
     try:
         state, reason = yield from walk.all()
         return walk.answer(state, reason)
@@ -166,6 +169,7 @@ class _Walk:
     coupling: Coupling
     terms: Terms
     change: Finding | None = None
+    strict: bool = False  # whether a candidate may do a part of the change
     steps: list[Step] = field(default_factory=list)
     culprits: list[Culprit] = field(default_factory=list)
     _rounds: list[Round] = field(default_factory=list)  # all, in the order they were made
@@ -185,29 +189,31 @@ class _Walk:
         self.change = ends.judged.finding
         suspects = every
         while True:
-            culprit = yield from self._smallest(suspects)
-            self.culprits.append(culprit)
-            if not culprit.step.partly:
+            found = yield from self._smallest(suspects)
+            if not found.partly:
                 return "found", None
-            found = frozenset().union(*culprit.changes)
-            suspects = self.coupling.without(suspects, found)
+            suspects = self.coupling.without(suspects, found.changes)
             if not suspects:
                 return "found", "the rest of the change is no other package's alone"
+            self._look_for_parts()
             rest = yield from self._ask(suspects)
             if rest.state == "same":
                 return "found", "the rest of the change needs several packages together"
             if rest.state != "changed":
-                return "found", rest.reason or _not_decided(rest, "what the rest of the change is")
+                return "found", rest.reason or _not_decided(
+                    rest, "what does the rest of the change"
+                )
 
-    def _smallest(self, suspects: Set) -> Generator[Ask, Rounds, Culprit]:
-        """Of a closed set that moves the number, the smallest part that does."""
+    def _smallest(self, suspects: Set) -> Generator[Ask, Rounds, Step]:
+        """Of a closed set that moves the number, blames the smallest part that does; its step."""
         found: list[Set] = []
         while True:
             base = self.coupling.closed(frozenset().union(*found))
             if found:
                 alone = yield from self._ask(base, fresh=True)
                 if alone.state == "changed":
-                    return (yield from self._named(found, base, alone))
+                    yield from self._blame(found, base, alone)
+                    return alone
                 if alone.state != "same":
                     raise _Open(alone.reason or _not_decided(alone), base)
             order = [each for each in self.coupling.order() if each <= suspects - base]
@@ -236,17 +242,29 @@ class _Walk:
                 raise _Open(step.reason or _not_decided(step), frozenset().union(*order[low:high]))
         return high - 1
 
-    def _named(
-        self, found: Sequence[Set], base: Set, step: Step
-    ) -> Generator[Ask, Rounds, Culprit]:
-        """What was found; of several, whether none moves the number alone."""
-        alone = True
+    def _blame(self, found: Sequence[Set], base: Set, step: Step) -> Generator[Ask, Rounds, None]:
+        """Add what was found; of several, each that moves the number alone for itself."""
+        alone: list[Step] = []
         if len(found) > 1:
+            self._look_for_parts()
             for each in found:
-                one = yield from self._ask(self.coupling.closed(each))
-                alone &= one.state == "same"
-        changes = tuple(reversed(found))
-        return Culprit(changes, base - frozenset().union(*changes), step, alone)
+                alone.append((yield from self._ask(self.coupling.closed(each), fresh=True)))
+        moves = [
+            Culprit((each,), one.changes - each, one)
+            for each, one in zip(found, alone, strict=False)
+            if one.state == "changed"
+        ]
+        if moves:
+            self.culprits += moves
+            return
+        needed = base - frozenset().union(*found)
+        apart = all(one.state == "same" for one in alone)
+        self.culprits.append(Culprit(tuple(reversed(found)), needed, step, apart))
+
+    def _look_for_parts(self) -> None:
+        """From here on a candidate may do less than the bad end; being unlike it says nothing."""
+        self.strict = True
+        self._chose = {s: step for s, step in self._chose.items() if step.state == "changed"}
 
     def _ask(self, changes: Set, *, fresh: bool = False) -> Generator[Ask, Rounds, Step]:
         """Whether these changes move the number, asked until it is decided.
@@ -266,7 +284,7 @@ class _Walk:
                 step = Step(changes, "broken", rounds=step.rounds, reason=sent)
                 break
             made = sent[first:]
-            step = decide(changes, made, before, self.change, self.terms)
+            step = decide(changes, made, before, self.change, self.terms, strict=self.strict)
         self._rounds += made
         self._counted += standing(made, before, self.terms.tau)
         self._used[changes] = first + len(made)

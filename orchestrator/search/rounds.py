@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Literal, TypeAlias
 
@@ -64,13 +64,17 @@ class Terms:
     most_rounds : int
         Of one step; it is undecided after them.
     confidence : float
-        Of either end of an interval that decides.
+        That what is named, or that nothing differs, is right; each question gets its share.
     """
 
     better: Better | None = "lower"
     noise: float | None = None
     most_rounds: int = 40
-    confidence: float = 0.99
+    confidence: float = 0.95
+
+    def shared(self, questions: int) -> Terms:
+        """The same for one of so many questions: their errors add up to no more than allowed."""
+        return replace(self, confidence=1.0 - (1.0 - self.confidence) / questions)
 
     @property
     def tau(self) -> float:
@@ -151,8 +155,15 @@ def decide(
     before: Sequence[Round],
     change: Finding | None,
     terms: Terms,
+    *,
+    strict: bool,
 ) -> Step:
     """What ``rounds``, all of this candidate, say.
+
+    It is ``changed`` where the gate finds the candidate as much on the bad side of the good end as
+    it asks for. It is ``same`` where the gate finds the bad end so far on the bad side of the
+    candidate, or the candidate equivalent to the good end. Of a change of 10 % the first two are
+    shown by a sixth of the rounds that equivalence within 3 % takes.
 
     Parameters
     ----------
@@ -161,6 +172,9 @@ def decide(
     change : str or None
         What the bad end is to the good one: ``regression`` or ``improvement``; None while that is
         the question.
+    strict : bool
+        Only what is equivalent to the good end is the same: a candidate may do a part of the
+        change.
     """
     counted = standing(rounds, before, terms.tau)
     void = len(rounds) - len(counted)
@@ -170,14 +184,13 @@ def decide(
         [getattr(each, name) for each in counted] for name in ("good", "bad", "candidate")
     )
     judged = terms.judged(candidate, good)
+    less = change is not None and candidate != bad
+    less = less and terms.judged(bad, candidate).finding == change
     wanted = (change,) if change is not None else ("regression", "improvement")
     state: State = "undecided"
     if judged.finding in wanted:
         state = "changed"
-    elif judged.finding in ("equivalent", "regression", "improvement"):
-        # A change the other way is not the one that is looked for.
+    # A change the other way is not the one that is looked for.
+    elif judged.finding != "inconclusive" or (less and not strict):
         state = "same"
-    partly = False
-    if state == "changed" and change is not None and candidate != bad:
-        partly = terms.judged(bad, candidate).finding == change
-    return Step(changes, state, judged, len(rounds), void, partly)
+    return Step(changes, state, judged, len(rounds), void, less and state == "changed")
