@@ -1,8 +1,8 @@
 """Two environments that differ in eight packages, one of which is slower; and a task that uses it.
 
 Wheels of plain Python in a directory; uv, its resolver and its installer are the real ones. The
-package ``dials`` is the culprit, at any version of which a step takes so many milliseconds; ``hands``
-needs the ``dials`` of its own version, the others are on their own.
+package ``dials`` is the culprit: it says how long a step takes. ``hands`` needs at least the
+``dials`` of its own version, the others need nothing.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def plant(directory: Path, *, slower: float, step_s: float = 0.02) -> dict[str, 
         for name in INNOCENT:
             wheel(wheels, name, version, {f"{name}.py": ""})
         wheel(wheels, CULPRIT, version, {f"{CULPRIT}.py": f"STEP_S = {step_s * factor!r}\n"})
-        wheel(wheels, TIED, version, {f"{TIED}.py": ""}, requires=[f"{CULPRIT}=={version}"])
+        wheel(wheels, TIED, version, {f"{TIED}.py": ""}, requires=[f"{CULPRIT}>={version}"])
     entry = "[orchestrator.tasks]\nwinding = winding:TASK\n"
     task = wheel(wheels, "winding", "1.0", {"winding.py": TASK}, entry)
     with zipfile.ZipFile(task) as archive:

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.attempt import AttemptReport, Outcome, Trial
-from orchestrator.commands.ends import Environment, end_of
+from orchestrator.commands.differences import Differences, between_ends, between_versions
+from orchestrator.commands.ends import end_of
 from orchestrator.commands.noise import noise_of
 from orchestrator.commands.output import emit, emit_json, say
 from orchestrator.commands.reuse import reuse_of
 from orchestrator.commands.run import command_line
 from orchestrator.conditions import same
-from orchestrator.environments.requires import differing, mixture, needs, requires_of
 from orchestrator.errors import ConfigError, Interrupted, UsageError, nearest
 from orchestrator.measure.grouping import grouped
 from orchestrator.measure.registry import find_task
@@ -34,7 +34,7 @@ from orchestrator.plan.plan import Plan
 from orchestrator.record import AttemptSummary, open_store
 from orchestrator.report.analyse.measured import samples_of, spec_of, valid
 from orchestrator.report.show.bisect_view import BisectView, bisect_json
-from orchestrator.search.coupled import Coupling, Set
+from orchestrator.search.coupled import Set
 from orchestrator.search.culprit import Answer, Ask, bisect
 from orchestrator.search.rounds import Round, Terms
 
@@ -54,6 +54,7 @@ def bisect_command(
     good: str,
     bad: str,
     metric: str | None,
+    versions: bool,
     overrides: Sequence[str],
     config_dirs: Sequence[Path],
     as_json: bool,
@@ -78,23 +79,33 @@ def bisect_command(
         end_of(word, flag, store=store, workload=workload, config_dirs=config_dirs)
         for word, flag in ((good, "--good"), (bad, "--bad"))
     ]
-    bisecting = Bisecting(workload, ends[0], ends[1], metric, store, settings)
+    metric = metric or find_task(workload["task"]["name"]).headline[0]
+    differences: Differences | None = between_ends(*ends)
+    found: list[BisectView] = []
     try:
-        answer = bisecting.run()
+        while differences is not None:
+            bisecting = Bisecting(workload, differences, metric, store, settings)
+            answer = bisecting.run()
+            if answer is None:
+                say("interrupted: the same command goes on where this one stopped")
+                return Interrupted.exit_code
+            found.append(bisecting.shown(answer))
+            wanted_next = versions and len(found) == 1 and answer.state == "found"
+            differences = between_versions(differences, answer) if wanted_next else None
     finally:
         if settings.cluster.kind == "local":
             from orchestrator.schedule.cluster.ray.cluster import joined
 
             joined(settings.cluster).close()
-    if answer is None:
-        say("interrupted: the same command goes on where this one stopped")
-        return Interrupted.exit_code
-    shown = bisecting.shown(answer)
     if as_json:
-        emit_json(bisect_json(shown))
+        more = {"versions": bisect_json(found[1])} if len(found) > 1 else {}
+        emit_json({**bisect_json(found[0]), **more})
     else:
-        emit(shown)
-    return EXIT_CODES[answer.state]
+        for view in found:
+            emit(view)
+    state = found[-1].answer.state
+    # What a package as a whole changes, one of its versions does.
+    return EXIT_CODES["undecided" if len(found) > 1 and state == "same" else state]
 
 
 class Bisecting:
@@ -104,53 +115,49 @@ class Bisecting:
     ----------
     workload : identity
         What is measured; its own environment does not matter.
-    good, bad : mapping
-        ``python`` and ``packages``.
-    metric : str or None
-        The first of the task's headline where left out.
+    differences : Differences
+        Between the ends.
+    metric : str
+        What changed.
+
+    Raises
+    ------
+    ConfigError
+        An end cannot be measured.
     """
 
     def __init__(
         self,
         workload: Mapping[str, Any],
-        good: Environment,
-        bad: Environment,
-        metric: str | None,
+        differences: Differences,
+        metric: str,
         store: Store,
         settings: Settings,
     ) -> None:
-        self._workload, self._store = workload, store
-        self._good, self._bad = good, bad
-        if good["python"] != bad["python"]:
-            raise UsageError(
-                f"the ends have Python {good['python']} and {bad['python']}",
-                where="bisect",
-                fix="Packages can be told apart, Pythons not: compare A B shows the difference",
-            )
-        changes = differing(good["packages"], bad["packages"])
-        if not changes:
-            raise UsageError("both ends have the same packages", where="bisect")
+        self._workload, self._differences, self.metric = workload, differences, metric
+        self._store = store
         self._settings = dataclasses.replace(settings, force=True, repeats=1)
         self._trials: dict[Set, Trial] = {}
-        self.good, self.bad = self.trial(frozenset()), self.trial(frozenset(changes))
+        self.coupling = differences.coupling
+        self.good = self.trial(frozenset())
+        self.bad = self.trial(frozenset(self.coupling.needs))
         for flag, trial in (("--good", self.good), ("--bad", self.bad)):
             if trial.infeasible is not None:
                 raise ConfigError(trial.infeasible, where=flag)
         self.sweep = f"bisect-{self.good.hash[:6]}-{self.bad.hash[:6]}"
-        of_good, of_bad = requires_of(good), requires_of(bad)
-        found = needs(good["packages"], bad["packages"], of_good, of_bad)
-        self.coupling = Coupling(found)
         self._loaded: dict[str, AttemptReport] = {}
-        self.metric = metric or find_task(workload["task"]["name"]).headline[0]
         self._terms: Terms | None = None
 
     def trial(self, changes: Set) -> Trial:
         """The good end with these changes made."""
         if changes not in self._trials:
-            packages = mixture(self._good["packages"], self._bad["packages"], changes)
-            environment = {"python": self._good["python"], "packages": packages}
-            identity = {**self._workload, "environment": environment}
-            (self._trials[changes],) = plan_of(identity, self._settings).trials
+            environment = self._differences.environment(changes)
+            (trial,) = plan_of(
+                {**self._workload, "environment": environment}, self._settings
+            ).trials
+            if problem := self._differences.problem(changes):
+                trial = dataclasses.replace(trial, infeasible=problem)
+            self._trials[changes] = trial
         return self._trials[changes]
 
     def run(self) -> Answer | None:
@@ -174,7 +181,7 @@ class Bisecting:
                     fix=f"Look at it: python -m orchestrator show {trial.hash[:12]}",
                 )
             if asked is None or (ask.changes, ask.rounds) != (asked.changes, asked.rounds):
-                say(f"{self.sweep}: {self._named(ask.changes)}: {ask.rounds} rounds")
+                say(f"{self.sweep}: {self._differences.called(ask.changes)}: {ask.rounds} rounds")
                 asked = ask
             plan = self._round(trial, len(found) + vain)
             measuring = Measuring(plan, self._store, command_line(), probing=True)
@@ -292,21 +299,17 @@ class Bisecting:
         rules = [rule.reason for rule in last.verdict.rules if rule.state == "invalid"]
         return last.reason or next(filter(None, rules), "conditions that cannot be known")
 
-    def _named(self, changes: Set) -> str:
-        if changes == frozenset(self.coupling.needs):
-            return "the bad end"
-        return ", ".join(sorted(changes))
-
     def shown(self, answer: Answer) -> BisectView:
         """The answer with what a view needs to name everything."""
         reports = self._reports([self.good.hash, self.bad.hash])
         every = [report for found in reports.values() for report in found]
+        asked = [step.changes for step in answer.steps]
         return BisectView(
             answer=answer,
             spec=spec_of(every, self.metric),
-            good=self._good["packages"],
-            bad=self._bad["packages"],
-            hashes={step.changes: self.trial(step.changes).hash for step in answer.steps},
+            changes=self._differences.changes,
+            called={changes: self._differences.called(changes) for changes in asked},
+            hashes={changes: self.trial(changes).hash for changes in asked},
             ends=(self.good.hash, self.bad.hash),
             sweep=self.sweep,
         )

@@ -174,6 +174,7 @@ def gate(words: tuple[str, ...], **given: Any) -> int:
 @click.option("--good", required=True, help="Environment, run, hash or c:… without the change.")
 @click.option("--bad", required=True, help="The same, with the change.")
 @click.option("--metric", help="What changed; the task's first where left out: tpot_s.")
+@click.option("--versions", is_flag=True, help="Then find the version of the culprit that did it.")
 @click.option(
     "--config-dir",
     "-cd",

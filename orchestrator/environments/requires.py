@@ -65,6 +65,34 @@ def needs(
     return {name: frozenset(others - {name}) for name, others in found.items()}
 
 
+def unmet(
+    environment: Mapping[str, Any], package: str, ends: tuple[Requires, Requires]
+) -> str | None:
+    """Why ``package`` does not fit into an environment, by what it and the others require.
+
+    Parameters
+    ----------
+    environment : mapping
+        It is built, to see what the package requires.
+    ends : tuple of requirements
+        Of two environments whose packages, all but this one, ``environment`` has.
+    """
+    packages = environment["packages"]
+    overridden = {
+        str(wanted)
+        for end in ends
+        for required in end.values()
+        for wanted in required
+        if canonicalize_name(wanted.name) not in packages
+    }
+    for name, required in requires_of(environment).items():
+        for wanted in required:
+            about = package in (name, canonicalize_name(wanted.name))
+            if about and str(wanted) not in overridden and not _met(wanted, packages):
+                return f"{name} {packages[name]} requires {wanted}"
+    return None
+
+
 def requires_of(environment: Mapping[str, Any]) -> dict[str, tuple[Requirement, ...]]:
     """What each package of an environment requires; it is built first where it is not there.
 

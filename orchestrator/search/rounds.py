@@ -24,7 +24,8 @@ from orchestrator.statistics.judge import Better, Finding, Judged, judge, tolera
 Samples: TypeAlias = tuple[float, ...]
 State = Literal["changed", "same", "undecided", "broken"]
 
-_FIRST_LOOK = 3
+# With fewer the spread of differences within rounds is hardly known.
+_FIRST_LOOK = 5
 _NEXT_LOOK = 1.5
 # An anchor has moved if it is so many standard deviations from its other rounds, the deviation
 # estimated from the median of absolute deviations; with fewer rounds nothing is known to move.

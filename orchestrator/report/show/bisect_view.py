@@ -10,7 +10,6 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
 from orchestrator.measure.metric import MetricSpec
-from orchestrator.measure.wording import counted
 from orchestrator.report.analyse.labels import short_hash
 from orchestrator.report.show.parts import filled, numbers, prose, words
 from orchestrator.report.show.units import MISSING, ratio
@@ -23,6 +22,22 @@ _STYLES = {"changed": "red", "same": "dim", "undecided": "yellow", "broken": "ma
 
 
 @dataclass(frozen=True)
+class Change:
+    """A package that has another version at the bad end than at the good one; None: not there."""
+
+    package: str
+    before: str | None
+    after: str | None
+
+    def __str__(self) -> str:
+        if self.before is None:
+            return f"{self.package} {self.after} added"
+        if self.after is None:
+            return f"{self.package} {self.before} removed"
+        return f"{self.package} {self.before} → {self.after}"
+
+
+@dataclass(frozen=True)
 class BisectView:
     """An :class:`Answer` that rich can print.
 
@@ -30,8 +45,10 @@ class BisectView:
     ----------
     spec : MetricSpec
         Of the metric.
-    good, bad : mapping of str to str
-        Versions of the ends' packages.
+    changes : mapping of str to Change
+        What the names in the answer mean.
+    called : mapping of set to str
+        What each candidate is called.
     hashes : mapping of set to str
         Config hash of each candidate.
     ends : (str, str)
@@ -42,8 +59,8 @@ class BisectView:
 
     answer: Answer
     spec: MetricSpec
-    good: Mapping[str, str]
-    bad: Mapping[str, str]
+    changes: Mapping[str, Change]
+    called: Mapping[Set, str]
     hashes: Mapping[Set, str]
     ends: tuple[str, str]
     sweep: str
@@ -53,7 +70,7 @@ class BisectView:
         yield Text("")
         yield filled(
             [
-                (prose("good end with"), [Text(self.named(s.changes)) for s in self.answer.steps]),
+                (prose("good end with"), [Text(self.called[s.changes]) for s in self.answer.steps]),
                 (numbers("rounds"), [Text(_rounds(s)) for s in self.answer.steps]),
                 (numbers("ratio"), [Text(_ratio(s.judged)) for s in self.answer.steps]),
                 (words("interval"), [Text(_interval(s.judged)) for s in self.answer.steps]),
@@ -66,7 +83,7 @@ class BisectView:
         )
         yield Text("")
         for name, command in self.commands().items():
-            yield Text.assemble((f"{name + ':':<9}", "dim"), command)
+            yield Text.assemble((f"{name:<10}", "dim"), command)
 
     def sentence(self) -> str:
         """The answer in words."""
@@ -93,22 +110,18 @@ class BisectView:
             why = "neither alone" if len(names) == 2 else "no fewer of them"
             text = f"{text}: {self.spec.title} {effect}"
             text += f", {why} changes it" if culprit.alone else ", not shown for each alone"
-        if culprit.needed:
-            text += f" (installed with {', '.join(self.change(n) for n in sorted(culprit.needed))})"
+        if needed := self.needed(culprit):
+            text += f" (installed with {', '.join(self.change(n) for n in sorted(needed))})"
         return text
+
+    def needed(self, culprit: Culprit) -> Set:
+        """Changes of other packages without which the culprit cannot be installed."""
+        named = {self.changes[name].package for each in culprit.changes for name in each}
+        return frozenset(n for n in culprit.needed if self.changes[n].package not in named)
 
     def change(self, name: str) -> str:
         """``numpy 2.3.5 → 2.4.6``, ``six 1.17.0 added``."""
-        before, after = self.good.get(name), self.bad.get(name)
-        if before is None or after is None:
-            return f"{name} {after} added" if before is None else f"{name} {before} removed"
-        return f"{name} {before} → {after}"
-
-    def named(self, changes: Set) -> str:
-        """What a candidate is made of."""
-        if self.hashes[changes] == self.ends[1]:
-            return f"all {counted(len(changes), 'change')}: the bad end"
-        return ", ".join(sorted(changes))
+        return str(self.changes[name])
 
     def commands(self) -> dict[str, str]:
         """What to type to measure each end, and the culprit on the good end."""
@@ -131,8 +144,8 @@ def bisect_json(view: BisectView) -> dict[str, Any]:
         "effect": _judged(answer.ends),
         "culprits": [
             {
-                "packages": [_versions(view, each) for each in culprit.changes],
-                "needs": _versions(view, culprit.needed),
+                "packages": [one for each in culprit.changes for one in _versions(view, each)],
+                "needs": _versions(view, view.needed(culprit)),
                 "together": len(culprit.changes) > 1,
                 "effect": _judged(culprit.step.judged),
                 "hash": view.hashes[culprit.step.changes],
@@ -156,10 +169,11 @@ def bisect_json(view: BisectView) -> dict[str, Any]:
     }
 
 
-def _versions(view: BisectView, changes: Set) -> dict[str, dict[str, str | None]]:
-    return {
-        name: {"good": view.good.get(name), "bad": view.bad.get(name)} for name in sorted(changes)
-    }
+def _versions(view: BisectView, changes: Set) -> list[dict[str, str | None]]:
+    return [
+        {"package": change.package, "good": change.before, "bad": change.after}
+        for change in (view.changes[name] for name in sorted(changes))
+    ]
 
 
 def _judged(judged: Judged | None) -> dict[str, float | None]:
