@@ -101,8 +101,11 @@ def bisected(
         return Bisected(ended.value, culprit, made)
 
 
-def chance_of_at_most(count: int, of: int, share: float) -> float:
-    """Of ``count`` successes or fewer among ``of``, each with the chance ``share``; exact."""
-    return math.fsum(
-        math.comb(of, k) * share**k * (1.0 - share) ** (of - k) for k in range(count + 1)
-    )
+def at_least_expected(of: int, share: float) -> int:
+    """The fewest successes among ``of`` that are not significantly (5 %) fewer than ``share``."""
+    chance = 0.0
+    for count in range(of + 1):
+        chance += math.comb(of, count) * share**count * (1.0 - share) ** (of - count)
+        if chance > 0.05:
+            return count
+    return of
