@@ -174,6 +174,8 @@ class Bisecting:
             if isinstance(found, str) or len(found) >= ask.rounds:
                 continue
             vain = vain + 1 if before is not None and len(found) == len(before) else 0
+            if vain:
+                self._check_ends()
             if vain > _MOST_VAIN:
                 raise ConfigError(
                     f"{_MOST_VAIN} rounds in a row do not count: {self._why_not(trial)}",
@@ -192,22 +194,26 @@ class Bisecting:
 
     def terms(self) -> Terms:
         """What decides; the metric's direction as its attempts declare it."""
-        if self._terms is None or self._terms.better is None:
-            reports = self._reports([self.good.hash, self.bad.hash])
-            every = [report for found in reports.values() for report in found]
-            if every and not samples_of(every, self.metric):
-                known = {name for report in every for name in report.metrics}
-                raise UsageError(
-                    f"no attempt measured {self.metric}",
-                    where="--metric",
-                    fix=nearest(self.metric, known),
-                )
-            self._terms = Terms(
-                better=spec_of(every, self.metric).better,
-                noise=noise_of(self._store, reports),
-                most_rounds=self._settings.search.most_attempts,
+        if self._terms is not None:
+            return self._terms
+        reports = self._reports([self.good.hash, self.bad.hash])
+        every = [report for found in reports.values() for report in valid(found)]
+        if every and not samples_of(every, self.metric):
+            known = {name for report in every for name in report.metrics}
+            raise UsageError(
+                f"no attempt measured {self.metric}",
+                where="--metric",
+                fix=nearest(self.metric, known),
             )
-        return self._terms
+        terms = Terms(
+            better=spec_of(every, self.metric).better,
+            noise=noise_of(self._store, reports),
+            most_rounds=self._settings.search.most_attempts,
+            confidence=self._settings.search.confidence,
+        )
+        # Before the first round nobody has said what the metric is, nor on what hardware.
+        self._terms = terms if every else None
+        return terms
 
     def _round(self, candidate: Trial, number: int) -> Plan:
         """A plan of the ends and the candidate; who goes first changes from round to round."""
@@ -244,10 +250,6 @@ class Bisecting:
         could = self._met_now(plan, summaries)
         found: list[tuple[float, Round]] = []
         for attempts in rounds.values():
-            if len({s.config_hash for s in attempts}) != len(hashes):
-                continue
-            if failed := self._failure(attempts, candidate):
-                return failed
             sides = [
                 samples_of(
                     valid(
@@ -260,21 +262,21 @@ class Bisecting:
             if all(sides):
                 began = min(s.started_at for s in attempts)
                 found.append((began, Round(*(side[-1] for side in sides))))
+        if not found and candidate.hash != self.bad.hash and (reason := self._failure(candidate)):
+            return reason
         return [each for _, each in sorted(found, key=lambda pair: pair[0])]
 
-    def _failure(self, attempts: Sequence[AttemptSummary], candidate: Trial) -> str | None:
-        """Why the candidate fails, if it does; raises if an end does."""
-        for config, of in grouped(attempts, lambda s: s.config_hash).items():
-            reports = [self._loaded[s.run_id] for s in of]
-            if any(r.outcome is Outcome.OK or r.outcome in _SAYS_NOTHING for r in reports):
-                continue
-            reason = reports[-1].reason or reports[-1].outcome.value
-            for flag, end in (("--good", self.good), ("--bad", self.bad)):
-                if config == end.hash:
-                    raise ConfigError(f"its attempts fail: {reason}", where=flag)
-            if config == candidate.hash:
-                return reason
-        return None
+    def _failure(self, trial: Trial) -> str | None:
+        """Why the last attempt of a trial failed; None where it did not, or there is none."""
+        last = next(reversed(self._reports([trial.hash]).get(trial.hash, [])), None)
+        if last is None or last.outcome is Outcome.OK or last.outcome in _SAYS_NOTHING:
+            return None
+        return last.reason or last.outcome.value
+
+    def _check_ends(self) -> None:
+        for flag, end in (("--good", self.good), ("--bad", self.bad)):
+            if reason := self._failure(end):
+                raise ConfigError(f"its attempts fail: {reason}", where=flag)
 
     def _met_now(self, plan: Plan, summaries: Mapping[str, Sequence[AttemptSummary]]) -> Any:
         """Whether an attempt was made under conditions that this run could meet."""

@@ -124,7 +124,7 @@ def between_ends(good: Environment, bad: Environment) -> Differences:
         raise UsageError(
             f"the ends have Python {good['python']} and {bad['python']}",
             where="bisect",
-            fix="Choose ends with the same Python; only packages are told apart",
+            fix="Choose ends with the same Python; packages are compared, not Pythons",
         )
     if not differing(good["packages"], bad["packages"]):
         raise UsageError("both ends have the same packages", where="bisect")
