@@ -69,6 +69,9 @@ def bisect_command(
         An end cannot be measured.
     """
     settings = settings_of(overrides, config_dirs=config_dirs)
+    if settings.cluster.kind != "local":
+        fix = "Leave cluster= out, on the machine where the number changed"
+        raise UsageError("a round is measured on one machine", where="bisect", fix=fix)
     store = open_store(settings.tracking)
     wanted = store.resolve(prefix)
     ended = [s for s in store.attempts([wanted])[wanted] if s.outcome]
@@ -82,21 +85,15 @@ def bisect_command(
     metric = metric or find_task(workload["task"]["name"]).headline[0]
     differences: Differences | None = between_ends(*ends)
     found: list[BisectView] = []
-    try:
-        while differences is not None:
-            bisecting = Bisecting(workload, differences, metric, store, settings)
-            answer = bisecting.run()
-            if answer is None:
-                say("interrupted: the same command goes on where this one stopped")
-                return Interrupted.exit_code
-            found.append(bisecting.shown(answer))
-            wanted_next = versions and len(found) == 1 and answer.state == "found"
-            differences = between_versions(differences, answer) if wanted_next else None
-    finally:
-        if settings.cluster.kind == "local":
-            from orchestrator.schedule.cluster.ray.cluster import joined
-
-            joined(settings.cluster).close()
+    while differences is not None:
+        bisecting = Bisecting(workload, differences, metric, store, settings)
+        answer = bisecting.run()
+        if answer is None:
+            say("interrupted: the same command goes on where this one stopped")
+            return Interrupted.exit_code
+        found.append(bisecting.shown(answer))
+        wanted_next = versions and len(found) == 1 and answer.state == "found"
+        differences = between_versions(differences, answer) if wanted_next else None
     if as_json:
         more = {"versions": bisect_json(found[1])} if len(found) > 1 else {}
         emit_json({**bisect_json(found[0]), **more})
@@ -144,6 +141,12 @@ class Bisecting:
         for flag, trial in (("--good", self.good), ("--bad", self.bad)):
             if trial.infeasible is not None:
                 raise ConfigError(trial.infeasible, where=flag)
+        # One at a time: two of a round in parallel slow each other, and not the third.
+        demand, cluster = self.good.resources, settings.cluster
+        cluster = dataclasses.replace(
+            cluster, cpus=demand.cpus or cluster.cpus, gpus=demand.gpus or cluster.gpus
+        )
+        self._settings = dataclasses.replace(self._settings, cluster=cluster)
         self.sweep = f"bisect-{self.good.hash[:6]}-{self.bad.hash[:6]}"
         self._loaded: dict[str, AttemptReport] = {}
         self._terms: Terms | None = None
