@@ -44,10 +44,12 @@ _LEAST_ATTEMPTS = 60
 
 
 def record(root: str, metric: str) -> None:
-    """Write the medians of the trial with most attempts, in the order they were made."""
+    """Write the medians of the trial with most attempts, in their order; flagged ones left out."""
     store = open_store(TrackingConfig(root=root))
     config, found = max(store.attempts().items(), key=lambda pair: len(pair[1]))
-    reports = sorted(valid(store.reports({config: found})[config]), key=lambda r: r.started_at)
+    every = sorted(valid(store.reports({config: found})[config]), key=lambda r: r.started_at)
+    # What shares the machine with a measurement is for the verdict to say, and for no statistics.
+    reports = [report for report in every if report.verdict.state == "valid"]
     medians = [float(np.median(samples)) for samples in samples_of(reports, metric)]
     if len(medians) < _LEAST_ATTEMPTS:
         raise SystemExit(f"{len(medians)} attempts are too few: {_LEAST_ATTEMPTS} are needed")
@@ -55,6 +57,7 @@ def record(root: str, metric: str) -> None:
         "metric": metric,
         "trial": config[:12],
         "machine": machine(),
+        "flagged_and_left_out": len(every) - len(reports),
         "medians_s": [float(f"{median:.5g}") for median in medians],
     }
     RECORDED.write_text(json.dumps(about, indent=1) + "\n")

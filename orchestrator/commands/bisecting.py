@@ -92,8 +92,11 @@ def bisect_command(
             say("interrupted: the same command goes on where this one stopped")
             return Interrupted.exit_code
         found.append(bisecting.shown(answer))
-        wanted_next = versions and len(found) == 1 and answer.state == "found"
-        differences = between_versions(differences, answer) if wanted_next else None
+        if not versions or len(found) > 1 or answer.state != "found":
+            break
+        differences = between_versions(differences, answer)
+        if differences is None:
+            say("--versions: there is no released version in between, or not of one package alone")
     if as_json:
         more = {"versions": bisect_json(found[1])} if len(found) > 1 else {}
         emit_json({**bisect_json(found[0]), **more})
@@ -211,7 +214,7 @@ class Bisecting:
         terms = Terms(
             better=spec_of(every, self.metric).better,
             noise=noise_of(self._store, reports),
-            most_rounds=self._settings.search.most_attempts,
+            most_rounds=max(Terms.most_rounds, self._settings.search.most_attempts),
             confidence=self._settings.search.confidence,
         )
         # Before the first round nobody has said what the metric is, nor on what hardware.
