@@ -90,6 +90,8 @@ def test_versions_of_the_culprit_are_searched_in_their_order(planted: Path) -> N
         (("--good", "none", "--bad", "after"), "none is no environment of its own"),
         (("--good", "before", "--bad", "c:012345678901"), "means no recorded attempt"),
         (("--good", "before"), "--bad"),
+        (("--good", "before", "--bad", "after", "--metric", "valeu"), "has no valeu"),
+        (("--good", "before", "--bad", "after", "cluster=ray"), "measured on one machine"),
         (("--good", "before", "--bad", "after", "quant=nf4"), "is part of the trial"),
     ],
 )
@@ -171,7 +173,7 @@ class Typed:
         self._env = {**os.environ, "PYTHONPATH": f"{os.environ['PYTHONPATH']}:{ROOT}"}
 
     def start(self, *words: str) -> subprocess.Popen[str]:
-        conf = ("--config-dir", str(self.place / "conf"))
+        conf = () if words[0] == "show" else ("--config-dir", str(self.place / "conf"))
         return subprocess.Popen(
             [sys.executable, "-m", "orchestrator", *words, *conf],
             cwd=self.place,

@@ -83,6 +83,10 @@ def bisect_command(
         for word, flag in ((good, "--good"), (bad, "--bad"))
     ]
     metric = metric or find_task(workload["task"]["name"]).headline[0]
+    measured = valid(store.reports({wanted: ended})[wanted])
+    known = {name for report in measured for name in (*report.metrics, *report.telemetry)}
+    if known and metric not in known:
+        raise UsageError(f"{prefix} has no {metric}", where="--metric", fix=nearest(metric, known))
     differences: Differences | None = between_ends(*ends)
     found: list[BisectView] = []
     while differences is not None:
@@ -204,13 +208,6 @@ class Bisecting:
             return self._terms
         reports = self._reports([self.good.hash, self.bad.hash])
         every = [report for found in reports.values() for report in valid(found)]
-        if every and not samples_of(every, self.metric):
-            known = {name for report in every for name in report.metrics}
-            raise UsageError(
-                f"no attempt measured {self.metric}",
-                where="--metric",
-                fix=nearest(self.metric, known),
-            )
         terms = Terms(
             better=spec_of(every, self.metric).better,
             noise=noise_of(self._store, reports),

@@ -171,8 +171,15 @@ def gate(words: tuple[str, ...], **given: Any) -> int:
 @click.argument(
     "overrides", nargs=-1, type=click.UNPROCESSED, shell_complete=_complete("overrides")
 )
-@click.option("--good", required=True, help="Environment, run, hash or c:… without the change.")
-@click.option("--bad", required=True, help="The same, with the change.")
+@click.option(
+    "--good",
+    required=True,
+    help="Environment, run, hash or c:… without the change.",
+    shell_complete=_complete("ends"),
+)
+@click.option(
+    "--bad", required=True, help="The same, with the change.", shell_complete=_complete("ends")
+)
 @click.option("--metric", help="What changed; the task's first where left out: tpot_s.")
 @click.option("--versions", is_flag=True, help="Then find the version of the culprit that did it.")
 @click.option(
