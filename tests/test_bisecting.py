@@ -240,7 +240,8 @@ def test_a_planted_package_is_found_also_after_a_kill_and_a_repeat_measures_noth
             *("bisect", ends["before"]["hash"][:12], "--json"),
             *("--good", ends["before"]["hash"][:12], "--bad", bad),
         )
-        assert (code, json.loads(out)) == (0, answer), err
+        assert code == 0, err
+        assert json.loads(out) == answer
         assert "to run" not in err
     assert len(typed.attempts()) == len(made)
     # An end that is the other one's equal: nothing differs.

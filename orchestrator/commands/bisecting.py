@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.attempt import AttemptReport, Outcome, Trial
 from orchestrator.commands.differences import Differences, between_ends, between_versions
-from orchestrator.commands.ends import end_of
+from orchestrator.commands.ends import BISECTION, end_of
 from orchestrator.commands.noise import noise_of
 from orchestrator.commands.output import emit, emit_json, say
 from orchestrator.commands.reuse import reuse_of
@@ -154,7 +154,7 @@ class Bisecting:
             cluster, cpus=demand.cpus or cluster.cpus, gpus=demand.gpus or cluster.gpus
         )
         self._settings = dataclasses.replace(self._settings, cluster=cluster)
-        self.sweep = f"bisect-{self.good.hash[:6]}-{self.bad.hash[:6]}"
+        self.sweep = f"{BISECTION}{self.good.hash[:6]}-{self.bad.hash[:6]}"
         self._loaded: dict[str, AttemptReport] = {}
         self._terms: Terms | None = None
 

@@ -27,6 +27,8 @@ from orchestrator.record import AttemptSummary, Store
 from orchestrator.record.selection import attempts_of
 
 Environment = dict[str, Any]
+#: What names of the sweeps begin with under which rounds are recorded.
+BISECTION = "bisect-"
 
 
 def end_of(
@@ -87,14 +89,12 @@ def _workload(identity: Mapping[str, Any]) -> dict[str, Any]:
 def _recorded(word: str, store: Store, workload: Mapping[str, Any]) -> Sequence[AttemptSummary]:
     every = [summary for group in store.attempts().values() for summary in group]
     if word.startswith("c:"):
-        return [s for s in every if s.conditions and _conditions_id(s) == word]
+        # Mixtures that a bisection made share the conditions of an end: they name few packages.
+        made = (s for s in every if not s.sweep.startswith(BISECTION))
+        return [s for s in made if s.conditions and joint_id(s.conditions) == word]
     if found := [s for s in every if len(word) >= 8 and s.run_id.startswith(word)]:
         return found
     return attempts_of(store, word)
-
-
-def _conditions_id(summary: AttemptSummary) -> str:
-    return joint_id(summary.conditions)
 
 
 def _of_software(
