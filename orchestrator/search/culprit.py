@@ -40,6 +40,9 @@ from orchestrator.search.coupled import Coupling, Set
 from orchestrator.search.rounds import Round, Step, Terms, decide, next_look, standing
 from orchestrator.statistics.judge import Finding, Judged
 
+# Times the questions that one culprit takes: several that act together take some more.
+_MOST_STEPS = 8
+
 
 @dataclass(frozen=True)
 class Ask:
@@ -147,7 +150,7 @@ def search(coupling: Coupling, terms: Terms) -> Steps:
     """
     # The ends, a halving a factor of two, and what is named.
     questions = 2 + math.ceil(math.log2(len(coupling.order())))
-    walk = _Walk(coupling, terms.shared(questions))
+    walk = _Walk(coupling, terms.shared(questions), questions)
     try:
         state, reason = yield from walk.all()
         return walk.answer(state, reason)
@@ -168,6 +171,7 @@ class _Walk:
 
     coupling: Coupling
     terms: Terms
+    questions: int
     change: Finding | None = None
     strict: bool = False  # whether a candidate may do a part of the change
     steps: list[Step] = field(default_factory=list)
@@ -207,21 +211,28 @@ class _Walk:
     def _smallest(self, suspects: Set) -> Generator[Ask, Rounds, Step]:
         """Of a closed set that moves the number, blames the smallest part that does; its step."""
         found: list[Set] = []
+        base: Set = frozenset()
         while True:
-            base = self.coupling.closed(frozenset().union(*found))
-            if found:
-                alone = yield from self._ask(base, fresh=True)
-                if alone.state == "changed":
-                    yield from self._blame(found, base, alone)
-                    return alone
-                if alone.state != "same":
-                    raise _Open(alone.reason or _not_decided(alone), base)
             order = [each for each in self.coupling.order() if each <= suspects - base]
-            if not order:
-                raise _Open("measured again, what seemed to move the number does not", base)
             last = yield from self._completing(base, order)
-            found.append(order[last])
-            suspects = base.union(*order[: last + 1])
+            completed = base.union(*order[: last + 1])
+            wider = self.coupling.closed(base | order[last])
+            alone = yield from self._ask(wider, fresh=True)
+            if alone.state == "changed":
+                yield from self._blame([*found, order[last]], wider, alone)
+                return alone
+            # It needs others for it; or one answer on the way was wrong, and then the set that it
+            # completes is found not to move the number either.
+            again = alone
+            if alone.state == "same" and completed != wider:
+                again = yield from self._ask(completed, fresh=True)
+            if again.state not in ("changed", "same"):
+                raise _Open(again.reason or _not_decided(again), completed)
+            if again.state == "same" and completed == suspects:
+                raise _Open("measured again, what seemed to move the number does not", completed)
+            if again.state == "changed":
+                found.append(order[last])
+                base, suspects = wider, completed
 
     def _completing(self, base: Set, order: Sequence[Set]) -> Generator[Ask, Rounds, int]:
         """Which of ``order`` completes the change: with it and those before it, it is there."""
@@ -275,6 +286,8 @@ class _Walk:
             return self._chose[changes]
         first = self._used.get(changes, 0)
         before = list(self._rounds)
+        if len(self.steps) >= _MOST_STEPS * self.questions:
+            raise _Open("answers contradict each other: attempts scatter too much", changes)
         made: Sequence[Round] = ()
         step = Step(changes, "undecided")
         while step.state == "undecided" and step.rounds < self.terms.most_rounds:

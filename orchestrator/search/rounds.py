@@ -70,7 +70,7 @@ class Terms:
 
     better: Better | None = "lower"
     noise: float | None = None
-    most_rounds: int = 160
+    most_rounds: int = 400
     confidence: float = 0.95
 
     def shared(self, questions: int) -> Terms:
