@@ -24,17 +24,15 @@ from benchmarks._machine import arguments, emit, finish, machine
 from orchestrator.plan.schema import TrackingConfig
 from orchestrator.record import open_store
 from orchestrator.report.analyse.measured import samples_of, valid
-from orchestrator.search.rounds import Terms
 from testing.bisected import (
     PACKAGES,
     RECORDED,
     Bisected,
     at_least_expected,
-    bisected,
     recorded,
+    searches,
     spread,
 )
-from testing.seeds import drawing_seed
 
 SEARCHES = 200
 SLOWER = 1.10
@@ -77,18 +75,17 @@ def main() -> None:
     if given.record:
         return record(given.record, given.metric)
     medians = np.array(recorded()["medians_s"])
-    rng = np.random.default_rng([drawing_seed(), given.searches])
     in_turn = float(np.diff(np.log(medians)).std(ddof=1))
     emit("bisect.noise", spread(medians), "1", n=medians.size)
     emit("bisect.noise.of_a_difference_in_turn", in_turn, "1", n=medians.size - 1)
-    count, terms = given.searches, Terms()
-    slow = [bisected(SLOWER, True, medians, terms, rng) for _ in range(count)]
+    count = given.searches
+    slow = searches(True, count, SLOWER)
     least = at_least_expected(count, RIGHT) / count
     right = sum(each.right for each in slow) / count
     emit("bisect.planted.right", right, "1", required=f">= {least:g}", n=count)
     emit("bisect.planted.innocent_named", sum(each.wrong for each in slow) / count, "1", n=count)
     report("planted", slow)
-    calm = [bisected(SLOWER, False, medians, terms, rng) for _ in range(count)]
+    calm = searches(False, count, SLOWER)
     named = sum(each.wrong for each in calm) / count
     emit("bisect.nothing.culprit_named", named, "1", required="<= 0", n=count)
     report("nothing", calm)

@@ -9,7 +9,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from numpy.typing import NDArray
 from orchestrator.search.coupled import Coupling, Set
 from orchestrator.search.culprit import Answer, search
 from orchestrator.search.rounds import Round, Terms
+from testing.seeds import drawing_seed
 
 Array = NDArray[np.float64]
 RECORDED = Path(__file__).with_name("recorded_noise.json")
@@ -99,6 +103,19 @@ def bisected(
             ask = steps.send(have)
     except StopIteration as ended:
         return Bisected(ended.value, culprit, made)
+
+
+def searches(planted: bool, count: int, slower: float = 1.1) -> list[Bisected]:
+    """So many with the command's own terms, each from a seed of its own, on all cores."""
+    one = partial(_one, planted=planted, slower=slower)
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        return list(pool.map(one, range(count), chunksize=4))
+
+
+def _one(number: int, planted: bool, slower: float) -> Bisected:
+    medians = np.array(recorded()["medians_s"])
+    rng = np.random.default_rng([drawing_seed(), number, planted])
+    return bisected(slower, planted, medians, Terms(), rng)
 
 
 def at_least_expected(of: int, share: float) -> int:

@@ -25,6 +25,7 @@ from orchestrator.commands.output import emit, emit_json, say
 from orchestrator.commands.reuse import reuse_of
 from orchestrator.commands.run import command_line
 from orchestrator.conditions import same
+from orchestrator.environments.build import built
 from orchestrator.errors import ConfigError, Interrupted, UsageError, nearest
 from orchestrator.measure.grouping import grouped
 from orchestrator.measure.registry import find_task
@@ -46,7 +47,8 @@ EXIT_CODES = {"found": 0, "same": 1, "undecided": 2}
 
 # A machine so disturbed that no round in so many counts is not measured on for ever.
 _MOST_VAIN = 5
-_SAYS_NOTHING = {Outcome.LOST, Outcome.CANCELLED, Outcome.INVALID}
+# Of the packages. What cannot be built is an error before it is measured.
+_SAYS_NOTHING = {Outcome.LOST, Outcome.CANCELLED, Outcome.INVALID, Outcome.INFEASIBLE}
 
 
 def bisect_command(
@@ -195,6 +197,8 @@ class Bisecting:
             if asked is None or (ask.changes, ask.rounds) != (asked.changes, asked.rounds):
                 say(f"{self.sweep}: {self._differences.called(ask.changes)}: {ask.rounds} rounds")
                 asked = ask
+            # An index that lacks a package is no evidence, and is said before anything runs.
+            built(trial.identity["environment"])
             plan = self._round(trial, len(found) + vain)
             measuring = Measuring(plan, self._store, command_line(), probing=True)
             measuring.execute(measuring.todo())
