@@ -313,8 +313,10 @@ class _Walk:
     ) -> Answer:
         """What is known at the end."""
         ends = self.steps[0].judged if self.steps else None
-        if len(self._counted) > 1:
-            good, bad = zip(*((each.good, each.bad) for each in self._counted), strict=True)
+        # A round with a mixture may stand for one of the ends alone, too, and counts once.
+        both = dict.fromkeys((each.good, each.bad) for each in self._counted)
+        if len(both) > 1:
+            good, bad = zip(*both, strict=True)
             ends = self.terms.judged(bad, good)
         culprits = tuple(self.culprits)
         if state == "found" and ends is not None and ends.finding != self.change:
