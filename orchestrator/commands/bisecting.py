@@ -200,7 +200,7 @@ class Bisecting:
             # An index that lacks a package is no evidence, and is said before anything runs.
             built(trial.identity["environment"])
             plan = self._round(trial, len(found) + vain)
-            measuring = Measuring(plan, self._store, command_line(), probing=True)
+            measuring = Measuring(plan, self._store, command_line(), search_id=self.sweep)
             measuring.execute(measuring.todo())
             if measuring.interrupted:
                 return None
