@@ -32,6 +32,7 @@ ROOT = Path(__file__).parents[1]
         ("orchestrator --cfg ", "all hydra job"),
         ("orchestrator plan --j", "--json"),
         ("orchestrator compare --all", "--allow-different"),
+        ("orchestrator bisect abc --good openv", "openvino"),
         ("orchestrator gate --rules ll", "llm_baseline"),
         ("orchestrator report adh", "adhoc"),
         ("orchestrator compare adhoc adhoc@", "adhoc@-1 adhoc@-2"),

@@ -187,6 +187,39 @@ def history(**given: Any) -> int:
 
 
 @commands.command()
+@HASH
+@click.argument(
+    "overrides", nargs=-1, type=click.UNPROCESSED, shell_complete=_complete("overrides")
+)
+@click.option(
+    "--good",
+    required=True,
+    help="Environment, run, hash or c:… without the change.",
+    shell_complete=_complete("ends"),
+)
+@click.option(
+    "--bad", required=True, help="The same, with the change.", shell_complete=_complete("ends")
+)
+@click.option("--metric", help="What changed; the task's first where left out: tpot_s.")
+@click.option("--versions", is_flag=True, help="Then find the version of the culprit that did it.")
+@click.option(
+    "--config-dir",
+    "-cd",
+    "config_dirs",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="A directory of your own groups.",
+)
+@AS_JSON
+def bisect(**given: Any) -> int:
+    """Find the package that changed a number between two environments: exit 0 found,
+    1 no difference, 2 undecided, 4 a mistake in the command, the store, a bug."""
+    from orchestrator.commands.bisecting import bisect_command
+
+    return bisect_command(**given)
+
+
+@commands.command()
 @click.argument("sweep", shell_complete=_complete("sweeps"))
 @STORE_OVERRIDES
 @click.option("--output", type=click.Path(file_okay=False, path_type=Path), default=Path("."))
@@ -294,16 +327,16 @@ def completion(shell: str, install: bool, line: str | None) -> int:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one command line; returns its exit code: 0, 1, 2 or 130, ``gate`` and ``history`` their
-    own.
+    """Run one command line; returns its exit code: 0, 1, 2 or 130.
 
-    What keeps these from judging is 4: their 1 and 2 are judgements.
+    ``gate``, ``bisect`` and ``history`` have their own. What keeps these from judging is 4: their
+    1 and 2 are judgements.
     """
     use_plain_signs()
     words = list(argv)
     verbose = any(word in ("-v", "--verbose") for word in words)
     words = [word for word in words if word not in ("-v", "--verbose")]
-    unjudged = 4 if words[:1] in (["gate"], ["history"]) else None
+    unjudged = 4 if words[:1] in (["gate"], ["bisect"], ["history"]) else None
     try:
         if not words or words[0] not in commands.commands:
             _refuse_unknown_command(words)

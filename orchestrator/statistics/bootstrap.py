@@ -149,11 +149,15 @@ class _Trial:
         """
         if drawn_attempts is None:
             drawn_attempts = rng.integers(self.k, size=(self.k, resamples))
-        within = np.empty(drawn_attempts.size)
-        flat = drawn_attempts.ravel()
-        for index, attempt in enumerate(self.attempts):
-            at = np.flatnonzero(flat == index)
-            within[at] = bootstrap_medians(attempt, at.size, rng) - self.medians[index]
+        within = np.zeros(drawn_attempts.size)
+        if all(len(attempt) == 1 for attempt in self.attempts):
+            # Of one value each nothing varies within; the generator goes on from where it would.
+            rng.random(within.size)
+        else:
+            flat = drawn_attempts.ravel()
+            for index, attempt in enumerate(self.attempts):
+                at = np.flatnonzero(flat == index)
+                within[at] = bootstrap_medians(attempt, at.size, rng) - self.medians[index]
         between = (self.medians - self.centre)[drawn_attempts].sum(axis=0)
         inside = within.reshape(drawn_attempts.shape).sum(axis=0) / self.k
         if math.isfinite(self.freedom):

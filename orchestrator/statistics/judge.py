@@ -93,6 +93,7 @@ def judge(
     exact: bool = False,
     noise: float | None = None,
     in_rounds: bool = False,
+    confidence: float = CONFIDENCE,
 ) -> Judged:
     """What the ratio of ``new`` to ``base`` means.
 
@@ -109,6 +110,9 @@ def judge(
         each side has one attempt.
     in_rounds : bool
         The n-th attempts of both sides were made in turn.
+    confidence : float
+        Of each end of the interval; more than usual for whoever asks many times and follows each
+        answer.
 
     Returns
     -------
@@ -123,9 +127,9 @@ def judge(
     sides = tuple(map(_kept, new)), tuple(map(_kept, base))
     # One order for both directions: then the same draws answer for A over B and for B over A.
     if sides[0] < sides[1]:
-        found = _sampled(sides[1], sides[0], tau, _other(better), noise, in_rounds)
+        found = _sampled(sides[1], sides[0], tau, _other(better), noise, in_rounds, confidence)
         return _mirrored(found)
-    return _sampled(*sides, tau, better, noise, in_rounds)
+    return _sampled(*sides, tau, better, noise, in_rounds, confidence)
 
 
 def judge_items(
@@ -213,6 +217,7 @@ def _sampled(
     better: Better | None,
     noise: float | None,
     in_rounds: bool,
+    confidence: float,
 ) -> Judged:
     # Imported here: numpy is not needed to draw a progress line or to print help.
     from orchestrator.statistics.bootstrap import ratio_ci
@@ -220,7 +225,7 @@ def _sampled(
     found = ratio_ci(
         new,
         base,
-        confidence=2.0 * CONFIDENCE - 1.0,
+        confidence=2.0 * confidence - 1.0,
         tolerance=tau,
         between=noise,
         in_rounds=in_rounds,

@@ -38,7 +38,7 @@ THIRD_PARTIES = {
 }
 EXECUTED_APART = [page for page, _, _ in THIRD_PARTIES.values()]
 STORED = ("show", "compare", "gate", "history", "report", "status", "doctor")
-PARSED = ("ui", "cancel", "sync", "reproduce", "completion")
+PARSED = ("ui", "cancel", "sync", "reproduce", "bisect", "completion")
 ORCHESTRATOR = re.compile(r"(?:\S*python3? -m orchestrator|orchestrator)\b")
 FENCE = re.compile(
     r"(?:<!-- (?P<mark>not run|run by|file): (?P<what>[^>]+) -->\n+)?"

@@ -86,6 +86,14 @@ def selections(context: click.Context, word: str) -> list[str]:
     return [*names, *(runs if "@" in word else ()), *_hashes(store)]
 
 
+def ends(context: click.Context, word: str) -> list[str]:
+    """What ``bisect`` takes for an end: environments, config hashes."""
+    from orchestrator.plan.compose import Composer
+
+    named = [name for name in Composer().options("environment") if name != "none"]
+    return [*named, *_hashes(_store(context))]
+
+
 def running(context: click.Context, word: str) -> list[str]:
     """Sweeps that run now."""
     from orchestrator.record.drivers import drivers_directory, read_drivers
