@@ -244,6 +244,14 @@ def test_a_planted_package_is_found_also_after_a_kill_and_a_repeat_measures_noth
         assert json.loads(out) == answer
         assert "to run" not in err
     assert len(typed.attempts()) == len(made)
-    # An end that is the other one's equal: nothing differs.
-    code, out, _ = typed("bisect", ends["after"]["hash"][:12], "--good", "after", "--bad", "after")
-    assert code == 4
+
+    # The version of it that did it; the package itself is known.
+    for version, step_s in (("1.2", 0.02), ("1.5", 0.026)):
+        wheel(planted / "wheels", "dials", version, {"dials.py": f"STEP_S = {step_s}\n"})
+    code, out, err = typed(*words, "--versions")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found.pop("versions")["culprits"][0]["packages"] == [
+        {"package": "dials", "good": "1.2", "bad": "1.5"}
+    ]
+    assert found == answer

@@ -109,6 +109,7 @@ def bisect_command(
     else:
         for view in found:
             emit(view)
+            emit("")
     state = found[-1].answer.state
     # What a package as a whole changes, one of its versions does.
     return EXIT_CODES["undecided" if len(found) > 1 and state == "same" else state]
