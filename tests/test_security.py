@@ -82,6 +82,7 @@ SAFE = {
     ("weights_only", "True"),
     ("Loader", "yaml.BaseLoader"),
     ("Loader", "yaml.SafeLoader"),
+    ("Loader", "yaml.CSafeLoader"),
 }
 # Ray's authenticated channel: a cancelled attempt's report, left in the cluster's own store.
 ALLOWED = {("orchestrator/schedule/cluster/ray/worker.py", "pickle.loads")}

@@ -356,8 +356,11 @@ class Store(ABC):
 
         try:
             # Ten times as fast where libyaml is there, and as safe: of hundreds of trials, seconds.
-            loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-            tree = yaml.load(self.artifact(run_id, CONFIG), loader)
+            text = self.artifact(run_id, CONFIG)
+            if yaml.__with_libyaml__:
+                tree = yaml.load(text, Loader=yaml.CSafeLoader)
+            else:
+                tree = yaml.safe_load(text)
         except FileNotFoundError as error:
             raise StoreError(f"attempt {run_id} has no {CONFIG}", where=self.where) from error
         except yaml.YAMLError as error:
