@@ -19,6 +19,7 @@ from orchestrator.commands.output import emit, emit_json, say
 from orchestrator.engines.registry import is_remote
 from orchestrator.errors import ConfigError, Interrupted
 from orchestrator.measure.registry import find_task
+from orchestrator.measure.wording import counted
 from orchestrator.search.capacity import (
     Ask,
     CapacitySettings,
@@ -26,7 +27,7 @@ from orchestrator.search.capacity import (
     Undecided,
     capacity,
 )
-from orchestrator.search.probe import LevelAttempt
+from orchestrator.search.probe import SATURATED, UNANSWERED, LevelAttempt
 
 if TYPE_CHECKING:
     from orchestrator.attempt import AttemptReport, Trial
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from orchestrator.record import Store
 
 UNDECIDED = 1
+_BINDS = {SATURATED: "the queue grows", UNANSWERED: "requests stay unanswered"}
 
 
 def search(plan: Plan, command: Sequence[str], *, as_json: bool) -> int:
@@ -188,7 +190,7 @@ def _step(searches: Sequence[Searched], plan: Plan) -> Plan | None:
     levels = ", ".join(
         f"{each.over}={each.next.level:g}" for each, _ in asking if isinstance(each.next, Ask)
     )
-    say(f"{plan.sweep}: {levels}, {wanted} attempts")
+    say(f"{plan.sweep}: {levels}, {counted(wanted, 'attempt')}")
     settings = dataclasses.replace(plan.settings, repeats=wanted)
     return _plan(plan, searches, tuple(trials.values()), settings)
 
@@ -241,7 +243,7 @@ def sentence(each: Searched, plan: Plan) -> str:
         text = f"{name}: {keeps} up to {each.over} between {found.low:g} and {found.high:g}"
     parts = [f"{text} ({plan.settings.search.confidence:.0%} confidence)"]
     if found.binding:
-        parts.append(f"above it {found.binding} binds")
+        parts.append(f"above it {_BINDS.get(found.binding, f'{found.binding} binds')}")
     if found.sharp is not None:
         parts.append("the edge is sharp" if found.sharp else "the edge is gradual")
     if isinstance(found, Undecided):

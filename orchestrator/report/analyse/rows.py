@@ -106,8 +106,9 @@ class SweepTable:
 
     @property
     def software(self) -> dict[str, tuple[str, ...]]:
-        """By a row's label, what software it does not share with its baseline; all there is."""
-        return {row.label: row.software for row in self.rows if row.software}
+        """By their labels, what software rows do not share with their baselines."""
+        alike = grouped((row for row in self.rows if row.software), lambda row: row.software)
+        return {", ".join(row.label for row in rows): software for software, rows in alike.items()}
 
     @property
     def elsewhere(self) -> str | None:
