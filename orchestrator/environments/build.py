@@ -80,7 +80,7 @@ def built(environment: Mapping[str, Any], cancelled: Callable[[], bool] = lambda
         except UvFailed as error:
             missing = _MISSING in str(error)
             raise (Infeasible if missing else InputError)(
-                f"this environment cannot be built: {error}",
+                f"this environment cannot be built: {str(error).rstrip('.')}",
                 where="environment",
                 fix="UV_INDEX, UV_FIND_LINKS or UV_TORCH_BACKEND names an index that has it"
                 if missing
