@@ -29,6 +29,7 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -110,44 +111,51 @@ def alarms(spread: float, rng: np.random.Generator, *, after: int = 0) -> list[i
 def simulate(count: int, seed: int) -> None:
     """Every rate of the docstring, of ``count`` series each."""
     for spread in SPREADS:
-        rng = np.random.default_rng([seed, round(1000 * spread)])
-        name = f"history.spread_{round(100 * spread)}_percent"
+        _simulate(count, seed, spread)
 
-        def share(holds: Callable[[], bool]) -> float:
-            return sum(holds() for _ in range(count)) / count
 
-        def any_step(found: Changes) -> bool:
-            return len(found.starts) > 1
+def _simulate(count: int, seed: int, spread: float) -> None:
+    rng = np.random.default_rng([seed, round(1000 * spread)])
+    name = f"history.spread_{round(100 * spread)}_percent"
 
-        place = RUNS - AFTER
-        found = [changes(spread, rng, after=AFTER) for _ in range(count)]
-        seen = sum(is_found(each, place, AFTER) for each in found) / count
-        near = sum(is_found(each, place, 1) for each in found) / count
-        # Not significantly less: one-sided, with a chance of 5 %.
-        least = f">= {0.95 - 1.645 * math.sqrt(0.95 * 0.05 / count):.4f}"
-        emit(f"{name}.found", seen, "1", required=least, n=count)
-        limit = least if spread <= 0.02 else None
-        emit(f"{name}.found_within_one_run", near, "1", required=limit, n=count)
-        flat = share(lambda: any_step(changes(spread, rng)))  # noqa: B023
-        emit(f"{name}.flat_with_a_step", flat, "1", required="<= 0.01", n=count)
-        few = max(count // 4, 1)
-        followed = [alarms(spread, rng) for _ in range(few)]
-        rung = sum(bool(each) for each in followed) / few
-        emit(f"{name}.flat_with_an_alarm_in_{RUNS}_nights", rung, "1", n=few)
-        followed = [alarms(spread, rng, after=10) for _ in range(few)]
-        true = [[run for run in each if run > RUNS - 10] for each in followed]
-        emit(f"{name}.step_with_one_alarm", sum(len(t) == 1 for t in true) / few, "1", n=few)
-        delays = [each[0] - (RUNS - 10) for each in true if each]
-        emit(f"{name}.alarm_after_runs", float(np.median(delays)), "1", n=few)
-        alone = share(lambda: is_found(changes(spread, rng, after=1), RUNS - 1, 0))  # noqa: B023
-        emit(f"{name}.found_with_one_run_after", alone, "1", n=count)
-        for runs in (6, 10, 20, 200):
-            some = share(lambda: any_step(changes(spread, rng, runs=runs)))  # noqa: B023
-            emit(f"{name}.flat_of_{runs}_with_a_step", some, "1", n=count)
-        strays = share(lambda: any_step(_with_strays(spread, rng)))  # noqa: B023
-        emit(f"{name}.flat_with_strays_with_a_step", strays, "1", n=count)
-        dependent = share(lambda: any_step(_dependent(spread, rng)))  # noqa: B023
-        emit(f"{name}.flat_dependent_with_a_step", dependent, "1", n=count)
+    def share(holds: Callable[[], bool]) -> float:
+        return sum(holds() for _ in range(count)) / count
+
+    def any_step(found: Changes) -> bool:
+        return len(found.starts) > 1
+
+    def any_short_step(runs: int) -> bool:
+        return any_step(changes(spread, rng, runs=runs))
+
+    place = RUNS - AFTER
+    found = [changes(spread, rng, after=AFTER) for _ in range(count)]
+    seen = sum(is_found(each, place, AFTER) for each in found) / count
+    near = sum(is_found(each, place, 1) for each in found) / count
+    # Not significantly less: one-sided, with a chance of 5 %.
+    least = f">= {0.95 - 1.645 * math.sqrt(0.95 * 0.05 / count):.4f}"
+    emit(f"{name}.found", seen, "1", required=least, n=count)
+    limit = least if spread <= 0.02 else None
+    emit(f"{name}.found_within_one_run", near, "1", required=limit, n=count)
+    flat = share(lambda: any_step(changes(spread, rng)))
+    emit(f"{name}.flat_with_a_step", flat, "1", required="<= 0.01", n=count)
+    few = max(count // 4, 1)
+    followed = [alarms(spread, rng) for _ in range(few)]
+    rung = sum(bool(each) for each in followed) / few
+    emit(f"{name}.flat_with_an_alarm_in_{RUNS}_nights", rung, "1", n=few)
+    followed = [alarms(spread, rng, after=10) for _ in range(few)]
+    true = [[run for run in each if run > RUNS - 10] for each in followed]
+    emit(f"{name}.step_with_one_alarm", sum(len(t) == 1 for t in true) / few, "1", n=few)
+    delays = [each[0] - (RUNS - 10) for each in true if each]
+    emit(f"{name}.alarm_after_runs", float(np.median(delays)), "1", n=few)
+    alone = share(lambda: is_found(changes(spread, rng, after=1), RUNS - 1, 0))
+    emit(f"{name}.found_with_one_run_after", alone, "1", n=count)
+    for runs in (6, 10, 20, 200):
+        some = share(partial(any_short_step, runs))
+        emit(f"{name}.flat_of_{runs}_with_a_step", some, "1", n=count)
+    strays = share(lambda: any_step(_with_strays(spread, rng)))
+    emit(f"{name}.flat_with_strays_with_a_step", strays, "1", n=count)
+    dependent = share(lambda: any_step(_dependent(spread, rng)))
+    emit(f"{name}.flat_dependent_with_a_step", dependent, "1", n=count)
 
 
 def record_nights(

@@ -26,8 +26,6 @@ UNKNOWN = "unknown"
 _ID_CHARS = 12
 _MOST_TOLD = 3
 
-Packages = Mapping[str, str]
-
 
 @dataclass(frozen=True)
 class Conditions:
@@ -72,29 +70,18 @@ def difference(before: Conditions | None, now: Conditions) -> str:
     return ", ".join(told[:_MOST_TOLD]) + more
 
 
-def software_difference(
-    before: Conditions, now: Conditions, locks: tuple[Packages, Packages] | None = None
-) -> tuple[str, ...]:
+def software_difference(before: Conditions, now: Conditions) -> tuple[str, ...]:
     """What software two trials do not share: ``transformers 5.20.2 → 5.23.0``.
 
     A package that only one of them depends on is its configuration's doing; a variable that is set
     for one of them is not.
-
-    Parameters
-    ----------
-    locks : tuple of mapping of str to str, optional
-        All packages of either trial's environment, name to version, where both run in one. Then
-        those that are in one of them alone are told too.
     """
-    sides = [dict(before.software), dict(now.software)]
-    if locks is None:
-        sides = [
-            {name: v for name, v in side.items() if name.isupper() or all(name in s for s in sides)}
-            for side in sides
-        ]
-    else:
-        sides = [{**side, **lock} for side, lock in zip(sides, locks, strict=True)]
-    return tuple(_differences(Conditions(software=sides[0]), Conditions(software=sides[1])))
+    sides = [before.software, now.software]
+    kept = [
+        {name: v for name, v in side.items() if name.isupper() or all(name in s for s in sides)}
+        for side in sides
+    ]
+    return tuple(_differences(Conditions(software=kept[0]), Conditions(software=kept[1])))
 
 
 def _differences(before: Conditions, now: Conditions) -> list[str]:

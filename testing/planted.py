@@ -13,6 +13,8 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
+
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 CULPRIT, TIED = "dials", "hands"
 INNOCENT = ("amber", "brass", "cedar", "ebony", "flint", "grain")
@@ -79,6 +81,20 @@ def wheel(
         for inside, text in every.items():
             archive.writestr(inside, text)
     return path
+
+
+def only_wheels(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory, empty yet: uv finds no other packages than those that are put into it."""
+    directory = place / "wheels"
+    directory.mkdir()
+    for name in list(os.environ):
+        if name.startswith("UV_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("UV_NO_INDEX", "1")
+    monkeypatch.setenv("UV_FIND_LINKS", str(directory))
+    monkeypatch.setenv("UV_CACHE_DIR", str(place / "uv"))
+    monkeypatch.setenv("ORCHESTRATOR_CACHE", str(place / "cache"))
+    return directory
 
 
 def plant(directory: Path, *, slower: float, step_s: float = 0.02) -> dict[str, str]:

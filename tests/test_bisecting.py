@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.commands.differences import between_ends, between_versions
+from orchestrator.commands.mixtures import between_ends, between_versions
 from orchestrator.measure.metric import MetricSpec
 from orchestrator.plan.schema import TrackingConfig
 from orchestrator.record import open_store

@@ -72,12 +72,6 @@ def test_a_package_that_one_trial_needs_stands_between_no_two(
     assert software_difference(HERE, Conditions(software=now)) == said
 
 
-def test_of_two_environments_every_package_is_told() -> None:
-    locks = {"torch": "2.13.0", "tokenizers": "0.22.1"}, {"torch": "2.13.0", "hf-xet": "1.8.0"}
-    sides = [Conditions(software={"torch": "2.13.0"})] * 2
-    assert software_difference(*sides, locks) == ("tokenizers 0.22.1 → none", "hf-xet none → 1.8.0")
-
-
 @pytest.mark.parametrize(
     ("made", "shown"),
     [

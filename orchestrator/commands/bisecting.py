@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.attempt import AttemptReport, Outcome, Trial
-from orchestrator.commands.differences import Differences, between_ends, between_versions
 from orchestrator.commands.ends import BISECTION, end_of
+from orchestrator.commands.mixtures import Differences, between_ends, between_versions
 from orchestrator.commands.noise import noise_of
 from orchestrator.commands.output import emit, emit_json, say
 from orchestrator.commands.reuse import reuse_of

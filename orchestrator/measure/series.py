@@ -104,7 +104,7 @@ class SeriesSet:
         """Parquet, one row a reading: ``t_s``, ``source``, ``metric``, ``unit``, ``value``.
 
         ``t_s`` counts from ``origin_ns``, which the file's metadata tells, as it does which series
-        are counters: :func:`~orchestrator.telemetry.history.read_histories` reads both.
+        are counters: :func:`~orchestrator.telemetry.recorded_series.read_histories` reads both.
         """
         # Here, not above: pyarrow takes a third of a second to import, in a process that has
         # nothing else to do once its first attempt is over.

@@ -12,7 +12,7 @@ from orchestrator.measure.predicted import is_derived
 from orchestrator.measure.series import PARQUET_ARTIFACT, SERVER_ARTIFACT
 from orchestrator.record.params import legal_key
 from orchestrator.record.runrecord import MetricPoint
-from orchestrator.telemetry.history import Histories, read_histories
+from orchestrator.telemetry.recorded_series import Histories, read_histories
 
 N = TypeVar("N")
 

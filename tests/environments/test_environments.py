@@ -10,7 +10,6 @@ import os
 import signal
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from orchestrator.errors import ConfigError, Infeasible, InputError
 from orchestrator.isolate.isolation import Isolation
 from orchestrator.plan.expand import build
 from testing.commands import orchestrator
+from testing.planted import only_wheels, wheel
 from testing.trial import make_identity, run_attempt
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -47,37 +47,14 @@ TASK = Task("sees", Config, run)
 """
 
 
-def wheel(directory: Path, name: str, version: str, files: dict[str, str], entry: str = "") -> None:
-    """Write a wheel of plain Python files."""
-    info = f"{name}-{version}.dist-info"
-    every = {
-        **files,
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
-        f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        **({f"{info}/entry_points.txt": entry} if entry else {}),
-    }
-    every[f"{info}/RECORD"] = "".join(f"{path},,\n" for path in (*every, f"{info}/RECORD"))
-    with zipfile.ZipFile(directory / f"{name}-{version}-py3-none-any.whl", "w") as archive:
-        for path, text in every.items():
-            archive.writestr(path, text)
-
-
 @pytest.fixture(autouse=True)
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The only packages that there are."""
-    directory = tmp_path / "wheels"
-    directory.mkdir()
+    directory = only_wheels(tmp_path, monkeypatch)
     for version in ("98.0", "99.0"):
         wheel(directory, "psutil", version, {"psutil.py": f'__version__ = "{version}"\n'})
     entry = "[orchestrator.tasks]\nsees = sees:TASK\n"
     wheel(directory, "sees", "1.0", {"sees.py": SEES}, entry)
-    for name in list(os.environ):
-        if name.startswith("UV_"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("UV_NO_INDEX", "1")
-    monkeypatch.setenv("UV_FIND_LINKS", str(directory))
-    monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "uv"))
-    monkeypatch.setenv("ORCHESTRATOR_CACHE", str(tmp_path / "cache"))
     return directory
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from orchestrator.environments.requires import (
     requires_of,
     unmet,
 )
-from testing.planted import PYTHON, wheel
+from testing.planted import PYTHON, only_wheels, wheel
 
 
 def required(**lines: str) -> Requires:
@@ -66,16 +65,7 @@ def test_a_requirement_that_its_own_environment_overrides_does_not_count() -> No
 @pytest.fixture
 def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The only packages that there are."""
-    directory = tmp_path / "wheels"
-    directory.mkdir()
-    for name in list(os.environ):
-        if name.startswith("UV_"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("UV_NO_INDEX", "1")
-    monkeypatch.setenv("UV_FIND_LINKS", str(directory))
-    monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "uv"))
-    monkeypatch.setenv("ORCHESTRATOR_CACHE", str(tmp_path / "cache"))
-    return directory
+    return only_wheels(tmp_path, monkeypatch)
 
 
 def test_what_is_installed_says_what_it_requires(wheels: Path) -> None:

@@ -61,14 +61,19 @@ def test_every_package_of_two_environments_is_named(make):
                 **trial.identity,
                 "environment": {
                     "python": "3.11",
-                    "packages": {"transformers": one, "tokenizers": other, "numpy": "2.4.6"},
+                    "packages": {"transformers": one, "tokenizers": other, "numpy": "2.4.6"}
+                    | ({"truststore": "0.10.5"} if one == "5.19.0" else {}),
                 },
             },
         )
         for trial, (one, other) in zip(plan.trials, locks, strict=True)
     )
     plan = dataclasses.replace(plan, trials=trials)
-    said = ("transformers 5.23.0 → 5.19.0", "tokenizers 0.23.2 → 0.22.1")
+    said = (
+        "transformers 5.23.0 → 5.19.0",
+        "tokenizers 0.23.2 → 0.22.1",
+        "truststore none → 0.10.5",
+    )
     table = build_table(plan, reports, metrics=("tpot_s",))
     assert [row.software for row in table.rows] == [(), said]
     label = table.rows[1].label

@@ -13,7 +13,7 @@ from orchestrator.conditions import Conditions
 from orchestrator.measure.metric import MetricSpec, Value
 from orchestrator.report.analyse.differences import differences
 from orchestrator.report.analyse.history import History, Series, Taken, points_of, series_of
-from orchestrator.report.show.figures.over_time import draw_over_time
+from orchestrator.report.show.figures.levels import draw_over_time
 from orchestrator.report.show.history_page import history_page
 from orchestrator.report.show.history_view import HistoryView, spark
 from orchestrator.statistics.summary import summarise, summarise_attempts

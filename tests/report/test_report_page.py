@@ -19,7 +19,7 @@ from orchestrator.report.show.bundle import report_files
 from orchestrator.report.show.figures import default_figures, draw, exponent
 from orchestrator.report.show.figures.strips import STRIP_POINTS, draw_strips, stretches
 from orchestrator.report.show.html import common_provenance, page
-from orchestrator.telemetry.history import read_histories
+from orchestrator.telemetry.recorded_series import read_histories
 
 METRICS = ("tpot_s", "ttft_s", "weights_bytes", "perplexity")
 

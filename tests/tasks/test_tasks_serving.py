@@ -17,7 +17,7 @@ from orchestrator.measure import InputError, Recorder
 from orchestrator.measure.registry import find_task
 from orchestrator.tasks.serving.orders import Answer
 from orchestrator.tasks.serving.recorded import SATURATED, taken_from_others
-from orchestrator.telemetry.history import read_histories
+from orchestrator.telemetry.recorded_series import read_histories
 from testing.checks import check_of
 from testing.endpoint import scripted
 from testing.gguf import of_gguf
@@ -118,10 +118,13 @@ def test_answers_that_fail_are_counted_by_what_they_say(measured: Measured) -> N
     assert len(events.samples("ttft_s")) == 15
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("xllamacpp") is None, reason="xllamacpp has no wheel here"
+on_llama_cpp = pytest.mark.skipif(
+    importlib.util.find_spec("xllamacpp") is None or len(os.sched_getaffinity(0)) < 2,
+    reason="takes two cores and xllamacpp, which has no wheel everywhere",
 )
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="takes two cores")
+
+
+@on_llama_cpp
 def test_llama_cpp_serves_several_at_once(
     measured: Measured, tiny_gguf: Path, tmp_path: Path
 ) -> None:
@@ -142,10 +145,7 @@ def test_llama_cpp_serves_several_at_once(
     assert read_histories(file.read_bytes()).get("server", "llamacpp:n_decode_total") is not None
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("xllamacpp") is None, reason="xllamacpp has no wheel here"
-)
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="takes two cores")
+@on_llama_cpp
 def test_llama_cpp_reuses_of_a_conversation_what_it_has_read(
     measured: Measured, tiny_gguf: Path, tmp_path: Path
 ) -> None:
@@ -168,10 +168,7 @@ def test_llama_cpp_reuses_of_a_conversation_what_it_has_read(
     assert [turn for turn, _ in events.fact("ttft_by_turn")] == [1, 2, 3, 4]
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("xllamacpp") is None, reason="xllamacpp has no wheel here"
-)
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="takes two cores")
+@on_llama_cpp
 def test_lines_of_a_file_are_prompts_of_their_own_lengths(
     measured: Measured, reads_bytes: Path, tmp_path: Path
 ) -> None:

@@ -24,7 +24,7 @@ import pytest
 
 from orchestrator.tasks.serving import window
 from orchestrator.tasks.serving.orders import OK, Load
-from orchestrator.telemetry.history import read_histories
+from orchestrator.telemetry.recorded_series import read_histories
 from testing.load import Generating
 from testing.null_server import STILL_S, Running, Seen, null_server
 from testing.seeds import drawing_seed

@@ -24,6 +24,7 @@ from typing import Any
 from orchestrator.attempt import AttemptReport, Outcome
 from orchestrator.conditions import UNKNOWN, Conditions, difference, software_difference
 from orchestrator.measure.grouping import grouped
+from orchestrator.report.analyse.differences import differences
 from orchestrator.report.analyse.measured import believable, class_of, valid
 
 Attempts = Mapping[str, Sequence[AttemptReport]]
@@ -131,14 +132,17 @@ def software_between(
     b: Sequence[AttemptReport],
     configs: tuple[Config | None, Config | None],
 ) -> tuple[str, ...]:
-    """What software the attempts of two trials, newest last, do not share: a package each."""
-    before, now = (side[-1].conditions if side else None for side in (a, b))
-    if before is None or now is None:
+    """What software the attempts of two trials, newest last, do not share: a package each.
+
+    Of two environments all their packages; else those that both trials depend on.
+    """
+    if not a or not b or a[-1].conditions is None or b[-1].conditions is None:
         return ()
-    locks: list[Mapping[str, str]] = [
-        ((config or {}).get("environment") or {}).get("packages") or {} for config in configs
-    ]
-    return software_difference(before, now, (locks[0], locks[1]) if all(locks) else None)
+    one, other = ((config or {}).get("environment") for config in configs)
+    if not one or not other:
+        return software_difference(a[-1].conditions, b[-1].conditions)
+    found = differences(a[-1], b[-1], (one, other))
+    return tuple(str(each) for each in found if each.kind not in ("kernel", "commit"))
 
 
 def _of_one_class(sides: Sequence[Sequence[AttemptReport]]) -> list[list[AttemptReport]]:

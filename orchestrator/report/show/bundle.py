@@ -13,7 +13,7 @@ from orchestrator.report.show.export import to_csv, to_json_text, to_markdown
 from orchestrator.report.show.figures import default_figures, draw, metrics_of
 from orchestrator.report.show.figures.strips import draw_strips
 from orchestrator.report.show.html import Strip, common_provenance, page
-from orchestrator.telemetry.history import read_histories
+from orchestrator.telemetry.recorded_series import read_histories
 
 if TYPE_CHECKING:
     from orchestrator.plan.plan import Plan

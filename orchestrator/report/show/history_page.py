@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from orchestrator.report.analyse.history import History, Series, Step
-from orchestrator.report.show.figures.over_time import draw_over_time
+from orchestrator.report.show.figures.levels import draw_over_time
 from orchestrator.report.show.history_view import (
     NOTHING_DIFFERS,
     causes_of,

@@ -18,7 +18,7 @@ from orchestrator.telemetry.aggregate_gpu import REASON_BITS
 
 if TYPE_CHECKING:
     from orchestrator.attempt import AttemptReport
-    from orchestrator.telemetry.history import Histories, History
+    from orchestrator.telemetry.recorded_series import Histories, History
 
 
 # Lows and highs of 80 stretches are what a strip of a page's width can show.

@@ -21,7 +21,7 @@ from testing.person import Swept
 
 pytestmark = pytest.mark.xdist_group("swept")
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "results.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "results.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.M | re.S)
 STATISTICS = ("ci_low", "ci_high", "mean", "std", "mad", "min", "n", "p95", "p99")
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.measure.series import SeriesSet
-from orchestrator.telemetry.history import History, read_histories
+from orchestrator.telemetry.recorded_series import History, read_histories
 
 
 def history(values: list[float], *, counter: bool = False) -> History:
