@@ -99,8 +99,12 @@ CLOSED = ("load=closed", "load.concurrency=4", "load.requests=200")
     ("words", "over", "edge"),
     [
         (CLOSED, "load.concurrency", 23.5),
-        ((*CLOSED, "task.new_tokens=16"), "task.new_tokens", 300.5),
-        ((*CLOSED, "task.prompt_tokens=512"), "task.prompt_tokens", 90.5),
+        pytest.param(
+            (*CLOSED, "task.new_tokens=16"), "task.new_tokens", 300.5, marks=pytest.mark.long
+        ),
+        pytest.param(
+            (*CLOSED, "task.prompt_tokens=512"), "task.prompt_tokens", 90.5, marks=pytest.mark.long
+        ),
         (OPEN, "load.turns", 7.5),
     ],
 )

@@ -180,7 +180,7 @@ def _store(root: Path) -> Iterator[Finding]:
 
 
 def _environments() -> Iterator[Finding]:
-    from orchestrator.engines.cache import kept
+    from orchestrator.engines.cache import entries_of
     from orchestrator.environments.uv import find_uv
     from orchestrator.errors import Infeasible
 
@@ -189,10 +189,8 @@ def _environments() -> Iterator[Finding]:
     except Infeasible:
         yield Finding("warn", "no uv: environment=NAME is infeasible", "pip install uv")
         return
-    for kind in kept():
-        if kind.name == "environments":
-            built = f"{kind.entries} built, {gib(kind.bytes)}"
-            yield Finding("ok", f"environments: {built} (python -m orchestrator cache)")
+    if built := entries_of("environments"):
+        yield Finding("ok", f"environments: {built} built (python -m orchestrator cache)")
 
 
 def examine(root: Path) -> list[Finding]:

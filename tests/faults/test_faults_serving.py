@@ -139,6 +139,7 @@ def test_a_server_that_never_comes_up_is_said() -> None:
         ready_server(lambda port: subprocess.Popen(["false"]))
 
 
+@pytest.mark.long
 def test_a_driver_that_is_killed_or_interrupted_in_the_middle_of_a_load(world: World) -> None:
     model = world.directory / "model"
     model.mkdir()

@@ -67,19 +67,6 @@ def used_in(root: Path) -> set[str]:
     return found
 
 
-def test_results_on_this_host_alone_are_refused_with_the_fix(
-    nodes_world: World, nodes: Nodes
-) -> None:
-    code, out, err = ended(driver(nodes_world, nodes, *NOOP, "tracking.root=refused"))
-    assert code == 2
-    assert out == ""
-    last = err.splitlines()[-1]
-    assert last.startswith("error: tracking=embedded: ")
-    assert "3 nodes" in last
-    assert "tracking=server tracking.uri=" in last
-    assert "tracking.local_on_cluster=true" in last
-
-
 @pytest.mark.long
 def test_the_code_and_conf_of_a_checkout_travel(
     nodes_world: World, nodes: Nodes, checkout: Path
@@ -95,6 +82,7 @@ def test_the_code_and_conf_of_a_checkout_travel(
     assert len({r["slot"]["node_id"] for r in reports}) == 2, "both nodes were used"
 
 
+@pytest.mark.long
 def test_a_node_that_joins_is_used_and_another_terminal_sees_and_stops_it(
     nodes_world: World, nodes: Nodes
 ) -> None:
@@ -230,6 +218,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.long
 def test_heterogeneous_nodes(nodes_world: World, nodes: Nodes) -> None:
     """Kinds of GPU by their label, several GPUs of one node, memory, nodes without GPUs, homes."""
     label = "ray.io/accelerator-type"

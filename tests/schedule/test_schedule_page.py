@@ -125,6 +125,18 @@ def test_the_sweep_uses_both_nodes(cluster: Cluster) -> None:
     assert json.loads(again.stdout)["cached"] == 4
 
 
+def test_results_on_this_host_alone_are_refused_with_the_fix(cluster: Cluster) -> None:
+    words = f"{NOOP} cluster=ray cluster.address={cluster.address} tracking.root=refused"
+    done = run(cluster.world, f"python -m orchestrator {words}", PYTHONPATH=str(ROOT))
+    assert done.returncode == 2
+    assert done.stdout == ""
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: tracking=embedded: ")
+    assert "2 nodes" in last
+    assert "tracking=server tracking.uri=" in last
+    assert "tracking.local_on_cluster=true" in last
+
+
 @pytest.mark.parametrize(
     ("case", "said"),
     [

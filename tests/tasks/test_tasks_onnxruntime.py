@@ -34,7 +34,7 @@ def identity(model: Path, quant: str = "int4wo", **options: Any) -> dict[str, An
 
 
 @pytest.mark.xdist_group("onnxruntime")
-@pytest.mark.parametrize("quant", ["fp32", "int4wo"])
+@pytest.mark.parametrize("quant", [pytest.param("fp32", marks=pytest.mark.long), "int4wo"])
 def test_a_tiny_model_is_measured_for_real(
     isolation: Isolation, reads_bytes: Path, quant: str
 ) -> None:
