@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator.attempt import AttemptReport, Trial
+from orchestrator.attempt import AttemptReport, Outcome, Trial
 from orchestrator.commands.searching import Searched, search, sentence
 from orchestrator.errors import ConfigError
 from orchestrator.measure import Absent, Samples
@@ -123,6 +123,37 @@ def test_any_whole_number_of_a_load_is_searched_over(
     for level, trial in found.levels.items():
         (typed,) = planned(*other, f"{over}={level:d}").trials
         assert trial.hash == typed.hash
+
+
+@pytest.mark.parametrize(
+    ("outcome", "said"),
+    [
+        (Outcome.OOM_HOST, "above it memory runs out"),
+        (Outcome.INFEASIBLE, "above it a trial cannot run"),
+    ],
+)
+def test_a_level_that_cannot_run_has_failed(outcome: Outcome, said: str) -> None:
+    over = "load.concurrency"
+    plan = planned(*CLOSED, "search=capacity", f"search.over={over}", "slo.ttft_s=0.5")
+    draw = np.random.default_rng(drawing_seed())
+    found = Searched(plan, plan.trials[0])
+    made: dict[str, list[AttemptReport]] = {}
+    while (trial := found.asks) is not None:
+        assert isinstance(found.next, Ask)
+        if found.next.level > 21:
+            made[trial.hash] = [ok_report(outcome=outcome)]
+        else:
+            made[trial.hash] = [
+                attempt(trial, 1000.0, draw, over) for _ in range(found.next.attempts)
+            ]
+        found.answered(made)
+    answer = found.next
+    assert isinstance(answer, Found)
+    assert not isinstance(answer, Undecided)
+    assert answer.low is not None
+    assert answer.high is not None
+    assert answer.low <= 21 < answer.high <= answer.low * 1.2 + 1
+    assert said in sentence(found, plan)
 
 
 def test_of_a_task_without_requests_each_repetition_is_one() -> None:

@@ -27,7 +27,7 @@ from orchestrator.search.capacity import (
     Undecided,
     capacity,
 )
-from orchestrator.search.probe import SATURATED, UNANSWERED, LevelAttempt
+from orchestrator.search.probe import IMPOSSIBLE, MEMORY, SATURATED, UNANSWERED, LevelAttempt
 
 if TYPE_CHECKING:
     from orchestrator.attempt import AttemptReport, Trial
@@ -35,7 +35,12 @@ if TYPE_CHECKING:
     from orchestrator.record import Store
 
 UNDECIDED = 1
-_BINDS = {SATURATED: "the queue grows", UNANSWERED: "requests stay unanswered"}
+_BINDS = {
+    SATURATED: "the queue grows",
+    UNANSWERED: "requests stay unanswered",
+    MEMORY: "memory runs out",
+    IMPOSSIBLE: "a trial cannot run",
+}
 
 
 def search(plan: Plan, command: Sequence[str], *, as_json: bool) -> int:
@@ -130,7 +135,8 @@ class Searched:
 
     def answered(self, reports: Mapping[str, Sequence[AttemptReport]]) -> None:
         """Go on from what was measured; raises :class:`ConfigError` where that is too little."""
-        from orchestrator.report.analyse.measured import of_one_class, valid
+        from orchestrator.attempt import Outcome
+        from orchestrator.report.analyse.measured import cannot_run, of_one_class, valid
 
         trial = self.asks
         if trial is None or trial.hash not in reports:
@@ -138,7 +144,10 @@ class Searched:
         assert isinstance(self.next, Ask)
         alike = reports[trial.hash] if self._by_hash else of_one_class(reports[trial.hash])
         attempts = _level_attempts(valid(alike), self._slo.limits)
-        if len(attempts) < self.next.attempts:
+        if outcome := cannot_run(alike):
+            stopped_by = IMPOSSIBLE if outcome is Outcome.INFEASIBLE else MEMORY
+            attempts = [LevelAttempt.that_cannot_run(stopped_by)]
+        elif len(attempts) < self.next.attempts:
             last = reports[trial.hash][-1] if reports[trial.hash] else None
             why = (last and last.reason) or trial.infeasible or "see python -m orchestrator show"
             raise ConfigError(

@@ -132,7 +132,8 @@ class Found:
     sharp : bool or None
         Whether the odds of a miss grow fivefold from the target to ``high``; None without one.
     binding : str or None
-        The limit that most requests missed at ``high``, or ``unanswered`` or ``saturated``.
+        What most requests missed at ``high``: a limit or ``unanswered``; or ``saturated``,
+        ``memory`` or ``impossible``.
     levels : tuple of LevelFound
         All that were looked at, from the lowest on.
     """
@@ -186,7 +187,7 @@ def capacity(
     try:
         while True:
             have = known.get(ask.level, ())
-            if len(have) < ask.attempts:
+            if len(have) < ask.attempts and not any(each.stopped_by for each in have):
                 return Ask(ask.level, ask.attempts, ask.attempts - len(have))
             ask = steps.send(have[: ask.attempts])
     except StopIteration as ended:
@@ -197,7 +198,8 @@ def capacity(
 def search(settings: CapacitySettings) -> Steps:
     """The search as a conversation: yields an :class:`Ask`, is sent all attempts of that level.
 
-    Sent are exactly ``attempts`` of them, those of earlier answers first. Returns the answer.
+    Sent are exactly ``attempts`` of them, those of earlier answers first; fewer where one shows
+    that the level cannot run. Returns the answer.
     """
     walk = _Walk(settings, {})
     left = 1.0 - settings.confidence

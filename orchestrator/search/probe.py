@@ -17,6 +17,8 @@ State = Literal["passed", "failed", "undecided"]
 
 #: Names what binds where no limit does.
 SATURATED, UNANSWERED = "saturated", "unanswered"
+#: And where a level cannot run at all.
+MEMORY, IMPOSSIBLE = "memory", "impossible"
 
 #: Of one look at a level that counts; for estimates of how many attempts it needs.
 TYPICAL_ERROR = 0.01
@@ -44,10 +46,19 @@ class LevelAttempt:
         because the request failed or was never answered.
     saturated : bool
         The queue grew over the window: none of the requests counts as met.
+    stopped_by : str, optional
+        :data:`MEMORY` or :data:`IMPOSSIBLE`: the level cannot run at all, so it has failed, however
+        many attempts are asked for.
     """
 
     used: Mapping[str, ArrayLike]
     saturated: bool = False
+    stopped_by: str | None = None
+
+    @classmethod
+    def that_cannot_run(cls, stopped_by: str) -> LevelAttempt:
+        """Of one request, which is never answered."""
+        return cls({UNANSWERED: [math.inf]}, stopped_by=stopped_by)
 
     @property
     def worst(self) -> FloatArray:
@@ -117,7 +128,7 @@ class Probe:
         self._ample = float((np.concatenate(used) <= _AMPLE).mean()) > target
         if self.attainment.p_pass <= error:
             self.state = "passed"
-        elif self.attainment.p_fail <= error:
+        elif self.attainment.p_fail <= error or self._stopped_by:
             self.state = "failed"
 
     @property
@@ -130,6 +141,10 @@ class Probe:
         return "failed" if self.attainment.p_fail <= _LEANS else "undecided"
 
     @property
+    def _stopped_by(self) -> str | None:
+        return next((each.stopped_by for each in self.attempts if each.stopped_by), None)
+
+    @property
     def log_odds(self) -> tuple[float, float]:
         """Of a met request against a missed one, and its standard error."""
         assert self.attainment is not None
@@ -140,7 +155,9 @@ class Probe:
 
     @property
     def binding(self) -> str | None:
-        """What most requests missed: a limit, :data:`UNANSWERED` or :data:`SATURATED`."""
+        """What most requests missed, a limit or :data:`UNANSWERED`; or what let none be met."""
+        if self._stopped_by:
+            return self._stopped_by
         if 2 * sum(each.saturated for each in self.attempts) > len(self.attempts):
             return SATURATED
         missed: dict[str, int] = {}

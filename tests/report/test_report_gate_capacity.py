@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from orchestrator.attempt import Outcome
 from orchestrator.errors import ConfigError
 from orchestrator.measure import Absent, Samples
 from orchestrator.report.analyse.gate import gate
@@ -79,6 +80,14 @@ def test_a_queue_that_grew_has_failed() -> None:
     new = {**searched(8.0, 3.0), served_hash(6.0): [grown] * 12}
     configs = served_configs(3.0, 6.0, 10.0)
     found = gate(new, base, RULES, configs=configs)
+    (row,) = [row for row in found.rows if row.rule == "capacity"]
+    assert "from 3 to 6 (new)" in (row.reason or "")
+
+
+def test_a_level_without_the_memory_for_it_has_failed() -> None:
+    stopped = ok_report(config_hash=served_hash(6.0), outcome=Outcome.OOM_HOST)
+    new = {**searched(8.0, 3.0), served_hash(6.0): [stopped]}
+    found = gate(new, searched(8.0, 6.0, 10.0), RULES, configs=served_configs(3.0, 6.0, 10.0))
     (row,) = [row for row in found.rows if row.rule == "capacity"]
     assert "from 3 to 6 (new)" in (row.reason or "")
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from orchestrator.attempt import AttemptReport
 from orchestrator.report.analyse.gate_rules import Capacity, all_but, applies, value_at
+from orchestrator.report.analyse.measured import cannot_run, class_of
 from orchestrator.report.analyse.pairing import Attempts, choose
 from orchestrator.report.analyse.slo import worst_uses
 from orchestrator.statistics.judge import CONFIDENCE, tolerance
@@ -96,7 +97,10 @@ def capacity_findings(
         if chosen.reason is not None:
             yield CapacityFinding(last, "incomparable", chosen.reason, limit)
             continue
-        ends = [_interval(_by_level(rule, reports, at), rule) for reports in (chosen.a, chosen.b)]
+        ends = [
+            _interval(_by_level(rule, reports, at), _that_cannot_run(side, reports, at), rule)
+            for side, reports in zip(sides, (chosen.a, chosen.b), strict=True)
+        ]
         yield _compared(ends, rule, last, limit, names)
 
 
@@ -132,13 +136,24 @@ def _by_level(
     return found
 
 
-def _interval(levels: Mapping[float, Sequence[Sequence[float]]], rule: Capacity) -> _Interval:
+def _that_cannot_run(
+    side: Sequence[AttemptReport], chosen: Sequence[AttemptReport], at: Mapping[int, float]
+) -> list[float]:
+    """Levels for which there is no memory, for example, on the machines of the chosen attempts."""
+    classes = {"", *map(class_of, chosen)}
+    return [at[id(each)] for each in side if class_of(each) in classes and cannot_run([each])]
+
+
+def _interval(
+    levels: Mapping[float, Sequence[Sequence[float]]], impossible: Sequence[float], rule: Capacity
+) -> _Interval:
     """From the levels that a bound decides; all of them share the chance to be wrong."""
     from orchestrator.statistics.attainment import attainment
 
     error = (1.0 - CONFIDENCE) / max(1, len(levels))
     judged = {level: attainment(uses, rule.attainment) for level, uses in levels.items()}
     failed = [level for level, found in judged.items() if found.p_fail <= error]
+    failed += impossible
     high = min(failed, default=None)
     passed = [level for level, found in judged.items() if found.p_pass <= error]
     return _Interval(max((p for p in passed if p < (high or math.inf)), default=None), high)

@@ -55,6 +55,12 @@ def valid(attempts: Iterable[AttemptReport]) -> list[AttemptReport]:
     return [a for a in attempts if a.outcome is Outcome.OK and a.verdict.state != "invalid"]
 
 
+def cannot_run(attempts: Iterable[AttemptReport]) -> Outcome | None:
+    """The outcome of one that shows that the trial cannot run at all: no memory, infeasible."""
+    never = (Outcome.OOM_DEVICE, Outcome.OOM_HOST, Outcome.INFEASIBLE)
+    return next((a.outcome for a in attempts if a.outcome in never), None)
+
+
 def metric_of(report: AttemptReport, name: str) -> Metric | None:
     """A metric by name, of the task or of telemetry."""
     return report.metrics.get(name) or report.telemetry.get(name)
