@@ -6,6 +6,7 @@ import copy
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import lru_cache
 from typing import Any, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
@@ -187,7 +188,7 @@ def _used_groups(tree: Tree) -> dict[str, Tree | None]:
         chosen = tree[group]
         found[group] = dict(chosen) if used else None
         # A choice that would change nothing is no part of the identity, and not taken in silence.
-        usual = asdict(config())
+        usual = _defaults(config)
         changed = [] if used else [key for key in chosen if chosen[key] != usual.get(key)]
         if changed:
             raise ConfigError(
@@ -196,6 +197,11 @@ def _used_groups(tree: Tree) -> dict[str, Tree | None]:
                 fix="Leave it out",
             )
     return found
+
+
+@lru_cache(maxsize=64)
+def _defaults(config: type) -> dict[str, Any]:
+    return asdict(config())
 
 
 def _check_settings(tree: Tree) -> None:

@@ -35,6 +35,8 @@ MODEL_FIELDS = {
     "random": ({"architecture"}, set()),
 }
 
+_PLAIN = (str, int, float, bool, type(None))
+
 
 def canonical_json(identity: Mapping[str, Any]) -> str:
     """The text that is hashed: sorted keys, no spaces, ASCII, numbers by value (``1.0`` is ``1``).
@@ -71,6 +73,8 @@ def _by_value(value: Any, key: str) -> Any:
 
 def copied(tree: Any) -> Any:
     """A deep copy of plain JSON-like data, keys as text."""
+    if isinstance(tree, _PLAIN):  # first, because most of what a plan copies is
+        return tree
     if isinstance(tree, Mapping):
         return {str(key): copied(value) for key, value in tree.items()}
     if isinstance(tree, (list, tuple)):

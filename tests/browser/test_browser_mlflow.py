@@ -221,6 +221,7 @@ def metrics_of(address: str, run_id: str) -> dict[str, float]:
     return {metric["key"]: metric["value"] for metric in found}
 
 
+@pytest.mark.long
 def test_the_sweep_unfolds_into_named_attempts(tab: Any, recorded: Recorded, shot: Any) -> None:
     runs_table(tab, recorded.parent)
     tab.get_by_role("gridcell", name="quant").get_by_role("button").click()
@@ -231,6 +232,7 @@ def test_the_sweep_unfolds_into_named_attempts(tab: Any, recorded: Recorded, sho
     shot("runs")
 
 
+@pytest.mark.long
 def test_rows_stand_in_the_order_of_the_metric(
     tab: Any, recorded: Recorded, address: str, shot: Any
 ) -> None:
@@ -246,6 +248,7 @@ def test_rows_stand_in_the_order_of_the_metric(
     eventually(lambda: [name for name in rows(tab) if name != "quant"], falling[::-1])
 
 
+@pytest.mark.long
 def test_two_attempts_are_compared(tab: Any, recorded: Recorded, address: str, shot: Any) -> None:
     runs_table(tab, recorded.parent)
     unfold(tab, recorded)
@@ -294,6 +297,7 @@ def test_the_report_opens_inside_the_page(tab: Any, recorded: Recorded, shot: An
     shot("plot")
 
 
+@pytest.mark.long
 def test_texts_open_inside_the_page(tab: Any, recorded: Recorded, shot: Any) -> None:
     run_id = next(iter(recorded.attempts.values()))
     runs_table(tab, recorded.parent)
@@ -314,6 +318,7 @@ def test_texts_open_inside_the_page(tab: Any, recorded: Recorded, shot: Any) -> 
 
 
 # As docs/reading-the-report.md has it, too: what the table shows of a hash is its beginning.
+@pytest.mark.long
 @pytest.mark.parametrize("condition", ['= "{}"', 'LIKE "{:.12}%"'])
 def test_a_hash_finds_exactly_its_attempts(
     tab: Any, recorded: Recorded, shot: Any, condition: str
@@ -332,6 +337,7 @@ def test_a_hash_finds_exactly_its_attempts(
     shot("found")
 
 
+@pytest.mark.long
 def test_telemetry_is_drawn_over_time(tab: Any, recorded: Recorded, shot: Any) -> None:
     runs_table(tab, recorded.parent)
     unfold(tab, recorded)
@@ -347,6 +353,7 @@ def test_telemetry_is_drawn_over_time(tab: Any, recorded: Recorded, shot: Any) -
     shot("telemetry")
 
 
+@pytest.mark.long
 def test_the_description_is_the_summary_with_the_table(
     tab: Any, recorded: Recorded, shot: Any
 ) -> None:

@@ -91,6 +91,7 @@ def test_each_attempt_owns_its_gpu(kit: Any, tmp_path: Path) -> None:
                 assert b <= c or d <= a, "two attempts on one GPU at a time"
 
 
+@pytest.mark.long
 def test_only_what_the_driver_may_see(kit: Any, tmp_path: Path) -> None:
     reports = run(kit, tmp_path, "eight", visible="5,2", gpus=[1, 1, 1])
     everything = run_devices(tmp_path, "eight")

@@ -24,6 +24,9 @@ from orchestrator.schedule.cluster.ray.token import FIX
 from testing.servers import TrackingServer
 from testing.world import World
 
+# Two nodes with agents and a dashboard take a minute to start; tests/faults has two nodes as well.
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parents[2]
 LONGEST_S = 120
 NOOP = "task=noop task.value=1,2,3,4 device=cpu telemetry.enabled=false preflight=off"
@@ -142,15 +145,13 @@ def test_results_on_this_host_alone_are_refused_with_the_fix(cluster: Cluster) -
     [
         ({"RAY_AUTH_TOKEN": "b" * 32}, "the head rejects the token in RAY_AUTH_TOKEN. "),
         ({"HOME": "/nowhere"}, "the head requires a token; none in /nowhere/.ray/auth_token. "),
-        pytest.param(
+        (
             {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": "/nowhere"},
             "none in RAY_AUTH_TOKEN_PATH=/nowhere. ",
-            marks=pytest.mark.long,
         ),
-        pytest.param(
+        (
             {"RAY_AUTH_MODE": "disabled"},
             "the head requires a token, and RAY_AUTH_MODE=disabled uses none. Type",
-            marks=pytest.mark.long,
         ),
     ],
     ids=["wrong", "none", "no file", "disabled"],
@@ -179,7 +180,6 @@ def submitted(
 
 
 # Jobs take Ray's dashboard and its agents half a minute.
-@pytest.mark.long
 def test_a_submitted_sweep_runs_with_its_checkout(
     cluster: Cluster, checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,7 +205,6 @@ def test_a_submitted_sweep_runs_with_its_checkout(
     assert "Traceback" not in done.stdout
 
 
-@pytest.mark.long
 def test_a_job_without_the_token_is_refused(cluster: Cluster, checkout: Path) -> None:
     done = submitted(cluster, checkout, "http://127.0.0.1:1", RAY_AUTH_TOKEN="d" * 32)
     assert done.returncode != 0
