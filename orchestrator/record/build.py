@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.attempt import AttemptReport, Outcome, PlannedAttempt, Slot, Trial
+from orchestrator.measure.registry import find_task
 from orchestrator.measure.wording import counted, format_name
 from orchestrator.plan.predictions import with_predictions
 from orchestrator.record.artifacts import (
@@ -274,6 +275,7 @@ class Builder:
             "model": model_label(identity),
             "engine": str((identity.get("engine") or {}).get("name", "")),
             "quant": format_name(identity.get("quant") or {}),
+            "environment": _environment(identity),
             **self._origin_tags(provenance),
         }
         if slot is not None:
@@ -310,6 +312,15 @@ class Builder:
             tags["git_commit"] = str(git["commit"])
             tags["git_dirty"] = str(bool(git.get("dirty"))).lower()
         return tags
+
+
+def _environment(identity: Mapping[str, Any]) -> str:
+    """What an environment has of the packages that count: ``transformers 5.0.0``; empty without."""
+    packages = (identity.get("environment") or {}).get("packages", {})
+    if not packages:
+        return ""
+    counts = find_task(identity["task"]["name"]).packages_for(identity)
+    return ", ".join(f"{name} {packages[name]}" for name in counts if name in packages)
 
 
 def gpu_names(facts: Mapping[str, Any]) -> str:

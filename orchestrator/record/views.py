@@ -41,17 +41,21 @@ def results_view(
     metrics : sequence of str
         In the order of importance; the table is sorted by the first.
     params : sequence of str
-        Those that tell the attempts apart.
+        Those that tell the attempts apart. Those of an environment, which two releases of one
+        package can make dozens of, are one column: the tag that names what matters of it.
     at_ms : int
         When the view was made, in milliseconds since 1970.
     ascending : bool
         Whether less of the first metric is better: the best attempt stands first.
     """
     numbers = [legal_key(name) for name in metrics[:MOST_METRICS]]
-    axes = list(params[:MOST_PARAMS])
+    axes = [key for key in params if not key.startswith("environment.")]
+    tags = ["outcome", "verdict", *(["environment"] if len(axes) < len(params) else [])]
+    axes = axes[:MOST_PARAMS]
     if not numbers:
         return {}
-    columns = [f"params.`{key}`" for key in axes] + [f"metrics.`{key}`" for key in numbers]
+    columns = [f"tags.`{key}`" for key in tags] + [f"params.`{key}`" for key in axes]
+    columns += [f"metrics.`{key}`" for key in numbers]
     state = {
         # Without the sweeps' own runs, which have no such metrics.
         "searchFilter": 'tags.kind = "attempt"',
@@ -61,7 +65,7 @@ def results_view(
         "lifecycleFilter": "Active",
         "modelVersionFilter": "All Runs",
         "datasetsFilter": [],
-        "selectedColumns": ["tags.`outcome`", "tags.`verdict`", *columns],
+        "selectedColumns": columns,
         "columnOrder": [],
         "columnWidths": {},
         "runsHidden": [],

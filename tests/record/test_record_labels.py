@@ -9,9 +9,12 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from orchestrator.attempt import PlannedAttempt, Trial
 from orchestrator.errors import StoreError
 from orchestrator.measure.wording import format_name
+from orchestrator.plan.expand import build
 from orchestrator.record.artifacts import config_yaml, safe_name
+from orchestrator.record.build import Builder
 from orchestrator.record.params import MAX_PARAM_CHARS, flatten, legal_key, tag_value
 from orchestrator.record.run_names import model_label, trial_label
 
@@ -110,3 +113,23 @@ def test_artifact_names_cannot_escape(name: str) -> None:
 @pytest.mark.parametrize(("name", "safe"), [("a/b.txt", "a/b.txt"), ("./a", "a"), ("a//b", "a/b")])
 def test_ordinary_names_pass(name: str, safe: str) -> None:
     assert safe_name(name) == safe
+
+
+def test_an_attempt_is_found_by_what_its_environment_has_of_what_counts() -> None:
+    words = ["environment=transformers_5_0,transformers_5_23", "quant=bf16"]
+    trials = build(words, device_kind=lambda cluster: "cpu").trials
+    assert [_environment_tag(trial) for trial in trials] == [
+        "torch 2.13.0+cpu, transformers 5.0.0",
+        "torch 2.13.0+cpu, transformers 5.23.0",
+    ]
+    (without,) = build(["quant=bf16"], device_kind=lambda cluster: "cpu").trials
+    assert _environment_tag(without) is None
+
+
+def _environment_tag(trial: Trial) -> str | None:
+    attempt = PlannedAttempt(trial, 1, "a" * 32, "versions")
+    return (
+        Builder("s" * 32, "versions", "driver")
+        .attempt_submitted(attempt, 0.0)
+        .tags.get("environment")
+    )

@@ -36,6 +36,21 @@ def test_the_view_sorts_by_the_first_metric_and_draws_the_axes():
     }
 
 
+def test_all_that_differs_in_an_environment_is_one_column():
+    packages = [f"environment.packages.p{number}" for number in range(9)]
+    tags = results_view(["tpot_s"], ["quant.dtype", *packages, "task.depth"], at_ms=5)
+    state = json.loads(json.loads(tags[VIEW_TAG])["state"])
+    assert state["selectedColumns"] == [
+        "tags.`outcome`",
+        "tags.`verdict`",
+        "tags.`environment`",
+        "params.`quant.dtype`",
+        "params.`task.depth`",
+        "metrics.`tpot_s`",
+    ]
+    assert state["compareRunCharts"][0]["selectedParams"] == ["quant.dtype", "task.depth"]
+
+
 def test_a_sweep_that_measured_nothing_has_no_view():
     assert results_view([], ["seed"], at_ms=5) == {}
 
