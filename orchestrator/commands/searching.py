@@ -106,6 +106,7 @@ class Searched:
         self.trial, self._plan = trial, plan
         self.over = asked.over or ""
         start = number_at(trial, self.over)
+        _check_levels(self.over, start, asked.lowest, asked.highest)
         self._settings = CapacitySettings(
             target=self._slo.attainment,
             start=start,
@@ -158,6 +159,26 @@ class Searched:
             )
         self._known[self.next.level] = attempts
         self.next = capacity(self._known, self._settings)
+
+
+def _check_levels(over: str, start: float, lowest: float | None, highest: float | None) -> None:
+    """:class:`ConfigError` where no level can be looked at."""
+    if start <= 0:
+        raise ConfigError(
+            f"cannot begin at {start:g}: levels double and halve",
+            where=f"search.over={over}",
+            fix=f"Give a first guess above 0: {over}=VALUE",
+        )
+    low, high = lowest or 0.0, math.inf if highest is None else highest
+    if isinstance(start, int):
+        low, high = max(1, math.ceil(low)), high if math.isinf(high) else math.floor(high)
+    if low > high:
+        kind = "whole number" if isinstance(start, int) else "level"
+        raise ConfigError(
+            f"no {kind} of {over} lies between search.lowest and search.highest",
+            where=f"search.highest={highest:g}",
+            fix="Raise it, or lower search.lowest",
+        )
 
 
 def _level_attempts(
@@ -244,10 +265,17 @@ def sentence(each: Searched, plan: Plan) -> str:
     name = plain_label(each.trial.identity)
     of = "requests" if each.trial.identity.get("load") else "repetitions"
     keeps = f"{slo.attainment:.0%} of {of} keep {limits}"
-    if found.low is None:
-        text = f"{name}: even {each.over}={found.high:g} is too much: under {keeps}"
+    # Levels that stayed undecided may lie beyond an end that is known.
+    below = any(level.level < (found.high or 0.0) for level in found.levels)
+    above = any(level.level > (found.low or 0.0) for level in found.levels)
+    if found.low is None and found.high is None:
+        text = f"{name}: whether {keeps} is open at each {each.over} that was looked at"
+    elif found.low is None:
+        even = "" if below else "even "
+        text = f"{name}: {even}{each.over}={found.high:g} is too much: under {keeps}"
     elif found.high is None:
-        text = f"{name}: {keeps} at {each.over}={found.low:g}, the highest that was looked at"
+        end = "no higher level has failed" if above else "the highest that was looked at"
+        text = f"{name}: {keeps} at {each.over}={found.low:g}, {end}"
     else:
         text = f"{name}: {keeps} up to {each.over} between {found.low:g} and {found.high:g}"
     parts = [f"{text} ({plan.settings.search.confidence:.0%} confidence)"]
