@@ -159,6 +159,23 @@ def test_a_level_that_cannot_run_has_failed(outcome: Outcome, said: str) -> None
 
 
 @pytest.mark.parametrize(
+    ("words", "edge", "low", "high"),
+    [
+        ((*OPEN, "search.over=load.prefix_share", "load.prefix_share=0.6"), 1e9, 0.999, None),
+        ((*OPEN, "search.over=load.rate", "load.rate=0.002"), 1e-9, None, 0.001),
+    ],
+)
+def test_a_search_ends_at_the_bounds_of_its_number(
+    words: tuple[str, ...], edge: float, low: float | None, high: float | None
+) -> None:
+    plan = planned("search=capacity", *words, "slo.ttft_s=0.5")
+    over = Searched(plan, plan.trials[0]).over
+    found, _ = answered(plan, edge, over)
+    assert isinstance(found.next, Found)
+    assert (found.next.low, found.next.high) == (low, high)
+
+
+@pytest.mark.parametrize(
     ("low", "high", "said"),
     [
         (None, None, "whether 95% of requests keep ttft_s=0.5 is open at each load.rate"),
@@ -233,7 +250,7 @@ def test_too_few_attempts_to_rely_on_are_said() -> None:
         ((*OPEN, *LIMIT, "search.over=load.prefix_share"), "cannot begin at 0"),
         (
             (*OPEN, *LIMIT, "search.lowest=5", "search.highest=1"),
-            "search.highest=1: no level of load.rate lies between",
+            "search=capacity: no level of load.rate lies between",
         ),
         (
             (*OPEN, *LIMIT, "search.over=task.new_tokens", "search.highest=0.5"),

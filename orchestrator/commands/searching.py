@@ -81,7 +81,7 @@ class Searched:
     """The search of one trial, and what is known of its levels."""
 
     def __init__(self, plan: Plan, trial: Trial) -> None:
-        from orchestrator.plan.expand import number_at
+        from orchestrator.plan.expand import bounds_at, number_at
 
         asked, self._slo = plan.settings.search, plan.settings.slo
         if not self._slo.limits:
@@ -106,7 +106,11 @@ class Searched:
         self.trial, self._plan = trial, plan
         self.over = asked.over or ""
         start = number_at(trial, self.over)
-        _check_levels(self.over, start, asked.lowest, asked.highest)
+        # A level beyond what the number may be would end the search, with all it has measured.
+        least, most = bounds_at(trial, self.over)
+        lowest = max(filter(None, (asked.lowest, least)), default=None)
+        highest = min(filter(None, (asked.highest, most)), default=None)
+        _check_levels(self.over, start, lowest, highest)
         self._settings = CapacitySettings(
             target=self._slo.attainment,
             start=start,
@@ -115,8 +119,8 @@ class Searched:
             confidence=asked.confidence,
             most_attempts=asked.most_attempts,
             most_levels=asked.most_levels,
-            lowest=asked.lowest,
-            highest=asked.highest,
+            lowest=lowest,
+            highest=highest,
         )
         self._known: dict[float, list[LevelAttempt]] = {}
         self.levels: dict[float, Trial] = {}
@@ -176,8 +180,8 @@ def _check_levels(over: str, start: float, lowest: float | None, highest: float 
         kind = "whole number" if isinstance(start, int) else "level"
         raise ConfigError(
             f"no {kind} of {over} lies between search.lowest and search.highest",
-            where=f"search.highest={highest:g}",
-            fix="Raise it, or lower search.lowest",
+            where="search=capacity",
+            fix="Raise search.highest, or lower search.lowest",
         )
 
 
