@@ -148,6 +148,8 @@ def test_the_metric_that_decides_is_the_default(nights: Path) -> None:
     [
         (("nightly", "--metric", "tpot"), "--metric: no metric 'tpot'. Did you mean tpot_s?"),
         (("nightly", "--since", "yesterday"), "--since: 'yesterday' is no date and no age. Write"),
+        (("nightly", "--since", "9" * 400 + "w"), "is no date and no age. Write"),
+        (("nightly", "--since", "9" * 5000 + "d"), "is no date and no age. Write"),
         (("nightly", "--since", "2999-01-01"), "--since: no valid attempt of 'nightly'"),
         (("nihgtly",), "'nihgtly' is no sweep, run or config hash. Known sweeps: nightly"),
         ((), "missing argument 'SWEEP|HASH'"),

@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 
 from orchestrator.attempt import AttemptReport, Outcome, Trial
+from orchestrator.commands.plan import plan_command
 from orchestrator.commands.searching import Searched, search, sentence
 from orchestrator.errors import ConfigError
 from orchestrator.measure import Absent, Samples
 from orchestrator.plan.expand import build, number_at
 from orchestrator.plan.plan import Plan
-from orchestrator.search.capacity import Ask, Found, Undecided
+from orchestrator.search.capacity import Ask, Found, LevelFound, Undecided
+from orchestrator.statistics.attainment import Attainment
 from testing.commands import orchestrator
 from testing.null_server import null_server
 from testing.seeds import drawing_seed
@@ -156,6 +158,43 @@ def test_a_level_that_cannot_run_has_failed(outcome: Outcome, said: str) -> None
     assert said in sentence(found, plan)
 
 
+@pytest.mark.parametrize(
+    ("words", "edge", "low", "high"),
+    [
+        ((*OPEN, "search.over=load.prefix_share", "load.prefix_share=0.6"), 1e9, 0.999, None),
+        ((*OPEN, "search.over=load.rate", "load.rate=0.002"), 1e-9, None, 0.001),
+    ],
+)
+def test_a_search_ends_at_the_bounds_of_its_number(
+    words: tuple[str, ...], edge: float, low: float | None, high: float | None
+) -> None:
+    plan = planned("search=capacity", *words, "slo.ttft_s=0.5")
+    over = Searched(plan, plan.trials[0]).over
+    found, _ = answered(plan, edge, over)
+    assert isinstance(found.next, Found)
+    assert (found.next.low, found.next.high) == (low, high)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (None, None, "whether 95% of requests keep ttft_s=0.5 is open at each load.rate"),
+        (None, 1.0, "even load.rate=1 is too much"),
+        (None, 2.0, ": load.rate=2 is too much"),
+        (2.0, None, "at load.rate=2, no higher level has failed"),
+        (4.0, None, "at load.rate=4, the highest that was looked at"),
+    ],
+)
+def test_an_end_that_stays_open_is_said(low: float | None, high: float | None, said: str) -> None:
+    plan = planned(*OPEN, *LIMIT)
+    found = Searched(plan, plan.trials[0])
+    share = Attainment(20, 1, 0.95, 1.0, 0.95)
+    levels = tuple(LevelFound(level, "undecided", share) for level in (1.0, 2.0, 4.0))
+    found.next = Undecided(low, high, None, None, levels, "more attempts")
+    assert said in sentence(found, plan)
+    assert "undecided: more attempts" in sentence(found, plan)
+
+
 def test_of_a_task_without_requests_each_repetition_is_one() -> None:
     words = ("task=inference", "engine=llamacpp", "quant=q4_0", "task.batch_size=2", "reuse=hash")
     asked = ("search=capacity", "search.over=task.batch_size", "slo.e2e_s=0.5", "search.width=1")
@@ -207,12 +246,31 @@ def test_too_few_attempts_to_rely_on_are_said() -> None:
         ((*OPEN, *LIMIT, "reuse=exact"), "Add reuse=hash"),
         ((*OPEN, *LIMIT, "search.over=load.trace"), "is no number of this trial"),
         ((*OPEN, *LIMIT, "search.over=load.rates"), "is no number of this trial"),
+        ((*OPEN, *LIMIT, "search.over=seed", "seed=0"), "search.over=seed: cannot begin at 0"),
+        ((*OPEN, *LIMIT, "search.over=load.prefix_share"), "cannot begin at 0"),
+        (
+            (*OPEN, *LIMIT, "search.lowest=5", "search.highest=1"),
+            "search=capacity: no level of load.rate lies between",
+        ),
+        (
+            (*OPEN, *LIMIT, "search.over=task.new_tokens", "search.highest=0.5"),
+            "no whole number of task.new_tokens lies between",
+        ),
+        (
+            (*OPEN, *LIMIT, "search.over=load.turns", "search.lowest=1.2", "search.highest=1.8"),
+            "no whole number of load.turns lies between",
+        ),
     ],
 )
-def test_what_cannot_be_searched_for(words: tuple[str, ...], message: str) -> None:
+def test_what_cannot_be_searched_for(
+    words: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     plan = planned(*words)
     with pytest.raises(ConfigError, match=message):
         Searched(plan, plan.trials[0])
+    with pytest.raises(ConfigError, match=message):
+        plan_command([*SERVED, *words])
+    assert capsys.readouterr().out == ""
 
 
 def test_what_has_no_latency_has_no_capacity() -> None:

@@ -112,7 +112,8 @@ def _deciding(trial: TrialOverTime, report: AttemptReport) -> list[str]:
 
 def _moment(since: str) -> float:
     """A date (UTC) or an age as Unix seconds."""
-    if age := re.fullmatch(r"(\d+)([hdw])", since):
+    # Longer ago than any record, and more digits than a float takes, is a slip of the hand.
+    if age := re.fullmatch(r"([0-9]{1,6})([hdw])", since):
         return time.time() - int(age[1]) * _AGE_S[age[2]]
     with suppress(ValueError):
         moment = datetime.fromisoformat(since)

@@ -23,6 +23,12 @@ def plan_command(argv: Sequence[str]) -> int:
     if code is not None:
         return code
     plan, arguments = planned(argv)
+    if plan.settings.search.kind != "none":
+        from orchestrator.commands.searching import Searched
+
+        # What cannot be searched for is refused here as it is by `run`.
+        for trial in plan.trials:
+            Searched(plan, trial)
     checked = preflight(plan, devices, times=True)
     plan = checked.plan
     store = open_store(plan.settings.tracking)

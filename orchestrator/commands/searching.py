@@ -81,7 +81,7 @@ class Searched:
     """The search of one trial, and what is known of its levels."""
 
     def __init__(self, plan: Plan, trial: Trial) -> None:
-        from orchestrator.plan.expand import number_at
+        from orchestrator.plan.expand import bounds_at, number_at
 
         asked, self._slo = plan.settings.search, plan.settings.slo
         if not self._slo.limits:
@@ -106,6 +106,11 @@ class Searched:
         self.trial, self._plan = trial, plan
         self.over = asked.over or ""
         start = number_at(trial, self.over)
+        # A level beyond what the number may be would end the search, with all it has measured.
+        least, most = bounds_at(trial, self.over)
+        lowest = max(filter(None, (asked.lowest, least)), default=None)
+        highest = min(filter(None, (asked.highest, most)), default=None)
+        _check_levels(self.over, start, lowest, highest)
         self._settings = CapacitySettings(
             target=self._slo.attainment,
             start=start,
@@ -114,8 +119,8 @@ class Searched:
             confidence=asked.confidence,
             most_attempts=asked.most_attempts,
             most_levels=asked.most_levels,
-            lowest=asked.lowest,
-            highest=asked.highest,
+            lowest=lowest,
+            highest=highest,
         )
         self._known: dict[float, list[LevelAttempt]] = {}
         self.levels: dict[float, Trial] = {}
@@ -158,6 +163,26 @@ class Searched:
             )
         self._known[self.next.level] = attempts
         self.next = capacity(self._known, self._settings)
+
+
+def _check_levels(over: str, start: float, lowest: float | None, highest: float | None) -> None:
+    """:class:`ConfigError` where no level can be looked at."""
+    if start <= 0:
+        raise ConfigError(
+            f"cannot begin at {start:g}: levels double and halve",
+            where=f"search.over={over}",
+            fix=f"Give a first guess above 0: {over}=VALUE",
+        )
+    low, high = lowest or 0.0, math.inf if highest is None else highest
+    if isinstance(start, int):
+        low, high = max(1, math.ceil(low)), high if math.isinf(high) else math.floor(high)
+    if low > high:
+        kind = "whole number" if isinstance(start, int) else "level"
+        raise ConfigError(
+            f"no {kind} of {over} lies between search.lowest and search.highest",
+            where="search=capacity",
+            fix="Raise search.highest, or lower search.lowest",
+        )
 
 
 def _level_attempts(
@@ -244,10 +269,17 @@ def sentence(each: Searched, plan: Plan) -> str:
     name = plain_label(each.trial.identity)
     of = "requests" if each.trial.identity.get("load") else "repetitions"
     keeps = f"{slo.attainment:.0%} of {of} keep {limits}"
-    if found.low is None:
-        text = f"{name}: even {each.over}={found.high:g} is too much: under {keeps}"
+    # Levels that stayed undecided may lie beyond an end that is known.
+    below = any(level.level < (found.high or 0.0) for level in found.levels)
+    above = any(level.level > (found.low or 0.0) for level in found.levels)
+    if found.low is None and found.high is None:
+        text = f"{name}: whether {keeps} is open at each {each.over} that was looked at"
+    elif found.low is None:
+        even = "" if below else "even "
+        text = f"{name}: {even}{each.over}={found.high:g} is too much: under {keeps}"
     elif found.high is None:
-        text = f"{name}: {keeps} at {each.over}={found.low:g}, the highest that was looked at"
+        end = "no higher level has failed" if above else "the highest that was looked at"
+        text = f"{name}: {keeps} at {each.over}={found.low:g}, {end}"
     else:
         text = f"{name}: {keeps} up to {each.over} between {found.low:g} and {found.high:g}"
     parts = [f"{text} ({plan.settings.search.confidence:.0%} confidence)"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -21,6 +22,7 @@ from orchestrator.plan.identity import (
     check_values,
     config_hash,
     copied,
+    kinds_of,
     left_out,
     rebuild,
     without_added,
@@ -148,6 +150,16 @@ def number_at(trial: Trial, key: str) -> float:
     if isinstance(node, bool) or not isinstance(node, (int, float)):
         raise ConfigError("is no number of this trial", where=f"search.over={key}")
     return node
+
+
+def bounds_at(trial: Trial, key: str) -> tuple[float | None, float | None]:
+    """The lowest and the highest value that a number of a trial may have, where it has bounds."""
+    group, _, name = key.partition(".")
+    kind = kinds_of(trial.identity).get(group)
+    for item in fields(kind) if kind else ():
+        if item.name == name:
+            return item.metadata.get("low"), item.metadata.get("high")
+    return None, None
 
 
 class _Expansion:

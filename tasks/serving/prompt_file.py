@@ -43,7 +43,7 @@ def read_lines(name: str) -> list[Line]:
     where = f"task.prompt={name}"
     found = []
     try:
-        with Path(name).expanduser().open(encoding="utf-8") as lines:
+        with Path(name).expanduser().open(encoding="utf-8-sig") as lines:
             for number, text in enumerate(lines, 1):
                 if text.strip():
                     found.append(_line(number, text, where))
@@ -58,7 +58,7 @@ def _line(number: int, text: str, where: str) -> Line:
     try:
         row = json.loads(text)
         problem = _problem(row)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         problem = one_line(error)
     if problem is not None:
         raise InputError(
@@ -76,6 +76,7 @@ def _problem(row: Any) -> str | None:
         return f"unknown key {unknown[0]}"
     if not isinstance(prompt := row.get("prompt"), str) or not prompt:
         return "it has no text as its prompt"
+    prompt.encode()  # Half of a surrogate pair is no text: no tokenizer takes it.
     count = row.get("new_tokens", 1)
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         return f"new_tokens={count!r} is no number from 1 on"

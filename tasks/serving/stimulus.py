@@ -23,6 +23,10 @@ DEFAULT_REQUESTS = 100
 # Sent while measured requests still wait for their answers: for so long, at most.
 COOL_DOWN_S = 60.0
 _LEAST_PLANNED = 256
+# All of them are in memory before the first is sent: more come of a mistake in a rate or a count.
+_MOST_PLANNED = 1_000_000
+# Of one request: no model reads more, and a mistake in a trace is not to fill the memory.
+_MOST_TOKENS = 1_000_000_000
 #: Tokens of a prompt that one of a trace's ``hash_ids`` stands for.
 TRACE_BLOCK = 512
 
@@ -84,7 +88,8 @@ def shapes(
     Raises
     ------
     InputError
-        A trace that is none, or has nothing in what is to be measured.
+        A trace that is none, or has nothing in what is to be measured; more requests than can be
+        planned.
     """
     if load["kind"] == "trace":
         return _traced(load)
@@ -137,7 +142,19 @@ def limits(load: Mapping[str, Any]) -> tuple[int | None, float | None]:
 def _closed_count(load: Mapping[str, Any]) -> int:
     # As fast as the answers come: users begin again at the first when all are sent.
     requests, _ = limits(load)
-    return max(_LEAST_PLANNED, 2 * (requests or 0) + int(load["concurrency"]))
+    count = max(_LEAST_PLANNED, 2 * (requests or 0) + int(load["concurrency"]))
+    _check_count(count, load)
+    return count
+
+
+def _check_count(count: int, load: Mapping[str, Any]) -> None:
+    """:class:`InputError` for more requests, or conversations by their turns, than are planned."""
+    if count * turns_of(load) > _MOST_PLANNED:
+        raise InputError(
+            f"has more than {_MOST_PLANNED:,} requests to plan",
+            where="load",
+            fix="Ask for fewer: less time, a lower rate, fewer users or requests",
+        )
 
 
 def _arrivals(load: Mapping[str, Any], seed: int) -> Iterator[float]:
@@ -154,7 +171,8 @@ def _until_cool(due_s: Iterator[float], load: Mapping[str, Any]) -> Iterator[flo
     requests, duration_s = limits(load)
     begin_s, measured = lead_s(load), 0
     end_s = math.inf if duration_s is None else begin_s + duration_s
-    for at_s in due_s:
+    for count, at_s in enumerate(due_s, 1):
+        _check_count(count, load)
         if measured == requests:
             end_s = min(end_s, at_s)
         if end_s <= begin_s:
@@ -214,18 +232,12 @@ def _traced(load: Mapping[str, Any]) -> list[Shape]:
     found: list[Shape] = []
     due: list[float] = []
     try:
-        with path.open() as lines:
-            rows = _rows(filter(str.strip, lines), float(load["speed"]), found)
+        with path.open(encoding="utf-8-sig") as lines:
+            rows = _rows(lines, float(load["speed"]), found, f"load.trace={path}")
             due += _until_cool(rows, load)
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"cannot be read: {one_line(error)}", where=f"load.trace={path}"
-        ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"line {len(found) + 1} is no request: {one_line(error)}",
-            where=f"load.trace={path}",
-            fix="Each line is JSON with timestamp (ms), input_length and output_length",
         ) from error
     if not due or due[-1] <= lead_s(load):
         raise InputError(
@@ -236,24 +248,47 @@ def _traced(load: Mapping[str, Any]) -> list[Shape]:
     return found[: len(due)]
 
 
-def _rows(lines: Iterable[str], speed: float, found: list[Shape]) -> Iterator[float]:
+def _rows(lines: Iterable[str], speed: float, found: list[Shape], where: str) -> Iterator[float]:
     """When each is due; what it asks for goes into ``found``."""
     first_ms = due_s = 0.0
-    for line in lines:
-        row = json.loads(line)
-        at_ms = float(row["timestamp"])
-        if not found:
-            first_ms = at_ms
-        before_s, due_s = due_s, (at_ms - first_ms) / 1e3 / speed
-        shape = Shape(
-            due_s,
-            int(row["input_length"]),
-            int(row["output_length"]),
-            tuple(int(block) for block in row.get("hash_ids", ())),
-        )
-        if shape.prompt_tokens < 1 or shape.new_tokens < 1:
-            raise ValueError("a length below 1")
-        if not before_s <= due_s < math.inf:
-            raise ValueError("earlier than the line before it")
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            at_ms = _number(row, "timestamp")
+            if not found:
+                first_ms = at_ms
+            before_s, due_s = due_s, (at_ms - first_ms) / 1e3 / speed
+            shape = Shape(
+                due_s,
+                _length(row, "input_length"),
+                _length(row, "output_length"),
+                tuple(int(block) for block in row.get("hash_ids", ())),
+            )
+            if not before_s <= due_s < math.inf:
+                raise ValueError("earlier than the line before it")
+        except (ValueError, TypeError, OverflowError, RecursionError) as error:
+            raise InputError(
+                f"line {number} is no request: {one_line(error)}",
+                where=where,
+                fix="Each line is JSON with timestamp (ms), input_length and output_length",
+            ) from error
         found.append(shape)
         yield due_s
+
+
+def _number(row: Any, key: str) -> float:
+    if not isinstance(row, dict):
+        raise TypeError("it is no object")
+    value = row.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"its {key} is {json.dumps(value)}, no number")
+    return value
+
+
+def _length(row: Any, key: str) -> int:
+    value = _number(row, key)
+    if value != int(value) or not 1 <= value <= _MOST_TOKENS:
+        raise ValueError(f"its {key} is {value:g}, no count of tokens")
+    return int(value)

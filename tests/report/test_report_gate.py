@@ -423,6 +423,10 @@ def test_a_file_that_is_no_rules_is_one_line(tmp_path: Path) -> None:
         load_rules(broken)
     with pytest.raises(ConfigError, match="cannot be read"):
         load_rules(tmp_path)
+    # YAML would keep the last, and the gate would pass what the first one forbids.
+    broken.write_text("rules:\n  - kind: completes\nrules:\n  - {kind: completes}\n")
+    with pytest.raises(ConfigError, match=r"not YAML: rules is given twice in .*line 3"):
+        load_rules(broken)
 
 
 def test_conditions() -> None:

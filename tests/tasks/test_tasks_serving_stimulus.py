@@ -209,6 +209,8 @@ def test_a_file_of_prompts_is_read_line_by_line(tmp_path: Path) -> None:
         ('{"prompt": "a", "new_tokens": 0}', "line 2 is no request: new_tokens=0 is no number"),
         ('{"prompt": "a", "new_tokens": true}', "new_tokens=True is no number"),
         ('{"prompt": "a", "new_tokens": null}', "new_tokens=None is no number"),
+        ('{"prompt": "a\\ud800"}', "line 2 is no request: .*surrogates not allowed"),
+        ("[" * 100_000, "line 2 is no request: .*recursion"),
     ],
 )
 def test_a_bad_line_of_a_file_of_prompts_is_named(line: str, said: str, tmp_path: Path) -> None:
@@ -229,6 +231,29 @@ def test_a_file_without_prompts(content: bytes, said: str, tmp_path: Path) -> No
     file.write_bytes(content)
     with pytest.raises(InputError, match=said):
         read_lines(str(file))
+
+
+def test_the_mark_that_some_editors_begin_a_file_with_is_no_part_of_it(tmp_path: Path) -> None:
+    prompts, trace = tmp_path / "prompts.jsonl", tmp_path / "trace"
+    prompts.write_bytes(b'\xef\xbb\xbf{"prompt": "a"}\r\n')
+    assert read_lines(str(prompts)) == [Line(1, "a")]
+    trace.write_bytes(b"\xef\xbb\xbf" + json.dumps(row(0)).encode() + b"\r\n")
+    assert len(shapes(load("trace", trace=str(trace), warmup_s=-1.0), 1, 1, SEED)) == 1
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        load("closed", concurrency=10**9),
+        load("closed", concurrency=1, requests=10**12),
+        load("closed", concurrency=1, requests=10**5, turns=1000),
+        load("open", rate=1e300, arrivals="constant"),
+        load("open", rate=1.0, arrivals="constant", duration_s=1e300),
+    ],
+)
+def test_more_requests_than_fit_in_memory_are_refused(asked: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="load: has more than 1,000,000 requests to plan"):
+        shapes(asked, 8, 8, SEED)
 
 
 TEXT = list(range(100_000, 100_700))
@@ -264,7 +289,7 @@ def write_trace(file: Path, *rows: Any) -> str:
     return str(file)
 
 
-def row(at_ms: float, prompt: int = 10, new: int = 4, *blocks: int) -> dict[str, Any]:
+def row(at_ms: float, prompt: float = 10, new: float = 4, *blocks: int) -> dict[str, Any]:
     hashes = {"hash_ids": list(blocks)} if blocks else {}
     return {"timestamp": at_ms, "input_length": prompt, "output_length": new, **hashes}
 
@@ -296,12 +321,19 @@ def test_of_a_trace_only_what_is_measured_and_as_long_after_it_is_read(tmp_path:
     ("line", "said"),
     [
         ("{", "line 2 is no request"),
-        ("3", "line 2 is no request"),
-        ({"timestamp": 1}, "line 2 is no request: 'input_length'"),
-        (row(1, 0), "line 2 is no request: a length below 1"),
+        ("3", "line 2 is no request: it is no object"),
+        ("\n{", "line 3 is no request"),
+        ("[" * 100_000, "line 2 is no request: .*recursion"),
+        ({"timestamp": 1}, "line 2 is no request: its input_length is null, no number"),
+        (row(1, 0), "line 2 is no request: its input_length is 0, no count of tokens"),
+        (row(1, new=2.5), "its output_length is 2.5, no count of tokens"),
+        (row(1, 10**12), r"its input_length is 1e\+12, no count of tokens"),
+        (row(1, 10**400), "line 2 is no request"),
+        (row(1, math.inf), "its input_length is Infinity, no number"),
+        (row(1, True), "its input_length is true, no number"),
         (row(-1), "line 2 is no request: earlier than the line before it"),
-        (row(math.nan), "line 2 is no request: earlier"),
-        (row(math.inf), "line 2 is no request: earlier"),
+        (row(math.nan), "line 2 is no request: its timestamp is NaN, no number"),
+        (row(math.inf), "line 2 is no request: its timestamp is Infinity, no number"),
         ({**row(1), "hash_ids": 3}, "line 2 is no request"),
         (row(2000), "has no request after 2 s"),
     ],
