@@ -142,7 +142,7 @@ def _best_of(
         row
         for row in within
         if row is not best
-        and row.cells[deciding].median is not None
+        and row.has(deciding)
         and table.judged(deciding, row, best).finding != "regression"
     )
     return _Best(group, best, limited, unlimited, rivals)
@@ -240,7 +240,7 @@ def _smallest(table: SweepTable, measured: Sequence[TrialRow], deciding: str) ->
         return []
     costs = [f"{table.title(deciding)} {_span([row.cells[deciding].ratio for row in least])}"]
     for name in [m for m in table.metrics if _is_quality(table.specs[m])][:2]:
-        cells = [row.cells[name] for row in least if row.cells[name].median is not None]
+        cells = [row.cells[name] for row in least if row.has(name)]
         if cells:
             known = any(cell.ratio is not None for cell in cells)
             shown = _span([cell.ratio for cell in cells]) if known else _figure(cells[0])

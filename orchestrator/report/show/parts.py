@@ -75,13 +75,13 @@ def ended(outcome: str) -> Text:
 
 def scale_for(rows: Iterable[TrialRow], metric: str) -> Scale:
     """The scale that suits the rows' medians."""
-    cells = [row.cells[metric] for row in rows if row.cells[metric].median is not None]
+    cells = [row.cells[metric] for row in rows if row.has(metric)]
     return scale_of([cell.median for cell in cells], cells[0].unit if cells else "")
 
 
 def measured_metrics(rows: Sequence[TrialRow], metrics: Iterable[str]) -> list[str]:
     """Those of ``metrics`` that any of the rows has a value of."""
-    return [name for name in metrics if any(row.cells[name].median is not None for row in rows)]
+    return [name for name in metrics if any(row.has(name) for row in rows)]
 
 
 def value_text(cell: Cell, scale: Scale) -> str:

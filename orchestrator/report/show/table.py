@@ -196,7 +196,7 @@ def run_json(
 
 def _column(name: str, rows: Sequence[TrialRow]) -> _Column | None:
     """How a metric is drawn, or None where no trial has it."""
-    cells = [row.cells[name] for row in rows if row.cells[name].median is not None]
+    cells = [row.cells[name] for row in rows if row.has(name)]
     if not cells:
         return None
     scale = scale_for(rows, name)

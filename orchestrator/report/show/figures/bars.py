@@ -77,12 +77,9 @@ def _name(row: TrialRow, axis: str | None) -> str:
 
 def draw_breakdown(figure: Breakdown, table: SweepTable, reports: Reports) -> Drawn | None:
     """One stacked bar a trial."""
-    rows = [
-        row
-        for row in table.rows
-        if row.outcome == "ok"
-        and any(m in row.cells and row.cells[m].median is not None for m in figure.metrics)
-    ][:MAX_BARS]
+    rows = [row for row in table.rows if row.outcome == "ok" and any(map(row.has, figure.metrics))][
+        :MAX_BARS
+    ]
     names = [m for m in figure.metrics if any(m in row.cells for row in rows)]
     if not rows or not names:
         return None
