@@ -14,7 +14,7 @@ from rich.text import Text
 from orchestrator.measure.grouping import grouped
 from orchestrator.report.analyse.compare import ComparedMetric, Comparison
 from orchestrator.report.analyse.reasons import one_line
-from orchestrator.report.show.parts import GAP, TrialNames, filled, numbers, words
+from orchestrator.report.show.parts import GAP, TrialNames, filled, interval_text, numbers, words
 from orchestrator.report.show.style import STANDING_MARKS
 from orchestrator.report.show.units import quantity, ratio
 from orchestrator.statistics.judge import CONFIDENCE
@@ -201,7 +201,7 @@ def _columns(rows: Sequence[ComparedMetric], reach: float, names: tuple[str, str
             True,
         ),
         _Column("ratio", "ratio", cells(lambda r: ratio(r.judged.ratio)), True),
-        _Column("interval", "interval", cells(_interval, "dim")),
+        _Column("interval", "interval", cells(lambda r: interval_text(r.judged), "dim")),
         _Column("scale", "", scales),
         _Column("verdict", "", verdicts),
     ]
@@ -215,13 +215,6 @@ def _heading(name: str) -> str:
 def _width(columns: Sequence[_Column], left_out: frozenset[str]) -> int:
     shown = [column.width for column in columns if column.part not in left_out]
     return _INDENT + sum(shown) + GAP * len(shown)
-
-
-def _interval(row: ComparedMetric) -> str:
-    low, high = row.judged.ci_low, row.judged.ci_high
-    if low is None or high is None:
-        return ""
-    return "exact" if low == high else f"{low:.3f} – {high:.3f}"
 
 
 def _whys(rows: Sequence[ComparedMetric]) -> list[str]:

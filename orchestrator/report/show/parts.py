@@ -18,6 +18,7 @@ from orchestrator.report.analyse.cell import Cell, TrialRow
 from orchestrator.report.analyse.labels import short_hash
 from orchestrator.report.show.style import OUTCOME_STYLE, standing_mark
 from orchestrator.report.show.units import MISSING, Scale, ratio, scale_of
+from orchestrator.statistics.judge import Judged
 
 GAP = 2
 
@@ -89,6 +90,14 @@ def value_text(cell: Cell, scale: Scale) -> str:
     if cell.median is None:
         return MISSING
     return scale.interval(cell.median, cell.ci_low, cell.ci_high)
+
+
+def interval_text(judged: Judged) -> str:
+    """The interval of a ratio; empty where there is none."""
+    low, high = judged.ci_low, judged.ci_high
+    if low is None or high is None:
+        return ""
+    return "exact" if low == high else f"{low:.3f} – {high:.3f}"
 
 
 def against_baseline(cell: Cell) -> tuple[str, str, str] | None:
