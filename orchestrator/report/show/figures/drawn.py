@@ -9,6 +9,7 @@ from typing import Any
 
 from orchestrator.attempt import AttemptReport
 from orchestrator.report.analyse.cell import Cell, TrialRow
+from orchestrator.report.analyse.history import Point
 from orchestrator.report.analyse.labels import SEPARATOR, axis_text, of_use
 from orchestrator.report.analyse.rows import SweepTable
 from orchestrator.report.show.units import Scale, with_ci
@@ -106,7 +107,7 @@ def values_of(rows: Sequence[TrialRow], metric: str, scale: Scale) -> list[float
     return [(row.cells[metric].median or 0.0) / scale.factor for row in rows]
 
 
-def whiskers(cells: Sequence[Cell], scale: Scale) -> dict[str, Any]:
+def whiskers(cells: Sequence[Cell | Point], scale: Scale) -> dict[str, Any]:
     """plotly's error bars: from each median to the ends of its interval, where it has one."""
     spans = [
         (cell.median, cell.ci_low, cell.ci_high)
