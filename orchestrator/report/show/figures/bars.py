@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -117,10 +118,10 @@ def draw_ranking(figure: Ranking, table: SweepTable, reports: Reports) -> Drawn 
     if not shares:
         return None
     labels = list(shares)[:MAX_BARS]
-    totals: dict[str, float] = {}
+    totals: dict[str, float] = defaultdict(float)
     for label in labels:
         for name, share in shares[label].items():
-            totals[name] = totals.get(name, 0.0) + share
+            totals[name] += share
     parts = sorted(totals, key=lambda name: -totals[name])[:MAX_PARTS]
     shown = {name: [shares[label].get(name, 0.0) for label in labels] for name in parts}
     rest = [max(1.0 - sum(taken), 0.0) for taken in zip(*shown.values(), strict=True)]
@@ -140,10 +141,9 @@ def draw_ranking(figure: Ranking, table: SweepTable, reports: Reports) -> Drawn 
 def _mean_shares(found: Sequence[Any]) -> dict[str, float]:
     """Mean share of each named part over the attempts that tell it."""
     told = [rows for rows in found if isinstance(rows, Sequence) and not isinstance(rows, str)]
-    sums: dict[str, float] = {}
+    sums: dict[str, float] = defaultdict(float)
     for rows in told:
         for row in rows:
             if isinstance(row, Mapping) and isinstance(row.get("share"), (int, float)):
-                name = str(row.get("name", "?"))
-                sums[name] = sums.get(name, 0.0) + float(row["share"]) / len(told)
+                sums[str(row.get("name", "?"))] += float(row["share"]) / len(told)
     return sums
