@@ -76,6 +76,16 @@ class SweepTable:
         """Relative change that counts as one."""
         return tolerance(self.noise)
 
+    @property
+    def measured(self) -> list[TrialRow]:
+        """Rows of which something was measured, be it to be believed or not."""
+        return [row for row in self.rows if row.outcome in ("ok", "invalid")]
+
+    @property
+    def ok(self) -> list[TrialRow]:
+        """Rows with a result."""
+        return [row for row in self.rows if row.outcome == "ok"]
+
     def title(self, metric: str) -> str:
         """What people call a metric of this table: ``TTFT``."""
         known = self.specs.get(metric)
@@ -98,9 +108,9 @@ class SweepTable:
     def missing_ratios(self) -> dict[str, list[TrialRow]]:
         """Rows with a result that no metric could be set against the baseline for, by reason."""
         found: dict[str, list[TrialRow]] = {}
-        for row in self.rows:
+        for row in self.ok:
             judged = [c.judged for c in row.cells.values() if c.median is not None and c.judged]
-            if row.outcome == "ok" and judged and all(j.ratio is None for j in judged):
+            if judged and all(j.ratio is None for j in judged):
                 found.setdefault(judged[0].reason or "", []).append(row)
         return found
 

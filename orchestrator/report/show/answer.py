@@ -53,7 +53,7 @@ class _Best:
 def sentences(table: SweepTable) -> list[str]:
     """What a reader should know first; empty for a sweep of which nothing has run."""
     said = []
-    measured = [row for row in table.rows if row.outcome == "ok"]
+    measured = table.ok
     deciding = _deciding(table, measured)
     if deciding is not None and len(measured) > 1:
         said.extend(_bests(table, measured, deciding))
@@ -291,7 +291,7 @@ def _doubts(table: SweepTable) -> list[str]:
         some = "; ".join(f"{row.label} ({row.reason})" for row in invalid[:_MOST_NAMED])
         more = f"; and {len(invalid) - _MOST_NAMED} more" if len(invalid) > _MOST_NAMED else ""
         said.append(f"Not to be believed: {some}{more}.")
-    measured = [row for row in table.rows if row.outcome == "ok"]
+    measured = table.ok
     flagged = [row for row in measured if row.verdict == "flagged"]
     if flagged:
         rules = Counter(rule for row in flagged for rule in row.flags)

@@ -78,11 +78,10 @@ def final_table(
 
 def _where_to_look(table: SweepTable) -> tuple[str, ...]:
     """Lines for the foot of a table: the sweep in MLflow, one trial in full, the same again."""
-    best = next((row for row in table.rows if row.outcome == "ok"), None)
     lines = ["in MLflow    python -m orchestrator ui"]
-    if best is not None:
-        lines.append(f"one trial    python -m orchestrator show {short_hash(best.hash)}")
-        lines.append(f"run it again python -m orchestrator reproduce {short_hash(best.hash)}")
+    for row in table.ok[:1]:
+        lines.append(f"one trial    python -m orchestrator show {short_hash(row.hash)}")
+        lines.append(f"run it again python -m orchestrator reproduce {short_hash(row.hash)}")
     return tuple(lines)
 
 

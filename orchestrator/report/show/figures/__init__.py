@@ -38,8 +38,7 @@ __all__ = ["Drawn", "Reports", "default_figures", "draw", "exponent", "metrics_o
 
 def default_figures(table: SweepTable) -> list[Figure]:
     """Figures of a task that declares none: bars of the first headline metrics, scaling, Pareto."""
-    measured = [row for row in table.rows if row.outcome == "ok"]
-    spread = measured_metrics(measured, table.metrics)
+    spread = measured_metrics(table.ok, table.metrics)
     figures: list[Figure] = []
     memory = next((n for n in spread if n.endswith("_bytes")), None)
     if spread and memory is not None and memory != spread[0]:

@@ -78,9 +78,7 @@ def _name(row: TrialRow, axis: str | None) -> str:
 
 def draw_breakdown(figure: Breakdown, table: SweepTable, reports: Reports) -> Drawn | None:
     """One stacked bar a trial."""
-    rows = [row for row in table.rows if row.outcome == "ok" and any(map(row.has, figure.metrics))][
-        :MAX_BARS
-    ]
+    rows = [row for row in table.ok if any(map(row.has, figure.metrics))][:MAX_BARS]
     names = [m for m in figure.metrics if any(m in row.cells for row in rows)]
     if not rows or not names:
         return None
@@ -111,8 +109,8 @@ _REST_COLOUR = "#8a929c"
 def draw_ranking(figure: Ranking, table: SweepTable, reports: Reports) -> Drawn | None:
     """Bars of 100 % each; parts in the order of what they take over all trials."""
     shares: dict[str, dict[str, float]] = {}
-    for row in table.rows:
-        attempts = believable(reports.get(row.hash, ())) if row.outcome == "ok" else []
+    for row in table.ok:
+        attempts = believable(reports.get(row.hash, ()))
         if attempts and (found := _mean_shares([a.facts.get(figure.fact) for a in attempts])):
             shares[wrapped(row.label)] = found
     if not shares:

@@ -99,7 +99,7 @@ def _rounded(node: Any) -> Any:
 
 def having(table: SweepTable, metric: str) -> list[TrialRow]:
     """Trials that are ok and have a value of the metric."""
-    return [row for row in table.rows if row.outcome == "ok" and row.has(metric)]
+    return [row for row in table.ok if row.has(metric)]
 
 
 def values_of(rows: Sequence[TrialRow], metric: str, scale: Scale) -> list[float]:

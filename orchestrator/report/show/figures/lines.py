@@ -148,13 +148,13 @@ ECDF_POINTS = 200
 def draw_distribution(figure: Distribution, table: SweepTable, reports: Reports) -> Drawn | None:
     """The empirical distribution of the pooled samples, a line a trial."""
     lines: list[tuple[str, list[float]]] = []
-    for row in table.rows:
+    for row in table.ok:
         samples: list[float] = []
         for report in believable(reports.get(row.hash, ())):
             metric = metric_of(report, figure.metric)
             if isinstance(metric, Samples):
                 samples.extend(metric.values)
-        if len(samples) > 1 and row.outcome == "ok":
+        if len(samples) > 1:
             lines.append((row.label, sorted(samples)))
     if not lines:
         return None

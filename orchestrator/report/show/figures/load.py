@@ -77,7 +77,7 @@ def draw_waterfall(figure: Waterfall, table: SweepTable, reports: Reports) -> Dr
 
 def _facts(name: str, table: SweepTable, reports: Reports) -> Iterator[tuple[str, list[Any]]]:
     """The fact of each trial's last attempt that counts, by the trial's label."""
-    for row in table.rows:
+    for row in table.ok:
         having = [r for r in believable(reports.get(row.hash, ())) if r.facts.get(name)]
-        if row.outcome == "ok" and having:
+        if having:
             yield row.label, having[-1].facts[name]
