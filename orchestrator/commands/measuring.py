@@ -22,6 +22,7 @@ from orchestrator.commands.exit_code import OK, exit_code
 from orchestrator.commands.noise import noise_of
 from orchestrator.commands.output import emit, emit_json, say
 from orchestrator.commands.reuse import reuse_of
+from orchestrator.commands.run_json import endings, run_json
 from orchestrator.errors import StoreUnavailable
 from orchestrator.schedule.hub_commits import with_commits
 from orchestrator.schedule.todo import Reuse, Todo, compute_todo
@@ -184,20 +185,19 @@ class Measuring:
 
     def report(self, *, wall_s: float, as_json: bool, table: bool, strict: bool) -> int:
         """Print what the sweep found, cached trials too; returns the exit code."""
-        from orchestrator.report import final_table, run_json
+        from orchestrator.report import final_table
 
         plan, store = self.plan, self._store
         attempts = store.attempts(trial.hash for trial in plan.trials)
-        ended = self._result.attempts if self._result else ()
-        summary = self._summary
+        summary, result = self._summary, self._result
+        ended = endings(result.attempts if result else (), summary.run_ids if summary else {})
         if as_json:
-            runs = store.sweep_runs(plan.sweep) if self._result is None else []
+            runs = store.sweep_runs(plan.sweep) if result is None else []
             emit_json(
                 run_json(
                     ended,
                     sweep=plan.sweep,
                     run_id=(summary.run_id or "") if summary else (runs[0].run_id if runs else ""),
-                    run_ids=summary.run_ids if summary else {},
                     cached=self._cached,
                     stale=self._stale,
                     wall_s=wall_s,
@@ -209,11 +209,10 @@ class Measuring:
         elif table:
             reports = self._predicted(self._reports(attempts))
             emit(final_table(plan, reports, noise=noise_of(store, reports)))
-        now = [(e.config_hash, e.outcome) for e in ended if not e.retried]
-        ran = {config for config, _ in now}
+        ran = {config for config, _, _ in ended}
         before = [attempts.get(t.hash, []) for t in plan.trials if t.hash not in ran]
-        results = [*(outcome for _, outcome in now), *map(_recorded_result, before)]
-        if self._result is not None and self._result.unmade:
+        results = [*(outcome for _, outcome, _ in ended), *map(_recorded_result, before)]
+        if result is not None and result.unmade:
             results.append(None)
         return exit_code(results, strict=strict)
 

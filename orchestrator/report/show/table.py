@@ -1,4 +1,4 @@
-"""The final table of a sweep on the terminal, and ``run --json``.
+"""The final table of a sweep on the terminal.
 
 Two lines a trial: its name and values with their intervals, then its hash and the ratios to the
 baseline that shares its other axes. Columns that do not fit go below, never squeezed.
@@ -7,10 +7,9 @@ baseline that shares its other axes. Columns that do not fit go below, never squ
 from __future__ import annotations
 
 import textwrap
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.padding import Padding
@@ -132,65 +131,6 @@ class _Column:
     scale: Scale
     heading: tuple[str, ...]
     width: int
-
-
-class Ended(Protocol):
-    """What is asked of an attempt of this run (``schedule.EndedAttempt`` has it)."""
-
-    @property
-    def config_hash(self) -> str: ...
-
-    @property
-    def attempt_id(self) -> str: ...
-
-    @property
-    def outcome(self) -> str: ...
-
-    @property
-    def retried(self) -> bool: ...
-
-
-def run_json(
-    attempts: Iterable[Ended],
-    *,
-    sweep: str,
-    run_id: str,
-    run_ids: Mapping[str, str],
-    cached: int,
-    stale: int = 0,
-    wall_s: float,
-) -> dict[str, Any]:
-    """What ``run --json`` prints; an attempt that was tried again is not an ending and left out.
-
-    Parameters
-    ----------
-    attempts : iterable
-        The attempts of this run, in the order they ended.
-    run_id : str
-        The sweep's MLflow run.
-    stale : int
-        Trials that were measured before, under other conditions.
-    run_ids : mapping of str to str
-        MLflow run by attempt id; an attempt that is still in the spool has none.
-    """
-    trials = [
-        {
-            "hash": ended.config_hash,
-            "outcome": str(ended.outcome),
-            "run_id": run_ids.get(ended.attempt_id),
-        }
-        for ended in attempts
-        if not ended.retried
-    ]
-    return {
-        "sweep": sweep,
-        "run_id": run_id,
-        "outcomes": dict(Counter(trial["outcome"] for trial in trials)),
-        "cached": cached,
-        "stale": stale,
-        "wall_s": wall_s,
-        "trials": trials,
-    }
 
 
 def _column(name: str, rows: Sequence[TrialRow]) -> _Column | None:
