@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.attempt import AttemptReport, Outcome, Trial
 from orchestrator.commands.ends import BISECTION, end_of
+from orchestrator.commands.interrupt import interrupted
 from orchestrator.commands.mixtures import Differences, between_ends, between_versions
 from orchestrator.commands.noise import noise_of
 from orchestrator.commands.output import emit, emit_json, say
@@ -26,7 +27,7 @@ from orchestrator.commands.reuse import reuse_of
 from orchestrator.commands.run import command_line
 from orchestrator.conditions import same
 from orchestrator.environments.build import built
-from orchestrator.errors import ConfigError, Interrupted, UsageError, nearest
+from orchestrator.errors import ConfigError, UsageError, nearest
 from orchestrator.measure.grouping import grouped
 from orchestrator.measure.registry import find_task
 from orchestrator.plan.expand import plan_of, settings_of
@@ -95,8 +96,7 @@ def bisect_command(
         bisecting = Bisecting(workload, differences, metric, store, settings)
         answer = bisecting.run()
         if answer is None:
-            say("interrupted: the same command goes on where this one stopped")
-            return Interrupted.exit_code
+            return interrupted()
         found.append(bisecting.shown(answer))
         if not versions or len(found) > 1 or answer.state != "found":
             break

@@ -15,9 +15,10 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.commands.interrupt import interrupted
 from orchestrator.commands.output import emit, emit_json, say
 from orchestrator.engines.registry import is_remote
-from orchestrator.errors import ConfigError, Interrupted
+from orchestrator.errors import ConfigError
 from orchestrator.measure.registry import find_task
 from orchestrator.measure.wording import counted
 from orchestrator.search.capacity import (
@@ -62,8 +63,7 @@ def search(plan: Plan, command: Sequence[str], *, as_json: bool) -> int:
             if todo.attempts:
                 measuring.execute(todo)
             if measuring.interrupted:
-                say("interrupted: the same command goes on where this one stopped")
-                return Interrupted.exit_code
+                return interrupted()
             found = {
                 config_hash: [report for report in reports if report.attempt_id not in old]
                 for config_hash, reports in measuring.found().items()
