@@ -222,11 +222,8 @@ class Measuring:
 
     def _recorded(self, recording: Recording) -> Reports:
         """Reports that a table is made of; none where they are too many, or the store is away."""
-        trials = self.plan.trials
-        if len(trials) > MOST_REPORTED or not recording.flush(REPORT_PATIENCE_S):
-            return {}
-        recorded = self._store.attempts(t.hash for t in trials)
-        return self._reports(recorded)
+        many = len(self.plan.trials) > MOST_REPORTED
+        return {} if many or not recording.flush(REPORT_PATIENCE_S) else self.found()
 
     def _reports(self, attempts: Mapping[str, Sequence[AttemptSummary]]) -> Reports:
         """Their reports, last those of the conditions that this run could meet: they are shown."""
@@ -318,10 +315,12 @@ class Measuring:
     def _history_s(self) -> list[float]:
         """How long recorded attempts of these trials took: a first estimate of the time left."""
         recorded = self._store.attempts(trial.hash for trial in self.plan.trials)
-        ended = [
-            a for found in recorded.values() for a in found if a.outcome == "ok" and a.ended_at
+        return [
+            a.ended_at - a.started_at
+            for found in recorded.values()
+            for a in found
+            if a.outcome == "ok" and a.ended_at and a.started_at
         ]
-        return [a.ended_at - a.started_at for a in ended if a.ended_at and a.started_at]
 
     def _recover(self, message: Callable[[str], None], *, runs: bool = True) -> None:
         """Record what dead drivers spooled and end their ``runs``, so that this run sees them.
