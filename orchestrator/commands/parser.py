@@ -61,6 +61,9 @@ class OverridesCommand(click.Command):
         return []
 
 
+OVERRIDES = click.argument(
+    "overrides", nargs=-1, type=click.UNPROCESSED, shell_complete=_complete("overrides")
+)
 STORE_OVERRIDES = click.argument(
     "overrides",
     nargs=-1,
@@ -105,9 +108,7 @@ def show(**given: Any) -> int:
 
 @commands.command()
 @HASH
-@click.argument(
-    "overrides", nargs=-1, type=click.UNPROCESSED, shell_complete=_complete("overrides")
-)
+@OVERRIDES
 @AS_JSON
 def reproduce(**given: Any) -> int:
     """Run exactly that configuration once more, then compare with earlier attempts."""
@@ -188,9 +189,7 @@ def history(**given: Any) -> int:
 
 @commands.command()
 @HASH
-@click.argument(
-    "overrides", nargs=-1, type=click.UNPROCESSED, shell_complete=_complete("overrides")
-)
+@OVERRIDES
 @click.option(
     "--good",
     required=True,
