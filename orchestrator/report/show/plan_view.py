@@ -157,7 +157,7 @@ def _predictions(states: Iterable[TrialState]) -> list[str]:
     """Predicted quantities to be shown, in the order first met: memory in all, and known times."""
     names: dict[str, None] = {}
     for state in states:
-        found = getattr(state, "predicted", None) or {}
+        found = state.predicted or {}
         names.update(dict.fromkeys(name for name, value in found.items() if value is not None))
     return [name for name in names if name == "memory_bytes" or name.endswith("_s")]
 
