@@ -17,8 +17,9 @@ from orchestrator.report.analyse.cell import Cell, TrialRow
 from orchestrator.report.analyse.labels import SEPARATOR, axis_text
 from orchestrator.report.analyse.measured import PRECISION
 from orchestrator.report.analyse.rows import SweepTable
+from orchestrator.report.show.parts import figure_text
 from orchestrator.report.show.style import STANDING_MARKS
-from orchestrator.report.show.units import ratio, with_ci
+from orchestrator.report.show.units import ratio
 
 #: How far above the baseline's the perplexity of a configuration worth recommending may be.
 QUALITY_LIMIT = 1.05
@@ -157,7 +158,7 @@ def _keeps_quality(row: TrialRow) -> bool:
 def _best_here(best: _Best, deciding: str, several: bool) -> str:
     row, cell = best.row, best.row.cells[deciding]
     place = f" at {_place(best.group)}" if several and best.group else ""
-    figure = f"{cell.spec.title} {_figure(cell)}"
+    figure = f"{cell.spec.title} {figure_text(cell)}"
     rivals = _rivals(best, deciding)
     if row.baseline:
         none = f"No trial is better than the baseline {row.own_label}{place}"
@@ -174,7 +175,7 @@ def _rivals(best: _Best, deciding: str) -> str:
     if not best.rivals:
         return ""
     named = ", ".join(
-        f"{row.own_label} ({_figure(row.cells[deciding])})" for row in best.rivals[:_MOST_NAMED]
+        f"{row.own_label} ({figure_text(row.cells[deciding])})" for row in best.rivals[:_MOST_NAMED]
     )
     more = f" and {len(best.rivals) - _MOST_NAMED} more" if len(best.rivals) > _MOST_NAMED else ""
     return f"; not distinguishable from {named}{more}"
@@ -243,11 +244,11 @@ def _smallest(table: SweepTable, measured: Sequence[TrialRow], deciding: str) ->
         cells = [row.cells[name] for row in least if row.has(name)]
         if cells:
             known = any(cell.ratio is not None for cell in cells)
-            shown = _span([cell.ratio for cell in cells]) if known else _figure(cells[0])
+            shown = _span([cell.ratio for cell in cells]) if known else figure_text(cells[0])
             costs.append(f"{table.title(name)} {shown}")
     cell = least[0].cells[memory]
     alike = len({row.cells[memory].median for row in least}) == 1
-    size = _figure(cell) if alike else f"from {_figure(cell)}"
+    size = figure_text(cell) if alike else f"from {figure_text(cell)}"
     found = f"{least[0].own_label} is smallest: {table.title(memory)} {size}"
     found += f", {_span([row.cells[memory].ratio for row in least])} the baseline"
     return [f"{found}; it comes with {_and(costs)}."]
@@ -307,11 +308,6 @@ def _doubts(table: SweepTable) -> list[str]:
     if blind:
         said.append(f"{_trials(blind, 'run')} without telemetry: nothing is known of disturbances.")
     return said
-
-
-def _figure(cell: Cell) -> str:
-    assert cell.median is not None
-    return with_ci(cell.median, cell.ci_low, cell.ci_high, cell.unit)
 
 
 def _against(cell: Cell) -> str:

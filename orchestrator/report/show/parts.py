@@ -17,7 +17,7 @@ from rich.text import Text
 from orchestrator.report.analyse.cell import Cell, TrialRow
 from orchestrator.report.analyse.labels import short_hash
 from orchestrator.report.show.style import OUTCOME_STYLE, standing_mark
-from orchestrator.report.show.units import MISSING, Scale, ratio, scale_of
+from orchestrator.report.show.units import MISSING, Scale, ratio, scale_of, with_ci
 from orchestrator.statistics.judge import Judged
 
 GAP = 2
@@ -90,6 +90,12 @@ def value_text(cell: Cell, scale: Scale) -> str:
     if cell.median is None:
         return MISSING
     return scale.interval(cell.median, cell.ci_low, cell.ci_high)
+
+
+def figure_text(cell: Cell) -> str:
+    """``61.2 ±0.8 ms``, of a cell that has a value."""
+    assert cell.median is not None
+    return with_ci(cell.median, cell.ci_low, cell.ci_high, cell.unit)
 
 
 def interval_text(judged: Judged) -> str:

@@ -34,10 +34,10 @@ from orchestrator.report.analyse.measured import (
 from orchestrator.report.analyse.reasons import one_line, why
 from orchestrator.report.show.board import device_of
 from orchestrator.report.show.operators_view import operator_table
-from orchestrator.report.show.parts import ended, grid, numbers, prose, words
+from orchestrator.report.show.parts import ended, figure_text, grid, numbers, prose, words
 from orchestrator.report.show.style import VERDICT_MARKS
 from orchestrator.report.show.tree import flat
-from orchestrator.report.show.units import MISSING, duration, quantity, scale_of, with_ci
+from orchestrator.report.show.units import MISSING, duration, quantity, scale_of
 from orchestrator.statistics.summary import summarise_attempts, summarise_by
 
 _TOLD = (
@@ -251,8 +251,7 @@ def _metrics(counted: Sequence[AttemptReport], narrow: bool) -> list[RenderableT
         if cell.median is None:
             continue
         if narrow:
-            shown = with_ci(cell.median, cell.ci_low, cell.ci_high, cell.unit)
-            drawn.add_row(cell.name, shown, str(cell.n))
+            drawn.add_row(cell.name, figure_text(cell), str(cell.n))
         else:
             drawn.add_row(*_statistics(cell, counted))
     return [drawn, *_shapes(counted, cells.values()), *_stops(counted), *_absences(absent)]

@@ -12,7 +12,8 @@ from orchestrator.report.analyse.cell import Cell, TrialRow
 from orchestrator.report.analyse.history import Point
 from orchestrator.report.analyse.labels import SEPARATOR, axis_text, of_use
 from orchestrator.report.analyse.rows import SweepTable
-from orchestrator.report.show.units import Scale, with_ci
+from orchestrator.report.show.parts import figure_text
+from orchestrator.report.show.units import Scale
 
 Reports = Mapping[str, Sequence[AttemptReport]]
 
@@ -125,8 +126,7 @@ def whiskers(cells: Sequence[Cell | Point], scale: Scale) -> dict[str, Any]:
 def told(row: TrialRow, metric: str) -> str:
     """One value in words: ``TTFT 61.2 ±0.8 ms``."""
     cell = row.cells[metric]
-    assert cell.median is not None
-    return f"{cell.spec.title} {with_ci(cell.median, cell.ci_low, cell.ci_high, cell.unit)}"
+    return f"{cell.spec.title} {figure_text(cell)}"
 
 
 def better_line(metric: str, rows: Sequence[TrialRow]) -> str:
