@@ -17,7 +17,7 @@ from orchestrator.report.analyse.cell import Cell, TrialRow
 from orchestrator.report.analyse.labels import SEPARATOR, axis_text
 from orchestrator.report.analyse.measured import PRECISION
 from orchestrator.report.analyse.rows import SweepTable
-from orchestrator.report.show.parts import figure_text
+from orchestrator.report.show.parts import figure_text, some_of
 from orchestrator.report.show.style import STANDING_MARKS
 from orchestrator.report.show.units import ratio
 
@@ -174,11 +174,8 @@ def _limit(best: _Best) -> str:
 def _rivals(best: _Best, deciding: str) -> str:
     if not best.rivals:
         return ""
-    named = ", ".join(
-        f"{row.own_label} ({figure_text(row.cells[deciding])})" for row in best.rivals[:_MOST_NAMED]
-    )
-    more = f" and {len(best.rivals) - _MOST_NAMED} more" if len(best.rivals) > _MOST_NAMED else ""
-    return f"; not distinguishable from {named}{more}"
+    named = [f"{row.own_label} ({figure_text(row.cells[deciding])})" for row in best.rivals]
+    return f"; not distinguishable from {some_of(named, _MOST_NAMED)}"
 
 
 def _best_everywhere(found: Sequence[_Best], deciding: str) -> str:

@@ -14,7 +14,15 @@ from rich.text import Text
 from orchestrator.measure.grouping import grouped
 from orchestrator.report.analyse.compare import ComparedMetric, Comparison
 from orchestrator.report.analyse.reasons import one_line
-from orchestrator.report.show.parts import GAP, TrialNames, filled, interval_text, numbers, words
+from orchestrator.report.show.parts import (
+    GAP,
+    TrialNames,
+    filled,
+    interval_text,
+    numbers,
+    some_of,
+    words,
+)
 from orchestrator.report.show.style import STANDING_MARKS
 from orchestrator.report.show.units import quantity, ratio
 from orchestrator.statistics.judge import CONFIDENCE
@@ -57,9 +65,8 @@ class ComparisonView(TrialNames):
             yield Text(f"note: {note}", style="dim")
         for side, hashes in zip(self.names, (found.only_a, found.only_b), strict=True):
             if hashes:
-                some = ", ".join(self.named(h) for h in hashes[:5])
-                more = f" and {len(hashes) - 5} more" if len(hashes) > 5 else ""
-                yield Text(f"only in {side}: {some}{more}", style="dim")
+                some = some_of([self.named(h) for h in hashes], 5)
+                yield Text(f"only in {side}: {some}", style="dim")
 
     def _heading(self) -> Text:
         found = self.comparison

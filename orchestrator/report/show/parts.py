@@ -92,6 +92,12 @@ def value_text(cell: Cell, scale: Scale) -> str:
     return scale.interval(cell.median, cell.ci_low, cell.ci_high)
 
 
+def some_of(said: Sequence[str], most: int) -> str:
+    """``numpy, ray and 5 more``."""
+    more = f" and {len(said) - most} more" if len(said) > most else ""
+    return ", ".join(said[:most]) + more
+
+
 def figure_text(cell: Cell) -> str:
     """``61.2 ±0.8 ms``, of a cell that has a value."""
     assert cell.median is not None

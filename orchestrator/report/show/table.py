@@ -29,6 +29,7 @@ from orchestrator.report.show.parts import (
     numbers,
     prose,
     scale_for,
+    some_of,
     value_text,
     words,
 )
@@ -287,8 +288,7 @@ def _notes(
         if line:
             yield Text(" · ".join(line), style="dim")
     for label, software in list(table.software.items())[:_MOST_STACKED]:
-        more = f" and {len(software) - _MOST_TOLD} more" if len(software) > _MOST_TOLD else ""
-        yield Text(f"{label}: {', '.join(software[:_MOST_TOLD])}{more}", style="dim")
+        yield Text(f"{label}: {some_of(software, _MOST_TOLD)}", style="dim")
     if table.elsewhere:
         yield Text(table.elsewhere, style="dim")
     for why in table.missing_ratios:
