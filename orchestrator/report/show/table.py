@@ -333,17 +333,12 @@ def _failures(table: SweepTable, width: int) -> Iterable[Any]:
 
 
 def _name_width(table: SweepTable, rows: Sequence[TrialRow]) -> int:
-    single = len({row.group for row in rows}) == 1
-    labels = (len(line) for lines in _row_labels(rows) for line in lines)
     repeats = 5 if any(row.attempts > 1 for row in rows) else 0
-    groups = (len(_group_name(row)) for row in rows) if not single else iter(())
-    named = (2 + len(_second_line(row)) for row in rows)
-    return max(
-        2 + max(labels, default=0) + repeats,
-        max(named, default=0),
-        len(table.sweep),
-        max(groups, default=0),
-    )
+    widths = [len(table.sweep), *(2 + len(_second_line(row)) for row in rows)]
+    widths += [2 + len(line) + repeats for lines in _row_labels(rows) for line in lines]
+    if len({row.group for row in rows}) > 1:
+        widths += [len(_group_name(row)) for row in rows]
+    return max(widths)
 
 
 def _wrap(text: str, width: int) -> tuple[str, ...]:
