@@ -80,7 +80,7 @@ def pareto_front(rows: Sequence[TrialRow], metrics: Sequence[str]) -> list[Trial
 
     def beaten(point: Sequence[float]) -> bool:
         return any(
-            all(a <= b for a, b in zip(other, point, strict=True)) and list(other) != list(point)
+            all(a <= b for a, b in zip(other, point, strict=True)) and other != point
             for other in points.values()
         )
 
