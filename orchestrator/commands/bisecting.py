@@ -187,8 +187,9 @@ class Bisecting:
             if isinstance(found, str) or len(found) >= ask.rounds:
                 continue
             vain = vain + 1 if before is not None and len(found) == len(before) else 0
-            if vain:
-                self._check_ends()
+            for flag, end in (("--good", self.good), ("--bad", self.bad)):
+                if vain and (reason := self._failure(end)):
+                    raise ConfigError(f"its attempts fail: {reason}", where=flag)
             if vain > _MOST_VAIN:
                 raise ConfigError(
                     f"{_MOST_VAIN} rounds in a row do not count: {self._why_not(trial)}",
@@ -274,17 +275,16 @@ class Bisecting:
             return reason
         return [each for _, each in sorted(found, key=lambda pair: pair[0])]
 
+    def _last(self, trial: Trial) -> AttemptReport | None:
+        """The last attempt of a trial; None where there is none."""
+        return next(reversed(self._reports([trial.hash]).get(trial.hash, [])), None)
+
     def _failure(self, trial: Trial) -> str | None:
         """Why the last attempt of a trial failed; None where it did not, or there is none."""
-        last = next(reversed(self._reports([trial.hash]).get(trial.hash, [])), None)
+        last = self._last(trial)
         if last is None or last.outcome is Outcome.OK or last.outcome in _SAYS_NOTHING:
             return None
         return last.reason or last.outcome.value
-
-    def _check_ends(self) -> None:
-        for flag, end in (("--good", self.good), ("--bad", self.bad)):
-            if reason := self._failure(end):
-                raise ConfigError(f"its attempts fail: {reason}", where=flag)
 
     def _met_now(self, plan: Plan, summaries: Mapping[str, Sequence[AttemptSummary]]) -> Any:
         """Whether an attempt was made under conditions that this run could meet."""
@@ -302,10 +302,9 @@ class Bisecting:
         return could
 
     def _why_not(self, candidate: Trial) -> str:
-        reports = self._reports([candidate.hash]).get(candidate.hash, [])
-        if not reports:
+        last = self._last(candidate)
+        if last is None:
             return "nothing was recorded"
-        last = reports[-1]
         rules = [rule.reason for rule in last.verdict.rules if rule.state == "invalid"]
         return last.reason or next(filter(None, rules), "conditions that cannot be known")
 
