@@ -11,11 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.statistics.bootstrap import (
-    ONE_ATTEMPT_NOTE,
-    centre_draws,
-    why_not,
-)
+from orchestrator.statistics.bootstrap import ONE_ATTEMPT_NOTE, central, centre_draws, why_not
 from orchestrator.statistics.distribution import (
     is_bimodal,
     median_absolute_deviation,
@@ -125,13 +121,11 @@ def summarise_attempts(
         return Summary(n, len(usable), confidence=confidence, reason=reason)
     pooled = np.concatenate(usable)
     centre = float(np.mean([np.median(a) for a in usable]))
-    low: float | None = None
-    high: float | None = None
+    low = high = None
     known = sum(map(repetitions_in, having)) > 1
     if known:
         centre, draws = centre_draws(having, resamples=resamples)
-        tail = (1.0 - confidence) / 2.0
-        low, high = (float(q) for q in np.quantile(draws, [tail, 1.0 - tail]))
+        low, high = central(draws, confidence)
     mild, severe = tukey_outliers(pooled)
     return Summary(
         n=n,
