@@ -70,7 +70,7 @@ class Computing:
         """Compute what is missing and record all of it as one run."""
         from orchestrator.record import Findings, Recording
 
-        missing = [trial for trial in self.plan.trials if trial.hash not in self._known]
+        missing = [attempt.trial for attempt in todo.attempts]
         # Before the cells: MLflow takes seconds to wake, in a thread of its own.
         recording = Recording(self._store, self.plan, todo=0, command=self._command, message=say)
         with recording:
