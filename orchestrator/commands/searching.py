@@ -132,6 +132,7 @@ class Searched:
     def answered(self, reports: Mapping[str, Sequence[AttemptReport]]) -> None:
         """Go on from what was measured; raises :class:`ConfigError` where that is too little."""
         from orchestrator.attempt import Outcome
+        from orchestrator.report.analyse.labels import short_hash
         from orchestrator.report.analyse.measured import cannot_run, of_one_class, valid
 
         ask = self.next
@@ -152,7 +153,7 @@ class Searched:
                 f"{self.over}={ask.level:g} has {len(attempts)} of the attempts it needs "
                 f"({ask.attempts}): {why}",
                 where="search=capacity",
-                fix=f"Look at it: python -m orchestrator show {trial.hash[:12]}",
+                fix=f"Look at it: python -m orchestrator show {short_hash(trial.hash)}",
             )
         self._known[ask.level] = attempts
         self.next = capacity(self._known, self._settings)

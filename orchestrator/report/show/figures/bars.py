@@ -9,7 +9,7 @@ from typing import Any
 from orchestrator.measure.figures import Bars, Breakdown, Ranking
 from orchestrator.measure.grouping import grouped
 from orchestrator.report.analyse.cell import TrialRow
-from orchestrator.report.analyse.labels import axis_name, axis_value
+from orchestrator.report.analyse.labels import axis_name, axis_value, short_hash
 from orchestrator.report.analyse.measured import believable
 from orchestrator.report.analyse.rows import SweepTable
 from orchestrator.report.show.figures.drawn import (
@@ -54,7 +54,7 @@ def draw_bars(figure: Bars, table: SweepTable, reports: Reports) -> Drawn | None
             x=[_name(row, None if alone else first) for row in members],
             y=values_of(members, figure.metric, scale),
             error_y=whiskers(cells, scale),
-            customdata=[[row.label, row.hash[:12]] for row in members],
+            customdata=[[row.label, short_hash(row.hash)] for row in members],
             hovertemplate="%{customdata[0]}<br>%{y:.4g} " + scale.symbol + "<br>%{customdata[1]}",
         )
     plot.update_layout(
