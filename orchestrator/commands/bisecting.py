@@ -25,6 +25,7 @@ from orchestrator.commands.noise import noise_of
 from orchestrator.commands.output import emit, emit_json, say
 from orchestrator.commands.reuse import reuse_of
 from orchestrator.commands.run import command_line
+from orchestrator.commands.selected import finished
 from orchestrator.conditions import same
 from orchestrator.environments.build import built
 from orchestrator.errors import ConfigError, UsageError, nearest
@@ -34,6 +35,7 @@ from orchestrator.plan.expand import plan_of, settings_of
 from orchestrator.plan.identity import rebuild
 from orchestrator.plan.plan import Plan
 from orchestrator.record import AttemptSummary, open_store
+from orchestrator.report.analyse.labels import short_hash
 from orchestrator.report.analyse.measured import samples_of, spec_of, valid
 from orchestrator.report.show.bisect_view import BisectView, bisect_json
 from orchestrator.search.coupled import Set
@@ -76,10 +78,7 @@ def bisect_command(
         fix = "Leave cluster= out, on the machine where the number changed"
         raise UsageError("a round is measured on one machine", where="bisect", fix=fix)
     store = open_store(settings.tracking)
-    wanted = store.resolve(prefix)
-    ended = [s for s in store.attempts([wanted])[wanted] if s.outcome]
-    if not ended:
-        raise UsageError(f"no finished attempt of {prefix} is recorded", where=store.where)
+    wanted, ended = finished(store, prefix)
     workload = rebuild(store.identity(ended[-1].run_id))
     ends = [
         end_of(word, flag, store=store, workload=workload, config_dirs=config_dirs)
@@ -194,7 +193,7 @@ class Bisecting:
                 raise ConfigError(
                     f"{_MOST_VAIN} rounds in a row do not count: {self._why_not(trial)}",
                     where=self.sweep,
-                    fix=f"Look at it: python -m orchestrator show {trial.hash[:12]}",
+                    fix=f"Look at it: python -m orchestrator show {short_hash(trial.hash)}",
                 )
             if asked is None or (ask.changes, ask.rounds) != (asked.changes, asked.rounds):
                 say(f"{self.sweep}: {self._differences.called(ask.changes)}: {ask.rounds} rounds")
