@@ -106,12 +106,8 @@ def _winner(rows: Sequence[TrialRow], name: str) -> TrialRow | None:
     return min(costs, key=lambda pair: pair[0])[1] if costs else None
 
 
-def _groups(rows: Sequence[TrialRow]) -> dict[_Group, list[TrialRow]]:
-    return grouped(rows, lambda row: row.group)
-
-
 def _bests(table: SweepTable, measured: Sequence[TrialRow], deciding: str) -> list[str]:
-    groups = _groups(measured)
+    groups = grouped(measured, lambda row: row.group)
     found = [
         best
         for group, rows in groups.items()
@@ -230,7 +226,7 @@ def _smallest(table: SweepTable, measured: Sequence[TrialRow], deciding: str) ->
     if memory is None or memory == deciding:
         return []
     least = []
-    for rows in _groups(measured).values():
+    for rows in grouped(measured, lambda row: row.group).values():
         row = _winner(rows, memory)
         if row is not None and not row.baseline and row.cells[memory].standing == "improvement":
             least.append(row)
