@@ -332,9 +332,8 @@ def main(argv: Sequence[str]) -> int:
     1 and 2 are judgements.
     """
     use_plain_signs()
-    words = list(argv)
-    verbose = any(word in ("-v", "--verbose") for word in words)
-    words = [word for word in words if word not in ("-v", "--verbose")]
+    words = [word for word in argv if word not in ("-v", "--verbose")]
+    verbose = len(words) < len(argv)
     unjudged = 4 if words[:1] in (["gate"], ["bisect"], ["history"]) else None
     try:
         if not words or words[0] not in commands.commands:
