@@ -197,13 +197,13 @@ def _columns(rows: Sequence[ComparedMetric], reach: float, names: tuple[str, str
         _Column("metric", "", cells(lambda r: r.spec.title)),
         _Column(
             "medians",
-            _heading(names[0]),
+            _end_of(names[0]),
             cells(lambda r: quantity(r.median_a, r.spec.unit)),
             True,
         ),
         _Column(
             "medians",
-            _heading(names[1]),
+            _end_of(names[1]),
             cells(lambda r: quantity(r.median_b, r.spec.unit)),
             True,
         ),
@@ -214,7 +214,7 @@ def _columns(rows: Sequence[ComparedMetric], reach: float, names: tuple[str, str
     ]
 
 
-def _heading(name: str) -> str:
+def _end_of(name: str) -> str:
     """The end of a long name: that is where two of a kind differ."""
     return name if len(name) <= _HEADING else "…" + name[1 - _HEADING :]
 
