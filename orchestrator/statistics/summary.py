@@ -6,7 +6,7 @@ Never raises for data: what cannot be told is None, and ``reason`` says why.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -75,10 +75,6 @@ class Summary:
         if self.ci_low is None or self.ci_high is None or not self.median:
             return None
         return (self.ci_high - self.ci_low) / 2.0 / abs(self.median)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON form."""
-        return asdict(self)
 
 
 def _of_one(samples: int) -> str:
