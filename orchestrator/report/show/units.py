@@ -92,9 +92,9 @@ def scale_of(values: Iterable[float | None], unit: str) -> Scale:
     return Scale(1.0, _SYMBOLS.get(unit, spelled(unit)))
 
 
-def quantity(value: float | None, unit: str, digits: int = 3) -> str:
+def quantity(value: float | None, unit: str) -> str:
     """One value with its best prefix: ``61.2 ms``, ``1.25 GiB``; a dash for None."""
-    return scale_of([value], unit).text(value, digits)
+    return scale_of([value], unit).text(value)
 
 
 def with_ci(median: float, ci_low: float | None, ci_high: float | None, unit: str) -> str:
