@@ -196,13 +196,11 @@ def gate(
             elif about:
                 rows.extend(_apply(rule, trial, noise))
     tested = _corrected(rows)
-    for side, other, state in ((new, base, "no baseline"), (base, new, "not measured again")):
-        paired = {p for both in pairs for p in both}
-        tested.extend(
-            GateRow("paired", h, None, "skipped", reason=state)
-            for h in side
-            if h not in other and h not in paired
-        )
+    paired = {h for both in pairs for h in both} | (new.keys() & base.keys())
+    for side, state in ((new, "no baseline"), (base, "not measured again")):
+        tested += [
+            GateRow("paired", h, None, "skipped", reason=state) for h in side if h not in paired
+        ]
     reports = [report for trial in trials for report in (*trial.base, *trial.new)]
     metrics = dict.fromkeys(row.metric for row in tested if row.metric is not None)
     specs = {metric: spec_of(reports, metric) for metric in metrics}
