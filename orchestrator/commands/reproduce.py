@@ -53,7 +53,6 @@ def reproduce_command(prefix: str, overrides: Sequence[str], as_json: bool) -> i
 
 def _verified(stored: Mapping[str, Any], wanted: str, run_id: str) -> dict[str, Any]:
     """The configuration that was recorded, once it is certain that it is the one asked for."""
-
     identity = rebuild(stored)
     if (found := config_hash(identity)) != wanted:
         raise ConfigError(

@@ -373,7 +373,6 @@ def _rules(report: AttemptReport) -> list[RenderableType]:
 def _engaged(report: AttemptReport) -> list[RenderableType]:
     if not report.engaged:
         return []
-
     drawn = grid(words(), words("asked"), words("got"), prose())
     for proof in report.engaged:
         mark = Text("✓", "green") if proof.ok else Text("✗", "red")
