@@ -64,14 +64,19 @@ def answered(plan: Plan, edge: float, over: str = "load.rate") -> tuple[Searched
     draw = np.random.default_rng(drawing_seed())
     found = Searched(plan, plan.trials[0])
     made: dict[str, list[AttemptReport]] = {}
-    while (trial := found.asks) is not None:
-        assert isinstance(found.next, Ask)
+    while isinstance(found.next, Ask):
+        trial = found.trial_at(found.next.level)
         reports = made.setdefault(trial.hash, [])
         while len(reports) < found.next.attempts:
             reports.append(attempt(trial, edge, draw, over))
             reports[-1].started_at = float(len(reports))
         found.answered(made)
     return found, sum(map(len, made.values()))
+
+
+def next_trial(search: Searched) -> Trial:
+    assert isinstance(search.next, Ask)
+    return search.trial_at(search.next.level)
 
 
 def test_levels_are_trials_and_the_answer_is_an_interval() -> None:
@@ -83,7 +88,7 @@ def test_levels_are_trials_and_the_answer_is_an_interval() -> None:
     assert answer.low is not None
     assert answer.high is not None
     assert answer.low < 5.0 < answer.high
-    assert answer.attempts == attempts
+    assert sum(level.attainment.attempts for level in answer.levels) == attempts
     assert answer.binding == "ttft_s"
     # As the command line would have made them: somebody may have measured them before.
     for level, trial in found.levels.items():
@@ -140,8 +145,8 @@ def test_a_level_that_cannot_run_has_failed(outcome: Outcome, said: str) -> None
     draw = np.random.default_rng(drawing_seed())
     found = Searched(plan, plan.trials[0])
     made: dict[str, list[AttemptReport]] = {}
-    while (trial := found.asks) is not None:
-        assert isinstance(found.next, Ask)
+    while isinstance(found.next, Ask):
+        trial = found.trial_at(found.next.level)
         if found.next.level > 21:
             made[trial.hash] = [ok_report(outcome=outcome)]
         else:
@@ -210,8 +215,7 @@ def test_of_a_task_without_requests_each_repetition_is_one() -> None:
         [*words, *asked, "task.new_tokens=1", "slo.tpot_s=1"], device_kind=lambda cluster: "cpu"
     )
     searched = Searched(one_token, one_token.trials[0])
-    trial = searched.asks
-    assert trial is not None
+    trial = next_trial(searched)
     report = ok_report(Samples("e2e_s", "s", (0.1,)), Absent("tpot_s", "s", "one token has none"))
     with pytest.raises(ConfigError, match="no attainment: one token has none"):
         searched.answered({trial.hash: [report] * 3})
@@ -221,8 +225,7 @@ def test_what_is_known_already_is_not_asked_for() -> None:
     plan = planned(*OPEN, *LIMIT)
     draw = np.random.default_rng(drawing_seed())
     first = Searched(plan, plan.trials[0])
-    trial = first.asks
-    assert trial is not None
+    trial = next_trial(first)
     # More attempts than the first look needs: those at hand are used as far as they are needed.
     reports = [attempt(trial, 5.0, draw) for _ in range(8)]
     first.answered({trial.hash: reports})
@@ -233,8 +236,7 @@ def test_what_is_known_already_is_not_asked_for() -> None:
 def test_too_few_attempts_to_rely_on_are_said() -> None:
     plan = planned(*OPEN, *LIMIT)
     found = Searched(plan, plan.trials[0])
-    trial = found.asks
-    assert trial is not None
+    trial = next_trial(found)
     with pytest.raises(ConfigError, match=r"load.rate=[\d.]+ has 0 of the attempts it needs \(1\)"):
         found.answered({trial.hash: []})
 

@@ -19,20 +19,23 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.attempt import AttemptReport, Outcome, Trial
 from orchestrator.commands.ends import BISECTION, end_of
+from orchestrator.commands.interrupt import interrupted
 from orchestrator.commands.mixtures import Differences, between_ends, between_versions
 from orchestrator.commands.noise import noise_of
 from orchestrator.commands.output import emit, emit_json, say
 from orchestrator.commands.reuse import reuse_of
 from orchestrator.commands.run import command_line
+from orchestrator.commands.selected import finished
 from orchestrator.conditions import same
 from orchestrator.environments.build import built
-from orchestrator.errors import ConfigError, Interrupted, UsageError, nearest
+from orchestrator.errors import ConfigError, UsageError, nearest
 from orchestrator.measure.grouping import grouped
 from orchestrator.measure.registry import find_task
 from orchestrator.plan.expand import plan_of, settings_of
 from orchestrator.plan.identity import rebuild
 from orchestrator.plan.plan import Plan
 from orchestrator.record import AttemptSummary, open_store
+from orchestrator.report.analyse.labels import short_hash
 from orchestrator.report.analyse.measured import samples_of, spec_of, valid
 from orchestrator.report.show.bisect_view import BisectView, bisect_json
 from orchestrator.search.coupled import Set
@@ -75,10 +78,7 @@ def bisect_command(
         fix = "Leave cluster= out, on the machine where the number changed"
         raise UsageError("a round is measured on one machine", where="bisect", fix=fix)
     store = open_store(settings.tracking)
-    wanted = store.resolve(prefix)
-    ended = [s for s in store.attempts([wanted])[wanted] if s.outcome]
-    if not ended:
-        raise UsageError(f"no finished attempt of {prefix} is recorded", where=store.where)
+    wanted, ended = finished(store, prefix)
     workload = rebuild(store.identity(ended[-1].run_id))
     ends = [
         end_of(word, flag, store=store, workload=workload, config_dirs=config_dirs)
@@ -95,8 +95,7 @@ def bisect_command(
         bisecting = Bisecting(workload, differences, metric, store, settings)
         answer = bisecting.run()
         if answer is None:
-            say("interrupted: the same command goes on where this one stopped")
-            return Interrupted.exit_code
+            return interrupted()
         found.append(bisecting.shown(answer))
         if not versions or len(found) > 1 or answer.state != "found":
             break
@@ -187,13 +186,14 @@ class Bisecting:
             if isinstance(found, str) or len(found) >= ask.rounds:
                 continue
             vain = vain + 1 if before is not None and len(found) == len(before) else 0
-            if vain:
-                self._check_ends()
+            for flag, end in (("--good", self.good), ("--bad", self.bad)):
+                if vain and (reason := self._failure(end)):
+                    raise ConfigError(f"its attempts fail: {reason}", where=flag)
             if vain > _MOST_VAIN:
                 raise ConfigError(
                     f"{_MOST_VAIN} rounds in a row do not count: {self._why_not(trial)}",
                     where=self.sweep,
-                    fix=f"Look at it: python -m orchestrator show {trial.hash[:12]}",
+                    fix=f"Look at it: python -m orchestrator show {short_hash(trial.hash)}",
                 )
             if asked is None or (ask.changes, ask.rounds) != (asked.changes, asked.rounds):
                 say(f"{self.sweep}: {self._differences.called(ask.changes)}: {ask.rounds} rounds")
@@ -274,17 +274,16 @@ class Bisecting:
             return reason
         return [each for _, each in sorted(found, key=lambda pair: pair[0])]
 
+    def _last(self, trial: Trial) -> AttemptReport | None:
+        """The last attempt of a trial; None where there is none."""
+        return next(reversed(self._reports([trial.hash]).get(trial.hash, [])), None)
+
     def _failure(self, trial: Trial) -> str | None:
         """Why the last attempt of a trial failed; None where it did not, or there is none."""
-        last = next(reversed(self._reports([trial.hash]).get(trial.hash, [])), None)
+        last = self._last(trial)
         if last is None or last.outcome is Outcome.OK or last.outcome in _SAYS_NOTHING:
             return None
         return last.reason or last.outcome.value
-
-    def _check_ends(self) -> None:
-        for flag, end in (("--good", self.good), ("--bad", self.bad)):
-            if reason := self._failure(end):
-                raise ConfigError(f"its attempts fail: {reason}", where=flag)
 
     def _met_now(self, plan: Plan, summaries: Mapping[str, Sequence[AttemptSummary]]) -> Any:
         """Whether an attempt was made under conditions that this run could meet."""
@@ -302,10 +301,9 @@ class Bisecting:
         return could
 
     def _why_not(self, candidate: Trial) -> str:
-        reports = self._reports([candidate.hash]).get(candidate.hash, [])
-        if not reports:
+        last = self._last(candidate)
+        if last is None:
             return "nothing was recorded"
-        last = reports[-1]
         rules = [rule.reason for rule in last.verdict.rules if rule.state == "invalid"]
         return last.reason or next(filter(None, rules), "conditions that cannot be known")
 

@@ -10,15 +10,14 @@ from orchestrator.measure.wording import counted, gib
 
 def cache_command(prune: str | None, as_json: bool) -> int:
     """List what the cache holds by kind; with ``prune`` remove a kind first."""
-    found = kept()
     if prune is not None:
-        if prune not in {kind.name for kind in found}:
-            names = [kind.name for kind in found]
-            raise UsageError(f"the cache has no {prune}", fix=nearest(prune, names))
-        removed = next(kind for kind in found if kind.name == prune)
+        kinds = {kind.name: kind for kind in kept()}
+        if prune not in kinds:
+            raise UsageError(f"the cache has no {prune}", fix=nearest(prune, kinds))
+        removed = kinds[prune]
         forget(prune)
         say(f"removed {counted(removed.entries, 'item')} of {prune}, {_size(removed.bytes)}")
-        found = kept()
+    found = kept()
     if as_json:
         emit_json(
             {

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.attempt import PlannedAttempt, Trial
 from orchestrator.commands.exit_code import exit_code
 from orchestrator.commands.output import emit, emit_json, say
+from orchestrator.commands.run_json import run_json
 from orchestrator.plan.plan import TrialState, unrun
 from orchestrator.record import cells
 from orchestrator.record.runrecord import CELLS_TAG
@@ -69,7 +70,7 @@ class Computing:
         """Compute what is missing and record all of it as one run."""
         from orchestrator.record import Findings, Recording
 
-        missing = [trial for trial in self.plan.trials if trial.hash not in self._known]
+        missing = [attempt.trial for attempt in todo.attempts]
         # Before the cells: MLflow takes seconds to wake, in a thread of its own.
         recording = Recording(self._store, self.plan, todo=0, command=self._command, message=say)
         with recording:
@@ -108,17 +109,12 @@ class Computing:
 
     def _json(self, wall_s: float) -> dict[str, Any]:
         rows, run_ids = cells.readable(self._table()).to_pylist(), self._run_ids
-        return {
-            "sweep": self.plan.sweep,
+        found = run_json(
+            ((row["hash"], row["outcome"], run_ids[row["hash"]]) for row in rows),
+            sweep=self.plan.sweep,
             # Where the newest of the cells are.
-            "run_id": run_ids[self.plan.trials[-1].hash],
-            "outcomes": dict(Counter(row["outcome"] for row in rows)),
-            "cached": len(self._known),
-            "stale": 0,
-            "wall_s": wall_s,
-            "trials": [
-                {"hash": r["hash"], "outcome": r["outcome"], "run_id": run_ids[r["hash"]]}
-                for r in rows
-            ],
-            "cells": rows,
-        }
+            run_id=run_ids[self.plan.trials[-1].hash],
+            cached=len(self._known),
+            wall_s=wall_s,
+        )
+        return {**found, "cells": rows}

@@ -24,7 +24,6 @@ def doctor_command(overrides: Sequence[str], simulate: Path | None, as_json: boo
     With ``simulate`` the GPUs are a scenario's, and the verdict policy is tried on them for a few
     seconds as if they were being measured.
     """
-
     settings = settings_of(overrides)
     with contextlib.ExitStack() as stack:
         if simulate is not None:

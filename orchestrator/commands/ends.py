@@ -61,9 +61,8 @@ def end_of(
             fix = "Name an environment, or a run that was made without one"
             raise UsageError(f"{word} is no environment of its own", where=flag, fix=fix)
         return _resolved(found, word, flag)
-    recorded = [s for s in _recorded(word, store, workload) if s.outcome]
     found_in: dict[str, Environment] = {}
-    for summary in recorded:
+    for summary in (s for s in _recorded(word, store) if s.outcome):
         identity = store.identity(summary.run_id)
         if _workload(identity) != _workload(workload):
             continue
@@ -86,7 +85,7 @@ def _workload(identity: Mapping[str, Any]) -> dict[str, Any]:
     return {**identity, "environment": None}
 
 
-def _recorded(word: str, store: Store, workload: Mapping[str, Any]) -> Sequence[AttemptSummary]:
+def _recorded(word: str, store: Store) -> Sequence[AttemptSummary]:
     every = [summary for group in store.attempts().values() for summary in group]
     if word.startswith("c:"):
         # Mixtures that a bisection made share the conditions of an end: they name few packages.
@@ -104,15 +103,11 @@ def _of_software(
     software = report.conditions.software if report.conditions is not None else {}
     names = find_task(identity["task"]["name"]).packages_for(identity)
     versions = {name: software[name] for name in names if name in software}
-    if odd := next((f"{n} {v}" for n, v in versions.items() if not v or "@" in v), None):
+    odd = next((f"{n} {v}" for n, v in versions.items() if not v or "@" in v), None)
+    if odd or not versions:
+        how = "without an environment, and no versions were recorded"
         raise UsageError(
-            f"{word} ran with {odd}, which no index has",
-            where=flag,
-            fix="Measure in environments: docs/environments.md",
-        )
-    if not versions:
-        raise UsageError(
-            f"{word} ran without an environment, and no versions were recorded",
+            f"{word} ran {f'with {odd}, which no index has' if odd else how}",
             where=flag,
             fix="Measure in environments: docs/environments.md",
         )

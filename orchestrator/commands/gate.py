@@ -78,7 +78,6 @@ def _newest_against(store: Store, baseline: str) -> tuple[str, str]:
 
 def _rules_file(name: str) -> Path:
     """``conf/gate/NAME.yaml``, or the file itself."""
-
     if name.endswith((".yaml", ".yml")) or "/" in name:
         return Path(name)
     directory = conf_directory() / "gate"

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
+from orchestrator.commands.output import say
 from orchestrator.errors import Interrupted
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def stop_on_signals(
-    emergency: Callable[[], object], say: Callable[[str], object]
+    emergency: Callable[[], object], tell: Callable[[str], object]
 ) -> Iterator[threading.Event]:
     """Yield the event that the first signal sets; the second one never returns."""
     stop = threading.Event()
@@ -43,7 +44,7 @@ def stop_on_signals(
             # The interpreter's own teardown would wait for threads that wait for a store.
             os._exit(Interrupted.exit_code)
         stop.set()
-        say("stopping: what runs is ended and recorded; press Ctrl-C again to be out at once")
+        tell("stopping: what runs is ended and recorded; press Ctrl-C again to be out at once")
 
     before = {number: signal.signal(number, handle) for number in SIGNALS}
     try:
@@ -62,6 +63,12 @@ def leave(code: int) -> NoReturn:
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def interrupted() -> int:
+    """Say that what was stopped can go on; returns the exit code."""
+    say("interrupted: the same command goes on where this one stopped")
+    return Interrupted.exit_code
 
 
 class Published:

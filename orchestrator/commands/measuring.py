@@ -22,6 +22,7 @@ from orchestrator.commands.exit_code import OK, exit_code
 from orchestrator.commands.noise import noise_of
 from orchestrator.commands.output import emit, emit_json, say
 from orchestrator.commands.reuse import reuse_of
+from orchestrator.commands.run_json import endings, run_json
 from orchestrator.errors import StoreUnavailable
 from orchestrator.schedule.hub_commits import with_commits
 from orchestrator.schedule.todo import Reuse, Todo, compute_todo
@@ -184,20 +185,19 @@ class Measuring:
 
     def report(self, *, wall_s: float, as_json: bool, table: bool, strict: bool) -> int:
         """Print what the sweep found, cached trials too; returns the exit code."""
-        from orchestrator.report import final_table, run_json
+        from orchestrator.report import final_table
 
         plan, store = self.plan, self._store
         attempts = store.attempts(trial.hash for trial in plan.trials)
-        ended = self._result.attempts if self._result else ()
-        summary = self._summary
+        summary, result = self._summary, self._result
+        ended = endings(result.attempts if result else (), summary.run_ids if summary else {})
         if as_json:
-            runs = store.sweep_runs(plan.sweep) if self._result is None else []
+            runs = store.sweep_runs(plan.sweep) if result is None else []
             emit_json(
                 run_json(
                     ended,
                     sweep=plan.sweep,
                     run_id=(summary.run_id or "") if summary else (runs[0].run_id if runs else ""),
-                    run_ids=summary.run_ids if summary else {},
                     cached=self._cached,
                     stale=self._stale,
                     wall_s=wall_s,
@@ -209,11 +209,10 @@ class Measuring:
         elif table:
             reports = self._predicted(self._reports(attempts))
             emit(final_table(plan, reports, noise=noise_of(store, reports)))
-        now = [(e.config_hash, e.outcome) for e in ended if not e.retried]
-        ran = {config for config, _ in now}
+        ran = {config for config, _, _ in ended}
         before = [attempts.get(t.hash, []) for t in plan.trials if t.hash not in ran]
-        results = [*(outcome for _, outcome in now), *map(_recorded_result, before)]
-        if self._result is not None and self._result.unmade:
+        results = [*(outcome for _, outcome, _ in ended), *map(_recorded_result, before)]
+        if result is not None and result.unmade:
             results.append(None)
         return exit_code(results, strict=strict)
 
@@ -223,11 +222,8 @@ class Measuring:
 
     def _recorded(self, recording: Recording) -> Reports:
         """Reports that a table is made of; none where they are too many, or the store is away."""
-        trials = self.plan.trials
-        if len(trials) > MOST_REPORTED or not recording.flush(REPORT_PATIENCE_S):
-            return {}
-        recorded = self._store.attempts(t.hash for t in trials)
-        return self._reports(recorded)
+        many = len(self.plan.trials) > MOST_REPORTED
+        return {} if many or not recording.flush(REPORT_PATIENCE_S) else self.found()
 
     def _reports(self, attempts: Mapping[str, Sequence[AttemptSummary]]) -> Reports:
         """Their reports, last those of the conditions that this run could meet: they are shown."""
@@ -319,10 +315,12 @@ class Measuring:
     def _history_s(self) -> list[float]:
         """How long recorded attempts of these trials took: a first estimate of the time left."""
         recorded = self._store.attempts(trial.hash for trial in self.plan.trials)
-        ended = [
-            a for found in recorded.values() for a in found if a.outcome == "ok" and a.ended_at
+        return [
+            a.ended_at - a.started_at
+            for found in recorded.values()
+            for a in found
+            if a.outcome == "ok" and a.ended_at and a.started_at
         ]
-        return [a.ended_at - a.started_at for a in ended if a.ended_at and a.started_at]
 
     def _recover(self, message: Callable[[str], None], *, runs: bool = True) -> None:
         """Record what dead drivers spooled and end their ``runs``, so that this run sees them.

@@ -84,17 +84,9 @@ class _Versions(Differences):
         self._within, self._package, self._needed = within, package, needed
         self._versions = versions
         start = within.good["packages"][package]
-        before = [start, *versions[:-1]]
-        self.changes = {
-            version: Change(package, earlier, version)
-            for earlier, version in zip(before, versions, strict=True)
-        }
-        self.coupling = Coupling(
-            {
-                version: frozenset() if earlier == start else frozenset([earlier])
-                for earlier, version in zip(before, versions, strict=True)
-            }
-        )
+        before = dict(zip(versions, [start, *versions[:-1]], strict=True))
+        self.changes = {v: Change(package, earlier, v) for v, earlier in before.items()}
+        self.coupling = Coupling({v: frozenset({e} - {start}) for v, e in before.items()})
 
     def environment(self, changes: Set) -> Environment:
         found = self._within.environment(self._needed)

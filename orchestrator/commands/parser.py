@@ -61,6 +61,9 @@ class OverridesCommand(click.Command):
         return []
 
 
+OVERRIDES = click.argument(
+    "overrides", nargs=-1, type=click.UNPROCESSED, shell_complete=_complete("overrides")
+)
 STORE_OVERRIDES = click.argument(
     "overrides",
     nargs=-1,
@@ -105,9 +108,7 @@ def show(**given: Any) -> int:
 
 @commands.command()
 @HASH
-@click.argument(
-    "overrides", nargs=-1, type=click.UNPROCESSED, shell_complete=_complete("overrides")
-)
+@OVERRIDES
 @AS_JSON
 def reproduce(**given: Any) -> int:
     """Run exactly that configuration once more, then compare with earlier attempts."""
@@ -188,9 +189,7 @@ def history(**given: Any) -> int:
 
 @commands.command()
 @HASH
-@click.argument(
-    "overrides", nargs=-1, type=click.UNPROCESSED, shell_complete=_complete("overrides")
-)
+@OVERRIDES
 @click.option(
     "--good",
     required=True,
@@ -333,9 +332,8 @@ def main(argv: Sequence[str]) -> int:
     1 and 2 are judgements.
     """
     use_plain_signs()
-    words = list(argv)
-    verbose = any(word in ("-v", "--verbose") for word in words)
-    words = [word for word in words if word not in ("-v", "--verbose")]
+    words = [word for word in argv if word not in ("-v", "--verbose")]
+    verbose = len(words) < len(argv)
     unjudged = 4 if words[:1] in (["gate"], ["bisect"], ["history"]) else None
     try:
         if not words or words[0] not in commands.commands:

@@ -18,7 +18,6 @@ from orchestrator.telemetry.device import devices
 
 def plan_command(argv: Sequence[str]) -> int:
     """Every trial of the sweep with its state, what it needs and what is predicted of it."""
-
     code = hydra_flags(argv)
     if code is not None:
         return code

@@ -9,13 +9,15 @@ from typing import Any
 from orchestrator.commands.noise import noise_of
 from orchestrator.commands.output import echo, emit
 from orchestrator.commands.run import carry_out
-from orchestrator.errors import ConfigError, UsageError
+from orchestrator.commands.selected import finished
+from orchestrator.errors import ConfigError
 from orchestrator.plan.expand import plan_of, settings_of
 from orchestrator.plan.identity import config_hash, rebuild
 from orchestrator.plan.schema import Settings
 from orchestrator.record import Store, open_store
 from orchestrator.record.cells import FoundCell, cell_of
 from orchestrator.report.analyse.compare import compare
+from orchestrator.report.analyse.labels import short_hash
 from orchestrator.report.show.cells_view import differences
 from orchestrator.report.show.compare_view import ComparisonView
 
@@ -34,11 +36,8 @@ def reproduce_command(prefix: str, overrides: Sequence[str], as_json: bool) -> i
     store = open_store(settings.tracking)
     if (cell := cell_of(store, prefix)) is not None:
         return _reproduce_cell(cell, store, settings, as_json)
-    wanted = store.resolve(prefix)
-    before = store.reports(store.attempts([wanted]))
-    runs = [s for s in store.attempts([wanted])[wanted] if s.outcome]
-    if not runs:
-        raise UsageError(f"no finished attempt of {prefix} is recorded", where=store.where)
+    wanted, runs = finished(store, prefix)
+    before = store.reports({wanted: runs})
     identity = _verified(store.identity(runs[-1].run_id), wanted, runs[-1].run_id)
     code = carry_out(plan_of(identity, settings), as_json=as_json, table=False)
     known = {report.attempt_id for reports in before.values() for report in reports}
@@ -54,12 +53,11 @@ def reproduce_command(prefix: str, overrides: Sequence[str], as_json: bool) -> i
 
 def _verified(stored: Mapping[str, Any], wanted: str, run_id: str) -> dict[str, Any]:
     """The configuration that was recorded, once it is certain that it is the one asked for."""
-
     identity = rebuild(stored)
     if (found := config_hash(identity)) != wanted:
         raise ConfigError(
-            f"the stored configuration hashes to {found[:12]}, not to {wanted[:12]}: it was changed"
-            " after it was recorded, or this version reads it differently",
+            f"the stored configuration hashes to {short_hash(found)}, not to {short_hash(wanted)}:"
+            " it was changed after it was recorded, or this version reads it differently",
             where=f"run {run_id}",
             fix="Nothing was run",
         )

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
+from orchestrator.commands.interrupt import interrupted
 from orchestrator.commands.output import say
 from orchestrator.errors import Interrupted
 
@@ -78,8 +79,7 @@ def _carry_out(executor: Executor, *, as_json: bool, table: bool, strict: bool) 
     wall_s = time.monotonic() - began_s if todo.attempts else 0.0
     code = executor.report(wall_s=wall_s, as_json=as_json, table=table, strict=strict)
     if executor.interrupted:
-        say("interrupted: the same command goes on where this one stopped")
-        return Interrupted.exit_code
+        return interrupted()
     return code
 
 

@@ -15,9 +15,10 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.commands.interrupt import interrupted
 from orchestrator.commands.output import emit, emit_json, say
 from orchestrator.engines.registry import is_remote
-from orchestrator.errors import ConfigError, Interrupted
+from orchestrator.errors import ConfigError
 from orchestrator.measure.registry import find_task
 from orchestrator.measure.wording import counted
 from orchestrator.search.capacity import (
@@ -62,8 +63,7 @@ def search(plan: Plan, command: Sequence[str], *, as_json: bool) -> int:
             if todo.attempts:
                 measuring.execute(todo)
             if measuring.interrupted:
-                say("interrupted: the same command goes on where this one stopped")
-                return Interrupted.exit_code
+                return interrupted()
             found = {
                 config_hash: [report for report in reports if report.attempt_id not in old]
                 for config_hash, reports in measuring.found().items()
@@ -126,14 +126,10 @@ class Searched:
         self.levels: dict[float, Trial] = {}
         self.next: Ask | Found = capacity(self._known, self._settings)
 
-    @property
-    def asks(self) -> Trial | None:
-        """The trial that is to be measured next; None where the search has ended."""
+    def trial_at(self, level: float) -> Trial:
+        """The trial of one level."""
         from orchestrator.plan.expand import at_level
 
-        if not isinstance(self.next, Ask):
-            return None
-        level = self.next.level
         if level not in self.levels:
             self.levels[level] = at_level(self.trial, self.over, level, self._plan.settings)
         return self.levels[level]
@@ -141,27 +137,30 @@ class Searched:
     def answered(self, reports: Mapping[str, Sequence[AttemptReport]]) -> None:
         """Go on from what was measured; raises :class:`ConfigError` where that is too little."""
         from orchestrator.attempt import Outcome
+        from orchestrator.report.analyse.labels import short_hash
         from orchestrator.report.analyse.measured import cannot_run, of_one_class, valid
 
-        trial = self.asks
-        if trial is None or trial.hash not in reports:
+        ask = self.next
+        if not isinstance(ask, Ask):
             return
-        assert isinstance(self.next, Ask)
+        trial = self.trial_at(ask.level)
+        if trial.hash not in reports:
+            return
         alike = reports[trial.hash] if self._by_hash else of_one_class(reports[trial.hash])
         attempts = _level_attempts(valid(alike), self._slo.limits)
         if outcome := cannot_run(alike):
             stopped_by = IMPOSSIBLE if outcome is Outcome.INFEASIBLE else MEMORY
             attempts = [LevelAttempt.that_cannot_run(stopped_by)]
-        elif len(attempts) < self.next.attempts:
+        elif len(attempts) < ask.attempts:
             last = reports[trial.hash][-1] if reports[trial.hash] else None
             why = (last and last.reason) or trial.infeasible or "see python -m orchestrator show"
             raise ConfigError(
-                f"{self.over}={self.next.level:g} has {len(attempts)} of the attempts it needs "
-                f"({self.next.attempts}): {why}",
+                f"{self.over}={ask.level:g} has {len(attempts)} of the attempts it needs "
+                f"({ask.attempts}): {why}",
                 where="search=capacity",
-                fix=f"Look at it: python -m orchestrator show {trial.hash[:12]}",
+                fix=f"Look at it: python -m orchestrator show {short_hash(trial.hash)}",
             )
-        self._known[self.next.level] = attempts
+        self._known[ask.level] = attempts
         self.next = capacity(self._known, self._settings)
 
 
@@ -207,7 +206,7 @@ def _level_attempts(
 
 def _step(searches: Sequence[Searched], plan: Plan) -> Plan | None:
     """The levels that searches ask for now, those together that want as many attempts."""
-    asking = [(each, trial) for each in searches if (trial := each.asks) is not None]
+    asking = [(each, ask) for each in searches if isinstance(ask := each.next, Ask)]
     if not asking:
         return None
 
@@ -215,15 +214,10 @@ def _step(searches: Sequence[Searched], plan: Plan) -> Plan | None:
         # With force so many are added to what is there.
         return ask.more if plan.settings.force else ask.attempts
 
-    wanted = min(repeats(each.next) for each, _ in asking if isinstance(each.next, Ask))
-    trials = {
-        trial.hash: trial
-        for each, trial in asking
-        if isinstance(each.next, Ask) and repeats(each.next) == wanted
-    }
-    levels = ", ".join(
-        f"{each.over}={each.next.level:g}" for each, _ in asking if isinstance(each.next, Ask)
-    )
+    wanted = min(repeats(ask) for _, ask in asking)
+    chosen = [each.trial_at(ask.level) for each, ask in asking if repeats(ask) == wanted]
+    trials = {trial.hash: trial for trial in chosen}
+    levels = ", ".join(f"{each.over}={ask.level:g}" for each, ask in asking)
     say(f"{plan.sweep}: {levels}, {counted(wanted, 'attempt')}")
     settings = dataclasses.replace(plan.settings, repeats=wanted)
     return _plan(plan, searches, tuple(trials.values()), settings)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from orchestrator.errors import UsageError
 from orchestrator.plan.expand import settings_of
-from orchestrator.record import Store, open_store
+from orchestrator.record import AttemptSummary, Store, open_store
 from orchestrator.record.selection import Selection
 from orchestrator.report.analyse.labels import SEPARATOR, axis_name, axis_value, plain_label
 
@@ -31,8 +31,16 @@ def refuse_the_same(a: Selection, b: Selection) -> None:
 
 
 def store_of(overrides: Sequence[str]) -> Store:
-
     return open_store(settings_of(overrides).tracking)
+
+
+def finished(store: Store, prefix: str) -> tuple[str, list[AttemptSummary]]:
+    """The config hash that begins so, and its attempts that ended: at least one."""
+    config_hash = store.resolve(prefix)
+    found = [summary for summary in store.attempts([config_hash])[config_hash] if summary.outcome]
+    if not found:
+        raise UsageError(f"no finished attempt of {prefix} is recorded", where=store.where)
+    return config_hash, found
 
 
 def labels_of_configs(*selections: Selection) -> dict[str, str]:

@@ -144,11 +144,6 @@ class Found:
     binding: str | None
     levels: tuple[LevelFound, ...]
 
-    @property
-    def attempts(self) -> int:
-        """Of all levels."""
-        return sum(each.attainment.attempts for each in self.levels)
-
 
 @dataclass(frozen=True)
 class Undecided(Found):

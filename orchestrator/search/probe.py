@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -160,14 +161,13 @@ class Probe:
             return self._stopped_by
         if 2 * sum(each.saturated for each in self.attempts) > len(self.attempts):
             return SATURATED
-        missed: dict[str, int] = {}
+        missed: Counter[str] = Counter()
         for attempt in self.attempts:
             arrays = {
                 name: np.asarray(used, dtype=np.float64) for name, used in attempt.used.items()
             }
             answered = np.all([np.isfinite(each) for each in arrays.values()], axis=0)
             for name, used in arrays.items():
-                missed[name] = missed.get(name, 0) + int((used[answered] > 1.0).sum())
-            missed[UNANSWERED] = missed.get(UNANSWERED, 0) + int((~answered).sum())
-        most = max(missed, key=missed.__getitem__, default=None)
-        return most if most is not None and missed[most] else None
+                missed[name] += int((used[answered] > 1.0).sum())
+            missed[UNANSWERED] += int((~answered).sum())
+        return next((name for name, count in missed.most_common(1) if count), None)

@@ -61,7 +61,7 @@ from numpy.typing import NDArray
 
 from orchestrator.statistics.medians import FloatArray, IndexArray, Series, bootstrap_medians
 from orchestrator.statistics.repetitions import lengths_of, repetitions_in
-from orchestrator.statistics.tail import tail as tail_beyond
+from orchestrator.statistics.tail import tail
 
 # So many draws make a p value; with fewer the law behind them says it. The smallest that is told.
 _COUNTED_DRAWS = 20
@@ -112,9 +112,15 @@ def median_ci(
         ``(median, low, high)``.
     """
     draws = bootstrap_medians(values, resamples, np.random.default_rng(seed))
-    tail = (1.0 - confidence) / 2.0
-    low, high = np.quantile(draws, [tail, 1.0 - tail])
-    return float(np.median(np.asarray(values, dtype=np.float64))), float(low), float(high)
+    median = float(np.median(np.asarray(values, dtype=np.float64)))
+    return median, *central(draws, confidence)
+
+
+def central(draws: FloatArray, confidence: float) -> tuple[float, float]:
+    """The interval that holds a share ``confidence`` of the draws, as many below it as above."""
+    outside = (1.0 - confidence) / 2.0
+    low, high = np.quantile(draws, [outside, 1.0 - outside])
+    return float(low), float(high)
 
 
 @dataclass(frozen=True)
@@ -260,16 +266,13 @@ def ratio_ci(
         else _ratio_deviations(trials, between, resamples, rng)
     )
     draws = ratio * np.exp(np.clip(deviations.draws, -50.0, 50.0))
-    tail = (1.0 - confidence) / 2.0
-    low, high = np.quantile(draws, [tail, 1.0 - tail])
     apart = math.log(ratio)
     band = math.log1p(tolerance)
     at_most_one = deviations.p_value(draws <= 1.0, apart)
     at_least_one = deviations.p_value(draws >= 1.0, -apart)
     return Ratio(
         ratio,
-        float(low),
-        float(high),
+        *central(draws, confidence),
         min(1.0, 2.0 * min(at_most_one, at_least_one)),
         deviations.p_value(draws <= 1.0 + tolerance, apart - band),
         deviations.p_value(draws >= 1.0 / (1.0 + tolerance), -apart - band),
@@ -336,7 +339,7 @@ class _Deviations:
             return (count + 1) / (n + 1)
         reach = 3.0 * math.sqrt(count)
         smallest, largest = max(0.0, count - reach) / n, (count + reach + 1) / (n + 1)
-        law = len(self.laws) * min(tail_beyond(beyond, sd, nu) for sd, nu in self.laws)
+        law = len(self.laws) * min(tail(beyond, sd, nu) for sd, nu in self.laws)
         return max(smallest, min(law, largest), _LEAST_P)
 
 

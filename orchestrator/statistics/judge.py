@@ -222,20 +222,19 @@ def _sampled(
     # Imported here: numpy is not needed to draw a progress line or to print help.
     from orchestrator.statistics.bootstrap import ratio_ci
 
+    # A spread between processes that is assumed does not stand for what one sample cannot show.
+    alone = len(new) == len(base) == 1 and 1 in map(repetitions_in, (new[0], base[0]))
     found = ratio_ci(
         new,
         base,
         confidence=2.0 * confidence - 1.0,
         tolerance=tau,
-        between=noise,
+        between=None if alone else noise,
         in_rounds=in_rounds,
         resamples=RESAMPLES,
     )
-    alone = len(new) == len(base) == 1 and 1 in map(repetitions_in, (new[0], base[0]))
-    if found.ratio is None or found.ci_low is None or alone:
-        one = "one sample" if 1 in (len(new[0]), len(base[0])) else "one repetition"
-        reason = found.reason or f"{one}: its uncertainty cannot be known"
-        return Judged("inconclusive", tau, found.ratio, reason=reason)
+    if found.ci_low is None:
+        return Judged("inconclusive", tau, found.ratio, reason=found.reason)
     judged = Judged(
         "inconclusive",
         tau,

@@ -6,16 +6,12 @@ Never raises for data: what cannot be told is None, and ``reason`` says why.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from orchestrator.statistics.bootstrap import (
-    ONE_ATTEMPT_NOTE,
-    centre_draws,
-    why_not,
-)
+from orchestrator.statistics.bootstrap import ONE_ATTEMPT_NOTE, central, centre_draws, why_not
 from orchestrator.statistics.distribution import (
     is_bimodal,
     median_absolute_deviation,
@@ -80,10 +76,6 @@ class Summary:
             return None
         return (self.ci_high - self.ci_low) / 2.0 / abs(self.median)
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON form."""
-        return asdict(self)
-
 
 def _of_one(samples: int) -> str:
     one = "one sample" if samples == 1 else "one repetition, whose samples follow each other"
@@ -125,13 +117,11 @@ def summarise_attempts(
         return Summary(n, len(usable), confidence=confidence, reason=reason)
     pooled = np.concatenate(usable)
     centre = float(np.mean([np.median(a) for a in usable]))
-    low: float | None = None
-    high: float | None = None
+    low = high = None
     known = sum(map(repetitions_in, having)) > 1
     if known:
         centre, draws = centre_draws(having, resamples=resamples)
-        tail = (1.0 - confidence) / 2.0
-        low, high = (float(q) for q in np.quantile(draws, [tail, 1.0 - tail]))
+        low, high = central(draws, confidence)
     mild, severe = tukey_outliers(pooled)
     return Summary(
         n=n,

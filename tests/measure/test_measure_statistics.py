@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ def test_a_summary_is_in_order(values: list[float]) -> None:
     assert summary.std is not None
     assert summary.std >= 0.0
     assert summary.median == float(np.median(values))
-    json.dumps(summary.to_json(), allow_nan=False)
+    json.dumps(asdict(summary), allow_nan=False)
 
 
 def test_known_values() -> None:
@@ -72,7 +73,7 @@ def test_what_cannot_be_told_is_none_with_a_reason(values: list[float], reason: 
     assert (summary.ci_low, summary.ci_high, summary.std) == (None, None, None)
     assert summary.reason == reason
     assert summary.relative_half_width is None
-    json.dumps(summary.to_json(), allow_nan=False)
+    json.dumps(asdict(summary), allow_nan=False)
 
 
 def test_no_variance_is_no_trouble() -> None:

@@ -15,8 +15,7 @@ from orchestrator.attempt import Outcome
 from orchestrator.measure import Samples
 from orchestrator.report.analyse.rows import build_table, headline
 from orchestrator.report.show.export import to_csv, to_json_text, to_markdown
-from orchestrator.report.show.table import final_table, run_json
-from orchestrator.schedule.state import EndedAttempt
+from orchestrator.report.show.table import final_table
 from testing.printed import printed
 
 METRICS = (
@@ -259,27 +258,6 @@ def test_markdown_survives_hostile_text(swept):
     assert "\\|" in text
     assert "<script>" not in text.replace("\\<", "")
     assert "| ✓ **fp32 · 512→32** |" in text
-
-
-def test_run_json_has_one_entry_an_ending():
-    ended = [
-        EndedAttempt("a" * 64, "a-1", 1, "lost", True),
-        EndedAttempt("a" * 64, "a-2", 2, "ok", False),
-        EndedAttempt("b" * 64, "b-1", 1, "oom_host", False),
-    ]
-    data = run_json(ended, sweep="quant", run_id="r", run_ids={"a-2": "r2"}, cached=3, wall_s=1.5)
-    assert json.loads(json.dumps(data)) == {
-        "sweep": "quant",
-        "run_id": "r",
-        "outcomes": {"ok": 1, "oom_host": 1},
-        "cached": 3,
-        "stale": 0,
-        "wall_s": 1.5,
-        "trials": [
-            {"hash": "a" * 64, "outcome": "ok", "run_id": "r2"},
-            {"hash": "b" * 64, "outcome": "oom_host", "run_id": None},
-        ],
-    }
 
 
 def test_the_rungs_of_a_ladder_are_held_against_its_foot(make):

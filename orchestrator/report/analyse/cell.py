@@ -146,6 +146,10 @@ class TrialRow:
         own = [axis for axis in self.axes if axis not in grouping]
         return label_of(self.axes, {}, own) if own and grouping else self.label
 
+    def has(self, metric: str) -> bool:
+        """Whether there is a value of the metric."""
+        return metric in self.cells and self.cells[metric].median is not None
+
     @property
     def failed(self) -> bool:
         """Whether there is an ending to explain (a trial that never ran has none)."""

@@ -35,8 +35,8 @@ from orchestrator.report.analyse.gate_rules import (
 )
 from orchestrator.report.analyse.labels import short_hash
 from orchestrator.report.analyse.measured import (
-    absence,
     metric_of,
+    missing_side,
     samples_of,
     spec_of,
     statistic_of,
@@ -196,13 +196,11 @@ def gate(
             elif about:
                 rows.extend(_apply(rule, trial, noise))
     tested = _corrected(rows)
-    for side, other, state in ((new, base, "no baseline"), (base, new, "not measured again")):
-        paired = {p for both in pairs for p in both}
-        tested.extend(
-            GateRow("paired", h, None, "skipped", reason=state)
-            for h in side
-            if h not in other and h not in paired
-        )
+    paired = {h for both in pairs for h in both} | (new.keys() & base.keys())
+    for side, state in ((new, "no baseline"), (base, "not measured again")):
+        tested += [
+            GateRow("paired", h, None, "skipped", reason=state) for h in side if h not in paired
+        ]
     reports = [report for trial in trials for report in (*trial.base, *trial.new)]
     metrics = dict.fromkeys(row.metric for row in tested if row.metric is not None)
     specs = {metric: spec_of(reports, metric) for metric in metrics}
@@ -288,15 +286,12 @@ def _change(rule: Change, trial: _Pair) -> GateRow:
     )
     if trial.chosen.reason is not None:
         return replace(row, state="incomparable", reason=trial.chosen.reason)
-    base, new = samples_of(trial.chosen.a, rule.metric), samples_of(trial.chosen.b, rule.metric)
+    sides = trial.chosen.a, trial.chosen.b
+    base, new = (samples_of(side, rule.metric) for side in sides)
     if not base and not new:
         return replace(row, state="skipped", reason="not measured")
-    for name, side, reports in zip(
-        _SIDES, (base, new), (trial.chosen.a, trial.chosen.b), strict=True
-    ):
-        if not side:
-            reason = f"{name}: {absence(reports, rule.metric)}"
-            return replace(row, state="incomparable", reason=reason)
+    if missing := missing_side(_SIDES, sides, rule.metric):
+        return replace(row, state="incomparable", reason=missing)
     before, after = statistic_of(base, rule.statistic), statistic_of(new, rule.statistic)
     if isinstance(before, str) or isinstance(after, str):
         return _held(row, before if isinstance(before, str) else after, Condition())

@@ -22,6 +22,7 @@ from typing import Any, Literal
 from orchestrator.measure.grouping import grouped
 from orchestrator.measure.metric import MetricSpec
 from orchestrator.report.analyse.differences import Difference
+from orchestrator.report.analyse.labels import short_hash
 from orchestrator.statistics.changes import Changes, find_changes
 from orchestrator.statistics.judge import Judged, judge_levels
 from orchestrator.statistics.tail import student_quantile
@@ -142,7 +143,7 @@ class Step:
         if not any(difference.can_be_bisected for difference in self.differences):
             return None
         return (
-            f"python -m orchestrator bisect {self.bad.config_hash[:12]} --metric {metric}"
+            f"python -m orchestrator bisect {short_hash(self.bad.config_hash)} --metric {metric}"
             f" --good {self.good.run_id} --bad {self.bad.run_id}"
         )
 

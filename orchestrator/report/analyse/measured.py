@@ -95,6 +95,16 @@ def absence(attempts: Iterable[AttemptReport], name: str) -> str:
     return next((m.reason for m in found if isinstance(m, Absent)), "not measured")
 
 
+def missing_side(
+    names: Sequence[str], sides: Sequence[Sequence[AttemptReport]], metric: str
+) -> str | None:
+    """Which of ``sides`` has no samples of a metric, and why; None where all have."""
+    for name, side in zip(names, sides, strict=True):
+        if not samples_of(side, metric):
+            return f"{name}: {absence(side, metric)}"
+    return None
+
+
 def spec_of(attempts: Iterable[AttemptReport], name: str) -> MetricSpec:
     """What a metric is, as the newest attempt that has it declares it."""
     having = [(report, m) for report in attempts if (m := metric_of(report, name)) is not None]

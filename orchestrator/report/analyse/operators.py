@@ -93,7 +93,7 @@ def diff_operators(
         )
     sides = [{row["name"]: _side(row) for row in table["operators"]} for table in (a, b)]
     changes = [
-        _change(name, sides[0].get(name), sides[1].get(name))
+        change_of(name, sides[0].get(name), sides[1].get(name))
         for name in dict.fromkeys([*sides[0], *sides[1]])
     ]
     changes.sort(key=lambda change: (-abs(change.delta_s), change.name))
@@ -116,7 +116,8 @@ def _side(row: Mapping[str, Any]) -> OperatorSide:
     return OperatorSide(float(row["self_s"]), float(row["share"]), int(row["calls"]))
 
 
-def _change(name: str, a: OperatorSide | None, b: OperatorSide | None) -> OperatorChange:
+def change_of(name: str, a: OperatorSide | None, b: OperatorSide | None) -> OperatorChange:
+    """How one operator, or several taken together, differ between the two sides."""
     state = "both" if a and b else "appeared" if b else "vanished"
     before, after = (side.self_s if side else 0.0 for side in (a, b))
     ratio = after / before if a and b and before > 0 else None

@@ -76,6 +76,16 @@ class SweepTable:
         """Relative change that counts as one."""
         return tolerance(self.noise)
 
+    @property
+    def measured(self) -> list[TrialRow]:
+        """Rows of which something was measured, be it to be believed or not."""
+        return [row for row in self.rows if row.outcome in ("ok", "invalid")]
+
+    @property
+    def ok(self) -> list[TrialRow]:
+        """Rows with a result."""
+        return [row for row in self.rows if row.outcome == "ok"]
+
     def title(self, metric: str) -> str:
         """What people call a metric of this table: ``TTFT``."""
         known = self.specs.get(metric)
@@ -98,9 +108,9 @@ class SweepTable:
     def missing_ratios(self) -> dict[str, list[TrialRow]]:
         """Rows with a result that no metric could be set against the baseline for, by reason."""
         found: dict[str, list[TrialRow]] = {}
-        for row in self.rows:
+        for row in self.ok:
             judged = [c.judged for c in row.cells.values() if c.median is not None and c.judged]
-            if row.outcome == "ok" and judged and all(j.ratio is None for j in judged):
+            if judged and all(j.ratio is None for j in judged):
                 found.setdefault(judged[0].reason or "", []).append(row)
         return found
 
@@ -159,8 +169,13 @@ def build_table(
     known = sum(len(reports.get(t.hash, ())) for t in plan.trials)
     reports = {t.hash: of_one_class(reports.get(t.hash, ())) for t in plan.trials}
     counted = {t.hash: believable(reports[t.hash]) for t in plan.trials}
-    columns = {c.name: c for c in _columns(plan) if c.over is None or c.over in axes}
-    names = _present(metrics or headline(plan), counted, columns) or _everything(counted)
+    tasks = list(tasks_of(plan))
+    columns = {
+        c.name: c for task in tasks for c in task.columns if c.over is None or c.over in axes
+    }
+    measured = [report for found in counted.values() for report in found]
+    names = _present(metrics or headline(plan), measured, columns)
+    names = names or list(dict.fromkeys(name for report in measured for name in report.metrics))
 
     baselines: dict[tuple[tuple[str, Any], ...], str] = {}
     for trial in plan.trials:
@@ -171,8 +186,7 @@ def build_table(
     judged_by_slo = bool(limits) and any(t.identity.get("load") for t in plan.trials)
     if judged_by_slo:
         names = [*names[:1], ATTAINMENT.name, GOODPUT.name, *names[1:]]
-    named = [name for task in tasks_of(plan) for name in task.named]
-    measured = [report for found in counted.values() for report in found]
+    named = [name for task in tasks for name in task.named]
     specs = {
         name: columns[name].spec(spec_of(measured, columns[name].metric))
         if name in columns
@@ -181,7 +195,7 @@ def build_table(
     } | {spec.name: spec for spec in (ATTAINMENT, GOODPUT) if judged_by_slo}
     rows = []
     for trial in plan.trials:
-        attempts = reports.get(trial.hash, ())
+        attempts = reports[trial.hash]
         outcome, reason = _ending(trial, attempts)
         group = comparison.group_of(trial)
         precision = precision_of(counted[trial.hash])
@@ -254,10 +268,6 @@ def headline(plan: Plan) -> list[str]:
     return list(dict.fromkeys(name for task in tasks_of(plan) for name in task.headline))
 
 
-def _columns(plan: Plan) -> list[Column]:
-    return [column for task in tasks_of(plan) for column in task.columns]
-
-
 def tasks_of(plan: Plan) -> Iterator[Task]:
     """The plan's tasks, each once; of those that are installed here."""
     from orchestrator.errors import ConfigError
@@ -305,19 +315,11 @@ def _flags(attempts: Sequence[AttemptReport]) -> tuple[str, ...]:
 
 
 def _present(
-    names: Sequence[str],
-    believed: Mapping[str, Sequence[AttemptReport]],
-    derived: Mapping[str, Column],
+    names: Sequence[str], reports: Sequence[AttemptReport], derived: Mapping[str, Column]
 ) -> list[str]:
     """Those of ``names`` that at least one attempt measured or said it could not."""
-    reports = (report for attempts in believed.values() for report in attempts)
     seen = {name for report in reports for name in (*report.metrics, *report.telemetry)}
     return [n for n in names if n in seen or (n in derived and derived[n].metric in seen)]
-
-
-def _everything(believed: Mapping[str, Sequence[AttemptReport]]) -> list[str]:
-    reports = (report for attempts in believed.values() for report in attempts)
-    return list(dict.fromkeys(name for report in reports for name in report.metrics))
 
 
 def _ordered(rows: Sequence[TrialRow]) -> list[TrialRow]:

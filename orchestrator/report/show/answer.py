@@ -17,8 +17,9 @@ from orchestrator.report.analyse.cell import Cell, TrialRow
 from orchestrator.report.analyse.labels import SEPARATOR, axis_text
 from orchestrator.report.analyse.measured import PRECISION
 from orchestrator.report.analyse.rows import SweepTable
+from orchestrator.report.show.parts import figure_text, some_of
 from orchestrator.report.show.style import STANDING_MARKS
-from orchestrator.report.show.units import ratio, with_ci
+from orchestrator.report.show.units import ratio
 
 #: How far above the baseline's the perplexity of a configuration worth recommending may be.
 QUALITY_LIMIT = 1.05
@@ -53,7 +54,7 @@ class _Best:
 def sentences(table: SweepTable) -> list[str]:
     """What a reader should know first; empty for a sweep of which nothing has run."""
     said = []
-    measured = [row for row in table.rows if row.outcome == "ok"]
+    measured = table.ok
     deciding = _deciding(table, measured)
     if deciding is not None and len(measured) > 1:
         said.extend(_bests(table, measured, deciding))
@@ -79,7 +80,7 @@ def pareto_front(rows: Sequence[TrialRow], metrics: Sequence[str]) -> list[Trial
 
     def beaten(point: Sequence[float]) -> bool:
         return any(
-            all(a <= b for a, b in zip(other, point, strict=True)) and list(other) != list(point)
+            all(a <= b for a, b in zip(other, point, strict=True)) and other != point
             for other in points.values()
         )
 
@@ -105,12 +106,8 @@ def _winner(rows: Sequence[TrialRow], name: str) -> TrialRow | None:
     return min(costs, key=lambda pair: pair[0])[1] if costs else None
 
 
-def _groups(rows: Sequence[TrialRow]) -> dict[_Group, list[TrialRow]]:
-    return grouped(rows, lambda row: row.group)
-
-
 def _bests(table: SweepTable, measured: Sequence[TrialRow], deciding: str) -> list[str]:
-    groups = _groups(measured)
+    groups = grouped(measured, lambda row: row.group)
     found = [
         best
         for group, rows in groups.items()
@@ -142,7 +139,7 @@ def _best_of(
         row
         for row in within
         if row is not best
-        and row.cells[deciding].median is not None
+        and row.has(deciding)
         and table.judged(deciding, row, best).finding != "regression"
     )
     return _Best(group, best, limited, unlimited, rivals)
@@ -157,7 +154,7 @@ def _keeps_quality(row: TrialRow) -> bool:
 def _best_here(best: _Best, deciding: str, several: bool) -> str:
     row, cell = best.row, best.row.cells[deciding]
     place = f" at {_place(best.group)}" if several and best.group else ""
-    figure = f"{cell.spec.title} {_figure(cell)}"
+    figure = f"{cell.spec.title} {figure_text(cell)}"
     rivals = _rivals(best, deciding)
     if row.baseline:
         none = f"No trial is better than the baseline {row.own_label}{place}"
@@ -173,11 +170,8 @@ def _limit(best: _Best) -> str:
 def _rivals(best: _Best, deciding: str) -> str:
     if not best.rivals:
         return ""
-    named = ", ".join(
-        f"{row.own_label} ({_figure(row.cells[deciding])})" for row in best.rivals[:_MOST_NAMED]
-    )
-    more = f" and {len(best.rivals) - _MOST_NAMED} more" if len(best.rivals) > _MOST_NAMED else ""
-    return f"; not distinguishable from {named}{more}"
+    named = [f"{row.own_label} ({figure_text(row.cells[deciding])})" for row in best.rivals]
+    return f"; not distinguishable from {some_of(named, _MOST_NAMED)}"
 
 
 def _best_everywhere(found: Sequence[_Best], deciding: str) -> str:
@@ -232,7 +226,7 @@ def _smallest(table: SweepTable, measured: Sequence[TrialRow], deciding: str) ->
     if memory is None or memory == deciding:
         return []
     least = []
-    for rows in _groups(measured).values():
+    for rows in grouped(measured, lambda row: row.group).values():
         row = _winner(rows, memory)
         if row is not None and not row.baseline and row.cells[memory].standing == "improvement":
             least.append(row)
@@ -240,14 +234,14 @@ def _smallest(table: SweepTable, measured: Sequence[TrialRow], deciding: str) ->
         return []
     costs = [f"{table.title(deciding)} {_span([row.cells[deciding].ratio for row in least])}"]
     for name in [m for m in table.metrics if _is_quality(table.specs[m])][:2]:
-        cells = [row.cells[name] for row in least if row.cells[name].median is not None]
+        cells = [row.cells[name] for row in least if row.has(name)]
         if cells:
             known = any(cell.ratio is not None for cell in cells)
-            shown = _span([cell.ratio for cell in cells]) if known else _figure(cells[0])
+            shown = _span([cell.ratio for cell in cells]) if known else figure_text(cells[0])
             costs.append(f"{table.title(name)} {shown}")
     cell = least[0].cells[memory]
     alike = len({row.cells[memory].median for row in least}) == 1
-    size = _figure(cell) if alike else f"from {_figure(cell)}"
+    size = figure_text(cell) if alike else f"from {figure_text(cell)}"
     found = f"{least[0].own_label} is smallest: {table.title(memory)} {size}"
     found += f", {_span([row.cells[memory].ratio for row in least])} the baseline"
     return [f"{found}; it comes with {_and(costs)}."]
@@ -291,7 +285,7 @@ def _doubts(table: SweepTable) -> list[str]:
         some = "; ".join(f"{row.label} ({row.reason})" for row in invalid[:_MOST_NAMED])
         more = f"; and {len(invalid) - _MOST_NAMED} more" if len(invalid) > _MOST_NAMED else ""
         said.append(f"Not to be believed: {some}{more}.")
-    measured = [row for row in table.rows if row.outcome == "ok"]
+    measured = table.ok
     flagged = [row for row in measured if row.verdict == "flagged"]
     if flagged:
         rules = Counter(rule for row in flagged for rule in row.flags)
@@ -307,11 +301,6 @@ def _doubts(table: SweepTable) -> list[str]:
     if blind:
         said.append(f"{_trials(blind, 'run')} without telemetry: nothing is known of disturbances.")
     return said
-
-
-def _figure(cell: Cell) -> str:
-    assert cell.median is not None
-    return with_ci(cell.median, cell.ci_low, cell.ci_high, cell.unit)
 
 
 def _against(cell: Cell) -> str:

@@ -66,19 +66,17 @@ class BisectView:
     sweep: str
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        steps = self.answer.steps
         yield Text(self.sentence(), style="bold")
         yield Text("")
         yield filled(
             [
-                (prose("good end with"), [Text(self.called[s.changes]) for s in self.answer.steps]),
-                (numbers("rounds"), [Text(_rounds(s)) for s in self.answer.steps]),
-                (numbers("ratio"), [Text(_ratio(s.judged)) for s in self.answer.steps]),
-                (words("interval"), [Text(_interval(s.judged)) for s in self.answer.steps]),
-                (words("finding"), [Text(s.state, _STYLES[s.state]) for s in self.answer.steps]),
-                (
-                    words("trial"),
-                    [Text(short_hash(self.hashes[s.changes])) for s in self.answer.steps],
-                ),
+                (prose("good end with"), [Text(self.called[step.changes]) for step in steps]),
+                (numbers("rounds"), [Text(_rounds(step)) for step in steps]),
+                (numbers("ratio"), [Text(_ratio(step.judged)) for step in steps]),
+                (words("interval"), [Text(_interval(step.judged)) for step in steps]),
+                (words("finding"), [Text(step.state, _STYLES[step.state]) for step in steps]),
+                (words("trial"), [Text(short_hash(self.hashes[step.changes])) for step in steps]),
             ]
         )
         yield Text("")
@@ -100,16 +98,12 @@ class BisectView:
 
     def _blamed(self, culprit: Culprit) -> str:
         names = [" and ".join(self.change(n) for n in sorted(each)) for each in culprit.changes]
-        text = " together with ".join(names)
-        effect = _effect(culprit.step.judged)
-        if len(culprit.changes) == 1:
-            text = f"{text}: {self.spec.title} {effect}"
-            if len(culprit.changes[0]) > 1:
-                text += ", cannot be told apart because each needs the other"
-        else:
+        text = f"{' together with '.join(names)}: {self.spec.title} {_effect(culprit.step.judged)}"
+        if len(names) > 1:
             why = "neither alone" if len(names) == 2 else "no fewer of them"
-            text = f"{text}: {self.spec.title} {effect}"
             text += f", {why} changes it" if culprit.alone else ", not shown for each alone"
+        elif len(culprit.changes[0]) > 1:
+            text += ", cannot be told apart because each needs the other"
         if needed := self.needed(culprit):
             text += f" (installed with {', '.join(self.change(n) for n in sorted(needed))})"
         return text

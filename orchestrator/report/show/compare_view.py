@@ -14,7 +14,15 @@ from rich.text import Text
 from orchestrator.measure.grouping import grouped
 from orchestrator.report.analyse.compare import ComparedMetric, Comparison
 from orchestrator.report.analyse.reasons import one_line
-from orchestrator.report.show.parts import GAP, TrialNames, filled, numbers, words
+from orchestrator.report.show.parts import (
+    GAP,
+    TrialNames,
+    filled,
+    interval_text,
+    numbers,
+    some_of,
+    words,
+)
 from orchestrator.report.show.style import STANDING_MARKS
 from orchestrator.report.show.units import quantity, ratio
 from orchestrator.statistics.judge import CONFIDENCE
@@ -57,9 +65,8 @@ class ComparisonView(TrialNames):
             yield Text(f"note: {note}", style="dim")
         for side, hashes in zip(self.names, (found.only_a, found.only_b), strict=True):
             if hashes:
-                some = ", ".join(self.named(h) for h in hashes[:5])
-                more = f" and {len(hashes) - 5} more" if len(hashes) > 5 else ""
-                yield Text(f"only in {side}: {some}{more}", style="dim")
+                some = some_of([self.named(h) for h in hashes], 5)
+                yield Text(f"only in {side}: {some}", style="dim")
 
     def _heading(self) -> Text:
         found = self.comparison
@@ -190,24 +197,24 @@ def _columns(rows: Sequence[ComparedMetric], reach: float, names: tuple[str, str
         _Column("metric", "", cells(lambda r: r.spec.title)),
         _Column(
             "medians",
-            _heading(names[0]),
+            _end_of(names[0]),
             cells(lambda r: quantity(r.median_a, r.spec.unit)),
             True,
         ),
         _Column(
             "medians",
-            _heading(names[1]),
+            _end_of(names[1]),
             cells(lambda r: quantity(r.median_b, r.spec.unit)),
             True,
         ),
         _Column("ratio", "ratio", cells(lambda r: ratio(r.judged.ratio)), True),
-        _Column("interval", "interval", cells(_interval, "dim")),
+        _Column("interval", "interval", cells(lambda r: interval_text(r.judged), "dim")),
         _Column("scale", "", scales),
         _Column("verdict", "", verdicts),
     ]
 
 
-def _heading(name: str) -> str:
+def _end_of(name: str) -> str:
     """The end of a long name: that is where two of a kind differ."""
     return name if len(name) <= _HEADING else "…" + name[1 - _HEADING :]
 
@@ -215,13 +222,6 @@ def _heading(name: str) -> str:
 def _width(columns: Sequence[_Column], left_out: frozenset[str]) -> int:
     shown = [column.width for column in columns if column.part not in left_out]
     return _INDENT + sum(shown) + GAP * len(shown)
-
-
-def _interval(row: ComparedMetric) -> str:
-    low, high = row.judged.ci_low, row.judged.ci_high
-    if low is None or high is None:
-        return ""
-    return "exact" if low == high else f"{low:.3f} – {high:.3f}"
 
 
 def _whys(rows: Sequence[ComparedMetric]) -> list[str]:

@@ -101,14 +101,14 @@ def to_page_markdown(table: SweepTable, *, summary: Sequence[str] = ()) -> str:
 def _markdown(
     table: SweepTable, metrics: Sequence[str], summary: Sequence[str], *, heading: bool
 ) -> str:
-    measured = [row for row in table.rows if row.outcome in ("ok", "invalid")]
+    rows = table.measured
     return rendered(
         "table.md",
         table,
         heading=heading,
         summary=summary,
         metrics=metrics,
-        columns={name: scale_for(measured, name) for name in measured_metrics(measured, metrics)},
+        columns={name: scale_for(rows, name) for name in measured_metrics(rows, metrics)},
         most=_MOST_MARKDOWN_ROWS,
     )
 

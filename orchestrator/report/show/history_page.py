@@ -12,7 +12,6 @@ from orchestrator.report.show.figures.levels import draw_over_time
 from orchestrator.report.show.history_view import (
     NOTHING_DIFFERS,
     causes_of,
-    interval_of,
     left_out_line,
     moved,
     name_of,
@@ -20,6 +19,7 @@ from orchestrator.report.show.history_view import (
     span_of,
 )
 from orchestrator.report.show.html import page_assets
+from orchestrator.report.show.parts import interval_text
 from orchestrator.report.show.style import STANDING_MARKS
 from orchestrator.report.show.templates import filled_in
 from orchestrator.report.show.units import ratio
@@ -55,6 +55,6 @@ def _row(series: Series, step: Step) -> dict[str, Any]:
         "title": series.spec.title,
         "moved": moved(series, step),
         "ratio": ratio(step.judged.ratio),
-        "interval": interval_of(step),
+        "interval": interval_text(step.judged),
         "meaning": f"{mark} {word}",
     }

@@ -16,7 +16,7 @@ from orchestrator.measure.grouping import grouped
 from orchestrator.measure.wording import counted
 from orchestrator.report.analyse.history import History, Series, Step
 from orchestrator.report.analyse.labels import SEPARATOR
-from orchestrator.report.show.parts import filled, numbers, words
+from orchestrator.report.show.parts import filled, interval_text, numbers, words
 from orchestrator.report.show.style import STANDING_MARKS
 from orchestrator.report.show.units import ratio, scale_of, utc, with_ci
 
@@ -143,14 +143,6 @@ def left_out_line(history: History) -> str:
     return f"left out: {counted(sum(history.left_out.values()), 'attempt')} ({why})"
 
 
-def interval_of(step: Step) -> str:
-    """The interval of a step's ratio; empty where there is none."""
-    low, high = step.judged.ci_low, step.judged.ci_high
-    if low is None or high is None:
-        return ""
-    return "exact" if low == high else f"{low:.3f} – {high:.3f}"
-
-
 def spark(series: Series) -> str:
     """The medians as bars, several runs to one where there are many; the last run has its own."""
     medians = [point.median for point in series.points if not point.is_alone]
@@ -211,7 +203,7 @@ def _lines(history: History, cause: Cause) -> Iterator[RenderableType]:
             (words(), [Text(series.spec.title) for series, _ in cause.steps]),
             (numbers(), [Text(moved(series, step)) for series, step in cause.steps]),
             (numbers(), [Text(ratio(step.judged.ratio)) for _, step in cause.steps]),
-            (words(), [Text(interval_of(step), style="dim") for _, step in cause.steps]),
+            (words(), [Text(interval_text(s.judged), style="dim") for _, s in cause.steps]),
             (words(), [Text(f"{mark} {word}", style=style) for mark, style, word in marks]),
             (words(), [Text("new" if step.is_new else "", "bold") for _, step in cause.steps]),
         ]

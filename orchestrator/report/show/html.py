@@ -70,7 +70,6 @@ def page(
     command : str, optional
         What to type to run the sweep again.
     """
-    measured = [row for row in table.rows if row.outcome in ("ok", "invalid")]
     return rendered(
         "page.html",
         table,
@@ -78,7 +77,7 @@ def page(
         classes=_CLASS,
         outcome_styles=OUTCOME_STYLE,
         answer=sentences(table),
-        columns=list(_headings(table, measured)),
+        columns=list(_headings(table)),
         max_rows=MAX_ROWS,
         figures=figures,
         matrix=_matrix(table),
@@ -136,8 +135,9 @@ def page_assets(*, with_figures: bool) -> dict[str, str]:
     return {"css": css, "js": js, "plotly": plotly}
 
 
-def _headings(table: SweepTable, rows: Sequence[TrialRow]) -> Iterator[Heading]:
-    """Of the metrics that any of ``rows`` has a value of."""
+def _headings(table: SweepTable) -> Iterator[Heading]:
+    """Of the metrics that any row has a value of."""
+    rows = table.measured
     for name in measured_metrics(rows, table.metrics):
         spec = table.specs[name]
         meaning = f"{name}: {spec.meaning}" if spec.meaning else name
@@ -175,7 +175,6 @@ def _key(row: TrialRow, axes: Sequence[str]) -> str:
 def _commands(table: SweepTable, command: str | None) -> list[str]:
     """What to type for the sweep again, and for one trial of it."""
     found = [command] if command else []
-    best = next((row for row in table.rows if row.outcome == "ok"), None)
-    if best is not None:
-        found.append(f"python -m orchestrator reproduce {short_hash(best.hash)}   # {best.label}")
+    for row in table.ok[:1]:
+        found.append(f"python -m orchestrator reproduce {short_hash(row.hash)}   # {row.label}")
     return found

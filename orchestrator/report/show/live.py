@@ -114,8 +114,7 @@ class LiveView:
         with self._lock:
             took_s = self._board.finish(report, label, self._clock())
             if not self._is_live:
-                line = plain_line(self._board, report, label, took_s, headline)
-                self._lines.append((line, ""))
+                self._lines.append((plain_line(self._board, report, label, took_s, headline), ""))
         self._nudge()
 
     def message(self, text: str) -> None:
@@ -219,8 +218,7 @@ class LiveView:
                 lines, self._lines = self._lines, []
             text = draw(self._board, self._clock(), width=size.width - 1, height=size.height - 2)
         frame = (text, size)
-        if lines:
-            self._print(lines)
+        self._print(lines)
         if frame != last and not ending:
             live.update(text, refresh=True)
         return frame, ending

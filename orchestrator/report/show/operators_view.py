@@ -10,7 +10,12 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.report.analyse.operators import OperatorChange, OperatorDiff, OperatorSide
+from orchestrator.report.analyse.operators import (
+    OperatorChange,
+    OperatorDiff,
+    OperatorSide,
+    change_of,
+)
 from orchestrator.report.show.parts import TrialNames, grid, numbers, words
 from orchestrator.report.show.units import MISSING, percent, quantity, ratio, scale_of
 
@@ -57,24 +62,21 @@ class OperatorDiffView(TrialNames):
         headings += ["share", "calls"] if wide else []
         drawn = grid(words("  operator", max_width=name_width), *map(numbers, headings))
 
-        def row(
-            name: str, a: OperatorSide | None, b: OperatorSide | None, mark: str, style: str
-        ) -> None:
-            before, after = a.self_s if a else None, b.self_s if b else None
-            delta = (after or 0.0) - (before or 0.0)
-            times = after / before if before and after is not None else None
-            cells = [f"{mark or ' '} {name}", scale.number(before), scale.number(after)]
-            cells += [f"{'+' if delta > 0 else ''}{scale.number(delta)}", ratio(times)]
+        def row(change: OperatorChange, mark: str, style: str) -> None:
+            sides, delta_s = (change.a, change.b), change.delta_s
+            cells = [f"{mark or ' '} {change.name}"]
+            cells += [scale.number(s.self_s if s else None) for s in sides]
+            cells += [f"{'+' if delta_s > 0 else ''}{scale.number(delta_s)}", ratio(change.ratio)]
             if wide:
-                cells.append(_both(*(percent(s.share) if s else MISSING for s in (a, b))))
-                cells.append(_both(*(str(s.calls) if s else MISSING for s in (a, b))))
+                cells.append(_both(*(percent(s.share) if s else MISSING for s in sides)))
+                cells.append(_both(*(str(s.calls) if s else MISSING for s in sides)))
             drawn.add_row(*cells, style=style)
 
         for change in shown:
-            row(change.name, change.a, change.b, *_MARKS[change.state])
+            row(change, *_MARKS[change.state])
         if rest:
-            row(f"{len(rest)} others (--json)", *_sum(rest), "", "dim")
-        row("all", *_sum(found.changes), "", "bold")
+            row(_sum(f"{len(rest)} others (--json)", rest), "", "dim")
+        row(_sum("all", found.changes), "", "bold")
         return drawn
 
 
@@ -104,9 +106,7 @@ def _both(a: str, b: str) -> str:
     return f"{a} → {b}"
 
 
-def _sum(
-    changes: Sequence[OperatorChange],
-) -> tuple[OperatorSide | None, OperatorSide | None]:
+def _sum(name: str, changes: Sequence[OperatorChange]) -> OperatorChange:
     sides = [[s for s in side if s] for side in zip(*((c.a, c.b) for c in changes), strict=True)]
     a, b = (
         OperatorSide(
@@ -116,4 +116,4 @@ def _sum(
         else None
         for side in sides
     )
-    return a, b
+    return change_of(name, a, b)

@@ -17,7 +17,8 @@ from rich.text import Text
 from orchestrator.report.analyse.cell import Cell, TrialRow
 from orchestrator.report.analyse.labels import short_hash
 from orchestrator.report.show.style import OUTCOME_STYLE, standing_mark
-from orchestrator.report.show.units import MISSING, Scale, ratio, scale_of
+from orchestrator.report.show.units import MISSING, Scale, ratio, scale_of, with_ci
+from orchestrator.statistics.judge import Judged
 
 GAP = 2
 
@@ -75,13 +76,13 @@ def ended(outcome: str) -> Text:
 
 def scale_for(rows: Iterable[TrialRow], metric: str) -> Scale:
     """The scale that suits the rows' medians."""
-    cells = [row.cells[metric] for row in rows if row.cells[metric].median is not None]
+    cells = [row.cells[metric] for row in rows if row.has(metric)]
     return scale_of([cell.median for cell in cells], cells[0].unit if cells else "")
 
 
 def measured_metrics(rows: Sequence[TrialRow], metrics: Iterable[str]) -> list[str]:
     """Those of ``metrics`` that any of the rows has a value of."""
-    return [name for name in metrics if any(row.cells[name].median is not None for row in rows)]
+    return [name for name in metrics if any(row.has(name) for row in rows)]
 
 
 def value_text(cell: Cell, scale: Scale) -> str:
@@ -89,6 +90,26 @@ def value_text(cell: Cell, scale: Scale) -> str:
     if cell.median is None:
         return MISSING
     return scale.interval(cell.median, cell.ci_low, cell.ci_high)
+
+
+def some_of(said: Sequence[str], most: int) -> str:
+    """``numpy, ray and 5 more``."""
+    more = f" and {len(said) - most} more" if len(said) > most else ""
+    return ", ".join(said[:most]) + more
+
+
+def figure_text(cell: Cell) -> str:
+    """``61.2 ±0.8 ms``, of a cell that has a value."""
+    assert cell.median is not None
+    return with_ci(cell.median, cell.ci_low, cell.ci_high, cell.unit)
+
+
+def interval_text(judged: Judged) -> str:
+    """The interval of a ratio; empty where there is none."""
+    low, high = judged.ci_low, judged.ci_high
+    if low is None or high is None:
+        return ""
+    return "exact" if low == high else f"{low:.3f} – {high:.3f}"
 
 
 def against_baseline(cell: Cell) -> tuple[str, str, str] | None:

@@ -28,7 +28,6 @@ from orchestrator.report.show.parts import GAP, filled, grid, numbers, prose, wo
 from orchestrator.report.show.units import quantity
 
 if TYPE_CHECKING:
-    from orchestrator.attempt import Trial
     from orchestrator.plan.plan import Plan, TrialState
 
 MAX_TRIALS = 40
@@ -130,7 +129,7 @@ class _Trials:
     def _columns(self, *, by_axis: bool) -> Iterator[tuple[Column, list[RenderableType]]]:
         shown = self.plan.trials[:MAX_TRIALS]
         yield words("hash"), [short_hash(trial.hash) for trial in shown]
-        yield words("state"), [Text(*self._state(trial)) for trial in shown]
+        yield words("state"), [_state(self.states[trial.hash]) for trial in shown]
         if by_axis:
             for axis, name in axis_names(varying_axes(self.plan)).items():
                 values = [axis_value(trial.axes.get(axis), axis) for trial in shown]
@@ -146,18 +145,18 @@ class _Trials:
         if _alike(self.plan) is None:
             yield words("takes"), [resources_text(trial.resources) for trial in shown]
 
-    def _state(self, trial: Trial) -> tuple[str, str]:
-        known = self.states[trial.hash]
-        if known.state == "new" and known.reason:
-            return "new !", "yellow"  # it will run, and is not expected to succeed
-        return known.state, _STATE_STYLE.get(known.state, "")
+
+def _state(known: TrialState) -> Text:
+    if known.state == "new" and known.reason:
+        return Text("new !", "yellow")  # it will run, and is not expected to succeed
+    return Text(known.state, _STATE_STYLE.get(known.state, ""))
 
 
 def _predictions(states: Iterable[TrialState]) -> list[str]:
     """Predicted quantities to be shown, in the order first met: memory in all, and known times."""
     names: dict[str, None] = {}
     for state in states:
-        found = getattr(state, "predicted", None) or {}
+        found = state.predicted or {}
         names.update(dict.fromkeys(name for name, value in found.items() if value is not None))
     return [name for name in names if name == "memory_bytes" or name.endswith("_s")]
 
@@ -169,15 +168,12 @@ def _reasons(plan: Plan, states: Mapping[str, TrialState]) -> Sequence[Renderabl
     if not told:
         return []
     drawn = grid(words(), words(), Column(ratio=1))
-    for (state_name, reason), trials in list(told.items())[:MAX_REASONS]:
-        doubtful = state_name == "new"
-        style = "yellow" if doubtful else _STATE_STYLE.get(state_name, "")
-        said = "new !" if doubtful else state_name
-        label = labels[trials[0].hash]
-        name = label if len(label) <= _LONGEST_LABEL else short_hash(trials[0].hash)
+    for (_, reason), trials in list(told.items())[:MAX_REASONS]:
+        first = trials[0].hash
+        name = labels[first] if len(labels[first]) <= _LONGEST_LABEL else short_hash(first)
         if len(trials) > 1:
             name = f"{len(trials)} trials"
-        drawn.add_row(Text(said, style=style), name, reason)
+        drawn.add_row(_state(states[first]), name, reason)
     parts: list[RenderableType] = [Text(""), drawn]
     if len(told) > MAX_REASONS:
         parts.append(Text(f"… and {len(told) - MAX_REASONS} more reasons", style="italic"))

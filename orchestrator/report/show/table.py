@@ -1,4 +1,4 @@
-"""The final table of a sweep on the terminal, and ``run --json``.
+"""The final table of a sweep on the terminal.
 
 Two lines a trial: its name and values with their intervals, then its hash and the ratios to the
 baseline that shares its other axes. Columns that do not fit go below, never squeezed.
@@ -7,10 +7,9 @@ baseline that shares its other axes. Columns that do not fit go below, never squ
 from __future__ import annotations
 
 import textwrap
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.padding import Padding
@@ -30,6 +29,7 @@ from orchestrator.report.show.parts import (
     numbers,
     prose,
     scale_for,
+    some_of,
     value_text,
     words,
 )
@@ -78,11 +78,10 @@ def final_table(
 
 def _where_to_look(table: SweepTable) -> tuple[str, ...]:
     """Lines for the foot of a table: the sweep in MLflow, one trial in full, the same again."""
-    best = next((row for row in table.rows if row.outcome == "ok"), None)
     lines = ["in MLflow    python -m orchestrator ui"]
-    if best is not None:
-        lines.append(f"one trial    python -m orchestrator show {short_hash(best.hash)}")
-        lines.append(f"run it again python -m orchestrator reproduce {short_hash(best.hash)}")
+    for row in table.ok[:1]:
+        lines.append(f"one trial    python -m orchestrator show {short_hash(row.hash)}")
+        lines.append(f"run it again python -m orchestrator reproduce {short_hash(row.hash)}")
     return tuple(lines)
 
 
@@ -135,68 +134,9 @@ class _Column:
     width: int
 
 
-class Ended(Protocol):
-    """What is asked of an attempt of this run (``schedule.EndedAttempt`` has it)."""
-
-    @property
-    def config_hash(self) -> str: ...
-
-    @property
-    def attempt_id(self) -> str: ...
-
-    @property
-    def outcome(self) -> str: ...
-
-    @property
-    def retried(self) -> bool: ...
-
-
-def run_json(
-    attempts: Iterable[Ended],
-    *,
-    sweep: str,
-    run_id: str,
-    run_ids: Mapping[str, str],
-    cached: int,
-    stale: int = 0,
-    wall_s: float,
-) -> dict[str, Any]:
-    """What ``run --json`` prints; an attempt that was tried again is not an ending and left out.
-
-    Parameters
-    ----------
-    attempts : iterable
-        The attempts of this run, in the order they ended.
-    run_id : str
-        The sweep's MLflow run.
-    stale : int
-        Trials that were measured before, under other conditions.
-    run_ids : mapping of str to str
-        MLflow run by attempt id; an attempt that is still in the spool has none.
-    """
-    trials = [
-        {
-            "hash": ended.config_hash,
-            "outcome": str(ended.outcome),
-            "run_id": run_ids.get(ended.attempt_id),
-        }
-        for ended in attempts
-        if not ended.retried
-    ]
-    return {
-        "sweep": sweep,
-        "run_id": run_id,
-        "outcomes": dict(Counter(trial["outcome"] for trial in trials)),
-        "cached": cached,
-        "stale": stale,
-        "wall_s": wall_s,
-        "trials": trials,
-    }
-
-
 def _column(name: str, rows: Sequence[TrialRow]) -> _Column | None:
     """How a metric is drawn, or None where no trial has it."""
-    cells = [row.cells[name] for row in rows if row.cells[name].median is not None]
+    cells = [row.cells[name] for row in rows if row.has(name)]
     if not cells:
         return None
     scale = scale_for(rows, name)
@@ -348,8 +288,7 @@ def _notes(
         if line:
             yield Text(" · ".join(line), style="dim")
     for label, software in list(table.software.items())[:_MOST_STACKED]:
-        more = f" and {len(software) - _MOST_TOLD} more" if len(software) > _MOST_TOLD else ""
-        yield Text(f"{label}: {', '.join(software[:_MOST_TOLD])}{more}", style="dim")
+        yield Text(f"{label}: {some_of(software, _MOST_TOLD)}", style="dim")
     if table.elsewhere:
         yield Text(table.elsewhere, style="dim")
     for why in table.missing_ratios:
@@ -394,17 +333,12 @@ def _failures(table: SweepTable, width: int) -> Iterable[Any]:
 
 
 def _name_width(table: SweepTable, rows: Sequence[TrialRow]) -> int:
-    single = len({row.group for row in rows}) == 1
-    labels = (len(line) for lines in _row_labels(rows) for line in lines)
     repeats = 5 if any(row.attempts > 1 for row in rows) else 0
-    groups = (len(_group_name(row)) for row in rows) if not single else iter(())
-    named = (2 + len(_second_line(row)) for row in rows)
-    return max(
-        2 + max(labels, default=0) + repeats,
-        max(named, default=0),
-        len(table.sweep),
-        max(groups, default=0),
-    )
+    widths = [len(table.sweep), *(2 + len(_second_line(row)) for row in rows)]
+    widths += [2 + len(line) + repeats for lines in _row_labels(rows) for line in lines]
+    if len({row.group for row in rows}) > 1:
+        widths += [len(_group_name(row)) for row in rows]
+    return max(widths)
 
 
 def _wrap(text: str, width: int) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ def rendered(name: str, table: SweepTable, **values: Any) -> str:
     return filled_in(
         name,
         table=table,
-        measured=[row for row in table.rows if row.outcome in ("ok", "invalid")],
+        measured=table.measured,
         verdicts=VERDICT_MARKS,
         signs=standings_legend(table.tau),
         value=value_text,

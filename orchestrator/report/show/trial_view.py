@@ -34,10 +34,10 @@ from orchestrator.report.analyse.measured import (
 from orchestrator.report.analyse.reasons import one_line, why
 from orchestrator.report.show.board import device_of
 from orchestrator.report.show.operators_view import operator_table
-from orchestrator.report.show.parts import ended, grid, numbers, prose, words
+from orchestrator.report.show.parts import ended, figure_text, grid, numbers, prose, words
 from orchestrator.report.show.style import VERDICT_MARKS
 from orchestrator.report.show.tree import flat
-from orchestrator.report.show.units import MISSING, duration, quantity, scale_of, with_ci
+from orchestrator.report.show.units import MISSING, duration, quantity, scale_of
 from orchestrator.statistics.summary import summarise_attempts, summarise_by
 
 _TOLD = (
@@ -142,7 +142,8 @@ class ShowView:
         )
         reports = [report for _, report in self.attempts]
         counted = believable(reports)
-        yield from _section("conditions", _conditions(reports, last_counted(reports)))
+        last = (counted or reports)[-1]
+        yield from _section("conditions", _conditions(reports, last))
         if counted:
             pooled = f", {len(counted)} attempts pooled" if len(counted) > 1 else ""
             yield from _section(f"metrics{pooled}", _metrics(counted, narrow))
@@ -150,20 +151,15 @@ class ShowView:
             operators = counted[-1].facts.get("top_operators")
             yield from _section("top operators", [operator_table(operators)] if operators else [])
             yield from _section("telemetry", _telemetry(counted[-1], narrow))
-        last = (counted or reports)[-1]
         yield from _section(f"verdict of attempt {last.number}: {last.verdict.state}", _rules(last))
         yield from _section("asked for and got", _engaged(last))
         yield from _section(f"provenance of attempt {last.number}", [_pairs(last.provenance)])
-        stored = self.artifacts.get(_run_of(self.attempts, last), ())
+        run_id = next(run_id for run_id, report in self.attempts if report is last)
+        stored = self.artifacts.get(run_id, ())
         names = dict.fromkeys([*last.artifacts, *stored])
         if names:
             yield from _section("artifacts", [Text(", ".join(names))])
         yield Text(f"\nagain: python -m orchestrator reproduce {short_hash(self.config_hash)}")
-
-
-def last_counted(reports: Sequence[AttemptReport]) -> AttemptReport:
-    """The attempt whose conditions are shown: the newest that counts, else the last."""
-    return (believable(reports) or reports)[-1]
 
 
 def _conditions(reports: Sequence[AttemptReport], shown: AttemptReport) -> list[RenderableType]:
@@ -192,11 +188,6 @@ def _conditions(reports: Sequence[AttemptReport], shown: AttemptReport) -> list[
 def _numbers(attempts: Sequence[AttemptReport]) -> str:
     numbers_of = ", ".join(str(report.number) for report in attempts)
     return f"attempt{'s' if len(attempts) > 1 else ''} {numbers_of}"
-
-
-def _run_of(attempts: Sequence[tuple[str, AttemptReport]], report: AttemptReport) -> str:
-    """The MLflow run of a report; empty where it is none of ``attempts``."""
-    return next((run_id for run_id, known in attempts if known is report), "")
 
 
 def _section(title: str, body: Iterable[RenderableType]) -> list[RenderableType]:
@@ -260,8 +251,7 @@ def _metrics(counted: Sequence[AttemptReport], narrow: bool) -> list[RenderableT
         if cell.median is None:
             continue
         if narrow:
-            shown = with_ci(cell.median, cell.ci_low, cell.ci_high, cell.unit)
-            drawn.add_row(cell.name, shown, str(cell.n))
+            drawn.add_row(cell.name, figure_text(cell), str(cell.n))
         else:
             drawn.add_row(*_statistics(cell, counted))
     return [drawn, *_shapes(counted, cells.values()), *_stops(counted), *_absences(absent)]
@@ -383,7 +373,6 @@ def _rules(report: AttemptReport) -> list[RenderableType]:
 def _engaged(report: AttemptReport) -> list[RenderableType]:
     if not report.engaged:
         return []
-
     drawn = grid(words(), words("asked"), words("got"), prose())
     for proof in report.engaged:
         mark = Text("✓", "green") if proof.ok else Text("✗", "red")

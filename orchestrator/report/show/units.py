@@ -71,14 +71,11 @@ class Scale:
         value = median / self.factor
         if half == 0 or not math.isfinite(half):
             return significant(value)
-        places = _places_of(half)
-        value_places = _decimals(value, 3)
-        places = min(max(places, value_places), _decimals(value, 5))
-        text = f"{half:.{max(places, 0)}f}"
-        if float(text) == 0:
-            text = f"{10.0 ** -max(places, 0):.{max(places, 0)}f}"
-            return f"{value:.{max(places, 0)}f} <±{text}"
-        return f"{value:.{max(places, 0)}f} ±{text}"
+        leading = half / 10.0 ** math.floor(math.log10(half))
+        places = max(_decimals(half, 2 if leading < 2 else 1), _decimals(value, 3))
+        places = max(min(places, _decimals(value, 5)), 0)
+        text, least = f"{half:.{places}f}", f"{10.0**-places:.{places}f}"
+        return f"{value:.{places}f} " + (f"±{text}" if float(text) else f"<±{least}")
 
 
 def scale_of(values: Iterable[float | None], unit: str) -> Scale:
@@ -95,9 +92,9 @@ def scale_of(values: Iterable[float | None], unit: str) -> Scale:
     return Scale(1.0, _SYMBOLS.get(unit, spelled(unit)))
 
 
-def quantity(value: float | None, unit: str, digits: int = 3) -> str:
+def quantity(value: float | None, unit: str) -> str:
     """One value with its best prefix: ``61.2 ms``, ``1.25 GiB``; a dash for None."""
-    return scale_of([value], unit).text(value, digits)
+    return scale_of([value], unit).text(value)
 
 
 def with_ci(median: float, ci_low: float | None, ci_high: float | None, unit: str) -> str:
@@ -188,8 +185,3 @@ def _decimals(value: float, digits: int) -> int:
     if round(abs(value) / 10.0**exponent, digits - 1) >= 10:
         exponent += 1
     return digits - 1 - exponent
-
-
-def _places_of(half: float) -> int:
-    leading = half / 10.0 ** math.floor(math.log10(half))
-    return _decimals(half, 2 if leading < 2 else 1)

@@ -31,18 +31,14 @@ from orchestrator.report.show.figures.lines import (
 )
 from orchestrator.report.show.figures.load import draw_curve, draw_waterfall
 from orchestrator.report.show.figures.pareto import draw_pareto
+from orchestrator.report.show.parts import measured_metrics
 
 __all__ = ["Drawn", "Reports", "default_figures", "draw", "exponent", "metrics_of"]
 
 
 def default_figures(table: SweepTable) -> list[Figure]:
     """Figures of a task that declares none: bars of the first headline metrics, scaling, Pareto."""
-    measured = [row for row in table.rows if row.outcome == "ok"]
-    spread = [
-        name
-        for name in table.metrics
-        if any(row.cells[name].median is not None for row in measured)
-    ]
+    spread = measured_metrics(table.ok, table.metrics)
     figures: list[Figure] = []
     memory = next((n for n in spread if n.endswith("_bytes")), None)
     if spread and memory is not None and memory != spread[0]:

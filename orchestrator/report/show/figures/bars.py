@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestrator.measure.figures import Bars, Breakdown, Ranking
 from orchestrator.measure.grouping import grouped
 from orchestrator.report.analyse.cell import TrialRow
-from orchestrator.report.analyse.labels import axis_name, axis_value
+from orchestrator.report.analyse.labels import axis_name, axis_value, short_hash
 from orchestrator.report.analyse.measured import believable
 from orchestrator.report.analyse.rows import SweepTable
 from orchestrator.report.show.figures.drawn import (
@@ -53,7 +54,7 @@ def draw_bars(figure: Bars, table: SweepTable, reports: Reports) -> Drawn | None
             x=[_name(row, None if alone else first) for row in members],
             y=values_of(members, figure.metric, scale),
             error_y=whiskers(cells, scale),
-            customdata=[[row.label, row.hash[:12]] for row in members],
+            customdata=[[row.label, short_hash(row.hash)] for row in members],
             hovertemplate="%{customdata[0]}<br>%{y:.4g} " + scale.symbol + "<br>%{customdata[1]}",
         )
     plot.update_layout(
@@ -77,12 +78,7 @@ def _name(row: TrialRow, axis: str | None) -> str:
 
 def draw_breakdown(figure: Breakdown, table: SweepTable, reports: Reports) -> Drawn | None:
     """One stacked bar a trial."""
-    rows = [
-        row
-        for row in table.rows
-        if row.outcome == "ok"
-        and any(m in row.cells and row.cells[m].median is not None for m in figure.metrics)
-    ][:MAX_BARS]
+    rows = [row for row in table.ok if any(map(row.has, figure.metrics))][:MAX_BARS]
     names = [m for m in figure.metrics if any(m in row.cells for row in rows)]
     if not rows or not names:
         return None
@@ -113,17 +109,17 @@ _REST_COLOUR = "#8a929c"
 def draw_ranking(figure: Ranking, table: SweepTable, reports: Reports) -> Drawn | None:
     """Bars of 100 % each; parts in the order of what they take over all trials."""
     shares: dict[str, dict[str, float]] = {}
-    for row in table.rows:
-        attempts = believable(reports.get(row.hash, ())) if row.outcome == "ok" else []
+    for row in table.ok:
+        attempts = believable(reports.get(row.hash, ()))
         if attempts and (found := _mean_shares([a.facts.get(figure.fact) for a in attempts])):
             shares[wrapped(row.label)] = found
     if not shares:
         return None
     labels = list(shares)[:MAX_BARS]
-    totals: dict[str, float] = {}
+    totals: dict[str, float] = defaultdict(float)
     for label in labels:
         for name, share in shares[label].items():
-            totals[name] = totals.get(name, 0.0) + share
+            totals[name] += share
     parts = sorted(totals, key=lambda name: -totals[name])[:MAX_PARTS]
     shown = {name: [shares[label].get(name, 0.0) for label in labels] for name in parts}
     rest = [max(1.0 - sum(taken), 0.0) for taken in zip(*shown.values(), strict=True)]
@@ -143,10 +139,9 @@ def draw_ranking(figure: Ranking, table: SweepTable, reports: Reports) -> Drawn 
 def _mean_shares(found: Sequence[Any]) -> dict[str, float]:
     """Mean share of each named part over the attempts that tell it."""
     told = [rows for rows in found if isinstance(rows, Sequence) and not isinstance(rows, str)]
-    sums: dict[str, float] = {}
+    sums: dict[str, float] = defaultdict(float)
     for rows in told:
         for row in rows:
             if isinstance(row, Mapping) and isinstance(row.get("share"), (int, float)):
-                name = str(row.get("name", "?"))
-                sums[name] = sums.get(name, 0.0) + float(row["share"]) / len(told)
+                sums[str(row.get("name", "?"))] += float(row["share"]) / len(told)
     return sums

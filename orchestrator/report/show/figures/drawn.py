@@ -9,9 +9,11 @@ from typing import Any
 
 from orchestrator.attempt import AttemptReport
 from orchestrator.report.analyse.cell import Cell, TrialRow
+from orchestrator.report.analyse.history import Point
 from orchestrator.report.analyse.labels import SEPARATOR, axis_text, of_use
 from orchestrator.report.analyse.rows import SweepTable
-from orchestrator.report.show.units import Scale, with_ci
+from orchestrator.report.show.parts import figure_text
+from orchestrator.report.show.units import Scale
 
 Reports = Mapping[str, Sequence[AttemptReport]]
 
@@ -98,11 +100,7 @@ def _rounded(node: Any) -> Any:
 
 def having(table: SweepTable, metric: str) -> list[TrialRow]:
     """Trials that are ok and have a value of the metric."""
-    return [
-        row
-        for row in table.rows
-        if row.outcome == "ok" and metric in row.cells and row.cells[metric].median is not None
-    ]
+    return [row for row in table.ok if row.has(metric)]
 
 
 def values_of(rows: Sequence[TrialRow], metric: str, scale: Scale) -> list[float]:
@@ -110,7 +108,7 @@ def values_of(rows: Sequence[TrialRow], metric: str, scale: Scale) -> list[float
     return [(row.cells[metric].median or 0.0) / scale.factor for row in rows]
 
 
-def whiskers(cells: Sequence[Cell], scale: Scale) -> dict[str, Any]:
+def whiskers(cells: Sequence[Cell | Point], scale: Scale) -> dict[str, Any]:
     """plotly's error bars: from each median to the ends of its interval, where it has one."""
     spans = [
         (cell.median, cell.ci_low, cell.ci_high)
@@ -128,8 +126,7 @@ def whiskers(cells: Sequence[Cell], scale: Scale) -> dict[str, Any]:
 def told(row: TrialRow, metric: str) -> str:
     """One value in words: ``TTFT 61.2 ±0.8 ms``."""
     cell = row.cells[metric]
-    assert cell.median is not None
-    return f"{cell.spec.title} {with_ci(cell.median, cell.ci_low, cell.ci_high, cell.unit)}"
+    return f"{cell.spec.title} {figure_text(cell)}"
 
 
 def better_line(metric: str, rows: Sequence[TrialRow]) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 from orchestrator.report.analyse.history import Point, Series, Step
-from orchestrator.report.show.figures.drawn import PALETTE, Drawn, drawn, new_plot
+from orchestrator.report.show.figures.drawn import PALETTE, Drawn, drawn, new_plot, whiskers
 from orchestrator.report.show.style import STANDING_MARKS
 from orchestrator.report.show.units import Precision, Scale, ratio, scale_of, utc
 
@@ -26,7 +27,7 @@ def draw_over_time(series: Series, title: str, to: Precision = "minute") -> Draw
         _add_points(plot, alone, scale, "run alone", "circle-open")
     _add_levels(plot, series, scale)
     for step in series.steps:
-        _mark(plot, series, step, scale)
+        _mark(plot, series, step)
     plot.update_layout(
         yaxis_title=scale.heading(series.spec.title),
         yaxis_range=_range(series, scale),
@@ -59,24 +60,13 @@ def _caption(series: Series, scale: Scale, to: Precision) -> Iterator[str]:
 
 
 def _add_points(plot: Any, points: list[Point], scale: Scale, name: str, symbol: str) -> None:
-    ends = [
-        (p.median, p.median if p.ci_low is None else p.ci_low, p.ci_high or p.median)
-        for p in points
-    ]
     plot.add_scatter(
         name=name,
         x=[utc(point.started_at, "second") for point in points],
         y=[point.median / scale.factor for point in points],
         mode="markers",
         marker={"color": PALETTE[0], "size": 6, "symbol": symbol},
-        error_y={
-            "type": "data",
-            "array": [(high - median) / scale.factor for median, _, high in ends],
-            "arrayminus": [(median - low) / scale.factor for median, low, _ in ends],
-            "color": PALETTE[0],
-            "thickness": 1,
-            "width": 2,
-        },
+        error_y={**whiskers(points, scale), "color": PALETTE[0], "thickness": 1, "width": 2},
         text=[f"{len(point.attempts)} attempts, run {point.run[:8]}" for point in points],
         hovertemplate="%{x}<br>%{y:.4g} " + scale.symbol + "<br>%{text}<extra></extra>",
     )
@@ -84,23 +74,17 @@ def _add_points(plot: Any, points: list[Point], scale: Scale, name: str, symbol:
 
 def _add_levels(plot: Any, series: Series, scale: Scale) -> None:
     """One trace of all levels, with a gap between two."""
-    xs: list[str | None] = []
-    ys: list[float | None] = []
-    for (at, level), (until, _) in zip(
-        series.levels, [*series.levels[1:], (len(series.points) - 1, 0.0)], strict=False
-    ):
-        xs += [
-            utc(series.points[at].started_at, "second"),
-            utc(series.points[until].started_at, "second"),
-        ]
-        xs.append(None)
-        ys += [level / scale.factor, level / scale.factor, None]
+    starts = [*(at for at, _ in series.levels), len(series.points) - 1]
+    times = [utc(series.points[at].started_at, "second") for at in starts]
+    heights = [level / scale.factor for _, level in series.levels]
+    xs = [x for begin, end in pairwise(times) for x in (begin, end, None)]
+    ys = [y for height in heights for y in (height, height, None)]
     plot.add_scatter(
         name="level", x=xs, y=ys, mode="lines", line={"color": PALETTE[1]}, hoverinfo="skip"
     )
 
 
-def _mark(plot: Any, series: Series, step: Step, scale: Scale) -> None:
+def _mark(plot: Any, series: Series, step: Step) -> None:
     """A line where the series steps, with what differed next to it, on the empty side."""
     colour = _COLOURS.get(step.judged.finding, _SOFT)
     when = utc(series.points[step.place].started_at, "second")

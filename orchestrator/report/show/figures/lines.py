@@ -66,8 +66,8 @@ def draw_scaling(figure: Scaling, table: SweepTable, reports: Reports) -> Drawn 
         members = sorted(members, key=lambda row: row.axes[figure.over])
         colour = PALETTE[at % len(PALETTE)]
         _add_measured(plot, figure, members, name or table.title(figure.metric), scale, colour)
-        for suffix, (dash, ceilings) in _ROOFLINES.items():
-            expected = f"predicted_{figure.metric}{suffix}"
+        names = predicted_names(figure.metric)
+        for expected, (dash, ceilings) in zip(names, _ROOFLINES.values(), strict=True):
             if _add_predicted(plot, figure.over, members, expected, name, scale, colour, dash):
                 said.add(f"{'dashed' if dash == 'dash' else 'dotted'}: roofline by {ceilings}")
     values = [float(row.axes[figure.over]) for row in rows]
@@ -148,13 +148,13 @@ ECDF_POINTS = 200
 def draw_distribution(figure: Distribution, table: SweepTable, reports: Reports) -> Drawn | None:
     """The empirical distribution of the pooled samples, a line a trial."""
     lines: list[tuple[str, list[float]]] = []
-    for row in table.rows:
+    for row in table.ok:
         samples: list[float] = []
         for report in believable(reports.get(row.hash, ())):
             metric = metric_of(report, figure.metric)
             if isinstance(metric, Samples):
                 samples.extend(metric.values)
-        if len(samples) > 1 and row.outcome == "ok":
+        if len(samples) > 1:
             lines.append((row.label, sorted(samples)))
     if not lines:
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from operator import add
 from typing import Any
 
 from orchestrator.measure.figures import Curve, Waterfall
@@ -51,16 +52,18 @@ def draw_waterfall(figure: Waterfall, table: SweepTable, reports: Reports) -> Dr
     requests = sorted(requests, key=lambda request: request["due_s"])
     names = [f"due at {request['due_s']:.2f} s" for request in requests]
     plot = new_plot()
+    begins = [request["due_s"] for request in requests]
     for part in requests[0]["parts_s"]:
-        begins = [_begin(request, part) for request in requests]
+        lengths = [request["parts_s"][part] for request in requests]
         plot.add_bar(
             name=part,
             y=names,
-            x=[request["parts_s"][part] for request in requests],
+            x=lengths,
             base=begins,
             orientation="h",
             hovertemplate=f"{part}: %{{x:.3g}} s",
         )
+        begins = list(map(add, begins, lengths))
     plot.update_layout(
         barmode="overlay",
         yaxis_autorange="reversed",
@@ -72,19 +75,9 @@ def draw_waterfall(figure: Waterfall, table: SweepTable, reports: Reports) -> Dr
     return drawn(figure.title, caption, plot, height_px=160 + 22 * len(requests))
 
 
-def _begin(request: dict[str, Any], part: str) -> float:
-    """Where a part of a request begins: what comes before it adds up."""
-    at: float = request["due_s"]
-    for name, length_s in request["parts_s"].items():
-        if name == part:
-            break
-        at += length_s
-    return at
-
-
 def _facts(name: str, table: SweepTable, reports: Reports) -> Iterator[tuple[str, list[Any]]]:
     """The fact of each trial's last attempt that counts, by the trial's label."""
-    for row in table.rows:
+    for row in table.ok:
         having = [r for r in believable(reports.get(row.hash, ())) if r.facts.get(name)]
-        if row.outcome == "ok" and having:
+        if having:
             yield row.label, having[-1].facts[name]

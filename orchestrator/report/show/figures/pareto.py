@@ -23,11 +23,7 @@ from orchestrator.report.show.parts import scale_for
 def draw_pareto(figure: Pareto, table: SweepTable, reports: Reports) -> Drawn | None:
     """Points of two metrics, a third as colour; diamonds are what nothing beats."""
     names = [figure.x, figure.y, *([figure.colour] if figure.colour else [])]
-    rows = [
-        row
-        for row in having(table, figure.x)
-        if all(name in row.cells and row.cells[name].median is not None for name in names)
-    ]
+    rows = [row for row in having(table, figure.x) if all(map(row.has, names))]
     if len(rows) < 2:
         return None
     # A short prompt does not beat a long one: only trials of one workload are held together.

@@ -7,8 +7,9 @@ Also when an attempt was slowed from outside: stretches of its telemetry, by wha
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.measure.metric import Phase
@@ -125,7 +126,7 @@ def draw_strips(report: AttemptReport, histories: Histories) -> Drawn | None:
     marks = stretches(histories)
     shades = _shades(report.phases, histories.origin_ns, end_s)
     plot.update_layout(
-        shapes=[*_phase_shapes(shades), *_throttle_shapes(marks)],
+        shapes=list(_shapes(shades, marks)),
         legend={**LEGEND_ABOVE, "font": {"size": 11}},
         showlegend=True,
         hovermode="x unified",
@@ -133,9 +134,8 @@ def draw_strips(report: AttemptReport, histories: Histories) -> Drawn | None:
     plot.update_xaxes(range=[0, end_s])
     plot.update_xaxes(row=len(panels), col=1, title="s since the attempt began")
     _add_keys(plot, shades, marks)
-    return drawn(
-        _title(report), _caption(marks), plot, height_px=_FRAME_PX + len(panels) * _PANEL_PX
-    )
+    title = f"a{report.number}, {duration(report.duration_s)}"
+    return drawn(title, _caption(marks), plot, height_px=_FRAME_PX + len(panels) * _PANEL_PX)
 
 
 def _panels(histories: Histories) -> Iterator[tuple[Panel, list[tuple[str, History]]]]:
@@ -189,7 +189,7 @@ def _shades(phases: Sequence[Phase], origin_ns: int | None, end_s: float) -> lis
         until_s = end_s if phase.end_ns is None else (phase.end_ns - origin_ns) / 1e9
         last = shades[-1] if shades else None
         if last and last.name == phase.name and begin_s - last.end_s <= _HAIR * end_s:
-            shades[-1] = _Shade(last.name, last.begin_s, until_s, last.measured)
+            shades[-1] = replace(last, end_s=until_s)
         else:
             shades.append(_Shade(phase.name, begin_s, until_s, phase.measured))
     # What is too short to be seen among hundreds goes first; the longest stay, in their order.
@@ -217,27 +217,19 @@ def _rectangle(span: _Shade | Stretch, colour: str, *, y0: float) -> dict[str, A
     }
 
 
-def _phase_shapes(shades: Sequence[_Shade]) -> list[dict[str, Any]]:
+def _shapes(shades: Sequence[_Shade], marks: Sequence[Stretch]) -> Iterator[dict[str, Any]]:
+    """Phases as shades below the lines, then throttling as bars along the top."""
     colours = _colours(shades)
-    return [
-        {
+    for shade in shades:
+        yield {
             **_rectangle(shade, colours[shade.name], y0=0),
             "opacity": 0.22 if shade.measured else 0.1,
             "line": {"width": 0},
             "layer": "below",
         }
-        for shade in shades
-    ]
-
-
-def _throttle_shapes(marks: Sequence[Stretch]) -> list[dict[str, Any]]:
-    return [
-        {
-            **_rectangle(mark, mark.colour, y0=0.985),
-            "line": {"width": 1, "color": mark.colour},
-        }
-        for mark in marks
-    ]
+    for mark in marks:
+        line = {"width": 1, "color": mark.colour}
+        yield {**_rectangle(mark, mark.colour, y0=0.985), "line": line}
 
 
 def _add_keys(plot: Any, shades: Sequence[_Shade], marks: Sequence[Stretch]) -> None:
@@ -256,14 +248,10 @@ def _add_keys(plot: Any, shades: Sequence[_Shade], marks: Sequence[Stretch]) -> 
         )
 
 
-def _title(report: AttemptReport) -> str:
-    return f"a{report.number}, {duration(report.duration_s)}"
-
-
 def _caption(marks: Sequence[Stretch]) -> str:
-    spent: dict[str, float] = {}
+    spent: dict[str, float] = defaultdict(float)
     for mark in marks:
-        spent[mark.kind] = spent.get(mark.kind, 0.0) + mark.spent_s
+        spent[mark.kind] += mark.spent_s
     return ", ".join(f"{kind} {duration(seconds)}" for kind, seconds in spent.items())
 
 
@@ -362,13 +350,8 @@ def _joined(found: list[Stretch]) -> list[Stretch]:
         of_kind = joined.setdefault(one.kind, [])
         if of_kind and one.begin_s <= of_kind[-1].end_s:
             last = of_kind[-1]
-            of_kind[-1] = Stretch(
-                one.kind,
-                one.colour,
-                last.begin_s,
-                max(last.end_s, one.end_s),
-                last.spent_s + one.spent_s,
-            )
+            end_s, spent_s = max(last.end_s, one.end_s), last.spent_s + one.spent_s
+            of_kind[-1] = replace(last, end_s=end_s, spent_s=spent_s)
         else:
             of_kind.append(one)
     return [stretch for of_kind in joined.values() for stretch in of_kind]
