@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 
+from orchestrator.attempt import Outcome, PlannedAttempt
 from orchestrator.commands.mixtures import between_ends, between_versions
 from orchestrator.measure.metric import MetricSpec
+from orchestrator.plan.expand import build
 from orchestrator.plan.schema import TrackingConfig
-from orchestrator.record import open_store
+from orchestrator.record import Recording, open_store
 from orchestrator.report.show.bisect_view import BisectView, Change, bisect_json
 from orchestrator.search.culprit import Answer, Ask, Culprit, bisect
 from orchestrator.search.rounds import Round, Step, Terms
@@ -103,6 +105,21 @@ def test_what_means_nothing_exits_4(
     done = orchestrator(recorded, "bisect", config_hash[:12], *words, *conf)
     assert done.code == 4
     assert message in done.err
+    assert done.err.count("\n") == 1
+
+
+def test_a_server_elsewhere_is_not_bisected(tmp_path: Path) -> None:
+    words = ("engine=endpoint", "engine.url=http://127.0.0.1:9/v1", "quant=source")
+    plan = build(words, device_kind=lambda cluster: "cpu")
+    (trial,) = plan.trials
+    with Recording(open_store(TrackingConfig(root=str(tmp_path / "mlruns"))), plan) as recording:
+        attempt = PlannedAttempt(trial, 1, "a" * 32, plan.sweep)
+        recording.finish(attempt.report(Outcome.ERROR, reason="refused"), trial)
+        recording.close()
+    ends = ("--good", "transformers_5_0", "--bad", "transformers_5_23")
+    done = orchestrator(tmp_path, "bisect", trial.hash[:12], *ends)
+    assert done.code == 4
+    assert done.err.startswith("error: bisect: the packages of an endpoint's server are not known")
     assert done.err.count("\n") == 1
 
 

@@ -27,6 +27,7 @@ from orchestrator.commands.reuse import reuse_of
 from orchestrator.commands.run import command_line
 from orchestrator.commands.selected import finished
 from orchestrator.conditions import same
+from orchestrator.engines.registry import is_remote
 from orchestrator.environments.build import built
 from orchestrator.errors import ConfigError, UsageError, nearest
 from orchestrator.measure.grouping import grouped
@@ -80,6 +81,10 @@ def bisect_command(
     store = open_store(settings.tracking)
     wanted, ended = finished(store, prefix)
     workload = rebuild(store.identity(ended[-1].run_id))
+    if is_remote(workload):
+        fix = "Bisect where the server runs: task=serving engine=llamacpp, for example"
+        why = "the packages of an endpoint's server are not known"
+        raise UsageError(why, where="bisect", fix=fix)
     ends = [
         end_of(word, flag, store=store, workload=workload, config_dirs=config_dirs)
         for word, flag in ((good, "--good"), (bad, "--bad"))

@@ -159,6 +159,14 @@ class Composer:
             config = self._compose(self._config_name, choices)
         OmegaConf.set_struct(config, True)
         check_plugged_in(config)
+        environment = choices.get("environment", "none")
+        if environment != "none" and not config.environment.requirements:
+            # It would be measured in the driver's own, under the name of another.
+            raise ConfigError(
+                "requires no package",
+                where=f"environment/{environment}.yaml",
+                fix="Give it requirements, or use environment=none",
+            )
         return config
 
     def compose_sweep(self, name: str | None) -> DictConfig:

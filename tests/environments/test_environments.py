@@ -78,6 +78,15 @@ def environments(options: Path, *words: str) -> list[Any]:
     return [(trial.identity["environment"], trial.infeasible) for trial in plan.trials]
 
 
+@pytest.mark.parametrize("content", ["", "python: '3.11'\n", "requirements: []\n"])
+def test_an_environment_that_requires_nothing_is_not_taken_for_none(
+    options: Path, content: str
+) -> None:
+    (options / "environment" / "mine.yaml").write_text(content)
+    with pytest.raises(ConfigError, match=r"^environment/mine.yaml: requires no package"):
+        environments(options)
+
+
 def test_what_was_locked_stays_locked(options: Path, index: Path) -> None:
     ((found, _),) = environments(options)
     assert found == {"python": PYTHON, "packages": {"psutil": "99.0"}}
