@@ -85,8 +85,9 @@ PYTEST := $(BIN)/python -m pytest -n 3 --dist loadgroup --no-loadscope-reorder
 test: $(DEV) postgresql chromium ## Run the tests: minutes
 	@$(PYTEST) -m 'not long' $(ARGS)
 
+# Its sweeps measure for minutes, and one that waits for the cores of another is not stuck.
 test-all: $(DEV) postgresql chromium ## Run every test: long faults, chaos, network namespaces, each sweep
-	@$(PYTEST) --hypothesis-profile=searching $(ARGS)
+	@$(PYTEST) --hypothesis-profile=searching --timeout=1200 $(ARGS)
 
 sweeps: $(RUNTIME) ## Run every documented sweep whole: hours
 	@for file in conf/sweep/*.yaml; do \
