@@ -319,7 +319,10 @@ def _environment(identity: Mapping[str, Any]) -> str:
     packages = (identity.get("environment") or {}).get("packages", {})
     if not packages:
         return ""
-    counts = find_task(identity["task"]["name"]).packages_for(identity)
+    try:
+        counts = find_task(identity["task"]["name"]).packages_for(identity)
+    except Exception:
+        return ""  # A task that breaks when it is asked must not cost the result.
     return ", ".join(f"{name} {packages[name]}" for name in counts if name in packages)
 
 

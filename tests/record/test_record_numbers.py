@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -43,7 +44,7 @@ def finite_numbers(metric: Metric) -> dict[str, float]:
         told = {"median": metric.value}
     else:
         assert isinstance(metric, Samples)
-        told = summarise_by(PROTOCOL, metric.values).to_json() if metric.values else {}
+        told = asdict(summarise_by(PROTOCOL, metric.values)) if metric.values else {}
     found = {name: told.get(name) for name in STATISTICS}
     return {k: v for k, v in found.items() if v is not None and math.isfinite(v)}
 

@@ -240,7 +240,7 @@ def load_rules(path: Path) -> RuleSet:
             return super().construct_mapping(node, deep=deep)
 
     try:
-        data = yaml.load(path.read_text(), Loader=Loader)
+        data = Loader(path.read_text()).get_single_data()
     except FileNotFoundError:
         known = sorted(p.stem for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         raise ConfigError(
