@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.attempt import AttemptReport, Outcome, PlannedAttempt, Slot, Trial
-from orchestrator.measure.registry import find_task
 from orchestrator.measure.wording import counted, format_name
 from orchestrator.plan.predictions import with_predictions
 from orchestrator.record.artifacts import (
@@ -242,6 +241,11 @@ class Builder:
         if report.conditions is not None:
             tags["conditions"] = report.conditions.id
             tags |= {CONDITION_TAGS[group]: i for group, i in report.conditions.ids.items()}
+            # Of an environment's packages those that the numbers depend on.
+            packages = (identity.get("environment") or {}).get("packages", {})
+            software = report.conditions.software
+            if counts := [f"{name} {packages[name]}" for name in software if name in packages]:
+                tags["environment"] = tag_value(", ".join(counts))
         return replace(
             record,
             status=status_of(report.outcome),
@@ -275,7 +279,6 @@ class Builder:
             "model": model_label(identity),
             "engine": str((identity.get("engine") or {}).get("name", "")),
             "quant": format_name(identity.get("quant") or {}),
-            "environment": _environment(identity),
             **self._origin_tags(provenance),
         }
         if slot is not None:
@@ -312,18 +315,6 @@ class Builder:
             tags["git_commit"] = str(git["commit"])
             tags["git_dirty"] = str(bool(git.get("dirty"))).lower()
         return tags
-
-
-def _environment(identity: Mapping[str, Any]) -> str:
-    """What an environment has of the packages that count: ``transformers 5.0.0``; empty without."""
-    packages = (identity.get("environment") or {}).get("packages", {})
-    if not packages:
-        return ""
-    try:
-        counts = find_task(identity["task"]["name"]).packages_for(identity)
-    except Exception:
-        return ""  # A task that breaks when it is asked must not cost the result.
-    return ", ".join(f"{name} {packages[name]}" for name in counts if name in packages)
 
 
 def gpu_names(facts: Mapping[str, Any]) -> str:

@@ -9,7 +9,8 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from orchestrator.attempt import PlannedAttempt, Trial
+from orchestrator.attempt import Outcome, PlannedAttempt, Trial
+from orchestrator.conditions import Conditions
 from orchestrator.errors import StoreError
 from orchestrator.measure.wording import format_name
 from orchestrator.plan.expand import build
@@ -128,8 +129,10 @@ def test_an_attempt_is_found_by_what_its_environment_has_of_what_counts() -> Non
 
 def _environment_tag(trial: Trial) -> str | None:
     attempt = PlannedAttempt(trial, 1, "a" * 32, "versions")
+    conditions = Conditions({}, {"python": "3.11", "torch": "1", "transformers": "1"}, {})
+    report = attempt.report(Outcome.OK, conditions=conditions)
     return (
         Builder("s" * 32, "versions", "driver")
-        .attempt_submitted(attempt, 0.0)
+        .attempt_finish(report, trial)
         .tags.get("environment")
     )
