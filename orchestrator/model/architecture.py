@@ -13,7 +13,7 @@ these few numbers. The families of models are read in :mod:`.families`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 # Classes of operators: what a step's time is broken down by.
 EMBEDDING = "embedding"
@@ -126,6 +126,31 @@ class Attention:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """What transformers' eager code keeps of a layer for its backward pass, where families differ.
+
+    Attributes
+    ----------
+    fused_norms : bool
+        Norms are one operation, which keeps its input only; those written in Python keep it
+        widened, and their result before the weight.
+    normed_numbers : int
+        Numbers of a token's queries and keys that are normed by themselves.
+    activation_tensors : int
+        Tensors of the feed-forward part's width that its activation keeps: 1 where it is one
+        operation.
+    dropout, attention_dropout : bool
+        Some of what both parts of a layer give is dropped; some of the attention's scores.
+    """
+
+    fused_norms: bool = False
+    normed_numbers: int = 0
+    activation_tensors: int = 1
+    dropout: bool = False
+    attention_dropout: bool = False
+
+
+@dataclass(frozen=True)
 class Layer:
     """One decoder layer.
 
@@ -145,6 +170,7 @@ class Layer:
     needs_output : bool
         A backward pass needs the result of the layer's last product: it is normed, or some of it
         dropped. Where it is only added, checkpointing does not compute it again.
+    kept : Kept
     """
 
     attention: Attention
@@ -155,6 +181,7 @@ class Layer:
     float32_buffers: int = 0
     gated: bool = True
     needs_output: bool = False
+    kept: Kept = field(default_factory=Kept)
 
 
 @dataclass(frozen=True, eq=False)

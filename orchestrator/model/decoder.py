@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from orchestrator.model.architecture import (
     CUSTOM,
@@ -15,6 +15,7 @@ from orchestrator.model.architecture import (
     ROUTER,
     Architecture,
     Attention,
+    Kept,
     Layer,
     Matrix,
 )
@@ -205,6 +206,43 @@ def windows_where(
     return rule
 
 
+# Tensors that an activation of transformers keeps for its gradient, besides its result, which the
+# next product keeps; of those that are not here, one.
+_ACTIVATION_TENSORS = {
+    "gelu_10": 2,
+    "gelu_accurate": 4,
+    "gelu_fast": 7,
+    "gelu_new": 4,
+    "gelu_python": 3,
+    "gelu_python_tanh": 4,
+    "linear": 0,
+    "quick_gelu": 2,
+    "relu": 0,
+    "sigmoid": 0,
+    "tanh": 0,
+    "xielu": 4,
+}
+
+
+def read_kept(
+    f: Fields,
+    *,
+    fused_norms: bool = False,
+    activation: str = "silu",
+    dropout: tuple[str, float] | None = None,
+    attention_dropout: tuple[str, float] = ("attention_dropout", 0.0),
+) -> Kept:
+    """What is kept for a backward pass; of both rates the field and the family's default."""
+    fields = ("hidden_activation", "hidden_act", "activation_function", "activation")
+    named = next((name for field in fields if (name := f.config.get(field))), activation)
+    return Kept(
+        fused_norms=fused_norms,
+        activation_tensors=_ACTIVATION_TENSORS.get(str(named), 1),
+        dropout=dropout is not None and f.drops(*dropout),
+        attention_dropout=f.drops(*attention_dropout),
+    )
+
+
 @dataclass(frozen=True)
 class Block:
     """What every layer of a dense decoder has, but for its window.
@@ -221,7 +259,11 @@ class Block:
     cached_kv_heads : int or None
         Key/value heads in the cache where they are not those of the projections.
     needs_output : bool
-        See :class:`Layer`; always so with four norms.
+        See :class:`Layer`; always so with four norms, or where some of the output is dropped.
+    kept : Kept
+        But for the queries and keys that are normed.
+    normed_heads : bool
+        Queries and keys are normed by themselves.
     """
 
     heads: Heads
@@ -233,11 +275,14 @@ class Block:
     cached_kv_heads: int | None = None
     active_experts: int = 0
     needs_output: bool = False
+    kept: Kept = field(default_factory=Kept)
+    normed_heads: bool = False
 
     def layer(self, window: int | None) -> Layer:
         """The layer with this window."""
         h = self.heads
         kv_heads = h.kv_heads if self.cached_kv_heads is None else self.cached_kv_heads
+        normed = (h.heads + h.kv_heads) * h.head_dim if self.normed_heads else 0
         return Layer(
             attention=Attention(h.heads, kv_heads, h.head_dim, h.head_dim, window),
             matrices=self.matrices,
@@ -246,7 +291,8 @@ class Block:
             active_experts=self.active_experts,
             gated=self.gated,
             # Four norms: one before and one behind either part.
-            needs_output=self.needs_output or self.norms == 4,
+            needs_output=self.needs_output or self.norms == 4 or self.kept.dropout,
+            kept=replace(self.kept, normed_numbers=normed),
         )
 
 

@@ -25,6 +25,7 @@ from orchestrator.model.decoder import (
     no_windows,
     plain_feed_forward,
     read_heads,
+    read_kept,
     rotary_buffers,
     separate_projections,
     windows_where,
@@ -114,6 +115,8 @@ def _standard(
     norms: int = 2,
     extra_vectors: Callable[[Fields, Heads], int] = _no_vectors,
     needs_output: bool = False,
+    activation: str = "silu",
+    dropout: tuple[str, float] | None = None,
     windows: WindowRule = no_windows,
     rotary: float = 1.0,
     tied: bool = False,
@@ -135,6 +138,8 @@ def _standard(
         Parameters of a norm, in hidden sizes: 2 with a bias, 0 without any.
     norms, extra_vectors, needs_output
         As for :class:`Block`.
+    activation, dropout
+        As for :func:`read_kept`.
     rotary
         Share of a head that is turned, where the configuration is silent.
     """
@@ -162,6 +167,9 @@ def _standard(
         gated=not plain,
         active_experts=active,
         needs_output=needs_output,
+        # A norm with a bias is torch's own.
+        kept=read_kept(f, fused_norms=norm_vectors == 2, activation=activation, dropout=dropout),
+        normed_heads=extra_vectors(f, heads) > heads.heads,
     )
     buffers = rotary_buffers(f, heads.head_dim, default=rotary)
     return dense(f, block, windows=windows, buffers=buffers, tied=tied, head_bias=head_bias)
@@ -197,7 +205,15 @@ def _gemma(
         *gated_feed_forward(heads.hidden, f.size("intermediate_size")),
     )
     extra = _each_head_normed(f, heads) if normed_heads else 0
-    block = Block(heads, matrices, norm=heads.hidden, norms=norms, extra_vectors=extra)
+    block = Block(
+        heads,
+        matrices,
+        norm=heads.hidden,
+        norms=norms,
+        extra_vectors=extra,
+        kept=read_kept(f),
+        normed_heads=normed_heads,
+    )
     # Gemma 3 turns local and global layers by different frequencies.
     tables = len(set(windows(f, layer_count(f)))) if normed_heads else 1
     buffers = rotary_buffers(f, heads.head_dim, tables=tables) + 1  # and the embedding's scale
@@ -223,7 +239,13 @@ def _gpt2(f: Fields) -> Architecture:
             matrices,
             norm=2 * heads.hidden,
             gated=False,
-            needs_output=f.drops("resid_pdrop", 0.1),
+            kept=read_kept(
+                f,
+                fused_norms=True,
+                activation="gelu_new",
+                dropout=("resid_pdrop", 0.1),
+                attention_dropout=("attn_pdrop", 0.1),
+            ),
         ),
         buffers=0,
         tied=True,
@@ -252,6 +274,7 @@ def _falcon(f: Fields) -> Architecture:
         gated=False,
         # The grouped variant is repeated for every query head before transformers caches it.
         cached_kv_heads=1 if single else heads.heads,
+        kept=read_kept(f, fused_norms=True, dropout=("hidden_dropout", 0.0)),
     )
     # Its frequencies are made with alibi positions too, and not used.
     buffers = rotary_buffers(f, heads.head_dim)
@@ -268,6 +291,7 @@ def _stablelm(f: Fields) -> Architecture:
         norm_vectors=2,
         norms=1 if f.flag("use_parallel_residual", False) else 2,
         extra_vectors=_all_heads_normed if f.flag("qk_layernorm", False) else _no_vectors,
+        dropout=("hidden_dropout", 0.0),
         rotary=0.25,
     )
 
@@ -280,8 +304,8 @@ def _opt(f: Fields) -> Architecture:
         *separate_projections(heads, bias=bias),
         *plain_feed_forward(heads.hidden, f.size("ffn_dim"), bias=bias),
     )
-    dropped = f.drops("dropout", 0.1)
-    block = Block(heads, matrices, norm=norm, gated=False, needs_output=dropped)
+    kept = read_kept(f, fused_norms=True, activation="relu", dropout=("dropout", 0.1))
+    block = Block(heads, matrices, norm=norm, gated=False, kept=kept)
     width = f.size("word_embed_proj_dim", default=heads.hidden)
     outer: tuple[Matrix, ...] = ()
     if width != heads.hidden:
@@ -340,6 +364,7 @@ READERS: dict[str, Reader] = {
         plain=True,
         inner_bias=True,
         norm_vectors=2,
+        dropout=("hidden_dropout", 0.0),
         rotary=0.25,
     ),
     "gpt_oss": partial(
@@ -388,6 +413,8 @@ READERS: dict[str, Reader] = {
         norm_vectors=2,
         norms=1,
         extra_vectors=lambda f, h: 4 * h.head_dim if f.flag("qk_layernorm", False) else 0,
+        activation="gelu_new",
+        dropout=("resid_pdrop", 0.0),
         rotary=0.5,
         head_bias=True,
     ),
@@ -413,6 +440,7 @@ READERS: dict[str, Reader] = {
         plain=True,
         inner_bias=("use_bias", True),
         norm_vectors=2,
+        dropout=("residual_dropout", 0.0),
         windows=windows_where(),
         tied=True,
     ),

@@ -93,7 +93,7 @@ class Fields:
                 return float(value)
         return default
 
-    def drops(self, name: str, default: float) -> bool:
+    def drops(self, name: str, default: float = 0.0) -> bool:
         """Whether a dropout rate is more than nothing."""
         value = self._config.get(name, default)
         if isinstance(value, bool) or not isinstance(value, (int, float)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from orchestrator.model.architecture import (
     FEED_FORWARD,
@@ -64,14 +65,12 @@ def qwen3_moe(f: Fields) -> Architecture:
     attention = separate_projections(heads, bias=f.flag("attention_bias", False))
     sparse = (*attention, *experts(hidden, f.size("moe_intermediate_size"), count))
     dense_layer = (*attention, *gated_feed_forward(hidden, f.size("intermediate_size")))
-    extra = 2 * heads.head_dim
+    block = partial(Block, heads, norm=hidden, extra_vectors=2 * heads.head_dim, normed_heads=True)
     switched = f.flag("use_sliding_window", False)
     return _interleaved(
         f,
-        Block(
-            heads, sparse, norm=hidden, extra_vectors=extra, active_experts=active_experts(f, count)
-        ),
-        Block(heads, dense_layer, norm=hidden, extra_vectors=extra),
+        block(sparse, active_experts=active_experts(f, count)),
+        block(dense_layer),
         windows=windows_where() if switched else no_windows,
     )
 

@@ -155,12 +155,9 @@ def training_memory(
     checkpointing: bool = False,
     fused_attention: bool = True,
     accumulated: bool = False,
-    at_once: bool = False,
+    cuda: bool = False,
 ) -> TrainingMemory:
     """Memory of one step of eager transformers code with AdamW.
-
-    Dropout, and activation functions made of several operations in Python, keep more than is
-    counted here: of GPT-2 at its defaults, which has both, a small step takes half as much again.
 
     Parameters
     ----------
@@ -173,30 +170,31 @@ def training_memory(
         more as computed with where that is another type.
     accumulated : bool
         ``batch`` is one of several micro-batches of a step.
-    at_once : bool
-        AdamW updates all tensors together, as torch does on CUDA, and so holds a root for every
-        second moment; otherwise two copies of one tensor after the other.
+    cuda : bool
+        There AdamW updates all tensors together, and so holds a root for every second moment,
+        elsewhere two copies of one tensor after the other; a mask of dropout takes a byte a number,
+        elsewhere as much as what is dropped; and fused attention keeps no scores though some are
+        dropped.
     """
     width = DTYPE_BYTES[parameter_dtype]
     active = DTYPE_BYTES[compute_dtype or parameter_dtype]
     parameters = parameter_count(architecture)
     states = parameters * width
     copies = parameters * active if compute_dtype not in (None, parameter_dtype) else 0
-    kept = [
-        (_kept_bytes_per_token(architecture, layer, active, width), layer, count)
-        for layer, count in architecture.layers
-    ]
     rows = batch * tokens
-    score = _FLOAT32 + (active if active != _FLOAT32 else 0)
-    square = 0 if fused_attention else batch * tokens * tokens * score
     of_layers = [
-        (rows * each + layer.attention.heads * square, count) for each, layer, count in kept
+        (
+            rows * _kept_bytes_per_token(architecture, layer, active, width, cuda)
+            + rows * _kept_bytes_of_scores(layer, tokens, active, fused_attention, cuda),
+            count,
+        )
+        for layer, count in architecture.layers
     ]
     logits = rows * architecture.vocabulary * (active + 2 * _FLOAT32)
     working = 0
     if optimizer:
         largest = round(max(_tensors(architecture)))
-        working = states if at_once else 2 * largest * width
+        working = states if cuda else 2 * largest * width
     inputs = architecture.layer_count * rows * architecture.hidden * width
     return TrainingMemory(
         weights_bytes=states,
@@ -346,17 +344,38 @@ def _forward(
     return tuple(replace(operation, mode=FORWARD) for operation in made)
 
 
-def _kept_bytes_per_token(architecture: Architecture, layer: Layer, active: int, width: int) -> int:
+def _kept_bytes_per_token(
+    architecture: Architecture, layer: Layer, active: int, width: int, cuda: bool
+) -> int:
     """What one layer keeps of one token for the backward pass of eager code.
 
-    Each norm keeps its input widened to float32 and its result before the weight, in the type of
-    the residual stream, which is the weights' even under autocast; products keep their input;
-    attention keeps queries, keys, values and its output; a gate keeps what goes into the
-    activation, what comes out, and the other factor.
+    Each norm written in Python keeps its input widened to float32 and its result before the weight,
+    in the type of the residual stream, which is the weights' even under autocast; torch's own keeps
+    its input. Products keep their input, those of experts a copy of it each, and what they give;
+    attention keeps queries, keys, values and its output; a gate keeps what comes out of the
+    activation and the other factor.
     """
-    a = layer.attention
+    a, kept = layer.attention, layer.kept
     hidden = architecture.hidden
-    norms = layer.norms * hidden * (_FLOAT32 + width)
-    inputs = 2 * hidden * active
-    feed_forward = (2 + 2 * layer.gated) * inner_width(layer) * active
-    return norms + inputs + a.token_width * active + feed_forward + a.heads * _FLOAT32
+    norms = layer.norms * hidden * (width if kept.fused_norms else _FLOAT32 + width)
+    norms += kept.normed_numbers * (_FLOAT32 + width)
+    inputs = 2 * (1 + layer.active_experts) * hidden
+    inner = (1 + kept.activation_tensors + 2 * layer.gated) * inner_width(layer)
+    masks = 2 * kept.dropout * hidden * (1 if cuda else active)
+    return norms + (inputs + a.token_width + inner) * active + masks + a.heads * _FLOAT32
+
+
+def _kept_bytes_of_scores(
+    layer: Layer, tokens: int, active: int, fused_attention: bool, cuda: bool
+) -> int:
+    """What the attention of one token to all of them adds to that."""
+    a, dropped = layer.attention, layer.kept.attention_dropout
+    if fused_attention and (cuda or not dropped):
+        return 0
+    if fused_attention:
+        # On a CPU no fused code drops: torch takes plain code, which computes in float32.
+        widened = a.token_width - a.heads * a.value_dim
+        return a.heads * tokens * 3 * _FLOAT32 + widened * (_FLOAT32 - active)
+    score = _FLOAT32 + (active if active != _FLOAT32 else 0)
+    left = active + (1 if cuda else active)  # and the mask
+    return a.heads * tokens * (score + left * dropped)

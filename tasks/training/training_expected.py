@@ -81,7 +81,7 @@ class Expected:
             checkpointing=options.checkpointing,
             fused_attention=fused,
             accumulated=options.accumulation > 1,
-            at_once=device_kind == "cuda",
+            cuda=device_kind == "cuda",
         )
 
     def refuse_impossible(self, available_bytes: int | None) -> None:

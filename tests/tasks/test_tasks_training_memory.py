@@ -9,6 +9,8 @@ import pytest
 
 from orchestrator.measure.clock import HostClock
 from orchestrator.model import read_architecture, training_memory
+from orchestrator.model.decoder import read_kept
+from orchestrator.model.fields import Fields
 from orchestrator.tasks.training.allocated import held_bytes, step_peak_bytes
 from orchestrator.tasks.training.step import TrainingStep
 
@@ -28,6 +30,16 @@ TINY = {
     "eos_token_id": 2,
 }
 SMALL = {**TINY, "hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 4}
+GPT2 = {
+    "n_embd": 128,
+    "n_head": 4,
+    "n_layer": 4,
+    "n_positions": 512,
+    "vocab_size": 512,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+STEP = {"batch": 2, "tokens": 128}
 
 
 def allocated_bytes(
@@ -107,6 +119,26 @@ def allocated_bytes(
         pytest.param(
             "mixtral", {**SMALL, "num_local_experts": 4}, {"batch": 2, "tokens": 64}, id="mixtral"
         ),
+        # Each family as it is trained by default: with dropout, or activations written in Python.
+        pytest.param("gpt2", GPT2, STEP, id="gpt2"),
+        pytest.param("gpt2", GPT2, {**STEP, "dtype": "bfloat16"}, id="gpt2 bf16"),
+        pytest.param("gpt2", GPT2, {**STEP, "autocast": "bfloat16"}, id="gpt2 autocast"),
+        pytest.param("gpt2", GPT2, {**STEP, "attention": "eager"}, id="gpt2 eager"),
+        pytest.param(
+            "gpt2", {**GPT2, "attn_pdrop": 0.0, "resid_pdrop": 0.0}, STEP, id="nothing dropped"
+        ),
+        pytest.param("gpt2", {**GPT2, "activation_function": "relu"}, STEP, id="relu"),
+        pytest.param("opt", {**SMALL, "ffn_dim": 512, "word_embed_proj_dim": 128}, STEP, id="opt"),
+        pytest.param("phi", SMALL, STEP, id="phi"),
+        pytest.param("starcoder2", SMALL, STEP, id="starcoder2"),
+        pytest.param("olmo2", SMALL, STEP, id="olmo2"),
+        pytest.param(
+            "qwen3_moe",
+            {**SMALL, "head_dim": 32, "num_experts": 4, "moe_intermediate_size": 96}
+            | {"num_experts_per_tok": 2},
+            STEP,
+            id="qwen3_moe",
+        ),
     ],
 )
 def test_the_peak_of_a_step_is_predicted_within_a_tenth(
@@ -114,6 +146,33 @@ def test_the_peak_of_a_step_is_predicted_within_a_tenth(
 ) -> None:
     measured, predicted = allocated_bytes(kind, sizes, **options)
     assert measured == pytest.approx(predicted, rel=0.10)
+
+
+def test_what_each_activation_keeps_is_known() -> None:
+    import torch
+    from transformers.activations import ACT2CLS, ACT2FN
+
+    def kept_bytes(name: str) -> int:
+        kept: dict[int, int] = {}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        numbers = torch.randn(32, 64).requires_grad_() * 1.0
+        weights = torch.zeros(64, 64).requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            product = ACT2FN[name](numbers) @ weights
+        assert product.requires_grad
+        # The product keeps the weights and what the activation gave.
+        return sum(kept.values()) - weights.nbytes - numbers.nbytes
+
+    for name in ACT2CLS:
+        kept = read_kept(Fields({"hidden_act": name}, "llama"))
+        predicted = kept.activation_tensors * 32 * 64 * 4
+        # And what is small: a mask, a parameter.
+        assert kept_bytes(name) == pytest.approx(predicted, abs=32 * 64 * 4 / 3), name
 
 
 def test_gradients_and_activations_are_not_there_at_once() -> None:
