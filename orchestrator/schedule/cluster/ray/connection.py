@@ -28,7 +28,7 @@ from orchestrator.errors import ClusterError
 from orchestrator.schedule.cluster.ray import aftermath
 from orchestrator.schedule.cluster.ray.bare import bare_ray
 from orchestrator.schedule.cluster.ray.call_thread import CallThread
-from orchestrator.schedule.cluster.ray.head import Head, HeadWatch, patience_s
+from orchestrator.schedule.cluster.ray.head import Head, HeadWatch, more_patience, patience_s
 from orchestrator.schedule.cluster.ray.token import MODE, TOKEN, read_variables_again, show_token
 from orchestrator.schedule.cluster.ray.variables import variables
 from orchestrator.schedule.supervise.cores import CORES_VARIABLE, allowed_cores, split, to_text
@@ -125,7 +125,9 @@ class RayConnection:
         self._end.set()
         self.calls.close()
         self.questions.close()
-        self._keeper.join(CLOSE_TIMEOUT_S)
+        # To leave a cluster that is gone Ray would wait for its answers.
+        gone = self._watch is not None and self._watch.gone
+        self._keeper.join(0.0 if gone else CLOSE_TIMEOUT_S)
 
     def _keep(self) -> None:
         with contextlib.ExitStack() as stack:
@@ -138,7 +140,9 @@ class RayConnection:
                         stack.close()
                         _start_local(self._settings, stack)
                 else:
-                    _connect(self._settings, stack)
+                    # Ray reads its settings once, when they are first asked for.
+                    with variables(more_patience(), over_rays=True):
+                        _connect(self._settings, stack)
                     # Without what it asks with (an older Ray), Ray ends us in its own time.
                     with contextlib.suppress(ImportError):
                         self._watch = stack.enter_context(contextlib.closing(_watch()))

@@ -7,9 +7,9 @@
                                    `--> HeadWatch.check() raises ClusterError in the driver
 
 When the head is silent for ``RAY_gcs_rpc_server_reconnect_timeout_s`` (60 s) Ray ends the process
-it is in, ours, with a message of its own and exit status 1. We give up after half of it, while
-there is time to close the books. Who has a head that comes back (on Redis) gives both more time by
-the same variable.
+it is in, ours, with a message of its own and exit status 1. We give up after half of it, and let
+Ray wait for longer than it was told, so that there is time to close the books. Who has a head that
+comes back (on Redis) gives more time by the same variable.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ ASK_TIMEOUT_S = 5.0
 ASK_EVERY_S = 2.0
 RAYS_VARIABLE = "RAY_gcs_rpc_server_reconnect_timeout_s"
 RAYS_PATIENCE_S = 60.0
-# Of Ray's patience, ours: the rest is for recording what was lost.
+# Of Ray's patience, ours.
 SHARE = 0.5
+# What Ray gets beyond its own, in this process: for recording what was lost.
+BOOKS_S = 120.0
 GOES_ON = "With a cluster there, the same command goes on where this one stopped"
 
 
@@ -62,9 +64,18 @@ class Head:
 
 def patience_s() -> float:
     """How long the head may be silent (s)."""
+    return SHARE * _asked_s()
+
+
+def more_patience() -> dict[str, str]:
+    """Environment for Ray's first steps in which it lets us close the books before it ends us."""
+    return {RAYS_VARIABLE: f"{_asked_s() + BOOKS_S:.0f}"}
+
+
+def _asked_s() -> float:
     with contextlib.suppress(ValueError):
-        return SHARE * float(os.environ.get(RAYS_VARIABLE, RAYS_PATIENCE_S))
-    return SHARE * RAYS_PATIENCE_S
+        return float(os.environ.get(RAYS_VARIABLE, RAYS_PATIENCE_S))
+    return RAYS_PATIENCE_S
 
 
 class HeadWatch:
@@ -102,6 +113,11 @@ class HeadWatch:
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._look_until_closed, name="head", daemon=True)
         self._thread.start()
+
+    @property
+    def gone(self) -> bool:
+        """Whether there is no cluster any more."""
+        return self._gone is not None
 
     def check(self) -> None:
         """Raise :class:`ClusterError` if there is no cluster any more."""

@@ -8,17 +8,19 @@ from collections.abc import Iterator, Mapping
 
 
 @contextlib.contextmanager
-def variables(values: Mapping[str, str]) -> Iterator[None]:
-    """Set variables meanwhile; the user's own ``RAY_*`` come first.
+def variables(values: Mapping[str, str], *, over_rays: bool = False) -> Iterator[None]:
+    """Set variables meanwhile.
 
     Parameters
     ----------
     values : mapping of str to str
         By name.
+    over_rays : bool
+        Over the user's own ``RAY_*`` too, which come first otherwise.
     """
     before = {name: os.environ.get(name) for name in values}
     for name, value in values.items():
-        if not (name.startswith("RAY_") and name in os.environ):
+        if over_rays or not (name.startswith("RAY_") and name in os.environ):
             os.environ[name] = value
     try:
         yield
