@@ -98,10 +98,11 @@ def shapes(
         if lines
         else _drawn(_Lengths(load, seed), prompt_tokens, new_tokens)
     )
-    due: Iterator[float | None] = (
-        iter([None] * _closed_count(load))
+    # All of them before the first shape: too many are found in a moment.
+    due: list[float | None] = (
+        [None] * _closed_count(load)
         if load["kind"] == "closed"
-        else _until_cool(_arrivals(load, seed), load)
+        else [*_until_cool(_arrivals(load, seed), load)]
     )
     later = turns_of(load) - 1
     return [replace(next(asked), due_s=at, then=tuple(islice(asked, later))) for at in due]
