@@ -90,7 +90,16 @@ def killed_driver(store: EmbeddedStore, stage: str) -> str:
     return driver
 
 
-@pytest.mark.parametrize("stage", ["submitted", "begun", "spooled", "recorded", "half"])
+@pytest.mark.parametrize(
+    "stage",
+    [
+        pytest.param("submitted", marks=pytest.mark.long),
+        pytest.param("begun", marks=pytest.mark.long),
+        "spooled",
+        pytest.param("recorded", marks=pytest.mark.long),
+        "half",
+    ],
+)
 def test_a_killed_driver_is_put_in_order(
     store: EmbeddedStore, kit: SimpleNamespace, stage: str
 ) -> None:

@@ -275,13 +275,13 @@ def test_nothing_read_draws_no_strips(make):
 
 
 def test_strips_of_many_attempts_leave_the_page_small(make):
-    plan = make.plan(prompts=tuple(range(1, 41)))
+    plan = make.plan(prompts=tuple(range(1, 17)))
     content = watched().to_parquet()
     files = report_files(plan, make.reports(plan), telemetry=lambda attempt: content)
     html = files["report.html"].decode()
     shown = html.count('<details class="strip"')
     assert 8 <= shown <= 60
-    assert f"{shown} of 160 attempts" in html
+    assert f"{shown} of 64 attempts" in html
     assert html.count(" open><summary>") == 1
     assert len(files["report.html"]) < 6_000_000
 

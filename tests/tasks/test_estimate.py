@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from orchestrator.engines.gguf_files import read_gguf
 from orchestrator.engines.source import packaged_file
 from orchestrator.engines.transformers.configuration import PACKAGED, known_config
 from orchestrator.errors import ConfigError
@@ -138,9 +139,7 @@ def test_the_packaged_model_is_as_its_file_says() -> None:
     file = packaged_file()
     if file is None:
         pytest.skip("the package with the SmolLM2 weights is not installed")
-    from gguf import GGUFReader
-
-    fields = GGUFReader(file).fields
+    fields = read_gguf(file).fields
 
     def read(name: str) -> int:
         field = fields[f"llama.{name}"]

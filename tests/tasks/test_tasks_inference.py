@@ -124,7 +124,7 @@ def test_an_injected_sleep_is_in_every_interval(identity: Identity, run: Run) ->
     assert min(events.samples("itl_s")) >= 0.02
 
 
-@pytest.mark.parametrize("quant", ["bf16", "int8", "nf4"])
+@pytest.mark.parametrize("quant", ["bf16", pytest.param("int8", marks=pytest.mark.long), "nf4"])
 def test_quality_follows_in_a_phase_of_its_own(identity: Identity, run: Run, quant: str) -> None:
     events = run(identity(quant, prompt_tokens=8, new_tokens=2, quality_tokens=64))
     assert events.phases()[-2:] == ["quality", "reference"]

@@ -70,7 +70,7 @@ def test_a_prefill_copies_no_weights(identity: Identity, recorder: Any, quant: s
     assert most < loaded.lm_head.weight.nbytes
 
 
-@pytest.mark.parametrize("quant", ["nf4", "int8", "bf16"])
+@pytest.mark.parametrize("quant", ["nf4", "int8", pytest.param("bf16", marks=pytest.mark.long)])
 def test_a_label_on_other_weights_is_an_error(
     identity: Identity, recorder: Any, quant: str
 ) -> None:

@@ -65,7 +65,9 @@ def states(events: Any) -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize("quant", ["fp32", "bf16", "int8", "nf4"])
+@pytest.mark.parametrize(
+    "quant", ["fp32", "bf16", pytest.param("int8", marks=pytest.mark.long), "nf4"]
+)
 def test_a_sound_model_fails_nothing_in_any_format(
     identity: Identity, run: Run, quant: str
 ) -> None:
@@ -141,7 +143,7 @@ def test_the_same_model_as_a_decoder_is_causal(recorder: Any) -> None:
     assert states(recorder[1]) == {"causal": "proven"}
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("value", [math.nan, pytest.param(math.inf, marks=pytest.mark.long)])
 def test_logits_that_are_no_numbers_are_an_error(
     identity: Identity, run: Run, saved_model: Path, value: float
 ) -> None:

@@ -39,12 +39,14 @@ def streaming(identity: Identity, directory: Path, **options: Any) -> dict[str, 
     "options",
     [
         {"transfer": "sync", "buffer": "tensor"},
-        {"transfer": "sync", "buffer": "single"},
-        {"transfer": "async", "buffer": "tensor"},
+        pytest.param({"transfer": "sync", "buffer": "single"}, marks=pytest.mark.long),
+        pytest.param({"transfer": "async", "buffer": "tensor"}, marks=pytest.mark.long),
         {"transfer": "async", "depth": 2, "workers": 2},
         {"depth": 3, "resident_embedding": False, "resident_norm": False, "resident_head": False},
         {"resident_head": False, "page_cache": "warm", "direct": False, "attention": "eager"},
-        {"transfer": "async", "buffer": "tensor", "direct": False},
+        pytest.param(
+            {"transfer": "async", "buffer": "tensor", "direct": False}, marks=pytest.mark.long
+        ),
         {"batch_size": 3},
     ],
 )
