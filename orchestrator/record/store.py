@@ -159,6 +159,8 @@ class Store(ABC):
     def __init__(self) -> None:
         self._backend: Backend | None = None
         self._opening = threading.Lock()
+        # Trial and attempt of what was listed from the spool, by run id.
+        self._listed: dict[str, tuple[str, str]] = {}
 
     def backend(self) -> Backend:
         """The store for writing; imports MLflow, may create the database."""
@@ -229,8 +231,12 @@ class Store(ABC):
 
     def _waiting_numbers(self, run_ids: Sequence[str]) -> Iterator[tuple[str, str, float]]:
         for run_id in run_ids:
-            for point in self._spooled_record(run_id).metrics:
-                yield point.key, run_id, point.value
+            try:
+                for point in self._spooled_record(run_id).metrics:
+                    yield point.key, run_id, point.value
+            except _Drained as drained:
+                for key, _, value in self._numbers([drained.run_id]):
+                    yield key, run_id, value
 
     def sweep_runs(self, name: str | None = None) -> list[SweepRun]:
         """Parent runs of the sweep ``name`` (of all sweeps where None), newest first."""
@@ -267,7 +273,9 @@ class Store(ABC):
         for item in spool.unread(self.spool_root):
             if item.record.key_tag == ATTEMPT_TAG and item.record.status != RUNNING:
                 run_id = f"{SPOOL_PREFIX}{item.path.parent.name}/{item.path.name}"
-                found[item.record.key] = summary_of_record(run_id, item.record)
+                summary = summary_of_record(run_id, item.record)
+                self._listed[run_id] = (summary.config_hash, item.record.key)
+                found[item.record.key] = summary
         return list(found.values())
 
     def sweep_attempts(self, name: str) -> list[AttemptSummary]:
@@ -397,14 +405,19 @@ class Store(ABC):
             return self.file(run_id, name)
         try:
             return self._spooled_record(run_id).files[name]
+        except _Drained as drained:
+            return self.file(drained.run_id, name)
         except KeyError as error:
             raise FileNotFoundError(name) from error
 
     def artifact_names(self, run_id: str) -> list[str]:
         """Names of the artifacts of a recorded or spooled attempt, sorted."""
-        if run_id.startswith(SPOOL_PREFIX):
+        if not run_id.startswith(SPOOL_PREFIX):
+            return self.files(run_id)
+        try:
             return sorted(self._spooled_record(run_id).files)
-        return self.files(run_id)
+        except _Drained as drained:
+            return self.files(drained.run_id)
 
     def _spooled_record(self, run_id: str) -> RunRecord:
         path = self.spool_root / run_id.removeprefix(SPOOL_PREFIX)
@@ -413,9 +426,23 @@ class Store(ABC):
         try:
             return spool.read(path).record
         except (FileNotFoundError, spool.CorruptRecord) as error:
+            # A driver may have recorded it since it was listed; what is in the spool is deleted
+            # after that.
+            config_hash, attempt_id = self._listed.get(run_id, ("", ""))
+            for summary in self.recorded(frozenset([config_hash])):
+                if summary.attempt_id == attempt_id and summary.outcome is not None:
+                    raise _Drained(summary.run_id) from error
             raise StoreError(
                 f"{run_id} is not in the spool any more", where=self.where, fix="Ask again"
             ) from error
+
+
+class _Drained(Exception):
+    """What was in the spool is a run by now."""
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__(run_id)
+        self.run_id = run_id
 
 
 def summary_of(run: RunRow) -> AttemptSummary:

@@ -113,14 +113,15 @@ def _decisions(state: SweepState, event: events.Event) -> Actions:
             yield actions.StopSubmitting()
             for attempt_id in state.running:
                 yield actions.Cancel(attempt_id)
-        case events.ClusterGone(reason):
+        case events.ClusterGone(reason, stopped):
+            outcome = Outcome.CANCELLED if stopped else Outcome.LOST
             if not state.stopping:
                 yield actions.StopSubmitting()
             for attempt_id, running in state.running.items():
                 if running.started_at is None:
                     yield actions.Forget(attempt_id)
                 else:
-                    report = report_without_supervisor(state, running, Outcome.LOST, reason)
+                    report = report_without_supervisor(state, running, outcome, reason)
                     yield actions.Finish(attempt_id, report)
         case events.Tick():
             yield from _tick(state)

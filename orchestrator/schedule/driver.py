@@ -261,11 +261,16 @@ class Driver:
                     return
                 happened = self._cluster.wait(WAIT_S)
                 self.state.now = self._cluster.now()
+                if stop.is_set():
+                    # Before what ended by the same signal: that is not lost.
+                    self._handle(events.StopRequested())
                 for event in happened:
                     self._handle(event)
         except ClusterError as error:
-            self._handle(events.ClusterGone(error.what))
-            raise
+            # A signal that stops us may go to all our processes, and end Ray first.
+            self._handle(events.ClusterGone(error.what, stopped=stop.is_set()))
+            if not stop.is_set():
+                raise
         except BaseException:
             # Whatever went wrong here (a store that is full, a bug): no process may outlive it.
             for attempt_id in self.state.running:

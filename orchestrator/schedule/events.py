@@ -87,6 +87,7 @@ class StopRequested(Event):
 
 @dataclass(frozen=True)
 class ClusterGone(Event):
-    """The whole cluster is lost, with everything on it."""
+    """The whole cluster is lost, with everything on it; ``stopped``: somebody wanted to stop."""
 
     reason: str
+    stopped: bool = False

@@ -118,6 +118,23 @@ def test_killed_at_every_stage(
     faults.nothing_left(world)
 
 
+@pytest.mark.long
+def test_a_signal_to_all_our_processes_is_a_clean_stop(world: World) -> None:
+    """As service managers, batch systems and `timeout` send it."""
+    driver = DriverProcess(world, [*WORDS, faults.held(world, 0)])
+    driver.start()
+    running(world, driver)
+    assert driver.process is not None
+    os.killpg(driver.process.pid, signal.SIGTERM)
+    assert driver.wait() == 130, driver.tail()
+    assert driver.tail().splitlines()[-1].startswith("interrupted: "), driver.tail()
+    assert "***" not in driver.tail(), "Ray's own handler"
+    faults.nothing_left(world)
+    outcomes, _, running_runs = faults.recorded(world.directory / "mlruns")
+    assert set(outcomes) <= {"ok", "cancelled"}, driver.tail()
+    assert running_runs == []
+
+
 @pytest.fixture
 def small_disk(world: World) -> Iterator[Path]:
     """A file system of 48 MiB where results are kept."""

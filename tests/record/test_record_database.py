@@ -164,6 +164,13 @@ def test_a_locked_database_is_waited_for(store: EmbeddedStore, kit: SimpleNamesp
         locker.execute("ROLLBACK")
         locker.close()
         assert recording.flush(90)
+    # Who listed it before is answered by what it has become.
+    assert not list(store.spool_root.rglob("*.finish"))
+    assert store.load(waiting.run_id).config_hash == trials[1].hash
+    assert "report.json" in store.artifact_names(waiting.run_id)
+    assert store.numbers([waiting.run_id])["tpot_s"] == [0.12]
+    with pytest.raises(StoreError, match="not in the spool any more"):
+        EmbeddedStore(store.root).load(waiting.run_id)
     assert all(len(group) == 1 for group in store.attempts().values())
     assert all(
         s.run_id and not s.run_id.startswith("spool:")

@@ -343,6 +343,22 @@ def test_a_cluster_that_is_gone_closes_the_books(kit: Any) -> None:
     assert {r.reason for r in recorded.reports} == {None, "Ray's raylet died"}
 
 
+def test_a_cluster_that_goes_while_we_stop_is_no_error(kit: Any) -> None:
+    """As where a signal goes to all our processes."""
+    stop = threading.Event()
+
+    class Stopped(SimulatedCluster):
+        def wait(self, timeout_s: float) -> Any:
+            if self.now() > 25.0:
+                stop.set()
+                raise ClusterError("Ray's raylet died")
+            return super().wait(timeout_s)
+
+    run = kit.sweep([kit.trial(i) for i in range(50)], Stopped(nodes(2), steady), stop=stop)
+    assert run.recorded.outcomes == {"ok": 8, "cancelled": 4}
+    assert run.result.interrupted
+
+
 def test_a_recording_that_fails_leaves_nothing_running(kit: Any) -> None:
     cluster = SimulatedCluster(nodes(2), steady)
     cancelled = []

@@ -9,6 +9,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -275,6 +276,7 @@ class PendingCluster(RayConnection):
                 )
         if self._cluster is None:
             self._cluster = RayCluster(self)
+            _take_signal_back()
         return self._cluster
 
     def is_for(self, settings: ClusterConfig) -> bool:
@@ -295,6 +297,12 @@ class PendingCluster(RayConnection):
 
 
 _joined: PendingCluster | None = None
+
+
+def _take_signal_back() -> None:
+    """Put our handler of SIGTERM before Ray's, which prints a stack and aborts 3 s later."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
 
 
 def joined(settings: ClusterConfig) -> PendingCluster:
