@@ -107,6 +107,7 @@ class VllmModel(Model):
         # Scored text: the token after the last one is read too, and one is generated.
         room = work.room_tokens(self.context_tokens) + 2
         rows = work.batch_size * room
+        kind = self.identity["device"]["kind"]
         limits = {
             "kv_cache_memory_bytes": self.cache_bytes(work.batch_size, room),
             "gpu_memory_utilization": _FREE_SHARE,
@@ -120,9 +121,7 @@ class VllmModel(Model):
         os.environ |= _IN_PROCESS
         # It sets room aside while it loads, and on CPUs packs its weights: all else counts from
         # before.
-        memory = PhaseMemory(
-            tracker(self.identity["device"]["kind"]), weights_bytes=self.size.weights_bytes
-        )
+        memory = PhaseMemory(tracker(kind), weights_bytes=self.size.weights_bytes)
         import vllm
 
         try:
@@ -142,7 +141,7 @@ class VllmModel(Model):
                 **limits,
             )
         except (ValueError, RuntimeError, NotImplementedError) as error:
-            if "out of memory" in str(error):  # torch's error, and vLLM's where it caught that
+            if kind == "cuda" and "out of memory" in str(error):  # torch's, or vLLM's words for it
                 raise OutOfMemory(one_line(error), where="device=cuda", device=True) from error
             raise InputError(
                 f"vLLM cannot load this model: {one_line(error)}", where="engine=vllm"
