@@ -40,7 +40,7 @@ def onnxruntime(model: str, threads: int) -> Generate:
 
 
 def openvino(model: str, threads: int) -> Generate:
-    """OpenVINO GenAI's pipeline for one user."""
+    """OpenVINO GenAI's pipeline for one user; a scheduler makes it the one for batches."""
     import numpy as np
     import openvino as ov
     import openvino_genai as genai

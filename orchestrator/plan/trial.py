@@ -45,11 +45,13 @@ def infeasible_reason(task: Task, identity: Mapping[str, Any]) -> str | None:
     if reason := why_unresolved(environment):
         return reason
     try:
-        if environment is not None:
-            for name in task.packages_for(identity):
-                if name not in environment["packages"]:
-                    return f"its environment has no {name}"
-        return task.check(identity)
+        # First, for it may know which environment has the package.
+        if reason := task.check(identity):
+            return reason
+        for name in task.packages_for(identity) if environment is not None else ():
+            if name not in environment["packages"]:
+                return f"its environment has no {name}"
+        return None
     except TaskError as error:
         return str(error)
     except ConfigError:

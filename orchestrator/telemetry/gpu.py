@@ -10,7 +10,6 @@ Three tiers, by how fast a value moves and what it costs to ask::
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,6 +18,7 @@ from orchestrator.measure.series import SeriesSet
 from orchestrator.telemetry.device import Device
 from orchestrator.telemetry.gpu_reader import SLOW_EVERY, GpuReader
 from orchestrator.telemetry.nvml import NvmlError, NvmlSession, answered, shared_session
+from orchestrator.telemetry.process import belongs_to
 
 OPEN_TIMEOUT_S = 10.0
 _SILENT = "NVML does not answer"
@@ -127,8 +127,4 @@ class GpuSampler:
         }
 
     def _is_ours(self, pid: int) -> bool:
-        # The measured process leads a process group of its own.
-        try:
-            return pid == self._pid or os.getpgid(pid) == self._pid
-        except (ProcessLookupError, PermissionError):
-            return False
+        return self._pid is not None and belongs_to(pid, self._pid)

@@ -20,8 +20,8 @@ class ProcessSplit:
     Attributes
     ----------
     own_bytes : int or None
-        Device memory of the measured process and its group; None where it is not to be told, with
-        ``reason`` unless it simply is not on the GPU (yet).
+        Device memory of the measured process and what it has started; None where it is not to be
+        told, with ``reason`` unless it simply is not on the GPU (yet).
     foreign, display : int
         Others that compute; others that only draw.
     """
@@ -39,6 +39,22 @@ def in_host_namespace() -> bool:
         return os.readlink("/proc/self/ns/pid") == _INITIAL_PID_NAMESPACE
     except OSError:
         return False
+
+
+def belongs_to(pid: int, leader: int) -> bool:
+    """Whether ``pid`` is ``leader``, of its process group, or a descendant of such a process.
+
+    The measured process leads a group; a server that it starts leads another.
+    """
+    try:
+        while pid > 1:
+            if pid == leader or os.getpgid(pid) == leader:
+                return True
+            with open(f"/proc/{pid}/stat", "rb") as file:
+                pid = int(file.read().rpartition(b")")[2].split()[1])
+    except OSError:
+        return False
+    return False
 
 
 def split(

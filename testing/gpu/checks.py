@@ -21,7 +21,7 @@ from typing import Any
 from orchestrator.attempt import AttemptReport, Outcome
 from orchestrator.telemetry.device import resolve_visible
 from orchestrator.telemetry.verdict import judge
-from testing.gpu.bench import Bench, Facts, Failure, Skip, figure, figures, require
+from testing.gpu.bench import SMALL, Bench, Facts, Failure, Skip, figure, figures, require
 
 ROOT = Path(__file__).resolve().parents[2]
 _PACKAGES = (
@@ -168,6 +168,50 @@ def _inference(bench: Bench, quant: str, *, start: str = "fork") -> Facts:
     names = ("load_s", "ttft_s", "tpot_s", "weights_bytes", "peak_memory_over_weights_bytes")
     proofs = {proof.what: proof.got for proof in report.engaged}
     return {**figures(report, *names), "parameters": report.facts["parameters"], "proofs": proofs}
+
+
+def engine_vllm(bench: Bench) -> Facts:
+    """``engine=vllm`` in its in-process form, every proof made."""
+    asked = _vllm(bench)
+    facts: Facts = {}
+    for quant in ("bf16", "fp32"):
+        report = bench.measure(bench.identity(quant, batch_size=2, **asked))
+        _proven(report, "format", "device", "prefix cache", "prompt tokens from a cache")
+        require(len(report.facts["output_digests"]) == 1, "a repetition gave other tokens")
+        names = ("load_s", "ttft_s", "tpot_s", "weights_bytes", "peak_memory_over_weights_bytes")
+        facts[quant] = {**figures(report, *names), "attention": report.facts["attention"]}
+    return facts
+
+
+def serving_vllm(bench: Bench) -> Facts:
+    """vLLM's own server under a load; its processes are those of the attempt."""
+    if importlib.util.find_spec("pyarrow") is None:
+        raise Skip("the load generator needs pyarrow")
+    load: Facts = {"requests": 8, "concurrency": 2, "warmup_s": 0.0}
+    report = bench.measure(bench.identity("bf16", task="serving", **_vllm(bench), **load))
+    require(report.facts["requests"]["answered"] == 8, "not every request was answered")
+    if bench.cuda:
+        require(figure(report, "under_load.foreign_processes") == 0, "its server is a foreigner")
+    return figures(report, "ttft_s", "tpot_s")
+
+
+def _vllm(bench: Bench) -> Facts:
+    """What is asked of it: random weights in a directory, with a tokenizer for its server."""
+    if importlib.util.find_spec("vllm") is None:
+        raise Skip("vllm is not installed in this Python")
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    from orchestrator.engines.transformers import random_weights
+
+    directory = bench.directory / "random"
+    config = random_weights.configuration(dict(SMALL))
+    random_weights.build(config, 0, "float32", "sdpa").save_pretrained(directory)
+    words = {f"w{number}": number for number in range(config.vocab_size)}
+    known = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    PreTrainedTokenizerFast(tokenizer_object=known, unk_token="w0").save_pretrained(directory)
+    model = {"source": "path", "path": str(directory)}
+    return {"engine": "vllm", "model": model, "prompt_tokens": 128, "new_tokens": 17}
 
 
 def profile_kernels(bench: Bench) -> Facts:
@@ -348,6 +392,7 @@ def sweep(bench: Bench) -> Facts:
 CHECKS: tuple[Callable[[Bench], Facts], ...] = (
     *(machine, nvml_by_uuid, telemetry, clock_against_wall, allocator_peak, logits_as_on_the_cpu),
     *(inference_bf16, inference_int8, inference_nf4, profile_kernels),
+    *(engine_vllm, serving_vllm),
     *(streaming, streaming_nf4, training, training_compiled, out_of_memory),
     # What is spawned has no use for the warm server, which ends: so it comes after all others.
     *(nvtx_ranges, spawned, nsys_timeline, sweep),

