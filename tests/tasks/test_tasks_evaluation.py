@@ -220,7 +220,7 @@ output_type: generate_until
 doc_to_text: "{{context}}"
 doc_to_target: "{{answer}}"
 generation_kwargs:
-  until: ["w7", "9"]
+  until: ["8;w67;T", "46; #w67;Tw46; #w"]
   max_gen_toks: 24
 filter_list:
   - name: first-word
@@ -239,7 +239,10 @@ metric_list:
 @pytest.fixture
 def words_file(tmp_path: Path) -> Path:
     """A task of generated text, some of whose contexts are longer than the tiny model's."""
-    items = [{"context": f"{n} a b {chr(97 + n)} " * (1 + 8 * (n % 4)), "answer": "w1"} for n in range(ITEMS)]
+    items = [
+        {"context": f"{n} a b {chr(97 + n)} " * (1 + 8 * (n % 4)), "answer": f"w{67 - 29 * (n % 2)}"}
+        for n in range(ITEMS)
+    ]
     (tmp_path / "items.jsonl").write_text("\n".join(map(json.dumps, items)))
     file = tmp_path / "words.yaml"
     file.write_text(WORDS)
