@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from orchestrator.attempt import AttemptReport
 from orchestrator.engines.cache import cache_root
 from orchestrator.engines.port import NextLogprobs
-from orchestrator.engines.tokenizer import Tokenizer
+from orchestrator.engines.tokenizer import Tokenizer, text_until
 from orchestrator.environments.build import built
 from orchestrator.errors import ConfigError, InputError
 from orchestrator.isolate.isolation import Isolation
@@ -102,6 +106,86 @@ def test_every_token_of_a_text_is_scored_once_within_the_context(tokens: int) ->
     text = (LETTERS * 3)[:tokens]
     assert reader(model).whole(text) == pytest.approx(model.chain([BEGIN, *model.encode(text)]))
     assert model.longest <= model.context_tokens
+
+
+WRITTEN = st.lists(st.sampled_from(["a", "b", "ab", "ba", "", " a", "abab"]), max_size=12)
+
+
+@given(WRITTEN, st.lists(st.text("ab ", max_size=3), max_size=3), st.integers(0, 12))
+def test_a_text_ends_at_the_first_token_that_brings_one_of_its_ends(
+    pieces: list[str], until: list[str], end: int
+) -> None:
+    taken = []
+
+    def tokens() -> Iterator[int]:
+        for at in range(len(pieces)):
+            taken.append(at)
+            yield at
+
+    tokenizer = Tokenizer(list, decode=lambda ids: "".join(pieces[i] for i in ids), end_ids=(end,))
+    found = text_until(tokens(), until, tokenizer)
+    ends = [each for each in until if each]
+    texts = ["".join(pieces[:count]) for count in range(min(end, len(pieces)) + 1)]
+    whole = next((text for text in texts if any(each in text for each in ends)), texts[-1])
+    # As lm_eval.models.utils.postprocess_generated_text.
+    for each in ends:
+        whole = whole.split(each)[0]
+    assert found == whole
+    # Nothing is generated after it.
+    assert len(taken) <= min(len(pieces), end + 1)
+    assert all(each not in "".join(pieces[: len(taken) - 1]) for each in ends)
+
+
+class Writer(Bigram):
+    """A model that writes ``count`` tokens of what it was given, and says how much it was asked."""
+
+    asked: tuple[list[int], int, list[str]]
+
+    def continuation(self, ids: Any, most: int, until: Any, tokenizer: Any) -> str:
+        self.asked = list(ids), most, list(until)
+        return "written"
+
+
+@given(st.integers(0, 20), st.integers(1, 7), st.booleans())
+def test_a_context_leaves_room_for_what_is_written(tokens: int, most: int, begins: bool) -> None:
+    model = Writer(begins=begins)
+    read = reader(model)
+    text = (LETTERS * 3)[:tokens]
+    assert read.generation(text, {"max_gen_toks": most, "until": "b"}) == "written"
+    # Of what is empty, begin-of-text alone is the context.
+    whole = [BEGIN] * (begins or not text) + model.encode(text)
+    kept = whole[-(model.context_tokens - most) :]
+    assert model.asked == (kept, most, ["b"])
+    assert read.cut == (len(kept) < len(whole))
+
+
+def test_a_begin_of_text_that_a_context_brings_is_not_put_before_it_again() -> None:
+    model = Writer(begins=True)
+    model.tokenizer = replace(model.tokenizer, encode=lambda text: [BEGIN, 2])
+    reader(model).generation("<s>a", {"max_tokens": 2})
+    assert model.asked == ([BEGIN, 2], 2, [])
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"do_sample": True}, "do_sample=True, temperature=0.0, and answers are greedy"),
+        ({"temperature": 0.7}, "do_sample=True, temperature=0.7, and"),
+        ({"num_beams": 4}, "generated with num_beams=4, and"),
+        ({"max_gen_toks": 8}, "may have 8 tokens, and no context is left of 8"),
+        ({}, "may have 256 tokens"),
+    ],
+)
+def test_what_is_not_greedy_or_too_long_is_one_line(options: dict[str, Any], line: str) -> None:
+    with pytest.raises(InputError, match=re.escape(line)):
+        reader(Writer()).check(options)
+    greedy = {"do_sample": False, "temperature": 1.0, "top_p": 0.9, "until": [], "max_tokens": 4}
+    reader(Writer()).check(greedy)
+
+
+def test_an_engine_without_ids_and_texts_cannot_generate() -> None:
+    with pytest.raises(InputError, match="cannot generate for an evaluation"):
+        text_until([1], [], Tokenizer(list))
 
 
 def test_what_names_no_evaluation_is_one_line(tmp_path: Path) -> None:
@@ -240,7 +324,10 @@ metric_list:
 def words_file(tmp_path: Path) -> Path:
     """A task of generated text, some of whose contexts are longer than the tiny model's."""
     items = [
-        {"context": f"{n} a b {chr(97 + n)} " * (1 + 8 * (n % 4)), "answer": f"w{67 - 29 * (n % 2)}"}
+        {
+            "context": f"{n} a b {chr(97 + n)} " * (1 + 8 * (n % 4)),
+            "answer": f"w{67 - 29 * (n % 2)}",
+        }
         for n in range(ITEMS)
     ]
     (tmp_path / "items.jsonl").write_text("\n".join(map(json.dumps, items)))
@@ -253,23 +340,37 @@ def words_file(tmp_path: Path) -> Path:
 def test_text_is_generated_as_the_harness_s_own_model_would(
     isolation: Isolation, words_file: Path, writes_ascii: Path, tmp_path: Path
 ) -> None:
-    model = {"source": "gguf", "path": str(writes_ascii), "architecture": None}
-    found = {}
-    for engine in ("transformers",):
-        asked = make_identity("fp32", engine=engine, task="quality", model=model, tokens=16)
-        asked["task"]["evaluate"] = f"lm_eval:{words_file}"
-        report = run_attempt(isolation, asked)
-        assert report.reason is None
-        found[engine] = [answer for item in items_of(report) for answer in item["answers"]]
-        print(found[engine], report.facts["evaluation"], {k: v for k, v in report.metrics.items() if "eval" in k}, report.facts["evaluation_items"], file=sys.stderr)
-        if engine == "transformers":
-            assert found[engine] == theirs("generate_until", report, tmp_path)
-    assert 0
+    exact = {"cache_type_k": "f32", "cache_type_v": "f32", "flash_attention": "off"}
+    asked = [
+        make_identity("fp32", task="quality"),
+        # In its own room there is none for what is asked: neither depth, cache nor graph is of it.
+        make_identity("fp32", prompt_tokens=4, new_tokens=2, depth=64, batch_size=2),
+        make_identity("fp32", prompt_tokens=4, new_tokens=2, cache="static"),
+        make_identity("source", engine="llamacpp", task="quality", **exact),
+    ]
+    reports = []
+    for each in asked:
+        each["model"] |= {"source": "gguf", "path": str(writes_ascii), "architecture": None}
+        each["task"]["evaluate"] = f"lm_eval:{words_file}"
+        reports.append(run_attempt(isolation, each))
+        assert reports[-1].reason is None
+    expected = theirs("generate_until", reports[0], tmp_path)
+    assert {len(text) for text in expected} > {0}
+    for report in reports:
+        assert [answer for item in items_of(report) for answer in item["answers"]] == expected
+        facts = report.facts["evaluation"]
+        assert (facts["items"], facts["cut_requests"]) == (ITEMS, ITEMS // 2)
+        # A metric of each filter, paired item by item.
+        scores = report.facts["evaluation_items"]
+        assert scores.keys() == {f"evaluation.exact_match.{w}-word" for w in ("first", "last")}
+        for name, each in scores.items():
+            assert 0 < value_of(report, name) == math.fsum(each) / ITEMS < 1
+        assert "evaluation.item_loss" not in report.metrics
 
 
 @pytest.mark.long
 def test_what_cannot_be_answered_is_one_line(
-    isolation: Isolation, task_file: Path, reads_bytes: Path
+    isolation: Isolation, words_file: Path, reads_bytes: Path
 ) -> None:
     model = {"source": "gguf", "path": str(reads_bytes), "architecture": None}
 
@@ -279,11 +380,9 @@ def test_what_cannot_be_answered_is_one_line(
         return run_attempt(isolation, asked).reason or ""
 
     assert "lm-evaluation-harness cannot do this" in reason("lm_eval:no_such_task")
-    written = task_file.read_text().replace("multiple_choice", "generate_until")
-    written = written.replace('doc_to_choice: "{{choices}}"\n', "").replace("label", "context")
-    task_file.write_text(written.replace("metric: acc", "metric: exact_match"))
-    found = reason(f"lm_eval:{task_file}")
-    assert "asks for generate_until, and only log-likelihoods are answered" in found
+    words_file.write_text(WORDS.replace("max_gen_toks", "temperature: 0.7\n  max_gen_toks"))
+    found = reason(f"lm_eval:{words_file}")
+    assert "asks for text generated with do_sample=True, temperature=0.7, and answers are" in found
 
 
 def value_of(report: AttemptReport, name: str) -> float:
