@@ -355,7 +355,7 @@ def test_text_is_generated_as_the_harness_s_own_model_would(
         reports.append(run_attempt(isolation, each))
         assert reports[-1].reason is None
     expected = theirs("generate_until", reports[0], tmp_path)
-    assert {len(text) for text in expected} > {0}
+    assert len(set(expected)) > 4
     for report in reports:
         assert [answer for item in items_of(report) for answer in item["answers"]] == expected
         facts = report.facts["evaluation"]
