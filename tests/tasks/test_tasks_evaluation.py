@@ -29,6 +29,7 @@ from orchestrator.measure import Value
 from orchestrator.tasks import evaluation
 from testing.environments import environment
 from testing.trial import make_identity, run_attempt
+from testing.written import ITEMS, WORDS, answers_of, evaluated, words_task
 
 ENVIRONMENT = "lm_eval"
 
@@ -209,7 +210,6 @@ def test_the_data_of_a_task_is_part_of_its_content(tmp_path: Path) -> None:
     assert evaluation.content("lm_eval:arc_easy") == {} == evaluation.content("")
 
 
-ITEMS = 32
 TASK = """task: mine
 dataset_path: json
 dataset_kwargs:
@@ -267,11 +267,6 @@ def theirs(kind: str, report: AttemptReport, place: Path) -> list[Any]:
     return found
 
 
-def items_of(report: AttemptReport) -> list[dict[str, Any]]:
-    lines = report.artifacts["evaluation.jsonl"].decode().splitlines()
-    return [json.loads(line) for line in lines]
-
-
 @pytest.mark.long
 def test_a_task_of_the_harness_is_answered_as_its_own_model_would(
     isolation: Isolation, task_file: Path, reads_bytes: Path, tmp_path: Path
@@ -288,57 +283,16 @@ def test_a_task_of_the_harness_is_answered_as_its_own_model_would(
         assert value_of(report, name) == pytest.approx(means[name], abs=1e-5)
     assert value_of(report, "evaluation.item_loss") > 0
 
-    ours = [answer[0] for item in items_of(report) for answer in item["answers"]]
+    ours = [answer[0] for answer in answers_of(report)]
     assert ours == pytest.approx(
         [value for value, _ in theirs("loglikelihood", report, tmp_path)], abs=1e-3
     )
     assert len(set(ours)) > ITEMS
 
 
-WORDS = """task: words
-dataset_path: json
-dataset_kwargs:
-  data_files: items.jsonl
-test_split: train
-output_type: generate_until
-doc_to_text: "{{context}}"
-doc_to_target: "{{answer}}"
-generation_kwargs:
-  until: ["8;w67;T", "46; #w67;Tw46; #w"]
-  max_gen_toks: 24
-filter_list:
-  - name: first-word
-    filter:
-      - {function: regex, regex_pattern: "(w[0-9]+)"}
-      - {function: take_first}
-  - name: last-word
-    filter:
-      - {function: regex, regex_pattern: "(w[0-9]+)", group_select: -1}
-      - {function: take_first}
-metric_list:
-  - metric: exact_match
-"""
-
-
-@pytest.fixture
-def words_file(tmp_path: Path) -> Path:
-    """A task of generated text, some of whose contexts are longer than the tiny model's."""
-    items = [
-        {
-            "context": f"{n} a b {chr(97 + n)} " * (1 + 8 * (n % 4)),
-            "answer": f"w{67 - 29 * (n % 2)}",
-        }
-        for n in range(ITEMS)
-    ]
-    (tmp_path / "items.jsonl").write_text("\n".join(map(json.dumps, items)))
-    file = tmp_path / "words.yaml"
-    file.write_text(WORDS)
-    return file
-
-
 @pytest.mark.long
 def test_text_is_generated_as_the_harness_s_own_model_would(
-    isolation: Isolation, words_file: Path, writes_ascii: Path, tmp_path: Path
+    isolation: Isolation, writes_ascii: Path, tmp_path: Path
 ) -> None:
     exact = {"cache_type_k": "f32", "cache_type_v": "f32", "flash_attention": "off"}
     asked = [
@@ -348,16 +302,12 @@ def test_text_is_generated_as_the_harness_s_own_model_would(
         make_identity("fp32", prompt_tokens=4, new_tokens=2, cache="static"),
         make_identity("source", engine="llamacpp", task="quality", **exact),
     ]
-    reports = []
-    for each in asked:
-        each["model"] |= {"source": "gguf", "path": str(writes_ascii), "architecture": None}
-        each["task"]["evaluate"] = f"lm_eval:{words_file}"
-        reports.append(run_attempt(isolation, each))
-        assert reports[-1].reason is None
+    task = words_task(tmp_path)
+    reports = [evaluated(isolation, each, writes_ascii, task) for each in asked]
     expected = theirs("generate_until", reports[0], tmp_path)
     assert len(set(expected)) > 4
     for report in reports:
-        assert [answer for item in items_of(report) for answer in item["answers"]] == expected
+        assert answers_of(report) == expected
         facts = report.facts["evaluation"]
         assert (facts["items"], facts["cut_requests"]) == (ITEMS, ITEMS // 2)
         # A metric of each filter, paired item by item.
@@ -370,7 +320,7 @@ def test_text_is_generated_as_the_harness_s_own_model_would(
 
 @pytest.mark.long
 def test_what_cannot_be_answered_is_one_line(
-    isolation: Isolation, words_file: Path, reads_bytes: Path
+    isolation: Isolation, reads_bytes: Path, tmp_path: Path
 ) -> None:
     model = {"source": "gguf", "path": str(reads_bytes), "architecture": None}
 
@@ -380,8 +330,9 @@ def test_what_cannot_be_answered_is_one_line(
         return run_attempt(isolation, asked).reason or ""
 
     assert "lm-evaluation-harness cannot do this" in reason("lm_eval:no_such_task")
-    words_file.write_text(WORDS.replace("max_gen_toks", "temperature: 0.7\n  max_gen_toks"))
-    found = reason(f"lm_eval:{words_file}")
+    file = words_task(tmp_path)
+    file.write_text(WORDS.replace("max_gen_toks", "temperature: 0.7\n  max_gen_toks"))
+    found = reason(f"lm_eval:{file}")
     assert "asks for text generated with do_sample=True, temperature=0.7, and answers are" in found
 
 

@@ -20,6 +20,7 @@ from testing.checks import check_of
 from testing.environments import environment
 from testing.trial import make_identity, run_attempt
 from testing.waiting import until
+from testing.written import ITEMS, answers_of, evaluated, words_task
 
 ENVIRONMENT = "vllm_cpu"
 
@@ -54,6 +55,20 @@ def test_the_packaged_model_is_measured_for_real(isolation: Isolation, quant: st
     assert value(report, "perplexity") == pytest.approx(
         value(report, "reference_perplexity"), rel=0.01
     )
+
+
+@pytest.mark.long
+def test_text_is_generated_for_an_evaluation(
+    isolation: Isolation, writes_ascii: Path, tmp_path: Path
+) -> None:
+    task = words_task(tmp_path)
+    ours, plain = (
+        answers_of(evaluated(isolation, asked, writes_ascii, task))
+        for asked in (identity("fp32", batch_size=2), make_identity(task="quality"))
+    )
+    # Where the two likeliest tokens are next to each other, its sums may choose the other one.
+    assert sum(one == two for one, two in zip(ours, plain, strict=True)) > 0.9 * ITEMS
+    assert len(set(ours)) > 4
 
 
 SUPERVISOR = """
