@@ -50,7 +50,8 @@ class Work:
     scored_tokens : int
         Of a text whose quality is measured; 0 for none.
     read_tokens : int
-        Of the longest text that is only read, cut to the model's context; 0 for none.
+        Of the longest text that is read outside what is timed, with what is generated after it;
+        cut to the model's context; 0 for none.
     named : str
         What a reader calls ``tokens``.
     depth : int
