@@ -39,26 +39,27 @@ metric_list:
 """
 
 
-def words_task(place: Path) -> Path:
+def words_task(place: Path, items: int = ITEMS) -> Path:
     """The task's file in ``place``; half of its contexts are longer than a tiny model's."""
-    items = [
+    lines = [
         {
             "context": f"{n} a b {chr(97 + n % 26)} " * (1 + 8 * (n % 4)),
             "answer": ("w67", "w38")[n % 2],
         }
-        for n in range(ITEMS)
+        for n in range(items)
     ]
-    (place / "items.jsonl").write_text("\n".join(map(json.dumps, items)))
+    (place / "items.jsonl").write_text("\n".join(map(json.dumps, lines)))
     file = place / "words.yaml"
     file.write_text(WORDS)
     return file
 
 
 def evaluated(
-    isolation: Isolation, identity: dict[str, Any], model: Path, task: Path
+    isolation: Isolation, identity: dict[str, Any], model: Path | None, task: Path
 ) -> AttemptReport:
-    """The report of an attempt on a GGUF file that answered ``task``."""
-    identity["model"] |= {"source": "gguf", "path": str(model), "architecture": None}
+    """The report of an attempt that answered ``task``, on a GGUF file where one is given."""
+    if model is not None:
+        identity["model"] |= {"source": "gguf", "path": str(model), "architecture": None}
     identity["task"]["evaluate"] = f"lm_eval:{task}"
     report = run_attempt(isolation, identity)
     assert report.reason is None, report.reason

@@ -20,7 +20,7 @@ from testing.checks import check_of
 from testing.environments import environment
 from testing.trial import make_identity, run_attempt
 from testing.waiting import until
-from testing.written import ITEMS, answers_of, evaluated, words_task
+from testing.written import WORDS, answers_of, evaluated, words_task
 
 ENVIRONMENT = "vllm_cpu"
 
@@ -58,17 +58,21 @@ def test_the_packaged_model_is_measured_for_real(isolation: Isolation, quant: st
 
 
 @pytest.mark.long
-def test_text_is_generated_for_an_evaluation(
-    isolation: Isolation, writes_ascii: Path, tmp_path: Path
-) -> None:
-    task = words_task(tmp_path)
+@pytest.mark.timeout(900)  # it builds two environments
+def test_text_is_generated_for_an_evaluation(isolation: Isolation, tmp_path: Path) -> None:
+    task = words_task(tmp_path, items=4)
+    # Some texts are left in the middle.
+    task.write_text(WORDS.replace("8;w67;T", "1"))
     ours, plain = (
-        answers_of(evaluated(isolation, asked, writes_ascii, task))
-        for asked in (identity("fp32", batch_size=2), make_identity(task="quality"))
+        answers_of(evaluated(isolation, asked, None, task))
+        for asked in (
+            identity("fp32", batch_size=2),
+            make_identity(model=PACKAGED, task="quality", tokens=64),
+        )
     )
     # Where the two likeliest tokens are next to each other, its sums may choose the other one.
-    assert sum(one == two for one, two in zip(ours, plain, strict=True)) > 0.9 * ITEMS
-    assert len(set(ours)) > 4
+    assert sum(one == two for one, two in zip(ours, plain, strict=True)) >= 3
+    assert len(set(ours)) > 1
 
 
 SUPERVISOR = """
