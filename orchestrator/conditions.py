@@ -5,7 +5,7 @@ conditions are never pooled, and one counts as done only for a run that could me
 
 ========  =========================================================================================
 machine   CPU and its instruction sets; GPUs; cores and memory of the slot; simulated or real
-software  Python, the engine's packages, the driver, variables that change kernels
+software  Python, the packages of engine and evaluation, the driver, variables that change kernels
 content   digests of what the loader reads: weights, configuration, tokenizer, code, texts
 ========  =========================================================================================
 

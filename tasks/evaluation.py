@@ -2,41 +2,46 @@
 
 ::
 
-    lm-evaluation-harness            what is asked: (context, continuation), or a whole text
-    this process                     log-likelihoods, by the session
+    lm-evaluation-harness            what is asked: log-likelihoods, or text that follows a context
+    this process                     answers, by the session
     lm-evaluation-harness            metrics, and what each item scored
 
 The harness runs elsewhere, in ``environment=lm_eval``: an engine's environment need not have it.
-Texts become ids as the harness's ``hf`` model makes them (``lm_eval/api/model.py``), so answers of
-a float32 model are its answers.
+Texts become ids, and ids texts, as the harness's ``hf`` model makes them (``lm_eval/api/model.py``,
+``lm_eval/models/huggingface.py``), so answers of a float32 model are its answers.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import nan
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from orchestrator.engines.digest import digest_files, digest_json
-from orchestrator.engines.port import Session, Tokenizer
+from orchestrator.engines.port import Session
 from orchestrator.engines.separate import run_module
+from orchestrator.engines.tokenizer import Tokenizer
 from orchestrator.measure import ConfigError, InputError, MetricSpec, Recorder
 from orchestrator.measure.vocabulary import EVALUATION
 
 #: Room for the longest request, where the model's context is larger.
 LONGEST_TOKENS = 4096
 LOSS = f"{EVALUATION}item_loss"
-#: What most tasks of multiple choice give, in the order of a table's columns.
-HEADLINE = (LOSS, f"{EVALUATION}acc", f"{EVALUATION}acc_norm", f"{EVALUATION}perplexity")
+#: In the order of a table's columns: what most tasks of multiple choice give, then all others.
+HEADLINE = (LOSS, f"{EVALUATION}acc", f"{EVALUATION}acc_norm", f"{EVALUATION}*")
 _HARNESS = "lm_eval:"
 _WHERE = "task.evaluate"
 _WAY = "Write lm_eval:NAME of one of its tasks, or lm_eval:FILE.yaml"
-_LIKELIHOOD = "loglikelihood"
-_ANSWERED = {_LIKELIHOOD, "loglikelihood_rolling"}
+_GENERATED = "generate_until"
+# As the harness names what limits a generation, the first of them first, and its own limit.
+_LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+_MOST_TOKENS = 256
+# What else a task may say of a generation that is greedy all the same.
+_OF_GREEDY = {"until", "do_sample", "temperature", "top_p", "top_k", *_LIMITS}
 _SAME_MEAN = 1e-5
 _LOSS_SPEC = MetricSpec(
     LOSS,
@@ -76,8 +81,7 @@ def measure(session: Session, recorder: Recorder, asked: str) -> None:
     Raises
     ------
     InputError
-        If there is no such task, it asks for more than log-likelihoods, or the model has no
-        tokenizer.
+        If there is no such task, it asks for sampled text, or the model has no tokenizer.
     """
     tokenizer = session.tokenizer()
     if isinstance(tokenizer, str):
@@ -88,25 +92,28 @@ def measure(session: Session, recorder: Recorder, asked: str) -> None:
     request = {"of": of, "content": content(asked)}
     with recorder.phase("harness", measured=False):
         requests = _ask(request, recorder.directory)
-    if strange := {one["kind"] for one in requests} - _ANSWERED:
-        raise InputError(
-            f"{of} asks for {', '.join(sorted(strange))}, and only log-likelihoods are answered",
-            where=_WHERE,
-            fix="Choose a task of multiple choice or of perplexity",
-        )
     reader = _Reader(session, tokenizer)
+    for one in requests:
+        if one["kind"] == _GENERATED:
+            reader.check(one["arguments"][1])
+    answer: dict[str, Callable[..., Any]] = {
+        "loglikelihood": reader.likelihood,
+        "loglikelihood_rolling": reader.whole,
+        _GENERATED: reader.generation,
+    }
     with recorder.phase("evaluate", measured=False):
-        answers = [_answer(reader, one) for one in requests]
+        answers = [answer[one["kind"]](*one["arguments"]) for one in requests]
     with recorder.phase("harness", measured=False):
         found = _ask({**request, "answers": answers}, recorder.directory)
     _record(recorder, found, of, digest_json(requests), reader)
 
 
 class _Reader:
-    """Log-likelihoods of texts."""
+    """Log-likelihoods of texts, and what follows them."""
 
     def __init__(self, session: Session, tokenizer: Tokenizer) -> None:
         self._session = session
+        self._tokenizer = tokenizer
         self._encode = tokenizer.encode
         self._begin = list(tokenizer.begin_of_text)
         self._start_id = tokenizer.start_id
@@ -124,8 +131,8 @@ class _Reader:
             spaces = len(context) - len(context.rstrip())
             if spaces:
                 context, continuation = context[:-spaces], context[-spaces:] + continuation
-            before = [*self._begin, *self._encode(context)]
-            after = [*self._begin, *self._encode(context + continuation)][len(before) :]
+            before = self._ids(context)
+            after = self._ids(context + continuation)[len(before) :]
         if not after:
             raise InputError(
                 f"nothing is left to predict of {continuation!r} after {context[-40:]!r}",
@@ -145,7 +152,7 @@ class _Reader:
 
     def whole(self, text: str) -> float:
         """Log-likelihood of a text, in windows as long as the context, each after one token."""
-        ids = [*self._begin, *self._encode(text)]
+        ids = self._ids(text)
         total, done = 0.0, 0
         while done < len(ids):
             count = min(self._limit, len(ids) - done)
@@ -155,6 +162,41 @@ class _Reader:
             total += self._score([*before, *ids[done : done + count]], count)[0]
             done += count
         return total
+
+    def check(self, options: Mapping[str, Any]) -> None:
+        """:class:`InputError` where a generation asked for so has no answer here."""
+        temperature = float(options.get("temperature") or 0.0)
+        sampled = options.get("do_sample")
+        odd = {name: options[name] for name in sorted(options.keys() - _OF_GREEDY)}
+        if temperature > 0 if sampled is None else sampled:
+            odd |= {"do_sample": True, "temperature": temperature}
+        if odd:
+            asked = ", ".join(f"{name}={value}" for name, value in odd.items())
+            raise InputError(
+                f"the task asks for text generated with {asked}, and answers are greedy",
+                where=_WHERE,
+                fix="Choose another task, or a file of your own with other generation_kwargs",
+            )
+        if (most := _most_tokens(options)) >= self._limit:
+            raise InputError(
+                f"an answer may have {most} tokens, and no context is left of {self._limit}",
+                where=_WHERE,
+                fix="Choose a task with a smaller max_gen_toks",
+            )
+
+    def generation(self, context: str, options: Mapping[str, Any]) -> str:
+        """What follows ``context``, up to the texts that end it."""
+        most, until = _most_tokens(options), options.get("until") or []
+        room = self._limit - most
+        ids = self._ids(context) or self._start()
+        self.cut += len(ids) > room
+        until = [until] if isinstance(until, str) else until
+        return self._session.continuation(ids[-room:], most, until, self._tokenizer)
+
+    def _ids(self, text: str) -> list[int]:
+        ids = self._encode(text)
+        # A text may bring its begin-of-text along.
+        return ids if ids[: len(self._begin)] == self._begin else [*self._begin, *ids]
 
     def _start(self) -> list[int]:
         if self._start_id is None:
@@ -169,10 +211,9 @@ class _Reader:
         return self._session.likelihood(ids[:-1], ids[-count:])
 
 
-def _answer(reader: _Reader, request: dict[str, Any]) -> tuple[float, bool] | float:
-    if request["kind"] == _LIKELIHOOD:
-        return reader.likelihood(*request["arguments"])
-    return reader.whole(*request["arguments"])
+def _most_tokens(options: Mapping[str, Any]) -> int:
+    given = (options[name] for name in _LIMITS if options.get(name) is not None)
+    return int(next(given, _MOST_TOKENS))
 
 
 def _ask(request: dict[str, Any], directory: Path) -> Any:
@@ -214,7 +255,8 @@ def _record(
         for metric in (f"{EVALUATION}{name}",)
     ]
     recorder.declare([_LOSS_SPEC, *specs])
-    if "item_loss" not in means:
+    answers = [answer for one in items for answer in one["answers"]]
+    if "item_loss" not in means and not all(isinstance(answer, str) for answer in answers):
         recorder.absent(LOSS, "nats", "not every item has one right answer")
     for name, mean in means.items():
         recorder.value(f"{EVALUATION}{name}", "nats" if name == "item_loss" else "1", mean)

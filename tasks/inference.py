@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from orchestrator.engines import registry as engines
 from orchestrator.engines import texts
 from orchestrator.engines.content import content_of, text_content
+from orchestrator.engines.digest import ids_digest
 from orchestrator.engines.port import Footprint, Generation, Prompt, Session, Work
 from orchestrator.measure import (
     Identity,
@@ -124,9 +125,8 @@ def _measure(
     identity: Identity,
     recorder: Recorder,
 ) -> None:
-    recorder.fact(
-        "prompt", {"of": options.prompt, "digest": texts.ids_digest([i for r in prompt for i in r])}
-    )
+    digest = ids_digest([token for row in prompt for token in row])
+    recorder.fact("prompt", {"of": options.prompt, "digest": digest})
     with recorder.phase("first_call", measured=False), first_call(recorder):
         session.generate(prompt, 1)
     session.settle(prompt, options.new_tokens, recorder)

@@ -14,6 +14,7 @@ from itertools import chain
 from orchestrator.engines import registry as engines
 from orchestrator.engines import texts
 from orchestrator.engines.content import content_of, text_content
+from orchestrator.engines.digest import ids_digest
 from orchestrator.engines.distance import METRICS, Distance
 from orchestrator.engines.port import NextLogprobs, Session, Work
 from orchestrator.engines.reference import is_reference, reference_for
@@ -99,7 +100,7 @@ def measure(
             return
         windows, text, ids = found
         recorder.fact("quality_text", text)
-        recorder.fact("quality_tokens_digest", texts.ids_digest(ids))
+        recorder.fact("quality_tokens_digest", ids_digest(ids))
         recorder.fact("quality_windows", windows.facts())
         if prove:
             session.prove([windows.inputs[0]], 0, recorder)

@@ -15,6 +15,7 @@ from typing import Any
 
 from orchestrator.engines.next_tokens import Likeliest, with_chosen
 from orchestrator.engines.port import OwnTimings
+from orchestrator.measure import InputError
 
 Chunk = dict[str, Any]
 DONE = (b"data: [DONE]", b"data:[DONE]")
@@ -100,6 +101,14 @@ def stream_lines(reads: Sequence[tuple[int, bytes]]) -> Iterator[tuple[int, byte
                 yield at_ns, line.rstrip()
     if rest.startswith((b"data:", b"error:")):
         yield reads[-1][0], rest
+
+
+def text_of(answer: Mapping[str, Any]) -> str:
+    """What was generated, of an answer at once."""
+    try:
+        return str(answer["choices"][0]["text"] or "")
+    except (KeyError, IndexError, TypeError) as error:
+        raise InputError("its answer has no text", where="engine=endpoint") from error
 
 
 def likeliest_next(answer: Mapping[str, Any], chosen: int | None = None) -> Likeliest | None:

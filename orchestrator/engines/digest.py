@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,11 @@ def digest_text(text: str) -> str:
 def digest_json(value: Mapping[str, Any]) -> str:
     """SHA-256 of plain JSON with sorted keys."""
     return digest_text(json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False))
+
+
+def ids_digest(ids: Sequence[int]) -> str:
+    """SHA-256 of a sequence of token ids."""
+    return digest_text(",".join(map(str, ids)))
 
 
 def digest_files(files: Iterable[Path]) -> str:

@@ -185,6 +185,7 @@ class Contents:
     vocabulary: int
     ordinary_ids: tuple[int, ...]
     start_id: int | None
+    end_ids: tuple[int, ...]
     weights_bytes: int
     parameters: int
     matrix_elements: dict[str, int]
@@ -230,7 +231,8 @@ def contents(file: Path) -> Contents:
         if kinds is None
         else [i for i, kind in enumerate(kinds.contents()) if kind == _NORMAL_TOKEN]
     )
-    starts = [reader.value(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos")]
+    special = {n: reader.value(f"tokenizer.ggml.{n}_token_id") for n in ("bos", "eos", "eot")}
+    known = {name: int(token) for name, token in special.items() if token is not None}
     matrices: Counter[str] = Counter()
     in_layers = any(tensor.name.startswith(_LAYERS) for tensor in reader.tensors)
     for tensor in reader.tensors:
@@ -242,7 +244,8 @@ def contents(file: Path) -> Contents:
         context_tokens=None if context is None else int(context.contents()),
         vocabulary=vocabulary,
         ordinary_ids=tuple(ids),
-        start_id=next((int(i) for i in starts if i is not None), None),
+        start_id=known.get("bos", known.get("eos")),
+        end_ids=tuple(known[name] for name in ("eos", "eot") if name in known),
         weights_bytes=sum(int(t.n_bytes) for t in reader.tensors),
         parameters=sum(int(t.n_elements) for t in reader.tensors),
         matrix_elements=dict(matrices.most_common()),

@@ -13,7 +13,8 @@ How to write one: ``docs/write-an-engine.md``.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import metadata
@@ -21,7 +22,9 @@ from itertools import groupby, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.engines.digest import digest_text, ids_digest
 from orchestrator.engines.text_windows import needed_context
+from orchestrator.engines.tokenizer import Tokenizer, text_until
 from orchestrator.measure import Identity, InputError, Recorder
 from orchestrator.measure.sampling import Phases, no_phase
 
@@ -47,7 +50,8 @@ class Work:
     scored_tokens : int
         Of a text whose quality is measured; 0 for none.
     read_tokens : int
-        Of the longest text that is only read, cut to the model's context; 0 for none.
+        Of the longest text that is read outside what is timed, with what is generated after it;
+        cut to the model's context; 0 for none.
     named : str
         What a reader calls ``tokens``.
     depth : int
@@ -95,15 +99,22 @@ class Generation:
     arrivals_s : tuple of float, shape (new_tokens,)
         When each token was out, since the call; of the whole batch at once. Tokens that came
         together share their time.
-    digest : str
-        Of what was generated: 16 hex digits.
+    output : tuple of tuple of int, shape (batch, new_tokens), or str
+        Ids of each row; the text of all where the engine gives no ids.
     own : OwnTimings or None
         The engine's own, where it has any.
     """
 
     arrivals_s: tuple[float, ...]
-    digest: str
+    output: tuple[tuple[int, ...], ...] | str
     own: OwnTimings | None = None
+
+    @property
+    def digest(self) -> str:
+        """Of what was generated: 16 hex digits."""
+        if isinstance(self.output, str):
+            return digest_text(self.output)[:16]
+        return ids_digest([token for row in self.output for token in row])[:16]
 
     @property
     def ttft_s(self) -> float:
@@ -212,28 +223,6 @@ class NextLogprobs:
 
 
 @dataclass(frozen=True)
-class Tokenizer:
-    """A model's own tokenizer, as far as a text needs it.
-
-    Attributes
-    ----------
-    encode : callable
-        Ids of a text, without special tokens.
-    begin_of_text : tuple of int
-        What it puts before a text: mostly one id, or none.
-    unknown_id : int or None
-        Stands for what it does not know.
-    start_id : int or None
-        Stands before a text that follows nothing: its begin-of-text, else its end-of-text token.
-    """
-
-    encode: Callable[[str], list[int]]
-    begin_of_text: tuple[int, ...] = ()
-    unknown_id: int | None = None
-    start_id: int | None = None
-
-
-@dataclass(frozen=True)
 class Service:
     """A server of OpenAI's completions API that runs.
 
@@ -329,6 +318,25 @@ class Session(ABC):
         As by :meth:`next_logprobs`; an engine that can say it sooner does.
         """
         return self.next_logprobs(ids, targets).likelihood(targets)
+
+    def tokens_after(self, ids: Sequence[int], most: int) -> Generator[int, None, None]:
+        """Up to ``most`` greedy tokens that follow ``ids``: what is not taken need not be computed.
+
+        Not timed; of any length that ``Work.read_tokens`` has room for, whatever ``Work.depth``.
+        """
+        output = self.generate([ids], most).output
+        assert not isinstance(output, str), "an engine without ids has a `continuation` of its own"
+        yield from output[0]
+
+    def continuation(
+        self, ids: Sequence[int], most: int, until: Sequence[str], tokenizer: Tokenizer
+    ) -> str:
+        """Greedy text after ``ids``: up to an end-of-text token, any of ``until``, ``most`` tokens.
+
+        As by :meth:`tokens_after`; an engine that generates texts gives its own.
+        """
+        with closing(self.tokens_after(ids, most)) as tokens:
+            return text_until(tokens, until, tokenizer)
 
     def service(self) -> Service:
         """The server that ``Work.served`` asked for."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from orchestrator.engines.digest import digest_text
-from orchestrator.engines.port import Prompt, Session, Tokenizer
+from orchestrator.engines.port import Prompt, Session
+from orchestrator.engines.tokenizer import Tokenizer
 from orchestrator.errors import one_line
 from orchestrator.measure import InputError
 
@@ -153,11 +153,6 @@ def begin_of_text(plain: Sequence[int], full: Sequence[int]) -> tuple[int, ...]:
         if list(full[start : start + len(plain)]) == list(plain):
             return tuple(int(i) for i in full[:start])
     return ()
-
-
-def ids_digest(ids: Sequence[int]) -> str:
-    """SHA-256 of a sequence of token ids."""
-    return digest_text(",".join(map(str, ids)))
 
 
 def _parquet_text(file: Path, characters: int) -> str:

@@ -13,33 +13,23 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from orchestrator.engines.cache import cache_root, publish
 from orchestrator.engines.digest import digest_json
 from orchestrator.engines.separate import exits_for_a_full_disk
 from orchestrator.environments.build import built
-from orchestrator.environments.lock import locked, why_unresolved
-from orchestrator.plan.compose import Composer
+from orchestrator.environments.lock import why_unresolved
+from orchestrator.plan.harness import harness_environment
 
-ENVIRONMENT = "lm_eval"
 _SIDE = Path(__file__).with_name("lm_eval_side.py")
-
-
-def environment() -> dict[str, Any]:
-    """The locked packages that the harness runs in."""
-    composed = Composer().compose({"task": "noop", "environment": ENVIRONMENT})
-    found = locked(dict(composed.environment))
-    assert found is not None, "the file that ships asks for packages"
-    if reason := why_unresolved(found):
-        sys.exit(reason)
-    return found
 
 
 def main(request: Path, target: Path) -> None:
     """Write to ``target`` what is asked; or, given answers, what they amount to."""
     asked = json.loads(request.read_text())
-    packages = environment()
+    packages = dict(harness_environment())
+    if reason := why_unresolved(packages):
+        sys.exit(reason)
     python = built(packages)
     key = digest_json({"of": asked["of"], "content": asked["content"], "packages": packages})
 

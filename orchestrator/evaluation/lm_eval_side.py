@@ -44,7 +44,7 @@ def main(
 
         def _answers(self, kind: str, asked: list[Any], nothing: Any) -> list[Any]:
             begin = len(self.asked)
-            self.asked += [{"kind": kind, "arguments": list(one.args)} for one in asked]
+            self.asked += [{"kind": kind, "arguments": one.args} for one in asked]
             if given is None:
                 return [nothing] * len(asked)
             return [tuple(a) if isinstance(a, list) else a for a in given[begin : len(self.asked)]]
@@ -76,7 +76,7 @@ def main(
     )
     if counted is None:
         requests.write_text(json.dumps(between.asked))
-    elif between.asked != json.loads(requests.read_text()):
+    elif json.loads(json.dumps(between.asked)) != json.loads(requests.read_text()):
         sys.exit("the harness asks for something else the second time")
     else:
         counted.write_text(json.dumps(_counted(name, found)))
@@ -98,7 +98,7 @@ def _counted(name: str, found: dict[str, Any]) -> dict[str, Any]:
         if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
             continue
         error = aggregated.get(f"{metric}_stderr,{chosen}")
-        metrics[metric if chosen == "none" else f"{metric}.{chosen}"] = {
+        metrics[_named(metric, chosen)] = {
             "value": value,
             "standard_error": error if isinstance(error, float) else None,
             "better": None if metric not in better else "higher" if better[metric] else "lower",
@@ -106,18 +106,25 @@ def _counted(name: str, found: dict[str, Any]) -> dict[str, Any]:
     if not metrics:
         others = ", ".join(sorted(found["samples"]))
         sys.exit(f"{name} has no figure of its own; name one of its tasks: {others}")
-    items = [
-        _item(task, sample)
-        for task, all_of in sorted(found["samples"].items())
-        for sample in all_of
-    ]
-    return {"version": metadata.version("lm-eval"), "metrics": metrics, "items": items}
+    items: dict[str, dict[str, Any]] = {}
+    for task, all_of in sorted(found["samples"].items()):
+        for sample in all_of:
+            # Each filter has its own sample of an item, with other scores of the same answers.
+            one = _item(task, sample)
+            items.setdefault(one["item"], one)["scores"].update(one["scores"])
+    version = metadata.version("lm-eval")
+    return {"version": version, "metrics": metrics, "items": [*items.values()]}
+
+
+def _named(metric: str, chosen: str) -> str:
+    """A metric of what a filter chose of the answers."""
+    return metric if chosen == "none" else f"{metric}.{chosen}"
 
 
 def _item(task: str, sample: dict[str, Any]) -> dict[str, Any]:
     """What one item scored, and ``item_loss``: of the right answer, in nats, where there is one."""
     scores = {
-        name: float(sample[name])
+        _named(name, sample["filter"]): float(sample[name])
         for name in sample["metrics"]
         if isinstance(sample.get(name), int | float)
     }
@@ -125,9 +132,8 @@ def _item(task: str, sample: dict[str, Any]) -> dict[str, Any]:
     loss = _loss(answers, sample)
     if loss is not None:
         scores["item_loss"] = loss
-    filtered = "" if sample["filter"] == "none" else f"/{sample['filter']}"
     return {
-        "item": f"{task}/{sample['doc_id']}{filtered}",
+        "item": f"{task}/{sample['doc_id']}",
         "asked": sample["arguments"],
         "target": str(sample["target"]),
         "answers": answers,

@@ -66,7 +66,8 @@ class Task:
         What its own metrics are; those that the protocol defines are declared already
         (``measure.vocabulary``). Of one that nobody declares, name and unit say what they can.
     headline : tuple of str
-        Metrics for the final table, in order; the first decides ratios.
+        Metrics for the final table, in order; the first decides ratios. ``name.*`` stands for all
+        that begin so.
     columns : tuple of Column
         What its table derives from samples; ``headline`` says by their names where they stand.
     named : tuple of str

@@ -16,6 +16,7 @@ from orchestrator.engines.registry import is_remote
 from orchestrator.host.secrets import without_secrets
 from orchestrator.host.software import software
 from orchestrator.measure.registry import find_task
+from orchestrator.plan.harness import harness_software
 from orchestrator.telemetry.fingerprint import machine_of
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class Surroundings:
         if packages not in self._software:
             self._software[packages] = software(packages, self._environment)
         machine, installed = dict(self._machines[slot]), dict(self._software[packages])
+        installed |= harness_software(identity)
         if environment is not None:
             versions = environment["packages"]
             installed = {k: v for k, v in installed.items() if k not in packages}

@@ -18,9 +18,11 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.engines import transformers as loading
+from orchestrator.engines.digest import ids_digest
 from orchestrator.engines.transformers import tokens
 from orchestrator.engines.transformers.generation import GreedyGenerator, SequenceTiming
 from orchestrator.measure import (
@@ -145,7 +147,7 @@ def _measure(
         session.check_page_cache(recorder)
         steps = ledger.steps()
         _add(repetition, timing, steps, session, options)
-        outputs.add(tokens.output_digest(ids))
+        outputs.add(ids_digest([*chain.from_iterable(tokens.rows_of(ids))])[:16])
         if not repetition.warmup:
             tpots_s.append(repetition_tpot_s(timing))
             shortest_s = min(shortest_s, _compute_s(steps))

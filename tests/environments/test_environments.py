@@ -279,6 +279,30 @@ def test_conditions_are_of_the_environment(options: Path) -> None:
     assert (software["python"], software["torch"]) == ("3.10", "2.4.1")
 
 
+def test_a_harness_of_another_version_makes_what_it_counted_stale(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from orchestrator.attempt import Slot
+    from orchestrator.conditions import difference, same
+    from orchestrator.plan import harness
+    from orchestrator.schedule.surroundings import Surroundings
+
+    def now(evaluate: str) -> Any:
+        identity = make_identity(task="quality", tokens=16, evaluate=evaluate)
+        return Surroundings([]).of(identity, Slot("local", "here", (0,)))
+
+    shipped = Path("conf/environment/lm_eval.lock").read_text()
+    before = now("lm_eval:arc_easy")
+    assert f"lm-eval=={before.software['lm-eval']}\n" in shipped
+    assert "lm-eval" not in now("").software
+    later = {"packages": {"lm-eval": "9.9"}}
+    monkeypatch.setattr(harness, "harness_environment", lambda: later)
+    after = now("lm_eval:arc_easy")
+    assert not same(before.ids, after.ids)
+    assert difference(before, after) == f"lm-eval {before.software['lm-eval']} → 9.9"
+    assert same(before.ids | {"software": ""}, after.ids | {"software": ""})
+
+
 @pytest.mark.parametrize(
     ("said", "reason"),
     [

@@ -119,3 +119,15 @@ def test_evaluations_are_compared_item_by_item(make):
 def test_other_items_do_not_compare(make):
     (row,) = compare(*evaluated(make, "another"), metrics=("evaluation.item_loss",)).rows
     assert (row.judged.finding, row.judged.reason) == ("incomparable", "evaluated on other items")
+
+
+def test_every_metric_of_an_evaluation_has_a_column(make):
+    """The names are the harness's: a headline cannot list them."""
+    plan = make.plan(quants=("fp32",), prompts=(512,))
+    (trial,) = plan.trials
+    names = [f"evaluation.{name}" for name in ("acc", "exact_match.last-word", "f1")]
+    report = make.report(trial)
+    metrics = {name: Value(name, "1", 0.5) for name in (*reversed(names), "not.of.it")}
+    report = dataclasses.replace(report, metrics={**report.metrics, **metrics})
+    shown = build_table(plan, {trial.hash: [report]}).metrics
+    assert [name for name in shown if name in metrics] == [names[0], names[2], names[1]]

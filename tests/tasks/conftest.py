@@ -194,6 +194,18 @@ def reads_bytes(tiny_gguf: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def writes_ascii(tiny_gguf: Path, tmp_path: Path) -> Path:
+    """The tiny model with tokens for ASCII, and words of it: every text that it writes is one."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    from testing.gguf import rewritten
+
+    signs = bytes_to_unicode()
+    tokens = [*(signs[byte] for byte in range(128)), *(f"w{n};" for n in range(127)), "ab"]
+    return rewritten(tiny_gguf, tmp_path / "ascii.gguf", {"tokenizer.ggml.tokens": tokens})
+
+
+@pytest.fixture
 def converts_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Conversions in this process: another one takes seconds to import what is here already."""
     import gguf

@@ -13,11 +13,14 @@ import pytest
 
 from orchestrator.attempt import Outcome, Slot
 from orchestrator.conditions import UNKNOWN, difference
+from orchestrator.engines import registry as engines
 from orchestrator.engines.completions import read_completion
 from orchestrator.engines.endpoint import client
+from orchestrator.engines.port import Work
+from orchestrator.engines.tokenizer import Tokenizer
 from orchestrator.errors import ConfigError, Mismatch
 from orchestrator.isolate.isolation import Isolation
-from orchestrator.measure import InputError
+from orchestrator.measure import InputError, Recorder
 from orchestrator.schedule.surroundings import Surroundings
 from testing.checks import check_of
 from testing.commands import orchestrator
@@ -101,6 +104,53 @@ def test_a_server_of_llama_cpp_answers_as_the_engine_does(
     assert all(ratio > 1 - 1e-3 for ratio in there.samples("prefill_over_own_timing"))
     for name in ("weights_bytes", "peak_memory_over_weights_bytes", "load_s"):
         assert "the server" in there.absent(name)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("xllamacpp") is None, reason="xllamacpp has no wheel here"
+)
+def test_a_server_s_text_goes_on_as_the_engine_s_and_ends_where_it_is_to(
+    writes_ascii: Path, recorder: tuple[Recorder, Any]
+) -> None:
+    import xllamacpp
+
+    parameters = xllamacpp.CommonParams()
+    parameters.model.path = str(writes_ascii)
+    parameters.n_ctx, parameters.n_parallel, parameters.warmup = 128, 1, False
+    parameters.fit_params = False
+    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = 1
+    server = xllamacpp.Server(parameters)
+
+    def texts(identity: dict[str, Any]) -> list[str]:
+        work = Work(read_tokens=64)
+        session = engines.load(engines.prepare(identity, recorder[0], work), work, recorder[0])
+        tokenizer = session.tokenizer()
+        assert not isinstance(tokenizer, str)
+        ids = tokenizer.encode("a b c")
+        # The first of them lies across two tokens.
+        ends: list[list[str]] = [[], ["4;\x0c"], ["never", "", *"yxz", "2"]]
+        found = [session.continuation(ids, most, e, tokenizer) for e in ends for most in (1, 24)]
+        session.close()
+        return found
+
+    model = {"source": "gguf", "path": str(writes_ascii), "architecture": None}
+    there = texts(asked(f"{server.listening_address}/v1", model=model))
+    del server
+    assert there == texts(make_identity("source", engine="llamacpp", model=model))
+    assert there == ["\x1a", "\x1a2w74;\x0c\x01", "\x1a", "\x1a2w7", "\x1a", "\x1a"]
+
+
+def test_a_server_is_told_no_more_ends_than_openai_s_takes(
+    recorder: tuple[Recorder, Any],
+) -> None:
+    with scripted() as (url, script):
+        work = Work(read_tokens=64)
+        session = engines.load(engines.prepare(asked(url), recorder[0], work), work, recorder[0])
+        assert session.continuation([1, 2], 9, ["", *"abcdef", "x"], Tokenizer(list)) == ""
+        assert session.continuation([1, 2], 9, [], Tokenizer(list)) == "x"
+    first, last = script.seen[-2:]
+    assert first == last | {"stop": [*"abcd"]}
+    assert (last["max_tokens"], last["temperature"], "ignore_eos" in last) == (9, 0.0, False)
 
 
 def test_a_server_like_vllm_gives_lengths_counts_and_log_probabilities(run: Run) -> None:

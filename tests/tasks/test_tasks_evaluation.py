@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from orchestrator.attempt import AttemptReport
 from orchestrator.engines.cache import cache_root
-from orchestrator.engines.port import NextLogprobs, Tokenizer
+from orchestrator.engines.port import NextLogprobs
+from orchestrator.engines.tokenizer import Tokenizer, text_until
 from orchestrator.environments.build import built
 from orchestrator.errors import ConfigError, InputError
 from orchestrator.isolate.isolation import Isolation
@@ -24,6 +29,7 @@ from orchestrator.measure import Value
 from orchestrator.tasks import evaluation
 from testing.environments import environment
 from testing.trial import make_identity, run_attempt
+from testing.written import ITEMS, WORDS, answers_of, evaluated, words_task
 
 ENVIRONMENT = "lm_eval"
 
@@ -103,6 +109,86 @@ def test_every_token_of_a_text_is_scored_once_within_the_context(tokens: int) ->
     assert model.longest <= model.context_tokens
 
 
+WRITTEN = st.lists(st.sampled_from(["a", "b", "ab", "ba", "", " a", "abab"]), max_size=12)
+
+
+@given(WRITTEN, st.lists(st.text("ab ", max_size=3), max_size=3), st.integers(0, 12))
+def test_a_text_ends_at_the_first_token_that_brings_one_of_its_ends(
+    pieces: list[str], until: list[str], end: int
+) -> None:
+    taken = []
+
+    def tokens() -> Iterator[int]:
+        for at in range(len(pieces)):
+            taken.append(at)
+            yield at
+
+    tokenizer = Tokenizer(list, decode=lambda ids: "".join(pieces[i] for i in ids), end_ids=(end,))
+    found = text_until(tokens(), until, tokenizer)
+    ends = [each for each in until if each]
+    texts = ["".join(pieces[:count]) for count in range(min(end, len(pieces)) + 1)]
+    whole = next((text for text in texts if any(each in text for each in ends)), texts[-1])
+    # As lm_eval.models.utils.postprocess_generated_text.
+    for each in ends:
+        whole = whole.split(each)[0]
+    assert found == whole
+    # Nothing is generated after it.
+    assert len(taken) <= min(len(pieces), end + 1)
+    assert all(each not in "".join(pieces[: len(taken) - 1]) for each in ends)
+
+
+class Writer(Bigram):
+    """A model that writes ``count`` tokens of what it was given, and says how much it was asked."""
+
+    asked: tuple[list[int], int, list[str]]
+
+    def continuation(self, ids: Any, most: int, until: Any, tokenizer: Any) -> str:
+        self.asked = list(ids), most, list(until)
+        return "written"
+
+
+@given(st.integers(0, 20), st.integers(1, 7), st.booleans())
+def test_a_context_leaves_room_for_what_is_written(tokens: int, most: int, begins: bool) -> None:
+    model = Writer(begins=begins)
+    read = reader(model)
+    text = (LETTERS * 3)[:tokens]
+    assert read.generation(text, {"max_gen_toks": most, "until": "b"}) == "written"
+    # Of what is empty, begin-of-text alone is the context.
+    whole = [BEGIN] * (begins or not text) + model.encode(text)
+    kept = whole[-(model.context_tokens - most) :]
+    assert model.asked == (kept, most, ["b"])
+    assert read.cut == (len(kept) < len(whole))
+
+
+def test_a_begin_of_text_that_a_context_brings_is_not_put_before_it_again() -> None:
+    model = Writer(begins=True)
+    model.tokenizer = replace(model.tokenizer, encode=lambda text: [BEGIN, 2])
+    reader(model).generation("<s>a", {"max_tokens": 2})
+    assert model.asked == ([BEGIN, 2], 2, [])
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"do_sample": True}, "do_sample=True, temperature=0.0, and answers are greedy"),
+        ({"temperature": 0.7}, "do_sample=True, temperature=0.7, and"),
+        ({"num_beams": 4}, "generated with num_beams=4, and"),
+        ({"max_gen_toks": 8}, "may have 8 tokens, and no context is left of 8"),
+        ({}, "may have 256 tokens"),
+    ],
+)
+def test_what_is_not_greedy_or_too_long_is_one_line(options: dict[str, Any], line: str) -> None:
+    with pytest.raises(InputError, match=re.escape(line)):
+        reader(Writer()).check(options)
+    greedy = {"do_sample": False, "temperature": 1.0, "top_p": 0.9, "until": [], "max_tokens": 4}
+    reader(Writer()).check(greedy)
+
+
+def test_an_engine_without_ids_and_texts_cannot_generate() -> None:
+    with pytest.raises(InputError, match="cannot generate for an evaluation"):
+        text_until([1], [], Tokenizer(list))
+
+
 def test_what_names_no_evaluation_is_one_line(tmp_path: Path) -> None:
     evaluation.check("")
     evaluation.check("lm_eval:arc_easy")
@@ -124,7 +210,6 @@ def test_the_data_of_a_task_is_part_of_its_content(tmp_path: Path) -> None:
     assert evaluation.content("lm_eval:arc_easy") == {} == evaluation.content("")
 
 
-ITEMS = 32
 TASK = """task: mine
 dataset_path: json
 dataset_kwargs:
@@ -154,18 +239,32 @@ def task_file(tmp_path: Path) -> Path:
 # The harness's own model, by this Python, which has torch: the harness from behind what is here.
 HF = """
 import json, sys
-directory, site, items = sys.argv[1:]
+directory, site, kind, items = sys.argv[1:]
 sys.path.append(site)
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 model = HFLM(pretrained=directory, dtype="float32", device="cpu", batch_size=1)
-asked = [pair for line in open(items) for pair in json.loads(line)["asked"]]
-found = model.loglikelihood(
-    [Instance(request_type="loglikelihood", doc={}, arguments=tuple(a), idx=0) for a in asked]
+asked = [each for line in open(items) for each in json.loads(line)["asked"]]
+found = getattr(model, kind)(
+    [Instance(request_type=kind, doc={}, arguments=tuple(a), idx=0) for a in asked]
 )
-print(json.dumps([value for value, _ in found]))
+print(json.dumps(found))
 """
+
+
+def theirs(kind: str, report: AttemptReport, place: Path) -> list[Any]:
+    """What the harness's own model answers to what an attempt was asked."""
+    items = place / "evaluation.jsonl"
+    items.write_bytes(report.artifacts["evaluation.jsonl"])
+    (site,) = built(environment(ENVIRONMENT)).parents[1].glob("lib/python*/site-packages")
+    digest = report.facts["weights_digest"]
+    (directory,) = (cache_root() / "converted").glob(f"{digest[:32]}-*")
+    words = [sys.executable, "-c", HF, str(directory), str(site), kind, str(items)]
+    answer = subprocess.run(words, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    found: list[Any] = json.loads(answer.stdout.splitlines()[-1])
+    return found
 
 
 @pytest.mark.long
@@ -184,22 +283,44 @@ def test_a_task_of_the_harness_is_answered_as_its_own_model_would(
         assert value_of(report, name) == pytest.approx(means[name], abs=1e-5)
     assert value_of(report, "evaluation.item_loss") > 0
 
-    items = tmp_path / "evaluation.jsonl"
-    items.write_bytes(report.artifacts["evaluation.jsonl"])
-    lines = [json.loads(line) for line in items.read_text().splitlines()]
-    ours = [answer[0] for line in lines for answer in line["answers"]]
-    (site,) = built(environment(ENVIRONMENT)).parents[1].glob("lib/python*/site-packages")
-    (directory,) = (cache_root() / "converted").iterdir()
-    words = [sys.executable, "-c", HF, str(directory), str(site), str(items)]
-    answer = subprocess.run(words, capture_output=True, text=True, check=True)
-    theirs = json.loads(answer.stdout.splitlines()[-1])
-    assert ours == pytest.approx(theirs, abs=1e-3)
+    ours = [answer[0] for answer in answers_of(report)]
+    assert ours == pytest.approx(
+        [value for value, _ in theirs("loglikelihood", report, tmp_path)], abs=1e-3
+    )
     assert len(set(ours)) > ITEMS
 
 
 @pytest.mark.long
+def test_text_is_generated_as_the_harness_s_own_model_would(
+    isolation: Isolation, writes_ascii: Path, tmp_path: Path
+) -> None:
+    exact = {"cache_type_k": "f32", "cache_type_v": "f32", "flash_attention": "off"}
+    asked = [
+        make_identity("fp32", task="quality"),
+        # In its own room there is none for what is asked: neither depth, cache nor graph is of it.
+        make_identity("fp32", prompt_tokens=4, new_tokens=2, depth=64, batch_size=2),
+        make_identity("fp32", prompt_tokens=4, new_tokens=2, cache="static"),
+        make_identity("source", engine="llamacpp", task="quality", **exact),
+    ]
+    task = words_task(tmp_path)
+    reports = [evaluated(isolation, each, writes_ascii, task) for each in asked]
+    expected = theirs("generate_until", reports[0], tmp_path)
+    assert len(set(expected)) > 4
+    for report in reports:
+        assert answers_of(report) == expected
+        facts = report.facts["evaluation"]
+        assert (facts["items"], facts["cut_requests"]) == (ITEMS, ITEMS // 2)
+        # A metric of each filter, paired item by item.
+        scores = report.facts["evaluation_items"]
+        assert scores.keys() == {f"evaluation.exact_match.{w}-word" for w in ("first", "last")}
+        for name, each in scores.items():
+            assert 0 < value_of(report, name) == math.fsum(each) / ITEMS < 1
+        assert "evaluation.item_loss" not in report.metrics
+
+
+@pytest.mark.long
 def test_what_cannot_be_answered_is_one_line(
-    isolation: Isolation, task_file: Path, reads_bytes: Path
+    isolation: Isolation, reads_bytes: Path, tmp_path: Path
 ) -> None:
     model = {"source": "gguf", "path": str(reads_bytes), "architecture": None}
 
@@ -209,11 +330,10 @@ def test_what_cannot_be_answered_is_one_line(
         return run_attempt(isolation, asked).reason or ""
 
     assert "lm-evaluation-harness cannot do this" in reason("lm_eval:no_such_task")
-    written = task_file.read_text().replace("multiple_choice", "generate_until")
-    written = written.replace('doc_to_choice: "{{choices}}"\n', "").replace("label", "context")
-    task_file.write_text(written.replace("metric: acc", "metric: exact_match"))
-    found = reason(f"lm_eval:{task_file}")
-    assert "asks for generate_until, and only log-likelihoods are answered" in found
+    file = words_task(tmp_path)
+    file.write_text(WORDS.replace("max_gen_toks", "temperature: 0.7\n  max_gen_toks"))
+    found = reason(f"lm_eval:{file}")
+    assert "asks for text generated with do_sample=True, temperature=0.7, and answers are" in found
 
 
 def value_of(report: AttemptReport, name: str) -> float:

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from orchestrator.engines import registry
+from orchestrator.engines.digest import ids_digest
 from orchestrator.engines.registry import expect
-from orchestrator.engines.texts import ids_digest
 from orchestrator.engines.transformers.compilation import CompileWatch
 from orchestrator.errors import ConfigError
 from orchestrator.measure import InputError, Mismatch

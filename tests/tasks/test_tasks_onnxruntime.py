@@ -17,6 +17,7 @@ from orchestrator.measure import HostClock, Recorder
 from testing.checks import check_of
 from testing.environments import environment
 from testing.trial import make_identity, run_attempt
+from testing.written import ITEMS, answers_of, evaluated, words_task
 
 ENVIRONMENT = "onnxruntime"
 
@@ -71,6 +72,21 @@ def test_a_depth_is_appended_before_what_is_timed(isolation: Isolation, reads_by
     # The same ids, computed at once.
     for fact in ("prompt", "output_digests"):
         assert deep.facts[fact] == whole.facts[fact]
+
+
+@pytest.mark.long
+@pytest.mark.xdist_group("onnxruntime")
+def test_text_is_generated_for_an_evaluation(
+    isolation: Isolation, writes_ascii: Path, tmp_path: Path
+) -> None:
+    task = words_task(tmp_path)
+    ours, plain = (
+        answers_of(evaluated(isolation, asked, writes_ascii, task))
+        for asked in (identity(writes_ascii, "fp32", depth=8), make_identity(task="quality"))
+    )
+    # Where the two likeliest tokens are next to each other, its sums may choose the other one.
+    assert sum(one == two for one, two in zip(ours, plain, strict=True)) > 0.9 * ITEMS
+    assert len(set(ours)) > 4
 
 
 def value(report: AttemptReport, name: str) -> float:

@@ -20,6 +20,7 @@ from testing.checks import check_of
 from testing.environments import environment
 from testing.gguf import rewritten
 from testing.trial import make_identity, run_attempt
+from testing.written import ITEMS, answers_of, evaluated, words_task
 
 ENVIRONMENT = "openvino"
 
@@ -39,6 +40,10 @@ def identity(model: Path, quant: str = "q8_0", **options: Any) -> dict[str, Any]
 
 @pytest.fixture
 def converted(reads_bytes: Path, tmp_path: Path) -> Path:
+    return converted_from(reads_bytes, tmp_path)
+
+
+def converted_from(file: Path, place: Path) -> Path:
     """With what every file that llama.cpp converted says, and OpenVINO does not do without.
 
     Its logits are as far apart as those of a real model.
@@ -50,7 +55,7 @@ def converted(reads_bytes: Path, tmp_path: Path) -> Path:
     }
     norm = "output_norm.weight"
     tensors = {norm: [10.0] * 64}
-    return rewritten(reads_bytes, tmp_path / "converted.gguf", said, tensors, without=norm)
+    return rewritten(file, place / "converted.gguf", said, tensors, without=norm)
 
 
 def test_a_tiny_model_is_measured_for_real(isolation: Isolation, converted: Path) -> None:
@@ -67,6 +72,20 @@ def test_its_logits_are_near_those_of_float32(isolation: Isolation, converted: P
     assert metrics["perplexity"].value == pytest.approx(
         metrics["reference_perplexity"].value, rel=0.02
     )
+
+
+@pytest.mark.long
+def test_text_is_generated_for_an_evaluation(
+    isolation: Isolation, writes_ascii: Path, tmp_path: Path
+) -> None:
+    model, task = converted_from(writes_ascii, tmp_path), words_task(tmp_path)
+    # Its cache has eight bits, so other tokens may come; of each kind some stay.
+    ours, plain = (
+        answers_of(evaluated(isolation, asked, model, task))
+        for asked in (identity(model, batch_size=2), make_identity(task="quality"))
+    )
+    assert sum(one == two for one, two in zip(ours, plain, strict=True)) > 0.5 * ITEMS
+    assert len(set(ours)) > 4
 
 
 def holds(report: AttemptReport, quant: str, held: str) -> None:

@@ -27,6 +27,7 @@ from testing.checks import check_of
 from testing.environments import environment
 from testing.trial import make_identity, run_attempt
 from testing.waiting import until
+from testing.written import WORDS, answers_of, evaluated, words_task
 
 ENVIRONMENT = "vllm_cpu"
 
@@ -64,6 +65,24 @@ def test_the_packaged_model_is_measured_for_real(isolation: Isolation, quant: st
     assert value(report, "perplexity") == pytest.approx(
         value(report, "reference_perplexity"), rel=0.01
     )
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)  # it builds two environments
+def test_text_is_generated_for_an_evaluation(isolation: Isolation, tmp_path: Path) -> None:
+    task = words_task(tmp_path, items=4)
+    # Some texts are left in the middle.
+    task.write_text(WORDS.replace("8;w67;T", "1"))
+    ours, plain = (
+        answers_of(evaluated(isolation, asked, None, task))
+        for asked in (
+            identity("fp32", batch_size=2),
+            make_identity(model=PACKAGED, task="quality", tokens=64),
+        )
+    )
+    # Where the two likeliest tokens are next to each other, its sums may choose the other one.
+    assert sum(one == two for one, two in zip(ours, plain, strict=True)) >= 3
+    assert len(set(ours)) > 1
 
 
 SUPERVISOR = """

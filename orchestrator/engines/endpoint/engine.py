@@ -21,8 +21,8 @@ from orchestrator.engines.completions import (
     likeliest_next,
     prompt_logprobs,
     read_completion,
+    text_of,
 )
-from orchestrator.engines.digest import digest_text
 from orchestrator.engines.endpoint.client import Endpoint, key_of
 from orchestrator.engines.likeliest_proofs import prove
 from orchestrator.engines.next_tokens import TOP, along
@@ -35,12 +35,12 @@ from orchestrator.engines.port import (
     Prompt,
     Service,
     Session,
-    Tokenizer,
     Work,
 )
 from orchestrator.engines.proof import FAILED, PROVEN, UNDECIDED, Finding
 from orchestrator.engines.source import model_path
 from orchestrator.engines.texts import PACKAGED_TEXT, begin_of_text, read_text
+from orchestrator.engines.tokenizer import Tokenizer, cut_before
 from orchestrator.host.secrets import is_secret
 from orchestrator.measure import Clock, ConfigError, Identity, InputError, Mismatch, Recorder
 from orchestrator.measure.sampling import Phases, no_phase
@@ -50,6 +50,8 @@ _SAMPLE_CHARACTERS = 200_000
 _PROBE = "a text"
 # As many as vLLM gives of a prompt's tokens unless it was started with more.
 _TOP_OF_PROMPT = 20
+# As many as OpenAI's API takes.
+_MOST_STOPS = 4
 # No id of a vocabulary that is not known is out of range.
 _ANY_VOCABULARY = 1 << 31
 # One read may bring all of a short answer where this process had to wait for its core.
@@ -156,7 +158,7 @@ class EndpointSession(Session):
             phases.window("decode", first, last)
         return Generation(
             tuple((at_ns - begin) / 1e9 for at_ns in answer.arrivals_ns),
-            digest_text(answer.text)[:16],
+            answer.text,
             answer.own,
         )
 
@@ -202,6 +204,15 @@ class EndpointSession(Session):
         if len(rows) != len(sequence) - 1:
             raise Mismatch(f"log-probabilities of {len(rows)} of {len(sequence) - 1} tokens came")
         return NextLogprobs.of_rows(rows[-len(targets) :], targets, _TOP_OF_PROMPT)
+
+    def continuation(
+        self, ids: Sequence[int], most: int, until: Sequence[str], tokenizer: Tokenizer
+    ) -> str:
+        asked: dict[str, Any] = {"prompt": list(ids), "max_tokens": most, "temperature": 0.0}
+        # It may end sooner for these; all of them are looked for here.
+        if stops := list(filter(None, until))[:_MOST_STOPS]:
+            asked["stop"] = stops
+        return cut_before(text_of(self._server.complete(asked)), until)
 
     def prove(self, prompt: Prompt, new_tokens: int, recorder: Recorder) -> None:
         if self._last is not None:

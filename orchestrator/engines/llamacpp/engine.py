@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrator.engines import gguf_formats as formats
-from orchestrator.engines.digest import digest_text
 from orchestrator.engines.gguf_files import gguf_files
 from orchestrator.engines.likeliest_proofs import prove
 from orchestrator.engines.llamacpp.expected import GGUF_MADE, GGUF_TYPE, expect_llamacpp
@@ -36,11 +35,11 @@ from orchestrator.engines.port import (
     Prompt,
     Service,
     Session,
-    Tokenizer,
     Work,
     has_package,
 )
 from orchestrator.engines.texts import begin_of_text
+from orchestrator.engines.tokenizer import Tokenizer, cut_before
 from orchestrator.host.cpu import usable_cores
 from orchestrator.measure import (
     Clock,
@@ -210,7 +209,7 @@ class LlamaCppSession(Session):
             phases.window("decode", arrivals[0], arrivals[-1])
         return Generation(
             tuple((at_ns - begin_ns) / 1e9 for at_ns in arrivals),
-            digest_text("".join(answer.text for answer in answers))[:16],
+            "".join(answer.text for answer in answers),
             OwnTimings(
                 max(answer.own_prefill_s for answer in answers),
                 max(answer.own_decode_s for answer in answers),
@@ -242,6 +241,11 @@ class LlamaCppSession(Session):
         return along(self._server.next_logprobs, ids, targets, 1, self.vocabulary).likelihood(
             targets
         )
+
+    def continuation(
+        self, ids: Sequence[int], most: int, until: Sequence[str], tokenizer: Tokenizer
+    ) -> str:
+        return cut_before(self._server.text(ids, most, until), until)
 
     def prove(self, prompt: Prompt, new_tokens: int, recorder: Recorder) -> None:
         if self._last is not None:

@@ -176,6 +176,15 @@ class LlamaServer:
         choices = self._ask(request | {"logprobs": 1})["choices"]
         return [[int(each["id"]) for each in c["logprobs"]["content"]] for c in choices]
 
+    def text(self, prompt: Sequence[int], most: int, until: Sequence[str]) -> str:
+        """What follows ``prompt``, at most so many tokens; what it has in common with the last one
+        is taken from the cache.
+        """
+        request = _greedy([prompt], most, cached=True)
+        stops = list(filter(None, until))
+        answer = self._ask(request | {"ignore_eos": False, "stop": stops})
+        return str(answer["choices"][0]["text"])
+
     def fill(self, prompt: Sequence[Sequence[int]], depth: int) -> None:
         """Have the first ``depth`` ids of each row in the cache, and no more of it."""
         # They are computed once: what is there already stays, and whatever follows them goes.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -23,13 +23,12 @@ from orchestrator.engines.port import (
     NextLogprobs,
     Prompt,
     Session,
-    Tokenizer,
     Work,
     has_package,
 )
 from orchestrator.engines.separate import run_module
 from orchestrator.engines.source import find_problem
-from orchestrator.engines.texts import ids_digest
+from orchestrator.engines.tokenizer import Tokenizer
 from orchestrator.host.cpu import usable_cores
 from orchestrator.measure import HostMemory, Identity, Recorder
 from orchestrator.measure.phase_memory import PhaseMemory
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
 
 _PACKAGE = "onnxruntime-genai"
 # Part of the cache key: raise it when the same model would come out differently.
-_VERSION = 2
+_VERSION = 3
 # Products of eight-bit integers where the weights have four.
 _ROUNDING = {"fp32": 2e-5, "int4wo": 3e-2}
 
@@ -128,7 +127,7 @@ class OnnxRuntimeSession(Session):
         first, *later = arrivals
         return Generation(
             tuple((at - begin) / 1e9 for at in (first, *(each - gap for each in later))),
-            ids_digest([int(i) for tokens in out for i in tokens])[:16],
+            tuple(tuple(map(int, row)) for row in zip(*out, strict=True)),
         )
 
     def footprint(self) -> Footprint:
@@ -136,6 +135,7 @@ class OnnxRuntimeSession(Session):
         return Footprint(weights_bytes, self._prepared.about["parameters"])
 
     def tokenizer(self) -> Tokenizer | str:
+        import numpy as np
         import onnxruntime_genai
 
         about = self._prepared.about
@@ -148,10 +148,23 @@ class OnnxRuntimeSession(Session):
             ids = [int(i) for i in tokenizer.encode(text)]
             return ids[len(begin) :] if begin and ids[: len(begin)] == begin else ids
 
-        return Tokenizer(encode, tuple(begin), start_id=about["start_id"])
+        def decode(ids: Sequence[int]) -> str:
+            return str(tokenizer.decode(np.array(ids, np.int32)))
+
+        start_id, end_ids = about["start_id"], tuple(about["end_ids"])
+        return Tokenizer(encode, tuple(begin), None, start_id, decode, end_ids)
 
     def next_logprobs(self, ids: Sequence[int], targets: Sequence[int]) -> NextLogprobs:
         return NextLogprobs.of_logits(self._logits([list(ids)])[0][-len(targets) :], targets)
+
+    def tokens_after(self, ids: Sequence[int], most: int) -> Generator[int, None, None]:
+        import numpy as np
+
+        generator = self._generator(1, len(ids) + most, ends=True)
+        generator.append_tokens(np.array([ids], np.int32))
+        while not generator.is_done():
+            generator.generate_next_token()
+            yield int(generator.get_next_tokens()[0])
 
     def prove(self, prompt: Prompt, new_tokens: int, recorder: Recorder) -> None:
         if self._depth:
@@ -160,12 +173,12 @@ class OnnxRuntimeSession(Session):
         tail = len(ids) - self._depth if self._depth else 1
         prove_by_logits(self._logits, ids, rounding, recorder, tail=tail)
 
-    def _generator(self, rows: int, tokens: int) -> Any:
+    def _generator(self, rows: int, tokens: int, *, ends: bool = False) -> Any:
         import onnxruntime_genai
 
         parameters = onnxruntime_genai.GeneratorParams(self._model)
-        # As long as asked for: an end-of-text token is not chosen before.
-        length = {"max_length": tokens, "min_length": tokens}
+        # As long as asked for, where it does not end: an end-of-text token is not chosen before.
+        length = {"max_length": tokens, "min_length": 0 if ends else tokens}
         parameters.set_search_options(do_sample=False, batch_size=rows, **length)
         return onnxruntime_genai.Generator(self._model, parameters)
 

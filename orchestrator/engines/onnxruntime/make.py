@@ -48,6 +48,7 @@ def main(request: Path, target: Path) -> None:
         "context_tokens": prepared.context_tokens,
         "tokenizer": tokenizer if isinstance(tokenizer, str) else None,
         "start_id": None if isinstance(tokenizer, str) else tokenizer.start_id,
+        "end_ids": [] if isinstance(tokenizer, str) else list(tokenizer.end_ids),
         "begin_of_text": [] if isinstance(tokenizer, str) else list(tokenizer.begin_of_text),
         "quantized": _quantized(target / "model.onnx"),
     }

@@ -15,7 +15,7 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
@@ -36,14 +36,14 @@ from orchestrator.engines.port import (
     OwnTimings,
     Prompt,
     Session,
-    Tokenizer,
     Work,
     has_package,
 )
 from orchestrator.engines.proof import CACHE_SHARE, FAILED, PROVEN, Finding, judge_cache
 from orchestrator.engines.separate import run_forked
 from orchestrator.engines.source import model_path
-from orchestrator.engines.texts import begin_of_text, ids_digest
+from orchestrator.engines.texts import begin_of_text
+from orchestrator.engines.tokenizer import Tokenizer
 from orchestrator.host.cpu import usable_cores
 from orchestrator.measure import HostMemory, Identity, Infeasible, Mismatch, Recorder
 from orchestrator.measure.options import choice
@@ -146,13 +146,13 @@ class OpenVinoSession(Session):
         config = _greedy(new_tokens)
         clock = time.perf_counter_ns
         arrivals: list[int] = []
-        out: list[int] = []
+        out: list[list[int]] = []
         with phases("prefill"):
             begin = clock()
             handles = [self._add(row, config) for row in prompt]
             self._pipeline.step()
             arrivals.append(clock())
-        out += _one_each(handles)
+        out.append(_one_each(handles))
         gap = 0
         if new_tokens > 1:
             with phases("decode"):
@@ -161,7 +161,7 @@ class OpenVinoSession(Session):
                 for _ in range(new_tokens - 1):
                     self._pipeline.step()
                     arrivals.append(clock())
-                    out += _one_each(handles)
+                    out.append(_one_each(handles))
         if self._pipeline.has_non_finished_requests():
             raise Mismatch(f"OpenVINO goes on after {new_tokens} tokens")
         first, *later = arrivals
@@ -169,7 +169,7 @@ class OpenVinoSession(Session):
         own_decode_s = own.get_tpot().mean * (new_tokens - 1) / 1e3 - gap / 1e9
         return Generation(
             tuple((at - begin) / 1e9 for at in (first, *(each - gap for each in later))),
-            ids_digest(out)[:16],
+            tuple(zip(*out, strict=True)),
             OwnTimings(own.get_ttft().mean / 1e3, own_decode_s),
         )
 
@@ -184,11 +184,27 @@ class OpenVinoSession(Session):
             found = tokenizer.encode(text, add_special_tokens=special).input_ids
             return [int(i) for i in found.data[0]]
 
-        begin = begin_of_text(encode(_PROBE), encode(_PROBE, True))
-        return Tokenizer(encode, begin, start_id=self._model.contents.start_id)
+        def decode(ids: Sequence[int]) -> str:
+            return str(tokenizer.decode(list(ids)))
+
+        begin, contents = begin_of_text(encode(_PROBE), encode(_PROBE, True)), self._model.contents
+        return Tokenizer(encode, begin, None, contents.start_id, decode, contents.end_ids)
 
     def next_logprobs(self, ids: Sequence[int], targets: Sequence[int]) -> NextLogprobs:
         return NextLogprobs.of_logits(self._logits([list(ids)])[0][-len(targets) :], targets)
+
+    def tokens_after(self, ids: Sequence[int], most: int) -> Generator[int, None, None]:
+        handle = self._add(ids, _greedy(most))
+        try:
+            while self._pipeline.has_non_finished_requests():
+                self._pipeline.step()
+                if handle.can_read():
+                    for output in handle.read().values():
+                        yield from output.generated_ids
+        finally:
+            handle.cancel()
+            while self._pipeline.has_non_finished_requests():
+                self._pipeline.step()
 
     def prove(self, prompt: Prompt, new_tokens: int, recorder: Recorder) -> None:
         ids = list(prompt[0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,9 +18,9 @@ from orchestrator.engines.port import (
     NextLogprobs,
     Prompt,
     Session,
-    Tokenizer,
     Work,
 )
+from orchestrator.engines.tokenizer import Tokenizer
 from orchestrator.engines.transformers.expected import expect_inference
 from orchestrator.engines.transformers.feasible import (
     ATTENTIONS,
@@ -113,6 +113,7 @@ class TransformersSession(Session):
         self._cache_tokens = work.tokens if static else None
         self._compiling: CompileWatch | None = None
         self._generator: GreedyGenerator | None = None
+        self._untimed: GreedyGenerator | None = None
         self._prefill_s = 0.0
         self.vocabulary = int(prepared.config.get_text_config(decoder=True).vocab_size)
         self.ordinary_ids = ordinary_ids(prepared)
@@ -137,12 +138,14 @@ class TransformersSession(Session):
             cache_tokens=self._cache_tokens,
             token_sleep_s=options["token_sleep_s"],
         )
+        # Of any length, which neither a graph nor a static cache is made for.
+        self._untimed = generator_for(self._model, recorder.clock)
         self.memory = PhaseMemory(tracker(self._identity["device"]["kind"]))
 
     def generate(self, prompt: Prompt, new_tokens: int, phases: Phases = no_phase) -> Generation:
         import torch
 
-        from orchestrator.engines.transformers.tokens import output_digest
+        from orchestrator.engines.transformers.tokens import rows_of
 
         assert self._generator is not None, "ready() comes first"
         with torch.inference_mode(), loading.runs(self._prepared):
@@ -150,7 +153,7 @@ class TransformersSession(Session):
             timing, tokens = self._generator.sequence(ids, new_tokens, phases, self._depth)
             self._prefill_s = timing.ttft_s
             arrivals = itertools.accumulate(timing.intervals_s, initial=timing.ttft_s)
-            return Generation(tuple(arrivals), output_digest(tokens))
+            return Generation(tuple(arrivals), rows_of(tokens))
 
     def settle(self, prompt: Prompt, new_tokens: int, recorder: Recorder) -> None:
         if self._compiling is not None:
@@ -183,6 +186,20 @@ class TransformersSession(Session):
                 logprobs.argmax(-1).cpu().numpy(),
                 logprobs.cpu().numpy(),
             )
+
+    def tokens_after(self, ids: Sequence[int], most: int) -> Generator[int, None, None]:
+        import torch
+
+        assert self._untimed is not None, "ready() comes first"
+        past, fed = None, self._tensor([ids])
+        for _ in range(most):
+            with torch.inference_mode(), loading.runs(self._prepared), _device_memory():
+                if past is None:
+                    past, logits = self._untimed.begin(fed)
+                else:
+                    logits = self._untimed.step(fed, past)
+                fed = logits.argmax(-1, keepdim=True)
+            yield int(fed)
 
     def prove(self, prompt: Prompt, new_tokens: int, recorder: Recorder) -> None:
         import torch

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.engines.port import Tokenizer
-from orchestrator.engines.texts import begin_of_text, ids_digest, random_prompt
+from orchestrator.engines.texts import begin_of_text, random_prompt
+from orchestrator.engines.tokenizer import Tokenizer
 from orchestrator.engines.transformers.load import Prepared
 from orchestrator.errors import one_line
 from orchestrator.measure import InputError
@@ -58,16 +59,29 @@ def load_tokenizer(prepared: Prepared, *, trust_remote_code: bool) -> Tokenizer 
             begin_of_text(encode(_PROBE), encode(_PROBE, special=True)),
             getattr(found, "unk_token_id", None),
             getattr(found, "eos_token_id", None) if begin is None else begin,
+            lambda ids: str(found.decode(ids, skip_special_tokens=True)),
+            _end_ids(prepared, directory, getattr(found, "eos_token_id", None)),
         )
     except Exception as error:  # tokenizers raise types of their own
         return f"this model's tokenizer cannot be read: {one_line(error)}"
 
 
-def output_digest(steps: list[torch.Tensor]) -> str:
-    """16 hex digits of the ids that a generation gave, step by step, (batch, 1) each."""
+def _end_ids(prepared: Prepared, directory: Path, own: int | None) -> tuple[int, ...]:
+    """Those at which transformers' own ``generate`` ends, and the tokenizer's ``own``."""
+    file = directory / "generation_config.json"
+    if file.is_file():
+        ends = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
+    else:
+        ends = getattr(prepared.config.get_text_config(decoder=True), "eos_token_id", None)
+    found = [own, *(ends if isinstance(ends, list) else [ends])]
+    return tuple(dict.fromkeys(int(i) for i in found if i is not None))
+
+
+def rows_of(steps: list[torch.Tensor]) -> tuple[tuple[int, ...], ...]:
+    """Ids of each row of a generation, which gave them step by step, (batch, 1) each."""
     import torch
 
-    return ids_digest(torch.cat(steps, dim=-1).flatten().tolist())[:16]
+    return tuple(map(tuple, torch.cat(steps, dim=-1).tolist()))
 
 
 def ordinary_ids(prepared: Prepared) -> list[int]:

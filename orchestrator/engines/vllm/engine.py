@@ -12,7 +12,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,14 +29,13 @@ from orchestrator.engines.port import (
     NextLogprobs,
     Prompt,
     Session,
-    Tokenizer,
     Work,
     has_package,
 )
 from orchestrator.engines.proof import FAILED, PROVEN, Finding
 from orchestrator.engines.reference import reference_identity
 from orchestrator.engines.source import find_problem
-from orchestrator.engines.texts import ids_digest
+from orchestrator.engines.tokenizer import Tokenizer
 from orchestrator.errors import one_line
 from orchestrator.host.cpu import flags
 from orchestrator.measure import (
@@ -231,7 +230,7 @@ class VllmSession(Session):
             phases.window("decode", arrivals[0], arrivals[-1])
         return Generation(
             tuple((at - begin) / 1e9 for at in arrivals),
-            ids_digest([i for ids in out.values() for i in ids])[:16],
+            tuple(map(tuple, out.values())),
         )
 
     def footprint(self) -> Footprint:
@@ -246,6 +245,22 @@ class VllmSession(Session):
         count = min(TOP, self.vocabulary)
         rows = self._of_prompt([*ids, targets[-1]], count)
         return NextLogprobs.of_rows(rows[-len(targets) :], targets, count)
+
+    def tokens_after(self, ids: Sequence[int], most: int) -> Generator[int, None, None]:
+        import vllm
+
+        asked = vllm.SamplingParams(
+            temperature=0.0, max_tokens=most, ignore_eos=True, detokenize=False
+        )
+        name, given = self._ask(ids, asked), 0
+        try:
+            while self._engine.has_unfinished_requests():
+                for step in self._engine.step():
+                    tokens = step.outputs[0].token_ids
+                    yield from tokens[given:]
+                    given = len(tokens)
+        finally:
+            self._engine.abort_request([name])
 
     def prove(self, prompt: Prompt, new_tokens: int, recorder: Recorder) -> None:
         recorder.engaged("prompt tokens from a cache", 0, self._reused)

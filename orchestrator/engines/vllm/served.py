@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING
 
 from orchestrator.engines.endpoint.client import Endpoint
 from orchestrator.engines.endpoint.engine import EndpointModel, EndpointSession
-from orchestrator.engines.port import Footprint, Tokenizer, Work
+from orchestrator.engines.port import Footprint, Work
+from orchestrator.engines.tokenizer import Tokenizer
 from orchestrator.measure import HostClock, Identity, InputError, Recorder
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ Pure values, no terminal: the table, the exports and the HTML report are renderi
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -318,8 +318,18 @@ def _present(
     names: Sequence[str], reports: Sequence[AttemptReport], derived: Mapping[str, Column]
 ) -> list[str]:
     """Those of ``names`` that at least one attempt measured or said it could not."""
-    seen = {name for report in reports for name in (*report.metrics, *report.telemetry)}
-    return [n for n in names if n in seen or (n in derived and derived[n].metric in seen)]
+    seen = dict.fromkeys(n for report in reports for n in (*report.metrics, *report.telemetry))
+    every = [each for name in names for each in _named(name, seen)]
+    return [
+        n for n in dict.fromkeys(every) if n in seen or (n in derived and derived[n].metric in seen)
+    ]
+
+
+def _named(name: str, seen: Iterable[str]) -> list[str]:
+    """The metrics that a headline's name stands for: of ``a.*`` all that begin so."""
+    if not name.endswith("*"):
+        return [name]
+    return [each for each in seen if each.startswith(name[:-1])]
 
 
 def _ordered(rows: Sequence[TrialRow]) -> list[TrialRow]:
