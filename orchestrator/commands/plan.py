@@ -8,6 +8,7 @@ from dataclasses import replace
 from orchestrator.commands.output import emit, emit_json, say
 from orchestrator.commands.run import executors, planned
 from orchestrator.environments.build import key_of, told
+from orchestrator.plan.harness import harness_of
 from orchestrator.plan.hydra_cli import hydra_flags
 from orchestrator.plan.plan import Plan, plan_json
 from orchestrator.plan.preflight import preflight
@@ -52,10 +53,11 @@ def plan_command(argv: Sequence[str]) -> int:
 
 
 def _environments(plan: Plan) -> list[str]:
-    """A line for each environment that trials of the plan run in."""
+    """A line for each environment that trials of the plan run in, or are evaluated in."""
     asked = {
         key_of(environment): environment
         for trial in plan.trials
-        if (environment := trial.identity["environment"]) and "packages" in environment
+        for environment in (trial.identity["environment"], harness_of(trial.identity))
+        if environment and "packages" in environment
     }
     return [told(environment) for environment in asked.values()]

@@ -23,9 +23,13 @@ def harness_environment() -> Mapping[str, Any]:
     return found
 
 
+def harness_of(identity: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The environment of the harness that evaluates a trial; empty where none does."""
+    evaluated = str(identity["task"].get("evaluate")).startswith("lm_eval:")
+    return harness_environment() if evaluated else {}
+
+
 def harness_software(identity: Mapping[str, Any]) -> dict[str, str]:
-    """The version of the harness that evaluates a trial; nothing where none does, or can be had."""
-    if not str(identity["task"].get("evaluate")).startswith("lm_eval:"):
-        return {}
-    packages = harness_environment().get("packages", {})
+    """The version of that harness; nothing where there is none, or none can be had."""
+    packages = harness_of(identity).get("packages", {})
     return {name: version for name, version in packages.items() if name == PACKAGE}

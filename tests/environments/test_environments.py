@@ -279,6 +279,13 @@ def test_conditions_are_of_the_environment(options: Path) -> None:
     assert (software["python"], software["torch"]) == ("3.10", "2.4.1")
 
 
+def test_a_plan_says_what_an_evaluation_needs(tmp_path: Path) -> None:
+    words = ("plan", "task=quality", "device=cpu", "quant=fp32,bf16")
+    assert "environment of" not in orchestrator(tmp_path, *words).err
+    evaluated = orchestrator(tmp_path, *words, "task.evaluate=lm_eval:arc_easy").err
+    assert evaluated.count("environment of Python") == 1
+
+
 def test_a_harness_of_another_version_makes_what_it_counted_stale(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
