@@ -8,8 +8,8 @@ from dataclasses import replace
 from orchestrator.commands.output import emit, emit_json, say
 from orchestrator.commands.run import executors, planned
 from orchestrator.environments.build import key_of, told
-from orchestrator.plan.harness import harness_of
 from orchestrator.plan.hydra_cli import hydra_flags
+from orchestrator.plan.lm_eval import harness_of
 from orchestrator.plan.plan import Plan, plan_json
 from orchestrator.plan.preflight import preflight
 from orchestrator.record import open_store

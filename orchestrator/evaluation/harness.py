@@ -19,7 +19,7 @@ from orchestrator.engines.digest import digest_json
 from orchestrator.engines.separate import exits_for_a_full_disk
 from orchestrator.environments.build import built
 from orchestrator.environments.lock import why_unresolved
-from orchestrator.plan.harness import harness_environment
+from orchestrator.plan.lm_eval import harness_environment
 
 _SIDE = Path(__file__).with_name("lm_eval_side.py")
 

@@ -16,7 +16,7 @@ from orchestrator.engines.registry import is_remote
 from orchestrator.host.secrets import without_secrets
 from orchestrator.host.software import software
 from orchestrator.measure.registry import find_task
-from orchestrator.plan.harness import harness_software
+from orchestrator.plan.lm_eval import harness_software
 from orchestrator.telemetry.fingerprint import machine_of
 
 if TYPE_CHECKING:

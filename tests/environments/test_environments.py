@@ -291,7 +291,7 @@ def test_a_harness_of_another_version_makes_what_it_counted_stale(
 ) -> None:
     from orchestrator.attempt import Slot
     from orchestrator.conditions import difference, same
-    from orchestrator.plan import harness
+    from orchestrator.plan import lm_eval
     from orchestrator.schedule.surroundings import Surroundings
 
     def now(evaluate: str) -> Any:
@@ -303,7 +303,7 @@ def test_a_harness_of_another_version_makes_what_it_counted_stale(
     assert f"lm-eval=={before.software['lm-eval']}\n" in shipped
     assert "lm-eval" not in now("").software
     later = {"packages": {"lm-eval": "9.9"}}
-    monkeypatch.setattr(harness, "harness_environment", lambda: later)
+    monkeypatch.setattr(lm_eval, "harness_environment", lambda: later)
     after = now("lm_eval:arc_easy")
     assert not same(before.ids, after.ids)
     assert difference(before, after) == f"lm-eval {before.software['lm-eval']} → 9.9"

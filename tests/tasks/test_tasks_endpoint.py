@@ -72,20 +72,28 @@ def test_tokens_are_counted_by_timings_by_usage_or_by_chunks() -> None:
     assert by_chunks.own is None
 
 
-@pytest.mark.skipif(
+with_llama_cpp = pytest.mark.skipif(
     importlib.util.find_spec("xllamacpp") is None, reason="xllamacpp has no wheel here"
 )
-def test_a_server_of_llama_cpp_answers_as_the_engine_does(
-    identity: Identity, run: Run, reads_bytes: Path
-) -> None:
+
+
+def llama_server(file: Path) -> Any:
+    """llama.cpp's own server of ``file``; it ends with the last reference to it."""
     import xllamacpp
 
     parameters = xllamacpp.CommonParams()
-    parameters.model.path = str(reads_bytes)
+    parameters.model.path = str(file)
     parameters.n_ctx, parameters.n_parallel, parameters.warmup = 128, 1, False
     parameters.fit_params = False
     parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = 1
-    server = xllamacpp.Server(parameters)
+    return xllamacpp.Server(parameters)
+
+
+@with_llama_cpp
+def test_a_server_of_llama_cpp_answers_as_the_engine_does(
+    identity: Identity, run: Run, reads_bytes: Path
+) -> None:
+    server = llama_server(reads_bytes)
     model = {"source": "gguf", "path": str(reads_bytes), "architecture": None}
     # So many that not all are there before the first read, however small the model.
     work = {"prompt_tokens": 24, "new_tokens": 80, "quality_tokens": 16, "prompt": "text"}
@@ -106,20 +114,11 @@ def test_a_server_of_llama_cpp_answers_as_the_engine_does(
         assert "the server" in there.absent(name)
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("xllamacpp") is None, reason="xllamacpp has no wheel here"
-)
+@with_llama_cpp
 def test_a_server_s_text_goes_on_as_the_engine_s_and_ends_where_it_is_to(
     writes_ascii: Path, recorder: tuple[Recorder, Any]
 ) -> None:
-    import xllamacpp
-
-    parameters = xllamacpp.CommonParams()
-    parameters.model.path = str(writes_ascii)
-    parameters.n_ctx, parameters.n_parallel, parameters.warmup = 128, 1, False
-    parameters.fit_params = False
-    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = 1
-    server = xllamacpp.Server(parameters)
+    server = llama_server(writes_ascii)
 
     def texts(identity: dict[str, Any]) -> list[str]:
         work = Work(read_tokens=64)
