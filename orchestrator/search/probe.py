@@ -28,7 +28,7 @@ TYPICAL_ERROR = 0.01
 _FIRST_LOOKS = (1, 3)
 _NEXT_LOOK = 1.5
 # Of the error that is left, a level that gets all its attempts spends about this much.
-_SPENT_BY_LEVEL = 0.5
+_SPENT_BY_LEVEL = 0.9
 # A p value that small is enough to go by when choosing where to look; so is it that the target is
 # met with such a part of every limit.
 _LEANS = 0.1
@@ -112,12 +112,12 @@ class Probe:
     def next_share(self) -> float:
         """Of the error that is left, what the next look may spend.
 
-        Looks share by the cube of their attempts (Kim and DeMets, *Biometrika* 74, 1987): a level
+        Looks share by the square of their attempts (Kim and DeMets, *Biometrika* 74, 1987): a level
         looked at to the end spends most of its part there, where it is needed, and the first looks,
         which only choose where to go, nearly nothing.
         """
         before, after = (
-            (n / self.most_attempts) ** 3 for n in (len(self.attempts), self.next_look)
+            (n / self.most_attempts) ** 2 for n in (len(self.attempts), self.next_look)
         )
         return _SPENT_BY_LEVEL * (after - before)
 

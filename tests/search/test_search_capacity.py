@@ -155,11 +155,13 @@ def test_a_flat_curve_is_undecided_and_says_what_it_would_take() -> None:
 
 def test_more_attempts_go_on_from_those_that_did_not_suffice() -> None:
     served, few = server(31.4, requests=40), replace(STEADY, most_attempts=8)
-    first, known, made = run(served, few)
+    first, known, _ = run(served, few)
     assert isinstance(first, Undecided)
-    last, _, more = run(served, replace(few, most_attempts=100), known)
+    many = replace(few, most_attempts=100)
+    last, _, more = run(served, many, known)
     assert type(last) is Found
-    assert more > made
+    _, _, all_of_them = run(served, many)
+    assert 0 < more < all_of_them
     assert (last.low or 0.0) <= 31.4 <= (last.high or 0.0)
     limited, _, _ = run(served, replace(few, most_levels=3))
     assert isinstance(limited, Undecided)
