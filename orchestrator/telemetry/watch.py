@@ -46,6 +46,7 @@ class Telemetry:
         self._gpu: GpuSampler | None = None
         self._pacers: list[Pacer] = []
         self._began_ns = 0
+        self._attached_ns: int | None = None
 
     def start(self, slot: Slot) -> None:
         """Begin to sample the slot's host and GPUs, before the measured process exists."""
@@ -62,6 +63,7 @@ class Telemetry:
 
     def attach(self, pid: int) -> None:
         """Follow the measured process ``pid`` from now on."""
+        self._attached_ns = time.perf_counter_ns()
         # The samplers have no locks: each is read here only while its thread does not run yet.
         if self._host is not None:
             self._host.attach(pid)
@@ -78,7 +80,8 @@ class Telemetry:
         hanging = [p for p in self._pacers if not p.stop()]
         host.tick(slow=True)
         host.close()
-        attempt = (self._began_ns, time.perf_counter_ns())
+        # What came before the process (imports, an environment that was built) is no part of it.
+        attempt = (self._attached_ns or self._began_ns, time.perf_counter_ns())
         windows = windows_by_phase(phases, attempt)
         series = SeriesSet(self._began_ns)
         series.merge(host.series)

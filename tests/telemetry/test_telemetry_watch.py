@@ -15,8 +15,11 @@ import pytest
 from orchestrator.attempt import Slot
 from orchestrator.measure import Absent, Phase, Value
 from orchestrator.measure.series import PARQUET_ARTIFACT
+from orchestrator.telemetry import watch
+from orchestrator.telemetry.host import SLOW_EVERY
 from orchestrator.telemetry.watch import Telemetry
 
+_now_ns = time.perf_counter_ns
 SLOT = Slot("node", "host", tuple(sorted(os.sched_getaffinity(0))))
 
 
@@ -61,6 +64,22 @@ def test_figures_per_phase_of_a_real_process(busy_process: subprocess.Popen[byte
     assert facts["hardware_fingerprint"]
     assert facts["telemetry"]["host_rounds"] > 3
     assert threading.active_count() == threads, "no sampler outlives its attempt"
+
+
+def test_what_a_process_waits_for_before_it_is_there_is_no_part_of_the_attempt(
+    busy_process: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited_ns = 600_000_000_000  # an environment is built, or much imported
+    telemetry = Telemetry({"host_period_s": 0.02})
+    monkeypatch.setattr(watch.time, "perf_counter_ns", lambda: _now_ns() - waited_ns)
+    telemetry.start(SLOT)
+    monkeypatch.undo()
+    telemetry.attach(busy_process.pid)
+    wait_for_rounds(telemetry, 8 * SLOW_EVERY)
+    busy_process.kill()
+    busy_process.wait()
+    found = telemetry.finish([]).aggregates["attempt.steal_ratio"]
+    assert isinstance(found, Value), found
 
 
 def test_attempt_whose_process_never_came_to_be() -> None:
