@@ -71,11 +71,11 @@ def run(identity: Identity, recorder: Recorder) -> None:
     device = loading.use_device(identity["device"])
     recorder.engaged("device", kind, torch.empty(0, device=device).device.type)
     dtype: torch.dtype = getattr(torch, identity["quant"]["dtype"])
-    with recorder.phase("accumulation"):
+    with recorder.phase("accumulation", measured=False):
         _accumulation(options, device, recorder)
-    with recorder.phase("autocast"):
+    with recorder.phase("autocast", measured=False):
         _autocast(dtype, device, identity["seed"], recorder)
-    with recorder.phase("error"):
+    with recorder.phase("error", measured=False):
         _errors(options, dtype, device, identity["seed"], recorder)
 
 

@@ -16,8 +16,8 @@ Pure. The rules and their limits come from ``conf/verdict/``; what each one look
 
 How precise a median is (few samples, a wide interval) is no disturbance and none of its business.
 
-Rules about clocks say nothing of an attempt that timed nothing (a quality pass, say), nor does the
-SM clock of a GPU that was never busy.
+Rules about clocks and other load say nothing of an attempt that timed nothing (a quality pass,
+say): they change no perplexity. Nor does the SM clock of a GPU that was never busy.
 """
 
 from __future__ import annotations
@@ -226,9 +226,9 @@ def _in_phases(metric: str, says: str) -> Check:
     return Check(_aggregate(metric, timed=True), says, gpu=True)
 
 
-def _at_all(metric: str, says: str, **more: Any) -> Check:
+def _at_all(metric: str, says: str, *, timed: bool = False, **more: Any) -> Check:
     """Of a figure that the whole attempt's stands in for."""
-    return Check(_aggregate(metric, whole_attempt=True), says, **more)
+    return Check(_aggregate(metric, whole_attempt=True, timed=timed), says, **more)
 
 
 CHECKS: dict[str, Check] = {
@@ -264,9 +264,12 @@ CHECKS: dict[str, Check] = {
     "cgroup_throttling": _at_all(
         "cgroup_throttled_ratio",
         "the CPU was throttled by its control group for a share of {value} (limit {limit})",
+        timed=True,
     ),
     "steal": _at_all(
-        "steal_ratio", "the hypervisor took a share of {value} of the cores (limit {limit})"
+        "steal_ratio",
+        "the hypervisor took a share of {value} of the cores (limit {limit})",
+        timed=True,
     ),
     "power_cap": _in_phases(
         "throttle_power_cap_s",
@@ -282,7 +285,9 @@ CHECKS: dict[str, Check] = {
         "display_processes", "{value} processes draw on the attempt's GPU (limit {limit})", gpu=True
     ),
     "other_load": _at_all(
-        "other_cpu_ratio", "others used a share of {value} of the attempt's cores (limit {limit})"
+        "other_cpu_ratio",
+        "others used a share of {value} of the attempt's cores (limit {limit})",
+        timed=True,
     ),
     "lag": Check(
         _measured("lag_p99_s"),

@@ -155,15 +155,17 @@ def test_a_gpu_that_nobody_watched_is_unverified_also_without_its_uuid() -> None
     assert result(verdict, "device_lost").reason == "the driver is not loaded"
 
 
-def test_clocks_say_nothing_where_nothing_was_timed() -> None:
-    quality = report(**{n: None for n in HEALTHY if n.startswith(("throttle_", "sm_clock"))})
+def test_clocks_and_other_load_say_nothing_where_nothing_was_timed() -> None:
+    of_time = ("throttle_", "sm_clock", "steal", "cgroup_throttled", "other_cpu")
+    quality = report(**{n: None for n in HEALTHY if n.startswith(of_time)})
     quality.phases = [Phase("load", 0, 5, measured=False), Phase("quality", 5, 9, measured=False)]
     quality.metrics = {}
     verdict = judge(quality, RULES)
     assert verdict.state == "valid"
     clocks = {"thermal_slowdown", "hardware_slowdown", "power_brake", "power_cap", "sm_clock"}
-    assert not {r.rule for r in verdict.rules} & clocks
-    assert {"foreign_process", "device_lost"} <= {r.rule for r in verdict.rules}
+    load = {"steal", "cgroup_throttling", "other_load"}
+    assert not {r.rule for r in verdict.rules} & (clocks | load)
+    assert {"foreign_process", "device_lost", "swap"} <= {r.rule for r in verdict.rules}
     quality.phases = []
     assert judge(quality, RULES).state == "unverified", "a task that tells no phase proves nothing"
 
