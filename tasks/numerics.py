@@ -49,7 +49,7 @@ class NumericsConfig:
     """
 
     name: str = "numerics"
-    additions: int = bounded(1000, low=1)
+    additions: int = bounded(1000, low=1, high=10_000_000)
     size: int = bounded(512, low=1)
     scale: float = bounded(4.0, low=0)
 

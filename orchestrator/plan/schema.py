@@ -68,7 +68,7 @@ class ProtocolConfig:
     max_time_s: float = bounded(8.0, low=0)
     ci_relative_half_width: float = bounded(0.05, low=0)
     confidence: float = bounded(0.95, low=0.5, high=0.9999)
-    resamples: int = bounded(10_000, low=100)
+    resamples: int = bounded(10_000, low=100, high=1_000_000)
 
 
 @dataclass
@@ -160,7 +160,7 @@ class SweepConfig:
     axes: dict[str, Any] = field(default_factory=dict)
     zip: list[Any] = field(default_factory=list)
     exclude: list[Any] = field(default_factory=list)
-    repeats: int | None = bounded(None, low=1)
+    repeats: int | None = bounded(None, low=1, high=100_000)
     baseline: dict[str, Any] = field(default_factory=dict)
     allow_large: bool = False
 
@@ -309,7 +309,7 @@ class Measured:
 class Settings:
     """How and where a plan is run; nothing of it is hashed."""
 
-    repeats: int = bounded(1, low=1)
+    repeats: int = bounded(1, low=1, high=100_000)
     force: bool = False
     reuse: str = choice("exact", "hash")
     retry: RetryConfig = field(default_factory=RetryConfig)
@@ -341,6 +341,10 @@ IDENTITY_KEYS = ("task", "engine", "load", *IDENTITY_GROUPS, "environment", "see
 #: Mappings that take any key; others want a + before a new one.
 OPEN_MAPPINGS = ("environment.pins",)
 SETTING_KEYS = tuple(f.name for f in fields(Settings))
+
+
+# What libraries below count and seed with.
+_LARGEST = 2**63 - 1
 
 
 def field_problems(kind: type, tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
@@ -375,6 +379,8 @@ def _problem(rules: Mapping[str, Any], value: Any) -> str | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     low, high = rules.get("low"), rules.get("high")
+    if high is None and isinstance(value, int):
+        high = _LARGEST
     if low is not None and value < low:
         return f"{value} is less than {low:g}"
     if high is not None and value > high:

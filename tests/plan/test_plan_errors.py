@@ -40,6 +40,8 @@ BASE = "task=noop model=random_tiny"
         ("seed=-1", ["seed: -1 is less than 0"]),
         ("seed=1,-1", ["seed: -1 is less than 0"]),
         ("repeats=0", ["repeats: 0 is less than 1"]),
+        ("repeats=1000000000000", ["repeats: 1000000000000 is more than 100000"]),
+        ("seed=99999999999999999999", ["seed: 99999999999999999999 is more than 9.22337e+18"]),
         ("isolate.start=thread", ["isolate.start", "fork, spawn"]),
         ("quant.scheme=nf5", ["quant.scheme: 'nf5' is not one of", "nf4"]),
         ("quant.scheme=nf4,nf5", ["quant.scheme: 'nf5' is not one of", "nf4"]),
