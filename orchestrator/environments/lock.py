@@ -23,6 +23,9 @@ from pathlib import Path
 from platform import python_version_tuple
 from typing import Any
 
+from packaging.specifiers import SpecifierSet
+from packaging.version import InvalidVersion, Version
+
 from orchestrator.engines.cache import cache_root, publish
 from orchestrator.engines.digest import digest_json
 from orchestrator.environments.uv import UvFailed, run_uv
@@ -94,6 +97,15 @@ def request_of(asked: Mapping[str, Any]) -> Request | None:
         raise ConfigError(
             f"{python!r} is no version of Python", where="environment.python", fix="Write 3.11"
         )
+    for name, version in pins:
+        try:
+            Version(version)
+        except InvalidVersion:
+            raise ConfigError(
+                f"{version!r} is no version",
+                where=f"environment.pins.{name}",
+                fix="Write it as the package index does: 2.1.0",
+            ) from None
     return Request(python, tuple(asked["requirements"]), tuple(asked["overrides"]), pins)
 
 
@@ -179,7 +191,9 @@ def _resolve(request: Request) -> dict[str, str]:
         raise Infeasible(f"no released version: {strange.strip()}")
     found = {m["name"]: m["version"] for m in map(_LOCKED.match, lines) if m}
     for name, version in request.pins:
-        if found.get(_normal(name)) != version:
+        # 2.1 is 2.1.0, and 2.9.0 also 2.9.0+cpu.
+        got = found.get(_normal(name))
+        if got is None or not SpecifierSet(f"=={version}").contains(got, prereleases=True):
             raise Infeasible(f"{name} is not among its packages: {', '.join(found)}")
     return found
 

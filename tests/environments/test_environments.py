@@ -156,6 +156,20 @@ def test_a_pin_of_what_is_not_there_is_infeasible(options: Path) -> None:
     assert why_unresolved(found) == reason
 
 
+@pytest.mark.parametrize("pin", ["99", "99.0.0", "v99.0"])
+def test_a_pin_may_be_written_as_versions_are(options: Path, pin: str) -> None:
+    ((found, reason),) = environments(options, f"environment.pins.psutil={pin}")
+    assert found.get("packages") == {"psutil": "99.0"}, reason
+
+
+@pytest.mark.parametrize("pin", ["''", "true", "latest", "'>=4'", "'9.*'"])
+def test_a_pin_that_is_no_version_is_one_line(options: Path, pin: str) -> None:
+    with pytest.raises(ConfigError, match="is no version") as refused:
+        environments(options, f"environment.pins.psutil={pin}")
+    assert "\n" not in str(refused.value)
+    assert refused.value.where == "environment.pins.psutil"
+
+
 def test_pins_without_an_environment_have_no_effect() -> None:
     with pytest.raises(ConfigError, match=r"environment\.pins: has no effect without"):
         build(["task=noop", "environment.pins.psutil=1"], device_kind=lambda cluster: "cpu")
