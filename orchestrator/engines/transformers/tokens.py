@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.engines.texts import begin_of_text, random_prompt
 from orchestrator.engines.tokenizer import Tokenizer
+from orchestrator.engines.transformers.dequantise import NO_TOKENIZER
 from orchestrator.engines.transformers.load import Prepared
 from orchestrator.errors import one_line
 from orchestrator.measure import InputError
@@ -40,6 +41,8 @@ def load_tokenizer(prepared: Prepared, *, trust_remote_code: bool) -> Tokenizer 
     if directory is None:
         return "this model has no tokenizer to read a text with"
     if not has_tokenizer(prepared):
+        if (why := directory / NO_TOKENIZER).is_file():
+            return f"this file's tokenizer cannot be converted: {why.read_text(encoding='utf-8')}"
         others = sorted(file.name for file in directory.glob("*tekken*"))
         if not others:
             return "this model has no tokenizer to read a text with"
