@@ -101,19 +101,15 @@ def packing_problem(config: Mapping[str, Any], quant: Mapping[str, Any]) -> str 
     """
     if quant["scheme"] == "source":
         return source_problem(config)
-    for part in (config, config.get("text_config")):
-        if not isinstance(part, Mapping):
-            continue
-        for name in _QUANTIZED:
-            found = part.get(name)
-            if found and not _meant(found, quant):
-                method = _method(found)
-                as_it_is = "Use quant=source, or give" if method == METHOD else "Give"
-                return (
-                    f"the configuration says that the weights are quantized by {method}, which "
-                    f"quant={_label(quant)} does not mean. {as_it_is} plain weights and a "
-                    f"config.json without {name}"
-                )
+    for name, found in said_quantized(config):
+        if not _meant(found, quant):
+            method = _method(found)
+            as_it_is = "Use quant=source, or give" if method == METHOD else "Give"
+            return (
+                f"the configuration says that the weights are quantized by {method}, which "
+                f"quant={_label(quant)} does not mean. {as_it_is} plain weights and a "
+                f"config.json without {name}"
+            )
     if quant["scheme"] == "none":
         return None
     share, rows = _packed(json.dumps(config, sort_keys=True, default=str))
@@ -123,6 +119,12 @@ def packing_problem(config: Mapping[str, Any], quant: Mapping[str, Any]) -> str 
             f"one stack, which {quantizer(quant)} leaves as it is. Use quant=bf16 or a GGUF file"
         )
     return group_problem(rows, quant)
+
+
+def said_quantized(config: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """What a configuration says of weights that are quantized already: field and value."""
+    parts = [part for part in (config, config.get("text_config")) if isinstance(part, Mapping)]
+    return [(name, part[name]) for part in parts for name in _QUANTIZED if part.get(name)]
 
 
 @lru_cache(maxsize=256)
