@@ -15,6 +15,7 @@ import torch
 from orchestrator.engines import texts
 from orchestrator.engines import transformers as loading
 from orchestrator.engines.text_windows import cut, needed_context, window_tokens
+from orchestrator.engines.texts import read_text
 from orchestrator.measure import InputError
 from testing.gguf import of_gguf, rewritten
 from tests.tasks.test_tasks_files import of
@@ -184,3 +185,9 @@ def test_both_engines_score_the_same_tokens_in_the_same_windows(
     # The context of 128 tokens cuts the text on both.
     assert ours.fact("quality_windows")["tokens"] == 126
     assert theirs.value("perplexity") == pytest.approx(ours.value("perplexity"), rel=0.02)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path: Path) -> None:
+    file = tmp_path / "text.txt"
+    file.write_text("one\r\ntwo", encoding="utf-8-sig", newline="")
+    assert read_text(str(file), 100) == "one\ntwo"
