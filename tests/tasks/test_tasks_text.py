@@ -187,6 +187,21 @@ def test_both_engines_score_the_same_tokens_in_the_same_windows(
     assert theirs.value("perplexity") == pytest.approx(ours.value("perplexity"), rel=0.02)
 
 
+def test_a_tokenizer_that_draws_its_tokens_is_said(
+    identity: Identity, run: Run, saved_model: Path
+) -> None:
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    letters = {letter: i for i, letter in enumerate("abcdefghijklmnopqrstuvwxyz ")}
+    pairs = {"te": 100, "xt": 101, "di": 102, "se": 103}
+    merges = [(pair[0], pair[1]) for pair in pairs]
+    drawing = Tokenizer(models.BPE({**letters, **pairs}, merges, dropout=0.3))
+    PreTrainedTokenizerFast(tokenizer_object=drawing).save_pretrained(saved_model)
+    measured = run(identity(task="quality", model=of(saved_model), tokens=60, window=20))
+    assert "reads the same text differently each time" in str(measured.absent("perplexity"))
+
+
 def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path: Path) -> None:
     file = tmp_path / "text.txt"
     file.write_text("one\r\ntwo", encoding="utf-8-sig", newline="")

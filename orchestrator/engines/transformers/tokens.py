@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 _PROBE = "a text"
+# Long enough for a tokenizer that leaves out merges by chance (dropout) to do so.
+_LONG_PROBE = "texts of several different words and syllables " * 40
 
 
 def prompt(prepared: Prepared, seed: int, batch_size: int, length: int) -> torch.Tensor:
@@ -56,6 +58,10 @@ def load_tokenizer(prepared: Prepared, *, trust_remote_code: bool) -> Tokenizer 
             ids = found(text, add_special_tokens=special, verbose=False)["input_ids"]
             return [int(i) for i in ids]
 
+        if encode(_LONG_PROBE) != encode(_LONG_PROBE):
+            return (
+                "this model's tokenizer reads the same text differently each time: it has a dropout"
+            )
         begin = getattr(found, "bos_token_id", None)
         return Tokenizer(
             encode,
