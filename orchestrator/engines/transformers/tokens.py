@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,13 +59,14 @@ def load_tokenizer(prepared: Prepared, *, trust_remote_code: bool) -> Tokenizer 
             ids = found(text, add_special_tokens=special, verbose=False)["input_ids"]
             return [int(i) for i in ids]
 
-        if encode(_LONG_PROBE) != encode(_LONG_PROBE):
+        plain = _own_encoder(directory, found) or encode
+        if plain(_LONG_PROBE) != plain(_LONG_PROBE):
             return (
                 "this model's tokenizer reads the same text differently each time: it has a dropout"
             )
         begin = getattr(found, "bos_token_id", None)
         return Tokenizer(
-            encode,
+            plain,
             begin_of_text(encode(_PROBE), encode(_PROBE, special=True)),
             getattr(found, "unk_token_id", None),
             getattr(found, "eos_token_id", None) if begin is None else begin,
@@ -73,6 +75,23 @@ def load_tokenizer(prepared: Prepared, *, trust_remote_code: bool) -> Tokenizer 
         )
     except Exception as error:  # tokenizers raise types of their own
         return f"this model's tokenizer cannot be read: {one_line(error)}"
+
+
+def _own_encoder(directory: Path, found: Any) -> Callable[[str], list[int]] | None:
+    """What ``tokenizer.json`` itself makes of a text, where ``found`` is transformers' form of it.
+
+    transformers 5 takes vocabulary and merges from it for many classes (``GPT2Tokenizer``), and
+    normalizes and splits a text as the class does, whatever the file says. None without the file.
+    """
+    from tokenizers import Tokenizer as OfFile
+
+    file = directory / "tokenizer.json"
+    if not file.is_file() or not type(found).__module__.startswith("transformers."):
+        return None
+    own = OfFile.from_file(str(file))
+    own.no_truncation()
+    own.no_padding()
+    return lambda text: [int(i) for i in own.encode(text, add_special_tokens=False).ids]
 
 
 def _end_ids(prepared: Prepared, directory: Path, own: int | None) -> tuple[int, ...]:
