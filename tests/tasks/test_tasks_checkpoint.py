@@ -110,6 +110,18 @@ def test_it_is_refused_while_planning(
     assert "\n" not in str(refused.value)
 
 
+def test_code_of_another_repository_is_refused(identity: Identity, saved_model: Path) -> None:
+    """It would be fetched in its newest version, which no condition knows."""
+    configure(saved_model, auto_map={"AutoModelForCausalLM": "some/one--modeling.Model"})
+    asked = asked_for(identity, saved_model)
+    assert check_model(asked) is None, "it is not run, so it does not matter"
+    asked["model"]["trust_remote_code"] = True
+    with pytest.raises(ConfigError, match="code is in another repository, some/one"):
+        check_model(asked)
+    configure(saved_model, auto_map={"AutoModelForCausalLM": "modeling.Model"})
+    assert check_model(asked) is None
+
+
 def test_what_a_call_gives_back_is_not_the_files_to_say(
     identity: Identity, recorder: Any, saved_model: Path
 ) -> None:

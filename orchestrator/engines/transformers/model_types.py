@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import json
+import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -39,6 +40,8 @@ _PARTS = ("vision_config", "audio_config", "vision_tower", "mm_vision_tower")
 # What a model that can be either says of itself where it is to read from left to right.
 _DECODES = ("is_decoder", "causal")
 _QUANTIZED = ("quantization_config", "compression_config")
+# transformers fetches the newest code from there: ``OWNER/NAME--file.Class``.
+_OTHER_REPOSITORY = re.compile(r'"([^"]+)--')
 EXPERT_COUNTS = (
     "num_experts",
     "num_local_experts",
@@ -59,6 +62,12 @@ def type_problem(
     own_code : bool
         Code that comes with the model is run (``trust_remote_code``), if there is any.
     """
+    if own_code and (elsewhere := _OTHER_REPOSITORY.search(json.dumps(config.get("auto_map")))):
+        return Problem(
+            f"the model's code is in another repository, {elsewhere[1]}, in whatever version",
+            where,
+            f"Copy its files next to the weights, and take {elsewhere[1]}-- out of auto_map",
+        )
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or (own_code and config.get("auto_map")):
         return None
