@@ -98,11 +98,19 @@ def test_variables_count_where_they_change_kernels() -> None:
             "ONEDNN_MAX_CPU_ISA": "AVX2",
             "CUDA_VISIBLE_DEVICES": "0",
             "OMP_NUM_THREADS": "1",
+            "OMP_WAIT_POLICY": "passive",
+            "TORCHDYNAMO_DISABLE": "1",
+            "TORCH_HOME": "/root",
+            "NO_SUCH_PACKAGE_FAST": "1",
+            "NO_SUCH_PACKAGE_CACHE": "/root",
             "HOME": "/root",
         },
     )
     assert told["ONEDNN_MAX_CPU_ISA"] == "AVX2"
-    assert set(told) == {"python", "measuring", "numpy", "ONEDNN_MAX_CPU_ISA"}
+    variables = {
+        *("ONEDNN_MAX_CPU_ISA", "OMP_WAIT_POLICY", "TORCHDYNAMO_DISABLE", "NO_SUCH_PACKAGE_FAST"),
+    }
+    assert set(told) == {"python", "measuring", "numpy"} | variables
 
 
 WORDS = ("task=noop", "task.value=1,2", "device=cpu", "verdict=off", "ceilings=off")
@@ -128,6 +136,8 @@ def test_what_was_measured_counts_where_it_could_be_measured_again(measured: Pat
     isa = {"ONEDNN_MAX_CPU_ISA": "AVX2"}
     told = {("stale", "ONEDNN_MAX_CPU_ISA none → AVX2")}
     assert states(measured, "resources.cpus=1", **isa) == told
+    # What a measured process is not given changes nothing.
+    assert states(measured, "resources.cpus=1", OMP_THREAD_LIMIT="1") == {("cached", None)}
     assert states(measured, "resources.cpus=1", "reuse=hash", **isa) == {("cached", None)}
     memory = {("stale", "memory_limit_bytes none → 1000000000")}
     assert states(measured, "resources.cpus=1", "resources.memory_bytes=1000000000") == memory

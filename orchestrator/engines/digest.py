@@ -14,8 +14,10 @@ from orchestrator.engines.cache import cache_root, publish
 from orchestrator.host.cpu import usable_cores
 
 _CHUNK_BYTES = 1 << 22
+_STAMP = ("path", "size", "mtime_ns", "ctime_ns", "ino")
+_Stamp = tuple[str, int, int, int, int]
 # Digests of this process, which a plan of thousands of trials asks for one model.
-_KNOWN: dict[tuple[str, int, int, int], str] = {}
+_KNOWN: dict[_Stamp, str] = {}
 
 
 def digest_text(text: str) -> str:
@@ -36,8 +38,8 @@ def ids_digest(ids: Sequence[int]) -> str:
 def digest_files(files: Iterable[Path]) -> str:
     """SHA-256 over the names and contents of ``files``, whatever order they are given in.
 
-    A file's own digest is remembered under its path, size, modification time and inode, so a model
-    is read through once, not once an attempt.
+    A file's own digest is remembered under its path, size, inode and the times of its last
+    modification and change, so a model is read through once, not once an attempt.
     """
     ordered = sorted(files, key=lambda file: file.name)
     seen = [_seen(file) for file in ordered]
@@ -52,15 +54,21 @@ def digest_files(files: Iterable[Path]) -> str:
     return digest_text("\n".join(lines))
 
 
-def _seen(file: Path) -> tuple[str, int, int, int]:
-    """Path, size, modification time and inode: where all are as they were, so is the content."""
+def _seen(file: Path) -> _Stamp:
+    """Where all of it is as it was, so is the content.
+
+    Unpacking another checkpoint of the same sizes can leave the rest alike: archives set the time
+    of modification, and a file system gives a freed inode away again. Nobody sets the time of the
+    last change.
+    """
     found = file.stat()
-    return os.path.realpath(file), found.st_size, found.st_mtime_ns, found.st_ino
+    times = found.st_mtime_ns, found.st_ctime_ns
+    return os.path.realpath(file), found.st_size, *times, found.st_ino
 
 
 def _digest_file(file: Path) -> str:
     path = file.resolve()
-    key = digest_json(dict(zip(("path", "size", "mtime_ns", "ino"), _seen(file), strict=True)))
+    key = digest_json(dict(zip(_STAMP, _seen(file), strict=True)))
 
     def compute(target: Path) -> None:
         digest = hashlib.sha256()

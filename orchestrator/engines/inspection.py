@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import struct
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,6 +17,7 @@ from orchestrator.engines.gguf_files import check_parts, gguf_files, read_gguf
 from orchestrator.measure import InputError
 
 _GGUF_MAGIC = b"GGUF"
+_INTEGER = re.compile(r"[IU]\d+|BOOL")
 
 
 def stored_parameters(files: Iterable[Path]) -> int:
@@ -59,12 +61,47 @@ def inspect_safetensors(file: Path) -> None:
         raise _corrupt(file, "safetensors", f"{size} bytes where its header says {expected}")
 
 
-def tensor_names(file: Path) -> list[str]:
-    """Names of the tensors in a safetensors file that :func:`inspect_safetensors` found whole."""
+def tensor_types(file: Path) -> dict[str, str]:
+    """Names of the tensors in a file that :func:`inspect_safetensors` found whole: ``BF16``, …"""
     with file.open("rb") as stream:
         (length,) = struct.unpack("<Q", stream.read(8))
         header = json.loads(stream.read(length))
-    return [name for name in header if name != "__metadata__"]
+    return {name: str(t["dtype"]) for name, t in header.items() if name != "__metadata__"}
+
+
+def inspect_shards(files: Iterable[Path], *, packed: bool) -> None:
+    """Check safetensors files by themselves, and that together they say one thing of each tensor.
+
+    A loader takes a tensor of two files from the later one, whatever an index says, and integers
+    for numbers like any other.
+
+    Parameters
+    ----------
+    packed : bool
+        The configuration says that weights are quantized: integers are meant.
+
+    Raises
+    ------
+    InputError
+        Naming the file and what is wrong with it.
+    """
+    seen: dict[str, Path] = {}
+    for file in files:
+        inspect_safetensors(file)
+        for name, kind in tensor_types(file).items():
+            if name in seen:
+                raise InputError(
+                    f"the tensor {name} is in {seen[name].name} too",
+                    where=str(file),
+                    fix="Save the model again: its files are of two models",
+                )
+            seen[name] = file
+            if not packed and name.endswith(".weight") and _INTEGER.fullmatch(kind):
+                raise InputError(
+                    f"{name} is of integers ({kind}), and config.json has no quantization_config",
+                    where=str(file),
+                    fix="Give weights that are numbers, or the configuration they were saved with",
+                )
 
 
 def inspect_gguf(file: Path) -> None:

@@ -24,6 +24,7 @@ from typing import Any
 
 from orchestrator.engines.gguf_files import gguf_files, split_of, split_problem
 from orchestrator.engines.separate import PYTHON_VARIABLE
+from orchestrator.errors import one_line
 from orchestrator.measure import ConfigError, InputError
 from orchestrator.model.rope import scaled_context
 
@@ -38,6 +39,8 @@ _SHARD = re.compile(r"model-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
 _DISTRIBUTED = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
 # What transformers looks for by name beside weights: configurations and tokenizers.
 _SMALL = ("*.json", "*.model", "*.jinja", "tokenizer*", "vocab*", "merges*", "spiece*")
+# An adapter, or a model that transformers adds one to where peft happens to be installed.
+_ADAPTER = "adapter_config.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 # In the order that Hugging Face configurations of different families name it.
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
@@ -117,6 +120,12 @@ def directory_problem(directory: Path) -> Problem | None:
     if not directory.is_dir():
         fix = "Use model=gguf for a GGUF file, otherwise name the directory that holds it"
         return Problem("a model path must be a directory", where, fix)
+    if (directory / _ADAPTER).is_file():
+        return Problem(
+            f"an adapter ({_ADAPTER}): only complete models are measured",
+            where,
+            "Merge it into its base model (merge_and_unload, save_pretrained into a new directory)",
+        )
     if not (directory / "config.json").is_file():
         return Problem("no config.json in the model directory", where, "Save the model's config")
     return _weights_problem(directory, _changed(directory))
@@ -137,6 +146,15 @@ def _changed(directory: Path) -> tuple[int, ...]:
 def _weights_problem(directory: Path, changed: tuple[int, ...]) -> Problem | None:
     """Asked for every trial of a plan, and looked up once."""
     where = str(directory)
+    try:
+        found = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        why = None if isinstance(found, dict) else "it is no JSON object"
+    except (OSError, ValueError) as error:
+        why = one_line(error)
+    if why is not None:
+        return Problem(
+            f"config.json cannot be read: {why}", where, "Save the model's configuration again"
+        )
     if any(_DISTRIBUTED.fullmatch(file.name) for file in directory.iterdir()):
         return Problem(
             "a distributed checkpoint (shard-*-model-*.safetensors), which is not loaded here",
@@ -197,7 +215,7 @@ def named_weights(directory: Path) -> NamedWeights | None:
     try:
         named = json.loads(config.read_text()).get("transformers_weights")
     except (OSError, ValueError, AttributeError):
-        named = None  # said when the configuration is read
+        named = None  # said by directory_problem
     if named is not None:
         file = directory / str(named)
         if file.name.endswith(".index.json"):

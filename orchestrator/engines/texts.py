@@ -140,7 +140,8 @@ def read_text(name: str, characters: int, *, where: str = "task.text") -> str:
     try:
         if file.suffix == ".parquet":
             return _parquet_text(file, characters)
-        with file.open(encoding="utf-8") as stream:
+        # Without a byte order mark, which would be tokens of the text.
+        with file.open(encoding="utf-8-sig") as stream:
             return stream.read(characters)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"this text cannot be read: {one_line(error)}", where=str(file)) from error

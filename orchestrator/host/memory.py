@@ -32,6 +32,15 @@ def swapped_bytes(root: Path = ROOT) -> int:
     return found.get("SwapTotal", 0) - found.get("SwapFree", 0)
 
 
+def huge_pages(root: Path = ROOT) -> str | None:
+    """To whom the kernel gives them (``always``, ``madvise``); None where it does not say."""
+    try:
+        text = (root / "sys/kernel/mm/transparent_hugepage/enabled").read_text()
+    except OSError:
+        return None
+    return next((word[1:-1] for word in text.split() if word.startswith("[")), None)
+
+
 def _meminfo(root: Path) -> dict[str, int]:
     try:
         lines = (root / "proc/meminfo").read_text().splitlines()

@@ -13,19 +13,21 @@ from urllib.parse import unquote, urlsplit
 from orchestrator.host.git import git_state
 
 # Raised by hand when what a task measures changes: earlier numbers are then not of the same thing.
-MEASURING_VERSION = 1
-# Variables that choose kernels, their precision or the allocator. Threads are the machine's.
+MEASURING_VERSION = 2
+# Variables that choose kernels, their precision, how threads wait or the allocator. Those of a
+# package that begin with its name count too.
 _KERNELS = (
-    *("ONEDNN_", "DNNL_", "MKL_", "OPENBLAS_CORETYPE", "ATEN_", "KMP_", "GOMP_", "GGML_", "BNB_"),
-    *("CUDA_", "CUBLAS", "CUDNN_", "NVIDIA_TF32", "TORCH_", "TORCHINDUCTOR_", "PYTORCH_"),
+    *("ONEDNN_", "DNNL_", "MKL_", "OPENBLAS_CORETYPE", "ATEN_", "OMP_", "KMP_", "GOMP_", "GGML_"),
+    *("CUDA_", "CUBLAS", "CUDNN_", "NVIDIA_TF32", "TORCH", "PYTORCH_", "BNB_", "OV_", "ORT_"),
     *("MALLOC_", "LD_PRELOAD", "GLIBC_TUNABLES", "TRITON_"),
 )
 # Among them, what only says where something is, who may see it, or what this program sets itself.
 _NOT_KERNELS = (
     *("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "CUDA_HOME", "CUDA_PATH", "CUDA_CACHE_PATH"),
-    *("CUDA_VERSION", "MKL_NUM_THREADS", "PYTORCH_NVML_BASED_CUDA_CHECK", "TORCH_HOME"),
-    *("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"),
+    *("CUDA_VERSION", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "PYTORCH_NVML_BASED_CUDA_CHECK"),
 )
+# Of any of them: where files are, and what is printed.
+_NOT_KERNEL_ENDINGS = ("_CACHE", "_DIR", "_HOME", "_ROOT", "_OFFLINE", "_VERBOSITY", "LOG_LEVEL")
 
 
 def software(packages: Iterable[str], environment: Mapping[str, str]) -> dict[str, str]:
@@ -36,15 +38,19 @@ def software(packages: Iterable[str], environment: Mapping[str, str]) -> dict[st
     packages : iterable of str
         Names of distributions.
     environment : mapping of str to str
-        Of the process that measures.
+        Of the process that measures, as far as somebody set it.
     """
     major, minor, _ = platform.python_version_tuple()
     found = {"python": f"{major}.{minor}", "measuring": str(MEASURING_VERSION)}
-    found |= {name: build for name in sorted(packages) if (build := build_of(name)) is not None}
+    named = sorted(packages)
+    found |= {name: build for name in named if (build := build_of(name)) is not None}
+    prefixes = (*_KERNELS, *(f"{name.upper().replace('-', '_')}_" for name in named))
     return found | {
         name: value
         for name, value in sorted(environment.items())
-        if name.startswith(_KERNELS) and name not in _NOT_KERNELS
+        if name.startswith(prefixes)
+        and name not in _NOT_KERNELS
+        and not name.endswith(_NOT_KERNEL_ENDINGS)
     }
 
 

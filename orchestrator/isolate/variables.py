@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -31,6 +32,11 @@ _THREADS = (
     "NUMEXPR_NUM_THREADS",
     "RAYON_NUM_THREADS",
 )
+# How many threads work and on which cores is the trial's and its slot's to say. OpenMP obeys these
+# without a word: torch and llama.cpp still count the threads that they asked for.
+_THREADS_OTHERWISE = re.compile(
+    r"(?:OMP|GOMP|KMP|MKL)_.*(?:LIMIT|DYNAMIC|LEVELS|NESTED|PLACE|BIND|AFFINITY|SUBSET|TEAMS|DOMAIN)"
+)
 
 
 def python_module(name: str, python: str = sys.executable) -> list[str]:
@@ -56,7 +62,8 @@ def server_environment(
     Parameters
     ----------
     base : mapping
-        The supervisor's environment; secrets are left out.
+        The supervisor's environment; secrets are left out, and what would set other threads than
+        the trial asks for.
     extra : mapping
         Set on top, secrets or not: whoever passes it means it.
     hub : bool
@@ -69,7 +76,7 @@ def server_environment(
     kept = {
         name: value
         for name, value in without_secrets(base, hub=hub, keep=keep).items()
-        if not name.startswith(_FOREIGN_PREFIXES)
+        if not name.startswith(_FOREIGN_PREFIXES) and not _THREADS_OTHERWISE.match(name)
     }
     # One thread: OpenBLAS starts its pool when numpy is imported, and a process with threads must
     # not fork. Asking NVML whether there is a GPU keeps torch from initialising CUDA to know.

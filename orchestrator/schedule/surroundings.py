@@ -13,8 +13,8 @@ from orchestrator.attempt import Slot
 from orchestrator.conditions import Conditions
 from orchestrator.engines.content import content_of
 from orchestrator.engines.registry import is_remote
-from orchestrator.host.secrets import without_secrets
 from orchestrator.host.software import software
+from orchestrator.isolate.variables import server_environment
 from orchestrator.measure.registry import find_task
 from orchestrator.plan.lm_eval import harness_software
 from orchestrator.telemetry.fingerprint import machine_of
@@ -37,7 +37,8 @@ class Surroundings:
 
     def __init__(self, devices: Sequence[Device]) -> None:
         self._devices = devices
-        self._environment = without_secrets(os.environ, hub=False)
+        reached = server_environment(os.environ, {}, hub=False)
+        self._environment = {k: v for k, v in reached.items() if os.environ.get(k) == v}
         self._machines: dict[Slot, dict[str, Any]] = {}
         self._software: dict[tuple[str, ...], dict[str, str]] = {}
 

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from orchestrator.attempt import Slot
-from orchestrator.host import cpu
+from orchestrator.host import cpu, memory
 from orchestrator.telemetry.device import Device
 from orchestrator.telemetry.nvml import SCENARIO_VARIABLE
 
@@ -68,6 +68,9 @@ def machine_of(slot: Slot, devices: Sequence[Device]) -> dict[str, Any]:
         "instructions": " ".join(sorted(filter(_VECTORS.match, cpu.flags()))),
         "cores": facts["cores"],
     }
+    # Set by whoever runs the machine, and worth a part of every time.
+    settings = {"CPU governor": cpu.governor(), "huge pages": memory.huge_pages()}
+    found |= {name: value for name, value in settings.items() if value is not None}
     if gpus:
         found["GPUs"] = len(gpus)
         found |= {f"GPU {key}": value for key, value in gpus[0].items()}

@@ -36,6 +36,12 @@ def test_a_kernel_that_tells_nothing(tree: Write) -> None:
     assert memory.swapped_bytes(tree({})) == 0
 
 
+def test_whom_the_kernel_gives_huge_pages(tree: Write) -> None:
+    path = "sys/kernel/mm/transparent_hugepage/enabled"
+    assert memory.huge_pages(tree({})) is None
+    assert memory.huge_pages(tree({path: "always [madvise] never\n"})) == "madvise"
+
+
 def test_psutil_reads_the_same() -> None:
     assert memory.physical_bytes() == psutil.virtual_memory().total
 

@@ -4,6 +4,8 @@ import os
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from orchestrator.attempt import Slot
 from orchestrator.isolate.variables import (
     attempt_environment,
@@ -29,6 +31,26 @@ def test_a_server_gets_the_hubs_secret_and_no_other() -> None:
     assert made["EXTRA_TOKEN"] == "meant"
     assert not {"MLFLOW_TRACKING_URI", "RAY_JOB_ID", "MY_API_KEY"} & set(made)
     assert "HF_TOKEN" not in server_environment(base, {}, hub=False)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "OMP_THREAD_LIMIT",
+            "OMP_DYNAMIC",
+            "OMP_PLACES",
+            "OMP_PROC_BIND",
+            "OMP_MAX_ACTIVE_LEVELS",
+        ),
+        *("GOMP_CPU_AFFINITY", "KMP_AFFINITY", "KMP_HW_SUBSET", "MKL_DYNAMIC"),
+    ],
+)
+def test_threads_are_the_trials_whatever_the_shell_says(name: str) -> None:
+    """With OMP_THREAD_LIMIT=1 one thread would work, and torch count the two it was told of."""
+    made = server_environment({name: "1", "OMP_WAIT_POLICY": "passive"}, {})
+    assert name not in made
+    assert made["OMP_WAIT_POLICY"] == "passive"
 
 
 def test_the_program_itself_can_be_imported_by_a_server() -> None:

@@ -18,6 +18,9 @@ from orchestrator.attempt import (
     RuleResult,
     Verdict,
 )
+from orchestrator.engines.content import text_content
+from orchestrator.measure.registry import find_task
+from orchestrator.schedule import surroundings
 from orchestrator.schedule.events import Ended, PhaseBegan, Started, Vanished, Waiting
 from orchestrator.schedule.supervise import supervisor
 from orchestrator.schedule.supervise.cores import CoreSplit, pin_process
@@ -67,6 +70,28 @@ def test_started_phase_report(kit: Any) -> None:
     assert ended.report.facts["hardware_fingerprint"]
     assert ended.report.facts["simulated"] is False
     assert "command" not in ended.report.provenance, "the driver's, not the node's"
+
+
+def test_files_that_change_while_they_are_measured_are_no_result(
+    kit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "text.txt"
+    monkeypatch.setenv("ORCHESTRATOR_CACHE", str(tmp_path / "cache"))
+    reads = replace(find_task("noop"), content=lambda identity: text_content(str(file)))
+    monkeypatch.setattr(surroundings, "find_task", lambda name: reads)
+
+    def report(*, rewritten: bool) -> AttemptReport:
+        file.write_text("one")
+        for event in attempt_events(spec_of(kit), grant(), Cancellation()):
+            if rewritten and isinstance(event, Started):
+                file.write_text("two")
+        assert isinstance(event, Ended)
+        return event.report
+
+    assert report(rewritten=False).outcome is Outcome.OK
+    changed = report(rewritten=True)
+    assert changed.outcome is Outcome.ERROR
+    assert str(changed.reason).startswith("files changed while they were measured (text: changed)")
 
 
 def test_cores_are_free_again_when_the_report_is_out(kit: Any) -> None:

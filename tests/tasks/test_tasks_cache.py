@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.engines import digest
 from orchestrator.engines.cache import cache_root, publish
 from orchestrator.engines.digest import digest_files
 from orchestrator.measure import InputError
@@ -129,17 +130,21 @@ def test_a_full_disk_is_said_in_one_line(cache: Path) -> None:
         publish(cache_root() / "things" / "one", build)
 
 
-def test_digest_is_of_content_and_is_remembered(cache: Path, tmp_path: Path) -> None:
+def test_digest_is_of_content_and_is_remembered(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one, two = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     one.write_bytes(b"1" * 100)
     two.write_bytes(b"2" * 100)
     first = digest_files([one, two])
     assert first == digest_files([two, one])
-    # Same size and time, other content: the remembered digest is used, which shows that it is.
-    stamp = one.stat()
-    with one.open("r+b") as stream:
+    for entry in (cache_root() / "digests").iterdir():
+        entry.write_text('{"sha256": "remembered"}')
+    monkeypatch.setattr(digest, "_KNOWN", {})  # as in another process
+    assert digest_files([one]) == digest.digest_text("a.safetensors remembered")
+    # Another content of the same size, time of modification and inode, as of an unpacked archive.
+    stamp = two.stat()
+    with two.open("r+b") as stream:
         stream.write(b"9")
-    os.utime(one, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
-    assert digest_files([one, two]) == first
-    os.utime(one, ns=(stamp.st_atime_ns, stamp.st_mtime_ns + 1))
-    assert digest_files([one, two]) != first
+    os.utime(two, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert digest_files([two]) != digest.digest_text("b.safetensors remembered")

@@ -15,6 +15,8 @@ import torch
 from orchestrator.engines import texts
 from orchestrator.engines import transformers as loading
 from orchestrator.engines.text_windows import cut, needed_context, window_tokens
+from orchestrator.engines.texts import read_text
+from orchestrator.engines.transformers.tokens import load_tokenizer
 from orchestrator.measure import InputError
 from testing.gguf import of_gguf, rewritten
 from tests.tasks.test_tasks_files import of
@@ -184,3 +186,46 @@ def test_both_engines_score_the_same_tokens_in_the_same_windows(
     # The context of 128 tokens cuts the text on both.
     assert ours.fact("quality_windows")["tokens"] == 126
     assert theirs.value("perplexity") == pytest.approx(ours.value("perplexity"), rel=0.02)
+
+
+def test_a_tokenizer_that_draws_its_tokens_is_said(
+    identity: Identity, run: Run, saved_model: Path
+) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = {letter: i for i, letter in enumerate("abcdefghijklmnopqrstuvwxyz ")}
+    pairs = {"te": 100, "xt": 101, "di": 102, "se": 103}
+    merges = [(pair[0], pair[1]) for pair in pairs]
+    drawing = Tokenizer(models.BPE({**letters, **pairs}, merges, dropout=0.3))
+    drawing.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=drawing).save_pretrained(saved_model)
+    measured = run(identity(task="quality", model=of(saved_model), tokens=60, window=20))
+    assert "reads the same text differently each time" in str(measured.absent("perplexity"))
+
+
+@pytest.mark.parametrize("kind", ["GPT2Tokenizer", "PreTrainedTokenizerFast"])
+def test_a_text_is_read_as_the_tokenizers_file_says(
+    identity: Identity, recorder: Any, saved_model: Path, kind: str
+) -> None:
+    """By transformers' class of the first name it would be read without what splits digits."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    words = ["1", "2", "12", *"abcdefghijklmnopqrstuvwxyz", "\u0120"]
+    one_by_one = Tokenizer(models.BPE({w: i for i, w in enumerate(words)}, [("1", "2")]))
+    one_by_one.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)]
+    )
+    one_by_one.decoder = decoders.ByteLevel()
+    one_by_one.save(str(saved_model / "tokenizer.json"))
+    (saved_model / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": kind}))
+    prepared = loading.prepare(identity(model=of(saved_model)), recorder[0])
+    found = load_tokenizer(prepared, trust_remote_code=False)
+    assert not isinstance(found, str)
+    assert found.encode("1212") == [0, 1, 0, 1]
+
+
+def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path: Path) -> None:
+    file = tmp_path / "text.txt"
+    file.write_text("one\r\ntwo", encoding="utf-8-sig", newline="")
+    assert read_text(str(file), 100) == "one\ntwo"

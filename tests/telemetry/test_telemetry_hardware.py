@@ -7,8 +7,9 @@ from dataclasses import asdict, replace
 import pytest
 
 from orchestrator.attempt import Slot
+from orchestrator.host import cpu
 from orchestrator.telemetry.device import Device
-from orchestrator.telemetry.fingerprint import hardware_fingerprint, hardware_of
+from orchestrator.telemetry.fingerprint import hardware_fingerprint, hardware_of, machine_of
 from orchestrator.telemetry.nvml import SCENARIO_VARIABLE
 
 H100 = Device("GPU-aaaa-1", "NVIDIA H100 80GB HBM3", "00000000:10:00.0", 80 * 2**30, "580.95.05")
@@ -72,3 +73,12 @@ def test_gpus_nobody_can_tell_of_are_the_same_on_one_host_only(
     monkeypatch.setenv(SCENARIO_VARIABLE, "/nowhere")
     assert hardware_of(Slot("n", "host", (0,), (), "0"), ())["simulated"] is True
     assert hardware_of(Slot("n", "host", (0,)), ())["simulated"] is False
+
+
+def test_how_the_machine_is_set_is_a_condition(monkeypatch: pytest.MonkeyPatch) -> None:
+    slot = Slot("node", "host", (0,))
+    monkeypatch.setattr(cpu, "governor", lambda: None)
+    before = machine_of(slot, ())
+    assert "CPU governor" not in before
+    monkeypatch.setattr(cpu, "governor", lambda: "powersave")
+    assert machine_of(slot, ()) == {**before, "CPU governor": "powersave"}

@@ -13,6 +13,11 @@ from orchestrator.engines.gguf_files import GgufModel, read_gguf, write_whole
 from orchestrator.engines.inspection import inspect_gguf
 from orchestrator.engines.separate import exits_for_a_full_disk
 from orchestrator.engines.transformers.gguf_rope import ROPE_TENSORS, NotKept, apply_rope
+from orchestrator.engines.transformers.gguf_split import apply_split
+from orchestrator.errors import one_line
+
+#: Why the file's tokenizer is not there, in a line.
+NO_TOKENIZER = "no_tokenizer.txt"
 
 
 def read_once() -> None:
@@ -91,8 +96,9 @@ def _convert(gguf: Path, source: GgufModel, directory: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(
             gguf.parent, gguf_file=gguf.name, local_files_only=True
         )
-    except Exception as error:  # speed needs none; quality on a text will say that it is missing
-        print(f"the file's tokenizer cannot be converted: {error}", file=sys.stderr)
+        apply_split(source, tokenizer)
+    except Exception as error:  # speed needs none; a text that is to be read with it will say so
+        (directory / NO_TOKENIZER).write_text(one_line(error), encoding="utf-8")
     else:
         tokenizer.save_pretrained(directory)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from orchestrator.engines.cache import cache_root, publish
 from orchestrator.engines.digest import digest_json
-from orchestrator.engines.inspection import tensor_names
+from orchestrator.engines.inspection import tensor_types
 from orchestrator.engines.source import SAFETENSORS_INDEX, named_weights
 
 _VERSION = 1
@@ -40,7 +40,7 @@ def readable(directory: Path, files: Sequence[Path], digest: str) -> Path:
         target.mkdir()
         for name in entries:
             (target / name).symlink_to(directory / name)
-        places = {name: file.name for file in files for name in tensor_names(file)}
+        places = {name: file.name for file in files for name in tensor_types(file)}
         index = {"metadata": {}, "weight_map": places}
         (target / SAFETENSORS_INDEX).write_text(json.dumps(index))
 

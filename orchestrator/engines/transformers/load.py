@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.engines.digest import digest_files
 from orchestrator.engines.gguf_files import gguf_files
-from orchestrator.engines.inspection import inspect_safetensors, tensor_names
+from orchestrator.engines.inspection import inspect_shards, tensor_types
 from orchestrator.engines.residency import note_page_cache
 from orchestrator.engines.source import (
     context_of,
@@ -36,7 +36,11 @@ from orchestrator.engines.transformers.attention_choice import implementation, r
 from orchestrator.engines.transformers.convert import converted
 from orchestrator.engines.transformers.engaged import check_setting, check_weights
 from orchestrator.engines.transformers.indexed import readable
-from orchestrator.engines.transformers.model_types import packing_problem, type_problem
+from orchestrator.engines.transformers.model_types import (
+    packing_problem,
+    said_quantized,
+    type_problem,
+)
 from orchestrator.engines.transformers.quantization import (
     QUANTIZED,
     WEIGHT_ONLY,
@@ -302,8 +306,7 @@ def _prepare(identity: Identity, recorder: Recorder) -> Prepared:
         if problem := directory_problem(directory):
             raise problem.as_input_error()
         files = weight_files(directory)
-        for file in files:
-            inspect_safetensors(file)
+        inspect_shards(files, packed=bool(said_quantized(_config_file(directory))))
         digest = digest_files(files)
         directory = readable(directory, files, digest)
     _refuse_other_models(directory, identity)
@@ -313,10 +316,7 @@ def _prepare(identity: Identity, recorder: Recorder) -> Prepared:
 
 def _refuse_other_models(directory: Path, identity: Identity) -> None:
     """What planning refuses where it has the configuration; a hub model's is there only now."""
-    try:
-        config = json.loads((directory / "config.json").read_text())
-    except (OSError, ValueError):
-        return  # said when it is read for good
+    config = _config_file(directory)
     trusted = bool(identity["model"]["trust_remote_code"])
     if problem := type_problem(config, str(directory), own_code=trusted):
         raise problem.as_input_error()
@@ -324,11 +324,16 @@ def _refuse_other_models(directory: Path, identity: Identity) -> None:
         raise Infeasible(reason, where="quant")
 
 
+def _config_file(directory: Path) -> dict[str, Any]:
+    """The plain JSON object that ``directory_problem`` has looked for."""
+    found: dict[str, Any] = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    return found
+
+
 def _configuration(directory: Path, trust_remote_code: bool) -> PretrainedConfig:
     from transformers import AutoConfig
 
     try:
-        json.loads((directory / "config.json").read_text())
         return AutoConfig.from_pretrained(
             directory, local_files_only=True, trust_remote_code=trust_remote_code
         )
@@ -347,7 +352,6 @@ def _read(
     trust_remote_code: bool,
 ) -> PreTrainedModel:
     import torch
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     directory = prepared.directory
@@ -370,11 +374,15 @@ def _read(
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # named below, instead of in a table and a riddle
+            # What a call gives back is asked for here, not by whoever saved the model.
+            return_dict=True,
+            output_hidden_states=False,
+            output_attentions=False,
         )
     except ImportError as error:
         raise Infeasible(one_line(error), where=str(directory)) from error
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
+    except Exception as error:  # validators and code of models raise types of their own
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
             raise
         refuse_attention(error, attention, str(directory))
         raise InputError(
@@ -396,11 +404,31 @@ def _read(
                 where=str(directory),
                 fix="The files must belong to config.json",
             )
+    _refuse_untied(model, directory)
     return model
 
 
+def _refuse_untied(model: PreTrainedModel, directory: Path) -> None:
+    """transformers keeps both where they differ, other engines the embedding: two models."""
+    import torch
+
+    text: Any = model.config.get_text_config(decoder=True)
+    tied = getattr(model, "_tied_weights_keys", None) and getattr(text, "tie_word_embeddings", 0)
+    head, table = model.get_output_embeddings(), model.get_input_embeddings()
+    if not tied or head is None or table is None or head.weight is table.weight:
+        return
+    one, other = head.weight, table.weight
+    if one.device == other.device and one.shape == other.shape and not torch.equal(one, other):
+        raise InputError(
+            "tie_word_embeddings says that the output head is the embedding, and the weights have "
+            "another head",
+            where=str(directory),
+            fix="Set it to false in config.json, or take the head's weights out",
+        )
+
+
 def _tensor_count(files: tuple[Path, ...]) -> int:
-    return len({name for file in files for name in tensor_names(file)})
+    return len({name for file in files for name in tensor_types(file)})
 
 
 def _bring_into_memory(model: PreTrainedModel, files: tuple[Path, ...]) -> None:

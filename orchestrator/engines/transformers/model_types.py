@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import json
+import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -39,6 +40,8 @@ _PARTS = ("vision_config", "audio_config", "vision_tower", "mm_vision_tower")
 # What a model that can be either says of itself where it is to read from left to right.
 _DECODES = ("is_decoder", "causal")
 _QUANTIZED = ("quantization_config", "compression_config")
+# transformers fetches the newest code from there: ``OWNER/NAME--file.Class``.
+_OTHER_REPOSITORY = re.compile(r'"([^"]+)--')
 EXPERT_COUNTS = (
     "num_experts",
     "num_local_experts",
@@ -59,6 +62,12 @@ def type_problem(
     own_code : bool
         Code that comes with the model is run (``trust_remote_code``), if there is any.
     """
+    if own_code and (elsewhere := _OTHER_REPOSITORY.search(json.dumps(config.get("auto_map")))):
+        return Problem(
+            f"the model's code is in another repository, {elsewhere[1]}, in whatever version",
+            where,
+            f"Copy its files next to the weights, and take {elsewhere[1]}-- out of auto_map",
+        )
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or (own_code and config.get("auto_map")):
         return None
@@ -101,19 +110,15 @@ def packing_problem(config: Mapping[str, Any], quant: Mapping[str, Any]) -> str 
     """
     if quant["scheme"] == "source":
         return source_problem(config)
-    for part in (config, config.get("text_config")):
-        if not isinstance(part, Mapping):
-            continue
-        for name in _QUANTIZED:
-            found = part.get(name)
-            if found and not _meant(found, quant):
-                method = _method(found)
-                as_it_is = "Use quant=source, or give" if method == METHOD else "Give"
-                return (
-                    f"the configuration says that the weights are quantized by {method}, which "
-                    f"quant={_label(quant)} does not mean. {as_it_is} plain weights and a "
-                    f"config.json without {name}"
-                )
+    for name, found in said_quantized(config):
+        if not _meant(found, quant):
+            method = _method(found)
+            as_it_is = "Use quant=source, or give" if method == METHOD else "Give"
+            return (
+                f"the configuration says that the weights are quantized by {method}, which "
+                f"quant={_label(quant)} does not mean. {as_it_is} plain weights and a "
+                f"config.json without {name}"
+            )
     if quant["scheme"] == "none":
         return None
     share, rows = _packed(json.dumps(config, sort_keys=True, default=str))
@@ -123,6 +128,12 @@ def packing_problem(config: Mapping[str, Any], quant: Mapping[str, Any]) -> str 
             f"one stack, which {quantizer(quant)} leaves as it is. Use quant=bf16 or a GGUF file"
         )
     return group_problem(rows, quant)
+
+
+def said_quantized(config: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """What a configuration says of weights that are quantized already: field and value."""
+    parts = [part for part in (config, config.get("text_config")) if isinstance(part, Mapping)]
+    return [(name, part[name]) for part in parts for name in _QUANTIZED if part.get(name)]
 
 
 @lru_cache(maxsize=256)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.engines.texts import begin_of_text, random_prompt
 from orchestrator.engines.tokenizer import Tokenizer
+from orchestrator.engines.transformers.dequantise import NO_TOKENIZER
 from orchestrator.engines.transformers.load import Prepared
 from orchestrator.errors import one_line
 from orchestrator.measure import InputError
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 _PROBE = "a text"
+# Long enough for a tokenizer that leaves out merges by chance (dropout) to do so.
+_LONG_PROBE = "texts of several different words and syllables " * 40
 
 
 def prompt(prepared: Prepared, seed: int, batch_size: int, length: int) -> torch.Tensor:
@@ -40,6 +44,8 @@ def load_tokenizer(prepared: Prepared, *, trust_remote_code: bool) -> Tokenizer 
     if directory is None:
         return "this model has no tokenizer to read a text with"
     if not has_tokenizer(prepared):
+        if (why := directory / NO_TOKENIZER).is_file():
+            return f"this file's tokenizer cannot be converted: {why.read_text(encoding='utf-8')}"
         others = sorted(file.name for file in directory.glob("*tekken*"))
         if not others:
             return "this model has no tokenizer to read a text with"
@@ -53,9 +59,14 @@ def load_tokenizer(prepared: Prepared, *, trust_remote_code: bool) -> Tokenizer 
             ids = found(text, add_special_tokens=special, verbose=False)["input_ids"]
             return [int(i) for i in ids]
 
+        plain = _own_encoder(directory, found) or encode
+        if plain(_LONG_PROBE) != plain(_LONG_PROBE):
+            return (
+                "this model's tokenizer reads the same text differently each time: it has a dropout"
+            )
         begin = getattr(found, "bos_token_id", None)
         return Tokenizer(
-            encode,
+            plain,
             begin_of_text(encode(_PROBE), encode(_PROBE, special=True)),
             getattr(found, "unk_token_id", None),
             getattr(found, "eos_token_id", None) if begin is None else begin,
@@ -64,6 +75,23 @@ def load_tokenizer(prepared: Prepared, *, trust_remote_code: bool) -> Tokenizer 
         )
     except Exception as error:  # tokenizers raise types of their own
         return f"this model's tokenizer cannot be read: {one_line(error)}"
+
+
+def _own_encoder(directory: Path, found: Any) -> Callable[[str], list[int]] | None:
+    """What ``tokenizer.json`` itself makes of a text, where ``found`` is transformers' form of it.
+
+    transformers 5 takes vocabulary and merges from it for many classes (``GPT2Tokenizer``), and
+    normalizes and splits a text as the class does, whatever the file says. None without the file.
+    """
+    from tokenizers import Tokenizer as OfFile
+
+    file = directory / "tokenizer.json"
+    if not file.is_file() or not type(found).__module__.startswith("transformers."):
+        return None
+    own = OfFile.from_file(str(file))
+    own.no_truncation()
+    own.no_padding()
+    return lambda text: [int(i) for i in own.encode(text, add_special_tokens=False).ids]
 
 
 def _end_ids(prepared: Prepared, directory: Path, own: int | None) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ import signal
 import socket
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ from orchestrator.attempt import (
     Slot,
     Verdict,
 )
+from orchestrator.conditions import difference
 from orchestrator.schedule.events import (
     ClusterEvent,
     Ended,
@@ -140,6 +141,7 @@ def attempt_events(
         else:
             yield Started(attempt.attempt_id, slot)
             report = yield from _run(attempt, slot, conditions, cancellation)
+            _refuse_changed(report, surroundings.of(attempt.trial.measured, slot))
     finally:
         cores.release()
         gpus.release()
@@ -201,6 +203,16 @@ def _run(
     assert report is not None, "an isolation always reports"
     _with_surroundings(report, slot, conditions)
     return judged(report, attempt.verdict)
+
+
+def _refuse_changed(report: AttemptReport, now: Conditions) -> None:
+    """Nobody knows which of two contents was measured, of a checkpoint that is still written to."""
+    before = report.conditions
+    if report.outcome is not Outcome.OK or before is None or before.content == now.content:
+        return
+    changed = difference(replace(now, content=before.content), now)
+    report.outcome = Outcome.ERROR
+    report.reason = f"files changed while they were measured ({changed}). Measure a copy of them"
 
 
 def judged(report: AttemptReport, rules: Mapping[str, Any]) -> AttemptReport:
