@@ -76,11 +76,14 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True)
 class _Conversation:
-    """A request, or several one after the other: of each its body and the tokens it asks for."""
+    """A request, or several one after the other.
+
+    Of each its body, the tokens of its prompt, and those it asks for.
+    """
 
     number: int
     due_s: float
-    turns: Sequence[tuple[bytes, int]]
+    turns: Sequence[tuple[bytes, int, int]]
 
 
 @dataclass
@@ -92,6 +95,7 @@ class _Flight:
     turn: int
     measured: bool
     sent_ns: int = 0
+    sent_again: int = 0
     ended_ns: int | None = None
     status: str | None = None
     reads: Reads = field(default_factory=list)
@@ -310,7 +314,6 @@ class _Generator:
             flight.sent_ns = flight.sent_ns or time.monotonic_ns()
             return await send(request)
 
-        stale = 0
         while True:
             try:
                 response = await self._session.post(
@@ -318,9 +321,9 @@ class _Generator:
                 )
             except (StaleConnection, aiohttp.ClientConnectionResetError):
                 # A server may close a connection that nobody uses, at any time and without a word.
-                stale += 1
-                if stale > _MOST_STALE:
+                if flight.sent_again == _MOST_STALE:
                     raise
+                flight.sent_again += 1
             else:
                 assert isinstance(response, TimedResponse)
                 return response
@@ -401,7 +404,7 @@ class _Generator:
                 (at_ns, self._raw.read(length))
                 for at_ns, length in zip(flight.times_ns, flight.lengths, strict=True)
             ]
-            _, asked_tokens = flight.conversation.turns[flight.turn]
+            _, prompt_tokens, asked_tokens = flight.conversation.turns[flight.turn]
             answer = answer_of(
                 reads,
                 begin_ns=self._begin_ns,
@@ -410,9 +413,15 @@ class _Generator:
                 ended_ns=flight.ended_ns,
                 status=flight.status,
                 measured=flight.measured,
+                prompt_tokens=prompt_tokens,
                 asked_tokens=asked_tokens,
             )
-            yield replace(answer, conversation=flight.conversation.number, turn=flight.turn + 1)
+            yield replace(
+                answer,
+                conversation=flight.conversation.number,
+                turn=flight.turn + 1,
+                sent_again=flight.sent_again,
+            )
 
 
 def _write_table(load: Load, file: str) -> None:
@@ -433,7 +442,8 @@ def _main(orders_file: str, answers_file: str, table_file: str, metrics_file: st
         for number, line in enumerate(lines):
             request = json.loads(line)
             turns = [
-                (json.dumps(body).encode(), int(body["max_tokens"])) for body in request["bodies"]
+                (json.dumps(body).encode(), len(body["prompt"]), int(body["max_tokens"]))
+                for body in request["bodies"]
             ]
             requests.append(_Conversation(number, request["due_s"], turns))
     os.sched_setaffinity(0, orders.cores)

@@ -52,7 +52,7 @@ def served(url: str, load: str = "open", **options: Any) -> dict[str, Any]:
 
 def all_answered(count: int, counted_by: str) -> dict[str, Any]:
     answered = {"due": count, "answered": count, "failed": {}}
-    return {**answered, "shorter_than_asked": 0, "tokens_counted_by": [counted_by]}
+    return {**answered, "shorter_than_asked": 0, "sent_again": 0, "tokens_counted_by": [counted_by]}
 
 
 def test_a_load_on_a_server_that_runs(measured: Measured, tmp_path: Path) -> None:

@@ -184,8 +184,18 @@ def test_each_fault_has_a_line_and_others_do_not_feel_it(rough: Rough) -> None:
     # Those on a connection that was closed meanwhile were sent again, and nothing else was.
     stale = next(str(number) for number, name in _FAULTS.items() if name == "stale")
     twice = Counter(each.user for each in rough.seen)
-    assert twice.pop(stale) > 1
+    assert twice.pop(stale) == rough.load.answers[int(stale)].sent_again + 1 > 1
     assert set(twice.values()) == {1}
+
+
+def test_a_request_that_a_server_has_taken_is_not_sent_again(
+    server: Running, tmp_path: Path
+) -> None:
+    before = len(server.seen())
+    load = Generating(server.url, [(0.0, {}), (0.3, {"does": "late"})], tmp_path).load()
+    assert load.answers[0].status == OK
+    assert load.answers[1].status.startswith(FAILED)
+    assert [each.user for each in server.seen()[before:]] == ["0", "1"]
 
 
 def test_who_waits_for_a_server_that_stands_still_is_seen_to_wait(rough: Rough) -> None:
