@@ -66,6 +66,8 @@ def select(store: Store, word: str) -> Selection:
     summaries = [s for s in attempts_of(store, word) if s.outcome]
     if not summaries:
         raise UsageError(f"nothing finished is recorded for {word!r}", where=store.where)
+    if summaries[0].sweep == word:
+        summaries = _newest(summaries)
     found = grouped(summaries, lambda summary: summary.config_hash)
     return Selection(
         word,
@@ -73,6 +75,18 @@ def select(store: Store, word: str) -> Selection:
         {config: store.identity(group[0].run_id) for config, group in found.items()},
         {summary.attempt_id: summary.run_id for summary in summaries},
     )
+
+
+def _newest(summaries: Sequence[AttemptSummary]) -> list[AttemptSummary]:
+    """Of each trial on each machine, those that were made with its newest software."""
+    found: list[AttemptSummary] = []
+    for group in grouped(
+        summaries,
+        lambda s: (s.config_hash, s.conditions.get("machine"), s.conditions.get("content")),
+    ).values():
+        software = group[-1].conditions.get("software")
+        found += [s for s in group if s.conditions.get("software") == software]
+    return found
 
 
 def runs_with_attempts(store: Store, sweep: str) -> list[SweepRun]:

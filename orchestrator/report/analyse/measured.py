@@ -95,14 +95,16 @@ def absence(attempts: Iterable[AttemptReport], name: str) -> str:
     return next((m.reason for m in found if isinstance(m, Absent)), "not measured")
 
 
-def missing_side(
+def why_no_ratio(
     names: Sequence[str], sides: Sequence[Sequence[AttemptReport]], metric: str
 ) -> str | None:
-    """Which of ``sides`` has no samples of a metric, and why; None where all have."""
+    """Which of two sides has no samples of a metric, or has them in another unit; or None."""
     for name, side in zip(names, sides, strict=True):
         if not samples_of(side, metric):
             return f"{name}: {absence(side, metric)}"
-    return None
+    found = [[m for report in side if (m := metric_of(report, metric))] for side in sides]
+    one, other = (", ".join(sorted({each.unit for each in side})) for side in found)
+    return None if one == other else f"{names[0]} is in {one}, {names[1]} in {other}"
 
 
 def spec_of(attempts: Iterable[AttemptReport], name: str) -> MetricSpec:
