@@ -145,7 +145,7 @@ def test_earlier_conditions_are_not_pooled_with_the_newest() -> None:
 def test_one_metric_in_two_units_has_no_ratio(rule: dict[str, Any]) -> None:
     base = [attempt(Samples("tpot_s", "ms", (50.0, 51.0, 52.0))) for _ in range(3)]
     result = gate({SHORT: side()}, {SHORT: base}, rules(rule))
-    assert (result.exit_code, result.rows[0].reason) == (3, "the baseline is in ms, new is in s")
+    assert (result.exit_code, result.rows[0].reason) == (3, "the baseline is in ms, new in s")
 
 
 @pytest.mark.parametrize(
