@@ -26,6 +26,7 @@ import ctypes
 import gc
 import json
 import os
+import re
 import resource
 import signal
 import sys
@@ -71,6 +72,9 @@ _KEEP_ALIVE_S = 2.0
 _MOST_STALE = 100
 _HTTP_OK = 200
 _NO_END = "no end of its answer came"
+# The end of an answer, and an error in it, are in these; all of it is read when the load is over.
+_LAST_READS = 8
+_ERROR = re.compile(rb"\"error\": *[{\"]|^(?:event: *)?error", re.MULTILINE)
 _PR_SET_PDEATHSIG = 1
 
 
@@ -98,15 +102,22 @@ class _Flight:
     sent_again: int = 0
     ended_ns: int | None = None
     status: str | None = None
+    failed: bool = False
     reads: Reads = field(default_factory=list)
     times_ns: array[int] = field(default_factory=lambda: array("q"))
     lengths: array[int] = field(default_factory=lambda: array("q"))
     place: int = 0
 
     @property
+    def has_failed(self) -> bool:
+        """Whether no good answer came, as far as a look at its end shows."""
+        end = b"".join(data for _, data in self.reads[-_LAST_READS:])
+        return self.status is not None or b"[DONE]" not in end or _ERROR.search(end) is not None
+
+    @property
     def is_last(self) -> bool:
         """Whether no other turn follows: there is none, or this one has failed."""
-        return self.status is not None or self.turn + 1 == len(self.conversation.turns)
+        return self.failed or self.turn + 1 == len(self.conversation.turns)
 
 
 class _Generator:
@@ -232,7 +243,7 @@ class _Generator:
                     break
                 due_ns = self._next_due_ns(flight)
             due_ns = time.monotonic_ns()
-            if flight.status is not None:
+            if flight.failed:
                 due_ns += round(_AFTER_FAILURE_S * 1e9)
 
     def _start(
@@ -302,6 +313,7 @@ class _Generator:
         finally:
             if flight.status != _NO_END:
                 flight.ended_ns = time.monotonic_ns()
+            flight.failed = flight.has_failed
             self._keep(flight)
             self._unanswered -= flight.measured
             self._note_over()

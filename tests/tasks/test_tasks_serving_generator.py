@@ -274,6 +274,14 @@ def test_a_turn_is_due_when_the_user_has_thought_about_the_answer_before(
     assert len(window.measured(load)) == 18
 
 
+def test_no_turn_follows_one_that_failed_within_its_answer(server: Running, tmp_path: Path) -> None:
+    later = {"then": [{}]}
+    sends = [(0.0, later), (0.0, {"does": "error", **later}), (0.5, {})]
+    answers = Generating(server.url, sends, tmp_path).load().answers
+    assert [(each.conversation, each.turn) for each in answers] == [(0, 1), (1, 1), (0, 2), (2, 1)]
+    assert [each.status == OK for each in answers] == [True, False, True, True]
+
+
 def test_a_server_that_dies_fails_who_waits_and_users_do_not_ask_all_the_time(
     tmp_path: Path,
 ) -> None:
