@@ -106,12 +106,12 @@ def attempts_of(store: Store, word: str) -> Sequence[AttemptSummary]:
     """Every attempt that ``word`` means, running ones too; raises as :func:`select`."""
     if word.startswith(HARDWARE_PREFIX):
         return _of_hardware(store, word.removeprefix(HARDWARE_PREFIX))
+    # First of all: a sweep's own name may have an @.
+    if sweep := store.sweep_attempts(word):
+        return sweep
     name, at, position = word.rpartition("@")
     if at:
         return _of_run(store, _nth_run(store, name, position))
-    sweep = store.sweep_attempts(word)
-    if sweep:
-        return sweep
     runs = [r for r in store.sweep_runs() if len(word) >= 8 and r.run_id.startswith(word)]
     if len(runs) == 1:
         return _of_run(store, runs[0])

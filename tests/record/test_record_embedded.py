@@ -367,6 +367,17 @@ def test_a_sweep_by_name_is_the_newest_software_of_each_trial(
     assert len(found(kit.trial_of(1).hash)) == 4
 
 
+def test_a_sweep_whose_name_has_an_at_is_found(store: EmbeddedStore, kit: SimpleNamespace) -> None:
+    trial = kit.trial_of(1)
+    spec = kit.spec_of(trial, sweep="night@2")
+    with Recording(store, kit.plan_of([trial], "night@2")) as recording:
+        recording.begin(spec, kit.SLOT)
+        recording.finish(kit.report_of(spec), trial)
+        assert recording.flush(60)
+    for word in ("night@2", "night@2@-1"):
+        assert list(select(store, word).attempts) == [trial.hash]
+
+
 def test_the_steps_of_a_search_are_one_run(store: EmbeddedStore, kit: SimpleNamespace) -> None:
     for value, search_id in ((1, None), (2, "a"), (3, "a"), (4, "b"), (5, None)):
         kit.record_one(store, kit.trial_of(value), search_id=search_id)
