@@ -16,7 +16,7 @@ import yaml
 from orchestrator.attempt import AttemptReport, Outcome, Verdict
 from orchestrator.conditions import Conditions
 from orchestrator.errors import ConfigError
-from orchestrator.measure import Metric, Samples, Value
+from orchestrator.measure import Absent, Metric, Samples, Value
 from orchestrator.report.analyse.gate import GateResult, GateRow, gate
 from orchestrator.report.analyse.gate_rules import (
     Condition,
@@ -166,6 +166,26 @@ def test_a_rule_about_no_trial_is_said_to_be(rule: dict[str, Any], reason: str) 
     assert [(row.state, row.reason) for row in unused] == [("skipped", reason)]
     assert f"{rule['kind']}: {reason}" in printed(GateView(result, labels={}))
     assert reason in junit_xml(result.to_json())
+
+
+@pytest.mark.parametrize(
+    ("rule", "code"),
+    [
+        ({"kind": "difference", "metrics": ["ttft_s"]}, 3),
+        ({"kind": "change", "metric": "ttft_s", "max_increase": 0.1}, 3),
+        ({"kind": "limit", "metric": "ttft_s", "at_most": 1.0}, 2),
+    ],
+)
+def test_attempts_that_kept_up_do_not_speak_for_those_whose_queue_grew(
+    rule: dict[str, Any], code: int
+) -> None:
+    kept_up = side(name="ttft_s")
+    grown = attempt(
+        Absent("ttft_s", "s", "the queue grew all the time"), Value("queue_growth", "1", 0.4)
+    )
+    result = gate({SHORT: [*kept_up[:2], grown]}, {SHORT: kept_up}, rules(rule))
+    assert result.exit_code == code
+    assert "in 1 of 3 attempts the queue grew all the time" in (result.rows[0].reason or "")
 
 
 def test_a_limit_of_nothing_is_shown() -> None:

@@ -38,6 +38,7 @@ from orchestrator.report.analyse.gate_rules import (
 from orchestrator.report.analyse.labels import short_hash
 from orchestrator.report.analyse.measured import (
     metric_of,
+    not_sustained,
     of_one_class,
     samples_of,
     spec_of,
@@ -394,9 +395,12 @@ def _new_statistic(trial: _Pair, metric: str, statistic: str) -> float | str | N
 
     Of several conditions the newest: nothing pools them.
     """
-    samples = samples_of(valid(of_one_class(trial.new)), metric)
+    new = valid(of_one_class(trial.new))
+    samples = samples_of(new, metric)
     if not samples:
         return None
+    if lost := not_sustained(new, metric):
+        return lost
     return statistic_of(samples, statistic)
 
 
