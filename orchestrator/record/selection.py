@@ -79,14 +79,14 @@ def select(store: Store, word: str) -> Selection:
 
 def _newest(summaries: Sequence[AttemptSummary]) -> list[AttemptSummary]:
     """Of each trial on each machine, those that were made with its newest software."""
-    found: list[AttemptSummary] = []
-    for group in grouped(
-        summaries,
-        lambda s: (s.config_hash, s.conditions.get("machine"), s.conditions.get("content")),
-    ).values():
-        software = group[-1].conditions.get("software")
-        found += [s for s in group if s.conditions.get("software") == software]
-    return found
+
+    def place(summary: AttemptSummary) -> tuple[str | None, ...]:
+        where = (summary.conditions.get(group) for group in ("machine", "content"))
+        return summary.config_hash, *where
+
+    # Of a trial the oldest comes first.
+    newest = {place(s): s.conditions.get("software") for s in summaries}
+    return [s for s in summaries if s.conditions.get("software") == newest[place(s)]]
 
 
 def runs_with_attempts(store: Store, sweep: str) -> list[SweepRun]:
