@@ -171,4 +171,6 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def one_line(error: object) -> str:
     """What an error says, in one line of at most 300 characters; its type where that is nothing."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    # Half of a surrogate pair, which JSON may name, can neither be shown nor recorded.
+    text = str(error).encode(errors="backslashreplace").decode()
+    return " ".join(text.split())[:300] or type(error).__name__

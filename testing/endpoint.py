@@ -32,6 +32,8 @@ class Script:
         Whether it answers 429 to what is asked; by default never.
     echoes_key : bool
         Whether the message of a rejected key has the key in it.
+    whole : bool
+        Whether it answers at once where a stream is asked for.
     cut_after, error_after, hang_after : int or None
         Chunks after which it closes the connection, sends an error, or is silent.
     new_prompt_s, token_s : float
@@ -49,6 +51,7 @@ class Script:
     takes_options: bool = True
     rejects: Callable[[dict[str, Any]], bool] = lambda asked: False
     echoes_key: bool = False
+    whole: bool = False
     cut_after: int | None = None
     error_after: int | None = None
     hang_after: int | None = None
@@ -117,7 +120,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(script.status, script.body)
         elif "ignore_eos" in asked and not script.takes_options:
             self._answer(400, json.dumps({"error": {"message": "unknown ignore_eos"}}))
-        elif asked.get("stream"):
+        elif asked.get("stream") and not script.whole:
             with suppress(BrokenPipeError, ConnectionResetError):
                 self._stream(asked)
         else:

@@ -7,6 +7,7 @@ request may say in ``does`` what goes wrong with it::
     429, 500       its status                    stale    its connection is closed, if used before
     die            the process ends              rubbish  no HTTP comes
     stand still    nothing is answered for 0.3 s
+    late           its connection is closed after 1.2 s, if used before
     after two tokens: hang (silence), half (of a chunk), close (of the connection), garbage (no
     JSON), error
 
@@ -35,6 +36,8 @@ from orchestrator.tasks.serving.loop import run_precisely, take_precedence
 
 #: For so long everything stands still.
 STILL_S = 0.3
+#: So much later a server is not one that had closed a connection before.
+LATE_S = 1.2
 _FAULTY_AFTER = 2
 _KIND = {"id": "0", "object": "text_completion", "created": 0, "model": "schedule"}
 _TOKEN = {**_KIND, "choices": [{"index": 0, "text": " a", "finish_reason": None}]}
@@ -170,6 +173,9 @@ class _Connection(asyncio.Protocol):
             os._exit(1)
         if does == "stale" and used:
             self._transport.abort()
+            return
+        if does == "late" and used:
+            asyncio.get_running_loop().call_later(LATE_S, self._transport.abort)
             return
         if does in ("429", "500"):
             self._whole(int(does), {"error": {"message": "not now"}})

@@ -80,6 +80,7 @@ def test_a_mistake_is_one_clear_line(
     [
         (["compare", "adhoc", "adhoc"], "adhoc and adhoc are the same attempts"),
         (["gate", "adhoc", "--baseline", "adhoc"], "are the same attempts"),
+        (["compare", "adhoc", "A"], "share 1 attempt"),
         (["compare", "adhoc", "adhoc@-5"], "sweep 'adhoc' has 1 run, not 5"),
         (["report", "adhocc"], "Known sweeps: adhoc"),
         (["report", "adhoc", "--output", "/proc/nowhere"], "/proc/nowhere cannot be written"),

@@ -15,6 +15,7 @@ import pytest
 from benchmarks.history import _nightly, _report, record_nights
 from orchestrator.attempt import Outcome, PlannedAttempt, Verdict
 from orchestrator.conditions import Conditions
+from orchestrator.measure import Value
 from orchestrator.plan.plan import Plan
 from orchestrator.plan.schema import Settings
 from orchestrator.record import Recording, open_store
@@ -160,6 +161,23 @@ def test_a_mistake_is_one_line_and_4(nights: Path, words: tuple[str, ...], said:
     assert (found.code, found.out) == (4, "")
     assert len(found.err.splitlines()) == 1
     assert said in found.err.replace(f"sqlite:///{nights}/mlruns/mlflow.db: ", "")
+
+
+def test_a_metric_without_ratios_is_shown_and_no_pass(tmp_path: Path) -> None:
+    trial = _nightly(0, "1")
+    store = open_store({"kind": "embedded", "root": str(tmp_path / "mlruns")})
+    recording = Recording(store, Plan("nightly", "", (trial,), Settings()))
+    planned = PlannedAttempt(trial, attempt_id="1", sweep="nightly")
+    made = _report(planned, random.Random(0), 0, "1", 1.0)
+    metrics = {**made.metrics, "error_ratio": Value("error_ratio", "1", 0.0)}
+    recording.finish(replace(made, metrics=metrics), trial)
+    recording.close()
+    found = orchestrator(tmp_path, "history", "nightly", "--metric", "error_ratio")
+    assert (found.code, found.out.count("not judged")) == (4, 2)
+    assert found.err == (
+        "error: --metric error_ratio: no trial could be judged: a median is not positive, so there"
+        " are no ratios. Hold it to a limit with gate\n"
+    )
 
 
 def test_what_does_not_count_is_counted_and_environments_of_one_run_are_two_trials(

@@ -24,7 +24,7 @@ from orchestrator.report.analyse.history import History, Series, Step, Taken, se
 from orchestrator.report.analyse.labels import label_of
 from orchestrator.report.analyse.measured import spec_of
 from orchestrator.report.show.history_page import history_page
-from orchestrator.report.show.history_view import HistoryView
+from orchestrator.report.show.history_view import NOT_POSITIVE, HistoryView
 
 if TYPE_CHECKING:
     from orchestrator.attempt import AttemptReport
@@ -63,6 +63,12 @@ def history_command(
         emit(HistoryView(history))
         if site is not None:
             echo(target)
+    if len(history.not_judged) == len(history.series):
+        raise UsageError(
+            f"no trial could be judged: {NOT_POSITIVE}",
+            where=f"--metric {metric}" if metric else word,
+            fix="Hold it to a limit with gate",
+        )
     return history.exit_code
 
 

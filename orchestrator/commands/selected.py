@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from orchestrator.errors import UsageError
+from orchestrator.measure.wording import counted
 from orchestrator.plan.expand import settings_of
 from orchestrator.record import AttemptSummary, Store, open_store
 from orchestrator.record.selection import Selection
@@ -22,10 +23,12 @@ def writing(path: Path, flag: str) -> Iterator[None]:
 
 
 def refuse_the_same(a: Selection, b: Selection) -> None:
-    """Refuse to set attempts against themselves: everything would be equal."""
-    if a.run_ids.keys() == b.run_ids.keys():
+    """Refuse to set attempts against themselves: these would be equal."""
+    if shared := a.run_ids.keys() & b.run_ids.keys():
+        same = len(shared) == len(a.run_ids) == len(b.run_ids)
+        what = "are the same attempts" if same else f"share {counted(len(shared), 'attempt')}"
         raise UsageError(
-            f"{a.word} and {b.word} are the same attempts",
+            f"{a.word} and {b.word} {what}",
             fix="Of a sweep's runs, NAME@-1 is the last and NAME@-2 the one before",
         )
 

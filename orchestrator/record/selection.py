@@ -66,6 +66,8 @@ def select(store: Store, word: str) -> Selection:
     summaries = [s for s in attempts_of(store, word) if s.outcome]
     if not summaries:
         raise UsageError(f"nothing finished is recorded for {word!r}", where=store.where)
+    if summaries[0].sweep == word:
+        summaries = _newest(summaries)
     found = grouped(summaries, lambda summary: summary.config_hash)
     return Selection(
         word,
@@ -73,6 +75,18 @@ def select(store: Store, word: str) -> Selection:
         {config: store.identity(group[0].run_id) for config, group in found.items()},
         {summary.attempt_id: summary.run_id for summary in summaries},
     )
+
+
+def _newest(summaries: Sequence[AttemptSummary]) -> list[AttemptSummary]:
+    """Of each trial on each machine, those that were made with its newest software."""
+
+    def place(summary: AttemptSummary) -> tuple[str | None, ...]:
+        where = (summary.conditions.get(group) for group in ("machine", "content"))
+        return summary.config_hash, *where
+
+    # Of a trial the oldest comes first.
+    newest = {place(s): s.conditions.get("software") for s in summaries}
+    return [s for s in summaries if s.conditions.get("software") == newest[place(s)]]
 
 
 def runs_with_attempts(store: Store, sweep: str) -> list[SweepRun]:
@@ -92,12 +106,12 @@ def attempts_of(store: Store, word: str) -> Sequence[AttemptSummary]:
     """Every attempt that ``word`` means, running ones too; raises as :func:`select`."""
     if word.startswith(HARDWARE_PREFIX):
         return _of_hardware(store, word.removeprefix(HARDWARE_PREFIX))
+    # First of all: a sweep's own name may have an @.
+    if sweep := store.sweep_attempts(word):
+        return sweep
     name, at, position = word.rpartition("@")
     if at:
         return _of_run(store, _nth_run(store, name, position))
-    sweep = store.sweep_attempts(word)
-    if sweep:
-        return sweep
     runs = [r for r in store.sweep_runs() if len(word) >= 8 and r.run_id.startswith(word)]
     if len(runs) == 1:
         return _of_run(store, runs[0])

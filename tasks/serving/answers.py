@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
-from orchestrator.engines.completions import DONE, error_message, read_completion, stream_lines
+from orchestrator.engines.completions import fault_of, read_completion, read_stream
 from orchestrator.tasks.serving.orders import OK, Answer
 from orchestrator.tasks.serving.timed_reads import body_of
 
@@ -19,6 +18,7 @@ def answer_of(
     ended_ns: int | None,
     status: str | None,
     measured: bool,
+    prompt_tokens: int,
     asked_tokens: int,
 ) -> Answer:
     """One request as it went.
@@ -31,30 +31,19 @@ def answer_of(
         Of the load.
     status : str or None
         How it failed; None where all came.
+    prompt_tokens, asked_tokens : int
+        Sent, and asked for at most.
     """
-    chunks, ended = [], False
-    for at_ns, line in stream_lines(list(body_of(reads))):
-        if line in DONE:
-            ended = True
-            continue
-        kind, _, said = line.partition(b":")
-        try:
-            chunk = json.loads(said)
-        except ValueError:
-            status = status or "a chunk of its answer is no JSON"
-            continue
-        if kind == b"error" or not isinstance(chunk, dict) or chunk.get("error"):
-            status = status or f"an error in its answer: {error_message(said)}"
-            continue
-        chunks.append((at_ns, chunk))
-    found = read_completion(sent_ns, chunks)
-    got = len(found.arrivals_ns)
-    if status is None and not ended:
+    stream = read_stream(list(body_of(reads)))
+    found = read_completion(sent_ns, stream.chunks)
+    if status is None:
+        status = stream.problem
+    if status is None and not stream.ended:
         status = "its answer has no end"
-    if status is None and not got:
+    if status is None and not found.arrivals_ns:
         status = "its answer has no token"
-    if status is None and found.new_tokens not in (None, got):
-        status = f"{found.new_tokens} tokens came in {got} chunks, and it does not say which"
+    if status is None:
+        status = fault_of(found, prompt_tokens, asked_tokens)
     return Answer(
         due_s=(due_ns - begin_ns) / 1e9,
         sent_s=(sent_ns - begin_ns) / 1e9,

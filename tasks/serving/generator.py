@@ -26,6 +26,7 @@ import ctypes
 import gc
 import json
 import os
+import re
 import resource
 import signal
 import sys
@@ -71,16 +72,22 @@ _KEEP_ALIVE_S = 2.0
 _MOST_STALE = 100
 _HTTP_OK = 200
 _NO_END = "no end of its answer came"
+# The end of an answer, and an error in it, are in these; all of it is read when the load is over.
+_LAST_READS = 8
+_ERROR = re.compile(rb"\"error\": *[{\"]|^(?:event: *)?error", re.MULTILINE)
 _PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
 class _Conversation:
-    """A request, or several one after the other: of each its body and the tokens it asks for."""
+    """A request, or several one after the other.
+
+    Of each its body, the tokens of its prompt, and those it asks for.
+    """
 
     number: int
     due_s: float
-    turns: Sequence[tuple[bytes, int]]
+    turns: Sequence[tuple[bytes, int, int]]
 
 
 @dataclass
@@ -92,17 +99,25 @@ class _Flight:
     turn: int
     measured: bool
     sent_ns: int = 0
+    sent_again: int = 0
     ended_ns: int | None = None
     status: str | None = None
+    failed: bool = False
     reads: Reads = field(default_factory=list)
     times_ns: array[int] = field(default_factory=lambda: array("q"))
     lengths: array[int] = field(default_factory=lambda: array("q"))
     place: int = 0
 
     @property
+    def has_failed(self) -> bool:
+        """Whether no good answer came, as far as a look at its end shows."""
+        end = b"".join(data for _, data in self.reads[-_LAST_READS:])
+        return self.status is not None or b"[DONE]" not in end or _ERROR.search(end) is not None
+
+    @property
     def is_last(self) -> bool:
         """Whether no other turn follows: there is none, or this one has failed."""
-        return self.status is not None or self.turn + 1 == len(self.conversation.turns)
+        return self.failed or self.turn + 1 == len(self.conversation.turns)
 
 
 class _Generator:
@@ -228,7 +243,7 @@ class _Generator:
                     break
                 due_ns = self._next_due_ns(flight)
             due_ns = time.monotonic_ns()
-            if flight.status is not None:
+            if flight.failed:
                 due_ns += round(_AFTER_FAILURE_S * 1e9)
 
     def _start(
@@ -298,6 +313,7 @@ class _Generator:
         finally:
             if flight.status != _NO_END:
                 flight.ended_ns = time.monotonic_ns()
+            flight.failed = flight.has_failed
             self._keep(flight)
             self._unanswered -= flight.measured
             self._note_over()
@@ -310,7 +326,6 @@ class _Generator:
             flight.sent_ns = flight.sent_ns or time.monotonic_ns()
             return await send(request)
 
-        stale = 0
         while True:
             try:
                 response = await self._session.post(
@@ -318,9 +333,9 @@ class _Generator:
                 )
             except (StaleConnection, aiohttp.ClientConnectionResetError):
                 # A server may close a connection that nobody uses, at any time and without a word.
-                stale += 1
-                if stale > _MOST_STALE:
+                if flight.sent_again == _MOST_STALE:
                     raise
+                flight.sent_again += 1
             else:
                 assert isinstance(response, TimedResponse)
                 return response
@@ -401,7 +416,7 @@ class _Generator:
                 (at_ns, self._raw.read(length))
                 for at_ns, length in zip(flight.times_ns, flight.lengths, strict=True)
             ]
-            _, asked_tokens = flight.conversation.turns[flight.turn]
+            _, prompt_tokens, asked_tokens = flight.conversation.turns[flight.turn]
             answer = answer_of(
                 reads,
                 begin_ns=self._begin_ns,
@@ -410,9 +425,15 @@ class _Generator:
                 ended_ns=flight.ended_ns,
                 status=flight.status,
                 measured=flight.measured,
+                prompt_tokens=prompt_tokens,
                 asked_tokens=asked_tokens,
             )
-            yield replace(answer, conversation=flight.conversation.number, turn=flight.turn + 1)
+            yield replace(
+                answer,
+                conversation=flight.conversation.number,
+                turn=flight.turn + 1,
+                sent_again=flight.sent_again,
+            )
 
 
 def _write_table(load: Load, file: str) -> None:
@@ -433,7 +454,8 @@ def _main(orders_file: str, answers_file: str, table_file: str, metrics_file: st
         for number, line in enumerate(lines):
             request = json.loads(line)
             turns = [
-                (json.dumps(body).encode(), int(body["max_tokens"])) for body in request["bodies"]
+                (json.dumps(body).encode(), len(body["prompt"]), int(body["max_tokens"]))
+                for body in request["bodies"]
             ]
             requests.append(_Conversation(number, request["due_s"], turns))
     os.sched_setaffinity(0, orders.cores)

@@ -73,6 +73,8 @@ class Answer:
     conversation, turn : int
         Which one, in the order of the plan, from 0; and its turns from 1 on. Without conversations
         each request is one.
+    sent_again : int
+        How often on another connection, because the server had closed the one that was used before.
     """
 
     due_s: float
@@ -88,6 +90,7 @@ class Answer:
     counted_by: str = ""
     conversation: int = 0
     turn: int = 1
+    sent_again: int = 0
 
 
 @dataclass(frozen=True)

@@ -134,6 +134,7 @@ def _facts(due: Sequence[Answer], answered: Sequence[Answer], recorder: Recorder
             "answered": len(answered),
             "failed": dict(failures.most_common(_MOST_FAILURES)),
             "shorter_than_asked": sum(len(a.arrivals_s) < a.asked_tokens for a in answered),
+            "sent_again": sum(a.sent_again > 0 for a in due),
             "tokens_counted_by": sorted({answer.counted_by for answer in answered}),
         },
     )

@@ -145,6 +145,12 @@ def _closed_count(load: Mapping[str, Any]) -> int:
     requests, _ = limits(load)
     count = max(_LEAST_PLANNED, 2 * (requests or 0) + int(load["concurrency"]))
     _check_count(count, load)
+    if requests is not None and requests < load["concurrency"] and not lead_s(load):
+        raise InputError(
+            f"{load['concurrency']} users begin at one moment: {requests} requests have no rate",
+            where="load.requests",
+            fix="Ask for at least load.concurrency, or give load.warmup_s or load.ramp_s",
+        )
     return count
 
 
@@ -167,7 +173,9 @@ def _arrivals(load: Mapping[str, Any], seed: int) -> Iterator[float]:
         place += next(gaps)
 
 
-def _until_cool(due_s: Iterator[float], load: Mapping[str, Any]) -> Iterator[float]:
+def _until_cool(
+    due_s: Iterator[float], load: Mapping[str, Any], where: str = "load"
+) -> Iterator[float]:
     """What is due before the measured part, in it, and as long after it, but not for minutes."""
     requests, duration_s = limits(load)
     begin_s, measured = lead_s(load), 0
@@ -183,9 +191,16 @@ def _until_cool(due_s: Iterator[float], load: Mapping[str, Any]) -> Iterator[flo
                 fix="Ask for more",
             )
         if at_s > end_s + min(end_s - begin_s, COOL_DOWN_S):
-            return
-        measured += at_s >= begin_s
+            break
+        measured += begin_s <= at_s < end_s
         yield at_s
+    if not measured:
+        until = f" and before {end_s:g} s, where it ends" if end_s < math.inf else ""
+        raise InputError(
+            f"has no request after {begin_s:g} s, where measuring begins{until}",
+            where=where,
+            fix="Ask for more time, more requests a second or less warm-up",
+        )
 
 
 def _at_rate(place: float, rate: float, ramp_s: float) -> float:
@@ -235,16 +250,15 @@ def _traced(load: Mapping[str, Any]) -> list[Shape]:
     try:
         with path.open(encoding="utf-8-sig") as lines:
             rows = _rows(lines, float(load["speed"]), found, f"load.trace={path}")
-            due += _until_cool(rows, load)
+            due += _until_cool(rows, load, f"load.trace={path}")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"cannot be read: {one_line(error)}", where=f"load.trace={path}"
         ) from error
-    if not due or due[-1] <= lead_s(load):
+    if due[-1] <= lead_s(load):
         raise InputError(
-            f"has no request after {lead_s(load):g} s, where measuring begins",
+            "all requests that are measured are due at one moment: they have no rate",
             where=f"load.trace={path}",
-            fix="load.warmup_s=0 measures from the first",
         )
     return found[: len(due)]
 

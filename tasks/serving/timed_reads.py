@@ -14,8 +14,12 @@ from typing import Any
 import aiohttp
 
 _CHUNKED = re.compile(rb"\r\ntransfer-encoding:[^\r]*chunked", re.IGNORECASE)
+# A head that another follows, as 103 Early Hints.
+_EARLY = re.compile(rb"HTTP/1\.\d 1\d\d\b")
 # Of a stream, in a chunk of HTTP's: never the last one.
 _END_OF_EVENT = b"\n\n\r\n"
+# Who had closed a connection says so within a round trip; later, it had taken the request.
+_STALE_S = 1.0
 # One for all: it is emptied before anything else is read.
 _BUFFER = memoryview(bytearray(1 << 16))
 
@@ -23,7 +27,7 @@ Reads = list[tuple[int, bytes]]
 
 
 class StaleConnection(aiohttp.ClientError):
-    """The server had closed a connection that was used before: it has not seen the request."""
+    """The server had closed a connection that was used before, as the request was sent."""
 
 
 class TimedResponse(aiohttp.ClientResponse):
@@ -46,10 +50,11 @@ class TimedResponse(aiohttp.ClientResponse):
             reader = TimedReader(reader)
             transport.set_protocol(reader)
         reader.reads = self.reads
+        begin_s = time.monotonic()
         try:
             return await super().start(connection)
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-            if used and not self.reads:
+            if used and not self.reads and time.monotonic() - begin_s < _STALE_S:
                 raise StaleConnection from None
             raise
 
@@ -116,6 +121,9 @@ def body_of(reads: Sequence[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
         rest += data
         if chunked is None:
             head, end, body = rest.partition(b"\r\n\r\n")
+            while end and _EARLY.match(head):
+                rest = body
+                head, end, body = rest.partition(b"\r\n\r\n")
             if not end:
                 continue
             chunked, rest = _CHUNKED.search(head) is not None, body

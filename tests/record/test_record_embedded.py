@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from orchestrator.attempt import Outcome, RuleResult, Verdict
+from orchestrator.conditions import Conditions
 from orchestrator.errors import StoreError, UsageError
 from orchestrator.measure.metric import MetricSpec
 from orchestrator.record import Recording, open_store, reap, sync
@@ -337,6 +338,44 @@ def test_a_deleted_experiment_is_not_revived(store: EmbeddedStore, kit: SimpleNa
     assert store.attempts() == {}
     second = kit.record_one(open_store({"root": store.root}), kit.trial_of(1))
     assert mlflow.get_experiment(mlflow.get_run(second).info.experiment_id).name == "quant (2)"
+
+
+def test_a_sweep_by_name_is_the_newest_software_of_each_trial(
+    store: EmbeddedStore, kit: SimpleNamespace
+) -> None:
+    def record(value: int, torch: str, machine: str = "a") -> None:
+        conditions = Conditions({"cpu": machine}, {"torch": torch}, {})
+        kit.record_one(store, kit.trial_of(value), conditions=conditions)
+
+    for value, torch in ((1, "1"), (2, "1"), (1, "2"), (1, "2")):
+        record(value, torch)
+    record(1, "1", "b")
+
+    def found(word: str) -> list[tuple[int, str, str]]:
+        return sorted(
+            (
+                selected.configs[config]["task"]["value"],
+                report.conditions.software["torch"],
+                report.conditions.machine["cpu"],
+            )
+            for selected in [select(store, word)]
+            for config, reports in selected.attempts.items()
+            for report in reports
+        )
+
+    assert found("quant") == [(1, "1", "b"), (1, "2", "a"), (1, "2", "a"), (2, "1", "a")]
+    assert len(found(kit.trial_of(1).hash)) == 4
+
+
+def test_a_sweep_whose_name_has_an_at_is_found(store: EmbeddedStore, kit: SimpleNamespace) -> None:
+    trial = kit.trial_of(1)
+    spec = kit.spec_of(trial, sweep="night@2")
+    with Recording(store, kit.plan_of([trial], "night@2")) as recording:
+        recording.begin(spec, kit.SLOT)
+        recording.finish(kit.report_of(spec), trial)
+        assert recording.flush(60)
+    for word in ("night@2", "night@2@-1"):
+        assert list(select(store, word).attempts) == [trial.hash]
 
 
 def test_the_steps_of_a_search_are_one_run(store: EmbeddedStore, kit: SimpleNamespace) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -13,8 +14,9 @@ import pytest
 import yaml
 
 from orchestrator.attempt import AttemptReport, Outcome, Verdict
+from orchestrator.conditions import Conditions
 from orchestrator.errors import ConfigError
-from orchestrator.measure import Metric, Samples, Value
+from orchestrator.measure import Absent, Metric, Samples, Value
 from orchestrator.report.analyse.gate import GateResult, GateRow, gate
 from orchestrator.report.analyse.gate_rules import (
     Condition,
@@ -25,7 +27,9 @@ from orchestrator.report.analyse.gate_rules import (
     rules_from,
     value_at,
 )
+from orchestrator.report.show.gate_view import GateView
 from orchestrator.report.show.junit import junit_xml
+from testing.printed import printed
 from testing.trial import ok_report
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "gate"
@@ -67,6 +71,7 @@ def rules(*listed: dict[str, Any], **terms: Any) -> Any:
 
 
 DIFFERENCE = {"kind": "difference", "metrics": ["tpot_s"]}
+CHANGE = {"kind": "change", "metric": "tpot_s"}
 
 
 def states(result: GateResult, rule: str) -> list[str]:
@@ -115,6 +120,78 @@ def test_the_order_of_what_is_worst() -> None:
         assert found.state == order.pop(0)
         codes.append(found.exit_code)
     assert codes == [1, 3, 2, 0]
+
+
+def under(torch: str, *reports: AttemptReport) -> list[AttemptReport]:
+    """As they are with that software."""
+    return [replace(r, conditions=Conditions({}, {"torch": torch}, {})) for r in reports]
+
+
+def test_earlier_conditions_are_not_pooled_with_the_newest() -> None:
+    load = [attempt(Value("load_s", "s", seconds)) for seconds in (1.0, 1.0, 9.0)]
+    new = [*under("1", *load[:2]), *under("2", load[2])]
+    limit = rules({"kind": "limit", "metric": "load_s", "at_most": 5.0})
+    assert gate({SHORT: new}, {SHORT: under("1", *load[:2])}, limit).exit_code == 1
+    completes = rules({"kind": "completes"})
+    broken = [*under("1", *load[:2]), *under("2", attempt(outcome=Outcome.ERROR))]
+    result = gate({SHORT: broken}, {SHORT: under("1", *load[:2])}, completes)
+    assert (result.exit_code, result.rows[0].reason) == (
+        1,
+        "no attempt is ok (1 error): no reason given",
+    )
+
+
+@pytest.mark.parametrize("rule", [DIFFERENCE, {**CHANGE, "max_increase": 0.1}])
+def test_one_metric_in_two_units_has_no_ratio(rule: dict[str, Any]) -> None:
+    base = [attempt(Samples("tpot_s", "ms", (50.0, 51.0, 52.0))) for _ in range(3)]
+    result = gate({SHORT: side()}, {SHORT: base}, rules(rule))
+    assert (result.exit_code, result.rows[0].reason) == (3, "the baseline is in ms, new in s")
+
+
+@pytest.mark.parametrize(
+    ("rule", "reason"),
+    [
+        ({**DIFFERENCE, "when": {"task.new_token": 64}}, "no trial has task.new_token"),
+        (
+            {"kind": "capacity", "over": "load.rat", "limits": {"ttft_s": 0.5}},
+            "no trials of both sides that differ in load.rat alone",
+        ),
+    ],
+)
+def test_a_rule_about_no_trial_is_said_to_be(rule: dict[str, Any], reason: str) -> None:
+    both = {SHORT: side()}, {SHORT: side(seed=2)}
+    result = gate(*both, rules({"kind": "completes"}, rule), configs=CONFIGS)
+    assert result.exit_code == 0
+    unused = [row for row in result.rows if not row.hash]
+    assert [(row.state, row.reason) for row in unused] == [("skipped", reason)]
+    assert f"{rule['kind']}: {reason}" in printed(GateView(result, labels={}))
+    assert reason in junit_xml(result.to_json())
+
+
+@pytest.mark.parametrize(
+    ("rule", "code"),
+    [
+        ({"kind": "difference", "metrics": ["ttft_s"]}, 3),
+        ({"kind": "change", "metric": "ttft_s", "max_increase": 0.1}, 3),
+        ({"kind": "limit", "metric": "ttft_s", "at_most": 1.0}, 2),
+    ],
+)
+def test_attempts_that_kept_up_do_not_speak_for_those_whose_queue_grew(
+    rule: dict[str, Any], code: int
+) -> None:
+    kept_up = side(name="ttft_s")
+    grown = attempt(
+        Absent("ttft_s", "s", "the queue grew all the time"), Value("queue_growth", "1", 0.4)
+    )
+    result = gate({SHORT: [*kept_up[:2], grown]}, {SHORT: kept_up}, rules(rule))
+    assert result.exit_code == code
+    assert "in 1 of 3 attempts the queue grew all the time" in (result.rows[0].reason or "")
+
+
+def test_a_limit_of_nothing_is_shown() -> None:
+    limit = rules({"kind": "limit", "metric": "error_ratio", "at_most": 0.0})
+    both = [{SHORT: [attempt(Value("error_ratio", "1", 0.0))]} for _ in range(2)]
+    assert [row.limit for row in gate(*both, limit).rows] == [0.0]
 
 
 def test_nothing_to_compare_is_no_pass() -> None:
@@ -278,7 +355,8 @@ def test_long_and_short_are_paired_among_trials_alike() -> None:
     }
     configs = {SHORT: config(64, "cpu"), LONG: config(512, "cuda")}
     result = gate(tails(1.0, 9.0), tails(1.0, 1.0), rules(rule), configs=configs)
-    assert (result.rows, result.exit_code) == ((), 3), "another device is no longer output"
+    assert (states(result, "long_over_short"), result.exit_code) == (["skipped"], 3)
+    assert result.rows[0].reason == "no trials of both sides that differ in task.new_tokens alone"
     configs[LONG] = config(512, "cpu")
     result = gate(tails(1.0, 9.0), tails(1.0, 1.0), rules(rule), configs=configs)
     assert [(r.hash, r.value) for r in result.rows] == [(LONG, 9.0)]
@@ -394,6 +472,14 @@ def test_the_rules_that_ship_are_both_kinds() -> None:
         (
             {"rules": [{"kind": "change", "metric": "x", "max_increase": -0.1}]},
             r"max_increase: must be greater than or equal to 0, not -0.1",
+        ),
+        (
+            {"rules": [{**CHANGE, "max_decrease": 12}]},
+            r"max_decrease: must be less than 1, not 12",
+        ),
+        (
+            {"rules": [{"kind": "completes", "when": {"seed": {"at_least": 2, "at_most": 1}}}]},
+            r"when\.seed: nothing is at_least 2 and at_most 1",
         ),
         (
             {"rules": [{"kind": "completes", "when": {"task.new_tokens": {"below": 3}}}]},

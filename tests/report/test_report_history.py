@@ -142,7 +142,11 @@ def test_values_that_are_not_positive_have_points_and_no_levels() -> None:
     found = series_of("trial", MetricSpec("faults", "1"), "", taken)
     assert (len(found.points), found.levels, found.steps) == (2, (), ())
     assert draw_over_time(found, "trial").data
-    assert "trial" in printed(HistoryView(history(found)))
+    for both in (history(found), history(found, series([1.0] * 9))):
+        text = printed(HistoryView(both))
+        assert "not judged: 1 trial (a median is not positive" in text
+        assert text.count("not judged") == 2
+        assert "every trial that could be judged" in history_page(both)
 
 
 def reported(software: dict[str, str], **provenance: Any) -> Any:

@@ -80,3 +80,22 @@ def test_attainment_and_goodput_of_two_attempts() -> None:
     assert share.ci_high is not None
     assert share.ci_low < 5 / 8 < share.ci_high
     assert goodput.median == pytest.approx(5 / 4)
+
+
+def test_requests_of_an_attempt_whose_queue_grew_are_missed() -> None:
+    good = ok_report(
+        series("answered", [1] * 4),
+        series("ttft_s", [0.1] * 4),
+        series("request_new_tokens", [2] * 4),
+        phases=[Phase("serving", 0, 2 * 10**9)],
+    )
+    grown = ok_report(
+        Absent("ttft_s", "s", "the queue grew"),
+        facts={"requests": {"due": 12}},
+        phases=[Phase("serving", 0, 2 * 10**9)],
+    )
+    cells = slo_cells([good, grown], {"ttft_s": 0.5}, 0.9)
+    assert (cells["slo_attainment"].median, cells["slo_attainment"].n) == (4 / 16, 16)
+    assert cells["goodput_per_s"].median == pytest.approx(1.0)
+    alone = slo_cells([grown], {"ttft_s": 0.5}, 0.9)["slo_attainment"]
+    assert (alone.median, alone.reason) == (None, "the queue grew")

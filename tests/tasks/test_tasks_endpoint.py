@@ -205,6 +205,7 @@ def test_a_prompt_that_comes_out_of_a_cache_is_found_by_its_time(run: Run) -> No
         ({"tokens_a_chunk": 6}, {}, "all 6 tokens arrived at once, 3 times: it, or a proxy"),
         ({"cut_after": 2}, {}, r"closed the connection in the middle of an answer \(2 chunks\)"),
         ({"error_after": 2}, {}, "the model fell over"),
+        ({"whole": True}, {}, r"its answer is no stream: \{\"choices"),
         ({"hang_after": 2}, {}, "silent for 0.3 s. Is it running"),
         ({"status": 200, "tokenizes": False}, {"model": {"source": "packaged"}}, "no /tokenize"),
     ],
@@ -239,6 +240,7 @@ def test_no_server_at_all(run: Run) -> None:
         ({"url": None}, "engine.url: is not given"),
         ({"url": "host:8000"}, "no address of a server"),
         ({"url": "http://me:hunter2@host/v1"}, "no address of a server, without password"),
+        ({"url": "http://host/v1\n"}, "no address of a server"),
         ({"url": "http://host/v1?key=hunter2"}, "no address of a server, without password"),
         ({"key_variable": "hunter2"}, "engine.key_variable: is not the name of a variable"),
         ({"key_variable": "sk-hunter2_KEY"}, "engine.key_variable: is not the name"),
@@ -273,6 +275,21 @@ def test_a_key_reaches_the_server_and_nothing_else(monkeypatch: pytest.MonkeyPat
         text = f"{report.to_json()} {report.artifacts}"
         assert "swordfish" not in text
         assert "herring" not in text
+
+
+@pytest.mark.parametrize("key", ["sk-herring\n", "sk-her\nring", "sk herring", "sk-hèrring"])
+def test_a_key_that_no_header_can_carry_is_said_in_a_line_without_it(
+    key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOY_API_KEY", key)
+    with pytest.raises(InputError, match="TOY_API_KEY holds no key: it has a line break") as caught:
+        client.key_of("TOY_API_KEY")
+    assert "ring" not in str(caught.value)
+
+
+def test_a_host_that_no_name_can_be_is_said_in_a_line() -> None:
+    with pytest.raises(InputError, match=r"http://a\.\.b/v1: the connection failed"):
+        client.Endpoint("http://a..b/v1", None, lambda: 0).models()
 
 
 def test_its_machine_is_not_known() -> None:

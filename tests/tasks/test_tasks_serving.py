@@ -52,7 +52,7 @@ def served(url: str, load: str = "open", **options: Any) -> dict[str, Any]:
 
 def all_answered(count: int, counted_by: str) -> dict[str, Any]:
     answered = {"due": count, "answered": count, "failed": {}}
-    return {**answered, "shorter_than_asked": 0, "tokens_counted_by": [counted_by]}
+    return {**answered, "shorter_than_asked": 0, "sent_again": 0, "tokens_counted_by": [counted_by]}
 
 
 def test_a_load_on_a_server_that_runs(measured: Measured, tmp_path: Path) -> None:
@@ -134,7 +134,8 @@ def test_llama_cpp_serves_several_at_once(
     events = measured(
         make_identity("source", task="serving", engine="llamacpp", model=model, **asked)
     )
-    assert events.fact("requests") == all_answered(12, "timings")
+    # Its HTTP server closes a connection after so many requests, and then one is sent again.
+    assert {**events.fact("requests"), "sent_again": 0} == all_answered(12, "timings")
     assert len(events.samples("ttft_s")) == 12
     assert min(events.samples("ttft_s")) > 0
     assert 0 < events.value("in_flight") <= 2

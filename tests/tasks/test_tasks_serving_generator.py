@@ -184,8 +184,18 @@ def test_each_fault_has_a_line_and_others_do_not_feel_it(rough: Rough) -> None:
     # Those on a connection that was closed meanwhile were sent again, and nothing else was.
     stale = next(str(number) for number, name in _FAULTS.items() if name == "stale")
     twice = Counter(each.user for each in rough.seen)
-    assert twice.pop(stale) > 1
+    assert twice.pop(stale) == rough.load.answers[int(stale)].sent_again + 1 > 1
     assert set(twice.values()) == {1}
+
+
+def test_a_request_that_a_server_has_taken_is_not_sent_again(
+    server: Running, tmp_path: Path
+) -> None:
+    before = len(server.seen())
+    load = Generating(server.url, [(0.0, {}), (0.3, {"does": "late"})], tmp_path).load()
+    assert load.answers[0].status == OK
+    assert load.answers[1].status.startswith(FAILED)
+    assert [each.user for each in server.seen()[before:]] == ["0", "1"]
 
 
 def test_who_waits_for_a_server_that_stands_still_is_seen_to_wait(rough: Rough) -> None:
@@ -262,6 +272,14 @@ def test_a_turn_is_due_when_the_user_has_thought_about_the_answer_before(
         firsts = [talks[number][0].due_s for number in sorted(talks)]
         assert firsts == pytest.approx(starts[: len(firsts)])
     assert len(window.measured(load)) == 18
+
+
+def test_no_turn_follows_one_that_failed_within_its_answer(server: Running, tmp_path: Path) -> None:
+    later = {"then": [{}]}
+    sends = [(0.0, later), (0.0, {"does": "error", **later}), (0.5, {})]
+    answers = Generating(server.url, sends, tmp_path).load().answers
+    assert [(each.conversation, each.turn) for each in answers] == [(0, 1), (1, 1), (0, 2), (2, 1)]
+    assert [each.status == OK for each in answers] == [True, False, True, True]
 
 
 def test_a_server_that_dies_fails_who_waits_and_users_do_not_ask_all_the_time(

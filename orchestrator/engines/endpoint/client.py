@@ -10,12 +10,19 @@ import http.client
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
-from orchestrator.engines.completions import DONE, Chunk, error_message, likeliest_next
+from orchestrator.engines.completions import (
+    Chunk,
+    error_message,
+    is_end,
+    likeliest_next,
+    read_stream,
+)
 from orchestrator.engines.next_tokens import Likeliest
 from orchestrator.errors import one_line
 from orchestrator.measure import InputError
@@ -24,6 +31,8 @@ from orchestrator.measure import InputError
 SILENT_S = 600.0
 _CONNECT_S = 10.0
 _MOST_BODY = 1 << 16
+# What a header can carry.
+_KEY = re.compile(r"[!-~]+")
 _REJECTED = (400, 422)
 _FIXES = {
     401: "Name the variable that holds its key: engine.key_variable=NAME",
@@ -149,12 +158,15 @@ class Endpoint:
                 self._expect_ok(response.status, response.read(_MOST_BODY))
             received: Any = response.fp.raw
             while not done and (line := response.readline()):
-                if line.startswith((b"data:", b"error:")):
-                    lines.append((received.at_ns, line))
-                    done = line.rstrip() in DONE
-        if not done:
-            self._fail(f"it closed the connection in the middle of an answer ({len(lines)} chunks)")
-        return begin_ns, [(at_ns, self._chunk(line)) for at_ns, line in lines[:-1]]
+                lines.append((received.at_ns, line))
+                done = is_end(line)
+        stream = read_stream(lines)
+        if stream.problem is not None:
+            self._fail(stream.problem)
+        if not stream.ended:
+            chunks = len(stream.chunks)
+            self._fail(f"it closed the connection in the middle of an answer ({chunks} chunks)")
+        return begin_ns, stream.chunks
 
     def next_logprobs(
         self,
@@ -216,7 +228,8 @@ class Endpoint:
             yield
         except TimeoutError:
             self._fail(f"no answer: it was silent for {SILENT_S:g} s", "Is it running?")
-        except (OSError, http.client.HTTPException) as error:
+        # A host that no name can be raises UnicodeError.
+        except (OSError, http.client.HTTPException, UnicodeError) as error:
             self._fail(f"the connection failed: {one_line(error)}", "Is it running?")
 
     def _expect_ok(self, status: int, body: bytes) -> None:
@@ -237,18 +250,21 @@ class Endpoint:
             self._fail(f"it answered with an error: {error_message(body)}")
         return found
 
-    def _chunk(self, line: bytes) -> Chunk:
-        return self._object(line.partition(b":")[2])
-
     def _fail(self, what: str, fix: str | None = None) -> NoReturn:
         raise InputError(what, where=self._url, fix=fix)
 
 
 def key_of(variable: str | None) -> str | None:
-    """The key that a variable of this process holds; :class:`InputError` where it is not set."""
+    """The key that a variable of this process holds; :class:`InputError` where it has none."""
     if variable is None:
         return None
     key = os.environ.get(variable)
     if not key:
         raise InputError(f"{variable} is not set", where="engine.key_variable", fix="Export it")
+    if not _KEY.fullmatch(key):
+        raise InputError(
+            f"{variable} holds no key: it has a line break, a blank or a letter beyond ASCII",
+            where="engine.key_variable",
+            fix="Export the key alone",
+        )
     return key

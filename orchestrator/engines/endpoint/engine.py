@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from orchestrator.engines.completions import (
     Completion,
+    fault_of,
     likeliest_next,
     prompt_logprobs,
     read_completion,
@@ -285,15 +286,9 @@ class EndpointSession(Session):
 
 def _require_counts(answer: Completion, prompt_tokens: int, new_tokens: int) -> None:
     """:class:`InputError` where it is not the work that was asked for."""
-    got = len(answer.arrivals_ns)
-    what = fix = None
-    if answer.prompt_tokens not in (None, prompt_tokens):
-        what = f"it read {answer.prompt_tokens} prompt tokens, not the {prompt_tokens} sent"
-    elif answer.new_tokens not in (None, got):
-        what = (
-            f"{answer.new_tokens} tokens came in {got} chunks, and it does not say which in which"
-        )
-    elif got != new_tokens:
+    got, fix = len(answer.arrivals_ns), None
+    what = fault_of(answer, prompt_tokens, new_tokens)
+    if what is None and got != new_tokens:
         ended = f" (finish_reason: {answer.ended})" if answer.ended else ""
         what = f"it gave {got} tokens, not the {new_tokens} asked for{ended}"
         fix = "Use a server that takes ignore_eos, as vLLM's does"
@@ -359,7 +354,7 @@ def _check_url(url: str) -> None:
         good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
     except ValueError:
         good = False
-    if not good or "@" in parts.netloc or parts.query or parts.fragment:
+    if not good or url.split() != [url] or "@" in parts.netloc or parts.query or parts.fragment:
         raise ConfigError(
             "is no address of a server, without password and query",
             where="engine.url",

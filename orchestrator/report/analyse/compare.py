@@ -12,7 +12,7 @@ from typing import Any
 from orchestrator.attempt import AttemptReport
 from orchestrator.measure.metric import MetricSpec
 from orchestrator.measure.vocabulary import EVALUATION, QUALITY
-from orchestrator.report.analyse.measured import metric_of, missing_side, samples_of, spec_of
+from orchestrator.report.analyse.measured import metric_of, samples_of, spec_of, why_no_ratio
 from orchestrator.report.analyse.pairing import Attempts, Chosen, Configs, choose, pair, rounds_of
 from orchestrator.statistics.judge import (
     CONFIDENCE,
@@ -172,7 +172,7 @@ def against(
     if spec.name.startswith(EVALUATION) and _items(a) != _items(b):
         return ComparedMetric(*hashes, spec, incomparable("evaluated on other items", noise))
     scores = _scores(a, spec.name), _scores(b, spec.name)
-    if missing := missing_side(names, (a, b), spec.name):
+    if missing := why_no_ratio(names, (a, b), spec.name):
         judged = incomparable(missing, noise)
     elif scores[0] and scores[1]:
         judged = judge_items(scores[1], scores[0], better=spec.better, noise=noise)

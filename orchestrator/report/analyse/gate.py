@@ -28,19 +28,23 @@ from orchestrator.report.analyse.gate_rules import (
     Difference,
     Limit,
     LongOverShort,
+    Rule,
     RuleSet,
     all_but,
     applies,
+    has_path,
     value_at,
 )
 from orchestrator.report.analyse.labels import short_hash
 from orchestrator.report.analyse.measured import (
     metric_of,
-    missing_side,
+    not_sustained,
+    of_one_class,
     samples_of,
     spec_of,
     statistic_of,
     valid,
+    why_no_ratio,
 )
 from orchestrator.report.analyse.pairing import Attempts, Chosen, Configs, choose, pair
 from orchestrator.statistics.bootstrap import holm
@@ -173,18 +177,20 @@ def gate(
     ]
     rows: list[GateRow] = []
     for rule in rules.rules:
-        if isinstance(rule, LongOverShort):
-            rows.extend(_long_over_short(rule, trials))
+        if isinstance(rule, LongOverShort | Capacity):
+            if isinstance(rule, LongOverShort):
+                made = list(_long_over_short(rule, trials))
+            else:
+                found = capacity_findings(
+                    *(rule, base, new, configs or {}),
+                    noise=noise,
+                    allow_different=allow_different,
+                    names=_SIDES,
+                )
+                made = [_capacity(each) for each in found]
+            rows += made or [_unused(rule)]
             continue
-        if isinstance(rule, Capacity):
-            found = capacity_findings(
-                *(rule, base, new, configs or {}),
-                noise=noise,
-                allow_different=allow_different,
-                names=_SIDES,
-            )
-            rows.extend(_capacity(each) for each in found)
-            continue
+        rows += _pathless(rule, trials)
         for trial in trials:
             about = applies(rule.when, trial.config)
             if about is None:
@@ -244,10 +250,12 @@ def _completes(trial: _Pair) -> GateRow:
     row = GateRow("completes", trial.hash, None, "pass")
     if not any(report.outcome is Outcome.OK for report in trial.base):
         return replace(row, state="incomparable", reason="the baseline has no attempt that is ok")
-    if any(report.outcome is Outcome.OK for report in trial.new):
+    # That it finished under earlier conditions says nothing of the newest.
+    new = of_one_class(trial.new)
+    if any(report.outcome is Outcome.OK for report in new):
         return row
-    ended = Counter(report.outcome for report in trial.new)
-    last = max(trial.new, key=lambda r: (r.started_at, r.number), default=None)
+    ended = Counter(report.outcome for report in new)
+    last = max(new, key=lambda r: (r.started_at, r.number), default=None)
     # Lost and cancelled attempts, and invalid ones, say nothing about the code under test.
     blameless = {Outcome.LOST, Outcome.CANCELLED, Outcome.INVALID}
     state = "incomparable" if set(ended) <= blameless else "regression"
@@ -290,7 +298,7 @@ def _change(rule: Change, trial: _Pair) -> GateRow:
     base, new = (samples_of(side, rule.metric) for side in sides)
     if not base and not new:
         return replace(row, state="skipped", reason="not measured")
-    if missing := missing_side(_SIDES, sides, rule.metric):
+    if missing := why_no_ratio(_SIDES, sides, rule.metric):
         return replace(row, state="incomparable", reason=missing)
     before, after = statistic_of(base, rule.statistic), statistic_of(new, rule.statistic)
     if isinstance(before, str) or isinstance(after, str):
@@ -301,7 +309,8 @@ def _change(rule: Change, trial: _Pair) -> GateRow:
 
 
 def _limit(rule: Limit, trial: _Pair) -> GateRow:
-    row = GateRow("limit", trial.hash, rule.metric, "pass", limit=rule.at_most or rule.at_least)
+    row = GateRow("limit", trial.hash, rule.metric, "pass")
+    row = replace(row, limit=rule.at_least if rule.at_most is None else rule.at_most)
     seen = _new_statistic(trial, rule.metric, rule.statistic)
     return _held(row, seen, Condition(at_least=rule.at_least, at_most=rule.at_most))
 
@@ -349,6 +358,19 @@ def _long_over_short(rule: LongOverShort, trials: Sequence[_Pair]) -> Iterator[G
             yield replace(found, reason=f"against {short_hash(short.hash)}")
 
 
+def _unused(rule: LongOverShort | Capacity) -> GateRow:
+    metric, axis = (rule.metric, rule.by) if isinstance(rule, LongOverShort) else (None, rule.over)
+    reason = f"no trials of both sides that differ in {axis} alone"
+    return GateRow(rule.kind, "", metric, "skipped", reason=reason)
+
+
+def _pathless(rule: Rule, trials: Sequence[_Pair]) -> list[GateRow]:
+    """A row where a condition is on something that no trial has: a slip of the hand, mostly."""
+    configs = [trial.config for trial in trials if trial.config is not None]
+    paths = [p for p in rule.when if configs and not any(has_path(c, p) for c in configs)]
+    return [GateRow(rule.kind, "", None, "skipped", reason=f"no trial has {p}") for p in paths]
+
+
 def _capacity(found: CapacityFinding) -> GateRow:
     row = GateRow("capacity", found.hash, None, found.state, limit=found.limit)
     return replace(row, ci_low=found.low, ci_high=found.high, reason=found.reason)
@@ -369,10 +391,16 @@ def _corrected(rows: Sequence[GateRow]) -> list[GateRow]:
 
 
 def _new_statistic(trial: _Pair, metric: str, statistic: str) -> float | str | None:
-    """The new attempts' figure, or why there is none; None where it was never measured."""
-    samples = samples_of(valid(trial.new), metric)
+    """The new attempts' figure, or why there is none; None where it was never measured.
+
+    Of several conditions the newest: nothing pools them.
+    """
+    new = valid(of_one_class(trial.new))
+    samples = samples_of(new, metric)
     if not samples:
         return None
+    if lost := not_sustained(new, metric):
+        return lost
     return statistic_of(samples, statistic)
 
 

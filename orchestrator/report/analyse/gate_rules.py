@@ -32,6 +32,13 @@ class _Bounds(_Checked):
     at_least: float | None = None
     at_most: float | None = None
 
+    @model_validator(mode="after")
+    def _has_room(self) -> _Bounds:
+        low, high = self.at_least, self.at_most
+        if low is not None and high is not None and low > high:
+            raise ValueError(f"nothing is at_least {low:g} and at_most {high:g}")
+        return self
+
 
 class Condition(_Bounds):
     """What a configuration value must be: one of ``values``, or a number within bounds."""
@@ -70,6 +77,13 @@ def value_at(config: Mapping[str, Any], path: str) -> Any:
             return None
         node = node[part]
     return node
+
+
+def has_path(config: Mapping[str, Any], path: str) -> bool:
+    """Whether there is anything at a dotted path, None included."""
+    parent, _, last = path.rpartition(".")
+    node = value_at(config, parent) if parent else config
+    return isinstance(node, Mapping) and last in node
 
 
 def all_but(config: Mapping[str, Any], path: str) -> str:
@@ -122,7 +136,8 @@ class Change(_Rule):
     metric: str
     statistic: Statistic = "median"
     max_increase: NonNegativeFloat | None = None
-    max_decrease: NonNegativeFloat | None = None
+    # All of it, or more, no positive figure can lose: such a rule would never fail.
+    max_decrease: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
 
     @model_validator(mode="after")
     def _is_bounded(self) -> Change:
@@ -131,14 +146,12 @@ class Change(_Rule):
         return self
 
 
-class Limit(_Rule):
+class Limit(_Rule, _Bounds):
     """A statistic of the new attempts must lie within absolute bounds, in the metric's SI unit."""
 
     kind: Literal["limit"] = "limit"
     metric: str
     statistic: Statistic = "median"
-    at_most: float | None = None
-    at_least: float | None = None
 
     @model_validator(mode="after")
     def _is_bounded(self) -> Limit:

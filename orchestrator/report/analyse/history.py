@@ -290,6 +290,11 @@ class History:
         ]
 
     @property
+    def not_judged(self) -> list[Series]:
+        """Those that have no levels: one median that is not positive is enough."""
+        return [series for series in self.series if not series.levels]
+
+    @property
     def exit_code(self) -> int:
         """1 where there is a new regression in the last run, else 0."""
         return int(bool(self.new_regressions))

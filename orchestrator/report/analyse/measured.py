@@ -95,14 +95,31 @@ def absence(attempts: Iterable[AttemptReport], name: str) -> str:
     return next((m.reason for m in found if isinstance(m, Absent)), "not measured")
 
 
-def missing_side(
+def not_sustained(attempts: Sequence[AttemptReport], metric: str) -> str | None:
+    """In how many attempts a load could not be kept up with, so that they have no such latency.
+
+    The others, which could, do not speak for them. None where there is none.
+    """
+    lost = [
+        m.reason
+        for report in attempts
+        if isinstance(m := metric_of(report, metric), Absent) and "queue_growth" in report.metrics
+    ]
+    return f"in {len(lost)} of {len(attempts)} attempts {lost[0]}" if lost else None
+
+
+def why_no_ratio(
     names: Sequence[str], sides: Sequence[Sequence[AttemptReport]], metric: str
 ) -> str | None:
-    """Which of ``sides`` has no samples of a metric, and why; None where all have."""
+    """Which of two sides lacks samples of a metric, or has them in another unit; or None."""
     for name, side in zip(names, sides, strict=True):
         if not samples_of(side, metric):
             return f"{name}: {absence(side, metric)}"
-    return None
+        if lost := not_sustained(side, metric):
+            return f"{name}: {lost}"
+    found = [[m for report in side if (m := metric_of(report, metric))] for side in sides]
+    one, other = (", ".join(sorted({each.unit for each in side})) for side in found)
+    return None if one == other else f"{names[0]} is in {one}, {names[1]} in {other}"
 
 
 def spec_of(attempts: Iterable[AttemptReport], name: str) -> MetricSpec:

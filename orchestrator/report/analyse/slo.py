@@ -98,19 +98,17 @@ def slo_cells(
     """
     from orchestrator.statistics.attainment import attainment
 
-    worst, length_s, reason = [], 0.0, "no requests were recorded"
-    for report in attempts:
-        used = used_limits(report, limits)
-        if isinstance(used, str):
-            reason = used
-            continue
-        worst.append(worst_uses(report, limits))
-        length_s += sum(
-            ((p.end_ns or p.begin_ns) - p.begin_ns) / 1e9
-            for p in report.phases
-            if p.name == _WINDOW
-        )
-    if not worst:
+    reasons = [used for r in attempts if isinstance(used := used_limits(r, limits), str)]
+    # Those of an attempt whose queue grew are missed: without them the rest would look better.
+    worst = [uses for report in attempts if (uses := worst_uses(report, limits))]
+    length_s = sum(
+        ((p.end_ns or p.begin_ns) - p.begin_ns) / 1e9
+        for report in attempts
+        for p in report.phases
+        if p.name == _WINDOW
+    )
+    if len(reasons) == len(attempts) or not worst:
+        reason = reasons[-1] if reasons else "no requests were recorded"
         return {spec.name: Cell(spec, reason=reason) for spec in (ATTAINMENT, GOODPUT)}
     found = attainment(worst, target)
     low, high = found.bounds(_EACH_SIDE)

@@ -61,6 +61,10 @@ class GateView(TrialNames):
                 yield Padding(Text(one_line(row.reason), style="dim"), (0, 0, 0, 4))
         if len(told) > MAX_ROWS:
             yield Text(f"… and {len(told) - MAX_ROWS} more (--json)", style="italic")
+        for row in self.result.rows:
+            if not row.hash:  # a rule that is about no trial at all
+                said = f"  {STATES['skipped'][0]} {row.rule.replace('_', ' ')}: {row.reason}"
+                yield Text(said, style="dim")
 
     def _lines(self, row: GateRow, width: int) -> list[Text]:
         """The trial, the rule and its figures on one line where they fit, else on two."""

@@ -22,6 +22,7 @@ from orchestrator.report.show.units import ratio, scale_of, utc, with_ci
 
 MAX_TRIALS = 60
 MAX_CAUSES = 12
+NOT_POSITIVE = "a median is not positive, so there are no ratios"
 NOTHING_DIFFERS = "nothing recorded differs"
 _MOST_DIFFERENCES = 4
 _BARS = "▁▂▃▄▅▆▇█"
@@ -136,11 +137,14 @@ def news_of(history: History) -> str:
 
 
 def left_out_line(history: History) -> str:
-    """Attempts that do not count, by why; empty where all do."""
-    if not history.left_out:
-        return ""
-    why = ", ".join(f"{count} {reason}" for reason, count in history.left_out.items())
-    return f"left out: {counted(sum(history.left_out.values()), 'attempt')} ({why})"
+    """What does not count, by why; empty where all does."""
+    said = []
+    if history.left_out:
+        why = ", ".join(f"{count} {reason}" for reason, count in history.left_out.items())
+        said.append(f"left out: {counted(sum(history.left_out.values()), 'attempt')} ({why})")
+    if blind := history.not_judged:
+        said.append(f"not judged: {counted(len(blind), 'trial')} ({NOT_POSITIVE})")
+    return "; ".join(said)
 
 
 def spark(series: Series) -> str:
@@ -184,7 +188,7 @@ def _last(series: Series) -> str:
 
 def _last_step(history: History, series: Series) -> Text:
     if not series.steps:
-        return Text("none", style="dim")
+        return Text("none" if series.levels else "not judged", style="dim")
     step = series.steps[-1]
     mark, style, _ = STANDING_MARKS[step.judged.finding]
     at = when(history, _since((series, step)))
