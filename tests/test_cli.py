@@ -56,6 +56,9 @@ def run(directory: Path, *words: str, code: str | None = None) -> subprocess.Com
         (["report", "nothing"], "no sweep 'nothing' is recorded"),
         (["cancel", "nothing"], "no running sweep is called 'nothing'"),
         (["task=noop", "tracking=server", "tracking.uri=ftp://x"], "tracking.uri"),
+        (["task=noop", "verdict.rules.steal=0.1"], "verdict.rules.steal: a rule needs a state"),
+        (["plan", "task=noop", "+verdict.rules.stale.limit=1"], "unknown verdict rule 'stale'"),
+        (["task=noop", "verdict.rules.steal.limit=much"], "verdict.rules.steal.limit: 'much'"),
     ],
 )
 def test_a_mistake_is_one_clear_line(

@@ -16,11 +16,12 @@ from orchestrator.attempt import AttemptReport, Outcome, Trial
 from orchestrator.commands.plan import plan_command
 from orchestrator.commands.searching import Searched, search, sentence
 from orchestrator.errors import ConfigError
-from orchestrator.measure import Absent, Samples
+from orchestrator.measure import Absent, Samples, Value
 from orchestrator.plan.expand import build, number_at
 from orchestrator.plan.plan import Plan
 from orchestrator.search.capacity import Ask, Found, LevelFound, Undecided
 from orchestrator.statistics.attainment import Attainment
+from orchestrator.telemetry.verdict import judge
 from testing.commands import orchestrator
 from testing.null_server import null_server
 from testing.seeds import drawing_seed
@@ -334,6 +335,32 @@ def test_force_counts_nothing_that_was_recorded_before(
     low, high = answer("force=true")
     assert low < edge < high < first[0]
     assert len(searches) == 3
+
+
+def test_requests_that_a_server_turns_away_are_missed_and_no_reason_to_doubt_a_level(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    steps: list[Plan] = []
+
+    class Interrupted:
+        interrupted = True
+
+        def __init__(self, plan: Plan, *_: Any, search_id: str) -> None:
+            steps.append(plan)
+
+        def todo(self) -> Any:
+            return SimpleNamespace(attempts=())
+
+    monkeypatch.setattr("orchestrator.commands.measuring.Measuring", Interrupted)
+    asked = planned(*OPEN, *LIMIT)
+    assert search(asked, [], as_json=True) == 130
+    turned_away = ok_report(Value("error_ratio", "1", 0.3))
+
+    def state(plan: Plan) -> str | None:
+        rules = judge(turned_away, plan.settings.verdict.rules).rules
+        return next((rule.state for rule in rules if rule.rule == "errors"), None)
+
+    assert (state(asked), state(steps[0])) == ("invalid", "flagged")
 
 
 @pytest.mark.long

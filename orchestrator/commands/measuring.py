@@ -26,6 +26,7 @@ from orchestrator.commands.run_json import endings, run_json
 from orchestrator.errors import StoreUnavailable
 from orchestrator.schedule.hub_commits import with_commits
 from orchestrator.schedule.todo import Reuse, Todo, compute_todo
+from orchestrator.telemetry.verdict import check_rules
 
 if TYPE_CHECKING:
     from orchestrator.attempt import AttemptReport, PlannedAttempt, Slot, Trial
@@ -64,6 +65,7 @@ class Measuring:
     def __init__(
         self, plan: Plan, store: Store, command: Sequence[str], *, search_id: str | None = None
     ) -> None:
+        check_rules(plan.settings.verdict.rules)
         self.plan = plan
         self._search_id = search_id
         self._probing = search_id is not None

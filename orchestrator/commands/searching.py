@@ -50,6 +50,7 @@ def search(plan: Plan, command: Sequence[str], *, as_json: bool) -> int:
     from orchestrator.record import open_store
     from orchestrator.schedule.cluster.ray.cluster import joined
 
+    plan = _failures_are_results(plan)
     searches = [Searched(plan, trial) for trial in plan.trials]
     store = open_store(plan.settings.tracking)
     search_id = uuid.uuid4().hex
@@ -75,6 +76,17 @@ def search(plan: Plan, command: Sequence[str], *, as_json: bool) -> int:
             joined(plan.settings.cluster).close()
     _report(searches, plan, store, command, as_json=as_json)
     return UNDECIDED if any(isinstance(each.next, Undecided) for each in searches) else 0
+
+
+def _failures_are_results(plan: Plan) -> Plan:
+    """Requests that fail are missed, which a search is about: a server may turn some away."""
+    verdict = plan.settings.verdict
+    rules = dict(verdict.rules)
+    rule = rules.get("errors")
+    if isinstance(rule, Mapping) and rule.get("state") == "invalid":
+        rules["errors"] = {**rule, "state": "flagged"}
+    verdict = dataclasses.replace(verdict, rules=rules)
+    return dataclasses.replace(plan, settings=dataclasses.replace(plan.settings, verdict=verdict))
 
 
 class Searched:

@@ -86,9 +86,8 @@ def judge(report: AttemptReport, rules: Mapping[str, Any]) -> Verdict:
     ConfigError
         If a rule has an unknown name or state, or no limit.
     """
-    chosen = rules.get("rules", rules) if isinstance(rules.get("rules", {}), Mapping) else rules
     results, unchecked = [], False
-    for name, state, limit in _rules(chosen):
+    for name, state, limit in _rules(_chosen(rules)):
         check = CHECKS[name]
         if check.gpu and not (report.slot and report.slot.gpus):
             continue
@@ -111,6 +110,16 @@ def judge(report: AttemptReport, rules: Mapping[str, Any]) -> Verdict:
     return Verdict(overall, tuple(results))
 
 
+def check_rules(rules: Mapping[str, Any]) -> None:
+    """:class:`ConfigError` for what :func:`judge` could not apply: before anything is measured."""
+    for _ in _rules(_chosen(rules)):
+        pass
+
+
+def _chosen(rules: Mapping[str, Any]) -> Mapping[str, Any]:
+    return rules.get("rules", rules) if isinstance(rules.get("rules", {}), Mapping) else rules
+
+
 def limit_of(rules: Mapping[str, Any], name: str) -> Any:
     """The limit of one rule of the ``verdict`` group; None where the rule is off."""
     known = rules.get("rules") or {}
@@ -126,12 +135,15 @@ def _rules(rules: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
             fix = f"Known: {', '.join(CHECKS)}"
             raise ConfigError(f"unknown verdict rule {name!r}", where="verdict.rules", fix=fix)
         if not isinstance(rule, Mapping) or "limit" not in rule:
-            raise ConfigError("a rule needs a state and a limit", where=where)
+            fix = f"Write {where}.limit=NUMBER, or {where}.state=off"
+            raise ConfigError("a rule needs a state and a limit", where=where, fix=fix)
         state = str(rule.get("state", "invalid"))
         if rule["limit"] is None or state in ("off", "False"):  # YAML reads a bare off as false
             continue
         if state not in STATES:
             raise ConfigError(f"state {state!r} is none of {', '.join(STATES)}", where=where)
+        if isinstance(rule["limit"], bool) or not isinstance(rule["limit"], (int, float)):
+            raise ConfigError(f"{rule['limit']!r} is no number", where=f"{where}.limit")
         yield name, state, rule["limit"]
 
 

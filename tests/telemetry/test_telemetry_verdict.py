@@ -278,6 +278,7 @@ def test_rules_are_data() -> None:
         {"thermal_slowdwn": {"state": "invalid", "limit": 0}},
         {"steal": {"state": "fatal", "limit": 0}},
         {"steal": {"state": "invalid"}},
+        {"steal": {"state": "invalid", "limit": "much"}},
         {"steal": 0.05},
     ],
 )
