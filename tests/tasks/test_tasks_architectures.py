@@ -176,3 +176,28 @@ def test_sizes_that_do_not_fit_are_one_line(identity: Identity, run: Run) -> Non
     with pytest.raises(InputError, match="a helium of these sizes cannot run") as raised:
         run(identity(model={"architecture": sizes}, prompt_tokens=8))
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "word", "value"),
+    [("llama", "hiden_size", 128), ("llama", "sliding_window", 4), ("gpt2", "rope_theta", 5e5)],
+)
+def test_a_word_that_a_family_has_no_use_for_is_refused(kind: str, word: str, value: Any) -> None:
+    with pytest.raises(InputError, match=rf"model\.architecture\.{word}: {kind} has no {word}"):
+        architecture.configuration({**sized(kind), word: value})
+
+
+@pytest.mark.parametrize(
+    ("kind", "used"),
+    [
+        ("llama", {"rope_theta": 5e5}),
+        ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
+        ("gpt2", {"n_positions": 64}),
+        ("mistral", {"sliding_window": 4}),
+    ],
+)
+def test_what_a_family_reads_under_another_name_is_taken(kind: str, used: dict[str, Any]) -> None:
+    asked = {**sized(kind), **used}
+    written = repr(asked)
+    architecture.configuration(asked)
+    assert repr(asked) == written

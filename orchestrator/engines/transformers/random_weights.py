@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.engines.digest import digest_json
-from orchestrator.engines.transformers.attention_choice import implementation, refuse_attention
+from orchestrator.engines.transformers.attention_choice import (
+    declares,
+    implementation,
+    refuse_attention,
+)
 from orchestrator.errors import nearest, one_line
 from orchestrator.measure import InputError
 
@@ -25,6 +30,11 @@ _NO_MODEL = (
 )
 # Part of the weights digest: raise it when the same seed would give other weights.
 RANDOM_VERSION = 1
+# What our own architectures have, whatever ``model_type`` they are given: some have no use for it.
+_SIZES = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "head_dim"),
+    *("num_attention_heads", "num_key_value_heads", "max_position_embeddings"),
+)
 _SPECIAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "unk_token_id", "sep_token_id")
 
 
@@ -34,12 +44,13 @@ def configuration(architecture: Mapping[str, Any]) -> PretrainedConfig:
     Raises
     ------
     InputError
-        If transformers knows no such model type (the nearest ones are named) or refuses a value.
+        If transformers knows no such model type (the nearest ones are named), refuses a value or
+        has no use for one.
     """
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-    values = dict(architecture)
+    values = copy.deepcopy(dict(architecture))  # transformers writes into nested ones
     model_type = str(values.pop("model_type"))
     if model_type not in CONFIG_MAPPING_NAMES:
         raise InputError(
@@ -54,8 +65,29 @@ def configuration(architecture: Mapping[str, Any]) -> PretrainedConfig:
             f"{model_type} rejects this configuration: {one_line(error)}",
             where="model.architecture",
         ) from error
+    _refuse_unused(config, values)
     _complete(config, values)
     return config
+
+
+def _refuse_unused(config: PretrainedConfig, values: Mapping[str, Any]) -> None:
+    """A word misspelt, or of another family, is kept by transformers and changes nothing."""
+    kind, made = type(config), config.to_dict()
+    for name in values:
+        if name in _SIZES or declares(kind, name):
+            continue
+        try:
+            other = kind(**{k: v for k, v in values.items() if k != name}).to_dict()
+        except Exception:  # it needs it
+            continue
+        rest = {k: v for k, v in made.items() if k != name}
+        # Some are read into another field: rope_theta.
+        if rest == other:
+            raise InputError(
+                f"{config.model_type} has no {name}",
+                where=f"model.architecture.{name}",
+                fix=nearest(name, rest),
+            )
 
 
 def _complete(config: PretrainedConfig, given: Mapping[str, Any]) -> None:
