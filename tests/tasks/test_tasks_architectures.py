@@ -188,6 +188,20 @@ def test_a_word_that_a_family_has_no_use_for_is_refused(kind: str, word: str, va
 
 
 @pytest.mark.parametrize(
+    "scaling",
+    [
+        {"factor": 4.0},
+        {"rope_type": "yarn", "factor": 4.0, "beta_fsat": 3.0},
+        {"rope_type": "stretched", "factor": 2.0},
+        {"rope_type": "linear", "factor": "two"},
+    ],
+)
+def test_a_scaling_of_positions_that_would_be_left_out_is_refused(scaling: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"model\.architecture: llama rejects .*rope_"):
+        architecture.configuration({**sized("llama"), "rope_scaling": scaling})
+
+
+@pytest.mark.parametrize(
     ("kind", "used"),
     [
         ("llama", {"rope_theta": 5e5}),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.engines.digest import digest_json
@@ -35,6 +37,7 @@ _SIZES = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "head_dim"),
     *("num_attention_heads", "num_key_value_heads", "max_position_embeddings"),
 )
+_ROPE = {"rope_scaling", "rope_parameters"}
 _SPECIAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "unk_token_id", "sep_token_id")
 
 
@@ -59,7 +62,11 @@ def configuration(architecture: Mapping[str, Any]) -> PretrainedConfig:
             fix=nearest(model_type, CONFIG_MAPPING_NAMES),
         )
     try:
-        config = AutoConfig.for_model(model_type, **values)
+        with _warnings_of("transformers.modeling_rope_utils") as warned:
+            config = AutoConfig.for_model(model_type, **values)
+        # What it does not know it leaves out. Of defaults, those of a large model, it may say so.
+        if warned and _ROPE & values.keys():
+            raise ValueError(warned[0])
     except Exception as error:  # its validators raise types of their own
         raise InputError(
             f"{model_type} rejects this configuration: {one_line(error)}",
@@ -68,6 +75,23 @@ def configuration(architecture: Mapping[str, Any]) -> PretrainedConfig:
     _refuse_unused(config, values)
     _complete(config, values)
     return config
+
+
+@contextmanager
+def _warnings_of(name: str) -> Iterator[list[str]]:
+    """What a logger warns of meanwhile."""
+    found: list[str] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            found.append(record.getMessage())
+
+    logger, listener = logging.getLogger(name), Listener(logging.WARNING)
+    logger.addHandler(listener)
+    try:
+        yield found
+    finally:
+        logger.removeHandler(listener)
 
 
 def _refuse_unused(config: PretrainedConfig, values: Mapping[str, Any]) -> None:
