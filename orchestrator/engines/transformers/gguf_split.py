@@ -31,16 +31,16 @@ def apply_split(model: GgufModel, tokenizer: Any) -> None:
     NotKept
         Where transformers would split in another way.
     """
-    from tokenizers import Regex
-    from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
     from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
     name = model.value("tokenizer.ggml.pre")
     if model.value("tokenizer.ggml.model") != "gpt2" or name in _AS_GPT2:
         return
     if name in _BY_DIGIT:
+        # As such models' own tokenizer.json has it, which other engines read too.
         tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
-            [Split(Regex(r"\p{N}"), "isolated"), ByteLevel(add_prefix_space=False, use_regex=True)]
+            [Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)]
         )
     elif name not in GGUF_PRE_TOKENIZER_SPLITS:
         raise NotKept(f"transformers does not split a text as tokenizer.ggml.pre = {name} says")
