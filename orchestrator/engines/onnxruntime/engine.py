@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 _PACKAGE = "onnxruntime-genai"
 # Part of the cache key: raise it when the same model would come out differently.
-_VERSION = 3
+_VERSION = 4
 # Products of eight-bit integers where the weights have four.
 _ROUNDING = {"fp32": 2e-5, "int4wo": 3e-2}
 
@@ -151,6 +151,9 @@ class OnnxRuntimeSession(Session):
         def decode(ids: Sequence[int]) -> str:
             return str(tokenizer.decode(np.array(ids, np.int32)))
 
+        text, ids = about["probe"]
+        if encode(text) != ids:
+            return "ONNX Runtime's tokenizer splits a text otherwise than the model's own"
         start_id, end_ids = about["start_id"], tuple(about["end_ids"])
         return Tokenizer(encode, tuple(begin), None, start_id, decode, end_ids)
 
