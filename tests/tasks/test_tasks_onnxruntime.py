@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ import numpy as np
 import pytest
 
 from orchestrator.attempt import AttemptReport, Outcome
+from orchestrator.engines.cache import cache_root
 from orchestrator.engines.logit_proofs import prove_by_logits
 from orchestrator.errors import Mismatch
 from orchestrator.isolate.isolation import Isolation
-from orchestrator.measure import HostClock, Recorder
+from orchestrator.measure import Absent, HostClock, Recorder
 from testing.checks import check_of
 from testing.environments import environment
 from testing.trial import make_identity, run_attempt
@@ -72,6 +74,25 @@ def test_a_depth_is_appended_before_what_is_timed(isolation: Isolation, reads_by
     # The same ids, computed at once.
     for fact in ("prompt", "output_digests"):
         assert deep.facts[fact] == whole.facts[fact]
+
+
+@pytest.mark.xdist_group("onnxruntime")
+def test_a_tokenizer_that_splits_a_text_otherwise_reads_none(
+    isolation: Isolation, reads_bytes: Path
+) -> None:
+    asked = identity(reads_bytes, "fp32", quality_tokens=32)
+    run_attempt(isolation, asked)
+    kept = {made: made.read_text() for made in cache_root().glob("onnx/*/about.json")}
+    try:
+        for made, text in kept.items():
+            about = json.loads(text)
+            made.write_text(json.dumps({**about, "probe": [about["probe"][0], [1, 2]]}))
+        perplexity = run_attempt(isolation, asked).metrics["perplexity"]
+    finally:
+        for made, text in kept.items():
+            made.write_text(text)
+    assert isinstance(perplexity, Absent)
+    assert "splits a text otherwise" in perplexity.reason
 
 
 @pytest.mark.long
