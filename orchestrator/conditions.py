@@ -23,6 +23,8 @@ from typing import Any
 GROUPS = ("machine", "software", "content")
 #: The identifier of a group of which something could not be found out: equal to nothing.
 UNKNOWN = "unknown"
+#: The cores of a slot where the configuration itself asks for as many threads.
+AS_THREADS = "as threads"
 _ID_CHARS = 12
 _MOST_TOLD = 3
 

@@ -92,6 +92,8 @@ def check(identity: Identity) -> str | None:
     """None, or one line why this cannot be done; :class:`ConfigError` for what has no sense."""
     options = options_of(InferenceConfig, identity)
     evaluation.check(options.evaluate)
+    if options.prompt not in (RANDOM, TEXT):
+        texts.check_text(options.prompt, where="task.prompt")
     return engines.check(identity, _work(options))
 
 

@@ -60,6 +60,8 @@ def check(identity: Identity) -> str | None:
     """None, or one line why this cannot be done; :class:`ConfigError` for what has no sense."""
     options = options_of(QualityConfig, identity)
     evaluation.check(options.evaluate)
+    if options.text not in ("auto", "random"):
+        texts.check_text(options.text, where="task.text")
     return engines.check(identity, _work(options))
 
 

@@ -10,6 +10,7 @@ request may say in ``does`` what goes wrong with it::
     late           its connection is closed after 1.2 s, if used before
     after two tokens: hang (silence), half (of a chunk), close (of the connection), garbage (no
     JSON), error
+    open           its answer is done, and has no end
 
 It speaks just enough HTTP, and is quick: what it adds itself is small beside any client.
 """
@@ -51,6 +52,8 @@ _LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
 _STREAM = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 )
+
+_NO_MORE = b"0\r\n\r\n"
 
 
 def _chunk(said: str) -> bytes:
@@ -187,7 +190,7 @@ class _Connection(asyncio.Protocol):
         server.unanswered += 1
         self._does, self._sent = does, 0
         last = json.dumps({**_KIND, "choices": [], "usage": usage})
-        self._last = _chunk(f"data: {last}\n\ndata: [DONE]\n\n") + b"0\r\n\r\n"
+        self._last = _chunk(f"data: {last}\n\ndata: [DONE]\n\n") + _NO_MORE
         self._transport.write(_STREAM)
         if server.taken < server.slots:
             self.take(came_ns / 1e9)
@@ -216,7 +219,8 @@ class _Connection(asyncio.Protocol):
         self._in_slot = False
         self._server.unanswered -= 1
         self._server.release()
-        self._transport.write(self._last)
+        last = self._last
+        self._transport.write(last.removesuffix(_NO_MORE) if self._does == "open" else last)
 
     def _goes_on(self) -> bool:
         self._transport.write(_SAID.get(self._does or "", b""))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -98,6 +99,33 @@ def test_levels_are_trials_and_the_answer_is_an_interval() -> None:
     said = sentence(found, plan)
     assert f"between {answer.low:g} and {answer.high:g}" in said
     assert "95% of requests keep ttft_s=0.5" in said
+
+
+def test_a_search_that_is_stopped_says_what_it_knows() -> None:
+    plan = planned(*OPEN, *LIMIT)
+    draw = np.random.default_rng(drawing_seed())
+    known: list[tuple[float | None, float | None]] = []
+    found = Searched(plan, plan.trials[0])
+    made: dict[str, list[AttemptReport]] = {}
+    while isinstance(ask := found.next, Ask):
+        known.append((ask.so_far.low, ask.so_far.high))
+        stopped = copy(found)
+        stopped.stop()
+        said = sentence(stopped, plan)
+        assert "the search was stopped" in said
+        assert all(f"{end:g}" in said for end in known[-1] if end)
+        reports = made.setdefault(found.trial_at(ask.level).hash, [])
+        while len(reports) < ask.attempts:
+            reports.append(attempt(found.trial_at(ask.level), 5.0, draw))
+            reports[-1].started_at = float(len(reports))
+        found.answered(made)
+    # Nothing at first; then ends that never lie further apart than before.
+    assert known[0] == (None, None)
+    lows, highs = ([end or other for end in ends] for ends, other in zip(zip(*known, strict=True), (0.0, math.inf), strict=True))
+    assert lows == sorted(lows)
+    assert highs == sorted(highs, reverse=True)
+    assert lows[-1] > 0
+    assert highs[-1] < math.inf
 
 
 CLOSED = ("load=closed", "load.concurrency=4", "load.requests=200")

@@ -64,6 +64,9 @@ def search(plan: Plan, command: Sequence[str], *, as_json: bool) -> int:
             if todo.attempts:
                 measuring.execute(todo)
             if measuring.interrupted:
+                for each in searches:
+                    each.stop()
+                    say(sentence(each, plan))
                 return interrupted()
             found = {
                 config_hash: [report for report in reports if report.attempt_id not in old]
@@ -176,6 +179,12 @@ class Searched:
         self.next = capacity(self._known, self._settings)
 
 
+    def stop(self) -> None:
+        """Answer with what is known by now."""
+        if isinstance(self.next, Ask):
+            self.next = self.next.so_far
+
+
 def _check_levels(over: str, start: float, lowest: float | None, highest: float | None) -> None:
     """:class:`ConfigError` where no level can be looked at."""
     if start <= 0:
@@ -229,10 +238,21 @@ def _step(searches: Sequence[Searched], plan: Plan) -> Plan | None:
     wanted = min(repeats(ask) for _, ask in asking)
     chosen = [each.trial_at(ask.level) for each, ask in asking if repeats(ask) == wanted]
     trials = {trial.hash: trial for trial in chosen}
-    levels = ", ".join(f"{each.over}={ask.level:g}" for each, ask in asking)
+    levels = ", ".join(f"{each.over}={ask.level:g}{_known(ask.so_far)}" for each, ask in asking)
     say(f"{plan.sweep}: {levels}, {counted(wanted, 'attempt')}")
     settings = dataclasses.replace(plan.settings, repeats=wanted)
     return _plan(plan, searches, tuple(trials.values()), settings)
+
+
+def _known(found: Found) -> str:
+    """Between which levels the capacity lies by now."""
+    if found.low is None and found.high is None:
+        return ""
+    if found.low is None:
+        return f" (below {found.high:g} so far)"
+    if found.high is None:
+        return f" (above {found.low:g} so far)"
+    return f" (between {found.low:g} and {found.high:g} so far)"
 
 
 def _plan(

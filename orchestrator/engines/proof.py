@@ -35,6 +35,11 @@ class Finding:
         recorder.engaged(what, asked, shown, ok=self.state != FAILED)
 
 
+def judge_finite(numbers: bool) -> Finding:
+    """Whether all that was computed are numbers."""
+    return Finding(PROVEN, "numbers") if numbers else Finding(FAILED, "NaN or infinity")
+
+
 def judge_cache(
     error: float,
     control: float,

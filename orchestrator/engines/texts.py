@@ -12,6 +12,7 @@ from orchestrator.measure import InputError
 
 #: Python's own language reference, on every machine.
 PACKAGED_TEXT = "pydoc_topics"
+_HUB = "hub:"
 # Text read for each token wanted: no language comes near so many characters a token.
 _CHARACTERS_A_TOKEN = 64
 # Of a text in a language that a tokenizer was made for, next to nothing is unknown to it.
@@ -130,13 +131,7 @@ def read_text(name: str, characters: int, *, where: str = "task.text") -> str:
         from pydoc_data.topics import topics
 
         return "\n\n".join(topics[key] for key in sorted(topics))[:characters]
-    file = _dataset_file(name) if name.startswith("hub:") else Path(name).expanduser()
-    if not file.is_file():
-        raise InputError(
-            "no such text",
-            where=f"{where}={name}",
-            fix=f"Use {PACKAGED_TEXT}, random, a .txt or .parquet file, or hub:OWNER/NAME/FILE",
-        )
+    file = _dataset_file(name) if name.startswith(_HUB) else _text_file(name, where)
     try:
         if file.suffix == ".parquet":
             return _parquet_text(file, characters)
@@ -145,6 +140,23 @@ def read_text(name: str, characters: int, *, where: str = "task.text") -> str:
             return stream.read(characters)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"this text cannot be read: {one_line(error)}", where=str(file)) from error
+
+
+def check_text(name: str, *, where: str) -> None:
+    """:class:`InputError` if a text's file is not there; the hub is not asked."""
+    if name != PACKAGED_TEXT and not name.startswith(_HUB):
+        _text_file(name, where)
+
+
+def _text_file(name: str, where: str) -> Path:
+    file = Path(name).expanduser()
+    if file.is_file():
+        return file
+    raise InputError(
+        "no such text",
+        where=f"{where}={name}",
+        fix=f"Use {PACKAGED_TEXT}, random, a .txt or .parquet file, or hub:OWNER/NAME/FILE",
+    )
 
 
 def begin_of_text(plain: Sequence[int], full: Sequence[int]) -> tuple[int, ...]:
@@ -176,7 +188,7 @@ def _parquet_text(file: Path, characters: int) -> str:
 def _dataset_file(name: str) -> Path:
     from huggingface_hub import errors, hf_hub_download
 
-    parts = name.removeprefix("hub:").split("/", 2)
+    parts = name.removeprefix(_HUB).split("/", 2)
     if len(parts) != 3:
         raise InputError("not a file of a dataset", where=name, fix="Write hub:OWNER/NAME/FILE")
     try:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.attempt import Slot
-from orchestrator.conditions import Conditions
+from orchestrator.conditions import AS_THREADS, Conditions
 from orchestrator.engines.content import content_of
 from orchestrator.engines.registry import is_remote
 from orchestrator.host.software import software
@@ -60,7 +60,7 @@ class Surroundings:
             installed["python"] = environment["python"]
         if machine["cores"] == identity["device"]["threads"]:
             # The configuration itself asks for as many: trials that differ in it may be compared.
-            machine["cores"] = "as threads"
+            machine["cores"] = AS_THREADS
         if is_remote(identity):
             machine = {"machine": None}
         if drivers := {d.driver_version for d in self._devices if d.uuid in slot.gpus}:

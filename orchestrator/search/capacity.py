@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from orchestrator.search.edge import aims, estimated_edge
@@ -85,7 +85,7 @@ class CapacitySettings:
 
 @dataclass(frozen=True)
 class Ask:
-    """Attempts that the search needs before it can go on.
+    """Attempts that the search needs before it can go on, and the answer if it gets none.
 
     Attributes
     ----------
@@ -95,11 +95,14 @@ class Ask:
         That the level needs in all.
     more : int
         Of them, those that are missing.
+    so_far : Found
+        Undecided, with what is known by now.
     """
 
     level: float
     attempts: int
     more: int
+    so_far: Found
 
 
 @dataclass(frozen=True)
@@ -183,7 +186,7 @@ def capacity(
         while True:
             have = known.get(ask.level, ())
             if len(have) < ask.attempts and not any(each.stopped_by for each in have):
-                return Ask(ask.level, ask.attempts, ask.attempts - len(have))
+                return replace(ask, more=ask.attempts - len(have))
             ask = steps.send(have[: ask.attempts])
     except StopIteration as ended:
         answer: Found = ended.value
@@ -206,7 +209,8 @@ def search(settings: CapacitySettings) -> Steps:
         error = left * probe.next_share
         left -= error
         wanted = probe.next_look
-        attempts = yield Ask(level, wanted, wanted - len(probe.attempts))
+        so_far = walk.answer("the search was stopped")
+        attempts = yield Ask(level, wanted, wanted - len(probe.attempts), so_far)
         probe.look(attempts, settings.target, error)
     return walk.answer(level.reason)
 

@@ -7,6 +7,7 @@
     compile                   where asked for
     warmup ...                the protocol's
     forward, backward ...     samples, until the protocol's stopping rule
+    prove                     the result is that of exact attention
     kept                      bytes alive before the backward pass; a pass of its own
 
 No model is loaded; the dtype is that of ``quant`` (``fp32``, ``bf16``, ``fp16``).
@@ -41,6 +42,7 @@ from orchestrator.tasks.attention.kernels import (
     NAIVE,
     SDPA,
     Attend,
+    judge_result,
     kept_bytes,
     naive,
     ran,
@@ -194,6 +196,9 @@ def _measure(
     recorder.fact("forward_flops", options.forward_flops)
     if compiling:
         compiling.record(recorder)
+    with recorder.phase("prove", measured=False):
+        found = judge_result(attend, inputs, causal=options.causal)
+    found.record(recorder, "result", "exact attention's, but for rounding")
     # Last: its hooks make compiled code compile again.
     with recorder.phase("kept", measured=False):
         kept = kept_bytes(attend, inputs)

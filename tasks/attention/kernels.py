@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
+from orchestrator.engines.proof import FAILED, PROVEN, Finding
 from orchestrator.measure import Infeasible
 
 if TYPE_CHECKING:
@@ -33,6 +34,10 @@ _MARKS = {
     # What the reference kernel is made of, and no other is.
     "safe_softmax": "sdpa_math",
 }
+
+# Relative error that rounding makes, by the bytes of a number: bfloat16's, and TF32's products.
+_ROUNDING = {2: 3e-2, 4: 2e-3}
+_COMPARED = 64
 
 
 def naive(tokens: int, *, causal: bool, device: torch.device) -> Attend:
@@ -104,6 +109,26 @@ def ran(attend: Attend, inputs: list[torch.Tensor]) -> str:
         attend(*inputs)
     marks = {name for op in seen for part, name in _MARKS.items() if part in op}
     return ", ".join(sorted(marks)) or NAIVE
+
+
+def judge_result(
+    attend: Attend, inputs: list[torch.Tensor], *, causal: bool
+) -> Finding:
+    """Whether the last queries of the first head get what exact attention gives them."""
+    import torch
+
+    output = attend(*inputs)
+    queries, keys, values = (tensor.detach()[0, 0].double() for tensor in inputs)
+    count = min(_COMPARED, len(queries))
+    scores = queries[-count:] @ keys.T / math.sqrt(queries.shape[-1])
+    if causal:
+        later = torch.ones_like(scores, dtype=torch.bool).triu(len(keys) - count + 1)
+        scores = scores.masked_fill(later, -math.inf)
+    exact = scores.softmax(-1) @ values
+    off = output.detach()[0, 0, -count:].double() - exact
+    error = float(off.square().mean().sqrt() / exact.square().mean().sqrt())
+    right = error <= _ROUNDING[output.dtype.itemsize]
+    return Finding(PROVEN if right else FAILED, f"error {error:.2g} of {count} queries")
 
 
 def kept_bytes(attend: Attend, inputs: list[torch.Tensor]) -> int:

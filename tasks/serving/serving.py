@@ -164,8 +164,10 @@ def _check_load(identity: Identity) -> None:
 
 def _check_lines(identity: Identity) -> None:
     """:class:`ConfigError` for options of a load that a file of prompts has itself."""
-    load = identity["load"]
-    if not identity["task"]["prompt"].endswith(SUFFIX):
+    load, prompt = identity["load"], identity["task"]["prompt"]
+    if prompt not in (RANDOM, TEXT):
+        texts.check_text(prompt, where="task.prompt")
+    if not prompt.endswith(SUFFIX):
         return
     idle = ["load=trace"] * (load["kind"] == "trace")
     idle += ["load.lengths"] * (load["lengths"] != "fixed")

@@ -12,12 +12,17 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import aiohttp
+from aiohttp.client_proto import ResponseHandler
 
 _CHUNKED = re.compile(rb"\r\ntransfer-encoding:[^\r]*chunked", re.IGNORECASE)
 # A head that another follows, as 103 Early Hints.
 _EARLY = re.compile(rb"HTTP/1\.\d 1\d\d\b")
 # Of a stream, in a chunk of HTTP's: never the last one.
 _END_OF_EVENT = b"\n\n\r\n"
+# Of a stream: nothing that counts comes behind it.
+_DONE = re.compile(rb"\ndata: ?\[DONE\]")
+# The end of the response mostly comes in the same read. Some servers never send it.
+_LINGER_S = 0.1
 # Who had closed a connection says so within a round trip; later, it had taken the request.
 _STALE_S = 1.0
 # One for all: it is emptied before anything else is read.
@@ -49,7 +54,7 @@ class TimedResponse(aiohttp.ClientResponse):
         if not used:
             reader = TimedReader(reader)
             transport.set_protocol(reader)
-        reader.reads = self.reads
+        reader.begin(self)
         begin_s = time.monotonic()
         try:
             return await super().start(connection)
@@ -76,10 +81,15 @@ class TimedReader(asyncio.BufferedProtocol):
         Of the response that is awaited.
     """
 
-    def __init__(self, inner: asyncio.Protocol) -> None:
+    def __init__(self, inner: ResponseHandler) -> None:
         self._inner = inner
         self.reads: Reads = []
         self._held: list[bytes] = []
+        self._response: TimedResponse
+
+    def begin(self, response: TimedResponse) -> None:
+        """What comes from now on is this response."""
+        self._response, self.reads = response, response.reads
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return _BUFFER
@@ -92,6 +102,14 @@ class TimedReader(asyncio.BufferedProtocol):
         # The first has the head.
         if len(self.reads) == 1 or not data.endswith(_END_OF_EVENT):
             self._give()
+        if b"]" in data and _DONE.search(b"".join(each for _, each in self.reads[-2:])):
+            asyncio.get_running_loop().call_later(_LINGER_S, self._end, self._response)
+
+    def _end(self, response: TimedResponse) -> None:
+        """The connection of a response that said it was done, and has no end, is not used again."""
+        if response is self._response and not response.content.is_eof():
+            self._inner.force_close()
+            response.content.feed_eof()
 
     def _give(self) -> None:
         data = b"".join(self._held)

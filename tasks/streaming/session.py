@@ -192,6 +192,11 @@ class StreamingSession:
         self.reader.close()
         self._best_reader.close()
 
+    def read_on_demand(self) -> None:
+        """From now on nothing is read ahead."""
+        self.pipeline.close()
+        self.pipeline = self.streamed.pipeline = SyncPipeline(self.loader, self.ledger)
+
     def hold_weights(self) -> None:
         """From now on the weights are in memory: steps are computing alone, of no use otherwise."""
         self.pipeline.close()

@@ -7,9 +7,10 @@
     first_call           first_call_s: one prefill
     warmup, prefill, decode ...    as in task=inference; each decode step's time by category
     (between sequences)            the disk alone, for the bound
+    prove                          the first token, with nothing read ahead
     calibrate, bandwidth           afterwards: computing alone, the bus alone
 
-Tokens are those of the resident model. See ``tasks/stream/``.
+Tokens are those of the resident model.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from orchestrator.engines import transformers as loading
 from orchestrator.engines.digest import ids_digest
+from orchestrator.engines.proof import FAILED, PROVEN, Finding, judge_finite
 from orchestrator.engines.transformers import tokens
 from orchestrator.engines.transformers.generation import GreedyGenerator, SequenceTiming
 from orchestrator.measure import (
@@ -57,6 +59,9 @@ from orchestrator.tasks.streaming.streaming_expected import expect_streaming
 
 if TYPE_CHECKING:
     import torch
+
+#: New tokens of a sequence, of each row.
+Rows: TypeAlias = tuple[tuple[int, ...], ...]
 
 # Of wall time: how far the booked categories may be from what the clock says.
 _TOLERANCE = 0.02
@@ -134,7 +139,7 @@ def _measure(
         generator.prefill(prompt)
     session.budget.check()
 
-    outputs: set[str] = set()
+    outputs: list[Rows] = []  # of each sequence, warm-up too
     tpots_s: list[float] = []
     shortest_s = math.inf  # computing of a step, waits left out
     breakdown: list[dict[str, Any]] = []  # of each repetition
@@ -147,7 +152,7 @@ def _measure(
         session.check_page_cache(recorder)
         steps = ledger.steps()
         _add(repetition, timing, steps, session, options)
-        outputs.add(ids_digest([*chain.from_iterable(tokens.rows_of(ids))])[:16])
+        outputs.append(tokens.rows_of(ids))
         if not repetition.warmup:
             tpots_s.append(repetition_tpot_s(timing))
             shortest_s = min(shortest_s, _compute_s(steps))
@@ -158,13 +163,15 @@ def _measure(
             session.pipeline.settle()
             session.disk.round()
     _assert_adds_up(recorder, timing, steps, final=True)
-    recorder.fact("output_digests", sorted(outputs))
+    digests = {ids_digest([*chain.from_iterable(rows)])[:16] for rows in outputs}
+    recorder.fact("output_digests", sorted(digests))
     recorder.artifact("streaming.json").write_text(json.dumps(breakdown))
     if session.budget.peak_bytes is None:
         recorder.absent("peak_memory_bytes", "bytes", session.budget.absent_reason)
     else:
         recorder.value("peak_memory_bytes", "bytes", session.budget.peak_bytes)
     recorder.fact("bottleneck", bottleneck(session.busy_s()))
+    _prove(session, generator, prompt, outputs, recorder)
     _bound(session, prompt, tpots_s, shortest_s, options, recorder)
 
 
@@ -173,6 +180,32 @@ def repetition_tpot_s(timing: SequenceTiming) -> float:
     tpot_s = derive.tpot_s(timing.intervals_s)
     assert tpot_s is not None  # new_tokens >= 2
     return tpot_s
+
+
+def _prove(
+    session: StreamingSession,
+    generator: GreedyGenerator,
+    prompt: torch.Tensor,
+    outputs: Sequence[Rows],
+    recorder: Recorder,
+) -> None:
+    """Logits are numbers, and each layer had its own weights: no slot was filled again too early."""
+    judge_finite(generator.finite).record(recorder, "finite logits", "numbers, of all sequences")
+    with recorder.phase("prove", measured=False):
+        session.read_on_demand()
+        session.ledger.reset()
+        # One token: each reads the whole model.
+        _, ids = generator.sequence(prompt, 1)
+    first = tokens.rows_of(ids)
+    wrong = sum(
+        tuple(row[:1] for row in rows) != first or rows != outputs[0] for rows in outputs
+    )
+    found = (
+        Finding(FAILED, f"other tokens in {wrong} of {len(outputs)} sequences")
+        if wrong
+        else Finding(PROVEN, f"the same in {len(outputs)} sequences")
+    )
+    found.record(recorder, "tokens", "those of layers read one by one")
 
 
 def _generator(session: StreamingSession, recorder: Recorder) -> GreedyGenerator:
@@ -270,7 +303,6 @@ def _bound(
     bound_s = best_step_s(bytes_of, bandwidth_of, compute_s)
     recorder.value("bound_s", "s", bound_s)
     recorder.value("tpot_over_bound", "1", tpot_s / bound_s)
-
 
 TASK = Task(
     name="streaming",

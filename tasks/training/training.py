@@ -17,10 +17,12 @@ moments) and ``task.autocast`` (``bfloat16`` over ``quant=fp32``). All steps see
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.engines import transformers as loading
+from orchestrator.engines.proof import judge_finite
 from orchestrator.engines.transformers import tokens
 from orchestrator.engines.transformers.compilation import MOST_ROUNDS, CompileWatch
 from orchestrator.measure import (
@@ -244,15 +246,18 @@ class _StepMetrics:
 
 
 def _prove(step: TrainingStep, optimizer: Any, options: TrainingConfig, recorder: Recorder) -> None:
-    """That autocast and the optimizer did what was asked for, and that the model learnt."""
+    """That autocast and the optimizer did what was asked for, on numbers."""
     recorder.engaged("autocast", options.autocast, step.seen["autocast"])
     recorder.fact("training_dtypes", step.seen)
     states = 0 if optimizer is None else len(optimizer.state)
     recorder.engaged("optimizer", options.optimizer, states > 0)
     if step.first is not None:
         recorder.value("first_call_s", "s", step.first.step_s)
-    recorder.value("first_loss", "1", float(step.losses[0]))
-    recorder.value("last_loss", "1", float(step.losses[-1]))
+    losses = [float(loss) for loss in step.losses]
+    finite = judge_finite(all(map(math.isfinite, losses)))
+    finite.record(recorder, "finite loss", "a number, of each step")
+    recorder.value("first_loss", "1", losses[0])
+    recorder.value("last_loss", "1", losses[-1])
 
 
 def _record_allocator(device_kind: str, memory: PhaseMemory, recorder: Recorder) -> None:

@@ -79,6 +79,24 @@ def test_too_few_samples_are_no_tail() -> None:
     assert all(cell[LONG].median == pytest.approx(1.0) for cell in others)
 
 
+def test_attempts_of_other_machines_have_no_ratio() -> None:
+    found = plan()
+    reports = {t.hash: [report(t)] for t in found.trials}
+    for place, (made,) in enumerate(reports.values()):
+        made.facts["hardware_fingerprint"] = "this" if place in (0, 1, 2) else "other"
+    table = build_table(found, reports)
+    got = {row.hash: row.cells for row in table.rows}
+    alike, other = (got[found.trials[place].hash] for place in (2, 3))
+    assert alike[P95].ratio == pytest.approx(1.0)
+    assert other[P95].ratio is None
+    assert other[P95].median is not None
+    assert other[LONG].median is None
+    reason = "different hardware: this and other"
+    assert other[LONG].reason == reason
+    # No ratio of any metric: the table says why.
+    assert [row.hash for row in table.missing_ratios[reason]] == [found.trials[3].hash]
+
+
 def test_without_the_axis_there_is_no_such_column() -> None:
     found = plan(lengths=(64,))
     table = build_table(found, {t.hash: [report(t)] for t in found.trials})

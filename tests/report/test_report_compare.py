@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from orchestrator.attempt import AttemptReport, Outcome, Verdict
+from orchestrator.conditions import AS_THREADS, Conditions
 from orchestrator.measure import Absent, Metric, Samples, Value
 from orchestrator.report.analyse.compare import Comparison, compare
 from orchestrator.report.analyse.pairing import choose, pair
@@ -152,6 +154,27 @@ def test_other_conditions_are_incomparable_unless_asked_for(
         None,
     )
     assert only(compare(a, b, allow_different=True)).judged.finding == "regression"
+
+
+def test_cores_that_a_trial_asks_for_are_no_other_conditions() -> None:
+    def on(cores: int | str, factor: float = 1.0, **changes: Any) -> list[AttemptReport]:
+        conditions = Conditions({"CPU": "a", "cores": cores, **changes})
+        return [
+            attempt(*r.metrics.values(), config_hash=OTHER, conditions=conditions)
+            for r in side(factor)
+        ]
+
+    def found(base: list[AttemptReport], new: list[AttemptReport]) -> Any:
+        of_another = [replace(r, config_hash=HASH) for r in base]
+        return only(compare({HASH: of_another}, {OTHER: new})).judged
+
+    one_thread = on(AS_THREADS)
+    assert found(one_thread, on(AS_THREADS, 0.5)).finding == "improvement"
+    # Of all cores that there are, however many.
+    assert found(one_thread, on(2, 0.5)).finding == "improvement"
+    assert found(on(2), one_thread).finding == "equivalent"
+    assert found(on(1), on(2)).reason == "different conditions: cores 1 → 2"
+    assert found(one_thread, on(2, CPU="b")).reason == "different conditions: CPU a → b"
 
 
 @pytest.mark.parametrize("place", ["facts", "provenance"])

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
 from orchestrator.errors import ConfigError
 from orchestrator.measure import Infeasible, Mismatch
@@ -26,8 +27,6 @@ def attention(identity: Identity, quant: str = "fp32", **options: Any) -> dict[s
 
 
 def draw(heads: int = 2, tokens: int = 33, width: int = 8) -> list[Any]:
-    import torch
-
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(2, heads, tokens, width, generator=generator) for _ in range(3)]
 
@@ -35,8 +34,6 @@ def draw(heads: int = 2, tokens: int = 33, width: int = 8) -> list[Any]:
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("implementation", HERE)
 def test_every_implementation_computes_attention(implementation: str, causal: bool) -> None:
-    import torch
-
     queries, keys, values = (tensor.double() for tensor in draw())
     expected = torch.zeros_like(queries)
     for at in range(33):
@@ -64,15 +61,13 @@ def test_forward_and_backward_are_measured(
     for i, both in enumerate(events.samples("attention_s")):
         assert both == pytest.approx(forward[i] + backward[i])
         assert events.samples("forward_flop_per_s")[i] == pytest.approx(flops / forward[i])
-    expected = ["prepare", "engaged", "warmup", *["forward", "backward"] * 3, "kept"]
+    expected = ["prepare", "engaged", "warmup", *["forward", "backward"] * 3, "prove", "kept"]
     assert events.phases() == expected
     if implementation != "naive":
         assert events.engaged("attention")["got"] == implementation
 
 
 def test_the_kernel_is_told_by_what_ran() -> None:
-    import torch
-
     inputs = draw()
     for implementation in ("sdpa_math", "sdpa_flash"):
         assert kernels.ran(kernels.sdpa(implementation, causal=True), inputs) == implementation
@@ -87,6 +82,19 @@ def test_another_kernel_than_the_one_asked_for_is_a_mismatch(
     monkeypatch.setattr("orchestrator.tasks.attention.attention.sdpa", lambda name, causal: other)
     with pytest.raises(Mismatch, match="asked for attention sdpa_flash, got sdpa_math"):
         run(attention(identity, implementation="sdpa_flash"))
+
+
+def test_another_result_than_attention_has_is_a_mismatch(
+    identity: Identity, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = kernels.naive(64, causal=False, device=torch.device("cpu"))
+    monkeypatch.setattr(
+        "orchestrator.tasks.attention.attention.naive", lambda tokens, causal, device: whole
+    )
+    asked = attention(identity, implementation="naive")
+    with pytest.raises(Mismatch, match="asked for result exact attention's"):
+        run(asked)
+    assert run({**asked, "task": {**asked["task"], "causal": False}}).engaged("result")["ok"]
 
 
 def test_only_the_naive_one_keeps_the_square(identity: Identity, run: Run) -> None:

@@ -156,6 +156,30 @@ def test_logits_that_are_no_numbers_are_an_error(
         run(asked)
 
 
+@pytest.mark.parametrize(
+    ("task", "said", "options"),
+    [
+        ("streaming", "finite logits", {"prompt_tokens": 8, "new_tokens": 3}),
+        ("training", "finite loss", {"batch_size": 1, "context_tokens": 8}),
+    ],
+)
+def test_what_is_computed_otherwise_is_numbers_too(
+    identity: Identity,
+    run: Run,
+    saved_model: Path,
+    task: str,
+    said: str,
+    options: dict[str, Any],
+) -> None:
+    file = saved_model / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.norm.weight"][0] = math.nan
+    save_file(tensors, file, metadata={"format": "pt"})
+    model = {"source": "path", "path": str(saved_model)}
+    with pytest.raises(Mismatch, match=said):
+        run(identity(task=task, model=model, **options))
+
+
 def test_padding_of_the_vocabulary_may_be_minus_infinity(recorder: Any) -> None:
     model = built()
     usual = model.forward

@@ -125,6 +125,7 @@ SAID = {
     "garbage": "a chunk of its answer is no JSON",
     "error": "an error in its answer: oh",
     "hang": "no end of its answer came",
+    "open": OK,
     "stale": OK,
 }
 _TOKENS = {
@@ -136,6 +137,7 @@ _TOKENS = {
     "close": 2,
     "error": 3,
     "garbage": 3,
+    "open": 3,
     "stale": 3,
 }
 _FAULTS = {3 * place + 20: name for place, name in enumerate(SAID)}

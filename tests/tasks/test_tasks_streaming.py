@@ -11,12 +11,13 @@ import pytest
 
 from orchestrator.engines.separate import NO_SPACE
 from orchestrator.errors import ConfigError
-from orchestrator.measure import InputError, OutOfMemory
+from orchestrator.measure import InputError, Mismatch, OutOfMemory
 from orchestrator.tasks.streaming.layout import (
     PAGE_BYTES,
     places_in,
 )
 from orchestrator.tasks.streaming.packed import Packer, Unpacker
+from orchestrator.tasks.streaming.prefetch import HeldPipeline
 from orchestrator.tasks.streaming.runner import ARCHITECTURES
 from orchestrator.tasks.streaming.streaming_expected import expect_streaming
 from orchestrator.tasks.streaming.write_units import main as write_main
@@ -61,6 +62,17 @@ def test_tokens_are_those_of_the_resident_model(
     assert len(streamed.fact("output_digests")) == 1
     assert streamed.engaged("weights")["ok"]
     assert streamed.fact("streamed_from") == "checkpoint"
+
+
+def test_a_layer_with_the_weights_of_another_is_a_mismatch(
+    identity: Identity, run: Run, saved_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def first_of_each(ring: Any, loader: Any, ledger: Any, **_: int) -> HeldPipeline:
+        return HeldPipeline(ring, loader, ledger)
+
+    monkeypatch.setattr("orchestrator.tasks.streaming.session.AsyncPipeline", first_of_each)
+    with pytest.raises(Mismatch, match="asked for tokens those of layers read one by one"):
+        run(streaming(identity, saved_model, transfer="async"))
 
 
 @pytest.mark.parametrize("model_type", ARCHITECTURES)

@@ -6,7 +6,7 @@ After sampling, once an attempt, on the callable and the batch that were timed::
     other    0 1 2 ... n-1 n x          differs in the last token: nothing before it may move
     cached   0 1 2 ... n-1 | n | n+1    as it was timed: prefill, then one token after the other
                                         (the prefill in two pieces where it has a depth)
-    alone                    n+1        a negative control: the last token without its context
+    alone    n+1                        a negative control: the last token without its context
 
 The cache is one if the cached logits are ten times nearer to those of the whole sequence than the
 control is: that holds for every format, for its rounding is in all of them. Where the control is
@@ -20,7 +20,15 @@ import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.engines.proof import CACHE_SHARE, FAILED, PROVEN, UNDECIDED, Finding, judge_cache
+from orchestrator.engines.proof import (
+    CACHE_SHARE,
+    FAILED,
+    PROVEN,
+    UNDECIDED,
+    Finding,
+    judge_cache,
+    judge_finite,
+)
 from orchestrator.engines.transformers.model_types import EXPERT_COUNTS
 from orchestrator.measure import Recorder
 
@@ -40,7 +48,8 @@ _ROUTED_ROUNDING = 0.12
 _BUDGET_S = 0.12
 _LEAST_TOKENS = 6
 _READ_TOKENS = 16  # where a model only reads
-_PASSES = 3  # over so many tokens: whole, other, and the cached prefill
+_PASSES = 4  # over so many tokens: whole, other, alone, and the cached prefill
+_MOST_AT_ONCE = 256  # tokens of a batch of them: all of their logits are kept
 _BEFORE = 8  # positions before the last one that are compared
 _MASKED = -1e30  # what models fill the padding of their vocabulary with is below
 
@@ -101,7 +110,7 @@ def prove(
         recorder.fact("proofs", dict(states))
         finding.record(recorder, name, asked)
 
-    note("finite logits", _finite(generator), "numbers, of prefill and decode")
+    note("finite logits", judge_finite(generator.finite), "numbers, of prefill and decode")
     fed = prompt.shape[1] + new_tokens - 1
     recorder.fact("cache_bytes", generator.held_bytes)
     try:
@@ -160,12 +169,20 @@ class _Run:
             following = following.repeat(1, max(steps, 1))[:, : max(steps, 1)]
         whole = torch.cat([prompt, following], dim=1)
         self._tokens = whole.shape[1]
-        kept = max(_BEFORE, steps) + 2
-        pair = (whole, _other_end(whole))
-        if whole.device.type == "cpu":  # reading the weights is what costs: both at once
-            self._whole, self._other = _whole_logits(model, torch.cat(pair), kept).chunk(2)
+        self._last = self._tokens - length - steps
+        last = self._tokens - 1 - self._last
+        alone = whole[:, last : last + 1]
+        rows = (whole, _other_end(whole), alone.expand_as(whole))
+        # Reading the weights is what costs on a CPU, so all at once. What follows the control's
+        # token moves nothing, or the model is not causal and fails for that.
+        if whole.device.type == "cpu" and whole.numel() <= _MOST_AT_ONCE:
+            all_logits = _whole_logits(model, torch.cat(rows), self._tokens)
+            self._whole, self._other, control = all_logits.chunk(3)
+            self._alone = control[:, 0]
         else:
-            self._whole, self._other = (_whole_logits(model, ids, kept) for ids in pair)
+            kept = max(_BEFORE, steps) + 2
+            self._whole, self._other = (_whole_logits(model, ids, kept) for ids in rows[:2])
+            self._alone = _whole_logits(model, alone, 1)[:, -1]
         past, logits = generator.begin(prompt, depth)
         # Some models put tokens of their own before every prompt.
         self.own_tokens = max(0, (past.tokens or 0) - length)
@@ -174,10 +191,6 @@ class _Run:
         for index in range(steps):
             logits = generator.step(following[:, index : index + 1], past)
             self._cached[self._tokens - length - 1 - index] = logits.float()
-        last = min(self._cached)
-        position = self._tokens - 1 - last
-        self._alone = _whole_logits(model, whole[:, position : position + 1], 1)[:, -1]
-        self._last = last
 
     def causal(self, rounding: float) -> Finding:
         return causal(self._whole, self._other, rounding)
@@ -214,10 +227,6 @@ def causal(whole: torch.Tensor, other: torch.Tensor, rounding: float) -> Finding
         return Finding(FAILED, got)
     # In half precision rounding is wide enough to hide a small leak.
     return Finding(PROVEN if exact else UNDECIDED, f"{got}, as much as rounding explains")
-
-
-def _finite(generator: GreedyGenerator) -> Finding:
-    return Finding(PROVEN, "numbers") if generator.finite else Finding(FAILED, "NaN or infinity")
 
 
 def _held(generator: GreedyGenerator, fed: int, own: int) -> Finding | None:

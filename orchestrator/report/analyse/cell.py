@@ -6,7 +6,7 @@ column that a task derives from samples (:mod:`orchestrator.measure.columns`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,8 +14,9 @@ from orchestrator.attempt import AttemptReport
 from orchestrator.measure.columns import Column
 from orchestrator.measure.metric import MetricSpec
 from orchestrator.report.analyse.labels import label_of
-from orchestrator.report.analyse.measured import absence, samples_of, statistic_of, valid
-from orchestrator.statistics.judge import Finding, Judged, tolerance
+from orchestrator.report.analyse.measured import absence, samples_of, statistic_of
+from orchestrator.report.analyse.pairing import Chosen
+from orchestrator.statistics.judge import Finding, Judged, incomparable, tolerance
 
 
 @dataclass(frozen=True)
@@ -163,26 +164,36 @@ def column_cell(
     counted: Mapping[str, Sequence[AttemptReport]],
     spec: MetricSpec,
     base: TrialRow | None,
+    chosen: Callable[[TrialRow, TrialRow], Chosen],
 ) -> Cell:
-    """A figure derived from samples. It has no interval, so its ratio decides nothing."""
+    """A figure derived from samples. It has no interval, so its ratio decides nothing.
+
+    ``chosen`` gives the attempts of a row that may be set against those of another.
+    """
     seen = _statistic(column, counted[row.hash])
     if isinstance(seen, str):
         return Cell(spec, reason=seen)
     if column.over is None:
-        before = None if base is None else _statistic(column, valid(counted[base.hash]))
-        if not isinstance(before, float) or before <= 0:
-            return Cell(spec, seen)
-        reason = f"a {column.statistic} has no interval"
-        judged = Judged("inconclusive", tolerance(None), seen / before, reason=reason)
+        judged = None if base is None else _judged(column, chosen(row, base), "the baseline")
         return Cell(spec, seen, judged=judged)
     shortest = _shortest(column.over, row, [other for other in rows if counted[other.hash]])
     if shortest is None:
         return Cell(spec, reason=f"{column.over} is no number here")
-    short = _statistic(column, counted[shortest.hash])
-    if isinstance(short, str) or short <= 0:
-        said = short if isinstance(short, str) else "not positive"
-        return Cell(spec, reason=f"the shortest output's {column.statistic}: {said}")
-    return Cell(spec, seen / short)
+    judged = _judged(column, chosen(row, shortest), "the shortest output")
+    return Cell(spec, judged.ratio, reason=judged.reason if judged.ratio is None else None)
+
+
+def _judged(column: Column, chosen: Chosen, before_name: str) -> Judged:
+    if chosen.reason is not None:
+        return incomparable(chosen.reason)
+    before, seen = (_statistic(column, attempts) for attempts in (chosen.a, chosen.b))
+    if isinstance(seen, str):
+        return incomparable(seen)
+    if isinstance(before, str) or before <= 0:
+        said = before if isinstance(before, str) else "not positive"
+        return incomparable(f"{before_name}'s {column.statistic}: {said}")
+    reason = f"a {column.statistic} has no interval"
+    return Judged("inconclusive", tolerance(None), seen / before, reason=reason)
 
 
 def _shortest(axis: str, row: TrialRow, rows: Sequence[TrialRow]) -> TrialRow | None:

@@ -17,12 +17,18 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 from orchestrator.attempt import AttemptReport, Outcome
-from orchestrator.conditions import UNKNOWN, Conditions, difference, software_difference
+from orchestrator.conditions import (
+    AS_THREADS,
+    UNKNOWN,
+    Conditions,
+    difference,
+    software_difference,
+)
 from orchestrator.measure.grouping import grouped
 from orchestrator.report.analyse.differences import differences
 from orchestrator.report.analyse.measured import believable, class_of, valid
@@ -86,7 +92,8 @@ def choose(
 
     Where sides hold attempts of several machines or contents, those that both have and that most
     attempts share are compared; a note says so. Content is looked at only where both sides are one
-    trial: two configurations may well name two models.
+    trial: two configurations may well name two models. Likewise the number of cores, if one of the
+    two asks for so many threads and the other for all there are.
 
     Parameters
     ----------
@@ -106,11 +113,12 @@ def choose(
     hashes = [side[-1].config_hash for side in usable]
     known = {h: config for h, config in zip(hashes, configs, strict=True) if config is not None}
     one_trial = len({_but_for_packages(h, known) for h in hashes}) == 1
-    keys = [[_where(r, allow_different, one_trial) for r in side] for side in usable]
+    alike = _Alike(allow_different, one_trial, cores=one_trial or not _cores_are_asked(usable))
+    keys = [[alike.key(r) for r in side] for side in usable]
     counts = [Counter(side) for side in keys]
     shared = counts[0].keys() & counts[1].keys()
     if not shared:
-        return Chosen(reason=_difference(usable[0][-1], usable[1][-1], one_trial))
+        return Chosen(reason=alike.difference(usable[0][-1], usable[1][-1]))
     best = max(shared, key=lambda key: (not key[0], min(side[key] for side in counts), str(key)))
     there = [
         [r for r, key in zip(side, of, strict=True) if key == best]
@@ -154,42 +162,71 @@ def _of_one_class(sides: Sequence[Sequence[AttemptReport]]) -> list[list[Attempt
     return [believable(side) for side in sides]
 
 
-_Where = tuple[bool, "str | None", "str | None"]
+def _cores_are_asked(sides: Sequence[Sequence[AttemptReport]]) -> bool:
+    """Whether some of the attempts, and not all, asked for as many threads as they had cores."""
+    conditions = [r.conditions for side in sides for r in side if r.conditions is not None]
+    return len({each.machine.get("cores") == AS_THREADS for each in conditions}) > 1
 
 
-def _where(report: AttemptReport, allow_different: bool, one_trial: bool) -> _Where:
-    """Simulated, machine, content: what must be equal to compare."""
-    known = {**report.facts, **{k: v for k, v in report.provenance.items() if v is not None}}
-    simulated = bool(known.get("simulated"))
-    if allow_different:
-        return simulated, None, None
-    machine, content = known.get("hardware_fingerprint"), known.get("weights_digest")
-    if report.conditions is not None:
-        machine, content = (report.conditions.ids[group] for group in ("machine", "content"))
-        if UNKNOWN in (machine, content if one_trial else ""):
-            content = report.attempt_id
-    return (
-        simulated,
-        None if machine is None else str(machine),
-        None if content is None or not one_trial else str(content),
-    )
+_Key = tuple[bool, "str | None", "str | None"]
 
 
-def _difference(one: AttemptReport, other: AttemptReport, one_trial: bool) -> str:
-    sides = [_where(report, False, one_trial) for report in (one, other)]
-    if sides[0][0] != sides[1][0]:
-        return "simulated attempts do not compare with real ones"
-    if one.conditions and other.conditions:
-        before, now = (
-            Conditions(c.machine, {}, c.content if one_trial else {})
-            for c in (one.conditions, other.conditions)
+@dataclass(frozen=True)
+class _Alike:
+    """What must be equal to compare.
+
+    Attributes
+    ----------
+    anything : bool
+        Machine and content may differ.
+    one_trial : bool
+        Content must be equal, too.
+    cores : bool
+        So must the number of cores.
+    """
+
+    anything: bool
+    one_trial: bool
+    cores: bool
+
+    def key(self, report: AttemptReport) -> _Key:
+        """Simulated, machine, content."""
+        known = {**report.facts, **{k: v for k, v in report.provenance.items() if v is not None}}
+        simulated = bool(known.get("simulated"))
+        if self.anything:
+            return simulated, None, None
+        machine, content = known.get("hardware_fingerprint"), known.get("weights_digest")
+        if (conditions := self._conditions(report)) is not None:
+            machine, content = (conditions.ids[group] for group in ("machine", "content"))
+            if UNKNOWN in (machine, content if self.one_trial else ""):
+                content = report.attempt_id
+        return (
+            simulated,
+            None if machine is None else str(machine),
+            None if content is None or not self.one_trial else str(content),
         )
-        return f"different conditions: {difference(before, now)}"
-    for what, position in (("hardware", 1), ("weights", 2)):
-        if sides[0][position] != sides[1][position]:
-            shown = [str(side[position])[:24] if side[position] else "unknown" for side in sides]
-            return f"different {what}: {shown[0]} and {shown[1]}"
-    return "no attempts under the same conditions"
+
+    def difference(self, one: AttemptReport, other: AttemptReport) -> str:
+        """Why two attempts that differ in this may not be compared."""
+        sides = [replace(self, anything=False).key(report) for report in (one, other)]
+        if sides[0][0] != sides[1][0]:
+            return "simulated attempts do not compare with real ones"
+        before, now = self._conditions(one), self._conditions(other)
+        if before and now:
+            return f"different conditions: {difference(before, now)}"
+        for what, position in (("hardware", 1), ("weights", 2)):
+            if sides[0][position] != sides[1][position]:
+                shown = [str(side[position])[:24] if side[position] else "unknown" for side in sides]
+                return f"different {what}: {shown[0]} and {shown[1]}"
+        return "no attempts under the same conditions"
+
+    def _conditions(self, report: AttemptReport) -> Conditions | None:
+        """Those of a report that matter."""
+        found = report.conditions
+        if found is None:
+            return None
+        machine = {k: v for k, v in found.machine.items() if k != "cores" or self.cores}
+        return Conditions(machine, {}, found.content if self.one_trial else {})
 
 
 def _endings(side: Sequence[AttemptReport]) -> str:

@@ -21,10 +21,10 @@ from orchestrator.report.analyse.cell import Cell, TrialRow, column_cell, pool
 from orchestrator.report.analyse.compare import against
 from orchestrator.report.analyse.labels import labels_of
 from orchestrator.report.analyse.measured import believable, of_one_class, precision_of, spec_of
-from orchestrator.report.analyse.pairing import choose, software_between
+from orchestrator.report.analyse.pairing import Chosen, choose, software_between
 from orchestrator.report.analyse.reasons import why
 from orchestrator.report.analyse.slo import ATTAINMENT, GOODPUT, slo_cells
-from orchestrator.statistics.judge import Judged, incomparable, tolerance
+from orchestrator.statistics.judge import Judged, tolerance
 
 if TYPE_CHECKING:
     from orchestrator.attempt import Trial
@@ -94,15 +94,18 @@ class SweepTable:
 
     def judged(self, metric: str, row: TrialRow, base: TrialRow) -> Judged:
         """What the ratio of ``row`` to ``base`` means."""
-        a, b = (self.attempts.get(side.hash, ()) for side in (base, row))
-        names = (f"the baseline {base.label}" if base.baseline else base.label, row.label)
-        if base.failed:
-            return incomparable(f"{names[0]} is {base.outcome}: {base.reason}", self.noise)
-        hashes = (base.hash, row.hash)
-        # What the axes ask for may differ: an environment is other software.
-        asked = _in_another_environment(row, base)
-        chosen = choose(a, b, across_software=asked, names=names)
+        chosen, hashes = self.chosen(row, base), (base.hash, row.hash)
+        names = _names(row, base)
         return against(chosen, self.specs[metric], hashes, noise=self.noise, names=names).judged
+
+    def chosen(self, row: TrialRow, base: TrialRow) -> Chosen:
+        """The attempts of ``row`` that may be set against those of ``base``."""
+        a, b = (self.attempts.get(side.hash, ()) for side in (base, row))
+        names = _names(row, base)
+        if base.failed:
+            return Chosen(reason=f"{names[0]} is {base.outcome}: {base.reason}")
+        # What the axes ask for may differ: an environment is other software.
+        return choose(a, b, across_software=_in_another_environment(row, base), names=names)
 
     @property
     def missing_ratios(self) -> dict[str, list[TrialRow]]:
@@ -242,7 +245,9 @@ def build_table(
             if name in cells:
                 continue
             if name in columns:
-                cells[name] = column_cell(columns[name], row, rows, counted, specs[name], base)
+                cells[name] = column_cell(
+                    columns[name], row, rows, counted, specs[name], base, table.chosen
+                )
                 continue
             cell = pool(counted[row.hash], specs[name], resamples=resamples)
             if base is not None and cell.median is not None:
@@ -254,6 +259,10 @@ def build_table(
             software = software_between(*sides, (identities[base.hash], identities[row.hash]))
         rows[at] = replace(row, cells=cells, software=software)
     return replace(table, rows=tuple(rows))
+
+
+def _names(row: TrialRow, base: TrialRow) -> tuple[str, str]:
+    return f"the baseline {base.label}" if base.baseline else base.label, row.label
 
 
 def _in_another_environment(row: TrialRow, base: TrialRow) -> bool:
