@@ -119,13 +119,14 @@ def test_a_search_that_is_stopped_says_what_it_knows() -> None:
             reports.append(attempt(found.trial_at(ask.level), 5.0, draw))
             reports[-1].started_at = float(len(reports))
         found.answered(made)
+    assert isinstance(found.next, Found)
+    known.append((found.next.low, found.next.high))
     # Nothing at first; then ends that never lie further apart than before.
+    lows = [low or 0.0 for low, _ in known]
+    highs = [high or math.inf for _, high in known]
     assert known[0] == (None, None)
-    lows, highs = ([end or other for end in ends] for ends, other in zip(zip(*known, strict=True), (0.0, math.inf), strict=True))
     assert lows == sorted(lows)
     assert highs == sorted(highs, reverse=True)
-    assert lows[-1] > 0
-    assert highs[-1] < math.inf
 
 
 CLOSED = ("load=closed", "load.concurrency=4", "load.requests=200")

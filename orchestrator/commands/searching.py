@@ -178,7 +178,6 @@ class Searched:
         self._known[ask.level] = attempts
         self.next = capacity(self._known, self._settings)
 
-
     def stop(self) -> None:
         """Answer with what is known by now."""
         if isinstance(self.next, Ask):

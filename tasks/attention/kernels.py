@@ -111,9 +111,7 @@ def ran(attend: Attend, inputs: list[torch.Tensor]) -> str:
     return ", ".join(sorted(marks)) or NAIVE
 
 
-def judge_result(
-    attend: Attend, inputs: list[torch.Tensor], *, causal: bool
-) -> Finding:
+def judge_result(attend: Attend, inputs: list[torch.Tensor], *, causal: bool) -> Finding:
     """Whether the last queries of the first head get what exact attention gives them."""
     import torch
 

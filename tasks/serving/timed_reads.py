@@ -121,9 +121,9 @@ class TimedReader(asyncio.BufferedProtocol):
         self._give()
         self._inner.connection_lost(exc)
 
-    def eof_received(self) -> bool | None:
+    def eof_received(self) -> None:
         self._give()
-        return self._inner.eof_received()
+        self._inner.eof_received()
 
     def pause_writing(self) -> None:
         self._inner.pause_writing()

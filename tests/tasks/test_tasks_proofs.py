@@ -282,7 +282,7 @@ def test_a_prompt_is_shortened_only_where_it_costs_too_much(recorder: Any) -> No
                 prefill_s=prefill_s,
                 fixed_shape=fixed,
             )
-    assert seen == [100, 20, 6, 100]
+    assert seen == [100, 15, 6, 100]
 
 
 def test_quality_is_of_a_causal_model(identity: Identity, run: Run) -> None:

@@ -71,7 +71,9 @@ def test_a_layer_with_the_weights_of_another_is_a_mismatch(
         return HeldPipeline(ring, loader, ledger)
 
     monkeypatch.setattr("orchestrator.tasks.streaming.session.AsyncPipeline", first_of_each)
-    with pytest.raises(Mismatch, match="asked for tokens those of layers read one by one"):
+    with pytest.raises(
+        Mismatch, match="asked for streamed weights the logits of layers read one by one"
+    ):
         run(streaming(identity, saved_model, transfer="async"))
 
 

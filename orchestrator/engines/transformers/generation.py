@@ -122,6 +122,8 @@ class GreedyGenerator:
         Tokens in the cache after the last sequence; None where it does not count them.
     held_bytes : int
         Its size then.
+    prefill_logits : Tensor or None
+        That the last sequence's prefill gave, (batch, vocabulary).
     """
 
     def __init__(
@@ -145,6 +147,7 @@ class GreedyGenerator:
         self._prepare_inputs = prepare_inputs
         self._token_sleep_s = token_sleep_s
         self._finite: torch.Tensor | None = None
+        self.prefill_logits: torch.Tensor | None = None
         self.held_tokens: int | None = None
         self.held_bytes = 0
 
@@ -198,6 +201,7 @@ class GreedyGenerator:
             logits = self._call(prompt[:, depth:], past, first=not depth)
             token = logits.argmax(-1, keepdim=True)
         self._note(logits)
+        self.prefill_logits = logits
         tokens = [token]
         intervals: list[float] = []
         if new_tokens > 1:

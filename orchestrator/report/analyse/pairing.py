@@ -216,7 +216,9 @@ class _Alike:
             return f"different conditions: {difference(before, now)}"
         for what, position in (("hardware", 1), ("weights", 2)):
             if sides[0][position] != sides[1][position]:
-                shown = [str(side[position])[:24] if side[position] else "unknown" for side in sides]
+                shown = [
+                    str(side[position])[:24] if side[position] else "unknown" for side in sides
+                ]
                 return f"different {what}: {shown[0]} and {shown[1]}"
         return "no attempts under the same conditions"
 
