@@ -233,7 +233,9 @@ TASK = Task(
     preload=("torch",),
     content=lambda identity: {},
     metrics=(
-        MetricSpec("memory_before_backward_bytes", "bytes", "lower", title="before backward"),
+        MetricSpec(
+            "memory_before_backward_bytes", "bytes", "lower", exact=True, title="before backward"
+        ),
         MetricSpec("forward_flop_per_s", "flop/s", "higher", title="forward FLOPs"),
     ),
     headline=(
