@@ -13,7 +13,7 @@ import platform
 import re
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -57,7 +57,7 @@ def node_provenance() -> dict[str, Any]:
     facts["memory_available_bytes"] = memory.available_bytes()
     # None means no limit; cpus are cores' worth of time.
     facts["cgroup"] = {"cpus": cgroup.cpu_limit(), "memory_bytes": cgroup.memory_limit_bytes()}
-    facts["environment"] = _relevant_environment(Redactor.of_environment())
+    facts["environment"] = relevant_variables(os.environ)
     return facts
 
 
@@ -131,12 +131,12 @@ def code_git_state() -> dict[str, Any]:
     return state if state.get("commit") else git_state(Path.cwd())
 
 
-def _relevant_environment(redactor: Redactor) -> dict[str, str]:
+def relevant_variables(environment: Mapping[str, str]) -> dict[str, str]:
     """Variables that change how fast or what is computed; never the whole environment."""
     prefixes = (
         "OMP_", "MKL_", "OPENBLAS_", "CUDA_", "NCCL_", "TORCH_", "PYTORCH_", "HF_", "TRANSFORMERS_",
         "TOKENIZERS_", "RAY_", "BNB_", "KMP_", "GOMP_", "NUMEXPR_", "MALLOC_", "LD_PRELOAD",
     )  # fmt: skip
-    chosen = {k: v for k, v in sorted(os.environ.items()) if k.startswith(prefixes)}
-    clean: dict[str, str] = redactor.value(chosen)
+    chosen = {k: v for k, v in sorted(environment.items()) if k.startswith(prefixes)}
+    clean: dict[str, str] = Redactor.of_environment().value(chosen)
     return clean

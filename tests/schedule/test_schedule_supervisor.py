@@ -72,6 +72,22 @@ def test_started_phase_report(kit: Any) -> None:
     assert "command" not in ended.report.provenance, "the driver's, not the node's"
 
 
+def test_provenance_is_what_the_measured_process_was_given(
+    kit: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Ray gives a worker of its own; and the supervisor is moved off the cores that are measured.
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.setenv("RAY_JOB_ID", "1")
+    monkeypatch.setenv("MKL_CBWR", "AVX2")
+    *_, ended = attempt_events(spec_of(kit, cpus=CPUS), grant(), Cancellation())
+    provenance = ended.report.provenance
+    assert provenance["cpu"]["cores_usable"] == CPUS
+    given = provenance["environment"]
+    assert given["OMP_NUM_THREADS"] == str(CPUS)
+    assert given["MKL_CBWR"] == "AVX2"
+    assert "RAY_JOB_ID" not in given
+
+
 def test_files_that_change_while_they_are_measured_are_no_result(
     kit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,7 @@ import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.attempt import (
@@ -29,6 +30,7 @@ from orchestrator.attempt import (
     Verdict,
 )
 from orchestrator.conditions import difference
+from orchestrator.isolate.variables import attempt_environment, server_environment
 from orchestrator.schedule.events import (
     ClusterEvent,
     Ended,
@@ -178,10 +180,24 @@ def _with_surroundings(report: AttemptReport, slot: Slot, conditions: Conditions
     from orchestrator.telemetry.fingerprint import hardware_of
 
     report.conditions = conditions
-    report.provenance = {**_node_provenance(), **report.provenance}
+    report.provenance = {**_provenance(report, slot), **report.provenance}
     if "hardware_fingerprint" not in report.facts:
         report.facts |= hardware_of(slot, _devices() if slot.gpus else ())
     return report
+
+
+def _provenance(report: AttemptReport, slot: Slot) -> dict[str, Any]:
+    """Of this node; cores and variables are those that the measured process was given."""
+    from orchestrator.record.provenance import node_provenance, relevant_variables
+
+    facts = node_provenance()
+    facts["cpu"]["cores_usable"] = len(slot.cpus)
+    threads = report.facts.get("threads") or len(slot.cpus)
+    variables = {
+        **server_environment(os.environ, {}, hub=False),
+        **attempt_environment(slot, threads, report.attempt_id, Path()),
+    }
+    return {**facts, "environment": relevant_variables(variables)}
 
 
 def _run(
@@ -252,13 +268,6 @@ def _warm_isolation() -> Isolation:
     from orchestrator.isolate.isolation import Isolation
 
     return Isolation()
-
-
-@cache
-def _node_provenance() -> dict[str, Any]:
-    from orchestrator.record.provenance import node_provenance
-
-    return node_provenance()
 
 
 def _telemetry(attempt: PlannedAttempt) -> Any:
