@@ -54,6 +54,8 @@ def provenance(*, command: Sequence[str] | None = None) -> dict[str, Any]:
 def node_provenance() -> dict[str, Any]:
     """The part that belongs to the node an attempt runs on; command and git are the driver's."""
     facts = copy.deepcopy(_unchanging())
+    # A process may be moved to other cores.
+    facts["cpu"]["cores_usable"] = len(cpu.usable_cores())
     facts["memory_available_bytes"] = memory.available_bytes()
     # None means no limit; cpus are cores' worth of time.
     facts["cgroup"] = {"cpus": cgroup.cpu_limit(), "memory_bytes": cgroup.memory_limit_bytes()}
@@ -113,13 +115,12 @@ _FEATURES = frozenset(
 
 
 def cpu_facts() -> dict[str, Any]:
-    """Model, architecture, cores of the machine and cores this process may use."""
+    """Model, architecture and cores of the machine."""
     return {
         "model": cpu.model(),
         "architecture": platform.machine(),
         "cores_logical": os.cpu_count(),
         "cores_physical": cpu.physical_cores(),
-        "cores_usable": len(cpu.usable_cores()),
         "features": sorted(cpu.flags() & _FEATURES),
     }
 
