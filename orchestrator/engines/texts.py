@@ -7,8 +7,8 @@ from pathlib import Path
 
 from orchestrator.engines.port import Prompt, Session
 from orchestrator.engines.tokenizer import Tokenizer
-from orchestrator.errors import one_line
-from orchestrator.measure import InputError
+from orchestrator.errors import OrchestratorError, one_line
+from orchestrator.measure import ConfigError, InputError
 
 #: Python's own language reference, on every machine.
 PACKAGED_TEXT = "pydoc_topics"
@@ -143,16 +143,16 @@ def read_text(name: str, characters: int, *, where: str = "task.text") -> str:
 
 
 def check_text(name: str, *, where: str) -> None:
-    """:class:`InputError` if a text's file is not there; the hub is not asked."""
+    """:class:`ConfigError` if a text's file is not there; the hub is not asked."""
     if name != PACKAGED_TEXT and not name.startswith(_HUB):
-        _text_file(name, where)
+        _text_file(name, where, ConfigError)
 
 
-def _text_file(name: str, where: str) -> Path:
+def _text_file(name: str, where: str, error: type[OrchestratorError] = InputError) -> Path:
     file = Path(name).expanduser()
     if file.is_file():
         return file
-    raise InputError(
+    raise error(
         "no such text",
         where=f"{where}={name}",
         fix=f"Use {PACKAGED_TEXT}, random, a .txt or .parquet file, or hub:OWNER/NAME/FILE",

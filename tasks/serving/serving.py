@@ -160,6 +160,10 @@ def _check_load(identity: Identity) -> None:
     idle += ["load.turns"] * (turns_of(load) > 1)
     if idle:
         raise ConfigError("has no effect on load=trace: the trace has it", where=idle[0])
+    if not Path(load["trace"]).expanduser().is_file():
+        raise ConfigError(
+            "no such file", where=f"load.trace={load['trace']}", fix=_EXAMPLES["trace"]
+        )
 
 
 def _check_lines(identity: Identity) -> None:

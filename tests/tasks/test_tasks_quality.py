@@ -20,10 +20,30 @@ from orchestrator.engines.reference import Reference, reference_for
 from orchestrator.engines.text_windows import cut
 from orchestrator.engines.texts import read_text
 from orchestrator.engines.transformers import tokens
-from orchestrator.measure import HostClock, InputError, Recorder
+from orchestrator.measure import ConfigError, HostClock, InputError, Recorder
+from testing.checks import check_of
 
 Identity = Callable[..., dict[str, Any]]
 Run = Callable[[dict[str, Any]], Any]
+
+
+@pytest.mark.parametrize(
+    ("option", "asked"),
+    [
+        ("text", {"task": "quality"}),
+        ("prompt", {"task": "inference", "prompt_tokens": 8, "new_tokens": 2}),
+    ],
+)
+def test_a_text_that_is_not_there_is_a_mistake(
+    identity: Identity, tmp_path: Path, option: str, asked: dict[str, Any]
+) -> None:
+    check, file = check_of(str(asked["task"])), tmp_path / "here.txt"
+    with pytest.raises(ConfigError, match=f"task.{option}=.*here.txt: no such text"):
+        check(identity(**asked, **{option: str(file)}))
+    file.write_text("a text")
+    # Of a dataset on the hub nobody is asked while planning.
+    for there in (str(file), "random", "pydoc_topics", "hub:nobody/nothing/here.txt"):
+        assert check(identity(**asked, **{option: there})) is None
 
 
 def test_the_reference_itself_diverges_by_nothing(identity: Identity, run: Run) -> None:

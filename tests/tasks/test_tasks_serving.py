@@ -229,6 +229,9 @@ def test_nothing_that_is_answered_is_an_error(measured: Measured) -> None:
             measured(asked)
 
 
+TRACED = {"prompt_tokens": 128, "new_tokens": 32, "warmup_s": 0.0}
+
+
 @pytest.mark.parametrize(
     ("options", "where"),
     [
@@ -239,12 +242,10 @@ def test_nothing_that_is_answered_is_an_error(measured: Measured) -> None:
         ({"slots": 2}, "task.slots"),
         ({"load": "trace"}, "load.trace"),
         ({"think_s": 1.0}, "load.think_s"),
-        (
-            {"load": "trace", "trace": "x", "prompt_tokens": 128, "new_tokens": 32, "warmup_s": 0.0}
-            | {"turns": 2},
-            "load.turns",
-        ),
+        ({"load": "trace", "trace": "x"} | TRACED | {"turns": 2}, "load.turns"),
         ({"load": "trace", "trace": "x"}, "task.prompt_tokens"),
+        ({"load": "trace", "trace": "x"} | TRACED, "load.trace=x: no such file"),
+        ({"prompt": "x.jsonl"}, "task.prompt=x.jsonl: no such text"),
     ],
 )
 def test_options_that_make_no_sense(options: dict[str, Any], where: str) -> None:
