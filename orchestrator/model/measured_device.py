@@ -99,6 +99,16 @@ class Measured:
         """Whether the machine was quiet enough for this to be called a ceiling."""
         return self.spread <= STEADY_SPREAD
 
+    @property
+    def disturbance(self) -> str | None:
+        """Why no time is predicted from this; None where the machine was quiet enough."""
+        if self.is_steady:
+            return None
+        return (
+            "this machine was too busy when its ceilings were measured: a typical measurement was "
+            f"{self.spread:.1f} times its best"
+        )
+
     def merged(self, newer: Measured) -> Measured:
         """What ``newer`` has, and what only this one has."""
         return replace(
