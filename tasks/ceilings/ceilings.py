@@ -124,7 +124,10 @@ def run(identity: Identity, recorder: Recorder) -> None:
             recorder.absent(metric, "flop/s", "torch has none here, or it takes too long")
     recorder.value("triad_bytes_per_s", "bytes/s", found.triad[-1][1])
     recorder.value("read_bytes_per_s", "bytes/s", found.reading[-1][1])
-    recorder.value("launch_s", "s", found.launch_s)
+    if found.launch_s:
+        recorder.value("launch_s", "s", found.launch_s)
+    else:
+        recorder.absent("launch_s", "s", f"only layers in {' and '.join(LAYERS)} tell it")
     recorder.value("spread", "1", spread)
     recorder.fact("ceilings", found.to_json())
 

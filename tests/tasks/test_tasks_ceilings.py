@@ -116,6 +116,17 @@ def test_every_ceiling_is_measured_and_the_arithmetic_reads_them(
             assert measured.timed_s(operation) is not None, operation
 
 
+def test_what_a_launch_costs_is_absent_where_no_layer_was_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ceilings, "CPU", SMALL)
+    events: list[dict[str, Any]] = []
+    identity = {"task": {"operations": "int8"}, "device": {"kind": "cpu", "threads": 1}}
+    ceilings.run(identity, Recorder(events.append, Ticking(), tmp_path))
+    (found,) = [event for event in events if event.get("name") == "launch_s"]
+    assert found["e"] == "absent"
+
+
 def test_what_takes_too_long_is_left_out() -> None:
     clock = FakeClock()
     timer = ceiling_operations.Timer(clock)
