@@ -63,7 +63,7 @@ _TIMES = {
     "decode_tokens_per_s": "tokens/s",
     "prefill_flops": "flop",
     "decode_flops": "flop",
-    "decode_read_bytes": "bytes",
+    "decode_moved_bytes": "bytes",
     "prefill_attention_share": "1",
     "decode_attention_share": "1",
 }
@@ -150,7 +150,8 @@ def evaluate(identity: Identity) -> Evaluation:
         architecture,
         batch=batch,
         prompt_tokens=prompt,
-        tokens=prompt + options["new_tokens"],
+        # The last token is never fed back: the cache never holds it.
+        tokens=prompt + options["new_tokens"] - 1,
         weights=weights,
         cache=cache,
     )
@@ -173,6 +174,8 @@ def evaluate(identity: Identity) -> Evaluation:
     if held.total_bytes > available:
         infeasible = f"needs {gib(held.total_bytes)} and {options['hardware']} has {gib(available)}"
         values |= dict.fromkeys(("compute_bound_batch", *_TIMES), infeasible)
+    elif disturbance := _disturbance(device):
+        values |= dict.fromkeys(("compute_bound_batch", *_TIMES), disturbance)
     else:
         job = _Job(architecture, batch, prompt, options["new_tokens"], weights, cache)
         execution = Execution(absorbed=options["absorbed"])
@@ -253,17 +256,22 @@ def _times(
         ahead, each = estimate(first, device), estimate(step, device)
     except ConfigError as error:
         return dict.fromkeys(_TIMES, str(error))
-    facts["prefill_bound"], facts["decode_bound"] = ahead.bound, each.bound
-    return {
+    facts["prefill_bound"] = ahead.bound
+    values: dict[str, float | str] = {
         "ttft_s": ahead.time_s,
-        "tpot_s": each.time_s,
         "e2e_s": ahead.time_s + (job.new - 1) * each.time_s,
         "prefill_tokens_per_s": job.batch * job.prompt / ahead.time_s,
-        "decode_tokens_per_s": job.batch / each.time_s,
         "prefill_flops": flops(first),
-        "decode_flops": flops(step),
-        "decode_read_bytes": moved_bytes(step),
         "prefill_attention_share": ahead.attention_share,
+    }
+    if job.new == 1:
+        return dict.fromkeys(_TIMES, "one new token has no decode step") | values
+    facts["decode_bound"] = each.bound
+    return values | {
+        "tpot_s": each.time_s,
+        "decode_tokens_per_s": job.batch / each.time_s,
+        "decode_flops": flops(step),
+        "decode_moved_bytes": moved_bytes(step),
         "decode_attention_share": each.attention_share,
     }
 
@@ -322,6 +330,12 @@ def _device(name: str) -> Datasheet | Measured:
     from orchestrator.model.known_ceilings import load_this
 
     return load_this() if name == THIS else load_datasheet(name)
+
+
+def _disturbance(device: Datasheet | Measured) -> str | None:
+    from orchestrator.model import Measured
+
+    return device.disturbance if isinstance(device, Measured) else None
 
 
 def _metric(name: str, value: float | str) -> Metric:

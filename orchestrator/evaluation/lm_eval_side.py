@@ -64,10 +64,14 @@ def main(
         folder, name = str(file.parent), _task_of(file)
         os.chdir(folder)  # the paths in it are from its own folder
     between = Between()
+    manager = TaskManager(include_path=folder)
+    loaded = manager.load([name])
+    # What is in a group stays in it; what a tag gathers are tasks by themselves.
+    group = loaded["groups"].get(name)
     found = simple_evaluate(
         model=between,
-        tasks=[name],
-        task_manager=TaskManager(include_path=folder),
+        tasks=[*loaded["tasks"].values()] if group is None else [group],
+        task_manager=manager,
         bootstrap_iters=_RESAMPLES,
         random_seed=_SEED,
         numpy_random_seed=_SEED,
@@ -79,7 +83,7 @@ def main(
     elif json.loads(json.dumps(between.asked)) != json.loads(requests.read_text()):
         sys.exit("the harness asks for something else the second time")
     else:
-        counted.write_text(json.dumps(_counted(name, found)))
+        counted.write_text(json.dumps(_counted(name, found, loaded["tasks"])))
 
 
 def _task_of(file: Path) -> str:
@@ -88,7 +92,7 @@ def _task_of(file: Path) -> str:
     return found[1] if found else sys.exit("it has no line `task: NAME`")
 
 
-def _counted(name: str, found: dict[str, Any]) -> dict[str, Any]:
+def _counted(name: str, found: dict[str, Any], tasks: dict[str, Any]) -> dict[str, Any]:
     """Metrics of the task, and of every item what it scored."""
     aggregated = found["results"].get(name) or {}
     metrics: dict[str, Any] = {}
@@ -110,7 +114,7 @@ def _counted(name: str, found: dict[str, Any]) -> dict[str, Any]:
     for task, all_of in sorted(found["samples"].items()):
         for sample in all_of:
             # Each filter has its own sample of an item, with other scores of the same answers.
-            one = _item(task, sample)
+            one = _item(tasks[task], task, sample)
             items.setdefault(one["item"], one)["scores"].update(one["scores"])
     version = metadata.version("lm-eval")
     return {"version": version, "metrics": metrics, "items": [*items.values()]}
@@ -121,19 +125,19 @@ def _named(metric: str, chosen: str) -> str:
     return metric if chosen == "none" else f"{metric}.{chosen}"
 
 
-def _item(task: str, sample: dict[str, Any]) -> dict[str, Any]:
+def _item(task: Any, name: str, sample: dict[str, Any]) -> dict[str, Any]:
     """What one item scored, and ``item_loss``: of the right answer, in nats, where there is one."""
     scores = {
-        _named(name, sample["filter"]): float(sample[name])
-        for name in sample["metrics"]
-        if isinstance(sample.get(name), int | float)
+        _named(metric, sample["filter"]): float(sample[metric])
+        for metric in sample["metrics"]
+        if isinstance(sample.get(metric), int | float)
     }
     answers = [one[0] for one in sample["resps"]]
-    loss = _loss(answers, sample)
+    loss = _loss(task, answers, sample)
     if loss is not None:
         scores["item_loss"] = loss
     return {
-        "item": f"{task}/{sample['doc_id']}",
+        "item": f"{name}/{sample['doc_id']}",
         "asked": sample["arguments"],
         "target": str(sample["target"]),
         "answers": answers,
@@ -141,27 +145,30 @@ def _item(task: str, sample: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _loss(answers: list[Any], sample: dict[str, Any]) -> float | None:
+def _loss(task: Any, answers: list[Any], sample: dict[str, Any]) -> float | None:
     """Of several answers the right one's among these; of one, its own; None where none is right."""
     if not answers or isinstance(answers[0], str):
         return None
     logs = [float(one[0]) if isinstance(one, list | tuple) else float(one) for one in answers]
-    if len(logs) == 1:
-        return -logs[0]
-    right = _right(sample)
-    if right is None or not 0 <= right < len(logs):
+    if task.OUTPUT_TYPE != "multiple_choice":
+        return -logs[0] if len(logs) == 1 else None
+    choices = task.doc_to_choice(sample["doc"])
+    right = _right(task, choices, sample)
+    if right is None:
         return None
+    # Behind them may stand what the choices are likely by themselves (mutual information).
+    logs = logs[: len(choices)]
     highest = max(logs)
     return highest + math.log(math.fsum(math.exp(each - highest) for each in logs)) - logs[right]
 
 
-def _right(sample: dict[str, Any]) -> int | None:
-    """Which of the choices is the right one."""
-    target = sample["target"]
-    if isinstance(target, int) or (isinstance(target, str) and target.isdigit()):
-        return int(target)
-    choices = [continuation.strip() for _, continuation in sample["arguments"]]
-    return choices.index(target.strip()) if str(target).strip() in choices else None
+def _right(task: Any, choices: list[str], sample: dict[str, Any]) -> int | None:
+    """Which of the choices is the right one, as the harness itself tells for an accuracy."""
+    # Where the choices are contexts of one continuation, the text says which.
+    gold = task.doc_to_text(sample["doc"]) if task.multiple_input else sample["target"]
+    if isinstance(gold, str):
+        return choices.index(gold) if gold in choices else None
+    return gold if isinstance(gold, int) and 0 <= gold < len(choices) else None
 
 
 if __name__ == "__main__":

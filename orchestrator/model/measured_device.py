@@ -38,7 +38,7 @@ from orchestrator.model.operations import INFERENCE, Operation
 # (size, second size, seconds), see the module; the second is 1 where there is only one.
 Timing = tuple[float, float, float]
 Points = tuple[tuple[float, float], ...]
-MEASURED_VERSION = 7
+MEASURED_VERSION = 8
 STEADY_SPREAD = 1.3
 
 # What ``task=ceilings`` can measure: operations of an inference and of a training step, by dtype.
@@ -73,7 +73,7 @@ class Measured:
         So much weights read in turn, by products with one row.
     launch_s : float
         What the smallest of the passes takes: starting a kernel and the program around it, for an
-        operation that is bounded and not timed.
+        operation that is bounded and not timed. 0 where no passes were measured: not known.
     memory_bytes : int or None
     operations : frozenset of str
         Those of :data:`OPERATIONS` that were asked for, also where they took too long to be timed.
@@ -99,12 +99,22 @@ class Measured:
         """Whether the machine was quiet enough for this to be called a ceiling."""
         return self.spread <= STEADY_SPREAD
 
+    @property
+    def disturbance(self) -> str | None:
+        """Why no time is predicted from this; None where the machine was quiet enough."""
+        if self.is_steady:
+            return None
+        return (
+            "this machine was too busy when its ceilings were measured: a typical measurement was "
+            f"{self.spread:.1f} times its best"
+        )
+
     def merged(self, newer: Measured) -> Measured:
         """What ``newer`` has, and what only this one has."""
         return replace(
             newer,
             timings={**self.timings, **newer.timings},
-            launch_s=min(self.launch_s, newer.launch_s),
+            launch_s=min(filter(None, (self.launch_s, newer.launch_s)), default=0.0),
             spread=max(self.spread, newer.spread),
             operations=self.operations | newer.operations,
         )

@@ -140,11 +140,8 @@ def _measured(report: AttemptReport, identity: Identity) -> Measured | str:
     found = None if key is None else load_ceilings(key)
     if found is None:
         return "the ceilings of this hardware are not measured: task=ceilings measures them"
-    if not found.is_steady:
-        return (
-            "this machine was too busy when its ceilings were measured: a typical measurement was "
-            f"{found.spread:.1f} times its best"
-        )
+    if reason := found.disturbance:
+        return reason
     if missing := needed_ceilings(report, identity) - found.operations:
         return f"the ceilings of {', '.join(sorted(missing))} are not measured"
     return found

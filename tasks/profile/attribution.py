@@ -59,7 +59,7 @@ class Operator:
     shapes : dict of Shapes to int
         Calls by the shapes of their inputs.
     flops, read_bytes : int
-        Floating-point operations, and bytes of the tensor inputs (each once a call).
+        Floating-point operations of its own, and bytes of the tensor inputs (each once a call).
     kernels : int
         Pieces of work on the device.
     """
@@ -160,7 +160,7 @@ def attribute(events: Iterable[Event], *, device: bool) -> Profile:
 
     table: dict[str, Operator] = {}
     own_ns = [0] * len(operators) if device else self_times(operators)
-    for (event, phase), self_ns in zip(within, own_ns, strict=True):
+    for (event, phase), self_ns, flops in zip(within, own_ns, self_flops(operators), strict=True):
         entry = table.get(event.name)
         if entry is None:
             entry = table[event.name] = Operator(event.name)
@@ -168,7 +168,7 @@ def attribute(events: Iterable[Event], *, device: bool) -> Profile:
         shapes = event.shapes
         entry.shapes[shapes] = entry.shapes.get(shapes, 0) + 1
         if shapes:
-            entry.flops += event.flops or flops_of(event.name, shapes)
+            entry.flops += flops
             entry.read_bytes += input_bytes(shapes, event.dtypes)
         if not device:
             _add(entry, phase, self_ns)
@@ -206,31 +206,57 @@ def self_times(operators: Sequence[Event]) -> list[int]:
     ValueError
         If two events of a lane overlap without one holding the other.
     """
+    own = [event.duration_ns for event in operators]
+    for i, caller in _callers(operators):
+        if caller is None:
+            continue
+        if operators[i].end_ns > operators[caller].end_ns:
+            said = f"{operators[i].name} outlasts {operators[caller].name}, which called it"
+            raise ValueError(said)
+        own[caller] -= operators[i].duration_ns
+    return own
+
+
+def self_flops(operators: Sequence[Event]) -> list[int]:
+    """Each event's operations without those that the calls inside it do, in the order given.
+
+    One product is seen several times where a wrapper with the same shapes calls it.
+    """
+    flops = [
+        event.flops or flops_of(event.name, event.shapes) if event.shapes else 0
+        for event in operators
+    ]
+    if not any(flops):
+        return flops
+    inside = [0] * len(operators)
+    # The innermost first: what is inside a call is known when it comes.
+    for i, caller in reversed(_callers(operators)):
+        if caller is not None:
+            inside[caller] += max(flops[i], inside[i])
+    return [max(0, all_of - inner) for all_of, inner in zip(flops, inside, strict=True)]
+
+
+def _callers(operators: Sequence[Event]) -> list[tuple[int, int | None]]:
+    """Each event and the one that called it, by their places; callers come before the called."""
     import numpy as np
 
     starts = [event.start_ns for event in operators]
     ends = [event.end_ns for event in operators]
     lanes = [event.lane for event in operators]
-    own = [end - start for start, end in zip(starts, ends, strict=True)]
     # By lane, then by start; of calls that start together the outer one comes first.
     keys = (-np.array(ends, np.int64), np.array(starts, np.int64), np.array(lanes, np.int64))
+    found: list[tuple[int, int | None]] = []
     open_calls: list[int] = []
     lane = None
     for i in np.lexsort(keys).tolist():
-        start, end = starts[i], ends[i]
         if lanes[i] != lane:
             lane = lanes[i]
             open_calls.clear()
-        while open_calls and ends[open_calls[-1]] <= start:
+        while open_calls and ends[open_calls[-1]] <= starts[i]:
             open_calls.pop()
-        if open_calls:
-            caller = open_calls[-1]
-            if end > ends[caller]:
-                said = f"{operators[i].name} outlasts {operators[caller].name}, which called it"
-                raise ValueError(said)
-            own[caller] -= end - start
+        found.append((i, open_calls[-1] if open_calls else None))
         open_calls.append(i)
-    return own
+    return found
 
 
 def union_ns(starts: Any, ends: Any) -> int:

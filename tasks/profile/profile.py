@@ -353,8 +353,9 @@ def operator_row(
         "calls": operator.calls,
         "kernels": operator.kernels,
         "shapes": [[list(map(list, one)), calls] for one, calls in shapes[:_SHAPES_TOLD]],
-        "flops": detail.flops,
-        "read_bytes": detail.read_bytes,
+        # None, not 0, where the profiler gave no shapes or nobody knows the operator's products.
+        "flops": detail.flops or None,
+        "read_bytes": detail.read_bytes or None,
         "flop_per_s": detail.flops / seconds if known else None,
         "read_bytes_per_s": detail.read_bytes / seconds if known else None,
         "bound": ceiling.bound(detail),
@@ -380,7 +381,7 @@ TASK = Task(
             "profiler_overhead",
             "1",
             "lower",
-            meaning="decode under the profiler over decode without",
+            meaning="time of the pass under the profiler over that without",
         ),
     ),
     headline=(

@@ -225,3 +225,11 @@ def test_what_was_measured_before_stays_beside_what_is_new() -> None:
     assert found.timings["product.far.float32"] == ((5e5, 1.0, 3.0),)
     assert found.timings["product.far.bfloat16"] == ((5e5, 1.0, 2.0),)
     assert load_this() == found
+
+
+def test_what_was_measured_without_layers_leaves_the_cost_of_a_launch() -> None:
+    known = dataclasses.replace(FLAT, launch_s=2e-6)
+    without = dataclasses.replace(FLAT, launch_s=0.0, operations=frozenset({"int8"}))
+    assert known.merged(without).launch_s == without.merged(known).launch_s == 2e-6
+    assert known.merged(dataclasses.replace(known, launch_s=1e-6)).launch_s == 1e-6
+    assert without.merged(without).launch_s == 0.0

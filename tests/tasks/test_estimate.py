@@ -14,7 +14,9 @@ from orchestrator.engines.transformers.configuration import PACKAGED, known_conf
 from orchestrator.errors import ConfigError
 from orchestrator.measure import Absent, Value
 from orchestrator.measure.registry import find_task
-from orchestrator.model import read_architecture
+from orchestrator.model import Measured, read_architecture
+from orchestrator.model.known_ceilings import keep_ceilings
+from orchestrator.tasks import estimate
 from orchestrator.tasks.estimate import EstimateConfig, check, evaluate
 from testing.checks import check_of
 
@@ -47,7 +49,8 @@ def test_a_cell_on_an_h100() -> None:
     assert found.infeasible is None
     weights = 2 * 6_738_415_616 + 2 * 64 * 4  # and the rotary frequencies
     assert value(found, "weights_bytes") == weights
-    assert value(found, "kv_bytes") == 514 * 2 * 2 * 32 * 32 * 128
+    # The second new token is never fed back.
+    assert value(found, "kv_bytes") == 513 * 2 * 2 * 32 * 32 * 128
     # A token reads every weight but the embedding's, and the cache, at 3.35 TB/s.
     read = weights - 2 * 32000 * 4096 + 512 * 2 * 2 * 32 * 32 * 128
     assert value(found, "tpot_s") == pytest.approx(read / 3.35e12, rel=0.01)
@@ -56,6 +59,35 @@ def test_a_cell_on_an_h100() -> None:
     assert found.facts["decode_bound"] == "memory"
     assert found.facts["prefill_bound"] == "compute"
     assert value(found, "decode_tokens_per_s") == pytest.approx(1 / value(found, "tpot_s"))
+
+
+def test_a_single_new_token_has_no_decode_step() -> None:
+    found = evaluate(identity(hardware="h100", new_tokens=1))
+    assert value(found, "e2e_s") == value(found, "ttft_s")
+    assert value(found, "kv_bytes") == 512 * 2 * 2 * 32 * 32 * 128
+    for name in ("tpot_s", "decode_tokens_per_s", "decode_flops", "decode_attention_share"):
+        metric = found.metrics[name]
+        assert isinstance(metric, Absent)
+        assert "no decode step" in metric.reason
+    assert "decode_bound" not in found.facts
+
+
+def test_a_machine_that_was_busy_when_it_was_measured_predicts_no_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ORCHESTRATOR_CACHE", str(tmp_path))
+    table = {"product.near.float16": ((4.0, 1.0, 1.0),), "product.far.float16": ((4.0, 1.0, 1.0),)}
+    points = ((1.0, 1e9),)
+    busy = Measured("this", table, points, points, 0.0, memory_bytes=1 << 37, spread=2.0)
+    keep_ceilings("here", busy, this="cpu")
+    estimate._device.cache_clear()
+    found = evaluate(identity(hardware="this"))
+    estimate._device.cache_clear()
+    assert value(found, "weights_bytes") > 0
+    for name in ("ttft_s", "tpot_s", "compute_bound_batch"):
+        metric = found.metrics[name]
+        assert isinstance(metric, Absent)
+        assert "too busy" in metric.reason
 
 
 def test_what_does_not_fit_keeps_its_sizes_and_has_no_times() -> None:
@@ -102,7 +134,7 @@ def test_gguf_types_stand_in_for_the_quantization() -> None:
 def test_latent_attention_keeps_one_vector_a_token() -> None:
     found = evaluate(identity("deepseek_v3", hardware="b200", prompt_tokens=4096, scheme="q4_k"))
     # It fits nowhere whole: the sizes alone are asked for.
-    assert value(found, "kv_bytes") == (4096 + 128) * 61 * 576 * 2
+    assert value(found, "kv_bytes") == (4096 + 127) * 61 * 576 * 2
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,22 @@ class _SlowMemory(ceiling_operations.Operations):
             return super().reading(size)
 
 
+def take_a_millisecond(patch: pytest.MonkeyPatch, clock: FakeClock) -> None:
+    """Let the layers of the reference model do so, ahead and back: more than their products."""
+    from transformers import LlamaModel
+
+    plain = LlamaModel.forward
+
+    def forward(*inputs: Any, **named: Any) -> Any:
+        clock.advance(1e-3)
+        found = plain(*inputs, **named)
+        if found.last_hidden_state.requires_grad:
+            found.last_hidden_state.register_hook(lambda _: clock.advance(1e-3))
+        return found
+
+    patch.setattr(LlamaModel, "forward", forward)
+
+
 def test_every_ceiling_is_measured_and_the_arithmetic_reads_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,14 +103,16 @@ def test_every_ceiling_is_measured_and_the_arithmetic_reads_them(
     monkeypatch.setattr(ceiling_operations, "_LOGITS", ((4, 16), (8, 64)))
     events: list[dict[str, Any]] = []
     kinds = [f"{kind}.{dtype}" for kind in ("inference", "training") for dtype in DTYPES]
-    asked = "+".join([*kinds, "int8"])
+    asked = "+".join([*kinds, "inference.float16", "int8"])
     identity = {"task": {"operations": asked}, "device": {"kind": "cpu", "threads": 1}}
-    ceilings.run(identity, Recorder(events.append, Ticking(), tmp_path))
+    clock = Ticking()
+    take_a_millisecond(monkeypatch, clock)
+    ceilings.run(identity, Recorder(events.append, clock, tmp_path))
     fact = next(event["value"] for event in events if event["e"] == "fact")
     measured = Measured.from_json(fact)
     assert measured.flops_per_s("float32") > 1e6
     assert measured.bytes_per_s(1, "elementwise") > 1e6
-    assert 0 <= measured.launch_s <= 1e-6
+    assert 1e-6 < measured.launch_s < 1e-4
     assert measured.spread == 1
     assert (measured.memory_bytes or 0) > 1 << 28
     values = {event["name"]: event["value"] for event in events if event["e"] == "value"}
@@ -102,18 +120,35 @@ def test_every_ceiling_is_measured_and_the_arithmetic_reads_them(
     assert values["triad_bytes_per_s"] == measured.bytes_per_s(1, "elementwise")
     # Nothing that a model does is left to be bounded: each operation was timed.
     llama = read_architecture(LLAMA)
-    for dtype in DTYPES:
+    for dtype in (*DTYPES, "float16"):
         weights, cache = WeightFormat("none", dtype), CacheFormat(dtype)
-        step = step_operations(llama, 2, 8, parameter_dtype=dtype, execution=EAGER)
-        made = (
+        made = [
             *prefill(llama, 1, 8, weights, cache, EAGER),
             *decode(llama, 1, 8, weights, cache, EAGER),
-            *step.forward,
-            *step.backward,
-            *step.optimizer,
-        )
+        ]
+        if dtype in DTYPES:
+            step = step_operations(llama, 2, 8, parameter_dtype=dtype, execution=EAGER)
+            made += [*step.forward, *step.backward, *step.optimizer]
         for operation in made:
             assert measured.timed_s(operation) is not None, operation
+
+
+@pytest.mark.parametrize("operations", ["int8", "inference.float32"])
+def test_what_a_launch_costs_is_absent_where_no_layer_tells_it(
+    operations: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ceilings, "CPU", SMALL)
+    # No slower than one of its products, as where the clock was disturbed.
+    monkeypatch.setattr(ceiling_layers, "CPU", ceiling_layers.Shape(32, 64, 2, 2))
+    monkeypatch.setattr(ceiling_operations, "_BLOCK_S", 1e-6)
+    events: list[dict[str, Any]] = []
+    identity = {"task": {"operations": operations}, "device": {"kind": "cpu", "threads": 1}}
+    ceilings.run(identity, Recorder(events.append, Ticking(), tmp_path))
+    (found,) = [event for event in events if event.get("name") == "launch_s"]
+    assert found["e"] == "absent"
+    (fact,) = [event["value"] for event in events if event["e"] == "fact"]
+    assert not [name for name in fact["timings"] if name.startswith("passes")]
+    assert Measured.from_json(fact).launch_s == 0
 
 
 def test_what_takes_too_long_is_left_out() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ from orchestrator.engines.port import NextLogprobs
 from orchestrator.engines.tokenizer import Tokenizer, text_until
 from orchestrator.environments.build import built
 from orchestrator.errors import ConfigError, InputError
+from orchestrator.evaluation import lm_eval_side
 from orchestrator.isolate.isolation import Isolation
 from orchestrator.measure import Value
 from orchestrator.tasks import evaluation
@@ -234,6 +237,78 @@ def task_file(tmp_path: Path) -> Path:
     file = tmp_path / "mine.yaml"
     file.write_text(TASK)
     return file
+
+
+def choices(
+    logs: list[float], choices: list[str], target: Any, text: Any = "of", several: int = 0
+) -> float | None:
+    """The loss of one item of multiple choice."""
+    task = SimpleNamespace(
+        OUTPUT_TYPE="multiple_choice",
+        multiple_input=several,
+        doc_to_text=lambda doc: text,
+        doc_to_choice=lambda doc: choices,
+    )
+    sample = {"doc": {}, "target": target}
+    return lm_eval_side._loss(task, [(each, False) for each in logs], sample)
+
+
+def test_the_right_answer_is_the_one_that_the_harness_takes() -> None:
+    first = math.log(1 + math.exp(-2))
+    assert choices([-1.0, -3.0], ["a", "b"], 0) == pytest.approx(first)
+    assert choices([-1.0, -3.0], ["a", "b"], "b") == pytest.approx(first + 2)
+    # An answer that is a digit is not the place of another.
+    assert choices([-3.0, -1.0], ["0", "1"], "1") == pytest.approx(first)
+    assert choices([-1.0, -3.0], ["1", "0"], "1") == pytest.approx(first)
+    # Contexts of one continuation: the target is the same behind each, the text says which.
+    assert choices([-3.0, -1.0], ["the cat", "the dog"], "sat", 1, 2) == pytest.approx(first)
+    # What choices are likely without a context is not among the answers.
+    assert choices([-1.0, -3.0, -9.0, 0.0], ["a", "b"], 0) == pytest.approx(first)
+    for nothing in (2, -1, "c", [0, 1]):
+        assert choices([-1.0, -3.0], ["a", "b"], nothing) is None
+
+
+OTHER_TASKS = {
+    "starts": """doc_to_text: "{{label}}"
+doc_to_choice: "{{starts}}"
+doc_to_target: "{{rest}}"
+metric_list:
+  - metric: acc
+""",
+    "digits": """doc_to_text: "{{context}}"
+doc_to_choice: "{{choices}}"
+doc_to_target: answer
+metric_list:
+  - metric: acc_mutual_info
+""",
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("name", "item", "logs"),
+    [
+        ("starts", {"label": 1, "starts": ["The cat", "The dog"], "rest": "sat"}, [-3.0, -1.0]),
+        (
+            "digits",
+            {"context": "a and b are", "choices": ["0", "2", "1"], "answer": "2"},
+            [-3.0, -1.0, -99.0, -1.0, -1.0, -1.0],
+        ),
+    ],
+)
+def test_the_harness_itself_says_which_answer_is_right(
+    name: str, item: dict[str, Any], logs: list[float], tmp_path: Path
+) -> None:
+    (tmp_path / "items.jsonl").write_text(json.dumps(item))
+    file = tmp_path / "mine.yaml"
+    file.write_text(TASK[: TASK.index("doc_to_text")] + OTHER_TASKS[name])
+    side = [str(built(environment(ENVIRONMENT))), "-I", lm_eval_side.__file__, str(file)]
+    files = [str(tmp_path / f"{each}.json") for each in ("requests", "answers", "counted")]
+    Path(files[1]).write_text(json.dumps([[each, False] for each in logs]))
+    for named in (files[:1], files):
+        subprocess.run([*side, *named], check=True, env={**os.environ, "HF_HOME": str(tmp_path)})
+    (found,) = json.loads(Path(files[2]).read_text())["items"]
+    assert found["scores"]["item_loss"] == pytest.approx(math.log(1 + math.exp(-2)))
 
 
 # The harness's own model, by this Python, which has torch: the harness from behind what is here.

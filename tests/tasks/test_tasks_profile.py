@@ -22,6 +22,7 @@ from orchestrator.tasks.profile.attribution import (
     attribute,
     flops_of,
     input_bytes,
+    self_flops,
     self_times,
     union_ns,
 )
@@ -59,6 +60,20 @@ def test_threads_do_not_nest_in_each_other() -> None:
 def test_a_call_that_outlasts_its_caller_is_refused() -> None:
     with pytest.raises(ValueError, match="outlasts"):
         self_times([operator("a", 0, 10), operator("b", 5, 15)])
+
+
+def test_a_product_is_counted_once_however_many_calls_it_goes_through() -> None:
+    shapes = ((4, 8), (8, 16))
+    events = [
+        operator("bitsandbytes::int8_linear_matmul", 0, 90, shapes=shapes),
+        operator("wrapper", 5, 80),
+        operator("aten::_int_mm", 10, 70, shapes=shapes),
+        # A call of its own operations, with some others inside.
+        operator("attention", 100, 200, flops=500, shapes=((1,),)),
+        operator("aten::mul", 110, 120, flops=20, shapes=((1,),)),
+        operator("aten::mm", 100, 200, flops=7, shapes=((1,),), lane=3),
+    ]
+    assert self_flops(events) == [0, 0, 2 * 4 * 8 * 16, 480, 20, 7]
 
 
 def test_host_profile_splits_by_phase_and_adds_up() -> None:
@@ -248,6 +263,7 @@ def test_tiny_model_is_profiled_for_real(identity: Identity, tmp_path: Path) -> 
     linear = rows["aten::linear"]["calls"]
     assert linear == (2 * 7 + 1) * 5
     assert rows["aten::mm"]["flops"] > 0
+    assert rows["aten::embedding"]["flops"] is None
     assert rows["aten::mm"]["bound"] in ("compute", "memory")
     assert not [name for name in rows if name.startswith(("phase:", "ProfilerStep"))]
     assert sum(table["profiled_wall_s"].values()) >= table["self_s"]
