@@ -75,9 +75,10 @@ def ended(outcome: str) -> Text:
 
 
 def scale_for(rows: Iterable[TrialRow], metric: str) -> Scale:
-    """The scale that suits the rows' medians."""
+    """The scale that suits the rows' medians, or their intervals where these are 0."""
     cells = [row.cells[metric] for row in rows if row.has(metric)]
-    return scale_of([cell.median for cell in cells], cells[0].unit if cells else "")
+    sizes = [cell.median or cell.ci_high for cell in cells]
+    return scale_of(sizes, cells[0].unit if cells else "")
 
 
 def measured_metrics(rows: Sequence[TrialRow], metrics: Iterable[str]) -> list[str]:
