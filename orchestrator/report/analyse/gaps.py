@@ -1,4 +1,4 @@
-"""What a sweep's table has no value or no ratio of, and why: lines that every view puts under it."""
+"""What a table has no value or no ratio of, and why: lines that every view puts under it."""
 
 from __future__ import annotations
 
