@@ -323,7 +323,7 @@ def test_an_attempt_without_report_says_so(store: EmbeddedStore, kit: SimpleName
     with pytest.raises(StoreError, match="cannot be read"):
         store.load(run_id)
     path.unlink()
-    with pytest.raises(StoreError, match="has no report"):
+    with pytest.raises(StoreError, match=r"has no report\.json. Unless it still runs"):
         store.load(run_id)
     with pytest.raises(StoreError, match="no run"):
         store.load("0" * 32)
