@@ -28,6 +28,7 @@ from orchestrator.record.runrecord import (
     SEARCH_TAG,
     SWEEP_TAG,
     RunRecord,
+    outcome_of,
 )
 
 MIN_PREFIX_CHARS = 12
@@ -330,9 +331,7 @@ class Store(ABC):
 
     def _lost(self, what: str) -> StoreError:
         # Its tags say that it was made: it is neither made again nor left out in silence.
-        again = (
-            "Unless it still runs, put the file back, or delete the run in MLflow to run it again"
-        )
+        again = "Unless it still runs, put the file back, or delete the run in MLflow and try again"
         return StoreError(what, where=self.where, fix=again)
 
     def load_all(self, run_ids: Collection[str]) -> dict[str, AttemptReport]:
@@ -453,7 +452,7 @@ def summary_of(run: RunRow) -> AttemptSummary:
     return AttemptSummary(
         run_id=run.run_id,
         config_hash=tags["config_hash"],
-        outcome=tags.get("outcome") or None,
+        outcome=outcome_of(run.run_id, tags),
         verdict=tags.get("verdict") or None,
         number=int(number) if number.isdigit() else 1,
         status=run.status,
