@@ -260,7 +260,7 @@ def _metrics(counted: Sequence[AttemptReport], narrow: bool) -> list[RenderableT
 def _shapes(counted: Sequence[AttemptReport], cells: Iterable[Cell]) -> list[RenderableType]:
     """Tails that enough samples tell, outliers counted (never dropped), series in two modes."""
     tails, outliers, modes = [], [], []
-    for cell in cells:
+    for cell in (cell for cell in cells if cell.median is not None):
         found = [m for r in counted if isinstance(m := metric_of(r, cell.name), Samples)]
         summary = summarise_attempts([metric.series for metric in found], resamples=1)
         if summary.p95 is not None:
