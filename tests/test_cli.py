@@ -46,6 +46,8 @@ def run(directory: Path, *words: str, code: str | None = None) -> subprocess.Com
         (["ui", "--port", "99999"], "99999 is not in the range"),
         (["show", "a" * 12, "quant=nf4"], "quant is part of the trial"),
         (["reproduce", "a" * 12, "task.value=1,2"], "task.value is part of the trial"),
+        (["report", "adhoc", "slo.ttft_s=1"], "slo.ttft_s=1 changes nothing of what is recorded"),
+        (["gate", "--baseline", "x", "repeats=5"], "repeats=5 changes nothing of what is recorded"),
         (["status", "+sweep=quant"], "+sweep=quant is part of the trial"),
         (["plan", "+sweep=quant", "+sweep=training"], "quant and training are two sweeps"),
         (["plan", "timeout_s=0"], "timeout_s: 0.0 is less than 0.1"),

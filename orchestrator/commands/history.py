@@ -19,6 +19,7 @@ from orchestrator.measure.registry import find_task
 from orchestrator.record.over_time import TrialOverTime, trials_over_time
 from orchestrator.record.params import legal_key
 from orchestrator.record.points import PHASES_PREFIX
+from orchestrator.record.units import Units
 from orchestrator.report.analyse.differences import differences
 from orchestrator.report.analyse.history import History, Series, Step, Taken, series_of
 from orchestrator.report.analyse.labels import label_of
@@ -48,7 +49,7 @@ def history_command(
     after = None if since is None else _moment(since)
     store = store_of(overrides)
     trials, left_out = trials_over_time(store, word, since=after)
-    found = _followed(store, trials, metric)
+    found = _followed(store, trials, metric, left_out)
     if not found:
         raise UsageError(f"no attempt of {word!r} has a value of {metric or 'any metric'}")
     history = History(word, tuple(_explained(store, found)), left_out)
@@ -72,8 +73,13 @@ def history_command(
     return history.exit_code
 
 
-def _followed(store: Store, trials: Sequence[TrialOverTime], metric: str | None) -> list[Series]:
-    """The metric of each trial that has it; by default the one that decides in its table."""
+def _followed(
+    store: Store, trials: Sequence[TrialOverTime], metric: str | None, left_out: dict[str, int]
+) -> list[Series]:
+    """The metric of each trial that has it; by default the one that decides in its table.
+
+    Of a task that changed a metric's unit what is in the newest one; ``left_out`` counts the rest.
+    """
     # What a metric is, trials of one task and engine say alike: a report takes milliseconds.
     newest = {_kind(trial): trial.newest.run_id for trial in trials}
     reports = {kind: store.load(run_id) for kind, run_id in newest.items()}
@@ -82,20 +88,48 @@ def _followed(store: Store, trials: Sequence[TrialOverTime], metric: str | None)
         raise UsageError(f"no metric {metric!r}", where="--metric", fix=nearest(metric, known))
     numbers = store.numbers([s.run_id for trial in trials for s in trial.attempts])
     noises = _noises(store, trials)
-    found: list[Series] = []
+    taken_of: list[tuple[str, list[Taken]]] = []
     first = 0
-    for trial, label in zip(trials, _labels(trials), strict=True):
+    for trial in trials:
         rows = slice(first, first + len(trial.attempts))
         first = rows.stop
         own = {key: column[rows] for key, column in numbers.items()}
-        report = reports[_kind(trial)]
-        for name in [metric] if metric else _deciding(trial, report):
-            if taken := _taken(trial, own, name):
-                machine = trial.newest.hardware_fingerprint
-                spec = spec_of([report], name)
-                where = machine or trial.newest.conditions["machine"]
-                found.append(series_of(label, spec, where, taken, noises[machine]))
-                break
+        names = [metric] if metric else _deciding(trial, reports[_kind(trial)])
+        every = ((name, _taken(trial, own, name)) for name in names)
+        taken_of.append(next((each for each in every if each[1]), ("", [])))
+    units = _units(store, trials, taken_of)
+    found: list[Series] = []
+    for trial, label, (name, taken) in zip(trials, _labels(trials), taken_of, strict=True):
+        if not taken:
+            continue
+        unit = units[name, taken[-1].run_id]
+        alike = [each for each in taken if units[name, each.run_id] == unit]
+        for each in taken:
+            if (other := units[name, each.run_id]) != unit:
+                reason = f"with {name} in {other}, which is in {unit} now"
+                left_out[reason] = left_out.get(reason, 0) + 1
+        machine = trial.newest.hardware_fingerprint
+        spec = replace(spec_of([reports[_kind(trial)]], name), unit=unit)
+        where = machine or trial.newest.conditions["machine"]
+        found.append(series_of(label, spec, where, alike, noises[machine]))
+    return found
+
+
+def _units(
+    store: Store,
+    trials: Sequence[TrialOverTime],
+    taken_of: Sequence[tuple[str, Sequence[Taken]]],
+) -> dict[tuple[str, str], str]:
+    """The unit of each trial's metric by run; trials of one task and engine change it together."""
+    read = Units(store)
+    found: dict[tuple[str, str], str] = {}
+    alike: dict[tuple[str, tuple[str, str | None]], list[Taken]] = {}
+    for trial, (name, taken) in zip(trials, taken_of, strict=True):
+        alike.setdefault((name, _kind(trial)), []).extend(taken)
+    for (name, _), every in alike.items():
+        in_order = [each.run_id for each in sorted(every, key=lambda each: each.started_at)]
+        told = read.of(name, in_order) if in_order else []
+        found |= {(name, run): unit or "" for run, (_, unit) in zip(in_order, told, strict=True)}
     return found
 
 

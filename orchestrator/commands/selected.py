@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from orchestrator.errors import UsageError
 from orchestrator.measure.wording import counted
 from orchestrator.plan.expand import settings_of
 from orchestrator.record import AttemptSummary, Store, open_store
 from orchestrator.record.selection import Selection
-from orchestrator.report.analyse.labels import SEPARATOR, axis_name, axis_value, plain_label
+from orchestrator.report.analyse.labels import (
+    NOTHING,
+    SEPARATOR,
+    axis_names,
+    axis_value,
+    plain_label,
+)
 
 
 @contextlib.contextmanager
@@ -34,7 +42,15 @@ def refuse_the_same(a: Selection, b: Selection) -> None:
 
 
 def store_of(overrides: Sequence[str]) -> Store:
-    return open_store(settings_of(overrides).tracking)
+    """Where what is recorded is read; raises ``UsageError`` for an override that says more."""
+    tracking = settings_of(overrides).tracking
+    for word in overrides:
+        if re.split(r"[./=]", word.lstrip("+~"), maxsplit=1)[0] != "tracking":
+            raise UsageError(
+                f"{word} changes nothing of what is recorded",
+                fix="Give only where that is: tracking.root=… or tracking.uri=…",
+            )
+    return open_store(tracking)
 
 
 def finished(store: Store, prefix: str) -> tuple[str, list[AttemptSummary]]:
@@ -47,23 +63,40 @@ def finished(store: Store, prefix: str) -> tuple[str, list[AttemptSummary]]:
 
 
 def labels_of_configs(*selections: Selection) -> dict[str, str]:
-    """Names of all trials in play, with the task options that tell them apart."""
+    """Names of all trials in play, with the options that tell them apart."""
     configs = {h: config for selection in selections for h, config in selection.configs.items()}
+    options = {h: dict(_options(config)) for h, config in configs.items()}
     values: dict[str, set[str]] = {}
-    for config in configs.values():
-        for key, value in config["task"].items():
-            values.setdefault(key, set()).add(axis_value(value))
-    varying = [key for key in values if len(values[key]) > 1 and key != "name"]
+    for own in options.values():
+        for key, value in own.items():
+            values.setdefault(key, set()).add(axis_value(value, key))
+    names = axis_names([key for key in values if len(values[key]) > 1])
     return {
-        config_hash: SEPARATOR.join(
+        h: SEPARATOR.join(
             [
                 plain_label(config),
                 *(
-                    f"{axis_name(f'task.{key}')} {axis_value(config['task'][key])}"
-                    for key in varying
-                    if key in config["task"]
+                    f"{names[key]} {axis_value(value, key)}"
+                    for key, value in options[h].items()
+                    if key in names and axis_value(value, key) != NOTHING
                 ),
             ]
         )
-        for config_hash, config in configs.items()
+        for h, config in configs.items()
     }
+
+
+# What a plain label says, what differences of software say, and what no one asked for.
+_TOLD = ("task.name", "engine.name", "model.id", "model.path", "model.source", "schema")
+_TOLD_GROUPS = ("quant", "environment")
+
+
+def _options(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every option by its whole name, without those that are told anyway."""
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            if name not in _TOLD_GROUPS:
+                yield from _options(value, f"{name}.")
+        elif name not in (*_TOLD, *_TOLD_GROUPS):
+            yield name, value

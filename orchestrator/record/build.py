@@ -369,6 +369,8 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "description": plan.description,
         "axes": {key: list(values) for key, values in plan.axes.items()},
         "baseline": dict(plan.baseline),
+        # No part of a trial, and yet of what its table says.
+        "slo": asdict(plan.settings.slo),
         "trials": [
             {
                 "hash": trial.hash,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import uuid
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ def sqlite_backend(database: Path, artifact_root: Path) -> Backend:
         if not database.exists():
             _make_database(database, artifact_root)
             _write_ahead_log(database)
+        _name_files_here(database, artifact_root)
         store = SqlAlchemyStore(where, artifact_root.as_uri())
         _commit_without_waiting(store.engine)
         if tables_are_known():
@@ -56,6 +58,43 @@ def _make_database(database: Path, artifact_root: Path) -> None:
     with making.open("rb") as file:
         os.fsync(file.fileno())
     making.rename(database)
+
+
+def _name_files_here(database: Path, artifact_root: Path) -> None:
+    """Let the database name its files where it lies itself: it may have been moved or copied.
+
+    MLflow writes absolute paths. As they were, a copy would put the files of new runs among those
+    of the original, and MLflow's pages would look for all files there. A run whose files are not
+    here keeps its path.
+    """
+    now = artifact_root.as_uri()
+    with (
+        closing(sqlite3.connect(database, timeout=BUSY_TIMEOUT_MS / 1000)) as connection,
+        connection,
+    ):
+        default = connection.execute(
+            "SELECT artifact_location FROM experiments WHERE experiment_id = 0"
+        ).fetchone()
+        before = str(default[0]).removesuffix("/0") if default else now
+        if before == now:
+            return
+        connection.execute(
+            "UPDATE experiments SET artifact_location = ? || substr(artifact_location, ?)"
+            " WHERE artifact_location = ? OR substr(artifact_location, 1, ?) = ?",
+            (now, len(before) + 1, before, len(before) + 1, f"{before}/"),
+        )
+        runs = connection.execute(
+            "SELECT run_uuid FROM runs WHERE artifact_uri = ? || '/' || run_uuid || '/artifacts'",
+            (before,),
+        ).fetchall()
+        connection.executemany(
+            "UPDATE runs SET artifact_uri = ? WHERE run_uuid = ?",
+            [
+                (f"{now}/{run_id}/artifacts", run_id)
+                for (run_id,) in runs
+                if (artifact_root / run_id).is_dir()
+            ],
+        )
 
 
 def _write_ahead_log(database: Path) -> None:

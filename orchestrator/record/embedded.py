@@ -132,11 +132,10 @@ class EmbeddedStore(Store):
         uri = self._query(query, None)
         if uri is None:
             raise StoreError(f"no run {run_id}", where=self.where)
+        # MLflow stores absolute paths; the whole directory may have been moved or copied since.
+        own = self.artifact_root / safe_name(run_id) / "artifacts"
         directory = local_directory(uri)
-        if directory is not None and directory.is_dir():
-            return directory
-        # MLflow stores absolute paths; the whole directory may have been moved since.
-        return self.artifact_root / safe_name(run_id) / "artifacts"
+        return own if own.is_dir() or directory is None or not directory.is_dir() else directory
 
     def _runs(
         self, having: str, keys: tuple[str, ...], values: frozenset[str] | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,9 @@ def ui_arguments(tracking: Any, host: str, port: int) -> tuple[list[str], dict[s
         raise ConfigError("a tracking server has a UI of its own", where="tracking.kind")
     if not store.database.exists():
         raise StoreError("nothing is recorded here yet", where=str(store.root), fix="Run a sweep")
+    # Opened for writing it names its files where they are now; what can only be read stays.
+    with suppress(StoreError):
+        store.backend()
     arguments = ["server", "--backend-store-uri", store.uri]
     arguments += ["--default-artifact-root", store.artifact_root.as_uri()]
     arguments += ["--host", host, "--port", str(port), "--workers", "1"]

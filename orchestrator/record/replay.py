@@ -12,7 +12,7 @@ from orchestrator.errors import UsageError
 from orchestrator.measure.series import PARQUET_ARTIFACT
 from orchestrator.plan.plan import Plan
 from orchestrator.plan.predictions import with_predictions
-from orchestrator.plan.schema import Settings
+from orchestrator.plan.schema import Settings, SloConfig
 from orchestrator.record import AttemptSummary, Store, SweepRun
 from orchestrator.record.selection import known_sweeps
 
@@ -58,14 +58,11 @@ def replay(store: Store, sweep: str) -> Replayed:
     attempts: dict[str, list[AttemptReport]] = {}
     trials = []
     for entry in data["trials"]:
-        finished = ended.get(entry["hash"])
-        if not finished:
-            continue  # planned and never made: there is no configuration to show
-        trial = _trial(store, entry, finished)
-        found = reports[trial.hash]
-        attempts[trial.hash] = [with_predictions(report, trial.identity) for report in found]
+        trial = _trial(store, entry, ended.get(entry["hash"]))
         trials.append(trial)
-    if not trials and run.has_cells:
+        if found := reports.get(trial.hash):
+            attempts[trial.hash] = [with_predictions(report, trial.identity) for report in found]
+    if not attempts and run.has_cells:
         raise UsageError(
             f"{data['sweep']} only computes: its table is cells.csv of run {run.run_id}",
             where=store.where,
@@ -75,7 +72,7 @@ def replay(store: Store, sweep: str) -> Replayed:
         sweep=data["sweep"],
         description=data["description"],
         trials=tuple(trials),
-        settings=Settings(),
+        settings=Settings(slo=SloConfig(**data.get("slo", {}))),
         baseline=data["baseline"],
         axes={key: tuple(values) for key, values in data["axes"].items()},
     )
@@ -99,10 +96,11 @@ def telemetry_of(
     return read
 
 
-def _trial(store: Store, entry: dict[str, Any], finished: list[AttemptSummary]) -> Trial:
+def _trial(store: Store, entry: dict[str, Any], finished: list[AttemptSummary] | None) -> Trial:
+    # The configuration of one that was never made is nowhere; that it was planned is told.
     return Trial(
         hash=entry["hash"],
-        identity=store.identity(finished[-1].run_id),
+        identity=store.identity(finished[-1].run_id) if finished else {"task": {"name": "trial"}},
         axes=entry["axes"],
         resources=Resources(**entry["resources"]),
         infeasible=entry["infeasible"],

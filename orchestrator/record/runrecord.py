@@ -11,10 +11,13 @@ import hashlib
 import io
 import json
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from orchestrator.attempt import Outcome
 from orchestrator.conditions import GROUPS
+from orchestrator.errors import StoreError
 from orchestrator.record.artifacts import safe_name
 
 RECORD_VERSION = 1
@@ -115,3 +118,21 @@ class RunRecord:
 def digest_of(content: bytes) -> str:
     """SHA-256 of a record's bytes, in hex."""
     return hashlib.sha256(content).hexdigest()
+
+
+def outcome_of(run_id: str, tags: Mapping[str, str]) -> str | None:
+    """How the attempt of a run ended; None while it runs.
+
+    Raises
+    ------
+    StoreError
+        The tag is no outcome: anybody may edit it.
+    """
+    found = tags.get("outcome")
+    known = [outcome.value for outcome in Outcome]
+    if found and found not in known:
+        raise StoreError(
+            f"run {run_id}: its tag outcome is {found!r}",
+            fix=f"Set it in MLflow to one of {', '.join(known)}, or delete the run",
+        )
+    return found or None

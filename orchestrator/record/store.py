@@ -28,6 +28,7 @@ from orchestrator.record.runrecord import (
     SEARCH_TAG,
     SWEEP_TAG,
     RunRecord,
+    outcome_of,
 )
 
 MIN_PREFIX_CHARS = 12
@@ -324,13 +325,14 @@ class Store(ABC):
         try:
             return AttemptReport.from_json(json.loads(self.artifact(run_id, REPORT)))
         except FileNotFoundError as error:
-            raise StoreError(
-                f"attempt {run_id} has no report", where=self.where, fix="It may still be running"
-            ) from error
+            raise self._lost(f"attempt {run_id} has no {REPORT}") from error
         except (ValueError, KeyError, TypeError) as error:
-            raise StoreError(
-                f"the report of attempt {run_id} cannot be read: {error}", where=self.where
-            ) from error
+            raise self._lost(f"{REPORT} of attempt {run_id} cannot be read: {error}") from error
+
+    def _lost(self, what: str) -> StoreError:
+        # Its tags say that it was made: it is neither made again nor left out in silence.
+        again = "Unless it still runs, put the file back, or delete the run in MLflow and try again"
+        return StoreError(what, where=self.where, fix=again)
 
     def load_all(self, run_ids: Collection[str]) -> dict[str, AttemptReport]:
         """The reports of several attempts by run id; raises as :meth:`load`."""
@@ -370,13 +372,11 @@ class Store(ABC):
             else:
                 tree = yaml.safe_load(text)
         except FileNotFoundError as error:
-            raise StoreError(f"attempt {run_id} has no {CONFIG}", where=self.where) from error
+            raise self._lost(f"attempt {run_id} has no {CONFIG}") from error
         except yaml.YAMLError as error:
-            raise StoreError(
-                f"{CONFIG} of attempt {run_id} is not YAML", where=self.where
-            ) from error
+            raise self._lost(f"{CONFIG} of attempt {run_id} is not YAML") from error
         if not isinstance(tree, dict):
-            raise StoreError(f"{CONFIG} of attempt {run_id} is no mapping", where=self.where)
+            raise self._lost(f"{CONFIG} of attempt {run_id} is no mapping")
         return tree
 
     def plan(self, run_id: str) -> dict[str, Any]:
@@ -452,7 +452,7 @@ def summary_of(run: RunRow) -> AttemptSummary:
     return AttemptSummary(
         run_id=run.run_id,
         config_hash=tags["config_hash"],
-        outcome=tags.get("outcome") or None,
+        outcome=outcome_of(run.run_id, tags),
         verdict=tags.get("verdict") or None,
         number=int(number) if number.isdigit() else 1,
         status=run.status,

@@ -25,9 +25,9 @@ from orchestrator.errors import StoreError, UsageError
 from orchestrator.measure.metric import Samples
 from orchestrator.record import AttemptSummary, Store, open_store
 from orchestrator.record.cells import axis_column
-from orchestrator.record.params import legal_key
-from orchestrator.record.points import PHASES_PREFIX, STATISTICS, by_statistic
+from orchestrator.record.points import STATISTICS, by_statistic
 from orchestrator.record.selection import attempts_of
+from orchestrator.record.units import Units
 
 if TYPE_CHECKING:
     import pandas
@@ -160,15 +160,18 @@ def _statistics(
     }
     metrics = by_statistic(store.numbers([s.run_id for s in found]))
     having = {key: _rows_with(statistics) for key, statistics in metrics.items()}
-    told = _names_and_units(store, {key: found[at[0]].run_id for key, at in having.items()})
+    units = Units(store)
     rows: list[int] = []
     parts: list[dict[str, pyarrow.Array]] = []  # one a metric: what it has none of costs nothing
     for key, at in having.items():
         columns = {name: pa.array(v, pa.float64()) for name, v in metrics[key].items()}
         if len(at) < len(found):
             columns = {name: column.take(pa.array(at)) for name, column in columns.items()}
-        name, unit = told.get(key, (key, None))
-        columns |= {"metric": pa.repeat(name, len(at)), "unit": pa.repeat(unit, len(at))}
+        told = units.of(key, [found[row].run_id for row in at])
+        columns |= {
+            "metric": pa.array([name for name, _ in told], pa.string()),
+            "unit": pa.array([unit for _, unit in told], pa.string()),
+        }
         rows += at
         parts.append(columns)
     measured = set(rows)
@@ -189,22 +192,6 @@ def _rows_with(statistics: Mapping[str, Sequence[float | None]]) -> Sequence[int
         return range(len(medians))
     rows = enumerate(zip(*statistics.values(), strict=True))
     return [at for at, numbers in rows if any(number is not None for number in numbers)]
-
-
-def _names_and_units(store: Store, run_of: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    """A metric's name and unit by its key in MLflow, from the reports of as few runs as have all.
-
-    ``run_of`` is one that has it, by key.
-    """
-    known: dict[str, tuple[str, str]] = {}
-    for key, run_id in run_of.items():
-        if key not in known:
-            report = store.load(run_id)
-            for prefix, metrics in (("", report.metrics), (PHASES_PREFIX, report.telemetry)):
-                for name, metric in metrics.items():
-                    stored = legal_key(f"{prefix}{name}").removeprefix(prefix)
-                    known.setdefault(stored, (name, metric.unit))
-    return known
 
 
 def _samples(

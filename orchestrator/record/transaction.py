@@ -79,6 +79,7 @@ class SqliteBackend(Backend):
         from mlflow.store.tracking.dbmodels import models
 
         self._engine = store.engine
+        self._artifact_uri = artifact_root.as_uri()
         self._tables: dict[str, Any] = {name: getattr(models, name).__table__ for name in _WRITTEN}
         self._experiments: Any = models.SqlExperiment.__table__
 
@@ -89,14 +90,13 @@ class SqliteBackend(Backend):
         from sqlalchemy import insert, select
 
         table = self._experiments
-        look = select(table.c.artifact_location, table.c.lifecycle_stage).where(
-            table.c.experiment_id == int(experiment_id)
-        )
+        look = select(table.c.lifecycle_stage).where(table.c.experiment_id == int(experiment_id))
         run_id = uuid.uuid4().hex
         with translated(self._where), self._engine.begin() as connection:
             found = connection.execute(look).one_or_none()
             if found is not None and found.lifecycle_stage == "active":
-                artifact_uri = f"{found.artifact_location}/{run_id}/artifacts"
+                # Not where the experiment says: another process may see this directory elsewhere.
+                artifact_uri = f"{self._artifact_uri}/{run_id}/artifacts"
                 row = {
                     **_NEW_RUN,
                     "run_uuid": run_id,

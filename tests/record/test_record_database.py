@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +18,7 @@ import pytest
 from orchestrator.attempt import Outcome
 from orchestrator.errors import ConfigError, StoreError
 from orchestrator.record import Recording, open_store, ui_arguments
+from orchestrator.record.backend import local_directory
 from orchestrator.record.database import sqlite_backend
 from orchestrator.record.embedded import EmbeddedStore
 
@@ -37,6 +40,45 @@ def test_a_moved_root_still_reads(
     store.root.rename(tmp_path / "elsewhere")
     moved = open_store({"root": tmp_path / "elsewhere"})
     assert moved.load(run_id).outcome is Outcome.OK
+
+
+def test_a_copy_is_a_store_of_its_own(
+    store: EmbeddedStore, kit: SimpleNamespace, tmp_path: Path
+) -> None:
+    first = kit.record_one(store, kit.trial_of(1))
+    alien = store.backend()._store.create_experiment("of somebody", "s3://bucket/artifacts")
+    shutil.copytree(store.root, tmp_path / "copy")
+    copy = open_store({"root": tmp_path / "copy"})
+    assert isinstance(copy, EmbeddedStore)
+    second = kit.record_one(copy, kit.trial_of(2))
+
+    # The original has not changed, and is not needed any more.
+    files = {path.name for path in store.artifact_root.iterdir()}
+    assert first in files
+    assert second not in files
+    shutil.rmtree(store.root)
+    assert {len(found) for found in copy.attempts().values()} == {1}
+    for run_id in (first, second):
+        assert copy.load(run_id).outcome is Outcome.OK
+        assert local_directory(copy.backend().get_run(run_id).artifact_uri) == (
+            copy.artifact_root / run_id / "artifacts"
+        )
+    experiments = copy.backend()._store.search_experiments()
+    locations = {e.experiment_id: e.artifact_location for e in experiments}
+    assert locations.pop(alien) == "s3://bucket/artifacts"
+    root = copy.artifact_root.as_uri()
+    assert set(locations.values()) == {root, f"{root}/0"}
+
+
+def test_the_ui_of_a_moved_root_finds_its_files(
+    store: EmbeddedStore, kit: SimpleNamespace, tmp_path: Path
+) -> None:
+    run_id = kit.record_one(store, kit.trial_of(1))
+    store.root.rename(moved := tmp_path / "elsewhere")
+    ui_arguments({"root": moved}, "127.0.0.1", 5000)
+    with closing(sqlite3.connect(moved / "mlflow.db")) as connection:
+        uris = connection.execute("SELECT artifact_uri FROM runs WHERE run_uuid = ?", (run_id,))
+        assert uris.fetchone() == ((moved / "artifacts" / run_id / "artifacts").as_uri(),)
 
 
 def test_threads_that_ask_at_once_share_one_backend(tmp_path: Path) -> None:

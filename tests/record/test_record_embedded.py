@@ -315,6 +315,15 @@ def test_hash_prefixes(store: EmbeddedStore, kit: SimpleNamespace) -> None:
             store.find(wrong)
 
 
+def test_a_tag_that_somebody_made_no_outcome_is_named(
+    store: EmbeddedStore, kit: SimpleNamespace
+) -> None:
+    run_id = kit.record_one(store, kit.trial_of(1))
+    store.backend().tag(run_id, {"outcome": "good"})
+    with pytest.raises(StoreError, match=f"run {run_id}: its tag outcome is 'good'. Set it in"):
+        store.attempts()
+
+
 def test_an_attempt_without_report_says_so(store: EmbeddedStore, kit: SimpleNamespace) -> None:
     trial = kit.trial_of(1)
     run_id = kit.record_one(store, trial)
@@ -323,7 +332,7 @@ def test_an_attempt_without_report_says_so(store: EmbeddedStore, kit: SimpleName
     with pytest.raises(StoreError, match="cannot be read"):
         store.load(run_id)
     path.unlink()
-    with pytest.raises(StoreError, match="has no report"):
+    with pytest.raises(StoreError, match=r"has no report\.json. Unless it still runs"):
         store.load(run_id)
     with pytest.raises(StoreError, match="no run"):
         store.load("0" * 32)

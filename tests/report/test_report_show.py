@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 
 import pytest
@@ -55,6 +56,36 @@ def test_show_tells_everything(trial, attempts):
         f"again: python -m orchestrator reproduce {trial.hash[:12]}",
     ):
         assert said in text
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_every_word_of_a_proof_is_there_at_any_width(trial, attempts, width):
+    asked = "error up to 0.1 of that without context"
+    got = "error 0.00012 against 0.14 without context, over 18 tokens"
+    attempts[-1][1].engaged.append(Engaged("prompt tokens from the cache", asked, got, True))
+    lines = printed(ShowView(trial.hash, trial.identity, attempts), width).splitlines()
+    proofs = lines[lines.index("asked for and got") : lines.index("provenance of attempt 3")]
+    told = " ".join(" ".join(proofs).split())
+    assert "…" not in told
+    assert told.count("✓") == 2
+    assert sorted(f"{asked} {got}".split()) == sorted(
+        word
+        for word in told.partition("prompt tokens from the cache")[2].split()
+        if word in f"{asked} {got}".split()
+    )
+
+
+def test_an_attempt_began_when_its_other_views_say_wherever_one_reads(trial, attempts, monkeypatch):
+    began = show_json(trial.hash, trial.identity, attempts)["attempts"][0]["started"]
+    monkeypatch.setenv("TZ", "Asia/Kolkata")
+    time.tzset()
+    try:
+        text = printed(ShowView(trial.hash, trial.identity, attempts))
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert "started (UTC)" in text
+    assert began[:19].replace("T", " ") in text
 
 
 @pytest.mark.parametrize("width", [60, 100])

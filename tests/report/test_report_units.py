@@ -51,6 +51,15 @@ def test_a_quantity_has_the_prefix_a_person_would_choose(value, unit, text):
         (1216.0, 1196.0, 1236.0, "tokens/s", "1216 ±20 tok/s"),
         (5e8, None, None, "bytes", "477 MiB"),
         (2.0, 2.0, 2.0, "s", "2 s"),
+        # Of nothing, and of less than the interval is wide, the interval says the digits.
+        (0.0, -5e-4, 5e-4, "s", "0 ±500 µs"),
+        (0.0, 0.0, 3072.0, "bytes", "0.0 ±1.5 KiB"),
+        (1e-9, -0.5, 0.5, "1", "0.0 ±0.5"),
+        (-1e-5, -1.5, 1.5, "1", "0.0 ±1.5"),
+        (-1.29e-4, -1.86e-3, 1.55e-3, "s", "-129 ±1705 µs"),
+        # As the value is written alone: with an exponent, and without what no one reads.
+        (2.534e-7, 2.23e-7, 2.85e-7, "nats", "2.53e-07 ±0.31e-07 nats"),
+        (25033515.8, 24714465.0, 25336239.0, "tokens/s", "2.50e+07 ±0.03e+07 tok/s"),
     ],
 )
 def test_a_median_is_rounded_to_where_its_interval_begins(median, low, high, unit, text):

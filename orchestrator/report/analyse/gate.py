@@ -37,6 +37,7 @@ from orchestrator.report.analyse.gate_rules import (
 )
 from orchestrator.report.analyse.labels import short_hash
 from orchestrator.report.analyse.measured import (
+    in_several_units,
     metric_of,
     not_sustained,
     of_one_class,
@@ -296,7 +297,7 @@ def _change(rule: Change, trial: _Pair) -> GateRow:
         return replace(row, state="incomparable", reason=trial.chosen.reason)
     sides = trial.chosen.a, trial.chosen.b
     base, new = (samples_of(side, rule.metric) for side in sides)
-    if not base and not new:
+    if not base and not new and not any(in_several_units(side, rule.metric) for side in sides):
         return replace(row, state="skipped", reason="not measured")
     if missing := why_no_ratio(_SIDES, sides, rule.metric):
         return replace(row, state="incomparable", reason=missing)
@@ -398,7 +399,7 @@ def _new_statistic(trial: _Pair, metric: str, statistic: str) -> float | str | N
     new = valid(of_one_class(trial.new))
     samples = samples_of(new, metric)
     if not samples:
-        return None
+        return in_several_units(new, metric)
     if lost := not_sustained(new, metric):
         return lost
     return statistic_of(samples, statistic)

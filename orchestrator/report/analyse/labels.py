@@ -31,6 +31,8 @@ _AXIS_NAMES = {
     "device.threads": "threads",
 }
 
+#: What an option without a value reads as.
+NOTHING = "none"
 # What null means on an axis where it is a choice of its own.
 _NULL_NAMES = {"device.threads": "auto"}
 
@@ -54,11 +56,11 @@ def axis_names(overrides: list[str]) -> dict[str, str]:
 
 
 def axis_value(value: object, axis: str | None = None) -> str:
-    """One value, short: booleans as on/off, None as none or what its axis calls it, paths' ends."""
+    """One value, short: booleans as on/off, nothing by its name, paths by their ends."""
     if isinstance(value, bool):
         return "on" if value else "off"
-    if value is None:
-        return _NULL_NAMES.get(axis or "", "none")
+    if value is None or value == "":
+        return _NULL_NAMES.get(axis or "", NOTHING)
     if isinstance(value, float):
         return f"{value:g}"
     text = str(value)

@@ -67,15 +67,27 @@ def metric_of(report: AttemptReport, name: str) -> Metric | None:
 
 
 def samples_of(attempts: Iterable[AttemptReport], name: str) -> list[tuple[float, ...]]:
-    """Samples of a metric, a series an attempt that has any; a single value is one sample."""
-    found = []
-    for report in attempts:
-        metric = metric_of(report, name)
-        if isinstance(metric, Samples) and metric.values:
-            found.append(metric.series)
-        elif isinstance(metric, Value):
-            found.append((metric.value,))
-    return found
+    """Samples of a metric, a series an attempt that has any; a single value is one sample.
+
+    None where attempts have it in several units: :func:`absence` says so.
+    """
+    attempts = list(attempts)
+    having = [] if in_several_units(attempts, name) else _having(attempts, name)
+    return [m.series if isinstance(m, Samples) else (m.value,) for m in having]
+
+
+def _having(attempts: Iterable[AttemptReport], name: str) -> list[Samples | Value]:
+    """The metric of each attempt that has a number of it."""
+    found = (metric_of(report, name) for report in attempts)
+    return [m for m in found if isinstance(m, Value) or (isinstance(m, Samples) and m.values)]
+
+
+def in_several_units(attempts: Iterable[AttemptReport], name: str) -> str | None:
+    """That attempts of one trial have a metric in several units, and what helps; None where not."""
+    units = dict.fromkeys(metric.unit for metric in _having(attempts, name))
+    if len(units) < 2:
+        return None
+    return f"in {' and in '.join(units)}: delete the older attempts in MLflow to have a number"
 
 
 def statistic_of(samples: Sequence[Sequence[float]], name: str) -> float | str:
@@ -91,6 +103,9 @@ def statistic_of(samples: Sequence[Sequence[float]], name: str) -> float | str:
 
 def absence(attempts: Iterable[AttemptReport], name: str) -> str:
     """Why a metric has no samples, as its task said it."""
+    attempts = list(attempts)
+    if several := in_several_units(attempts, name):
+        return several
     found = (metric_of(report, name) for report in attempts)
     return next((m.reason for m in found if isinstance(m, Absent)), "not measured")
 

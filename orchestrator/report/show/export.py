@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from orchestrator.report.analyse.cell import Cell
+from orchestrator.report.analyse.gaps import why_without_ratio
 from orchestrator.report.analyse.rows import SweepTable
 from orchestrator.report.show.parts import measured_metrics, scale_for
 from orchestrator.report.show.templates import rendered
@@ -117,7 +118,9 @@ def _cell_json(cell: Cell) -> dict[str, Any]:
     if cell.median is None:
         return {"value": None, "unit": cell.unit, "reason": cell.reason}
     found = {name: getattr(cell, name) for name in _STATISTICS}
-    return {**found, "unit": cell.unit, "standing": cell.standing}
+    reason = why_without_ratio(cell)
+    told = {} if reason is None else {"ratio_reason": reason}
+    return {**found, "unit": cell.unit, "standing": cell.standing, **told}
 
 
 def _plain(value: object) -> str:

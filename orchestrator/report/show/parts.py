@@ -16,7 +16,7 @@ from rich.text import Text
 
 from orchestrator.report.analyse.cell import Cell, TrialRow
 from orchestrator.report.analyse.labels import short_hash
-from orchestrator.report.show.style import OUTCOME_STYLE, standing_mark
+from orchestrator.report.show.style import OUTCOME_STYLE, STANDING_MARKS, standing_mark
 from orchestrator.report.show.units import MISSING, Scale, ratio, scale_of, with_ci
 from orchestrator.statistics.judge import Judged
 
@@ -75,9 +75,10 @@ def ended(outcome: str) -> Text:
 
 
 def scale_for(rows: Iterable[TrialRow], metric: str) -> Scale:
-    """The scale that suits the rows' medians."""
+    """The scale that suits the rows' medians, or their intervals where these are 0."""
     cells = [row.cells[metric] for row in rows if row.has(metric)]
-    return scale_of([cell.median for cell in cells], cells[0].unit if cells else "")
+    sizes = [cell.median or cell.ci_high for cell in cells]
+    return scale_of(sizes, cells[0].unit if cells else "")
 
 
 def measured_metrics(rows: Sequence[TrialRow], metrics: Iterable[str]) -> list[str]:
@@ -113,8 +114,13 @@ def interval_text(judged: Judged) -> str:
 
 
 def against_baseline(cell: Cell) -> tuple[str, str, str] | None:
-    """The ratio to the baseline: what it means, where it means anything, its sign and its text."""
-    if cell.judged is None or cell.ratio is None:
+    """The ratio to the baseline: what it means, where it means anything, its sign and its text.
+
+    Of two zeros that are the same, which have no ratio, the word.
+    """
+    same = cell.standing == "equivalent"
+    if cell.judged is None or (cell.ratio is None and not same):
         return None
     sign = standing_mark(cell.judged, cell.spec.better)
-    return cell.judged.finding if sign else "", sign, ratio(cell.ratio)
+    text = STANDING_MARKS["equivalent"][2] if cell.ratio is None else ratio(cell.ratio)
+    return cell.judged.finding if sign else "", sign, text

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.report.analyse.cell import Cell, TrialRow
+from orchestrator.report.analyse.gaps import gaps
 from orchestrator.report.analyse.labels import SEPARATOR, axis_names, axis_text, short_hash
 from orchestrator.report.analyse.measured import PRECISION
 from orchestrator.report.analyse.reasons import one_line, reasons_once
@@ -246,8 +247,8 @@ def _cell_text(row: TrialRow, column: _Column, first: bool) -> Text:
     )
     if row.baseline:
         return text.append("\nbaseline", style="dim") if first else text
-    if cell.ratio is not None and row.outcome == "ok":
-        line, style = _ratio(cell)
+    line, style = _ratio(cell)
+    if line and row.outcome == "ok":
         text.append(f"\n{line}", style=style)
     return text
 
@@ -293,14 +294,8 @@ def _notes(
         yield Text(table.elsewhere, style="dim")
     for why in table.missing_ratios:
         yield Text(f"no ratios: {one_line(why)}", style="yellow")
-    had = {column.name for column in (*columns, *unfit)}
-    absent: dict[str, list[str]] = {}
-    for name in table.metrics:
-        if name not in had:
-            reason = next((c.reason for row in rows if (c := row.cells[name]).reason), None)
-            absent.setdefault(reason or "not measured", []).append(table.title(name))
-    for reason, names in absent.items():
-        yield Text(f"no {', '.join(names)}: {reason}", style="dim")
+    for gap in gaps(table, rows):
+        yield Text(gap, style="dim")
     if unfit:
         left = ", ".join(table.title(column.name) for column in unfit)
         yield Text(f"not shown for lack of width: {left}", style="dim")

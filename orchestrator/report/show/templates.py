@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from orchestrator.report.analyse.gaps import gaps
 from orchestrator.report.analyse.labels import short_hash
 from orchestrator.report.analyse.rows import SweepTable
 from orchestrator.report.show.parts import against_baseline, value_text
@@ -21,6 +22,7 @@ def rendered(name: str, table: SweepTable, **values: Any) -> str:
         signs=standings_legend(table.tau),
         value=value_text,
         beneath=against_baseline,
+        gaps=gaps(table, table.measured),
         **values,
     )
 

@@ -37,7 +37,7 @@ from orchestrator.report.show.operators_view import operator_table
 from orchestrator.report.show.parts import ended, figure_text, grid, numbers, prose, words
 from orchestrator.report.show.style import VERDICT_MARKS
 from orchestrator.report.show.tree import flat
-from orchestrator.report.show.units import MISSING, duration, quantity, scale_of
+from orchestrator.report.show.units import MISSING, duration, quantity, scale_of, utc
 from orchestrator.statistics.summary import summarise_attempts, summarise_by
 
 _TOLD = (
@@ -212,7 +212,7 @@ def _pairs(tree: Mapping[str, Any]) -> Table:
 def _attempts(attempts: Sequence[tuple[str, AttemptReport]], narrow: bool) -> Table:
     drawn = grid(
         *(words("#"), words("outcome"), words("verdict"), numbers("took")),
-        *(() if narrow else (words("started"), words("where"))),
+        *(() if narrow else (words("started (UTC)"), words("where"))),
         prose("MLflow run"),
     )
     for run_id, report in attempts:
@@ -225,7 +225,7 @@ def _attempts(attempts: Sequence[tuple[str, AttemptReport]], narrow: bool) -> Ta
             ended(report.outcome.value),
             Text(f"{mark} {state}".strip(), style),
             duration(report.duration_s),
-            *([] if narrow else [_local(report.started_at), where]),
+            *([] if narrow else [_started(report), where]),
             run_id[:8] if narrow else run_id,
         )
     return drawn
@@ -260,7 +260,7 @@ def _metrics(counted: Sequence[AttemptReport], narrow: bool) -> list[RenderableT
 def _shapes(counted: Sequence[AttemptReport], cells: Iterable[Cell]) -> list[RenderableType]:
     """Tails that enough samples tell, outliers counted (never dropped), series in two modes."""
     tails, outliers, modes = [], [], []
-    for cell in cells:
+    for cell in (cell for cell in cells if cell.median is not None):
         found = [m for r in counted if isinstance(m := metric_of(r, cell.name), Samples)]
         summary = summarise_attempts([metric.series for metric in found], resamples=1)
         if summary.p95 is not None:
@@ -373,10 +373,10 @@ def _rules(report: AttemptReport) -> list[RenderableType]:
 def _engaged(report: AttemptReport) -> list[RenderableType]:
     if not report.engaged:
         return []
-    drawn = grid(words(), words("asked"), words("got"), prose())
+    drawn = grid(words(), words(), prose("asked"), prose("got"))
     for proof in report.engaged:
         mark = Text("✓", "green") if proof.ok else Text("✗", "red")
-        drawn.add_row(proof.what, proof.asked, proof.got, mark)
+        drawn.add_row(mark, proof.what, proof.asked, proof.got)
     return [drawn]
 
 
@@ -399,7 +399,5 @@ def _iso(unix_s: float) -> str | None:
     return datetime.fromtimestamp(unix_s, timezone.utc).isoformat(timespec="milliseconds")
 
 
-def _local(unix_s: float) -> str:
-    if not unix_s:
-        return MISSING
-    return datetime.fromtimestamp(unix_s).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+def _started(report: AttemptReport) -> str:
+    return utc(report.started_at, "second") if report.started_at else MISSING

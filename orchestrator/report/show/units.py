@@ -36,6 +36,8 @@ _PREFIXED = {
     "J/token": ("J/token", 1e-6, 1.0),
     "parameters": ("", 1.0, 1e12),
 }
+# What a person reads without an exponent.
+_LEAST_PLAIN, _MOST_PLAIN = 1e-4, 1e7
 _SYMBOLS = {"1": "", "tokens/s": "tok/s", "percent": "%"}
 
 
@@ -63,7 +65,8 @@ class Scale:
         """``61.2 ±0.8``: the median and the half-width of its interval, without the symbol.
 
         The half-width is rounded to one digit (two below 2) and the median to the same place, but
-        never to less than three or more than five digits: precision that is not there is not shown.
+        never to less than three digits or more than five: precision that is not there is
+        not shown. A median that is smaller than its interval's half has no digits of its own.
         """
         if ci_low is None or ci_high is None:
             return self.number(median)
@@ -71,11 +74,20 @@ class Scale:
         value = median / self.factor
         if half == 0 or not math.isfinite(half):
             return significant(value)
+        size = max(abs(value), half)
+        exponent = ""
+        if not _LEAST_PLAIN <= size < _MOST_PLAIN:
+            power = math.floor(math.log10(size))
+            value, half, exponent = value / 10.0**power, half / 10.0**power, f"e{power:+03d}"
         leading = half / 10.0 ** math.floor(math.log10(half))
-        places = max(_decimals(half, 2 if leading < 2 else 1), _decimals(value, 3))
-        places = max(min(places, _decimals(value, 5)), 0)
+        places = _decimals(half, 2 if leading < 2 else 1)
+        if abs(value) >= half:
+            places = min(max(places, _decimals(value, 3)), _decimals(value, 5))
+        places = max(places, 0)
         text, least = f"{half:.{places}f}", f"{10.0**-places:.{places}f}"
-        return f"{value:.{places}f} " + (f"±{text}" if float(text) else f"<±{least}")
+        # Adding 0 takes the sign of a zero away.
+        told = f"{round(value, places) + 0.0:.{places}f}{exponent} "
+        return told + (f"±{text}{exponent}" if float(text) else f"<±{least}{exponent}")
 
 
 def scale_of(values: Iterable[float | None], unit: str) -> Scale:
@@ -99,7 +111,7 @@ def quantity(value: float | None, unit: str) -> str:
 
 def with_ci(median: float, ci_low: float | None, ci_high: float | None, unit: str) -> str:
     """A median and the half-width of its interval: ``61.2 ±0.8 ms``."""
-    scale = scale_of([median], unit)
+    scale = scale_of([median or ci_high], unit)
     return _join(scale.interval(median, ci_low, ci_high), scale.symbol)
 
 
@@ -109,7 +121,7 @@ def significant(value: float, digits: int = 3) -> str:
         return "0" if value == 0 else str(value)
     if float(value).is_integer() and abs(value) < 10**6:
         return str(int(value))
-    if not 1e-4 <= abs(value) < 1e7:
+    if not _LEAST_PLAIN <= abs(value) < _MOST_PLAIN:
         return f"{value:.{digits - 1}e}"
     return f"{value:.{max(_decimals(value, digits), 0)}f}"
 

@@ -15,7 +15,7 @@ from orchestrator.measure.grouping import grouped
 from orchestrator.measure.metric import Samples
 from orchestrator.report.analyse.cell import TrialRow
 from orchestrator.report.analyse.labels import axis_name
-from orchestrator.report.analyse.measured import believable, metric_of
+from orchestrator.report.analyse.measured import believable, in_several_units, metric_of
 from orchestrator.report.analyse.rows import SweepTable
 from orchestrator.report.show.figures.drawn import (
     MAX_LINES,
@@ -149,11 +149,11 @@ def draw_distribution(figure: Distribution, table: SweepTable, reports: Reports)
     """The empirical distribution of the pooled samples, a line a trial."""
     lines: list[tuple[str, list[float]]] = []
     for row in table.ok:
-        samples: list[float] = []
-        for report in believable(reports.get(row.hash, ())):
-            metric = metric_of(report, figure.metric)
-            if isinstance(metric, Samples):
-                samples.extend(metric.values)
+        counted = believable(reports.get(row.hash, ()))
+        if in_several_units(counted, figure.metric):
+            continue
+        found = (metric_of(report, figure.metric) for report in counted)
+        samples = [v for metric in found if isinstance(metric, Samples) for v in metric.values]
         if len(samples) > 1:
             lines.append((row.label, sorted(samples)))
     if not lines:
