@@ -107,7 +107,7 @@ class TrainingMemory:
     activations_bytes : int
         Kept for the backward pass.
     logits_bytes : int
-        Logits and what the loss keeps of them, all in float32.
+        What the loss holds of all logits at once, in float32 whatever they were computed in.
     copies_bytes : int
         Of the weights, in the type that autocast computes in.
     recomputed_bytes : int
@@ -180,7 +180,12 @@ def training_memory(
     active = DTYPE_BYTES[compute_dtype or parameter_dtype]
     parameters = parameter_count(architecture)
     states = parameters * width
-    copies = parameters * active if compute_dtype not in (None, parameter_dtype) else 0
+    copies = 0
+    if compute_dtype not in (None, parameter_dtype):
+        # What is looked up is not computed with; a tied table is, by the head.
+        looked_up = 0 if architecture.tied else architecture.vocabulary * architecture.embedding
+        looked_up += architecture.positions * architecture.hidden
+        copies = (parameters - looked_up) * active
     rows = batch * tokens
     of_layers = [
         (
@@ -190,7 +195,8 @@ def training_memory(
         )
         for layer, count in architecture.layers
     ]
-    logits = rows * architecture.vocabulary * (active + 2 * _FLOAT32)
+    # Going back: what the loss kept of them, its gradient and that of the logits.
+    logits = rows * architecture.vocabulary * 3 * _FLOAT32
     working = 0
     if optimizer:
         largest = round(max(_tensors(architecture)))

@@ -148,6 +148,16 @@ def test_the_peak_of_a_step_is_predicted_within_a_tenth(
     assert measured == pytest.approx(predicted, rel=0.10)
 
 
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    "precision", [{}, {"dtype": "bfloat16"}, {"autocast": "bfloat16"}], ids=str
+)
+def test_of_many_logits_each_takes_what_is_predicted(precision: dict[str, Any], tied: bool) -> None:
+    sizes = {**TINY, "num_hidden_layers": 1, "vocab_size": 16384, "tie_word_embeddings": tied}
+    measured, predicted = allocated_bytes("llama", sizes, batch=1, tokens=128, **precision)
+    assert measured == pytest.approx(predicted, rel=0.02)
+
+
 def test_what_each_activation_keeps_is_known() -> None:
     import torch
     from transformers.activations import ACT2CLS, ACT2FN
