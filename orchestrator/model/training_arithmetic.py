@@ -356,15 +356,16 @@ def _kept_bytes_per_token(
     """What one layer keeps of one token for the backward pass of eager code.
 
     Each norm written in Python keeps its input widened to float32 and its result before the weight,
-    in the type of the residual stream, which is the weights' even under autocast; torch's own keeps
-    its input. Products keep their input, those of experts a copy of it each, and what they give;
-    attention keeps queries, keys, values and its output; a gate keeps what comes out of the
-    activation and the other factor.
+    in the type of the residual stream, which is the weights' even under autocast, or in float32;
+    torch's own keeps its input. Products keep their input, those of experts a copy of it each, and
+    what they give; attention keeps queries, keys, values and its output; a gate keeps what comes
+    out of the activation and the other factor.
     """
     a, kept = layer.attention, layer.kept
     hidden = architecture.hidden
-    norms = layer.norms * hidden * (width if kept.fused_norms else _FLOAT32 + width)
-    norms += kept.normed_numbers * (_FLOAT32 + width)
+    written = _FLOAT32 + (_FLOAT32 if kept.float32_norms else width)
+    norms = layer.norms * hidden * (width if kept.fused_norms else written)
+    norms += kept.normed_numbers * written
     inputs = 2 * (1 + layer.active_experts) * hidden
     inner = (1 + kept.activation_tensors + 2 * layer.gated) * inner_width(layer)
     masks = 2 * kept.dropout * hidden * (1 if cuda else active)

@@ -132,6 +132,15 @@ def allocated_bytes(
         pytest.param("phi", SMALL, STEP, id="phi"),
         pytest.param("starcoder2", SMALL, STEP, id="starcoder2"),
         pytest.param("olmo2", SMALL, STEP, id="olmo2"),
+        # Norms that stay in float32 until they are weighed.
+        pytest.param("olmo2", SMALL, {**STEP, "dtype": "bfloat16"}, id="olmo2 bf16"),
+        pytest.param("cohere", SMALL, {**STEP, "dtype": "bfloat16"}, id="cohere bf16"),
+        pytest.param(
+            "gemma3_text",
+            {**SMALL, "head_dim": 32, "sliding_window": 64},
+            {**STEP, "dtype": "bfloat16"},
+            id="gemma3 bf16",
+        ),
         pytest.param(
             "qwen3_moe",
             {**SMALL, "head_dim": 32, "num_experts": 4, "moe_intermediate_size": 96}
