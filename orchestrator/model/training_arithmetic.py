@@ -13,6 +13,7 @@ from functools import lru_cache
 from orchestrator.model.architecture import (
     ATTENTION,
     EMBEDDING,
+    EXPERT,
     FEED_FORWARD,
     LOSS,
     OPTIMIZER,
@@ -29,6 +30,7 @@ from orchestrator.model.operations import (
     flops,
     forward,
     inner_width,
+    routed_width,
 )
 from orchestrator.model.parameters import parameter_count
 from orchestrator.model.weights import DTYPE_BYTES, WeightFormat
@@ -185,7 +187,7 @@ def training_memory(
         # What is looked up is not computed with; a tied table is, by the head.
         looked_up = 0 if architecture.tied else architecture.vocabulary * architecture.embedding
         looked_up += architecture.positions * architecture.hidden
-        copies = (parameters - looked_up) * active
+        copies = (parameters - looked_up - _expert_parameters(architecture)) * active
     rows = batch * tokens
     of_layers = [
         (
@@ -238,6 +240,12 @@ def step_operations(
     dtype = compute_dtype or parameter_dtype
     weights = WeightFormat("none", dtype)
     ahead = _forward(architecture, batch, tokens, weights, execution)
+    # Autocast knows no grouped product: experts compute in the type of their weights.
+    wider = DTYPE_BYTES[parameter_dtype] / DTYPE_BYTES[dtype]
+    ahead = tuple(
+        replace(o, dtype=parameter_dtype, bytes=wider * o.bytes) if o.part == EXPERT else o
+        for o in ahead
+    )
     logits = float(batch * tokens * architecture.vocabulary)
     # Widened, reduced, subtracted, exponentiated, gathered; then once more for its gradient.
     loss = Operation(
@@ -366,10 +374,22 @@ def _kept_bytes_per_token(
     written = _FLOAT32 + (_FLOAT32 if kept.float32_norms else width)
     norms = layer.norms * hidden * (width if kept.fused_norms else written)
     norms += kept.normed_numbers * written
-    inputs = 2 * (1 + layer.active_experts) * hidden
-    inner = (1 + kept.activation_tensors + 2 * layer.gated) * inner_width(layer)
+    inner = 1 + kept.activation_tensors + 2 * layer.gated
+    routed = routed_width(layer)
+    # Experts' are in the type of their weights, under autocast too.
+    experts = (2 * layer.active_experts * hidden + inner * routed) * width
+    others = (2 * hidden + a.token_width + inner * (inner_width(layer) - routed)) * active
     masks = 2 * kept.dropout * hidden * (1 if cuda else active)
-    return norms + (inputs + a.token_width + inner) * active + masks + a.heads * _FLOAT32
+    return norms + experts + others + masks + a.heads * _FLOAT32
+
+
+def _expert_parameters(architecture: Architecture) -> int:
+    return sum(
+        count * (matrix.elements + matrix.biases)
+        for layer, count in architecture.layers
+        for matrix in layer.matrices
+        if matrix.part == EXPERT
+    )
 
 
 def _kept_bytes_of_scores(

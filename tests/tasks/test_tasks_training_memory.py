@@ -119,6 +119,12 @@ def allocated_bytes(
         pytest.param(
             "mixtral", {**SMALL, "num_local_experts": 4}, {"batch": 2, "tokens": 64}, id="mixtral"
         ),
+        pytest.param(
+            "mixtral",
+            {**SMALL, "num_local_experts": 4, "num_experts_per_tok": 2},
+            {"batch": 2, "tokens": 256, "autocast": "bfloat16"},
+            id="mixtral autocast",
+        ),
         # Each family as it is trained by default: with dropout, or activations written in Python.
         pytest.param("gpt2", GPT2, STEP, id="gpt2"),
         pytest.param("gpt2", GPT2, {**STEP, "dtype": "bfloat16"}, id="gpt2 bf16"),
