@@ -43,6 +43,8 @@ _MOST_TOKENS = 256
 # What else a task may say of a generation that is greedy all the same.
 _OF_GREEDY = {"until", "do_sample", "temperature", "top_p", "top_k", *_LIMITS}
 _SAME_MEAN = 1e-5
+# Files of a task that name others: what it includes, and code.
+_NAMING = (".yaml", ".yml", ".py")
 _LOSS_SPEC = MetricSpec(
     LOSS,
     "nats",
@@ -69,10 +71,25 @@ def content(asked: str) -> dict[str, str | None]:
     name = asked.removeprefix(_HARNESS)
     if not asked or not _is_file(name):
         return {}
-    file = Path(name).expanduser().resolve()
-    words = re.findall(r"[^\s\"'\[\]{},]+", file.read_text(encoding="utf-8"))
-    named = {found for word in words if (found := file.parent / word).is_file()}
-    return {"evaluation": digest_files([file, *sorted(named - {file})])}
+    first, *named = _files_of(Path(name).expanduser().resolve())
+    return {"evaluation": digest_files([first, *sorted(named)])}
+
+
+def _files_of(file: Path) -> list[Path]:
+    """``file`` first, and what it and the files that it names name: data, other tasks, code."""
+    found, left = [file], [file]
+    while left:
+        each = left.pop()
+        if each.suffix not in _NAMING:
+            continue
+        words = set(re.findall(r"[^\s\"'\[\]{},]{1,255}", each.read_text(encoding="utf-8")))
+        # `!function utils.gold` is of utils.py, and so is `import utils`.
+        places = words | {word.partition(".")[0] + ".py" for word in words}
+        named = {each.parent / place for place in places if len(place) < 256}
+        new = [path for path in sorted(named) if path.is_file() and path not in found]
+        found += new
+        left += new
+    return found
 
 
 def measure(session: Session, recorder: Recorder, asked: str) -> None:

@@ -75,14 +75,17 @@ def predicted_metrics(
             _add_ratio(found, metric, metric + suffix, time.time_s, measured)
     for utilisation, work in expectation.work.items():
         name = utilisation + MEASURED_PEAK
-        found[name] = _utilisation(name, work, measured.get(work.metric), limits.measured)
+        found[name] = _utilisation(name, work, measured, limits.measured)
     return found
 
 
 def _utilisation(
-    name: str, work: Work, times: Metric | None, ceilings: Measured | str
+    name: str, work: Work | str, measured: Mapping[str, Metric], ceilings: Measured | str
 ) -> Samples | Absent:
     """The share of what products in its dtype reached on this device, for each repetition."""
+    if isinstance(work, str):
+        return Absent(name, "1", work)
+    times = measured.get(work.metric)
     if isinstance(ceilings, str):
         return Absent(name, "1", ceilings)
     peak = ceilings.peak(work.dtype)

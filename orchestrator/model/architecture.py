@@ -134,6 +134,8 @@ class Kept:
     fused_norms : bool
         Norms are one operation, which keeps its input only; those written in Python keep it
         widened, and their result before the weight.
+    float32_norms : bool
+        That result is still widened when the weight comes.
     normed_numbers : int
         Numbers of a token's queries and keys that are normed by themselves.
     activation_tensors : int
@@ -144,6 +146,7 @@ class Kept:
     """
 
     fused_norms: bool = False
+    float32_norms: bool = False
     normed_numbers: int = 0
     activation_tensors: int = 1
     dropout: bool = False

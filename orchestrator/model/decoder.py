@@ -228,6 +228,7 @@ def read_kept(
     f: Fields,
     *,
     fused_norms: bool = False,
+    float32_norms: bool = False,
     activation: str = "silu",
     dropout: tuple[str, float] | None = None,
     attention_dropout: tuple[str, float] = ("attention_dropout", 0.0),
@@ -237,6 +238,7 @@ def read_kept(
     named = next((name for field in fields if (name := f.config.get(field))), activation)
     return Kept(
         fused_norms=fused_norms,
+        float32_norms=float32_norms,
         activation_tensors=_ACTIVATION_TENSORS.get(str(named), 1),
         dropout=dropout is not None and f.drops(*dropout),
         attention_dropout=f.drops(*attention_dropout),

@@ -95,15 +95,16 @@ class Expectation:
     floor_bytes : int or None
         What is needed for certain, to the byte: more than the device has is impossible. The rest of
         ``memory_bytes`` is an estimate of what a program holds for a moment.
-    work : mapping of str to Work
-        By the name of the utilisation (``mfu``), which is given against the measured peak too.
+    work : mapping of str to Work or str
+        By the name of the utilisation (``mfu``), which is given against the measured peak too; one
+        line where no peak is the whole.
     """
 
     sizes_bytes: Mapping[str, int]
     memory_bytes: int
     steps: Mapping[str, Steps] | Callable[[], Mapping[str, Steps]] = field(default_factory=dict)
     floor_bytes: int | None = None
-    work: Mapping[str, Work] = field(default_factory=dict)
+    work: Mapping[str, Work | str] = field(default_factory=dict)
 
     def made_steps(self) -> Mapping[str, Steps]:
         """The steps, made if they were not yet."""

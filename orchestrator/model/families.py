@@ -113,6 +113,7 @@ def _standard(
     expert_count: tuple[str, ...] = (),
     norm_vectors: int = 1,
     norms: int = 2,
+    float32_norms: bool = False,
     extra_vectors: Callable[[Fields, Heads], int] = _no_vectors,
     needs_output: bool = False,
     activation: str = "silu",
@@ -138,7 +139,7 @@ def _standard(
         Parameters of a norm, in hidden sizes: 2 with a bias, 0 without any.
     norms, extra_vectors, needs_output
         As for :class:`Block`.
-    activation, dropout
+    float32_norms, activation, dropout
         As for :func:`read_kept`.
     rotary
         Share of a head that is turned, where the configuration is silent.
@@ -168,7 +169,13 @@ def _standard(
         active_experts=active,
         needs_output=needs_output,
         # A norm with a bias is torch's own.
-        kept=read_kept(f, fused_norms=norm_vectors == 2, activation=activation, dropout=dropout),
+        kept=read_kept(
+            f,
+            fused_norms=norm_vectors == 2,
+            float32_norms=float32_norms,
+            activation=activation,
+            dropout=dropout,
+        ),
         normed_heads=extra_vectors(f, heads) > heads.heads,
     )
     buffers = rotary_buffers(f, heads.head_dim, default=rotary)
@@ -211,7 +218,7 @@ def _gemma(
         norm=heads.hidden,
         norms=norms,
         extra_vectors=extra,
-        kept=read_kept(f),
+        kept=read_kept(f, float32_norms=True),
         normed_heads=normed_heads,
     )
     # Gemma 3 turns local and global layers by different frequencies.
@@ -334,6 +341,7 @@ _llama = partial(_standard, kv_default=True, bias=_ATTENTION_BIAS, inner_bias=("
 READERS: dict[str, Reader] = {
     "cohere": partial(
         _standard,
+        float32_norms=True,
         kv_default=True,
         bias=_ATTENTION_BIAS,
         norms=1,
@@ -374,6 +382,7 @@ READERS: dict[str, Reader] = {
         bias=("attention_bias", True),
         expert_count=_LOCAL_EXPERTS,
         inner_bias=True,
+        float32_norms=True,
         extra_vectors=lambda f, h: h.heads,  # a learnt sink for each head
         windows=windows_where(lambda index: index % 2 == 0, default=128),
     ),
@@ -393,6 +402,7 @@ READERS: dict[str, Reader] = {
         bias=_ATTENTION_BIAS,
         extra_vectors=_all_heads_normed,
         needs_output=True,
+        float32_norms=True,
     ),
     "olmoe": partial(
         _standard,

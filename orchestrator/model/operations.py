@@ -389,8 +389,13 @@ def inner_width(layer: Layer) -> int:
     """Activations of the feed-forward part for one token: shared ones and its experts' together."""
     # The way back down is the last matrix of either kind.
     dense = [m.inputs for m in layer.matrices if m.part == FEED_FORWARD and m.outputs > 1]
+    return (dense[-1] if dense else 0) + routed_width(layer)
+
+
+def routed_width(layer: Layer) -> int:
+    """Those of the experts that one token is routed to."""
     routed = [m.inputs for m in layer.matrices if m.part == EXPERT]
-    return (dense[-1] if dense else 0) + layer.active_experts * (routed[-1] if routed else 0)
+    return layer.active_experts * (routed[-1] if routed else 0)
 
 
 def _projected_width(layer: Layer) -> int:

@@ -13,6 +13,7 @@ from functools import lru_cache
 from orchestrator.model.architecture import (
     ATTENTION,
     EMBEDDING,
+    EXPERT,
     FEED_FORWARD,
     LOSS,
     OPTIMIZER,
@@ -29,6 +30,7 @@ from orchestrator.model.operations import (
     flops,
     forward,
     inner_width,
+    routed_width,
 )
 from orchestrator.model.parameters import parameter_count
 from orchestrator.model.weights import DTYPE_BYTES, WeightFormat
@@ -107,7 +109,7 @@ class TrainingMemory:
     activations_bytes : int
         Kept for the backward pass.
     logits_bytes : int
-        Logits and what the loss keeps of them, all in float32.
+        What the loss holds of all logits at once, in float32 whatever they were computed in.
     copies_bytes : int
         Of the weights, in the type that autocast computes in.
     recomputed_bytes : int
@@ -180,7 +182,12 @@ def training_memory(
     active = DTYPE_BYTES[compute_dtype or parameter_dtype]
     parameters = parameter_count(architecture)
     states = parameters * width
-    copies = parameters * active if compute_dtype not in (None, parameter_dtype) else 0
+    copies = 0
+    if compute_dtype not in (None, parameter_dtype):
+        # What is looked up is not computed with; a tied table is, by the head.
+        looked_up = 0 if architecture.tied else architecture.vocabulary * architecture.embedding
+        looked_up += architecture.positions * architecture.hidden
+        copies = (parameters - looked_up - _expert_parameters(architecture)) * active
     rows = batch * tokens
     of_layers = [
         (
@@ -190,7 +197,8 @@ def training_memory(
         )
         for layer, count in architecture.layers
     ]
-    logits = rows * architecture.vocabulary * (active + 2 * _FLOAT32)
+    # Going back: what the loss kept of them, its gradient and that of the logits.
+    logits = rows * architecture.vocabulary * 3 * _FLOAT32
     working = 0
     if optimizer:
         largest = round(max(_tensors(architecture)))
@@ -232,6 +240,12 @@ def step_operations(
     dtype = compute_dtype or parameter_dtype
     weights = WeightFormat("none", dtype)
     ahead = _forward(architecture, batch, tokens, weights, execution)
+    # Autocast knows no grouped product: experts compute in the type of their weights.
+    wider = DTYPE_BYTES[parameter_dtype] / DTYPE_BYTES[dtype]
+    ahead = tuple(
+        replace(o, dtype=parameter_dtype, bytes=wider * o.bytes) if o.part == EXPERT else o
+        for o in ahead
+    )
     logits = float(batch * tokens * architecture.vocabulary)
     # Widened, reduced, subtracted, exponentiated, gathered; then once more for its gradient.
     loss = Operation(
@@ -350,19 +364,32 @@ def _kept_bytes_per_token(
     """What one layer keeps of one token for the backward pass of eager code.
 
     Each norm written in Python keeps its input widened to float32 and its result before the weight,
-    in the type of the residual stream, which is the weights' even under autocast; torch's own keeps
-    its input. Products keep their input, those of experts a copy of it each, and what they give;
-    attention keeps queries, keys, values and its output; a gate keeps what comes out of the
-    activation and the other factor.
+    in the type of the residual stream, which is the weights' even under autocast, or in float32;
+    torch's own keeps its input. Products keep their input, those of experts a copy of it each, and
+    what they give; attention keeps queries, keys, values and its output; a gate keeps what comes
+    out of the activation and the other factor.
     """
     a, kept = layer.attention, layer.kept
     hidden = architecture.hidden
-    norms = layer.norms * hidden * (width if kept.fused_norms else _FLOAT32 + width)
-    norms += kept.normed_numbers * (_FLOAT32 + width)
-    inputs = 2 * (1 + layer.active_experts) * hidden
-    inner = (1 + kept.activation_tensors + 2 * layer.gated) * inner_width(layer)
+    written = _FLOAT32 + (_FLOAT32 if kept.float32_norms else width)
+    norms = layer.norms * hidden * (width if kept.fused_norms else written)
+    norms += kept.normed_numbers * written
+    inner = 1 + kept.activation_tensors + 2 * layer.gated
+    routed = routed_width(layer)
+    # Experts' are in the type of their weights, under autocast too.
+    experts = (2 * layer.active_experts * hidden + inner * routed) * width
+    others = (2 * hidden + a.token_width + inner * (inner_width(layer) - routed)) * active
     masks = 2 * kept.dropout * hidden * (1 if cuda else active)
-    return norms + (inputs + a.token_width + inner) * active + masks + a.heads * _FLOAT32
+    return norms + experts + others + masks + a.heads * _FLOAT32
+
+
+def _expert_parameters(architecture: Architecture) -> int:
+    return sum(
+        count * (matrix.elements + matrix.biases)
+        for layer, count in architecture.layers
+        for matrix in layer.matrices
+        if matrix.part == EXPERT
+    )
 
 
 def _kept_bytes_of_scores(

@@ -82,7 +82,8 @@ def needed_ceilings(report: AttemptReport, identity: Identity) -> frozenset[str]
     except Exception:
         log.debug("no ceilings", exc_info=True)
         return frozenset()
-    dtypes = {dtype for _, dtype in asked} | {work.dtype for work in expectation.work.values()}
+    dtypes = {dtype for _, dtype in asked}
+    dtypes |= {work.dtype for work in expectation.work.values() if not isinstance(work, str)}
     # A utilisation is the share of the best product, and those are measured as an inference's.
     needed = {"int8" if dtype == "int8" else f"{INFERENCE}.{dtype}" for dtype in dtypes}
     needed |= {f"training.{dtype}" for mode, dtype in asked if mode != INFERENCE}

@@ -129,13 +129,17 @@ def expectation(
         memory_bytes=expected.memory.total_bytes,
         steps={name: Steps(ideal[name], eager[name]) for name in ideal},
         floor_bytes=expected.memory.states_bytes,
-        work=_work(expected.flops, _compute_dtype(options) or dtype),
+        work=_work(expected.flops, {o.dtype for o in ideal["forward_s"] if o.flops}),
     )
 
 
-def _work(flops: StepFlops | None, dtype: str) -> dict[str, Work]:
+def _work(flops: StepFlops | None, dtypes: set[str]) -> dict[str, Work | str]:
     if flops is None:
         return {}
+    dtype, *others = sorted(dtypes)
+    if others:  # experts under autocast
+        several = f"its products are in {' and '.join([dtype, *others])}: no peak is of both"
+        return dict.fromkeys(("mfu", "hfu"), several)
     return {
         "mfu": Work(flops.model, "step_s", dtype),
         "hfu": Work(flops.hardware, "step_s", dtype),

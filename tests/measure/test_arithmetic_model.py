@@ -252,7 +252,8 @@ def test_training_memory() -> None:
     half = training_memory(a, 4, 256, parameter_dtype="bfloat16")
     assert half.weights_bytes * 2 == whole.weights_bytes
     mixed = training_memory(a, 4, 256, compute_dtype="bfloat16")
-    assert mixed.weights_bytes + mixed.copies_bytes == 6 * 124_439_808
+    # Positions are looked up, as no product is computed with them.
+    assert mixed.copies_bytes == 2 * (124_439_808 - 1024 * 768)
     assert training_memory(a, 4, 256, optimizer=False).optimizer_bytes == 0
     # It drops scores, which fused attention does on a GPU only.
     assert training_memory(a, 4, 256, fused_attention=False).total_bytes == whole.total_bytes

@@ -213,6 +213,29 @@ def test_the_data_of_a_task_is_part_of_its_content(tmp_path: Path) -> None:
     assert evaluation.content("lm_eval:arc_easy") == {} == evaluation.content("")
 
 
+def test_so_is_what_a_task_includes_and_the_code_it_calls(tmp_path: Path) -> None:
+    written = {
+        "mine.yaml": "task: mine\ninclude: common.yaml\n",
+        "common.yaml": "doc_to_text: !function texts.ask\ndata_files: items.jsonl\n",
+        "texts.py": "from words import ask\n",
+        "words.py": "def ask(doc): return doc\n",
+        "items.jsonl": "words.py mine.yaml",
+        "other.py": "",
+    }
+    for name, text in written.items():
+        (tmp_path / name).write_text(text)
+
+    def found() -> dict[str, str | None]:
+        return evaluation.content(f"lm_eval:{tmp_path}/mine.yaml")
+
+    before = found()
+    assert before == found()
+    for name in written:
+        (tmp_path / name).write_text(written[name] + " ")
+        assert (found() == before) == (name == "other.py"), name
+        (tmp_path / name).write_text(written[name])
+
+
 TASK = """task: mine
 dataset_path: json
 dataset_kwargs:

@@ -81,6 +81,14 @@ def test_rounding_every_step_of_softmax_is_worse(identity: Identity, run: Run) -
     )
 
 
+def test_inputs_that_overflow_have_no_error_and_say_so(identity: Identity, run: Run) -> None:
+    events = run(numerics(identity, "float16", scale=1e6, additions=1))
+    for name in ("softmax", "softmax_by_hand"):
+        for error in ("max_absolute_error", "relative_error"):
+            assert "overflows float16" in events.absent(f"{name}_{error}")
+    assert events.value("matmul_relative_error") > 0
+
+
 def test_the_same_figures_come_again(identity: Identity, run: Run) -> None:
     first, second = (run(numerics(identity)) for _ in range(2))
     kept = [[e for e in events if e["e"] == "value"] for events in (first, second)]

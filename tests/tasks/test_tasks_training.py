@@ -16,6 +16,7 @@ from orchestrator.tasks.training.step import TrainingStep
 from orchestrator.tasks.training.training_expected import Expected
 from testing.checks import check_of
 from testing.clock import FakeClock
+from testing.trial import TINY
 
 Identity = Callable[..., dict[str, Any]]
 Run = Callable[[dict[str, Any]], Any]
@@ -280,6 +281,41 @@ def test_what_is_expected_follows_from_the_options(identity: Identity, run: Run)
     packaged = training(identity)
     packaged["model"] = {**packaged["model"], "source": "hub", "id": "some/model"}
     assert expect(packaged, None) is None
+
+
+def test_experts_compute_in_the_type_of_their_weights_under_autocast(identity: Identity) -> None:
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from orchestrator.measure.metric import Absent
+    from orchestrator.measure.predicted import Limits, predicted_metrics
+
+    mixture = {**TINY, "model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2}
+    seen: dict[bool, set[str]] = {True: set(), False: set()}
+
+    class Products(TorchDispatchMode):  # type: ignore[misc]
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            if "mm" in str(func):
+                seen["grouped" in str(func)].add(str(args[0].dtype).removeprefix("torch."))
+            return func(*args, **(kwargs or {}))
+
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**mixture))
+    with Products(), torch.autocast("cpu", torch.bfloat16):
+        model(input_ids=torch.ones(1, 8, dtype=torch.long))
+    asked = training(identity, autocast="bfloat16")
+    asked["model"]["architecture"] = mixture
+    expect = find_task("training").expect
+    found = None if expect is None else expect(asked, None)
+    assert found is not None
+    ahead = [o for o in found.made_steps()["forward_s"].eager if o.flops]
+    assert {o.dtype for o in ahead if o.part == "expert"} == seen[True] == {"float32"}
+    assert {o.dtype for o in ahead if o.part != "expert"} == seen[False] == {"bfloat16"}
+    share = predicted_metrics(found, {}, Limits("none", "none"))["mfu.measured_peak"]
+    assert isinstance(share, Absent)
+    assert "bfloat16 and float32" in share.reason
 
 
 def test_flops_of_an_unknown_architecture_are_absent_with_a_reason() -> None:

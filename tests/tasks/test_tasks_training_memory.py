@@ -119,6 +119,12 @@ def allocated_bytes(
         pytest.param(
             "mixtral", {**SMALL, "num_local_experts": 4}, {"batch": 2, "tokens": 64}, id="mixtral"
         ),
+        pytest.param(
+            "mixtral",
+            {**SMALL, "num_local_experts": 4, "num_experts_per_tok": 2},
+            {"batch": 2, "tokens": 256, "autocast": "bfloat16"},
+            id="mixtral autocast",
+        ),
         # Each family as it is trained by default: with dropout, or activations written in Python.
         pytest.param("gpt2", GPT2, STEP, id="gpt2"),
         pytest.param("gpt2", GPT2, {**STEP, "dtype": "bfloat16"}, id="gpt2 bf16"),
@@ -132,6 +138,15 @@ def allocated_bytes(
         pytest.param("phi", SMALL, STEP, id="phi"),
         pytest.param("starcoder2", SMALL, STEP, id="starcoder2"),
         pytest.param("olmo2", SMALL, STEP, id="olmo2"),
+        # Norms that stay in float32 until they are weighed.
+        pytest.param("olmo2", SMALL, {**STEP, "dtype": "bfloat16"}, id="olmo2 bf16"),
+        pytest.param("cohere", SMALL, {**STEP, "dtype": "bfloat16"}, id="cohere bf16"),
+        pytest.param(
+            "gemma3_text",
+            {**SMALL, "head_dim": 32, "sliding_window": 64},
+            {**STEP, "dtype": "bfloat16"},
+            id="gemma3 bf16",
+        ),
         pytest.param(
             "qwen3_moe",
             {**SMALL, "head_dim": 32, "num_experts": 4, "moe_intermediate_size": 96}
@@ -146,6 +161,16 @@ def test_the_peak_of_a_step_is_predicted_within_a_tenth(
 ) -> None:
     measured, predicted = allocated_bytes(kind, sizes, **options)
     assert measured == pytest.approx(predicted, rel=0.10)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    "precision", [{}, {"dtype": "bfloat16"}, {"autocast": "bfloat16"}], ids=str
+)
+def test_of_many_logits_each_takes_what_is_predicted(precision: dict[str, Any], tied: bool) -> None:
+    sizes = {**TINY, "num_hidden_layers": 1, "vocab_size": 16384, "tie_word_embeddings": tied}
+    measured, predicted = allocated_bytes("llama", sizes, batch=1, tokens=128, **precision)
+    assert measured == pytest.approx(predicted, rel=0.02)
 
 
 def test_what_each_activation_keeps_is_known() -> None:
