@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 from orchestrator.host.git import git_state
 
 # Raised by hand when what a task measures changes: earlier numbers are then not of the same thing.
-MEASURING_VERSION = 2
+MEASURING_VERSION = 3
 # Variables that choose kernels, their precision, how threads wait or the allocator. Those of a
 # package that begin with its name count too.
 _KERNELS = (

@@ -129,7 +129,9 @@ def _expect(options: AttentionConfig, kind: str, dtype: str, recorder: Recorder)
     """Write down what the scores need, and refuse what can never fit."""
     if options.implementation not in (NAIVE, "sdpa_math", COMPILED):
         return
-    needed = _SQUARES * options.square_bytes(dtype)
+    # torch's reference kernel computes in float32.
+    computed = "float32" if options.implementation == "sdpa_math" else dtype
+    needed = _SQUARES * options.square_bytes(computed)
     recorder.value("predicted_memory_bytes", "bytes", needed)
     available = device_memory_bytes(kind)
     # One square alone: what a compiler may fuse away is no reason to refuse.

@@ -179,7 +179,11 @@ def _measure(
     if compiling:
         with recorder.phase("compile", measured=False):
             compiling.settle(step.run, most=1 if identity["protocol"]["warmup"] else MOST_ROUNDS)
-    metrics = _StepMetrics(options, expected, identity)
+    found = expectation(
+        prepared.config.to_dict(), options, identity["quant"]["dtype"], identity["device"]["kind"]
+    )
+    work = None if found is None else found.work.get("mfu")
+    metrics = _StepMetrics(options, expected, identity, work if isinstance(work, str) else None)
     phases = memory.phases(recorder)
     for repetition in repeat(recorder, identity["protocol"], watch="step_s"):
         first = not repetition.warmup and repetition.index == 0
@@ -203,12 +207,20 @@ def _measure(
 class _StepMetrics:
     """From a step's times to its samples."""
 
-    def __init__(self, options: TrainingConfig, expected: Expected, identity: Identity) -> None:
+    def __init__(
+        self,
+        options: TrainingConfig,
+        expected: Expected,
+        identity: Identity,
+        no_peak: str | None,
+    ) -> None:
         self._tokens = options.batch_size * options.context_tokens
         self._flops = expected.flops
         self._peak, self._reason = peak_flops_per_s(
             identity["device"]["kind"], _computed_in(options, identity)
         )
+        if no_peak is not None:
+            self._peak, self._reason = None, no_peak
         if self._flops is None:
             self._reason = expected.absent_reason or "the FLOPs of this model are not known"
         self._optimizer = options.optimizer

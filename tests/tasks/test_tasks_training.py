@@ -283,7 +283,9 @@ def test_what_is_expected_follows_from_the_options(identity: Identity, run: Run)
     assert expect(packaged, None) is None
 
 
-def test_experts_compute_in_the_type_of_their_weights_under_autocast(identity: Identity) -> None:
+def test_experts_compute_in_the_type_of_their_weights_under_autocast(
+    identity: Identity, run: Run
+) -> None:
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -316,6 +318,7 @@ def test_experts_compute_in_the_type_of_their_weights_under_autocast(identity: I
     share = predicted_metrics(found, {}, Limits("none", "none"))["mfu.measured_peak"]
     assert isinstance(share, Absent)
     assert "bfloat16 and float32" in share.reason
+    assert "bfloat16 and float32" in run(asked).absent("mfu")
 
 
 def test_flops_of_an_unknown_architecture_are_absent_with_a_reason() -> None:
