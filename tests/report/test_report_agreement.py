@@ -145,3 +145,18 @@ def test_other_hardware_than_the_baselines_gives_no_ratio_and_says_why(make):
         {plan.trials[3].hash: reports[plan.trials[3].hash]},
     )
     assert {row.judged.finding for row in found.rows} == {"incomparable"}
+
+
+def test_what_may_not_be_compared_is_not_called_the_best(make, monkeypatch):
+    plan, reports = world(make, monkeypatch, 0.003, 2, {"bf16": 0.5, "int8": 0.8, "nf4": 1.2})
+    for report in reports[plan.trials[1].hash]:
+        report.facts["hardware_fingerprint"] = "another"
+    said = sentences(build_table(plan, reports, metrics=METRICS))
+    # bf16 was faster, on another machine.
+    assert said[0].split(":")[0].endswith("int8 is best")
+    assert not [line for line in said if "bf16" in line and "is smallest" not in line]
+    for trial in plan.trials[1:]:
+        for report in reports[trial.hash]:
+            report.facts["hardware_fingerprint"] = "another"
+    said = sentences(build_table(plan, reports, metrics=METRICS))
+    assert said == ["No ratios: different hardware: unknown and another."]

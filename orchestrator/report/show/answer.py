@@ -127,6 +127,7 @@ def _best_of(
     table: SweepTable, group: _Group, rows: Sequence[TrialRow], deciding: str
 ) -> _Best | None:
     """None where there is nothing to choose from."""
+    rows = _alike(table, rows, deciding)
     unlimited = _winner(rows, deciding)
     if len(rows) < 2 or unlimited is None:
         return None
@@ -143,6 +144,19 @@ def _best_of(
         and table.judged(deciding, row, best).finding != "regression"
     )
     return _Best(group, best, limited, unlimited, rivals)
+
+
+def _alike(table: SweepTable, rows: Sequence[TrialRow], deciding: str) -> list[TrialRow]:
+    """The rows that may be compared with the baseline, or with the first where that has no result.
+
+    What was measured on another machine, say, is neither better nor worse than these.
+    """
+    base = next((row for row in rows if row.baseline), rows[0])
+    return [
+        row
+        for row in rows
+        if row is base or table.judged(deciding, row, base).finding != "incomparable"
+    ]
 
 
 def _keeps_quality(row: TrialRow) -> bool:
