@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html import unescape
 
 import pytest
 
+from orchestrator.measure import Absent
 from orchestrator.report.analyse.compare import compare
 from orchestrator.report.analyse.gate import gate
 from orchestrator.report.analyse.gate_rules import rules_from
@@ -160,3 +162,14 @@ def test_what_may_not_be_compared_is_not_called_the_best(make, monkeypatch):
             report.facts["hardware_fingerprint"] = "another"
     said = sentences(build_table(plan, reports, metrics=METRICS))
     assert said == ["No ratios: different hardware: unknown and another."]
+
+
+def test_what_has_no_quality_is_not_said_to_keep_it(make, monkeypatch):
+    plan, reports = world(make, monkeypatch, 0.003, 2, {"bf16": 0.5, "int8": 0.8, "nf4": 1.2})
+    bf16 = plan.trials[1].hash
+    unknown = {"perplexity": Absent("perplexity", "1", "the server gives no logits")}
+    reports[bf16] = [replace(r, metrics={**r.metrics, **unknown}) for r in reports[bf16]]
+    said = sentences(build_table(plan, reports, metrics=METRICS))
+    assert said[0].startswith("With perplexity at most 5 % above the baseline's: int8 is best")
+    assert said[1].startswith("Beyond that limit bf16 is better still")
+    assert said[1].endswith("perplexity not measured.")
