@@ -207,3 +207,17 @@ def test_what_does_not_count_is_counted_and_environments_of_one_run_are_two_tria
     assert left_out == {"invalid": 1, "error": 1, "on an unknown machine or content": 1}
     counted = [(each.axes["environment"], len(each.attempts)) for each in found]
     assert sorted(counted) == [("new", 1), ("new", 1), ("old", 1)]
+
+
+def test_a_trial_that_was_run_alone_later_keeps_its_name(tmp_path: Path) -> None:
+    store = open_store({"kind": "embedded", "root": str(tmp_path / "mlruns")})
+    trials = tuple(replace(_nightly(n, "1"), axes={"task.prompt_tokens": n}) for n in (1, 2))
+    alone = replace(trials[0], axes={})
+    for number, planned in enumerate((trials, (alone,))):
+        recording = Recording(store, Plan("nightly", "", planned, Settings()))
+        for trial in planned:
+            attempt = PlannedAttempt(trial, attempt_id=f"{number} {trial.hash}", sweep="nightly")
+            recording.finish(_report(attempt, random.Random(0), number, "1", 1.0), trial)
+        recording.close()
+    told = history(tmp_path, "nightly").json["series"]
+    assert [(each["label"], len(each["points"])) for each in told] == [("1→128", 2), ("2→128", 1)]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from orchestrator.commands.output import emit, emit_json, say
 from orchestrator.engines.cache import cache_root, forget, kept
 from orchestrator.errors import UsageError, nearest
-from orchestrator.measure.wording import counted, gib
+from orchestrator.measure.wording import counted
+from orchestrator.report.show.units import quantity
 
 
 def cache_command(prune: str | None, as_json: bool) -> int:
@@ -16,7 +17,8 @@ def cache_command(prune: str | None, as_json: bool) -> int:
             raise UsageError(f"the cache has no {prune}", fix=nearest(prune, kinds))
         removed = kinds[prune]
         forget(prune)
-        say(f"removed {counted(removed.entries, 'item')} of {prune}, {_size(removed.bytes)}")
+        size = quantity(removed.bytes, "bytes")
+        say(f"removed {counted(removed.entries, 'item')} of {prune}, {size}")
     found = kept()
     if as_json:
         emit_json(
@@ -28,9 +30,5 @@ def cache_command(prune: str | None, as_json: bool) -> int:
         return 0
     say(f"{cache_root()}: anything here may be removed, and is made again when it is needed")
     for kind in found:
-        emit(f"{kind.name:24} {kind.entries:6} {_size(kind.bytes):>12}")
+        emit(f"{kind.name:24} {kind.entries:6} {quantity(kind.bytes, 'bytes'):>12}")
     return 0
-
-
-def _size(size_bytes: int) -> str:
-    return gib(size_bytes) if size_bytes >= 2**30 else f"{size_bytes / 2**20:.1f} MiB"

@@ -10,6 +10,7 @@ from orchestrator.commands.output import echo, emit_json, say
 from orchestrator.commands.selected import store_of
 from orchestrator.errors import UsageError
 from orchestrator.record.drivers import drivers_directory, read_drivers, request_cancel
+from orchestrator.report.show.units import duration
 
 
 def status_command(overrides: Sequence[str], as_json: bool) -> int:
@@ -22,12 +23,13 @@ def status_command(overrides: Sequence[str], as_json: bool) -> int:
         echo("no sweep is running")
     for state in states:
         done = sum(state.outcomes.values())
-        age_s = time.time() - state.updated_at
+        # Another host's clock, or this one since it was set, may be behind.
+        age = duration(max(time.time() - state.updated_at, 0.0))
         life = {True: "running", False: "dead (its next run reaps it)", None: f"on {state.host}"}
         ended = ", ".join(f"{count} {outcome}" for outcome, count in state.outcomes.items())
         echo(
             f"{state.sweep}: {life[state.alive]}, pid {state.pid}, {done}/{state.total} done"
-            f"{f' ({ended})' if ended else ''}, {state.cached} cached, updated {age_s:.0f} s ago"
+            f"{f' ({ended})' if ended else ''}, {state.cached} cached, updated {age} ago"
         )
         for label in state.running:
             echo(f"  running {label}")

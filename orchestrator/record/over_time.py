@@ -34,7 +34,7 @@ class TrialOverTime:
     identity : dict
         Of its newest attempt.
     axes : dict of str to value
-        Where on each axis it lies, as its newest run planned it; empty where that is gone.
+        Where on each axis of its runs it lies; empty where these are gone.
     attempts : tuple of AttemptSummary
         Those that are ok and that no verdict disbelieves, oldest first; at least one.
     """
@@ -100,9 +100,10 @@ def trials_over_time(
         good = sorted((s for s in recent if _reason_against(s) is None), key=lambda s: s.started_at)
         classes = grouped(good, lambda s: (s.conditions["machine"], s.conditions["content"]))
         for attempts in classes.values():
-            newest = attempts[-1]
-            identity = identities[newest.config_hash]
-            kept.append(TrialOverTime(identity, axes(newest), tuple(attempts)))
+            identity = identities[attempts[-1].config_hash]
+            # A run of this trial alone had no axes, or fewer: it is the same trial still.
+            told = {axis: value for s in attempts for axis, value in axes(s).items()}
+            kept.append(TrialOverTime(identity, told, tuple(attempts)))
     if not kept:
         why = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
         raise UsageError(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html import unescape
 
 import pytest
 
+from orchestrator.measure import Absent
 from orchestrator.report.analyse.compare import compare
 from orchestrator.report.analyse.gate import gate
 from orchestrator.report.analyse.gate_rules import rules_from
@@ -145,3 +147,29 @@ def test_other_hardware_than_the_baselines_gives_no_ratio_and_says_why(make):
         {plan.trials[3].hash: reports[plan.trials[3].hash]},
     )
     assert {row.judged.finding for row in found.rows} == {"incomparable"}
+
+
+def test_what_may_not_be_compared_is_not_called_the_best(make, monkeypatch):
+    plan, reports = world(make, monkeypatch, 0.003, 2, {"bf16": 0.5, "int8": 0.8, "nf4": 1.2})
+    for report in reports[plan.trials[1].hash]:
+        report.facts["hardware_fingerprint"] = "another"
+    said = sentences(build_table(plan, reports, metrics=METRICS))
+    # bf16 was faster, on another machine.
+    assert said[0].split(":")[0].endswith("int8 is best")
+    assert not [line for line in said if "bf16" in line and "is smallest" not in line]
+    for trial in plan.trials[1:]:
+        for report in reports[trial.hash]:
+            report.facts["hardware_fingerprint"] = "another"
+    said = sentences(build_table(plan, reports, metrics=METRICS))
+    assert said == ["No ratios: different hardware: unknown and another."]
+
+
+def test_what_has_no_quality_is_not_said_to_keep_it(make, monkeypatch):
+    plan, reports = world(make, monkeypatch, 0.003, 2, {"bf16": 0.5, "int8": 0.8, "nf4": 1.2})
+    bf16 = plan.trials[1].hash
+    unknown = {"perplexity": Absent("perplexity", "1", "the server gives no logits")}
+    reports[bf16] = [replace(r, metrics={**r.metrics, **unknown}) for r in reports[bf16]]
+    said = sentences(build_table(plan, reports, metrics=METRICS))
+    assert said[0].startswith("With perplexity at most 5 % above the baseline's: int8 is best")
+    assert said[1].startswith("Beyond that limit bf16 is better still")
+    assert said[1].endswith("perplexity not measured.")

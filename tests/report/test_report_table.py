@@ -298,3 +298,21 @@ def test_names_too_long_for_their_column_say_what_changed(make):
     assert "… otherwise as above" in " ".join(said.split())
     short = printed(final_table(plan, make.reports(plan), metrics=["tpot_s"]))
     assert "otherwise as above" not in short
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 120])
+def test_wide_letters_and_many_attempts_cut_no_figure(make, width):
+    def named(trial, name):
+        return replace(trial, axes={**trial.axes, "quant": name})
+
+    plan = make.plan(quants=("fp32", "bf16"), prompts=(512,))
+    names = ("零" * 14, "四比特" * 4)
+    trials = tuple(map(named, plan.trials, names))
+    plan = replace(plan, trials=trials, axes={"quant": names}, baseline={"quant": names[0]})
+    reports = {t.hash: [make.report(t, n) for n in range(1, 102)] for t in trials[:1]}
+    reports[trials[1].hash] = [make.report(trials[1])]
+    lines = printed(final_table(plan, reports, metrics=METRICS), width).splitlines()
+    assert max(map(cell_len, lines)) <= width
+    drawn = lines[: next(n for n, line in enumerate(lines) if line.startswith("median ±"))]
+    assert not [line for line in drawn if "…" in line]
+    assert [line for line in drawn if f"{names[0]} (101)" in line]

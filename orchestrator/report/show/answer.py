@@ -127,10 +127,11 @@ def _best_of(
     table: SweepTable, group: _Group, rows: Sequence[TrialRow], deciding: str
 ) -> _Best | None:
     """None where there is nothing to choose from."""
+    rows = _alike(table, rows, deciding)
     unlimited = _winner(rows, deciding)
     if len(rows) < 2 or unlimited is None:
         return None
-    within = [row for row in rows if row.baseline or _keeps_quality(row)]
+    within = [row for row in rows if row.baseline or _keeps_quality(row, rows)]
     limited = len(within) < len(rows)
     best = _winner(within, deciding) or unlimited
     if unlimited is not best and table.judged(deciding, unlimited, best).finding != "improvement":
@@ -145,10 +146,28 @@ def _best_of(
     return _Best(group, best, limited, unlimited, rivals)
 
 
-def _keeps_quality(row: TrialRow) -> bool:
-    """Whether the limit is met, or cannot be applied because nothing measured quality."""
-    cell = row.cells.get(_QUALITY)
-    return cell is None or cell.ratio is None or cell.ratio <= QUALITY_LIMIT
+def _alike(table: SweepTable, rows: Sequence[TrialRow], deciding: str) -> list[TrialRow]:
+    """The rows that may be compared with the baseline, or with the first where that has no result.
+
+    What was measured on another machine, say, is neither better nor worse than these.
+    """
+    base = next((row for row in rows if row.baseline), rows[0])
+    return [
+        row
+        for row in rows
+        if row is base or table.judged(deciding, row, base).finding != "incomparable"
+    ]
+
+
+def _keeps_quality(row: TrialRow, rows: Sequence[TrialRow]) -> bool:
+    """Whether the limit is met; also where the baseline's quality was not measured.
+
+    Where it was, a trial of which nothing is known does not meet it.
+    """
+    if not any(base.baseline and base.has(_QUALITY) for base in rows):
+        return True
+    kept = row.cells[_QUALITY].ratio
+    return kept is not None and kept <= QUALITY_LIMIT
 
 
 def _best_here(best: _Best, deciding: str, several: bool) -> str:
@@ -204,6 +223,8 @@ def _beyond_the_limit(found: Sequence[_Best], deciding: str) -> list[str]:
     for name, rows in grouped(faster, lambda row: row.own_label).items():
         figures = _span([row.cells[deciding].ratio for row in rows])
         quality = _span([row.cells[_QUALITY].ratio for row in rows])
+        if not any(row.has(_QUALITY) for row in rows):
+            quality = "not measured"
         where = "" if len(rows) == len(found) else f" in {len(rows)} of {len(found)} groups"
         said.append(
             f"Beyond that limit {name} is better still{where}:"

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.padding import Padding
 from rich.table import Table
@@ -142,9 +143,9 @@ def _column(name: str, rows: Sequence[TrialRow]) -> _Column | None:
         return None
     scale = scale_for(rows, name)
     texts = [value_text(cell, scale) for cell in cells] + [_ratio(cell)[0] for cell in cells]
-    body = max(map(len, texts))
+    body = max(map(cell_len, texts))
     heading = _wrap(cells[0].spec.title, max(body, 9))
-    return _Column(name, scale, heading, max(body, *map(len, (*heading, scale.symbol))))
+    return _Column(name, scale, heading, max(body, *map(cell_len, (*heading, scale.symbol))))
 
 
 def _blocks(columns: Sequence[_Column], width: int) -> list[list[_Column]]:
@@ -328,12 +329,11 @@ def _failures(table: SweepTable, width: int) -> Iterable[Any]:
 
 
 def _name_width(table: SweepTable, rows: Sequence[TrialRow]) -> int:
-    repeats = 5 if any(row.attempts > 1 for row in rows) else 0
-    widths = [len(table.sweep), *(2 + len(_second_line(row)) for row in rows)]
-    widths += [2 + len(line) + repeats for lines in _row_labels(rows) for line in lines]
+    # What is drawn, not an estimate of it: rich cuts what is wider, down to a count's digits.
+    names = [_name(row, lines).plain for row, lines in zip(rows, _row_labels(rows), strict=True)]
     if len({row.group for row in rows}) > 1:
-        widths += [len(_group_name(row)) for row in rows]
-    return max(widths)
+        names += map(_group_name, rows)
+    return max(cell_len(line) for name in (table.sweep, *names) for line in name.split("\n"))
 
 
 def _wrap(text: str, width: int) -> tuple[str, ...]:
