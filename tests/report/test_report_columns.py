@@ -97,6 +97,20 @@ def test_attempts_of_other_machines_have_no_ratio() -> None:
     assert [row.hash for row in table.missing_ratios[reason]] == [found.trials[3].hash]
 
 
+def test_a_trial_that_was_measured_in_another_unit_has_no_value() -> None:
+    found = plan(lengths=(64,))
+    reports = {trial.hash: [report(trial)] for trial in found.trials}
+    (older,), (newer,) = reports.values()
+    newer.started_at = 1.0
+    older.metrics["wait"] = Samples("wait", "s", (0.01, 0.011))
+    newer.metrics["wait"] = Samples("wait", "ms", (10.0, 11.0))
+    table = build_table(found, reports, metrics=["wait"])
+    assert table.specs["wait"].unit == "ms"
+    one, other = (row.cells["wait"] for row in table.rows)
+    assert other.median == pytest.approx(10.5)
+    assert (one.median, one.reason) == (None, "in s, where newer trials are in ms")
+
+
 def test_without_the_axis_there_is_no_such_column() -> None:
     found = plan(lengths=(64,))
     table = build_table(found, {t.hash: [report(t)] for t in found.trials})

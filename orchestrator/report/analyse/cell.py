@@ -14,7 +14,7 @@ from orchestrator.attempt import AttemptReport
 from orchestrator.measure.columns import Column
 from orchestrator.measure.metric import MetricSpec
 from orchestrator.report.analyse.labels import label_of
-from orchestrator.report.analyse.measured import absence, samples_of, statistic_of
+from orchestrator.report.analyse.measured import absence, samples_of, spec_of, statistic_of
 from orchestrator.report.analyse.pairing import Chosen
 from orchestrator.statistics.judge import Finding, Judged, incomparable, tolerance
 
@@ -83,6 +83,8 @@ def pool(attempts: Sequence[AttemptReport], spec: MetricSpec, *, resamples: int 
     samples = samples_of(attempts, spec.name)
     if not samples:
         return Cell(spec, reason=absence(attempts, spec.name))
+    if (unit := spec_of(attempts, spec.name).unit) != spec.unit:
+        return Cell(spec, reason=f"in {unit}, where newer trials are in {spec.unit}")
     # A size that every attempt has alike needs no bootstrap to be known.
     flat = len({value for values in samples for value in values}) == 1
     found = summarise_attempts(samples, resamples=1 if flat else resamples)

@@ -30,6 +30,7 @@ from orchestrator.conditions import (
     software_difference,
 )
 from orchestrator.measure.grouping import grouped
+from orchestrator.measure.wording import counted
 from orchestrator.report.analyse.differences import differences
 from orchestrator.report.analyse.measured import believable, class_of, valid
 
@@ -126,7 +127,8 @@ def choose(
     ]
     kept = _of_one_class(there)
     left = sum(map(len, usable)) - sum(map(len, kept))
-    notes = [f"{left} attempts under other conditions left out"] if left else []
+    other = f"{counted(left, 'attempt')} under other conditions, or unknown ones, left out"
+    notes = [other] if left else []
     software = ", ".join(software_between(kept[0], kept[1], configs))
     if software and not across_software:
         return Chosen(reason=f"different software: {software}")

@@ -129,7 +129,8 @@ class SweepTable:
         if not self.left_out:
             return None
         many = number_of(self.left_out, "attempt")
-        return f"{many} under other conditions left out (python -m orchestrator show HASH)"
+        what = f"{many} under other conditions, or unknown ones, left out"
+        return f"{what} (python -m orchestrator show HASH)"
 
     @property
     def failures(self) -> tuple[TrialRow, ...]:
@@ -212,7 +213,7 @@ def build_table(
                 outcome=outcome,
                 reason=reason,
                 verdict=_verdict(attempts),
-                attempts=len(attempts),
+                attempts=len(counted[trial.hash]),
                 flags=_flags(attempts),
                 cells={name: Cell(specs[name], reason="not measured") for name in names},
                 precision=precision,
