@@ -16,10 +16,10 @@ from orchestrator.commands.output import echo, emit, emit_json
 from orchestrator.commands.selected import store_of, writing
 from orchestrator.errors import ConfigError, UsageError, nearest
 from orchestrator.measure.registry import find_task
+from orchestrator.record.metric_units import Units
 from orchestrator.record.over_time import TrialOverTime, trials_over_time
 from orchestrator.record.params import legal_key
 from orchestrator.record.points import PHASES_PREFIX
-from orchestrator.record.units import Units
 from orchestrator.report.analyse.differences import differences
 from orchestrator.report.analyse.history import History, Series, Step, Taken, series_of
 from orchestrator.report.analyse.labels import label_of

@@ -237,13 +237,13 @@ def _step(searches: Sequence[Searched], plan: Plan) -> Plan | None:
     wanted = min(repeats(ask) for _, ask in asking)
     chosen = [each.trial_at(ask.level) for each, ask in asking if repeats(ask) == wanted]
     trials = {trial.hash: trial for trial in chosen}
-    levels = ", ".join(f"{each.over}={ask.level:g}{_known(ask.so_far)}" for each, ask in asking)
+    levels = ", ".join(f"{each.over}={ask.level:g}{_so_far(ask.so_far)}" for each, ask in asking)
     say(f"{plan.sweep}: {levels}, {counted(wanted, 'attempt')}")
     settings = dataclasses.replace(plan.settings, repeats=wanted)
     return _plan(plan, searches, tuple(trials.values()), settings)
 
 
-def _known(found: Found) -> str:
+def _so_far(found: Found) -> str:
     """Between which levels the capacity lies by now."""
     if found.low is None and found.high is None:
         return ""

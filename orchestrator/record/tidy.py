@@ -25,9 +25,9 @@ from orchestrator.errors import StoreError, UsageError
 from orchestrator.measure.metric import Samples
 from orchestrator.record import AttemptSummary, Store, open_store
 from orchestrator.record.cells import axis_column
+from orchestrator.record.metric_units import Units
 from orchestrator.record.points import STATISTICS, by_statistic
 from orchestrator.record.selection import attempts_of
-from orchestrator.record.units import Units
 
 if TYPE_CHECKING:
     import pandas

@@ -143,15 +143,20 @@ def test_the_same_model_as_a_decoder_is_causal(recorder: Any) -> None:
     assert states(recorder[1]) == {"causal": "proven"}
 
 
+def with_weight(directory: Path, value: float) -> dict[str, str]:
+    """The model of a directory, with such a weight in its last norm."""
+    file = directory / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.norm.weight"][0] = value
+    save_file(tensors, file, metadata={"format": "pt"})
+    return {"source": "path", "path": str(directory)}
+
+
 @pytest.mark.parametrize("value", [math.nan, pytest.param(math.inf, marks=pytest.mark.long)])
 def test_logits_that_are_no_numbers_are_an_error(
     identity: Identity, run: Run, saved_model: Path, value: float
 ) -> None:
-    file = saved_model / "model.safetensors"
-    tensors = load_file(file)
-    tensors["model.norm.weight"][0] = value
-    save_file(tensors, file, metadata={"format": "pt"})
-    asked = identity(model={"source": "path", "path": str(saved_model)}, prompt_tokens=8)
+    asked = identity(model=with_weight(saved_model, value), prompt_tokens=8)
     with pytest.raises(Mismatch, match="finite logits"):
         run(asked)
 
@@ -171,13 +176,8 @@ def test_what_is_computed_otherwise_is_numbers_too(
     said: str,
     options: dict[str, Any],
 ) -> None:
-    file = saved_model / "model.safetensors"
-    tensors = load_file(file)
-    tensors["model.norm.weight"][0] = math.nan
-    save_file(tensors, file, metadata={"format": "pt"})
-    model = {"source": "path", "path": str(saved_model)}
     with pytest.raises(Mismatch, match=said):
-        run(identity(task=task, model=model, **options))
+        run(identity(task=task, model=with_weight(saved_model, math.nan), **options))
 
 
 def test_padding_of_the_vocabulary_may_be_minus_infinity(recorder: Any) -> None:
