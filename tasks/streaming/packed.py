@@ -57,7 +57,7 @@ class Packer:
         from safetensors.torch import save_file
 
         kept = {"scheme": self._scheme, "matrices": self._metas}
-        (directory / _META).write_text(json.dumps(kept))
+        (directory / _META).write_text(json.dumps(kept, sort_keys=True))
         save_file(self._codes, directory / _CODES)
 
 

@@ -8,6 +8,7 @@ converted a model would be measured with warm kernels and a fragmented heap.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,25 +51,33 @@ def open_store(prepared: Prepared, identity: Identity) -> UnitFiles:
         places = places_in(prepared.files)
         if {place.dtype for place in places.values()} == {quant["dtype"]}:
             return UnitFiles(places, None)
-    key = digest_json(
-        {
-            "version": STORE_VERSION,
-            "weights": prepared.weights_digest,
-            "quant": dict(quant),
-        }
-    )
+    directory = _directory(prepared, quant)
     request = {
         "architecture": identity["model"]["architecture"],
         "seed": identity["seed"],
         "quant": dict(quant),
-        "directory": None if prepared.directory is None else str(prepared.directory),
         "files": [str(file) for file in prepared.files],
     }
-    directory = publish(cache_root() / "streamed" / key[:32], lambda path: _write(request, path))
-    return UnitFiles(places_in(sorted(directory.glob("unit-*.safetensors"))), directory)
+    plain = _directory(prepared, {**quant, "scheme": "none", "double_quant": False})
+    if quant["scheme"] != "none" and plain.is_dir():
+        # The same weights, rounded already: a random model need not be drawn again.
+        request["files"] = [str(file) for file in _units_in(plain)]
+    where = str(prepared.directory or "model.architecture")
+    publish(directory, lambda path: _write(request, path, where))
+    return UnitFiles(places_in(_units_in(directory)), directory)
 
 
-def _write(request: dict[str, Any], directory: Path) -> None:
+def _directory(prepared: Prepared, quant: Mapping[str, Any]) -> Path:
+    """Where in the cache the copy of a model in this format is, or would be."""
+    of = {"version": STORE_VERSION, "weights": prepared.weights_digest, "quant": dict(quant)}
+    return cache_root() / "streamed" / digest_json(of)[:32]
+
+
+def _units_in(directory: Path) -> list[Path]:
+    return sorted(directory.glob("unit-*.safetensors"))
+
+
+def _write(request: dict[str, Any], directory: Path, where: str) -> None:
     directory.mkdir(mode=0o700)
     order = directory / "request.json"
     order.write_text(json.dumps(request))
@@ -77,7 +86,7 @@ def _write(request: dict[str, Any], directory: Path) -> None:
         order,
         directory,
         failed="the weights cannot be written layer by layer",
-        where=str(request["directory"] or "model.architecture"),
+        where=where,
         fix="Check that its files belong together",
     )
     order.unlink()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -190,7 +191,6 @@ def test_nf4_is_quantized_once_and_comes_back_as_bitsandbytes_has_it(
 
     quant = {"scheme": "nf4", "dtype": "float32", "double_quant": True}
     request = {
-        "directory": str(saved_model),
         "files": [str(saved_model / "model.safetensors")],
         "quant": quant,
     }
@@ -234,6 +234,37 @@ def test_nf4_runs_from_a_store_of_random_weights(identity: Identity, run: Run, c
     assert expected is not None
     for name in ("weights_bytes", "disk_bytes"):
         assert expected.sizes_bytes[name] == events.value(name)
+
+
+def test_4_bit_weights_of_a_random_model_are_made_from_its_plain_ones(
+    identity: Identity, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from orchestrator.engines.transformers import Prepared, random_weights
+    from orchestrator.tasks.streaming import unit_files
+
+    asked: list[bool] = []
+
+    def in_this_process(request: dict[str, Any], directory: Path, where: str) -> None:
+        asked.append(bool(request["files"]))
+        directory.mkdir()
+        write(request, directory)
+
+    monkeypatch.setattr(unit_files, "_write", in_this_process)
+
+    def made(quant: str) -> dict[str, bytes]:
+        trial = identity(quant, task="streaming")
+        architecture = trial["model"]["architecture"]
+        config = random_weights.configuration(architecture)
+        digest = random_weights.digest(architecture, trial["seed"])
+        directory = unit_files.open_store(Prepared(config, None, (), digest), trial).directory
+        assert directory is not None
+        return {file.name: file.read_bytes() for file in directory.iterdir()}
+
+    drawn = made("nf4")
+    shutil.rmtree(cache / "streamed")
+    made("bf16")
+    assert made("nf4") == drawn
+    assert asked == [False, False, True]
 
 
 # --- bad input ---------------------------------------------------------------------------------
@@ -324,7 +355,7 @@ def test_a_disk_that_fills_while_writing_leaves_nothing(
 
     from orchestrator.tasks.streaming import unit_files as store
 
-    def full(request: dict[str, Any], directory: Path) -> None:
+    def full(request: dict[str, Any], directory: Path, where: str) -> None:
         directory.mkdir()
         (directory / "unit-00000.safetensors").write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -344,7 +375,6 @@ def test_the_writer_says_that_the_disk_is_full(
         raise SafetensorError("Error while serializing: I/O error: No space left on device")
 
     request = {
-        "directory": str(saved_model),
         "files": [str(saved_model / "model.safetensors")],
         "quant": {"scheme": "none", "dtype": "bfloat16", "double_quant": False},
     }
