@@ -15,7 +15,7 @@ import pytest
 
 from orchestrator.attempt import AttemptReport, Outcome, Trial
 from orchestrator.commands.plan import plan_command
-from orchestrator.commands.searching import Searched, search, sentence
+from orchestrator.commands.searching import Searched, next_step, search, sentence
 from orchestrator.errors import ConfigError
 from orchestrator.measure import Absent, Samples, Value
 from orchestrator.plan.expand import build, number_at
@@ -269,6 +269,59 @@ def test_too_few_attempts_to_rely_on_are_said() -> None:
     trial = next_trial(found)
     with pytest.raises(ConfigError, match=r"load.rate=[\d.]+ has 0 of the attempts it needs \(1\)"):
         found.answered({trial.hash: []})
+
+
+def test_what_is_invalid_is_asked_for_again_and_too_much_of_it_ends_the_search() -> None:
+    plan = planned(*OPEN, *LIMIT)
+    draw = np.random.default_rng(drawing_seed())
+    found = Searched(plan, plan.trials[0])
+    made: dict[str, list[AttemptReport]] = {}
+
+    def step(count: int, **changed: Any) -> Ask | Found:
+        trial = next_trial(found)
+        reports = made.setdefault(trial.hash, [])
+        for _ in range(count):
+            report = attempt(trial, 5.0, draw)
+            reports.append(replace(report, started_at=float(len(reports)), **changed))
+        found.answered(made)
+        return found.next
+
+    step(1)
+    asked = next_trial(found)
+    disturbed = {"outcome": Outcome.INVALID, "reason": "the machine was busy"}
+    for again in range(4):
+        step(1, **disturbed)
+        assert found.asks_again, again
+        assert next_trial(found) == asked
+    # Those of the first level are known; of the next one more are invalid than may be.
+    ended = step(1, **disturbed)
+    assert isinstance(ended, Undecided)
+    assert ended.reason.startswith(
+        f"load.rate={number_at(asked, 'load.rate'):g} has 0 of the attempts it needs (1): "
+        "5 attempts invalid, the machine was busy. Look at it: python -m orchestrator show "
+    )
+    assert [level.level for level in ended.levels] == [2.0]
+
+
+def test_a_valid_attempt_in_place_of_an_invalid_one_lets_the_search_go_on() -> None:
+    plan = planned(*OPEN, *LIMIT)
+    draw = np.random.default_rng(drawing_seed())
+    found = Searched(plan, plan.trials[0])
+    trial = next_trial(found)
+    first = next_step([found], plan)
+    assert first is not None
+    # Nobody waits for a machine to get quiet that may be so already.
+    assert (first.settings.verdict.retries, first.settings.retry.failed) == (0, False)
+    reports = [replace(attempt(trial, 5.0, draw), outcome=Outcome.INVALID, reason="busy")]
+    found.answered({trial.hash: reports})
+    again = next_step([found], plan)
+    assert again is not None
+    assert again.trials == (trial,)
+    assert again.settings.verdict.retries == plan.settings.verdict.retries > 0
+    assert again.settings.retry.failed
+    found.answered({trial.hash: [*reports, attempt(trial, 5.0, draw)]})
+    assert not found.asks_again
+    assert next_trial(found) != trial
 
 
 @pytest.mark.parametrize(

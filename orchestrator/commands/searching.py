@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from orchestrator.record import Store
 
 UNDECIDED = 1
+# Of a level, or as many as it has of valid ones: a machine that disturbs more does not get quiet.
+_MOST_INVALID = 4
 _BINDS = {
     SATURATED: "the queue grows",
     UNANSWERED: "requests stay unanswered",
@@ -58,7 +60,7 @@ def search(plan: Plan, command: Sequence[str], *, as_json: bool) -> int:
     recorded = [each for group in store.attempts().values() for each in group] if forced else []
     old = {each.attempt_id for each in recorded}
     try:
-        while step := _step(searches, plan):
+        while step := next_step(searches, plan):
             measuring = Measuring(step, store, command, search_id=search_id)
             todo = measuring.todo()
             if todo.attempts:
@@ -138,6 +140,9 @@ class Searched:
             highest=highest,
         )
         self._known: dict[float, list[LevelAttempt]] = {}
+        self._invalid: dict[float, int] = {}
+        #: Whether attempts that it asks for replace some that were invalid.
+        self.asks_again = False
         self.levels: dict[float, Trial] = {}
         self.next: Ask | Found = capacity(self._known, self._settings)
 
@@ -150,9 +155,11 @@ class Searched:
         return self.levels[level]
 
     def answered(self, reports: Mapping[str, Sequence[AttemptReport]]) -> None:
-        """Go on from what was measured; raises :class:`ConfigError` where that is too little."""
+        """Go on from what was measured: ask again for what was invalid, end where that is no use.
+
+        Raises :class:`ConfigError` where not even the first level has its attempts.
+        """
         from orchestrator.attempt import Outcome
-        from orchestrator.report.analyse.labels import short_hash
         from orchestrator.report.analyse.measured import cannot_run, of_one_class, valid
 
         ask = self.next
@@ -167,16 +174,33 @@ class Searched:
             stopped_by = IMPOSSIBLE if outcome is Outcome.INFEASIBLE else MEMORY
             attempts = [LevelAttempt.that_cannot_run(stopped_by)]
         elif len(attempts) < ask.attempts:
-            last = reports[trial.hash][-1] if reports[trial.hash] else None
-            why = (last and last.reason) or trial.infeasible or "see python -m orchestrator show"
-            raise ConfigError(
-                f"{self.over}={ask.level:g} has {len(attempts)} of the attempts it needs "
-                f"({ask.attempts}): {why}",
-                where="search=capacity",
-                fix=f"Look at it: python -m orchestrator show {short_hash(trial.hash)}",
-            )
+            self._lack(ask, alike, len(attempts))
+            return
+        self.asks_again = False
         self._known[ask.level] = attempts
         self.next = capacity(self._known, self._settings)
+
+    def _lack(self, ask: Ask, made: Sequence[AttemptReport], have: int) -> None:
+        """What to do about attempts that are missing though they were asked for."""
+        from orchestrator.attempt import Outcome
+        from orchestrator.report.analyse.labels import short_hash
+        from orchestrator.report.analyse.reasons import why
+
+        invalid = sum(report.outcome is Outcome.INVALID for report in made)
+        before, self._invalid[ask.level] = self._invalid.get(ask.level, 0), invalid
+        self.asks_again = before < invalid <= max(_MOST_INVALID, have)
+        if self.asks_again:
+            return
+        trial = self.trial_at(ask.level)
+        failed = [report for report in made if report.outcome is not Outcome.OK]
+        reason = why(failed[-1]) if failed else trial.infeasible or "they were not made"
+        many = f"{counted(invalid, 'attempt')} invalid, " if invalid else ""
+        lacking = f"{self.over}={ask.level:g} has {have} of the attempts it needs ({ask.attempts})"
+        lacking = f"{lacking}: {many}{reason}"
+        look = f"Look at it: python -m orchestrator show {short_hash(trial.hash)}"
+        if not self._known:
+            raise ConfigError(lacking, where="search=capacity", fix=look)
+        self.next = dataclasses.replace(ask.so_far, reason=f"{lacking}. {look}")
 
     def stop(self) -> None:
         """Answer with what is known by now."""
@@ -224,22 +248,27 @@ def _level_attempts(
     return found
 
 
-def _step(searches: Sequence[Searched], plan: Plan) -> Plan | None:
+def next_step(searches: Sequence[Searched], plan: Plan) -> Plan | None:
     """The levels that searches ask for now, those together that want as many attempts."""
     asking = [(each, ask) for each in searches if isinstance(ask := each.next, Ask)]
     if not asking:
         return None
 
-    def repeats(ask: Ask) -> int:
+    def kind(each: Searched, ask: Ask) -> tuple[int, bool]:
         # With force so many are added to what is there.
-        return ask.more if plan.settings.force else ask.attempts
+        return ask.more if plan.settings.force else ask.attempts, each.asks_again
 
-    wanted = min(repeats(ask) for _, ask in asking)
-    chosen = [each.trial_at(ask.level) for each, ask in asking if repeats(ask) == wanted]
+    wanted, again = first = min(kind(each, ask) for each, ask in asking)
+    chosen = [each.trial_at(ask.level) for each, ask in asking if kind(each, ask) == first]
     trials = {trial.hash: trial for trial in chosen}
     levels = ", ".join(f"{each.over}={ask.level:g}{_so_far(ask.so_far)}" for each, ask in asking)
     say(f"{plan.sweep}: {levels}, {counted(wanted, 'attempt')}")
     settings = dataclasses.replace(plan.settings, repeats=wanted)
+    if again:
+        # Whatever disturbed one may need time to go away.
+        settings.retry = dataclasses.replace(settings.retry, failed=True)
+    else:
+        settings.verdict = dataclasses.replace(settings.verdict, retries=0)
     return _plan(plan, searches, tuple(trials.values()), settings)
 
 

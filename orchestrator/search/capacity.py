@@ -11,13 +11,11 @@ nothing, a killed search goes on, and a repeat asks for nothing.
 
 Error
 -----
-A wrong answer needs a level that passed or failed wrongly. Each look at a level spends a part of
-the error that is left, decided before its new attempts are made: the chance that it is wrong. The
-parts add up to no more than 1 - confidence, whatever way the search goes, by Bonferroni's
-inequality: looks and levels need not be independent. (Neglected is that a part depends, a little,
-on what earlier looks at the same level showed.) Levels on the right side of the edge, which most
-are, are not wrong however they are looked at, so intervals hold the capacity more often than they
-say: docs/capacity.md has the figures.
+A wrong answer needs a level that passed or failed wrongly. Levels lie apart, so of those that are
+too high only the lowest is at all likely to pass, and of the others only the highest to fail. These
+two share 1 - confidence, so each level gets half of it, whichever it is; and its looks share that,
+each by the attempts it adds, so that it is wrong with no greater chance (Bonferroni's inequality).
+Intervals hold the capacity more often than they say: docs/capacity.md has the figures.
 """
 
 from __future__ import annotations
@@ -95,14 +93,14 @@ class Ask:
         That the level needs in all.
     more : int
         Of them, those that are missing.
-    so_far : Found
-        Undecided, with what is known by now.
+    so_far : Undecided
+        With what is known by now.
     """
 
     level: float
     attempts: int
     more: int
-    so_far: Found
+    so_far: Undecided
 
 
 @dataclass(frozen=True)
@@ -200,19 +198,17 @@ def search(settings: CapacitySettings) -> Steps:
     that the level cannot run. Returns the answer.
     """
     walk = _Walk(settings, {})
-    left = 1.0 - settings.confidence
     while not isinstance(level := walk.next_level(), _End):
         if level not in walk.probes and len(walk.probes) >= settings.most_levels:
             level = _End(f"{settings.most_levels} levels were looked at: allow more")
             break
         probe = walk.probes.setdefault(level, Probe(level, settings.most_attempts))
-        error = left * probe.next_share
-        left -= error
+        error = (1.0 - settings.confidence) / 2.0 * probe.next_share
         wanted = probe.next_look
-        so_far = walk.answer("the search was stopped")
+        so_far = Undecided(*walk.known(), "the search was stopped")
         attempts = yield Ask(level, wanted, wanted - len(probe.attempts), so_far)
         probe.look(attempts, settings.target, error)
-    return walk.answer(level.reason)
+    return Undecided(*walk.known(), level.reason) if level.reason else Found(*walk.known())
 
 
 @dataclass(frozen=True)
@@ -329,8 +325,10 @@ class _Walk:
             f"{have}: it takes some {max(math.ceil(needed), most + 1)}, or a wider interval"
         )
 
-    def answer(self, reason: str | None) -> Found:
-        """What is known of the capacity; ``reason`` where that is less than was asked for."""
+    def known(
+        self,
+    ) -> tuple[float | None, float | None, bool | None, str | None, tuple[LevelFound, ...]]:
+        """What is known of the capacity: the fields of :class:`Found`."""
         high = None if self.failed is None else self.probes[self.failed]
         sharp = binding = None
         if high is not None and high.attainment is not None:
@@ -342,6 +340,4 @@ class _Walk:
             for _, probe in sorted(self.probes.items())
             if probe.attainment is not None
         )
-        if reason is None:
-            return Found(self.passed, self.failed, sharp, binding, levels)
-        return Undecided(self.passed, self.failed, sharp, binding, levels, reason)
+        return self.passed, self.failed, sharp, binding, levels

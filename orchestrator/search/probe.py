@@ -27,8 +27,6 @@ TYPICAL_ERROR = 0.01
 # Attempts after which a level is judged: one shows whether it is far from the edge.
 _FIRST_LOOKS = (1, 3)
 _NEXT_LOOK = 1.5
-# Of the error that is left, a level that gets all its attempts spends about this much.
-_SPENT_BY_LEVEL = 0.9
 # A p value that small is enough to go by when choosing where to look; so is it that the target is
 # met with such a part of every limit.
 _LEANS = 0.1
@@ -110,16 +108,8 @@ class Probe:
 
     @property
     def next_share(self) -> float:
-        """Of the error that is left, what the next look may spend.
-
-        Looks share by the square of their attempts (Kim and DeMets, *Biometrika* 74, 1987): a level
-        looked at to the end spends most of its part there, where it is needed, and the first looks,
-        which only choose where to go, nearly nothing.
-        """
-        before, after = (
-            (n / self.most_attempts) ** 2 for n in (len(self.attempts), self.next_look)
-        )
-        return _SPENT_BY_LEVEL * (after - before)
+        """Of a level's error, what the next look may spend: as much as of its attempts it adds."""
+        return (self.next_look - len(self.attempts)) / self.most_attempts
 
     def look(self, attempts: Sequence[LevelAttempt], target: float, error: float) -> None:
         """Judge it by these attempts, all that it has, with ``error`` to be wrong by this look."""
