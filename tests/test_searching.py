@@ -319,9 +319,35 @@ def test_a_valid_attempt_in_place_of_an_invalid_one_lets_the_search_go_on() -> N
     assert again.trials == (trial,)
     assert again.settings.verdict.retries == plan.settings.verdict.retries > 0
     assert again.settings.retry.failed
-    found.answered({trial.hash: [*reports, attempt(trial, 5.0, draw)]})
+    reports.append(attempt(trial, 5.0, draw))
+    found.answered({trial.hash: reports})
     assert not found.asks_again
     assert next_trial(found) != trial
+
+
+def test_at_a_later_look_invalid_attempts_of_an_earlier_one_are_made_up_for() -> None:
+    plan = planned(*OPEN, *LIMIT)
+    found = Searched(plan, plan.trials[0])
+    trial = next_trial(found)
+    at_the_edge = ok_report(
+        Samples("ttft_s", "s", (0.8,) * 10 + (0.4,) * 190),
+        Samples("answered", "1", (1.0,) * 200),
+        Samples("request_new_tokens", "1", (8.0,) * 200),
+    )
+    disturbed = replace(at_the_edge, outcome=Outcome.INVALID, reason="busy")
+
+    def answered_by(valid: int) -> bool:
+        found.answered({trial.hash: [disturbed, *[at_the_edge] * valid]})
+        return found.asks_again
+
+    assert answered_by(0)
+    assert not answered_by(1)
+    assert isinstance(found.next, Ask)
+    assert (next_trial(found), found.next.attempts) == (trial, 3)
+    # The invalid one counts as made at first; and if nothing more is made, that is the end.
+    assert answered_by(2)
+    assert not answered_by(2)
+    assert isinstance(found.next, Undecided)
 
 
 @pytest.mark.parametrize(

@@ -187,8 +187,10 @@ class Searched:
         from orchestrator.report.analyse.reasons import why
 
         invalid = sum(report.outcome is Outcome.INVALID for report in made)
-        before, self._invalid[ask.level] = self._invalid.get(ask.level, 0), invalid
-        self.asks_again = before < invalid <= max(_MOST_INVALID, have)
+        # Asked for the first time, earlier ones that were invalid count as made.
+        known = self._invalid.get(ask.level, 0) if self.asks_again else 0
+        self._invalid[ask.level] = invalid
+        self.asks_again = known < invalid <= max(_MOST_INVALID, have)
         if self.asks_again:
             return
         trial = self.trial_at(ask.level)
