@@ -160,6 +160,20 @@ def test_building_random_weights_leaves_the_global_generator_alone() -> None:
     assert torch.equal(torch.rand(1), expected)
 
 
+def test_random_weights_that_transformers_would_leave_out_are_no_numbers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from transformers import LlamaPreTrainedModel
+
+    model = architecture.build(architecture.configuration(TINY), 0, "float32", "sdpa")
+    assert all(bool(weight.isfinite().all()) for weight in model.parameters())
+    assert bool(torch.nn.Linear(2, 2).weight.isfinite().all())
+    monkeypatch.setattr(LlamaPreTrainedModel, "_init_weights", lambda self, module: None)
+    model = architecture.build(architecture.configuration(TINY), 0, "float32", "sdpa")
+    # The proofs of an attempt say so.
+    assert bool(model(torch.tensor([[1, 2]])).logits.isnan().all())
+
+
 def test_an_unknown_model_type_names_the_nearest() -> None:
     with pytest.raises(InputError, match=r"unknown model_type 'lama'.*Did you mean.*llama"):
         architecture.configuration({"model_type": "lama"})
