@@ -20,6 +20,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.measure import Absent, Samples, Value
 from orchestrator.plan.expand import build, number_at
 from orchestrator.plan.plan import Plan
+from orchestrator.report.analyse.labels import labels_of
 from orchestrator.search.capacity import Ask, Found, LevelFound, Undecided
 from orchestrator.statistics.attainment import Attainment
 from orchestrator.telemetry.verdict import judge
@@ -322,7 +323,10 @@ def test_a_valid_attempt_in_place_of_an_invalid_one_lets_the_search_go_on() -> N
     reports.append(attempt(trial, 5.0, draw))
     found.answered({trial.hash: reports})
     assert not found.asks_again
-    assert next_trial(found) != trial
+    further = next_step([found], plan)
+    assert further is not None
+    assert further.trials == (next_trial(found),) != (trial,)
+    assert list(labels_of(further).values()) == [f"rate {further.trials[0].axes['load.rate']:g}"]
 
 
 def test_at_a_later_look_invalid_attempts_of_an_earlier_one_are_made_up_for() -> None:

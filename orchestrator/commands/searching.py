@@ -289,7 +289,9 @@ def _plan(
     plan: Plan, searches: Sequence[Searched], trials: tuple[Trial, ...], settings: Any
 ) -> Plan:
     over = searches[0].over
-    values = tuple(dict.fromkeys(f"{trial.axes[over]:g}" for trial in trials))
+    # All that were looked at, which tells a trial by its level.
+    levels = sorted({level for each in searches for level in each.levels})
+    values = tuple(f"{level:g}" for level in levels)
     return dataclasses.replace(
         plan, trials=trials, settings=settings, axes={**plan.axes, over: values}, baseline={}
     )
