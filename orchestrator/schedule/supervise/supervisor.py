@@ -139,7 +139,7 @@ def attempt_events(
         if memory.held and cancellation.asked:
             return
         if memory.refuses:
-            report = _with_surroundings(memory.report(), slot, conditions)
+            report = _with_surroundings(memory.report(), attempt, slot, conditions)
         else:
             yield Started(attempt.attempt_id, slot)
             report = yield from _run(attempt, slot, conditions, cancellation)
@@ -175,27 +175,30 @@ def _await(
     return True
 
 
-def _with_surroundings(report: AttemptReport, slot: Slot, conditions: Conditions) -> AttemptReport:
+def _with_surroundings(
+    report: AttemptReport, attempt: PlannedAttempt, slot: Slot, conditions: Conditions
+) -> AttemptReport:
     """``report`` with what it ran on, also where telemetry has not said it (off, or failed)."""
     from orchestrator.telemetry.fingerprint import hardware_of
 
     report.conditions = conditions
-    report.provenance = {**_provenance(report, slot), **report.provenance}
+    report.provenance = {**_provenance(attempt, slot), **report.provenance}
     if "hardware_fingerprint" not in report.facts:
         report.facts |= hardware_of(slot, _devices() if slot.gpus else ())
     return report
 
 
-def _provenance(report: AttemptReport, slot: Slot) -> dict[str, Any]:
+def _provenance(attempt: PlannedAttempt, slot: Slot) -> dict[str, Any]:
     """Of this node; cores and variables are those that the measured process was given."""
     from orchestrator.record.provenance import node_provenance, relevant_variables
 
     facts = node_provenance()
     facts["cpu"]["cores_usable"] = len(slot.cpus)
-    threads = report.facts.get("threads") or len(slot.cpus)
+    device = attempt.trial.identity.get("device") or {}
+    threads = device.get("threads") or len(slot.cpus)
     variables = {
         **server_environment(os.environ, {}, hub=False),
-        **attempt_environment(slot, threads, report.attempt_id, Path()),
+        **attempt_environment(slot, threads, attempt.attempt_id, Path()),
     }
     return {**facts, "environment": relevant_variables(variables)}
 
@@ -217,7 +220,7 @@ def _run(
             shown_at = time.monotonic()
             yield PhaseBegan(attempt.attempt_id, item.name)
     assert report is not None, "an isolation always reports"
-    _with_surroundings(report, slot, conditions)
+    _with_surroundings(report, attempt, slot, conditions)
     return judged(report, attempt.verdict)
 
 
