@@ -103,6 +103,10 @@ def test_top_operators_of_one_profile_by_phase() -> None:
     lines = printed(operator_table(rows)).splitlines()
     assert lines[0].split() == ["operator", "self", "share", "prefill", "decode", "calls", "bound"]
     assert lines[1].split() == ["mm", "500", "ms", "80", "%", "30", "%", "50", "%", "12", "memory"]
+    rows[0]["name"] = "aten::_scaled_dot_product_flash_attention_for_cpu"
+    narrow = printed(operator_table(rows), width=70)
+    assert "…" not in narrow
+    assert max(map(len, narrow.splitlines())) <= 70
 
 
 class Kept:

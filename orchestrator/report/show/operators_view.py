@@ -16,7 +16,7 @@ from orchestrator.report.analyse.operators import (
     OperatorSide,
     change_of,
 )
-from orchestrator.report.show.parts import TrialNames, grid, numbers, words
+from orchestrator.report.show.parts import TrialNames, grid, numbers, prose, words
 from orchestrator.report.show.units import MISSING, percent, quantity, ratio, scale_of
 
 MOST_CHANGES = 15
@@ -84,7 +84,8 @@ def operator_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """The top operators of one profile, as its fact ``top_operators`` holds them."""
     phases = list(dict.fromkeys(name for row in rows for name in row.get("phases", {})))
     headings = ("self", "share", *phases, "calls", "bound")
-    drawn = grid(words("operator", max_width=40), *map(numbers, headings))
+    # Names fold where there is no room, figures are never cut.
+    drawn = grid(prose("operator", max_width=40), *map(numbers, headings))
     for row in rows:
         drawn.add_row(
             str(row["name"]),
