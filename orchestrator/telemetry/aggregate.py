@@ -63,9 +63,9 @@ def host_figures(
 ) -> dict[str, Metric]:
     """Figures of the host and the measured process over one phase's windows.
 
-    ``steal_ratio``, ``other_cpu_ratio`` and ``cpu_utilization`` are shares of the attempt's cores;
-    PSI and throttling are shares of the windows' time. ``other_cpu_ratio`` is CPU time on those
-    cores that neither the measured process nor this supervisor used.
+    ``steal_ratio``, ``other_cpu_ratio``, ``cpu_utilization`` and ``cgroup_throttled_ratio`` are
+    shares of the attempt's cores; PSI is a share of the windows' time. ``other_cpu_ratio`` is CPU
+    time on those cores that neither the measured process nor this supervisor used.
     """
     out = Figures(phase, absent)
     wall_s = total_s(windows)
@@ -99,7 +99,9 @@ def host_figures(
         out.put(f"psi_{kind}_ratio", _over(waited, wall_s), reads=f"psi_{kind}_s")
     throttled_s = delta("host", "cgroup_throttled_s", slow)
     out.put("cgroup_throttled_s", throttled_s)
-    out.put("cgroup_throttled_ratio", _over(throttled_s, wall_s), reads="cgroup_throttled_s")
+    # The kernel adds up the time of every core, those of other attempts in the group, too.
+    throttled = together((_over(throttled_s, wall_s * sampling.cores),), lambda s: min(1.0, s[0]))
+    out.put("cgroup_throttled_ratio", throttled, reads="cgroup_throttled_s")
     out.put("cgroup_memory_bytes", peak("host", "cgroup_memory_bytes", slow))
     clock = of_readings(series.get("host", "cpu_frequency_hz"), windows, mean, period_s=slow)
     out.put("cpu_frequency_hz", clock)

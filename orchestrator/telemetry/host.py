@@ -81,6 +81,7 @@ class HostSampler:
         self._host = {"stat": KernelFile(proc / "stat")}
         self._host |= {f"psi_{k}": KernelFile(proc / "pressure" / k) for k in _PSI}
         group = find_cgroup(root)
+        self._throttled = [KernelFile(path) for path in group.throttled]
         self._throttled_key, self._throttled_unit_s = group.throttled_key, group.throttled_unit_s
         self._host |= {f"cgroup_{name}": KernelFile(path) for name, path in group.files.items()}
         self.absent |= group.absent
@@ -127,7 +128,8 @@ class HostSampler:
 
     def close(self) -> None:
         """Give every descriptor back."""
-        for files in (self._host.values(), self._process.values(), self._frequency):
+        opened = (self._host.values(), self._process.values(), self._throttled, self._frequency)
+        for files in opened:
             for file in files:
                 file.close()
         self._rapl.close()
@@ -178,10 +180,16 @@ class HostSampler:
 
     def _read_cgroup(self, now: int) -> None:
         add = self.series.add
-        throttled = numbers(_content(self._host, "cgroup_cpu") or b"").get(self._throttled_key)
-        if throttled is not None:
-            seconds = throttled * self._throttled_unit_s
-            add("host", "cgroup_throttled_s", now, seconds, counter=True)
+        if "cgroup_throttled_s" not in self.absent:
+            told = [
+                numbers(file.read() or b"").get(self._throttled_key) for file in self._throttled
+            ]
+            if None in told:
+                # A sum without one of them would be a fall.
+                self.absent["cgroup_throttled_s"] = "a control group is gone, and its quota with it"
+            else:
+                seconds = sum(n or 0 for n in told) * self._throttled_unit_s
+                add("host", "cgroup_throttled_s", now, seconds, counter=True)
         for name in ("memory", "memory_peak"):
             if data := _content(self._host, f"cgroup_{name}"):
                 add("host", f"cgroup_{name}_bytes", now, int(data))
@@ -210,7 +218,7 @@ class HostSampler:
 
     def _note_absent(self) -> None:
         for name, file in self._host.items():
-            metric = {"stat": "steal_s", "cgroup_cpu": "cgroup_throttled_s"}.get(name, f"{name}_s")
+            metric = "steal_s" if name == "stat" else f"{name}_s"
             if file.reason and not name.startswith("cgroup_memory"):
                 self.absent[metric] = file.reason
         if reason := self._rapl.absent_reason:

@@ -275,7 +275,7 @@ CHECKS: dict[str, Check] = {
     ),
     "cgroup_throttling": _at_all(
         "cgroup_throttled_ratio",
-        "the CPU was throttled by its control group for a share of {value} (limit {limit})",
+        "the control group withheld a share of {value} of the cores (limit {limit})",
         timed=True,
     ),
     "steal": _at_all(

@@ -63,6 +63,16 @@ def test_host_shares_are_of_the_attempts_cores_and_time() -> None:
     assert reason(found, "decode.pss_bytes") == "was never read"
 
 
+@pytest.mark.parametrize(("per_s", "share"), [(0.5, 0.25), (7.0, 1.0)])
+def test_throttling_is_a_share_of_the_cores_time(per_s: float, share: float) -> None:
+    series = SeriesSet()
+    # Of two cores, half a second each second; of eight others' in the group, seven.
+    fill(series, "host", "cgroup_throttled_s", lambda t: per_s * t, period_s=0.5, counter=True)
+    found = host_figures("decode", WINDOW, series, HOST, {})
+    assert value(found, "decode.cgroup_throttled_s") == pytest.approx(4 * per_s)
+    assert value(found, "decode.cgroup_throttled_ratio") == pytest.approx(share)
+
+
 def test_tick_counted_shares_are_refused_over_a_tenth_of_a_second() -> None:
     series = SeriesSet()
     fill(series, "host", "steal_s", lambda t: 0.0, period_s=0.05, counter=True)

@@ -241,9 +241,84 @@ def test_cgroup_version_1(tmp_path: Path) -> None:
     machine.write(machine.sys / "fs/cgroup/cpu/cpu.stat", stat)
     group = find_cgroup(machine.proc.parent)
     assert group.files["memory"].read_text() == "77"
-    assert numbers(group.files["cpu"].read_bytes())[group.throttled_key] == 3_000_000
+    (file,) = group.throttled
+    assert numbers(file.read_bytes())[group.throttled_key] == 3_000_000
     assert group.throttled_unit_s == 1e-9
     assert set(group.absent) == {"cgroup_memory_peak_bytes"}
+
+
+NESTED = "slurm/job_7/step_0"
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "throttled_s"),
+    [
+        (  # As Linux 6.18 counted it for a busy process below a group with a quota.
+            f"1:cpu:/{NESTED}",
+            {
+                f"cpu/{NESTED}/cpu.stat": "nr_throttled 0\nthrottled_time 0\n",
+                "cpu/slurm/job_7/cpu.stat": "nr_throttled 18\nthrottled_time 252673095\n",
+                "cpu/slurm/cpu.stat": "nr_throttled 0\nthrottled_time 0\n",
+                "cpu/cpu.stat": "nr_throttled 0\nthrottled_time 0\n",
+            },
+            0.252673095,
+        ),
+        (  # The quota of a pod, above what its container sees.
+            "0::/",
+            {
+                "cpu.stat": "usage_usec 9\nnr_throttled 0\nthrottled_usec 0\n",
+                "cpu.stat.local": "throttled_usec 1500000\n",
+                "cgroup.events": "populated 1\n",
+            },
+            1.5,
+        ),
+        (  # A session on a desktop: the controller reaches only the slice.
+            "0::/user.slice/session-2.scope",
+            {
+                "cpu.stat": "usage_usec 9\n",
+                "user.slice/cpu.stat": "usage_usec 9\nnr_throttled 4\nthrottled_usec 70\n",
+                "user.slice/session-2.scope/cpu.stat": "usage_usec 9\n",
+            },
+            70e-6,
+        ),
+        (  # The controller is in use nowhere: there is no quota that could be missed.
+            "0::/session-2.scope",
+            {"cpu.stat": "usage_usec 9\n", "session-2.scope/cpu.stat": "usage_usec 9\n"},
+            0.0,
+        ),
+        (  # The same of a container, above which there may be one.
+            "0::/",
+            {"cpu.stat": "usage_usec 9\n", "cgroup.events": "populated 1\n"},
+            None,
+        ),
+    ],
+)
+def test_throttling_counts_wherever_the_quota_is(
+    machine: Machine, groups: str, files: dict[str, str], throttled_s: float | None
+) -> None:
+    machine.write(machine.proc / "self" / "cgroup", groups)
+    for name, text in files.items():
+        machine.write(machine.sys / "fs/cgroup" / name, text)
+    sampler = machine.sampler(0)
+    sampler.tick(slow=True)
+    sampler.close()
+    if throttled_s is None:
+        assert sampler.series.get("host", "cgroup_throttled_s") is None
+        assert "do not tell" in sampler.absent["cgroup_throttled_s"]
+    else:
+        assert last(sampler, "host", "cgroup_throttled_s") == pytest.approx(throttled_s)
+        assert "cgroup_throttled_s" not in sampler.absent
+
+
+def test_a_group_that_is_removed_meanwhile_takes_nothing_back(machine: Machine) -> None:
+    machine.write(machine.sys / "fs/cgroup/cpu.stat", "throttled_usec 300\n")
+    sampler = machine.sampler(0)
+    sampler.tick(slow=True)
+    (machine.sys / "fs/cgroup/cpu.stat").write_text("")
+    sampler.tick(slow=True)
+    sampler.close()
+    assert last(sampler, "host", "cgroup_throttled_s") == pytest.approx(300e-6)
+    assert "gone" in sampler.absent["cgroup_throttled_s"]
 
 
 def test_cgroup_of_a_container_whose_path_is_the_hosts(machine: Machine) -> None:
