@@ -22,6 +22,7 @@ say): they change no perplexity. Nor does the SM clock of a GPU that was never b
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -142,9 +143,10 @@ def _rules(rules: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
             continue
         if state not in STATES:
             raise ConfigError(f"state {state!r} is none of {', '.join(STATES)}", where=where)
-        if isinstance(rule["limit"], bool) or not isinstance(rule["limit"], (int, float)):
-            raise ConfigError(f"{rule['limit']!r} is no number", where=f"{where}.limit")
-        yield name, state, rule["limit"]
+        limit = rule["limit"]
+        if isinstance(limit, bool) or not isinstance(limit, (int, float)) or math.isnan(limit):
+            raise ConfigError(f"{limit!r} is no number", where=f"{where}.limit")
+        yield name, state, limit
 
 
 def _plain(value: object, unit: str) -> str:
@@ -199,17 +201,22 @@ def _slowest_clock(report: AttemptReport) -> Seen:
 def _lost(report: AttemptReport) -> Seen:
     watched = report.facts.get("telemetry", {})
     lost, unopened = watched.get("lost"), watched.get("unopened")
-    if lost is None or unopened:
+    if not lost and (lost is None or unopened):
         return Missing(next(iter(unopened.values())) if unopened else "no telemetry")
     return "; ".join(f"{uuid}: {reason}" for uuid, reason in sorted(lost.items()))
 
 
 def _memory_before(report: AttemptReport) -> Seen:
     watched = report.facts.get("telemetry", {})
-    before = watched.get("device_memory_before_bytes")
-    if not before:
-        unread = "device memory was not read before the attempt"
-        return Missing(next(iter((watched.get("unopened") or {}).values()), unread))
+    before, unopened = (
+        watched.get("device_memory_before_bytes") or {},
+        watched.get("unopened") or {},
+    )
+    gpus = report.slot.gpus if report.slot else ()
+    # One of eight that was not read may be the one that somebody else fills.
+    if unread := [uuid for uuid in gpus if uuid not in before]:
+        why = f"memory of {unread[0]} was not read before the attempt"
+        return Missing(unopened.get(unread[0], why))
     return float(max(before.values()))
 
 
