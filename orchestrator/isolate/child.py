@@ -81,12 +81,25 @@ def read_job(path: str) -> Job:
 
 
 def take_slot(job: Job) -> None:
-    """Bind this process to its slot: cores, environment, limits. Survives ``exec``."""
+    """Bind this process to its slot: cores, environment, limits. Survives ``exec``.
+
+    Raises
+    ------
+    OrchestratorError
+        Some of the cores may not be used here.
+    """
     os.environ.update(job["environment"])
     # A core dump of a process that maps a model fills the disk.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if job["cpus"]:
-        os.sched_setaffinity(0, job["cpus"])
+        with contextlib.suppress(OSError):  # the kernel's word where none of them may be used
+            os.sched_setaffinity(0, job["cpus"])
+        # Where some may, the kernel takes those without a word: as many threads on fewer cores.
+        if lacking := sorted(set(job["cpus"]) - os.sched_getaffinity(0)):
+            raise OrchestratorError(
+                f"cores {', '.join(map(str, lacking))} may not be used here (any more)",
+                fix="Start the program, or Ray on this node, again: it looks for cores once",
+            )
 
 
 def run_job(job: Job, pipe: ResultPipe) -> NoReturn:

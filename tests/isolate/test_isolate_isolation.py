@@ -92,10 +92,16 @@ def test_without_gpus_none_is_visible(probe: Probe, monkeypatch: pytest.MonkeyPa
     assert report.facts["cuda"] == ""
 
 
-def test_cores_that_cannot_be_had_are_an_error(isolation: Isolation, h: Any) -> None:
-    report = h.last(isolation, h.noop(), Slot("n", "h", (100_000,)))
+@pytest.mark.parametrize("usable", [True, False])
+def test_cores_that_may_not_be_used_are_an_error(
+    isolation: Isolation, h: Any, usable: bool
+) -> None:
+    # Next to a core that may be used, too: the kernel would leave out the other in silence.
+    cores = (h.core, 999) if usable else (999,)
+    report = h.last(isolation, h.noop(), Slot("n", "h", cores))
     assert report.outcome is Outcome.ERROR
-    assert report.reason.startswith("cannot take the slot")
+    assert report.reason.startswith("cannot take the slot: cores 999 may not be used here")
+    assert "again" in report.reason
 
 
 def test_seeds_make_attempts_repeat(probe: Probe) -> None:
