@@ -93,7 +93,7 @@ def host_figures(
     out.put("steal_ratio", _over(steal_s, wall_s * sampling.cores), reads="steal_s")
     own_s = delta("host", "supervisor_cpu_s", slow, ticks_s)
     others_s = together((busy_s, cpu_s, own_s), lambda s: max(0.0, s[0] - s[1] - s[2]))
-    out.put("other_cpu_ratio", _over(others_s, wall_s * sampling.cores))
+    out.put("other_cpu_ratio", _over(others_s, wall_s * sampling.cores), reads="busy_s")
     for kind in ("cpu", "memory", "io"):
         waited = delta("host", f"psi_{kind}_s", slow)
         out.put(f"psi_{kind}_ratio", _over(waited, wall_s), reads=f"psi_{kind}_s")

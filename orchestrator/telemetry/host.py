@@ -156,8 +156,12 @@ class HostSampler:
 
     def _read_slow(self, now: int) -> None:
         add = self.series.add
-        if data := self._host["stat"].read():
-            busy, steal = _cpu_times(data, self._wanted)
+        stat = self._host["stat"]
+        times = _cpu_times(stat.read() or b"", self._wanted)
+        if isinstance(times, str):
+            self.absent |= dict.fromkeys(("steal_s", "busy_s"), stat.reason or times)
+        else:
+            busy, steal = times
             add("host", "busy_s", now, busy * _TICK_S, counter=True)
             add("host", "steal_s", now, steal * _TICK_S, counter=True)
             add("host", "supervisor_cpu_s", now, time.process_time(), counter=True)
@@ -217,10 +221,9 @@ class HostSampler:
         self._pss_due_ns = now + round(self._pss_gap_s * 1e9)
 
     def _note_absent(self) -> None:
-        for name, file in self._host.items():
-            metric = "steal_s" if name == "stat" else f"{name}_s"
-            if file.reason and not name.startswith("cgroup_memory"):
-                self.absent[metric] = file.reason
+        for kind in _PSI:
+            if reason := self._host[f"psi_{kind}"].reason:
+                self.absent[f"psi_{kind}_s"] = reason
         if reason := self._rapl.absent_reason:
             self.absent["rapl_energy_j"] = reason
         if all(f.reason for f in self._frequency):
@@ -231,15 +234,25 @@ def _content(files: Mapping[str, KernelFile], name: str) -> bytes | None:
     return files[name].read() if name in files else None
 
 
-def _cpu_times(stat: bytes, wanted: set[bytes]) -> tuple[int, int]:
-    """Busy (user, nice, system, irq, softirq) and steal ticks, summed over the wanted lines."""
-    busy = steal = 0
+def _cpu_times(stat: bytes, wanted: set[bytes]) -> tuple[int, int] | str:
+    """Busy (user, nice, system, irq, softirq) and steal ticks, summed over the wanted lines.
+
+    One line why not, where one of them is missing: a core that was switched off, or a container
+    that numbers its cores anew. And where nothing was ever counted, as in a sandbox that makes
+    ``/proc`` up: zeros would say that nobody else uses these cores.
+    """
+    busy = steal = idle = 0
+    left = set(wanted)
     for line in stat.splitlines():
         if not line.startswith(b"cpu"):
             break
         parts = line.split()
-        if parts[0] in wanted:
-            user, nice, system, _idle, _iowait, irq, softirq, stolen = map(int, parts[1:9])
+        if parts[0] in left:
+            left.remove(parts[0])
+            user, nice, system, idling, iowait, irq, softirq, stolen = map(int, parts[1:9])
             busy += user + nice + system + irq + softirq
             steal += stolen
-    return busy, steal
+            idle += idling + iowait
+    if left:
+        return f"/proc/stat does not list {min(left).decode()}"
+    return (busy, steal) if busy + idle else "/proc/stat counts nothing here"

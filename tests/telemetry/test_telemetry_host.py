@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.measure import Absent
 from orchestrator.measure.series import Series
+from orchestrator.telemetry.aggregate import HostSampling, host_figures
 from orchestrator.telemetry.cgroup import find_cgroup
 from orchestrator.telemetry.host import BUDGET, MAX_PERIOD_S, PSS_BUDGET, PSS_PAGE_S, HostSampler
 from orchestrator.telemetry.procfs import KernelFile, numbers
@@ -117,6 +119,39 @@ def test_without_cores_of_its_own_every_core_counts(machine: Machine) -> None:
     sampler.tick()
     assert last(sampler, "host", "busy_s") == pytest.approx(150 / TICKS)
     sampler.close()
+
+
+@pytest.mark.parametrize(
+    ("stat", "cpus", "says"),
+    [
+        ("cpu  9 0 0 9 0 0 0 0 0 0\ncpu0 9 0 0 9 0 0 0 0 0 0\n", (0, 5), "does not list cpu5"),
+        ("cpu  0 0 0 0 0 0 0 0 0 0\ncpu0 0 0 0 0 0 0 0 0 0 0\n", (0,), "counts nothing"),
+        (None, (0,), "no such file"),
+    ],
+)
+def test_cores_that_nothing_is_counted_of_are_not_taken_to_be_idle(
+    machine: Machine, stat: str | None, cpus: tuple[int, ...], says: str
+) -> None:
+    if stat is None:
+        (machine.proc / "stat").unlink()
+    else:
+        machine.write(machine.proc / "stat", stat)
+    sampler = machine.sampler(*cpus)
+    sampler.attach(PID)
+    machine.now_ns += 2 * 10**9
+    sampler.tick(slow=True)
+    sampler.close()
+    found = host_figures(
+        "decode",
+        [(10**9, 3 * 10**9)],
+        sampler.series,
+        HostSampling(len(cpus), 0.1, 0.5),
+        sampler.absent,
+    )
+    for figure in ("steal_ratio", "other_cpu_ratio"):
+        absent = found[f"decode.{figure}"]
+        assert isinstance(absent, Absent)
+        assert says in absent.reason
 
 
 def test_energy_and_frequency_where_they_can_be_read(machine: Machine) -> None:
