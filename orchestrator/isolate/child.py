@@ -54,7 +54,14 @@ class ResultPipe:
         """Write one event, whole; raises ``RuntimeError`` in a process that the task forked."""
         if os.getpid() != self._owner:
             raise RuntimeError("only the measured process itself may record, not one it has forked")
-        line = memoryview(json.dumps(event, allow_nan=False, default=str).encode() + b"\n")
+        try:
+            text = json.dumps(event, allow_nan=False, default=_plain)
+        except ValueError as error:
+            what = event.get("key") or event.get("name") or event["e"]
+            raise ValueError(
+                f"{what}: holds NaN or infinity; say it in words or leave it"
+            ) from error
+        line = memoryview(text.encode() + b"\n")
         with self._lock:
             while line:
                 line = line[os.write(self._descriptor, line) :]
@@ -72,6 +79,15 @@ class ResultPipe:
                 "memory_bytes": _peak_memory_bytes(),
             }
         )
+
+
+def _plain(value: object) -> Any:
+    """Numbers and arrays of numpy and torch as Python's own, which they would not be in words.
+
+    What else JSON does not know is told in words.
+    """
+    plain = getattr(value, "tolist", None)
+    return plain() if callable(plain) else str(value)
 
 
 def read_job(path: str) -> Job:

@@ -128,6 +128,21 @@ def test_samples_and_artifacts_come_back(probe: Probe) -> None:
     assert set(report.facts["isolate"]["artifacts_missing"]) == {"never.bin"}
 
 
+def test_numbers_of_numpy_and_torch_stay_numbers(probe: Probe) -> None:
+    report = probe(
+        "import numpy, torch\n"
+        "recorder.fact('loss', {'at': numpy.int64(3), 'is': numpy.float32(0.5)})\n"
+        "recorder.fact('curve', [numpy.arange(2), torch.tensor(1.5)])\n"
+        "recorder.fact('where', __import__('pathlib').Path('/x'))\n"
+        "recorder.fact('diverged', [1.0, numpy.float32('nan')])\n"
+    )
+    assert report.facts["loss"] == {"at": 3, "is": 0.5}
+    assert report.facts["curve"] == [[0, 1], 1.5]
+    assert report.facts["where"] == "/x"
+    assert report.outcome is Outcome.ERROR
+    assert report.reason.startswith("ValueError: diverged (is NaN or infinity in it?)")
+
+
 def test_what_a_task_says_of_its_metrics_comes_with_its_report(probe: Probe) -> None:
     report = probe(
         "recorder.value('loudness', 'dB', 3.0)\n"
