@@ -58,9 +58,7 @@ class ResultPipe:
             text = json.dumps(event, allow_nan=False, default=_plain)
         except ValueError as error:
             what = event.get("key") or event.get("name") or event["e"]
-            raise ValueError(
-                f"{what}: holds NaN or infinity; say it in words or leave it"
-            ) from error
+            raise ValueError(f"{what} (is NaN or infinity in it?): {error}") from error
         line = memoryview(text.encode() + b"\n")
         with self._lock:
             while line:
