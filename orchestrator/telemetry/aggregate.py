@@ -14,6 +14,7 @@ from orchestrator.telemetry.window import (
     Figure,
     Missing,
     Window,
+    edges_s,
     gained,
     mean,
     of_readings,
@@ -26,6 +27,8 @@ TICKS_AT_LEAST_S = 0.5
 
 # Short windows get the mean power of the readings around them: too much of what is not theirs.
 ENERGY_AT_LEAST_S = 1.0
+# An energy whose error may exceed this share of it is not published.
+ENERGY_ERROR_LIMIT = 0.5
 
 
 @dataclass(frozen=True)
@@ -105,8 +108,23 @@ def host_figures(
     out.put("cgroup_memory_bytes", peak("host", "cgroup_memory_bytes", slow))
     clock = of_readings(series.get("host", "cpu_frequency_hz"), windows, mean, period_s=slow)
     out.put("cpu_frequency_hz", clock)
-    out.put("rapl_energy_j", delta("host", "rapl_energy_j", fast, ENERGY_AT_LEAST_S))
+    packages_j = delta("host", "rapl_energy_j", fast, ENERGY_AT_LEAST_S)
+    out.put("rapl_energy_j", _told_apart(packages_j, series, windows))
     return out.found
+
+
+def _told_apart(joules: Figure, series: SeriesSet, windows: Sequence[Window]) -> Figure:
+    """None of what lies between many short windows: their own energy cannot be told from it."""
+    counter = series.get("host", "rapl_energy_j")
+    if isinstance(joules, Missing) or counter is None:
+        return joules
+    blurred_s, wall_s = edges_s(counter, windows), total_s(windows)
+    if blurred_s <= ENERGY_ERROR_LIMIT * wall_s:
+        return joules
+    return Missing(
+        f"{len(windows)} windows of {wall_s / len(windows):.3f} s are read every "
+        f"{blurred_s / len(windows):.3f} s: too coarse to tell them from what lies between"
+    )
 
 
 def _over(figure: Figure, whole: float) -> Figure:

@@ -122,6 +122,32 @@ def test_energy_error_grows_with_every_window_edge() -> None:
     )
 
 
+def test_energy_of_a_phase_that_began_while_the_driver_did_not_answer_is_not_published() -> None:
+    whole, gappy = energy_series(refresh_s=0.1), SeriesSet()
+    read = whole.get(GPU, "energy_j")
+    assert read is not None
+    for t_ns, joules in zip(read.t_ns, read.values, strict=True):
+        # 400 W until the 5th second, nothing after it, and no reading from the 3rd to the 7th.
+        if not 3 * S < t_ns < 7 * S:
+            gappy.add(GPU, "energy_j", t_ns, min(joules, 2000.0), counter=True)
+    # 1,200 J were used in it; half of what the gap saw would be 800.
+    found = gpu(gappy, [(2 * S, 5 * S)])
+    assert "may be off by" in reason(found, "decode.energy_j")
+    assert value(gpu(gappy, [(S, 8 * S)]), "decode.energy_j") == pytest.approx(1600.0)
+
+
+def test_energy_of_many_short_windows_is_not_told_from_what_lies_between() -> None:
+    series = SeriesSet()
+    fill(series, "host", "rapl_energy_j", lambda t: 100.0 * t, period_s=0.1, counter=True)
+
+    def found(count: int, length_s: float) -> dict[str, Metric]:
+        windows = [(round(i * 0.4 * S), round((i * 0.4 + length_s) * S)) for i in range(count)]
+        return host_figures("decode", windows, series, HOST, {})
+
+    assert value(found(8, 0.3), "decode.rapl_energy_j") == pytest.approx(240.0)
+    assert "too coarse" in reason(found(20, 0.1), "decode.rapl_energy_j")
+
+
 def test_energy_of_a_phase_shorter_than_the_refresh_is_not_published() -> None:
     found = gpu(energy_series(refresh_s=0.1), [(2 * S, round(2.2 * S))])
     assert "may be off by" in reason(found, "decode.energy_j")
