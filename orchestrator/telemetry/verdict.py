@@ -165,8 +165,8 @@ def _aggregate(
 ) -> Callable[[AttemptReport], Seen]:
     """Value of a telemetry figure over the measured windows.
 
-    ``whole_attempt``: where those are too short to tell, the figure of the whole attempt stands in,
-    which can only see more. ``timed``: asked only of attempts that timed something.
+    ``whole_attempt``: where there are none, or a peak was not read in them, the figure of the whole
+    attempt stands in. ``timed``: asked only of attempts that timed something.
     """
 
     def look(report: AttemptReport) -> Seen:

@@ -52,6 +52,17 @@ def total_s(windows: Sequence[Window]) -> float:
     return sum(end - begin for begin, end in windows) / 1e9
 
 
+def widened(windows: Sequence[Window], least_s: float) -> list[Window]:
+    """The windows and as much of what is around them as makes them ``least_s`` in all."""
+    found, pad_s = list(windows), 0.0
+    while found and (lacking_s := least_s - total_s(found)) > 0:
+        # Those of neighbours overlap, so once may not be enough.
+        pad_s += lacking_s / 2 / len(windows) + 1e-6
+        pad = round(pad_s * 1e9)
+        found = merged((begin - pad, end + pad) for begin, end in windows)
+    return found
+
+
 def windows_by_phase(phases: Sequence[Phase], attempt: Window) -> dict[str, list[Window]]:
     """Windows of every phase name, of all measured ones together and of the attempt.
 

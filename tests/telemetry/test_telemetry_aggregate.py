@@ -81,6 +81,28 @@ def test_tick_counted_shares_are_refused_over_a_tenth_of_a_second() -> None:
     assert "shorter than the 0.5 s" in reason(found, "prefill.steal_ratio")
 
 
+def test_what_disturbed_a_short_measurement_is_not_thinned_out_by_a_long_attempt() -> None:
+    def stolen(t: float) -> float:  # both cores, all the time from the 8th second to the 9th
+        return 2 * min(max(t - 8.0, 0.0), 1.0)
+
+    series = SeriesSet()
+    for metric in ("steal_s", "busy_s", "cgroup_throttled_s"):
+        fill(series, "host", metric, stolen, period_s=0.5, counter=True)
+    for source, metric in (("process", "cpu_s"), ("host", "supervisor_cpu_s")):
+        fill(series, source, metric, lambda t: 0.0, counter=True)
+    short = [(round((8.3 + 0.1 * i) * S), round((8.32 + 0.1 * i) * S)) for i in range(3)]
+    found = host_figures("measured", short, series, HOST, {})
+    for share in ("steal_ratio", "other_cpu_ratio", "cgroup_throttled_ratio"):
+        assert value(found, f"measured.{share}") == pytest.approx(1.0)
+        assert f"decode.{share}" in host_figures("decode", short, series, HOST, {})
+    before = [(round(5.3 * S), round(5.32 * S))]
+    assert value(host_figures("measured", before, series, HOST, {}), "measured.steal_ratio") == 0
+    end = [(round(9.97 * S), round(9.99 * S))]  # what follows the last reading is as what was read
+    assert value(host_figures("measured", end, series, HOST, {}), "measured.steal_ratio") == 0
+    nothing = host_figures("measured", [], series, HOST, {})
+    assert reason(nothing, "measured.steal_ratio") == "the attempt has no such window"
+
+
 def energy_series(*, refresh_s: float, power_w: float = 400.0) -> SeriesSet:
     series = SeriesSet()
     fill(

@@ -22,6 +22,7 @@ from orchestrator.telemetry.window import (
     refresh_s,
     total_s,
     unwrapped,
+    widened,
     windows_by_phase,
 )
 
@@ -174,3 +175,19 @@ def test_edges_are_as_sharp_as_the_readings_around_them() -> None:
     assert edges_s(gappy, windows((1.02, 1.95))) == pytest.approx(0.1)
     assert edges_s(gappy, windows((1.02, 2.05))) == pytest.approx(6.0)
     assert edges_s(gappy, windows((0.02, 0.05), (0.5, 1.02), (8.55, 99.0))) == pytest.approx(0.3)
+
+
+@given(
+    cuts=st.lists(st.floats(0.0, 3.0), min_size=2, max_size=20, unique=True),
+    least_s=st.floats(0.0, 5.0),
+)
+def test_windows_are_widened_to_a_length(cuts: list[float], least_s: float) -> None:
+    edges = sorted(round(cut * S) for cut in cuts)
+    given_ = merged(zip(edges[::2], edges[1::2], strict=False))
+    found = widened(given_, least_s)
+    if total_s(given_) >= least_s:
+        assert found == given_
+    else:
+        assert least_s <= total_s(found) <= least_s + 0.1
+    assert all(any(b <= begin and end <= e for b, e in found) for begin, end in given_)
+    assert found == merged(found)
