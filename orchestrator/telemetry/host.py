@@ -3,7 +3,7 @@
 Three tiers, by what a reading costs and how fast it changes::
 
     fast    every period (100 ms)    one read of /proc/PID/stat: CPU time, resident memory, faults;
-                                     RAPL, a counter for each package
+                                     CPU time of what it has started; RAPL, a counter a package
     slow    every fifth period       /proc/stat, PSI, cgroup, disk bytes, swap, frequency
     rare    0.5, 1, 2, 4 ... s       PSS: smaps_rollup walks the page tables under the mmap lock,
                                      which the measured process needs for its own mappings; of a
@@ -21,6 +21,7 @@ from pathlib import Path
 
 from orchestrator.host.cgroup import ROOT
 from orchestrator.host.memory import PAGE_BYTES
+from orchestrator.host.processes import descendants
 from orchestrator.measure.series import SeriesSet
 from orchestrator.telemetry.cgroup import find_cgroup
 from orchestrator.telemetry.procfs import KernelFile, numbers
@@ -31,6 +32,7 @@ BUDGET = (
 )
 SLOW_EVERY = 5
 MAX_PERIOD_S = 1.0
+FAMILY_BUDGET = 0.0005  # of one core: looks for what the measured process has started
 PSS_FIRST_S = 0.5
 PSS_MAX_S = 32.0
 PSS_BUDGET = 0.001  # share of time that the page-table walk may take
@@ -74,6 +76,10 @@ class HostSampler:
         self._wanted = {f"cpu{n}".encode() for n in cpus} or {b"cpu"}
         self._mean_cost_s = 0.0
         self._process: dict[str, KernelFile] = {}
+        self._pid: int | None = None
+        self._family: dict[int, KernelFile] = {}  # stat of what it has started
+        self._family_due_ns = 0
+        self._cpu_s = 0.0
         self._pss_due_ns = 0
         self._pss_read_ns = 0
         self._pss_gap_s = PSS_FIRST_S
@@ -95,6 +101,7 @@ class HostSampler:
 
     def attach(self, pid: int) -> None:
         """Start following the measured process, reading everything once."""
+        self._pid = pid
         root = self._proc / str(pid)
         names = ("stat", "io", "status", "smaps_rollup")
         self._process = {name: KernelFile(root / name) for name in names}
@@ -129,7 +136,7 @@ class HostSampler:
     def close(self) -> None:
         """Give every descriptor back."""
         opened = (self._host.values(), self._process.values(), self._throttled, self._frequency)
-        for files in opened:
+        for files in (*opened, self._family.values()):
             for file in files:
                 file.close()
         self._rapl.close()
@@ -138,11 +145,18 @@ class HostSampler:
         data = _content(self._process, "stat")
         if data is None:
             return
-        # The command name may hold spaces and parentheses: fields count from the last ')'.
-        parts = data[data.rfind(b")") + 2 :].split()
+        parts = _fields(data)
         add = self.series.add
-        cpu_s = (int(parts[11]) + int(parts[12]) + int(parts[13]) + int(parts[14])) * _TICK_S
-        add("process", "cpu_s", now, cpu_s, counter=True)
+        ticks = _cpu_ticks(parts)
+        # After the process itself: whoever it waits for in between is missing once, never counted
+        # twice, and a sum that fell for a moment does not fall.
+        for pid, member in list(self._family.items()):
+            if (told := member.read()) is None:
+                del self._family[pid]
+            else:
+                ticks += _cpu_ticks(_fields(told))
+        self._cpu_s = max(self._cpu_s, ticks * _TICK_S)
+        add("process", "cpu_s", now, self._cpu_s, counter=True)
         add("process", "rss_bytes", now, int(parts[21]) * PAGE_BYTES)
         add("process", "minor_faults", now, int(parts[7]), counter=True)
         add("process", "major_faults", now, int(parts[9]), counter=True)
@@ -177,10 +191,32 @@ class HostSampler:
         found = numbers(_content(self._process, "status") or b"")
         if "VmHWM" in found:  # a zombie's status has no memory lines
             add("process", "rss_peak_bytes", now, found["VmHWM"] * 1024)
-            add("process", "swap_bytes", now, found.get("VmSwap", 0) * 1024)
+            swapped = found.get("VmSwap", 0) + sum(map(self._swapped_kib, self._family))
+            add("process", "swap_bytes", now, swapped * 1024)
+        self._find_family(now)
         clocks = [int(d) for file in self._frequency if (d := file.read())]
         if clocks:
             add("host", "cpu_frequency_hz", now, 1e3 * sum(clocks) / len(clocks))
+
+    def _find_family(self, now: int) -> None:
+        """Servers, engines and load generators that the measured process has started are ours.
+
+        A look takes 12 us a thread: of a process with hundreds it is taken more rarely.
+        """
+        if self._pid is None or now < self._family_due_ns:
+            return
+        began = self._cost_ns()
+        found = descendants(self._pid, self._proc.parent)
+        self._family_due_ns = now + round((self._cost_ns() - began) / FAMILY_BUDGET)
+        for pid in found:
+            if pid not in self._family:
+                self._family[pid] = KernelFile(self._proc / str(pid) / "stat")
+
+    def _swapped_kib(self, pid: int) -> int:
+        status = KernelFile(self._proc / str(pid) / "status")
+        found = numbers(status.read() or b"")
+        status.close()
+        return found.get("VmSwap", 0)
 
     def _read_cgroup(self, now: int) -> None:
         add = self.series.add
@@ -228,6 +264,16 @@ class HostSampler:
             self.absent["rapl_energy_j"] = reason
         if all(f.reason for f in self._frequency):
             self.absent["cpu_frequency_hz"] = "no cpufreq driver on this host"
+
+
+def _fields(stat: bytes) -> list[bytes]:
+    # The command name may hold spaces and parentheses: fields count from the last ')'.
+    return stat[stat.rfind(b")") + 2 :].split()
+
+
+def _cpu_ticks(fields: list[bytes]) -> int:
+    """Of a process, and of those that it has started and waited for."""
+    return sum(map(int, fields[11:15]))
 
 
 def _content(files: Mapping[str, KernelFile], name: str) -> bytes | None:

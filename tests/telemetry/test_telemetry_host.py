@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -398,3 +399,41 @@ def test_on_this_machine(busy_process: subprocess.Popen[bytes]) -> None:
     descriptors = len(os.listdir("/proc/self/fd"))
     HostSampler(()).close()
     assert len(os.listdir("/proc/self/fd")) == descriptors, "descriptors leak"
+
+
+PARENT = """
+import subprocess, sys, threading
+burn = "import time\\nwhile time.process_time() < 0.6: pass\\nprint(flush=True); input()"
+def child():
+    with subprocess.Popen([sys.executable, "-c", burn], stdin=-1, stdout=-1, text=True) as started:
+        started.stdout.readline()
+        print("burnt", flush=True)
+        input()
+        started.communicate("")
+    print("waited", flush=True)
+thread = threading.Thread(target=child)
+thread.start()
+thread.join()
+input()
+"""
+
+
+def test_what_the_measured_process_has_started_is_no_load_of_others() -> None:
+    program = [sys.executable, "-c", PARENT]
+    with subprocess.Popen(program, stdin=-1, stdout=-1, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        sampler = HostSampler()
+        sampler.attach(process.pid)
+        assert process.stdout.readline() == "burnt\n"
+        sampler.tick(slow=True)  # it is found
+        sampler.tick()
+        running_s = last(sampler, "process", "cpu_s")
+        assert running_s > 0.5
+        print(file=process.stdin, flush=True)
+        assert process.stdout.readline() == "waited\n"
+        sampler.tick()
+        # What it used is now its parent's, as the kernel counts: once, still.
+        assert running_s <= last(sampler, "process", "cpu_s") < running_s + 0.5
+        print(file=process.stdin, flush=True)
+    sampler.close()
