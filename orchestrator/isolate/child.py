@@ -16,6 +16,7 @@ import importlib
 import json
 import os
 import random
+import re
 import resource
 import sys
 import tempfile
@@ -36,6 +37,16 @@ from orchestrator.measure.registry import find_task
 Job = dict[str, Any]
 
 _TRACEBACK_CHARACTERS = 64_000
+# As CUDA's runtime and driver, cuBLAS, cuDNN and their like, Triton and NCCL say it, and as torch's
+# CPU allocator and C++ do.
+_DEVICE_IS_FULL = re.compile(
+    r"CU[A-Z]+_(?:STATUS_)?ALLOC_FAILED|CUDA_ERROR_OUT_OF_MEMORY|cudaErrorMemoryAllocation"
+    r"|\bCUDA\b.*\bout of memory\b",
+    re.IGNORECASE,
+)
+_HOST_IS_FULL = re.compile(
+    r"DefaultCPUAllocator: (?:can't allocate|not enough) memory|std::bad_alloc"
+)
 
 
 class ResultPipe:
@@ -232,11 +243,9 @@ def classify(error: BaseException) -> Outcome:
         if isinstance(seen, MemoryError) or getattr(seen, "errno", None) == errno.ENOMEM:
             return Outcome.OOM_HOST
         text = str(seen)
-        if type(seen).__name__ == "OutOfMemoryError" or "CUDA error: out of memory" in text:
+        if type(seen).__name__ == "OutOfMemoryError" or _DEVICE_IS_FULL.search(text):
             return Outcome.OOM_DEVICE
-        if "CUBLAS_STATUS_ALLOC_FAILED" in text or "CUDA out of memory" in text:
-            return Outcome.OOM_DEVICE
-        if "DefaultCPUAllocator: can't allocate memory" in text:
+        if _HOST_IS_FULL.search(text):
             return Outcome.OOM_HOST
         seen = seen.__cause__
     return Outcome.ERROR
