@@ -13,7 +13,7 @@ import yaml
 
 from orchestrator.attempt import AttemptReport, Outcome, Slot
 from orchestrator.measure import Absent, Phase, Value
-from orchestrator.telemetry.device import devices
+from orchestrator.telemetry.device import devices, inventory
 from orchestrator.telemetry.verdict import judge
 from orchestrator.telemetry.watch import Telemetry
 
@@ -267,6 +267,20 @@ def test_mig_slice_has_its_memory_and_its_parents_clocks(play: Any) -> None:
     assert "share it" in reason(report, "decode.energy_j")
     gpus = report.facts["hardware"]["gpus"]
     assert [g["memory_bytes"] for g in gpus] == [40 * 2**30]
+
+
+@pytest.mark.parametrize(
+    ("error", "says"), [("NOT_FOUND", "MIG is on without a slice"), ("UNKNOWN", "without a reason")]
+)
+def test_gpu_cut_into_no_slices_is_no_gpu(play: Any, error: str, says: str) -> None:
+    errors = [{"function": "nvmlDeviceGetMigDeviceHandleByIndex", "error": error}]
+    cut = {"model": "h100", "slices": [{}], "errors": errors}
+    found = play({"devices": [cut, {"model": "h100"}]}, inventory)
+    assert len(found.devices) == 1
+    assert found.devices[0].parent_uuid is None
+    assert found.broken
+    assert found.reason.startswith("GPU 0: ")
+    assert says in found.reason
 
 
 @pytest.mark.parametrize(
