@@ -115,14 +115,18 @@ class HostSampler:
         self.tick(slow=True)
 
     def tick(self, *, slow: bool | None = None) -> None:
-        """One round of readings; ``slow`` None takes the slow tier every ``SLOW_EVERY`` rounds."""
+        """One round of readings; ``slow`` None takes the slow tier every ``SLOW_EVERY`` rounds.
+
+        Asked for with ``slow`` it never waits for the measured process, whose page tables may be
+        locked for ever (a driver that holds a process of a lost GPU).
+        """
         began = self._cost_ns()
         now = self._now_ns()
         self._read_process(now)
         self._read_energy(now)
         if slow or (slow is None and self.ticks % SLOW_EVERY == 0):
             self._read_slow(now)
-        if now >= self._pss_due_ns and "smaps_rollup" in self._process:
+        if not slow and now >= self._pss_due_ns and "smaps_rollup" in self._process:
             self._read_pss(now)
         self.ticks += 1
         cost_s = (self._cost_ns() - began) / 1e9

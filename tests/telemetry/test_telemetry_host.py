@@ -105,7 +105,7 @@ def test_figures_of_a_known_machine(machine: Machine) -> None:
     assert last(sampler, "process", "minor_faults") == 33
     assert last(sampler, "process", "swap_bytes") == 12 * 1024
     assert last(sampler, "process", "rss_peak_bytes") == 200 * 1024
-    assert last(sampler, "process", "pss_bytes") == 150 * 1024
+    assert sampler.series.get("process", "pss_bytes") is None, "which could wait for the process"
     assert last(sampler, "process", "disk_write_bytes") == 8192
     assert last(sampler, "host", "psi_cpu_s") == pytest.approx(2.5)
     assert last(sampler, "host", "cgroup_throttled_s") == pytest.approx(0.04)
