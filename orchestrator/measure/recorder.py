@@ -27,7 +27,7 @@ from typing import Any
 
 from orchestrator.errors import Mismatch
 from orchestrator.measure.clock import Clock
-from orchestrator.measure.metric import MetricSpec, spelled
+from orchestrator.measure.metric import ATTEMPT, MEASURED, MetricSpec, spelled
 
 Event = dict[str, Any]
 
@@ -89,6 +89,9 @@ class Recorder:
 
     def _window(self, name: str, measured: bool) -> Event:
         """What both edges of the next window of this name say."""
+        if name in (MEASURED, ATTEMPT):
+            what = "all measured phases" if name == MEASURED else "the whole attempt"
+            raise ValueError(f"no phase can be called {name}: its figures are those of {what}")
         index = self._indices.get(name, 0)
         self._indices[name] = index + 1
         return {"e": "phase", "name": name, "index": index, "measured": measured}

@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from orchestrator.measure.metric import Absent, Metric, Value, unit_of
+from orchestrator.measure.metric import MEASURED, Absent, Metric, Value, unit_of
 from orchestrator.measure.series import SeriesSet
 from orchestrator.telemetry.window import (
-    MEASURED,
     Figure,
     Missing,
     Window,

@@ -30,9 +30,9 @@ from typing import Any
 
 from orchestrator.attempt import AttemptReport, RuleResult, Verdict
 from orchestrator.errors import ConfigError
-from orchestrator.measure.metric import Absent, Samples, Value
+from orchestrator.measure.metric import ATTEMPT, MEASURED, Absent, Samples, Value
 from orchestrator.telemetry.aggregate_gpu import NEVER_BUSY
-from orchestrator.telemetry.window import ATTEMPT, MEASURED, Missing
+from orchestrator.telemetry.window import Missing
 
 _BIMODAL_AT_LEAST = 10
 STATES = ("invalid", "flagged", "off")

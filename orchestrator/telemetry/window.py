@@ -11,15 +11,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from orchestrator.measure.metric import Phase
+from orchestrator.measure.metric import ATTEMPT, MEASURED, Phase
 from orchestrator.measure.series import Series
 
 Window = tuple[int, int]  # begin, end in ns on CLOCK_MONOTONIC
-
-MEASURED = "measured"
-"""Pseudo-phase: every measured window of the attempt, overlaps counted once."""
-ATTEMPT = "attempt"
-"""Pseudo-phase: from the first reading of the attempt to the last."""
 
 _MIN_COVERED = 0.9
 _WRAP_EDGE = 0.02
@@ -66,7 +61,8 @@ def widened(windows: Sequence[Window], least_s: float) -> list[Window]:
 def windows_by_phase(phases: Sequence[Phase], attempt: Window) -> dict[str, list[Window]]:
     """Windows of every phase name, of all measured ones together and of the attempt.
 
-    A phase that was cut short ends with the attempt. Of a name with measured windows only those
+    Those two are the pseudo-phases ``measured``, where overlaps count once, and ``attempt``. A
+    phase that was cut short ends with the attempt. Of a name with measured windows only those
     count, so warm-up repetitions of ``decode`` do not mix into it.
     """
     named: dict[str, list[tuple[bool, Window]]] = {}

@@ -161,3 +161,14 @@ def test_one_name_is_one_quantity_in_one_unit(
     with pytest.raises(ValueError, match="would replace the other"):
         recorder.samples("hot", "°C", [50.0])
     assert len(events) == said
+
+
+@pytest.mark.parametrize("name", ["measured", "attempt"])
+def test_no_phase_is_called_as_all_of_them_are(
+    recorder: Recorder, events: list[dict[str, Any]], name: str
+) -> None:
+    with pytest.raises(ValueError, match=f"no phase can be called {name}"), recorder.phase(name):
+        pass
+    with pytest.raises(ValueError, match="its figures are those of"):
+        recorder.window(name, 0, 1)
+    assert events == []

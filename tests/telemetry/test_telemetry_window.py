@@ -9,10 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.measure import Phase
+from orchestrator.measure.metric import ATTEMPT, MEASURED
 from orchestrator.measure.series import Series
 from orchestrator.telemetry.window import (
-    ATTEMPT,
-    MEASURED,
     Missing,
     edges_s,
     gained,
