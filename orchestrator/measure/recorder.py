@@ -54,7 +54,15 @@ class Recorder:
         self._sampled: dict[str, bool] = {}
 
     def declare(self, specs: Sequence[MetricSpec]) -> None:
-        """Say what the metrics of these names are; those of ``Task.metrics`` are declared."""
+        """Say what the metrics of these names are; those of ``Task.metrics`` are declared.
+
+        Raises
+        ------
+        ValueError
+            One is known in another unit.
+        """
+        for spec in specs:
+            self._hold(spec.name, spec.unit)
         if specs:
             self._emit({"e": "specs", "specs": [asdict(spec) for spec in specs]})
 
@@ -151,7 +159,7 @@ class Recorder:
         self._hold(name, unit, sampled=False if self._sampled.get(name) else None)
         self._emit({"e": "absent", "name": name, "unit": unit, "reason": reason})
 
-    def _hold(self, name: str, unit: str, *, sampled: bool | None) -> None:
+    def _hold(self, name: str, unit: str, *, sampled: bool | None = None) -> None:
         """One name is one quantity: in two units its samples would be pooled as if in one."""
         known = self._units.setdefault(name, spelled(unit))
         if known != spelled(unit):

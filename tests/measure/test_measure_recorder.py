@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.measure import Mismatch, Recorder
+from orchestrator.measure import MetricSpec, Mismatch, Recorder
 from testing.clock import FakeClock
 
 
@@ -160,7 +160,12 @@ def test_one_name_is_one_quantity_in_one_unit(
             replacing()
     with pytest.raises(ValueError, match="would replace the other"):
         recorder.samples("hot", "°C", [50.0])
-    assert len(events) == said
+    recorder.declare([MetricSpec("load_ms", "ms")])
+    with pytest.raises(ValueError, match="load_ms is in ms, not s"):
+        recorder.value("load_ms", "s", 0.1)
+    with pytest.raises(ValueError, match="load_ms is in ms, not s"):
+        recorder.declare([MetricSpec("load_ms", "s")])
+    assert len(events) == said + 1
 
 
 @pytest.mark.parametrize("name", ["measured", "attempt"])
