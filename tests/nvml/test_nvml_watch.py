@@ -13,6 +13,7 @@ import yaml
 
 from orchestrator.attempt import AttemptReport, Outcome, Slot
 from orchestrator.measure import Absent, Phase, Value
+from orchestrator.telemetry import nvml
 from orchestrator.telemetry.device import devices, inventory
 from orchestrator.telemetry.verdict import judge
 from orchestrator.telemetry.watch import Telemetry
@@ -224,6 +225,29 @@ def test_gpu_that_falls_off_the_bus(play: Any) -> None:
     assert verdict.state == "invalid"
     assert "fell off the bus" in rule(report, "device_lost").reason
     assert list(report.facts["telemetry"]["lost"]) == [report.slot.gpu_uuids[0]]
+
+
+def asked_again(uuids: tuple[str, ...], length_s: float) -> tuple[int, bool]:
+    """GPUs lost or not found in an attempt, and whether the next one asks the driver again."""
+    report = watched({"decode": length_s}, uuids)
+    seen = report.facts["telemetry"]
+    return len({**seen["lost"], **seen["unopened"]}), not nvml._shared
+
+
+@pytest.mark.parametrize(
+    ("device", "uuids", "lost"),
+    [
+        ({"errors": [{"function": "*", "from_s": 0.5, "error": "GPU_IS_LOST"}]}, (), 1),
+        ({"hang_s": [0.5, 3600]}, (), 1),
+        ({}, ("GPU-of-another-node",), 1),
+        ({}, (), 0),
+    ],
+)
+def test_after_a_lost_gpu_the_driver_is_asked_again(
+    play: Any, device: dict[str, Any], uuids: tuple[str, ...], lost: int
+) -> None:
+    found = play({"devices": [{"model": "h100", **device}]}, asked_again, uuids, 0.8)
+    assert found == (lost, lost > 0)
 
 
 def test_driver_of_another_version_than_its_library(play: Any) -> None:
