@@ -78,8 +78,11 @@ class Telemetry:
         if host is None or self._slot is None:
             return Observations()
         hanging = {p.name for p in self._pacers if not p.stop()}
+        failures = {p.name: repr(p.failure) for p in self._pacers if p.failure is not None}
         if "telemetry-host" not in hanging:
-            host.tick(slow=True)
+            # What could not be read once would end this too, and the GPUs' figures with it.
+            if "telemetry-host" not in failures:
+                host.tick(slow=True)
             host.close()
         # What came before the process (imports, an environment that was built) is no part of it.
         attempt = (self._attached_ns or self._began_ns, time.perf_counter_ns())
@@ -105,9 +108,8 @@ class Telemetry:
             devices = gpu.devices
             series.merge(gpu.series)
             facts |= gpu.facts()
-        failures = [repr(p.failure) for p in self._pacers if p.failure is not None]
         if failures:
-            facts["failures"] = failures
+            facts["failures"] = list(failures.values())
         aggregates: dict[str, Metric] = {}
         for phase, found in windows.items():
             aggregates |= host_figures(phase, found, series, sampling, host.absent)

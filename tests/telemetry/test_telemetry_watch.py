@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -108,6 +109,28 @@ def test_a_process_whose_page_tables_stay_locked_does_not_hold_the_supervisor(
     finally:
         unlocked.set()
     assert isinstance(found["attempt.rss_bytes"], Value)
+
+
+def test_a_kernel_file_of_another_form_costs_only_what_comes_after_it(
+    busy_process: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    telemetry = Telemetry({"host_period_s": 0.02})
+    telemetry.start(SLOT)
+    host = telemetry._host
+    assert host is not None
+    telemetry.attach(busy_process.pid)
+    wait_for_rounds(telemetry, 2 * SLOW_EVERY)
+    (tmp_path / "stat").write_text("cpu0 of another form\ncpu1 too\n")
+    host._host["stat"] = KernelFile(tmp_path / "stat")
+    pacer = next(p for p in telemetry._pacers if p.name == "telemetry-host")
+    until(lambda: pacer.failure is not None)
+    now = time.perf_counter_ns()
+    watched = telemetry.finish([Phase("body", now, now + 10**9)])
+    assert "ValueError" in watched.facts["telemetry"]["failures"][0]
+    assert isinstance(watched.aggregates["attempt.rss_bytes"], Value)
+    absent = watched.aggregates["body.cpu_s"]
+    assert isinstance(absent, Absent)
+    assert "readings cover" in absent.reason
 
 
 def test_attempt_whose_process_never_came_to_be() -> None:
