@@ -155,7 +155,7 @@ class Recorder:
         self._emit({"e": "value", "name": name, "unit": unit, "value": float(value)})
 
     def absent(self, name: str, unit: str, reason: str) -> None:
-        """Record that a quantity could not be had, and why; raises as :meth:`value` does."""
+        """Record that a quantity is not known, and why; raises as :meth:`value` does."""
         self._hold(name, unit, sampled=False if self._sampled.get(name) else None)
         self._emit({"e": "absent", "name": name, "unit": unit, "reason": reason})
 

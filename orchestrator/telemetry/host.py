@@ -288,7 +288,7 @@ def _cpu_times(stat: bytes, wanted: set[bytes]) -> tuple[int, int] | str:
     """Busy (user, nice, system, irq, softirq) and steal ticks, summed over the wanted lines.
 
     One line why not, where one of them is missing: a core that was switched off, or a container
-    that numbers its cores anew. And where nothing was ever counted, as in a sandbox that makes
+    that numbers its cores from 0. And where nothing was ever counted, as in a sandbox that makes
     ``/proc`` up: zeros would say that nobody else uses these cores.
     """
     busy = steal = idle = 0

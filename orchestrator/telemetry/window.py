@@ -100,7 +100,7 @@ def of_readings(
 ) -> Figure:
     """``how`` (mean, max, min) of the readings inside the windows.
 
-    ``throughout``: refuse windows that reading did not cover (a GPU lost half-way, a driver that
+    ``throughout``: none of windows that reading did not cover (a GPU lost half-way, a driver that
     did not answer for a while).
     """
     if series is None or not len(series):
