@@ -21,8 +21,11 @@ def place_of(core: int, root: Path = ROOT) -> tuple[int, int]:
 
 
 def physical_cores(root: Path = ROOT) -> int:
-    """How many cores the machine has, threads of one counted once."""
-    return len({place_of(core, root) for core in range(os.cpu_count() or 1)})
+    """How many cores are switched on, threads of one counted once."""
+    # Their numbers have gaps where threads are switched off, and those have no topology.
+    found = (root / "sys/devices/system/cpu").glob("cpu[0-9]*/topology")
+    cores = [int(path.parent.name.removeprefix("cpu")) for path in found]
+    return len({place_of(core, root) for core in cores or range(os.cpu_count() or 1)})
 
 
 def governor(root: Path = ROOT) -> str | None:
@@ -71,6 +74,7 @@ def _cpuinfo(root: Path) -> dict[str, str]:
 
 def _number(path: Path, default: int) -> int:
     try:
-        return int(path.read_text())
+        number = int(path.read_text())
     except (OSError, ValueError):
         return default
+    return default if number < 0 else number  # -1: the kernel does not know either

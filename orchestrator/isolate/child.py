@@ -16,6 +16,7 @@ import importlib
 import json
 import os
 import random
+import re
 import resource
 import sys
 import tempfile
@@ -36,6 +37,16 @@ from orchestrator.measure.registry import find_task
 Job = dict[str, Any]
 
 _TRACEBACK_CHARACTERS = 64_000
+# As CUDA's runtime and driver, cuBLAS, cuDNN and their like, Triton and NCCL say it, and as torch's
+# CPU allocator and C++ do.
+_DEVICE_IS_FULL = re.compile(
+    r"CU[A-Z]+_(?:STATUS_)?ALLOC_FAILED|CUDA_ERROR_OUT_OF_MEMORY|cudaErrorMemoryAllocation"
+    r"|\bCUDA\b.*\bout of memory\b",
+    re.IGNORECASE,
+)
+_HOST_IS_FULL = re.compile(
+    r"DefaultCPUAllocator: (?:can't allocate|not enough) memory|std::bad_alloc"
+)
 
 
 class ResultPipe:
@@ -54,7 +65,12 @@ class ResultPipe:
         """Write one event, whole; raises ``RuntimeError`` in a process that the task forked."""
         if os.getpid() != self._owner:
             raise RuntimeError("only the measured process itself may record, not one it has forked")
-        line = memoryview(json.dumps(event, allow_nan=False, default=str).encode() + b"\n")
+        try:
+            text = json.dumps(event, allow_nan=False, default=_plain)
+        except ValueError as error:
+            what = event.get("key") or event.get("name") or event["e"]
+            raise ValueError(f"{what} (is NaN or infinity in it?): {error}") from error
+        line = memoryview(text.encode() + b"\n")
         with self._lock:
             while line:
                 line = line[os.write(self._descriptor, line) :]
@@ -74,6 +90,15 @@ class ResultPipe:
         )
 
 
+def _plain(value: object) -> Any:
+    """Numbers and arrays of numpy and torch as Python's own, which they would not be in words.
+
+    What else JSON does not know is told in words.
+    """
+    plain = getattr(value, "tolist", None)
+    return plain() if callable(plain) else str(value)
+
+
 def read_job(path: str) -> Job:
     """The orders a supervisor has written."""
     job: Job = json.loads(Path(path).read_text())
@@ -81,12 +106,25 @@ def read_job(path: str) -> Job:
 
 
 def take_slot(job: Job) -> None:
-    """Bind this process to its slot: cores, environment, limits. Survives ``exec``."""
+    """Bind this process to its slot: cores, environment, limits. Survives ``exec``.
+
+    Raises
+    ------
+    OrchestratorError
+        Some of the cores may not be used here.
+    """
     os.environ.update(job["environment"])
     # A core dump of a process that maps a model fills the disk.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if job["cpus"]:
-        os.sched_setaffinity(0, job["cpus"])
+        with contextlib.suppress(OSError):  # the kernel's word where none of them may be used
+            os.sched_setaffinity(0, job["cpus"])
+        # Where some may, the kernel takes those without a word: as many threads on fewer cores.
+        if lacking := sorted(set(job["cpus"]) - os.sched_getaffinity(0)):
+            raise OrchestratorError(
+                f"cores {', '.join(map(str, lacking))} may not be used here (any more)",
+                fix="Start the program, or Ray on this node, again: it looks for cores once",
+            )
 
 
 def run_job(job: Job, pipe: ResultPipe) -> NoReturn:
@@ -205,11 +243,9 @@ def classify(error: BaseException) -> Outcome:
         if isinstance(seen, MemoryError) or getattr(seen, "errno", None) == errno.ENOMEM:
             return Outcome.OOM_HOST
         text = str(seen)
-        if type(seen).__name__ == "OutOfMemoryError" or "CUDA error: out of memory" in text:
+        if type(seen).__name__ == "OutOfMemoryError" or _DEVICE_IS_FULL.search(text):
             return Outcome.OOM_DEVICE
-        if "CUBLAS_STATUS_ALLOC_FAILED" in text or "CUDA out of memory" in text:
-            return Outcome.OOM_DEVICE
-        if "DefaultCPUAllocator: can't allocate memory" in text:
+        if _HOST_IS_FULL.search(text):
             return Outcome.OOM_HOST
         seen = seen.__cause__
     return Outcome.ERROR

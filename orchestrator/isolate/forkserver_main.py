@@ -25,6 +25,7 @@ import traceback
 from pathlib import Path
 from typing import Any, NoReturn
 
+from orchestrator.host.processes import descendants
 from orchestrator.isolate import child, linux, wire
 from orchestrator.isolate.variables import python_module
 
@@ -173,7 +174,7 @@ class Server:
                 "max_rss_bytes": self._usage.ru_maxrss * 1024,
                 "cpu_s": self._usage.ru_utime + self._usage.ru_stime,
                 "strays": self._strays,
-                "stuck": linux.descendants(os.getpid()),
+                "stuck": descendants(os.getpid()),
             }
         )
         self._child = self._status = self._directory = None
@@ -191,7 +192,7 @@ class Server:
         if self._child is not None and self._status is None:
             linux.kill_quietly(self._child)
         while self._reap() and time.monotonic() < deadline_s:
-            found = linux.descendants(os.getpid())
+            found = descendants(os.getpid())
             if time.monotonic() > graced_s or len(found) > _GRACED_PROCESSES:
                 # Groups first, which no fork can slip out of; then whoever is in none but its own.
                 for group in {linux.group_of(pid) for pid in found} - {None, os.getpgrp()}:

@@ -1,4 +1,4 @@
-"""The Linux facts isolation stands on: parent-death signals, subreaping, descendants, OOM kills."""
+"""The Linux facts isolation stands on: parent-death signals, subreaping, groups, memory held."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import os
 import signal
-from pathlib import Path
 
 from orchestrator.host.memory import PAGE_BYTES
 
@@ -42,29 +41,6 @@ def adopt_orphans() -> None:
 def flush_c_stdio() -> None:
     """Write out what native libraries have buffered; ``os._exit`` would throw it away."""
     _libc.fflush(None)
-
-
-def _children(pid: int) -> list[int]:
-    found: list[int] = []
-    with contextlib.suppress(OSError):
-        for thread in os.listdir(f"/proc/{pid}/task"):
-            # A thread may end between the listing and the reading.
-            with contextlib.suppress(OSError):
-                text = Path(f"/proc/{pid}/task/{thread}/children").read_text()
-                found.extend(int(word) for word in text.split())
-    return found
-
-
-def descendants(pid: int) -> list[int]:
-    """Every living descendant of ``pid``, parents before children; a snapshot, never a promise."""
-    found: list[int] = []
-    waiting = [pid]
-    while waiting:
-        for child in _children(waiting.pop()):
-            if child not in found:
-                found.append(child)
-                waiting.append(child)
-    return found
 
 
 def punch_hole(descriptor: int, offset: int, length: int) -> bool:

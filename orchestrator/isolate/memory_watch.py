@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from orchestrator.isolate.linux import descendants, proportional_bytes, resident_bytes
+from orchestrator.host.processes import descendants
+from orchestrator.isolate.linux import proportional_bytes, resident_bytes
 
 _FAMILY_PERIOD_S = 0.2
 _CONFIRM_PERIOD_S = 1.0

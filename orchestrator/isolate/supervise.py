@@ -40,7 +40,7 @@ from orchestrator.isolate.variables import (
     attempt_environment,
     redact,
 )
-from orchestrator.measure.metric import Absent, Metric, Phase, Value
+from orchestrator.measure.metric import ATTEMPT, Absent, Metric, Phase, Value
 from orchestrator.measure.wording import gib
 
 TICK_S = 0.1
@@ -464,6 +464,10 @@ class Supervision:
         if self._exit is None:
             return None
         peak_bytes = int(self._exit["max_rss_bytes"])
+        # Whoever measures a phase's peak resets the kernel's, which is then of that phase only.
+        seen = self._watched and self._watched.aggregates.get(f"{ATTEMPT}.rss_bytes")
+        if isinstance(seen, Value):
+            peak_bytes = max(peak_bytes, int(seen.value))
         if self._memory is not None and self._stop is not None:
             # What went over the limit may have been a descendant's.
             peak_bytes = max(peak_bytes, self._memory.peak_bytes)

@@ -26,6 +26,8 @@ _ENDINGS = {
     "_c": "°C",
     "_s": "s",
 }
+#: What figures of all measured phases together, and of the whole attempt, begin with.
+MEASURED, ATTEMPT = "measured", "attempt"
 _LESS_IS_BETTER = frozenset({"s", "bytes", "J", "J/token", "nats", "°C"})
 _SPELLINGS = {"degC": "°C", "celsius": "°C"}
 

@@ -77,11 +77,11 @@ class PhaseMemory:
             recorder.value("process_memory_bytes", "bytes", self._process_bytes)
 
     def _see(self, name: str, peak: int | None) -> None:
-        self._see_process()
-        if peak is None:
+        if peak is None:  # first: the next figure that is asked for has another reason
             self._reason = self._memory.absent_reason
-            return
-        self._peaks[name] = max(peak, self._peaks.get(name, 0))
+        else:
+            self._peaks[name] = max(peak, self._peaks.get(name, 0))
+        self._see_process()
 
     def _see_process(self) -> None:
         # On CUDA telemetry asks the driver for it.

@@ -93,8 +93,11 @@ def _utilisation(
         return Absent(name, "1", f"no product in {work.dtype} could be measured")
     if not isinstance(times, Samples) or not times.values:
         return Absent(name, "1", f"{work.metric} was not measured")
-    shares = tuple(derive.mfu(work.flops, seconds, peak) or 0.0 for seconds in times.values)
-    return Samples(name, "1", shares)
+    shares = [derive.mfu(work.flops, seconds, peak) for seconds in times.values]
+    known = tuple(share for share in shares if share is not None)
+    if len(known) < len(shares):
+        return Absent(name, "1", f"{work.metric} is too short for this clock, or the peak is 0")
+    return Samples(name, "1", known)
 
 
 def _add_ratio(

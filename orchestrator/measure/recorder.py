@@ -27,7 +27,7 @@ from typing import Any
 
 from orchestrator.errors import Mismatch
 from orchestrator.measure.clock import Clock
-from orchestrator.measure.metric import MetricSpec
+from orchestrator.measure.metric import ATTEMPT, MEASURED, MetricSpec, spelled
 
 Event = dict[str, Any]
 
@@ -50,9 +50,19 @@ class Recorder:
         self.clock = clock
         self.directory = directory
         self._indices: dict[str, int] = {}
+        self._units: dict[str, str] = {}
+        self._sampled: dict[str, bool] = {}
 
     def declare(self, specs: Sequence[MetricSpec]) -> None:
-        """Say what the metrics of these names are; those of ``Task.metrics`` are declared."""
+        """Say what the metrics of these names are; those of ``Task.metrics`` are declared.
+
+        Raises
+        ------
+        ValueError
+            One is known in another unit.
+        """
+        for spec in specs:
+            self._hold(spec.name, spec.unit)
         if specs:
             self._emit({"e": "specs", "specs": [asdict(spec) for spec in specs]})
 
@@ -87,6 +97,9 @@ class Recorder:
 
     def _window(self, name: str, measured: bool) -> Event:
         """What both edges of the next window of this name say."""
+        if name in (MEASURED, ATTEMPT):
+            what = "all measured phases" if name == MEASURED else "the whole attempt"
+            raise ValueError(f"no phase can be called {name}: its figures are those of {what}")
         index = self._indices.get(name, 0)
         self._indices[name] = index + 1
         return {"e": "phase", "name": name, "index": index, "measured": measured}
@@ -114,11 +127,12 @@ class Recorder:
         Raises
         ------
         ValueError
-            A value is NaN or infinite.
+            A value is NaN or infinite, or ``name`` is known in another unit or as a single value.
         """
         plain = [float(v) for v in values]
         if any(not math.isfinite(v) for v in plain):
             raise ValueError(f"{name}: a sample is not finite")
+        self._hold(name, unit, sampled=True if role == "measured" else None)
         event = {"e": "samples", "name": name, "unit": unit, "values": plain, "role": role}
         self._emit({**event, "together": True} if together else event)
 
@@ -127,15 +141,32 @@ class Recorder:
         self._emit({"e": "stop", "name": name, "reason": reason})
 
     def value(self, name: str, unit: str, value: float) -> None:
-        """Record a quantity the attempt has once; a non-finite value becomes an absence."""
+        """Record a quantity the attempt has once; a non-finite value becomes an absence.
+
+        Raises
+        ------
+        ValueError
+            ``name`` is known in another unit or has samples.
+        """
         if not math.isfinite(value):
             self.absent(name, unit, f"came out as {value}")
             return
+        self._hold(name, unit, sampled=False)
         self._emit({"e": "value", "name": name, "unit": unit, "value": float(value)})
 
     def absent(self, name: str, unit: str, reason: str) -> None:
-        """Record that a quantity could not be had, and why."""
+        """Record that a quantity is not known, and why; raises as :meth:`value` does."""
+        self._hold(name, unit, sampled=False if self._sampled.get(name) else None)
         self._emit({"e": "absent", "name": name, "unit": unit, "reason": reason})
+
+    def _hold(self, name: str, unit: str, *, sampled: bool | None = None) -> None:
+        """One name is one quantity: in two units its samples would be pooled as if in one."""
+        known = self._units.setdefault(name, spelled(unit))
+        if known != spelled(unit):
+            raise ValueError(f"{name} is in {known}, not {unit}: give it one unit, or another name")
+        if sampled is not None and self._sampled.setdefault(name, sampled) != sampled:
+            both = "has samples and a single value, of which one would replace the other"
+            raise ValueError(f"{name} {both}: give one another name")
 
     def engaged(self, what: str, asked: object, got: object, *, ok: bool | None = None) -> None:
         """Prove that ``what`` is as asked.

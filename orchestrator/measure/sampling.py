@@ -149,7 +149,7 @@ def repeat(recorder: Recorder, protocol: Mapping[str, Any], *, watch: str) -> It
         Gets each repetition's samples once it is over, and the stop reason of ``watch``.
     protocol : mapping
         ``warmup``, ``min_repetitions``, ``max_repetitions``, ``max_time_s``,
-        ``ci_relative_half_width``, ``confidence``, ``resamples``.
+        ``ci_relative_half_width``, ``confidence``.
     watch : str
         The metric whose median decides; each measured repetition must record it. Where a
         repetition records several values, their median counts as one.

@@ -47,6 +47,50 @@ def bootstrap_medians(values: Series, resamples: int, rng: np.random.Generator) 
     return (picked + ordered[np.minimum((n * upper).astype(np.int64), n - 1)]) / 2.0
 
 
+def median_interval(values: Sequence[float], tail: float) -> tuple[float, float]:
+    """Ends beyond each of which a share ``tail`` of all bootstrap medians of ``values`` lies.
+
+    Without a draw, so that a tail of one in a million costs no more than one in ten. Of over 64
+    values, an even number of them, the law of the mean of the two middle ranks is taken to be the
+    mean of their laws, which are a rank apart.
+    """
+    ordered = np.sort(np.asarray(values, dtype=np.float64))
+    n = ordered.size
+    if n > _TABLE_SAMPLES:
+        rank = _low_rank(n, tail)
+        return float(ordered[rank]), float(ordered[n - 1 - rank])
+    middle = _middle_ranks(n)
+    medians = (ordered[middle.lower] + ordered[middle.upper]) / 2.0
+    order = np.argsort(medians)
+    medians, shares = medians[order], middle.shares[order]
+    from_below, from_above = np.cumsum(shares), np.cumsum(shares[::-1])
+    low = int(np.searchsorted(from_below, tail))
+    high = medians.size - 1 - int(np.searchsorted(from_above, tail))
+    return float(medians[low]), float(medians[high])
+
+
+def _low_rank(n: int, tail: float) -> int:
+    """Lowest rank, from 0, with a share ``tail`` of the medians of n draws at it or below."""
+    whole = np.cumsum(np.log(np.arange(1, n + 1)))  # log n!
+    halves = {(n + 1) // 2, n // 2 + 1}
+
+    def at_or_below(rank: int) -> float:
+        """At least half of n draws are among the ``rank + 1`` lowest of n values."""
+        share = (rank + 1) / n
+        found = 0.0
+        for half in halves:
+            d = np.arange(half, n)  # that all n are is too rare to count
+            ways = whole[n - 1] - whole[d - 1] - whole[n - d - 1]
+            found += float(np.exp(ways + d * math.log(share) + (n - d) * math.log1p(-share)).sum())
+        return found / len(halves)
+
+    low, high = 0, n // 2
+    while low < high:
+        rank = (low + high) // 2
+        low, high = (low, rank) if at_or_below(rank) >= tail else (rank + 1, high)
+    return low
+
+
 def _medians_by_repetition(
     ordered: FloatArray,
     values: FloatArray,
@@ -75,13 +119,14 @@ def _medians_by_repetition(
 class _MiddleRanks:
     """The one or two middle ranks of n draws with replacement from n ordered values.
 
-    ``lower`` and ``upper`` are pairs of ranks; ``keep`` and ``other`` are Walker's alias table over
-    their probabilities: a pair picked evenly is kept with probability ``keep``, else it is
-    ``other``.
+    ``lower`` and ``upper`` are pairs of ranks, ``shares`` their probabilities; ``keep`` and
+    ``other`` are Walker's alias table over them: a pair picked evenly is kept with probability
+    ``keep``, else it is ``other``.
     """
 
     lower: IndexArray
     upper: IndexArray
+    shares: FloatArray
     keep: FloatArray
     other: IndexArray
 
@@ -115,9 +160,9 @@ def _middle_ranks(n: int) -> _MiddleRanks:
         counts[i, i] = first[i] - apart
     shares = {pair: count / n**n for pair, count in counts.items()}
     pairs = [pair for pair, share in shares.items() if share > _LEAST_SHARE]
-    keep, other = _alias(np.array([shares[pair] for pair in pairs]))
+    kept = np.array([shares[pair] for pair in pairs])
     lower, upper = np.array(pairs, dtype=np.int64).T
-    return _MiddleRanks(lower, upper, keep, other)
+    return _MiddleRanks(lower, upper, kept, *_alias(kept))
 
 
 def _alias(shares: FloatArray) -> tuple[FloatArray, IndexArray]:

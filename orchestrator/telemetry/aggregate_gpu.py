@@ -6,31 +6,29 @@ and means; where one GPU has no figure the attempt has none, and that GPU's reas
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.measure.metric import Metric
 from orchestrator.measure.series import Series, SeriesSet
-from orchestrator.telemetry.aggregate import Figures
+from orchestrator.telemetry.aggregate import ENERGY_ERROR_LIMIT, Figures
 from orchestrator.telemetry.window import (
     Figure,
     Missing,
     Window,
+    edges_s,
     gained,
     inside,
     mean,
     of_readings,
     refresh_s,
-    spacing_s,
     together,
     total_s,
 )
 
 ENERGY_MODULUS_J = 2**32 / 1e3
 """Older drivers count millijoules in 32 bits."""
-ENERGY_ERROR_LIMIT = 0.5
-"""An energy whose error may exceed this share of it is not published."""
 AVERAGE_POWER_OVER_S = 1.0
 """What NVML's average power is averaged over."""
 BUSY_AT_LEAST = 0.5
@@ -188,7 +186,7 @@ class _Card:
         """Gain of the total-energy counter, with the error of its refresh at every window's edges.
 
         The counter stands still between refreshes and is read a moment after each, so at either
-        edge it may be off by the power times (refresh + reading spacing).
+        edge it may be off by the power times (refresh + time between the readings around it).
         """
         joules = self.counter("energy_j", ENERGY_MODULUS_J)
         series = self._get("energy_j")
@@ -197,11 +195,13 @@ class _Card:
         if joules <= 0:
             still = Missing("the energy counter stands still")
             return Energy(still, still)
-        blur_s = refresh_s(series) + (spacing_s(series) or self._period_s)
-        error_j = len(self._windows) * blur_s * joules / self._wall_s
+        windows = self._windows
+        blur_s = len(windows) * refresh_s(series) + edges_s(series, windows)
+        error_j = blur_s * joules / self._wall_s
         if error_j > ENERGY_ERROR_LIMIT * joules:
+            at_edge_s = blur_s / len(windows)
             vague = Missing(
-                f"the energy counter is known to ±{blur_s * 1e3:.0f} ms at a phase's edges: "
+                f"the energy counter is known to ±{at_edge_s * 1e3:.0f} ms at a phase's edges: "
                 f"{joules:.3g} J may be off by {error_j:.3g} J"
             )
             return Energy(vague, Missing(vague.reason))
@@ -235,10 +235,10 @@ class _Card:
             times = zip(busy.t_ns, busy.values, strict=True)
             busy_at = {t for t, u in times if u >= BUSY_AT_LEAST}
         found = [
-            value
+            clock.values[i]
             for begin, end in self._windows
-            for t, value in zip(clock.t_ns, clock.values, strict=True)
-            if begin <= t <= end and (busy_at is None or t in busy_at)
+            for i in range(bisect_left(clock.t_ns, begin), bisect_right(clock.t_ns, end))
+            if busy_at is None or clock.t_ns[i] in busy_at
         ]
         if found:
             return mean(found) / allowed

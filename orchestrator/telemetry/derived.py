@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from orchestrator.attempt import AttemptReport
 from orchestrator.measure import derive
-from orchestrator.measure.metric import Absent, Metric, Samples, Value
-from orchestrator.telemetry.window import ATTEMPT
+from orchestrator.measure.metric import ATTEMPT, Absent, Metric, Samples, Value
 
 _NAME, _UNIT = "joules_per_token", "J/token"
 #: The phase of the measured window of a load.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.telemetry.nvml import NO_GPU_HERE, NvmlError, NvmlSession
+from orchestrator.telemetry.nvml import NO_GPU_HERE, Kind, NvmlError, NvmlSession
 
 
 @dataclass(frozen=True)
@@ -145,10 +145,18 @@ def _slices(session: NvmlSession, parent: Any) -> list[Device]:
         return []
     whole = describe(session, parent)
     found = []
-    for index in range(session.ask("nvmlDeviceGetMaxMigDeviceCount", parent, default=0)):
-        handle = session.ask("nvmlDeviceGetMigDeviceHandleByIndex", parent, index, default=None)
-        if handle is not None:
-            found.append(describe(session, handle, whole))
+    for index in range(session.call("nvmlDeviceGetMaxMigDeviceCount", parent)):
+        try:
+            handle = session.call("nvmlDeviceGetMigDeviceHandleByIndex", parent, index)
+        except NvmlError as error:
+            if error.kind is Kind.UNKNOWN_DEVICE:  # no slice in this place
+                continue
+            raise
+        found.append(describe(session, handle, whole))
+    if not found:
+        # CUDA sees nothing of such a GPU, and it must not be taken for a whole one.
+        cure = "make slices (nvidia-smi mig -cgi ... -C) or turn it off (nvidia-smi -mig 0)"
+        raise NvmlError(f"MIG is on without a slice: {cure}", kind=Kind.UNSUPPORTED)
     return found
 
 

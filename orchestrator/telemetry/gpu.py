@@ -17,7 +17,13 @@ from typing import Any
 from orchestrator.measure.series import SeriesSet
 from orchestrator.telemetry.device import Device
 from orchestrator.telemetry.gpu_reader import SLOW_EVERY, GpuReader
-from orchestrator.telemetry.nvml import NvmlError, NvmlSession, answered, shared_session
+from orchestrator.telemetry.nvml import (
+    NvmlError,
+    NvmlSession,
+    answered,
+    forget_session,
+    shared_session,
+)
 from orchestrator.telemetry.process import belongs_to
 
 OPEN_TIMEOUT_S = 10.0
@@ -108,6 +114,9 @@ class GpuSampler:
             self.lost |= {r.uuid: _SILENT for r in self._readers if r.lost is None}
         for uuid, reason in {**self.unopened, **self.lost}.items():
             self.absent[uuid]["*"] = reason
+        if self.unopened or self.lost:
+            # A GPU that was reset, or cut into other slices, is only found by asking again.
+            forget_session(hanging=hanging or _SILENT in self.unopened.values())
 
     def facts(self) -> dict[str, Any]:
         """What the attempt's record says about how its GPUs were watched."""

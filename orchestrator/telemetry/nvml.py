@@ -291,7 +291,12 @@ def shared_session() -> NvmlSession:
     return _shared[0]
 
 
-def forget_session() -> None:
-    """Close the shared session, so that the next one asks NVML anew."""
+def forget_session(*, hanging: bool = False) -> None:
+    """Close the shared session, so that the next one asks NVML again.
+
+    ``hanging``: without a word to the driver, which would not answer.
+    """
     while _shared:
-        _shared.pop().close()
+        session = _shared.pop()
+        if not hanging:
+            session.close()

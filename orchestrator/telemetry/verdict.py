@@ -22,6 +22,7 @@ say): they change no perplexity. Nor does the SM clock of a GPU that was never b
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -29,9 +30,9 @@ from typing import Any
 
 from orchestrator.attempt import AttemptReport, RuleResult, Verdict
 from orchestrator.errors import ConfigError
-from orchestrator.measure.metric import Absent, Samples, Value
+from orchestrator.measure.metric import ATTEMPT, MEASURED, Absent, Samples, Value
 from orchestrator.telemetry.aggregate_gpu import NEVER_BUSY
-from orchestrator.telemetry.window import ATTEMPT, MEASURED, Missing
+from orchestrator.telemetry.window import Missing
 
 _BIMODAL_AT_LEAST = 10
 STATES = ("invalid", "flagged", "off")
@@ -142,9 +143,10 @@ def _rules(rules: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
             continue
         if state not in STATES:
             raise ConfigError(f"state {state!r} is none of {', '.join(STATES)}", where=where)
-        if isinstance(rule["limit"], bool) or not isinstance(rule["limit"], (int, float)):
-            raise ConfigError(f"{rule['limit']!r} is no number", where=f"{where}.limit")
-        yield name, state, rule["limit"]
+        limit = rule["limit"]
+        if isinstance(limit, bool) or not isinstance(limit, (int, float)) or math.isnan(limit):
+            raise ConfigError(f"{limit!r} is no number", where=f"{where}.limit")
+        yield name, state, limit
 
 
 def _plain(value: object, unit: str) -> str:
@@ -163,8 +165,8 @@ def _aggregate(
 ) -> Callable[[AttemptReport], Seen]:
     """Value of a telemetry figure over the measured windows.
 
-    ``whole_attempt``: where those are too short to tell, the figure of the whole attempt stands in,
-    which can only see more. ``timed``: asked only of attempts that timed something.
+    ``whole_attempt``: where there are none, or a peak was not read in them, the figure of the whole
+    attempt stands in. ``timed``: asked only of attempts that timed something.
     """
 
     def look(report: AttemptReport) -> Seen:
@@ -199,17 +201,22 @@ def _slowest_clock(report: AttemptReport) -> Seen:
 def _lost(report: AttemptReport) -> Seen:
     watched = report.facts.get("telemetry", {})
     lost, unopened = watched.get("lost"), watched.get("unopened")
-    if lost is None or unopened:
+    if not lost and (lost is None or unopened):
         return Missing(next(iter(unopened.values())) if unopened else "no telemetry")
     return "; ".join(f"{uuid}: {reason}" for uuid, reason in sorted(lost.items()))
 
 
 def _memory_before(report: AttemptReport) -> Seen:
     watched = report.facts.get("telemetry", {})
-    before = watched.get("device_memory_before_bytes")
-    if not before:
-        unread = "device memory was not read before the attempt"
-        return Missing(next(iter((watched.get("unopened") or {}).values()), unread))
+    before, unopened = (
+        watched.get("device_memory_before_bytes") or {},
+        watched.get("unopened") or {},
+    )
+    gpus = report.slot.gpus if report.slot else ()
+    # One of eight that was not read may be the one that somebody else fills.
+    if unread := [uuid for uuid in gpus if uuid not in before]:
+        why = f"memory of {unread[0]} was not read before the attempt"
+        return Missing(unopened.get(unread[0], why))
     return float(max(before.values()))
 
 
@@ -275,7 +282,7 @@ CHECKS: dict[str, Check] = {
     ),
     "cgroup_throttling": _at_all(
         "cgroup_throttled_ratio",
-        "the CPU was throttled by its control group for a share of {value} (limit {limit})",
+        "the control group withheld a share of {value} of the cores (limit {limit})",
         timed=True,
     ),
     "steal": _at_all(

@@ -77,14 +77,18 @@ class Telemetry:
         host, gpu = self._host, self._gpu
         if host is None or self._slot is None:
             return Observations()
-        hanging = [p for p in self._pacers if not p.stop()]
-        host.tick(slow=True)
-        host.close()
+        hanging = {p.name for p in self._pacers if not p.stop()}
+        failures = {p.name: repr(p.failure) for p in self._pacers if p.failure is not None}
+        if "telemetry-host" not in hanging:
+            # What could not be read once would end this too, and the GPUs' figures with it.
+            if "telemetry-host" not in failures:
+                host.tick(slow=True)
+            host.close()
         # What came before the process (imports, an environment that was built) is no part of it.
         attempt = (self._attached_ns or self._began_ns, time.perf_counter_ns())
         windows = windows_by_phase(phases, attempt)
         series = SeriesSet(self._began_ns)
-        series.merge(host.series)
+        series.merge(host.series.snapshot() if "telemetry-host" in hanging else host.series)
         sampling = HostSampling(
             cores=len(self._slot.cpus) or os.cpu_count() or 1,
             fast_s=host.period_s,
@@ -100,13 +104,12 @@ class Telemetry:
         }
         devices: Sequence[Device] = ()
         if gpu is not None:
-            gpu.close(hanging=any(p.name == "telemetry-nvml" for p in hanging))
+            gpu.close(hanging="telemetry-nvml" in hanging)
             devices = gpu.devices
             series.merge(gpu.series)
             facts |= gpu.facts()
-        failures = [repr(p.failure) for p in self._pacers if p.failure is not None]
         if failures:
-            facts["failures"] = failures
+            facts["failures"] = list(failures.values())
         aggregates: dict[str, Metric] = {}
         for phase, found in windows.items():
             aggregates |= host_figures(phase, found, series, sampling, host.absent)

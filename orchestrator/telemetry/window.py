@@ -11,18 +11,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from orchestrator.measure.metric import Phase
+from orchestrator.measure.metric import ATTEMPT, MEASURED, Phase
 from orchestrator.measure.series import Series
 
 Window = tuple[int, int]  # begin, end in ns on CLOCK_MONOTONIC
 
-MEASURED = "measured"
-"""Pseudo-phase: every measured window of the attempt, overlaps counted once."""
-ATTEMPT = "attempt"
-"""Pseudo-phase: from the first reading of the attempt to the last."""
-
 _MIN_COVERED = 0.9
 _WRAP_EDGE = 0.02
+_GAP = 20  # readings so many times further apart than usual leave a gap
 
 
 @dataclass(frozen=True)
@@ -51,10 +47,22 @@ def total_s(windows: Sequence[Window]) -> float:
     return sum(end - begin for begin, end in windows) / 1e9
 
 
+def widened(windows: Sequence[Window], least_s: float) -> list[Window]:
+    """The windows and as much of what is around them as makes them ``least_s`` in all."""
+    found, pad_s = list(windows), 0.0
+    while found and (lacking_s := least_s - total_s(found)) > 0:
+        # Those of neighbours overlap, so once may not be enough.
+        pad_s += lacking_s / 2 / len(windows) + 1e-6
+        pad = round(pad_s * 1e9)
+        found = merged((begin - pad, end + pad) for begin, end in windows)
+    return found
+
+
 def windows_by_phase(phases: Sequence[Phase], attempt: Window) -> dict[str, list[Window]]:
     """Windows of every phase name, of all measured ones together and of the attempt.
 
-    A phase that was cut short ends with the attempt. Of a name with measured windows only those
+    Those two are the pseudo-phases ``measured``, where overlaps count once, and ``attempt``. A
+    phase that was cut short ends with the attempt. Of a name with measured windows only those
     count, so warm-up repetitions of ``decode`` do not mix into it.
     """
     named: dict[str, list[tuple[bool, Window]]] = {}
@@ -92,13 +100,15 @@ def of_readings(
 ) -> Figure:
     """``how`` (mean, max, min) of the readings inside the windows.
 
-    ``throughout``: refuse windows that reading did not cover (a GPU lost half-way).
+    ``throughout``: none of windows that reading did not cover (a GPU lost half-way, a driver that
+    did not answer for a while).
     """
     if series is None or not len(series):
         return Missing("was never read")
     found = inside(series, windows)
     if throughout and found:
-        length_s, covered_s = total_s(windows), total_s(_covered(series, windows))
+        length_s = total_s(windows)
+        covered_s = total_s(_common(windows, _read_throughout(series)))
         if _uncovered(length_s, covered_s, 2 * period_s):
             return Missing(f"readings cover {covered_s:.2f} s of {length_s:.2f} s")
     if not found:
@@ -190,16 +200,47 @@ def refresh_s(series: Series) -> float:
     return max(b - a for a, b in pairwise(edges)) / 1e9
 
 
-def spacing_s(series: Series) -> float | None:
-    """Median time between two readings; None with fewer than two."""
-    gaps = sorted((b - a) / 1e9 for a, b in pairwise(series.t_ns))
-    return gaps[len(gaps) // 2] if gaps else None
+def edges_s(series: Series, windows: Sequence[Window]) -> float:
+    """Seconds that cannot be told to lie inside the windows or outside, of at least two readings.
+
+    For each window the time between the two readings around an edge of it, whichever is wider:
+    what happened between them is shared out evenly.
+    """
+    times = series.t_ns
+
+    def around(t: int) -> int:
+        i = min(max(bisect_right(times, t), 1), len(times) - 1)
+        return times[i] - times[i - 1]
+
+    return sum(max(around(begin), around(end)) for begin, end in windows) / 1e9
+
+
+def _read_throughout(series: Series) -> list[Window]:
+    """When it was read at its pace; what lies between, nobody saw."""
+    import numpy as np
+
+    times = np.array(series.t_ns, dtype=np.int64)
+    gaps = np.diff(times)
+    breaks = np.flatnonzero(gaps > _GAP * np.median(gaps)) if len(gaps) else gaps
+    begins, ends = times[[0, *(breaks + 1)]], times[[*breaks, -1]]
+    return list(zip(begins.tolist(), ends.tolist(), strict=True))
+
+
+def _common(windows: Sequence[Window], others: Sequence[Window]) -> list[Window]:
+    """Where windows of both overlap; each of them sorted and disjoint."""
+    found, rest = [], list(reversed(others))
+    for begin, end in windows:
+        while rest and rest[-1][1] <= begin:
+            rest.pop()
+        i = len(rest) - 1
+        while i >= 0 and rest[i][0] < end:
+            found.append((max(begin, rest[i][0]), min(end, rest[i][1])))
+            i -= 1
+    return found
 
 
 def _covered(series: Series, windows: Sequence[Window]) -> list[Window]:
-    first, last = series.t_ns[0], series.t_ns[-1]
-    cut = [(max(begin, first), min(end, last)) for begin, end in windows]
-    return [(begin, end) for begin, end in cut if end > begin]
+    return _common(windows, [(series.t_ns[0], series.t_ns[-1])])
 
 
 def _uncovered(length_s: float, covered_s: float, period_s: float) -> bool:

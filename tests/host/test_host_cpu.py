@@ -49,6 +49,19 @@ def test_threads_of_one_core_have_one_place(tree: Write) -> None:
     assert cpu.governor(root) == "powersave"
 
 
+def test_cores_count_that_are_switched_on(tree: Write) -> None:
+    # Of four cores with two threads each the second threads are off: 1, 3, 5 and 7.
+    topology = {f"{CORE.format(2 * n)}/topology/core_id": f"{n}\n" for n in range(4)}
+    root = tree({**topology, f"{CORE.format(1)}/online": "0\n"})
+    assert cpu.physical_cores(root) == 4
+
+
+def test_cores_that_the_kernel_knows_no_place_of_are_not_all_one(tree: Write) -> None:
+    root = tree({f"{CORE.format(n)}/topology/core_id": "-1\n" for n in range(4)})
+    assert [cpu.place_of(n, root) for n in range(4)] == [(0, 0), (0, 1), (0, 2), (0, 3)]
+    assert cpu.physical_cores(root) == 4
+
+
 def test_this_machine() -> None:
     assert set(cpu.usable_cores()) == os.sched_getaffinity(0)
     assert 1 <= cpu.physical_cores() <= (os.cpu_count() or 1)

@@ -15,6 +15,7 @@ import pytest
 from orchestrator.attempt import AttemptReport, PlannedAttempt, Resources, Slot, Trial
 from orchestrator.isolate.directory import PREFIX
 from orchestrator.isolate.isolation import Isolation
+from orchestrator.telemetry.watch import Telemetry
 from testing.waiting import until
 
 CORE = min(os.sched_getaffinity(0))
@@ -164,12 +165,13 @@ def probe(
         start: str = "fork",
         preload: tuple[str, ...] = (),
         env: dict[str, str] | None = None,
+        watched: bool = False,
         **options: Any,
     ) -> AttemptReport:
         if not made:
             made.append(Isolation(preload=preload, env=env))
         spec = make_spec({"name": "isolate_probe", "source": source}, start=start, **options)
-        return last(made[0], spec, slot)
+        return last(made[0], spec, slot, watch=Telemetry({}) if watched else None)
 
     yield run
     for isolation in made:

@@ -125,7 +125,17 @@ class OutOfMemoryError(RuntimeError):
         (OutOfMemoryError("CUDA out of memory. Tried to allocate"), Outcome.OOM_DEVICE),
         (RuntimeError("CUDA error: out of memory"), Outcome.OOM_DEVICE),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), Outcome.OOM_DEVICE),
+        (RuntimeError("CUDA driver error: out of memory"), Outcome.OOM_DEVICE),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), Outcome.OOM_DEVICE),
+        (RuntimeError("cuFFT error: CUFFT_ALLOC_FAILED"), Outcome.OOM_DEVICE),
+        (RuntimeError("Triton Error [CUDA]: out of memory"), Outcome.OOM_DEVICE),
+        (
+            RuntimeError("NCCL error\nLast error:\nCuda failure 2 'out of memory'"),
+            Outcome.OOM_DEVICE,
+        ),
         (RuntimeError("CUDA error: device-side assert triggered"), Outcome.ERROR),
+        (RuntimeError("std::bad_alloc"), Outcome.OOM_HOST),
+        (RuntimeError("CUDA error: invalid argument\nthe tape ran out of memory"), Outcome.ERROR),
         (
             RuntimeError(
                 "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't "

@@ -92,10 +92,16 @@ def test_without_gpus_none_is_visible(probe: Probe, monkeypatch: pytest.MonkeyPa
     assert report.facts["cuda"] == ""
 
 
-def test_cores_that_cannot_be_had_are_an_error(isolation: Isolation, h: Any) -> None:
-    report = h.last(isolation, h.noop(), Slot("n", "h", (100_000,)))
+@pytest.mark.parametrize("usable", [True, False])
+def test_cores_that_may_not_be_used_are_an_error(
+    isolation: Isolation, h: Any, usable: bool
+) -> None:
+    # Next to a core that may be used, too: the kernel would leave out the other in silence.
+    cores = (h.core, 999) if usable else (999,)
+    report = h.last(isolation, h.noop(), Slot("n", "h", cores))
     assert report.outcome is Outcome.ERROR
-    assert report.reason.startswith("cannot take the slot")
+    assert report.reason.startswith("cannot take the slot: cores 999 may not be used here")
+    assert "again" in report.reason
 
 
 def test_seeds_make_attempts_repeat(probe: Probe) -> None:
@@ -120,6 +126,21 @@ def test_samples_and_artifacts_come_back(probe: Probe) -> None:
     assert (series.warmup, series.stop_reason) == ((9.0,), "max_repetitions")
     assert report.artifacts == {"sub/trace.json": b"{}", "log.txt": b"to the log\n"}
     assert set(report.facts["isolate"]["artifacts_missing"]) == {"never.bin"}
+
+
+def test_numbers_of_numpy_and_torch_stay_numbers(probe: Probe) -> None:
+    report = probe(
+        "import numpy, torch\n"
+        "recorder.fact('loss', {'at': numpy.int64(3), 'is': numpy.float32(0.5)})\n"
+        "recorder.fact('curve', [numpy.arange(2), torch.tensor(1.5)])\n"
+        "recorder.fact('where', __import__('pathlib').Path('/x'))\n"
+        "recorder.fact('diverged', [1.0, numpy.float32('nan')])\n"
+    )
+    assert report.facts["loss"] == {"at": 3, "is": 0.5}
+    assert report.facts["curve"] == [[0, 1], 1.5]
+    assert report.facts["where"] == "/x"
+    assert report.outcome is Outcome.ERROR
+    assert report.reason.startswith("ValueError: diverged (is NaN or infinity in it?)")
 
 
 def test_what_a_task_says_of_its_metrics_comes_with_its_report(probe: Probe) -> None:

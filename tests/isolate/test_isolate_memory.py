@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import pytest
 
+from orchestrator.attempt import AttemptReport, Outcome
 from orchestrator.isolate import linux
 from orchestrator.isolate import memory_watch as memory
 from orchestrator.isolate.memory_watch import MemoryWatch
@@ -68,3 +70,20 @@ def test_real_readings_agree_with_each_other() -> None:
     assert len(held) < proportional <= resident * 1.01
     assert linux.resident_bytes(2**22 + 1) == 0
     assert linux.proportional_bytes(2**22 + 1) is None
+
+
+def test_the_peak_of_a_killed_process_is_not_that_since_a_phase_began(
+    probe: Callable[..., AttemptReport],
+) -> None:
+    report = probe(
+        "import mmap, signal, time\n"
+        "from orchestrator.measure import HostMemory\n"
+        "with mmap.mmap(-1, 96 << 20) as block:\n"
+        "    block[:: mmap.PAGESIZE] = b'x' * ((96 << 20) // mmap.PAGESIZE)\n"
+        "    time.sleep(0.5)\n"
+        "HostMemory().reset()\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n",
+        watched=True,
+    )
+    assert report.outcome is Outcome.CRASHED
+    assert report.metrics["process_memory_bytes"].value > 96 << 20

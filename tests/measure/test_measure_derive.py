@@ -162,3 +162,24 @@ def test_unknown_peaks_and_energies_stay_unknown() -> None:
     assert joules_per_token(None, 10) is None
     assert joules_per_token(5.0, 0) is None
     assert joules_per_token(5.0, 10) == 0.5
+
+
+def test_a_utilisation_of_no_time_is_absent_and_not_zero() -> None:
+    from orchestrator.measure.metric import Absent, Samples
+    from orchestrator.measure.predicted import Limits, predicted_metrics
+    from orchestrator.model.expectation import Expectation, Work
+    from orchestrator.model.measured_device import NEAR, Measured
+
+    device = Measured("d", {f"product.{NEAR}.float32": ((1e9, 1, 1.0),)}, (), (), 0.0)
+    assert device.peak("float32") == 2e9
+    expected = Expectation({}, 1, work={"mfu": Work(1e9, "step_s", "float32")})
+
+    def share(*times_s: float) -> object:
+        measured = {"step_s": Samples("step_s", "s", times_s)}
+        return predicted_metrics(expected, measured, Limits(device, "none"))["mfu.measured_peak"]
+
+    found, none = share(1.0, 2.0), share(1.0, 0.0)
+    assert isinstance(found, Samples)
+    assert found.values == (pytest.approx(0.5), pytest.approx(0.25))
+    assert isinstance(none, Absent)
+    assert "too short" in none.reason

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.measure import HostMemory, tracker
+from orchestrator.measure import HostClock, HostMemory, Recorder, tracker
+from orchestrator.measure.phase_memory import PhaseMemory
+from orchestrator.measure.recorder import Event
 
 MIB = 1 << 20
 
@@ -81,3 +83,16 @@ def test_what_proc_does_not_have_is_none_with_a_reason(tmp_path: Path) -> None:
     (tmp_path / "status").write_text("Name:\tkernel thread\n")
     assert memory.peak_bytes() is None
     assert "has no VmHWM" in (memory.absent_reason or "")
+
+
+def test_why_a_phases_peak_is_not_known_is_said_with_it(tmp_path: Path) -> None:
+    proc(tmp_path, rss=100_000, peak=900_000)
+    (tmp_path / "smaps_rollup").write_text("x\nPss: 40000 kB\n")
+    events: list[Event] = []
+    memory = PhaseMemory(HostMemory(tmp_path))
+    with memory.watching("decode"):  # under a peak of earlier work, which nothing resets
+        pass
+    memory.record(Recorder(events.append, HostClock(), tmp_path))
+    told = {event["name"]: event for event in events}
+    assert "cannot be reset here" in told["peak_memory_over_weights_bytes"]["reason"]
+    assert told["process_memory_bytes"]["value"] == 840_000 * 1024

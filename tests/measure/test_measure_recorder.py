@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.measure import Mismatch, Recorder
+from orchestrator.measure import MetricSpec, Mismatch, Recorder
 from testing.clock import FakeClock
 
 
@@ -137,3 +137,43 @@ def test_artifacts_stay_in_their_directory(recorder: Recorder, tmp_path: Path) -
     assert path.is_relative_to(tmp_path)
     with pytest.raises(ValueError, match="leaves"):
         recorder.artifact("../elsewhere.txt")
+
+
+def test_one_name_is_one_quantity_in_one_unit(
+    recorder: Recorder, events: list[dict[str, Any]]
+) -> None:
+    recorder.samples("step_s", "s", [0.1])
+    recorder.value("hot", "degC", 50.0)
+    recorder.value("hot", "°C", 51.0)  # the same unit, and a later word on it
+    recorder.samples("itl_s", "s", [0.1], role="warmup")
+    recorder.absent("itl_s", "s", "all tokens came together")
+    said = len(events)
+    with pytest.raises(ValueError, match="step_s is in s, not ms"):
+        recorder.samples("step_s", "ms", [100.0])
+    with pytest.raises(ValueError, match="hot is in °C, not K"):
+        recorder.value("hot", "K", 324.0)
+    for replacing in (
+        lambda: recorder.value("step_s", "s", 1.0),
+        lambda: recorder.absent("step_s", "s", "x"),
+    ):
+        with pytest.raises(ValueError, match="would replace the other"):
+            replacing()
+    with pytest.raises(ValueError, match="would replace the other"):
+        recorder.samples("hot", "°C", [50.0])
+    recorder.declare([MetricSpec("load_ms", "ms")])
+    with pytest.raises(ValueError, match="load_ms is in ms, not s"):
+        recorder.value("load_ms", "s", 0.1)
+    with pytest.raises(ValueError, match="load_ms is in ms, not s"):
+        recorder.declare([MetricSpec("load_ms", "s")])
+    assert len(events) == said + 1
+
+
+@pytest.mark.parametrize("name", ["measured", "attempt"])
+def test_no_phase_is_called_as_all_of_them_are(
+    recorder: Recorder, events: list[dict[str, Any]], name: str
+) -> None:
+    with pytest.raises(ValueError, match=f"no phase can be called {name}"), recorder.phase(name):
+        pass
+    with pytest.raises(ValueError, match="its figures are those of"):
+        recorder.window(name, 0, 1)
+    assert events == []

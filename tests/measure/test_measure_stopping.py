@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -84,7 +86,7 @@ def test_a_noisy_series_seldom_stops_early_by_luck() -> None:
         return (high - low) / 2.0 <= 0.02 * median
 
     rng = np.random.default_rng(11)
-    rules = StoppingProtocol.of({**STANDARD, "resamples": 1000})
+    rules = StoppingProtocol.of(STANDARD)
     series = [rng.lognormal(0.0, 0.03, 15).tolist() for _ in range(60)]
     lucky = sum(any(seems_narrow(s[:n]) for n in range(10, 16)) for s in series)
     stopped = sum(any(rules.stop_reason(s[:n], 0.0) for n in range(10, 16)) for s in series)
@@ -96,3 +98,26 @@ def test_a_noisy_series_seldom_stops_early_by_luck() -> None:
 def test_a_quiet_series_stops_at_once(sd: float) -> None:
     values = np.random.default_rng(5).lognormal(0.0, sd, 10).tolist()
     assert StoppingProtocol.of(STANDARD).stop_reason(values, 0.0) == "ci"
+
+
+@pytest.mark.parametrize("n", [2, 3, 10, 11, 64, 65, 66, 201])
+@pytest.mark.parametrize("tail", [0.025, 0.001])
+def test_the_interval_is_that_of_as_many_resamples_as_one_likes(n: int, tail: float) -> None:
+    from orchestrator.statistics.medians import bootstrap_medians, median_interval
+
+    values = np.random.default_rng(n).permutation(n).astype(float)
+    draws = bootstrap_medians(values, 400_000, np.random.default_rng(1))
+    ends = np.quantile(draws, [tail, 1.0 - tail], method="inverted_cdf")
+    assert median_interval(values.tolist(), tail) == pytest.approx(ends, abs=1.0)
+
+
+def test_a_look_takes_no_more_memory_the_more_looks_there_may_be() -> None:
+    rules = StoppingProtocol.of({**STANDARD, "max_repetitions": 10_000_000, "confidence": 0.9999})
+    values = np.random.default_rng(2).lognormal(0.0, 0.03, 1000).tolist()
+    tracemalloc.start()
+    try:
+        assert rules.stop_reason(values, 0.0) == "ci"
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 1 << 20

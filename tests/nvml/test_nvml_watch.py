@@ -13,7 +13,8 @@ import yaml
 
 from orchestrator.attempt import AttemptReport, Outcome, Slot
 from orchestrator.measure import Absent, Phase, Value
-from orchestrator.telemetry.device import devices
+from orchestrator.telemetry import nvml
+from orchestrator.telemetry.device import devices, inventory
 from orchestrator.telemetry.verdict import judge
 from orchestrator.telemetry.watch import Telemetry
 
@@ -226,6 +227,29 @@ def test_gpu_that_falls_off_the_bus(play: Any) -> None:
     assert list(report.facts["telemetry"]["lost"]) == [report.slot.gpu_uuids[0]]
 
 
+def asked_again(uuids: tuple[str, ...], length_s: float) -> tuple[int, bool]:
+    """GPUs lost or not found in an attempt, and whether the next one asks the driver again."""
+    report = watched({"decode": length_s}, uuids)
+    seen = report.facts["telemetry"]
+    return len({**seen["lost"], **seen["unopened"]}), not nvml._shared
+
+
+@pytest.mark.parametrize(
+    ("device", "uuids", "lost"),
+    [
+        ({"errors": [{"function": "*", "from_s": 0.5, "error": "GPU_IS_LOST"}]}, (), 1),
+        ({"hang_s": [0.5, 3600]}, (), 1),
+        ({}, ("GPU-of-another-node",), 1),
+        ({}, (), 0),
+    ],
+)
+def test_after_a_lost_gpu_the_driver_is_asked_again(
+    play: Any, device: dict[str, Any], uuids: tuple[str, ...], lost: int
+) -> None:
+    found = play({"devices": [{"model": "h100", **device}]}, asked_again, uuids, 0.8)
+    assert found == (lost, lost > 0)
+
+
 def test_driver_of_another_version_than_its_library(play: Any) -> None:
     report = play("mismatch", watched, {"decode": 0.2}, ("GPU-x",))
     assert "different versions" in reason(report, "decode.energy_j")
@@ -267,6 +291,20 @@ def test_mig_slice_has_its_memory_and_its_parents_clocks(play: Any) -> None:
     assert "share it" in reason(report, "decode.energy_j")
     gpus = report.facts["hardware"]["gpus"]
     assert [g["memory_bytes"] for g in gpus] == [40 * 2**30]
+
+
+@pytest.mark.parametrize(
+    ("error", "says"), [("NOT_FOUND", "MIG is on without a slice"), ("UNKNOWN", "without a reason")]
+)
+def test_gpu_cut_into_no_slices_is_no_gpu(play: Any, error: str, says: str) -> None:
+    errors = [{"function": "nvmlDeviceGetMigDeviceHandleByIndex", "error": error}]
+    cut = {"model": "h100", "slices": [{}], "errors": errors}
+    found = play({"devices": [cut, {"model": "h100"}]}, inventory)
+    assert len(found.devices) == 1
+    assert found.devices[0].parent_uuid is None
+    assert found.broken
+    assert found.reason.startswith("GPU 0: ")
+    assert says in found.reason
 
 
 @pytest.mark.parametrize(

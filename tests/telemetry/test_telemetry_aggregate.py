@@ -63,12 +63,44 @@ def test_host_shares_are_of_the_attempts_cores_and_time() -> None:
     assert reason(found, "decode.pss_bytes") == "was never read"
 
 
+@pytest.mark.parametrize(("per_s", "share"), [(0.5, 0.25), (7.0, 1.0)])
+def test_throttling_is_a_share_of_the_cores_time(per_s: float, share: float) -> None:
+    series = SeriesSet()
+    # Of two cores, half a second each second; of eight others' in the group, seven.
+    fill(series, "host", "cgroup_throttled_s", lambda t: per_s * t, period_s=0.5, counter=True)
+    found = host_figures("decode", WINDOW, series, HOST, {})
+    assert value(found, "decode.cgroup_throttled_s") == pytest.approx(4 * per_s)
+    assert value(found, "decode.cgroup_throttled_ratio") == pytest.approx(share)
+
+
 def test_tick_counted_shares_are_refused_over_a_tenth_of_a_second() -> None:
     series = SeriesSet()
     fill(series, "host", "steal_s", lambda t: 0.0, period_s=0.05, counter=True)
     short = [(2 * S, round(2.3 * S))]
     found = host_figures("prefill", short, series, HostSampling(2, 0.05, 0.05), {})
     assert "shorter than the 0.5 s" in reason(found, "prefill.steal_ratio")
+
+
+def test_what_disturbed_a_short_measurement_is_not_thinned_out_by_a_long_attempt() -> None:
+    def stolen(t: float) -> float:  # both cores, all the time from the 8th second to the 9th
+        return 2 * min(max(t - 8.0, 0.0), 1.0)
+
+    series = SeriesSet()
+    for metric in ("steal_s", "busy_s", "cgroup_throttled_s"):
+        fill(series, "host", metric, stolen, period_s=0.5, counter=True)
+    for source, metric in (("process", "cpu_s"), ("host", "supervisor_cpu_s")):
+        fill(series, source, metric, lambda t: 0.0, counter=True)
+    short = [(round((8.3 + 0.1 * i) * S), round((8.32 + 0.1 * i) * S)) for i in range(3)]
+    found = host_figures("measured", short, series, HOST, {})
+    for share in ("steal_ratio", "other_cpu_ratio", "cgroup_throttled_ratio"):
+        assert value(found, f"measured.{share}") == pytest.approx(1.0)
+        assert f"decode.{share}" in host_figures("decode", short, series, HOST, {})
+    before = [(round(5.3 * S), round(5.32 * S))]
+    assert value(host_figures("measured", before, series, HOST, {}), "measured.steal_ratio") == 0
+    end = [(round(9.97 * S), round(9.99 * S))]  # what follows the last reading is as what was read
+    assert value(host_figures("measured", end, series, HOST, {}), "measured.steal_ratio") == 0
+    nothing = host_figures("measured", [], series, HOST, {})
+    assert reason(nothing, "measured.steal_ratio") == "the attempt has no such window"
 
 
 def energy_series(*, refresh_s: float, power_w: float = 400.0) -> SeriesSet:
@@ -110,6 +142,32 @@ def test_energy_error_grows_with_every_window_edge() -> None:
     assert value(parts, "decode.energy_error_j") == pytest.approx(
         4 * value(one, "decode.energy_error_j"), rel=0.05
     )
+
+
+def test_energy_of_a_phase_that_began_while_the_driver_did_not_answer_is_not_published() -> None:
+    whole, gappy = energy_series(refresh_s=0.1), SeriesSet()
+    read = whole.get(GPU, "energy_j")
+    assert read is not None
+    for t_ns, joules in zip(read.t_ns, read.values, strict=True):
+        # 400 W until the 5th second, nothing after it, and no reading from the 3rd to the 7th.
+        if not 3 * S < t_ns < 7 * S:
+            gappy.add(GPU, "energy_j", t_ns, min(joules, 2000.0), counter=True)
+    # 1,200 J were used in it; half of what the gap saw would be 800.
+    found = gpu(gappy, [(2 * S, 5 * S)])
+    assert "may be off by" in reason(found, "decode.energy_j")
+    assert value(gpu(gappy, [(S, 8 * S)]), "decode.energy_j") == pytest.approx(1600.0)
+
+
+def test_energy_of_many_short_windows_is_not_told_from_what_lies_between() -> None:
+    series = SeriesSet()
+    fill(series, "host", "rapl_energy_j", lambda t: 100.0 * t, period_s=0.1, counter=True)
+
+    def found(count: int, length_s: float) -> dict[str, Metric]:
+        windows = [(round(i * 0.4 * S), round((i * 0.4 + length_s) * S)) for i in range(count)]
+        return host_figures("decode", windows, series, HOST, {})
+
+    assert value(found(8, 0.3), "decode.rapl_energy_j") == pytest.approx(240.0)
+    assert "too coarse" in reason(found(20, 0.1), "decode.rapl_energy_j")
 
 
 def test_energy_of_a_phase_shorter_than_the_refresh_is_not_published() -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import time
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from orchestrator.measure import Absent
 from orchestrator.measure.series import Series
+from orchestrator.telemetry.aggregate import HostSampling, host_figures
 from orchestrator.telemetry.cgroup import find_cgroup
 from orchestrator.telemetry.host import BUDGET, MAX_PERIOD_S, PSS_BUDGET, PSS_PAGE_S, HostSampler
 from orchestrator.telemetry.procfs import KernelFile, numbers
@@ -102,7 +105,7 @@ def test_figures_of_a_known_machine(machine: Machine) -> None:
     assert last(sampler, "process", "minor_faults") == 33
     assert last(sampler, "process", "swap_bytes") == 12 * 1024
     assert last(sampler, "process", "rss_peak_bytes") == 200 * 1024
-    assert last(sampler, "process", "pss_bytes") == 150 * 1024
+    assert sampler.series.get("process", "pss_bytes") is None, "which could wait for the process"
     assert last(sampler, "process", "disk_write_bytes") == 8192
     assert last(sampler, "host", "psi_cpu_s") == pytest.approx(2.5)
     assert last(sampler, "host", "cgroup_throttled_s") == pytest.approx(0.04)
@@ -117,6 +120,39 @@ def test_without_cores_of_its_own_every_core_counts(machine: Machine) -> None:
     sampler.tick()
     assert last(sampler, "host", "busy_s") == pytest.approx(150 / TICKS)
     sampler.close()
+
+
+@pytest.mark.parametrize(
+    ("stat", "cpus", "says"),
+    [
+        ("cpu  9 0 0 9 0 0 0 0 0 0\ncpu0 9 0 0 9 0 0 0 0 0 0\n", (0, 5), "does not list cpu5"),
+        ("cpu  0 0 0 0 0 0 0 0 0 0\ncpu0 0 0 0 0 0 0 0 0 0 0\n", (0,), "counts nothing"),
+        (None, (0,), "no such file"),
+    ],
+)
+def test_cores_that_nothing_is_counted_of_are_not_taken_to_be_idle(
+    machine: Machine, stat: str | None, cpus: tuple[int, ...], says: str
+) -> None:
+    if stat is None:
+        (machine.proc / "stat").unlink()
+    else:
+        machine.write(machine.proc / "stat", stat)
+    sampler = machine.sampler(*cpus)
+    sampler.attach(PID)
+    machine.now_ns += 2 * 10**9
+    sampler.tick(slow=True)
+    sampler.close()
+    found = host_figures(
+        "decode",
+        [(10**9, 3 * 10**9)],
+        sampler.series,
+        HostSampling(len(cpus), 0.1, 0.5),
+        sampler.absent,
+    )
+    for figure in ("steal_ratio", "other_cpu_ratio"):
+        absent = found[f"decode.{figure}"]
+        assert isinstance(absent, Absent)
+        assert says in absent.reason
 
 
 def test_energy_and_frequency_where_they_can_be_read(machine: Machine) -> None:
@@ -241,9 +277,84 @@ def test_cgroup_version_1(tmp_path: Path) -> None:
     machine.write(machine.sys / "fs/cgroup/cpu/cpu.stat", stat)
     group = find_cgroup(machine.proc.parent)
     assert group.files["memory"].read_text() == "77"
-    assert numbers(group.files["cpu"].read_bytes())[group.throttled_key] == 3_000_000
+    (file,) = group.throttled
+    assert numbers(file.read_bytes())[group.throttled_key] == 3_000_000
     assert group.throttled_unit_s == 1e-9
     assert set(group.absent) == {"cgroup_memory_peak_bytes"}
+
+
+NESTED = "slurm/job_7/step_0"
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "throttled_s"),
+    [
+        (  # As Linux 6.18 counted it for a busy process below a group with a quota.
+            f"1:cpu:/{NESTED}",
+            {
+                f"cpu/{NESTED}/cpu.stat": "nr_throttled 0\nthrottled_time 0\n",
+                "cpu/slurm/job_7/cpu.stat": "nr_throttled 18\nthrottled_time 252673095\n",
+                "cpu/slurm/cpu.stat": "nr_throttled 0\nthrottled_time 0\n",
+                "cpu/cpu.stat": "nr_throttled 0\nthrottled_time 0\n",
+            },
+            0.252673095,
+        ),
+        (  # The quota of a pod, above what its container sees.
+            "0::/",
+            {
+                "cpu.stat": "usage_usec 9\nnr_throttled 0\nthrottled_usec 0\n",
+                "cpu.stat.local": "throttled_usec 1500000\n",
+                "cgroup.events": "populated 1\n",
+            },
+            1.5,
+        ),
+        (  # A session on a desktop: the controller reaches only the slice.
+            "0::/user.slice/session-2.scope",
+            {
+                "cpu.stat": "usage_usec 9\n",
+                "user.slice/cpu.stat": "usage_usec 9\nnr_throttled 4\nthrottled_usec 70\n",
+                "user.slice/session-2.scope/cpu.stat": "usage_usec 9\n",
+            },
+            70e-6,
+        ),
+        (  # The controller is in use nowhere: there is no quota that could be missed.
+            "0::/session-2.scope",
+            {"cpu.stat": "usage_usec 9\n", "session-2.scope/cpu.stat": "usage_usec 9\n"},
+            0.0,
+        ),
+        (  # The same of a container, above which there may be one.
+            "0::/",
+            {"cpu.stat": "usage_usec 9\n", "cgroup.events": "populated 1\n"},
+            None,
+        ),
+    ],
+)
+def test_throttling_counts_wherever_the_quota_is(
+    machine: Machine, groups: str, files: dict[str, str], throttled_s: float | None
+) -> None:
+    machine.write(machine.proc / "self" / "cgroup", groups)
+    for name, text in files.items():
+        machine.write(machine.sys / "fs/cgroup" / name, text)
+    sampler = machine.sampler(0)
+    sampler.tick(slow=True)
+    sampler.close()
+    if throttled_s is None:
+        assert sampler.series.get("host", "cgroup_throttled_s") is None
+        assert "do not tell" in sampler.absent["cgroup_throttled_s"]
+    else:
+        assert last(sampler, "host", "cgroup_throttled_s") == pytest.approx(throttled_s)
+        assert "cgroup_throttled_s" not in sampler.absent
+
+
+def test_a_group_that_is_removed_meanwhile_takes_nothing_back(machine: Machine) -> None:
+    machine.write(machine.sys / "fs/cgroup/cpu.stat", "throttled_usec 300\n")
+    sampler = machine.sampler(0)
+    sampler.tick(slow=True)
+    (machine.sys / "fs/cgroup/cpu.stat").write_text("")
+    sampler.tick(slow=True)
+    sampler.close()
+    assert last(sampler, "host", "cgroup_throttled_s") == pytest.approx(300e-6)
+    assert "gone" in sampler.absent["cgroup_throttled_s"]
 
 
 def test_cgroup_of_a_container_whose_path_is_the_hosts(machine: Machine) -> None:
@@ -288,3 +399,41 @@ def test_on_this_machine(busy_process: subprocess.Popen[bytes]) -> None:
     descriptors = len(os.listdir("/proc/self/fd"))
     HostSampler(()).close()
     assert len(os.listdir("/proc/self/fd")) == descriptors, "descriptors leak"
+
+
+PARENT = """
+import subprocess, sys, threading
+burn = "import time\\nwhile time.process_time() < 0.6: pass\\nprint(flush=True); input()"
+def child():
+    with subprocess.Popen([sys.executable, "-c", burn], stdin=-1, stdout=-1, text=True) as started:
+        started.stdout.readline()
+        print("burnt", flush=True)
+        input()
+        started.communicate("")
+    print("waited", flush=True)
+thread = threading.Thread(target=child)
+thread.start()
+thread.join()
+input()
+"""
+
+
+def test_what_the_measured_process_has_started_is_no_load_of_others() -> None:
+    program = [sys.executable, "-c", PARENT]
+    with subprocess.Popen(program, stdin=-1, stdout=-1, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        sampler = HostSampler()
+        sampler.attach(process.pid)
+        assert process.stdout.readline() == "burnt\n"
+        sampler.tick(slow=True)  # it is found
+        sampler.tick()
+        running_s = last(sampler, "process", "cpu_s")
+        assert running_s > 0.5
+        print(file=process.stdin, flush=True)
+        assert process.stdout.readline() == "waited\n"
+        sampler.tick()
+        # What it used is now its parent's, as the kernel counts: once, still.
+        assert running_s <= last(sampler, "process", "cpu_s") < running_s + 0.5
+        print(file=process.stdin, flush=True)
+    sampler.close()

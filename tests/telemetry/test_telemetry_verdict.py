@@ -233,6 +233,26 @@ def test_memory_in_use_before_the_attempt_is_invalid() -> None:
     )
 
 
+def test_one_gpu_of_several_that_was_not_read_leaves_unverified() -> None:
+    two = report()
+    two.slot = Slot("n", "host", (0, 1), ("GPU-1", "GPU-2"))
+    verdict = judge(two, RULES)
+    assert verdict.state == "unverified"
+    told = "memory of GPU-2 was not read before the attempt"
+    assert result(verdict, "memory_before").reason == told
+    two.facts["telemetry"]["device_memory_before_bytes"]["GPU-2"] = 0.0
+    assert judge(two, RULES).state == "valid"
+
+
+def test_a_lost_gpu_is_not_hidden_by_one_that_was_never_opened() -> None:
+    two = report()
+    two.facts["telemetry"] |= {
+        "lost": {"GPU-1": "the GPU fell off the bus"},
+        "unopened": {"GPU-2": "no permission to read it"},
+    }
+    assert result(judge(two, RULES), "device_lost").state == "invalid"
+
+
 def test_the_limit_of_one_rule() -> None:
     assert limit_of({"rules": RULES}, "memory_before") == 2**30
     off = {"state": "off", "limit": 3}
@@ -279,6 +299,7 @@ def test_rules_are_data() -> None:
         {"steal": {"state": "fatal", "limit": 0}},
         {"steal": {"state": "invalid"}},
         {"steal": {"state": "invalid", "limit": "much"}},
+        {"steal": {"state": "invalid", "limit": float("nan")}},  # which nothing would exceed
         {"steal": 0.05},
     ],
 )

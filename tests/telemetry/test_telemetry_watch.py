@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -17,7 +18,9 @@ from orchestrator.measure import Absent, Phase, Value
 from orchestrator.measure.series import PARQUET_ARTIFACT
 from orchestrator.telemetry import watch
 from orchestrator.telemetry.host import SLOW_EVERY
+from orchestrator.telemetry.procfs import KernelFile
 from orchestrator.telemetry.watch import Telemetry
+from testing.waiting import until
 
 _now_ns = time.perf_counter_ns
 SLOT = Slot("node", "host", tuple(sorted(os.sched_getaffinity(0))))
@@ -80,6 +83,54 @@ def test_what_a_process_waits_for_before_it_is_there_is_no_part_of_the_attempt(
     busy_process.wait()
     found = telemetry.finish([]).aggregates["attempt.steal_ratio"]
     assert isinstance(found, Value), found
+
+
+def test_a_process_whose_page_tables_stay_locked_does_not_hold_the_supervisor(
+    busy_process: subprocess.Popen[bytes],
+) -> None:
+    unlocked = threading.Event()
+
+    class Locked(KernelFile):
+        def read(self) -> bytes | None:
+            unlocked.wait()
+            return None
+
+    telemetry = Telemetry({"host_period_s": 0.02})
+    telemetry.start(SLOT)
+    host = telemetry._host
+    assert host is not None
+    telemetry.attach(busy_process.pid)
+    host._process["smaps_rollup"] = Locked(host._process["smaps_rollup"].path)
+    host._pss_page_s = 0.0  # no page costs anything: it is read as soon as it is due
+    wait_for_rounds(telemetry, 2)
+    until(lambda: host._pss_due_ns < time.perf_counter_ns())
+    try:
+        found = telemetry.finish([]).aggregates
+    finally:
+        unlocked.set()
+    assert isinstance(found["attempt.rss_bytes"], Value)
+
+
+def test_a_kernel_file_of_another_form_costs_only_what_comes_after_it(
+    busy_process: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    telemetry = Telemetry({"host_period_s": 0.02})
+    telemetry.start(SLOT)
+    host = telemetry._host
+    assert host is not None
+    telemetry.attach(busy_process.pid)
+    wait_for_rounds(telemetry, 2 * SLOW_EVERY)
+    (tmp_path / "stat").write_text("cpu0 of another form\ncpu1 too\n")
+    host._host["stat"] = KernelFile(tmp_path / "stat")
+    pacer = next(p for p in telemetry._pacers if p.name == "telemetry-host")
+    until(lambda: pacer.failure is not None)
+    now = time.perf_counter_ns()
+    watched = telemetry.finish([Phase("body", now, now + 10**9)])
+    assert "ValueError" in watched.facts["telemetry"]["failures"][0]
+    assert isinstance(watched.aggregates["attempt.rss_bytes"], Value)
+    absent = watched.aggregates["body.cpu_s"]
+    assert isinstance(absent, Absent)
+    assert "readings cover" in absent.reason
 
 
 def test_attempt_whose_process_never_came_to_be() -> None:

@@ -9,19 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.measure import Phase
+from orchestrator.measure.metric import ATTEMPT, MEASURED
 from orchestrator.measure.series import Series
 from orchestrator.telemetry.window import (
-    ATTEMPT,
-    MEASURED,
     Missing,
+    edges_s,
     gained,
     mean,
     merged,
     of_readings,
     refresh_s,
-    spacing_s,
     total_s,
     unwrapped,
+    widened,
     windows_by_phase,
 )
 
@@ -132,7 +132,6 @@ def test_a_source_lost_half_way_has_no_reading_throughout() -> None:
 def test_refresh_and_spacing() -> None:
     # Read every 50 ms, refreshed by the device every 200 ms.
     counter = series([(i * 0.05, float(i // 4)) for i in range(80)])
-    assert spacing_s(counter) == pytest.approx(0.05)
     assert refresh_s(counter) == pytest.approx(0.2)
     # Seen to change once: it may refresh as rarely as the longest time it stood still.
     assert refresh_s(series([(0, 1), (0.3, 1), (1.1, 2), (1.5, 2)])) == pytest.approx(1.1)
@@ -158,3 +157,36 @@ def test_windows_of_phases() -> None:
     assert found["cut"] == windows((5, 6)), "a phase cut short ends with the attempt"
     assert found[MEASURED] == windows((0, 1), (3, 4), (5, 6))
     assert found[ATTEMPT] == windows((0, 6))
+
+
+def test_what_was_not_read_for_a_while_has_no_mean() -> None:
+    # A driver that did not answer from the 2nd to the 8th second.
+    gappy = series([(i / 10, 1.0) for i in range(101) if not 20 < i < 80], counter=False)
+    for window, covered in (((0.0, 10.0), "4.00 s of 10.00 s"), ((3.0, 9.0), "1.00 s of 6.00 s")):
+        found = of_readings(gappy, windows(window), mean, period_s=0.1, throughout=True)
+        assert found == Missing(f"readings cover {covered}")
+    for window in ((0.0, 2.0), (8.0, 10.0)):
+        assert of_readings(gappy, windows(window), mean, period_s=0.1, throughout=True) == 1.0
+
+
+def test_edges_are_as_sharp_as_the_readings_around_them() -> None:
+    gappy = series([(i / 10, 0.0) for i in range(101) if not 20 < i < 80])
+    assert edges_s(gappy, windows((1.02, 1.95))) == pytest.approx(0.1)
+    assert edges_s(gappy, windows((1.02, 2.05))) == pytest.approx(6.0)
+    assert edges_s(gappy, windows((0.02, 0.05), (0.5, 1.02), (8.55, 99.0))) == pytest.approx(0.3)
+
+
+@given(
+    cuts=st.lists(st.floats(0.0, 3.0), min_size=2, max_size=20, unique=True),
+    least_s=st.floats(0.0, 5.0),
+)
+def test_windows_are_widened_to_a_length(cuts: list[float], least_s: float) -> None:
+    edges = sorted(round(cut * S) for cut in cuts)
+    given_ = merged(zip(edges[::2], edges[1::2], strict=False))
+    found = widened(given_, least_s)
+    if total_s(given_) >= least_s:
+        assert found == given_
+    else:
+        assert least_s <= total_s(found) <= least_s + 0.1
+    assert all(any(b <= begin and end <= e for b, e in found) for begin, end in given_)
+    assert found == merged(found)
