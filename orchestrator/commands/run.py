@@ -111,6 +111,8 @@ def planned(argv: Sequence[str]) -> tuple[Plan, RunArgs]:
         config_name=arguments.config_name,
         device_kind=_device_kind,
     )
+    for line in plan.notes:
+        say(line)
     return plan, arguments
 
 

@@ -17,6 +17,7 @@ from orchestrator.plan.axes import text
 from orchestrator.plan.choices import SHORT, check_axis, choice_of, split, without_hydra
 from orchestrator.plan.compose import Composer
 from orchestrator.plan.composition import Composition, Mixture, put
+from orchestrator.plan.effect import Effects
 from orchestrator.plan.identity import (
     check_together,
     check_values,
@@ -29,7 +30,7 @@ from orchestrator.plan.identity import (
 )
 from orchestrator.plan.places import ROOT_CONFIG
 from orchestrator.plan.plan import Plan
-from orchestrator.plan.schema import IDENTITY_KEYS, ClusterConfig, Settings
+from orchestrator.plan.schema import IDENTITY_KEYS, ClusterConfig, RootConfig, Settings
 from orchestrator.plan.sweep import ADHOC, Space, matches, read
 from orchestrator.plan.trial import infeasible_reason, resources_of
 
@@ -194,6 +195,8 @@ class _Expansion:
         trials: dict[str, Trial] = {}
         duplicates = 0
         seen: list[dict[str, None]] = [{} for _ in self._axes]
+        usual = {**vars(RootConfig()), **self._composer.default_groups}
+        effects = Effects(self._space.fixed, self._axes, usual)
         for row in self._combinations():
             tree, axes, settings = self._resolve(row)
             digest = config_hash(tree)
@@ -203,11 +206,14 @@ class _Expansion:
                 duplicates += 1
                 continue
             trials[digest] = _trial(tree, axes, settings, digest)
+            assert self._first is not None
+            effects.add(tree, self._first[0].settings_tree)
         if not trials:
             raise ConfigError(
                 "exclude leaves no trial", where=f"sweep {self._space.name}", fix="Loosen it"
             )
         assert self._first is not None
+        effects.check()
         return Plan(
             sweep=self._space.name,
             description=self._space.description,
@@ -216,6 +222,7 @@ class _Expansion:
             baseline=self._baseline(trials.values()),
             axes={axis.key: tuple(values) for axis, values in zip(self._axes, seen, strict=True)},
             duplicates=duplicates,
+            notes=effects.notes(),
         )
 
     def _combinations(self) -> Iterator[list[tuple[int, Any]]]:
