@@ -85,12 +85,13 @@ def request_of(asked: Mapping[str, Any]) -> Request | None:
     """
     pins = tuple(sorted((name, str(version)) for name, version in asked["pins"].items()))
     if not asked["requirements"]:
-        if pins or asked["overrides"]:
-            raise ConfigError(
-                "has no effect without an environment",
-                where="environment.pins" if pins else "environment.overrides",
-                fix="Write environment=NAME, of conf/environment",
-            )
+        for name in ("pins", "overrides", "python"):
+            if asked[name]:
+                raise ConfigError(
+                    "has no effect without an environment",
+                    where=f"environment.{name}",
+                    fix="Write environment=NAME, of conf/environment",
+                )
         return None
     python = asked["python"] or ".".join(python_version_tuple()[:2])
     if not _VERSION.fullmatch(python):

@@ -141,12 +141,15 @@ def _understood(line: str, where: str) -> Override:
 
     Its unquoted values hold no ``=``, no letters but ASCII's, no ``#`` and more.
     """
+    if not line.strip():
+        raise ConfigError("a word is empty", where=where, fix="Write key=value, or leave it out")
     try:
         return _parser().parse_override(line)
     except HydraException as error:
         fix = "Write key=value, or key=a,b to sweep; quote values with commas or spaces"
         quoted = _quoted(line)
-        if quoted is not None:
+        # What is wrong inside choice(...) is not mended by quoting all of it.
+        if quoted is not None and "while evaluating" not in str(error):
             try:
                 override = _parser().parse_override(quoted)
             except HydraException:

@@ -61,7 +61,7 @@ def _require_root(key: str, where: str, composer: Composer) -> None:
     root = key.split(".")[0].split("/")[0]
     if root not in composer.root_keys:
         raise ConfigError(
-            f"no group or key {key}",
+            f"no group or key {key or repr(key)}",
             where=where,
             fix=nearest(root, {*composer.root_keys, *composer.groups()}),
         )

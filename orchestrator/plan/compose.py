@@ -60,7 +60,7 @@ class Composer:
         self._config_name = config_name
         self._options: dict[str, list[str]] = {}
         if not self._cached.config_exists(config_name):
-            roots = self._cached.get_group_options("")
+            roots = set(self._cached.get_group_options("")) - {EMPTY_ROOT, "_dummy_empty_config_"}
             raise ConfigError(
                 f"no such root file: {config_name}",
                 where="--config-name",

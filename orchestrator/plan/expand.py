@@ -228,14 +228,26 @@ class _Expansion:
     def _combinations(self) -> Iterator[list[tuple[int, Any]]]:
         """For each combination that is not excluded: position and value on every axis."""
         keys = [axis.key for axis in self._axes]
+        exclude = self._space.exclude
+        idle = list(exclude)
         rows = [list(enumerate(block.rows())) for block in self._space.blocks]
         for combination in product(*rows):
             row = [(number, value) for number, values in combination for value in values]
-            if self._space.exclude:
+            if exclude:
                 written = {key: value for key, (_, value) in zip(keys, row, strict=True)}
-                if any(matches(written, condition) for condition in self._space.exclude):
+                fitting = [condition for condition in exclude if matches(written, condition)]
+                idle = [condition for condition in idle if condition not in fitting]
+                if fitting:
                     continue
             yield row
+        for condition in idle:
+            # `+sweep=quant quant=nf4` leaves out what others are excluded of on purpose.
+            if not condition.keys() & self._space.narrowed:
+                raise ConfigError(
+                    f"exclude {_described(condition)} matches no trial",
+                    where=f"sweep {self._space.name}",
+                    fix="Leave it out, or write values as the axes have them",
+                )
 
     def _resolve(
         self, row: list[tuple[int, Any]]
@@ -322,9 +334,8 @@ class _Expansion:
                 return {key: text(trial.axes[key]) for key in wanted}
         if any(key in self._space.narrowed for key in keys):
             return {}  # `+sweep=quant quant=nf4` leaves the baseline out on purpose
-        described = ", ".join(f"{key}={text(value)}" for key, value in wanted.items())
         raise ConfigError(
-            f"baseline {described} matches no trial",
+            f"baseline {_described(wanted)} matches no trial",
             where=f"sweep {self._space.name}",
             fix=nearest(
                 text(next(iter(wanted.values()))),
@@ -348,6 +359,10 @@ def _trial(
         timeout_s=settings.timeout_s,
         infeasible=infeasible_reason(task, tree),
     )
+
+
+def _described(condition: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={text(value)}" for key, value in condition.items())
 
 
 def _axis_value(value: Any) -> AxisValue:

@@ -55,6 +55,9 @@ BASE = "task=noop model=random_tiny"
         ("tracking=server", ["tracking.uri: must be given"]),
         ("tracking.uri=http://x", ["tracking.uri", "tracking=server"]),
         ("cluster.address=auto", ["cluster.address", "cluster=ray"]),
+        ("cluster.address=", ["cluster.address", "cluster=ray"]),
+        ("environment.python=3.12", ["environment.python: has no effect without an environment"]),
+        ("model=hub model.architecture=null model.id=.hidden", ["no id of the hub", "OWNER/NAME"]),
         ("device=cuda resources.gpus=0", ["resources.gpus"]),
         ("task.value=range(5,5)", ["task.value has no values"]),
         ("task.value=range(1,5,0)", ["step is 0"]),
@@ -62,6 +65,8 @@ BASE = "task=noop model=random_tiny"
         ("task.value=glob(*)", ["not a config group"]),
         ("task.value=interval(0,1)", ["interval", "range("]),
         ("task.value=1,", ["cannot read 'task.value=1,'"]),
+        ("task.value=choice()", ["empty choice", "key=a,b to sweep"]),
+        ("=1", ["no group or key ''"]),
         ("quant=", ["chooses nothing", "nf4"]),
         ("quant=null", ["chooses nothing"]),
         ("quant=[nf4,bf16]", ["chooses nothing"]),
@@ -80,6 +85,7 @@ BASE = "task=noop model=random_tiny"
         ("sweep.allow_larg=true", ["sweep.allow_larg", "sweep.allow_large"]),
         ("sweep.exclude=[{quantt:nf4}] quant=nf4,bf16", ["quantt", "Did you mean quant?"]),
         ("sweep.exclude=[{quant:*}] quant=nf4,bf16", ["exclude leaves no trial"]),
+        ("sweep.exclude=[{quant:nf5}] quant=nf4,bf16", ["exclude quant=nf5 matches no trial"]),
         ("sweep.exclude=[nf4] quant=nf4,bf16", ["exclude is a list of {axis: value}"]),
         ("sweep.baseline={quantt:nf4} quant=nf4,bf16", ["quantt", "Did you mean quant?"]),
         ("sweep.baseline={quant:nf5} quant=nf4,bf16", ["matches no trial", "Did you mean nf4?"]),
@@ -135,6 +141,8 @@ FILES = [
     ("task/mine.yaml", "name: nosuch", "names no task that exists"),
     ("task/mine.yaml", "name: noop\nvalu: 1", "Key 'valu' not in 'NoopConfig'"),
     ("quant/nf4.yaml", "scheme: nf4", "would hide this one"),
+    ("quant/mine.yaml", "defaults: [mine]", "its defaults name it again"),
+    ("sweep/mine.yaml", "defaults: [mine]", "its defaults name it again"),
 ]
 
 
