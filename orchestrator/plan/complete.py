@@ -8,11 +8,9 @@ from pathlib import Path
 
 from hydra.plugins.completion_plugin import DefaultCompletionPlugin
 
+from orchestrator.plan.compose import NOT_CHOSEN
 from orchestrator.plan.messages import translated
 from orchestrator.plan.repository import TypedLoader, search_path
-
-# Folders of conf/ that are read by name elsewhere, and Hydra's own keys.
-_NOT_CHOSEN = ("gate", "hardware", "hydra")
 
 
 def complete_override(
@@ -55,6 +53,6 @@ def complete_override(
     with translated("completion"):
         # Hydra composes the words before; as a multirun, for one with several values is an axis.
         found = query._query(config_name, " ".join(["--multirun", *before, word]))
-    kept = [item for item in found if re.split(r"[=./]", item.lstrip("+~"))[0] not in _NOT_CHOSEN]
+    kept = [item for item in found if re.split(r"[=./]", item.lstrip("+~"))[0] not in NOT_CHOSEN]
     # Not in the root file: a sweep is added.
     return sorted({re.sub(r"^sweep[=.]$", "+sweep=", item) for item in kept})

@@ -32,6 +32,9 @@ from orchestrator.plan.repository import (
 )
 from orchestrator.plan.schema import RootConfig, SweepConfig
 
+#: Folders of conf/ that are read by name elsewhere, and Hydra's own keys.
+NOT_CHOSEN = ("gate", "hardware", "hydra")
+
 
 @dataclass
 class SweepRoot:
@@ -84,11 +87,11 @@ class Composer:
     def is_group(self, key: str) -> bool:
         """Whether ``key`` names a config group (``quant``, ``own/group@package``)."""
         group = key.split("@")[0]
-        return "." not in group and group in self._known_groups()
+        return "." not in group and group in self.groups()
 
     def groups(self) -> list[str]:
         """Every config group a person can choose from, nested ones with a slash."""
-        return [g for g in self._known_groups() if g.split("/")[0] != "hydra"]
+        return [g for g in self._known_groups() if g.split("/")[0] not in NOT_CHOSEN]
 
     def _known_groups(self) -> list[str]:
         if "" not in self._options:
