@@ -52,6 +52,7 @@ class OverridesCommand(click.Command):
             click.Option(["--info", "-i"], type=click.Choice(shown)),
             click.Option(["--json"], is_flag=True),
             click.Option(["--multirun", "-m"], is_flag=True),
+            *([click.Option(["--strict"], is_flag=True)] if self.name == "run" else []),
         ]
 
     def parse_args(self, context: click.Context, words: list[str]) -> list[str]:

@@ -91,7 +91,7 @@ def choice_of(
         raise ConfigError(
             f"no {group} {name!r}",
             where=where,
-            fix=nearest(name, composer.options(group)),
+            fix=nearest(name, composer.every_option(group)),
         )
     if key in composer.default_groups:
         return key, name

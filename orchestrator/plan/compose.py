@@ -65,7 +65,7 @@ class Composer:
         if not self._cached.config_exists(config_name):
             roots = set(self._cached.get_group_options("")) - {EMPTY_ROOT, "_dummy_empty_config_"}
             raise ConfigError(
-                f"no such root file: {config_name}",
+                f"no such root file: {config_name or repr(config_name)}",
                 where="--config-name",
                 fix=nearest(config_name, roots),
             )
@@ -111,6 +111,15 @@ class Composer:
         if group not in self._options:
             self._options[group] = self._cached.get_group_options(group)
         return self._options[group]
+
+    def every_option(self, group: str) -> list[str]:
+        """As :meth:`options`, with those in its folders: ``known/gpt2``."""
+        group = group.split("@")[0]
+        inner = (each for each in self.groups() if each.startswith(f"{group}/"))
+        nested = (
+            f"{each.removeprefix(group)[1:]}/{o}" for each in inner for o in self.options(each)
+        )
+        return [*self.options(group), *nested]
 
     def has_option(self, group: str, option: str) -> bool:
         """Whether ``group=option`` can be chosen."""

@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 
+from orchestrator.errors import ConfigError
+from orchestrator.plan.repository import search_path
+
 BASE = "task=noop model=random_tiny"
 
 
@@ -65,6 +68,7 @@ BASE = "task=noop model=random_tiny"
         ("task.value=glob(*)", ["not a config group"]),
         ("task.value=interval(0,1)", ["interval", "range("]),
         ("task.value=1,", ["cannot read 'task.value=1,'"]),
+        ("model=known/gpt3", ["no model 'known/gpt3'", "Did you mean known/gpt2"]),
         ("model/known=gpt2", ["known is a folder of model. Write model=known/gpt2"]),
         ("+model/known=gpt2", ["known is a folder of model. Write model=known/gpt2"]),
         ("gate=default", ["no group or key gate"]),
@@ -180,6 +184,8 @@ def test_one_sweep_has_one_store(refused: Callable[..., str], write: Any) -> Non
 
 
 def test_a_missing_directory(refused: Callable[..., str], tmp_path: Any) -> None:
+    with pytest.raises(ConfigError, match="--config-dir: is empty"):
+        search_path([""])
     assert "no such directory" in refused(BASE, tmp_path / "nosuch")
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from orchestrator.errors import ConfigError
 from orchestrator.plan.axes import Axis, Fixed, parse
+from orchestrator.plan.compose import Composer
 from orchestrator.plan.expand import build, settings_of
 from orchestrator.plan.hydra_cli import hydra_flags
 from orchestrator.plan.text_fields import is_text
@@ -94,11 +95,10 @@ def test_in_files(tmp_path: Path) -> None:
     assert seen == ["1e-4", "0x10", "yes", "quoted"]
     assert {t.identity["model"]["id"] for t in plan.trials} == {"2024_02"}
     (tmp_path / "sweep" / "inside.yaml").write_text(
-        "set:\n  task: noop\n  model: hub\n  model.id: a/b\n"
-        "axes:\n  model: [{revision: 2.10}, {revision: 1e-4}]\n"
+        "set:\n  task: noop\n  environment: pinned\n  environment.pins: {numpy: 2.10}\n"
     )
-    plan = build(["+sweep=inside"], config_dirs=places, device_kind=lambda _: "cpu")
-    assert [t.identity["model"]["revision"] for t in plan.trials] == ["2.10", "1e-4"]
+    tree = Composer(places).compose_sweep("inside").sweep
+    assert tree["set"]["environment.pins"] == {"numpy": "2.10"}
 
 
 def test_hydra_s_own_view_reads_them_back(capsys: pytest.CaptureFixture[str]) -> None:
