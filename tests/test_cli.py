@@ -59,8 +59,17 @@ def run(directory: Path, *words: str, code: str | None = None) -> subprocess.Com
         (["ui", "--port", "99999"], "99999 is not in the range"),
         (["show", "a" * 12, "quant=nf4"], "quant is part of the trial"),
         (["reproduce", "a" * 12, "task.value=1,2"], "task.value is part of the trial"),
-        (["report", "adhoc", "slo.ttft_s=1"], "slo.ttft_s=1 changes nothing of what is recorded"),
-        (["gate", "--baseline", "x", "repeats=5"], "repeats=5 changes nothing of what is recorded"),
+        (["report", "adhoc", "slo.ttft_s=1"], "slo.ttft_s: has no effect on what is recorded"),
+        (["gate", "--baseline", "x", "repeats=5"], "repeats: has no effect on what is recorded"),
+        (["reproduce", "a" * 12, "search=capacity"], "search: has no effect on reproduce"),
+        (["reproduce", "a" * 12, "force=false"], "force: has no effect on reproduce"),
+        (
+            ["bisect", "a" * 12, "--good=x", "--bad=y", "repeats=3"],
+            "repeats: has no effect on bisect",
+        ),
+        (["ui", "repeats=3"], "repeats: has no effect on ui"),
+        (["doctor", "cluster=ray", "cluster.address=auto"], "cluster: has no effect on doctor"),
+        (["doctor", "verdict=off"], "verdict: has no effect on doctor"),
         (["status", "+sweep=quant"], "+sweep=quant is part of the trial"),
         (["plan", "+sweep=quant", "+sweep=training"], "quant and training are two sweeps"),
         (["plan", "timeout_s=0"], "timeout_s: 0.0 is less than 0.1"),
@@ -84,7 +93,7 @@ def test_a_mistake_is_one_clear_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(words) == (4 if words[0] == "gate" else 2)
+    assert main(words) == (4 if words[0] in ("gate", "bisect") else 2)
     captured = capsys.readouterr()
     assert captured.out == ""
     assert said in captured.err

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import cached_property
 from itertools import product
@@ -30,7 +30,13 @@ from orchestrator.plan.identity import (
 )
 from orchestrator.plan.places import ROOT_CONFIG
 from orchestrator.plan.plan import Plan
-from orchestrator.plan.schema import IDENTITY_KEYS, ClusterConfig, RootConfig, Settings
+from orchestrator.plan.schema import (
+    IDENTITY_KEYS,
+    SETTING_KEYS,
+    ClusterConfig,
+    RootConfig,
+    Settings,
+)
 from orchestrator.plan.sweep import ADHOC, Space, matches, read
 from orchestrator.plan.trial import infeasible_reason, resources_of
 
@@ -72,15 +78,23 @@ def build(
 def settings_of(
     overrides: Sequence[str],
     *,
+    of: str = "",
+    reads: Collection[str] = SETTING_KEYS,
     config_dirs: Sequence[Path | str] = (),
     config_name: str = ROOT_CONFIG,
 ) -> Settings:
     """Only the settings of a command line (``tracking.root=…``), for commands that plan nothing.
 
+    Parameters
+    ----------
+    of, reads : str, collection of str
+        The command, and the settings that change something for it.
+
     Raises
     ------
     ConfigError
-        As :func:`build`, and where a word says what is measured: such a command would ignore it.
+        As :func:`build`, and where a word says what is measured, or anything else that the command
+        would ignore.
     """
     space, composer = _read(overrides, config_dirs, config_name)
     keys = [item.key for item in space.fixed]
@@ -90,8 +104,10 @@ def settings_of(
             what = f"+sweep={space.name}" if space.name != ADHOC else key
             raise ConfigError(
                 f"{what} is part of the trial, which is fixed here",
-                fix="Change only settings, such as tracking.root=… and repeats=…",
+                fix="Change only settings, such as tracking.root=…",
             )
+        if re.split(r"[./]", key)[0] not in reads:
+            raise ConfigError(f"has no effect on {of}", where=key, fix="Leave it out")
     groups, values = split(space.fixed, composer)
     return Composition(composer.compose(groups), values, ()).settings()
 

@@ -67,7 +67,8 @@ def _update(config: DictConfig, parent: DictConfig, item: Fixed) -> None:
     # OmegaConf cannot merge a mapping into a field that is null, or not there yet.
     there = parent._get_node(name) if name in parent else None
     merge = not isinstance(value, dict) or (isinstance(there, DictConfig) and not there._is_none())
-    if isinstance(there, DictConfig) and not isinstance(value, dict) and value is not None:
+    typed = _field_names(parent) is not None and isinstance(there, DictConfig)
+    if typed and not isinstance(value, dict) and value is not None:
         raise ConfigError(
             f"{text(value)} is no mapping",
             where=_shown(item),
