@@ -2,7 +2,7 @@
 
 An option says itself which others it depends on (``only`` of its field), a task which groups it
 does not read (``Task.unread``). Asked for and without effect in every trial of a plan it is an
-error; without effect in some of them, those that measure the same are told.
+error; without effect in some of them, a line says how many measure the same.
 """
 
 from __future__ import annotations

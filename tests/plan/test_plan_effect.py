@@ -1,4 +1,4 @@
-"""Options that would change nothing: asked for they are an error, crossed they are told."""
+"""Options that would change nothing: asked for they are an error, crossed a line says so."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_what_only_computes_is_not_repeated(refused: Callable[..., str]) -> None
     assert "seed: has no effect on task=estimate" in refused(f"{line} seed=1,2")
 
 
-def test_a_sweep_file_is_told_of_as_well(refused: Callable[..., str], write: Any) -> None:
+def test_a_sweep_file_is_looked_at_as_well(refused: Callable[..., str], write: Any) -> None:
     own = write("sweep/mine.yaml", "set: {task: quality, protocol: strict}\n")
     assert "sweep mine, protocol: has no effect on task=quality" in refused("+sweep=mine", own)
 
@@ -72,7 +72,7 @@ def test_what_is_usual_or_has_an_effect_elsewhere_is_not(planned: Planner, line:
     assert planned(f"{line} {TINY}").notes == ()
 
 
-def test_trials_that_measure_the_same_are_told(planned: Planner) -> None:
+def test_a_line_says_which_trials_measure_the_same(planned: Planner) -> None:
     line = f"{TINY} task=streaming task.transfer=sync,async task.depth=1,2,4"
     (note,) = planned(line).notes
     assert "task.depth has no effect on task.transfer=sync: 2 trials" in note
