@@ -128,6 +128,11 @@ class Mismatch(TaskError):
     """The engaged check failed: what was asked for did not happen."""
 
 
+def no_effect(flag: str, on: str) -> UsageError:
+    """What to raise for a flag that would change nothing of ``on``."""
+    return UsageError(f"has no effect on {on}", where=flag, fix="Leave it out")
+
+
 def home_directory(instead: str) -> Path:
     """The user's home; some user ids (of a container, say) have none.
 

@@ -348,6 +348,7 @@ TASK = Task(
     name="estimate",
     config=EstimateConfig,
     run=run,
+    unread=("protocol", "seed"),
     check=check,
     evaluate=evaluate,
     content=content,

@@ -196,6 +196,7 @@ TASK = Task(
     name="numerics",
     config=NumericsConfig,
     run=run,
+    unread=("model", "protocol"),
     check=check,
     preload=("torch",),
     content=lambda identity: {},

@@ -167,6 +167,7 @@ TASK = Task(
     name="quality",
     config=QualityConfig,
     run=run,
+    unread=("protocol", "engine.cache", "engine.compile", "engine.token_sleep_s"),
     check=check,
     on_engine=True,
     preload=engines.preload,

@@ -34,6 +34,19 @@ def run(directory: Path, *words: str, code: str | None = None) -> subprocess.Com
     ("words", "said"),
     [
         (["repot"], "Did you mean report?"),
+        (["Plan", "task=noop"], "no command 'Plan'. Did you mean plan?"),
+        (["./plan"], "no command './plan'. Did you mean plan?"),
+        ([""], "a word is empty"),
+        (["plan", ""], "a word is empty"),
+        (["plan", "task=noop", "--strict"], "--strict: has no effect on plan"),
+        (["+sweep=capacity", "--strict"], "--strict: has no effect on a search"),
+        (["--cfg", "job", "--json"], "--json: has no effect on --cfg"),
+        (["--cfg", "job", "--package", "nope"], "--package: nothing is at nope"),
+        (["--info", "config", "--resolve"], "--resolve: needs --cfg"),
+        (["--config-name", "nope"], "no such root file: nope. Known: config"),
+        (["report", "x", "--json", "--output", "y"], "--output: has no effect on --json"),
+        (["task=noop,estimate", "model=known/llama_7b", "device=cpu", "--json"], "are two runs"),
+        (["plan", "model=hub", "model.id=a/b/c"], "'a/b/c' is no id of the hub"),
         (["quant=nf5"], "Did you mean nf4?"),
         (["+sweep=quantt"], "Did you mean quant"),
         (["task.promt_tokens=5"], "task.prompt_tokens"),
@@ -46,8 +59,17 @@ def run(directory: Path, *words: str, code: str | None = None) -> subprocess.Com
         (["ui", "--port", "99999"], "99999 is not in the range"),
         (["show", "a" * 12, "quant=nf4"], "quant is part of the trial"),
         (["reproduce", "a" * 12, "task.value=1,2"], "task.value is part of the trial"),
-        (["report", "adhoc", "slo.ttft_s=1"], "slo.ttft_s=1 changes nothing of what is recorded"),
-        (["gate", "--baseline", "x", "repeats=5"], "repeats=5 changes nothing of what is recorded"),
+        (["report", "adhoc", "slo.ttft_s=1"], "slo.ttft_s: has no effect on what is recorded"),
+        (["gate", "--baseline", "x", "repeats=5"], "repeats: has no effect on what is recorded"),
+        (["reproduce", "a" * 12, "search=capacity"], "search: has no effect on reproduce"),
+        (["reproduce", "a" * 12, "force=false"], "force: has no effect on reproduce"),
+        (
+            ["bisect", "a" * 12, "--good=x", "--bad=y", "repeats=3"],
+            "repeats: has no effect on bisect",
+        ),
+        (["ui", "repeats=3"], "repeats: has no effect on ui"),
+        (["doctor", "cluster=ray", "cluster.address=auto"], "cluster: has no effect on doctor"),
+        (["doctor", "verdict=off"], "verdict: has no effect on doctor"),
         (["status", "+sweep=quant"], "+sweep=quant is part of the trial"),
         (["plan", "+sweep=quant", "+sweep=training"], "quant and training are two sweeps"),
         (["plan", "timeout_s=0"], "timeout_s: 0.0 is less than 0.1"),
@@ -71,7 +93,7 @@ def test_a_mistake_is_one_clear_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(words) == (4 if words[0] == "gate" else 2)
+    assert main(words) == (4 if words[0] in ("gate", "bisect") else 2)
     captured = capsys.readouterr()
     assert captured.out == ""
     assert said in captured.err

@@ -35,6 +35,7 @@ from orchestrator.measure.registry import find_task
 from orchestrator.plan.expand import plan_of, settings_of
 from orchestrator.plan.identity import rebuild
 from orchestrator.plan.plan import Plan
+from orchestrator.plan.schema import SETTING_KEYS
 from orchestrator.record import AttemptSummary, open_store
 from orchestrator.report.analyse.labels import short_hash
 from orchestrator.report.analyse.measured import samples_of, spec_of, valid
@@ -51,6 +52,8 @@ EXIT_CODES = {"found": 0, "same": 1, "undecided": 2}
 
 # A machine so disturbed that no round in so many counts is not measured on for ever.
 _MOST_VAIN = 5
+# How many rounds there are follows from what they find.
+_UNREAD = {"force", "repeats", "retry", "slo"}
 # Of the packages. What cannot be built is an error before it is measured.
 _SAYS_NOTHING = {Outcome.LOST, Outcome.CANCELLED, Outcome.INVALID, Outcome.INFEASIBLE}
 
@@ -74,7 +77,8 @@ def bisect_command(
     ConfigError
         An end cannot be measured.
     """
-    settings = settings_of(overrides, config_dirs=config_dirs)
+    reads = {*SETTING_KEYS} - _UNREAD
+    settings = settings_of(overrides, of="bisect", reads=reads, config_dirs=config_dirs)
     if settings.cluster.kind != "local":
         fix = "Leave cluster= out, on the machine where the number changed"
         raise UsageError("a round is measured on one machine", where="bisect", fix=fix)

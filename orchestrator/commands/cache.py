@@ -14,7 +14,7 @@ def cache_command(prune: str | None, as_json: bool) -> int:
     if prune is not None:
         kinds = {kind.name: kind for kind in kept()}
         if prune not in kinds:
-            raise UsageError(f"the cache has no {prune}", fix=nearest(prune, kinds))
+            raise UsageError(f"the cache has no {prune!r}", fix=nearest(prune, kinds))
         removed = kinds[prune]
         forget(prune)
         size = quantity(removed.bytes, "bytes")

@@ -24,7 +24,8 @@ def doctor_command(overrides: Sequence[str], simulate: Path | None, as_json: boo
     With ``simulate`` the GPUs are a scenario's, and the verdict policy is tried on them for a few
     seconds as if they were being measured.
     """
-    settings = settings_of(overrides)
+    reads = ("tracking", "verdict") if simulate is not None else ("tracking",)
+    settings = settings_of(overrides, of="doctor", reads=reads)
     with contextlib.ExitStack() as stack:
         if simulate is not None:
             from orchestrator.telemetry.simulate.library import simulated

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -53,6 +52,7 @@ class OverridesCommand(click.Command):
             click.Option(["--info", "-i"], type=click.Choice(shown)),
             click.Option(["--json"], is_flag=True),
             click.Option(["--multirun", "-m"], is_flag=True),
+            *([click.Option(["--strict"], is_flag=True)] if self.name == "run" else []),
         ]
 
     def parse_args(self, context: click.Context, words: list[str]) -> list[str]:
@@ -221,7 +221,11 @@ def bisect(**given: Any) -> int:
 @commands.command()
 @click.argument("sweep", shell_complete=_complete("sweeps"))
 @STORE_OVERRIDES
-@click.option("--output", type=click.Path(file_okay=False, path_type=Path), default=Path("."))
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where files are written; by default here.",
+)
 @click.option(
     "--format",
     "form",
@@ -369,9 +373,9 @@ def main(argv: Sequence[str]) -> int:
 
 def _refuse_unknown_command(words: Sequence[str]) -> None:
     """A bare first word that no command has is a slip of the finger, not a Hydra override."""
-    if not words or not re.fullmatch(r"[a-z][a-z_-]*", words[0]):
+    if not words or words[0][:1] in "-+~" or "=" in words[0]:
         return
-    raise UsageError(f"no command {words[0]!r}", fix=nearest(words[0], commands.commands))
+    raise UsageError(f"no command {words[0]!r}", fix=nearest(words[0].lower(), commands.commands))
 
 
 def _in_our_form(error: click.ClickException) -> str:

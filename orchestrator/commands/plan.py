@@ -8,6 +8,7 @@ from dataclasses import replace
 from orchestrator.commands.output import emit, emit_json, say
 from orchestrator.commands.run import executors, planned
 from orchestrator.environments.build import key_of, told
+from orchestrator.errors import no_effect
 from orchestrator.plan.hydra_cli import hydra_flags
 from orchestrator.plan.lm_eval import harness_of
 from orchestrator.plan.plan import Plan, plan_json
@@ -23,6 +24,8 @@ def plan_command(argv: Sequence[str]) -> int:
     if code is not None:
         return code
     plan, arguments = planned(argv)
+    if arguments.strict:
+        raise no_effect("--strict", "plan, which runs nothing")
     if plan.settings.search.kind != "none":
         from orchestrator.commands.searching import Searched
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from orchestrator.commands.noise import noise_of
 from orchestrator.commands.output import echo, emit_json
 from orchestrator.commands.selected import store_of, writing
+from orchestrator.errors import no_effect
 from orchestrator.record.replay import replay
 from orchestrator.report import build_table
 from orchestrator.report.show.bundle import report_files
@@ -18,13 +19,16 @@ LEADERBOARD = "leaderboard"
 
 
 def report_command(
-    sweep: str, overrides: Sequence[str], output: Path, form: str | None, as_json: bool
+    sweep: str, overrides: Sequence[str], output: Path | None, form: str | None, as_json: bool
 ) -> int:
     """Write ``report.html``, ``report.md``, ``table.csv`` and ``table.json`` into ``output``.
 
     As a leaderboard it is ``leaderboard.jsonl`` alone; with ``as_json`` what the files would hold
     is printed.
     """
+    if as_json and output is not None:
+        raise no_effect("--output", "--json, which writes no file")
+    output = output or Path()
     store = store_of(overrides)
     found = replay(store, sweep)
     noise = noise_of(store, found.attempts)

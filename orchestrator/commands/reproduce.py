@@ -13,13 +13,16 @@ from orchestrator.commands.selected import finished
 from orchestrator.errors import ConfigError
 from orchestrator.plan.expand import plan_of, settings_of
 from orchestrator.plan.identity import config_hash, rebuild
-from orchestrator.plan.schema import Settings
+from orchestrator.plan.schema import SETTING_KEYS, Settings
 from orchestrator.record import Store, open_store
 from orchestrator.record.cells import FoundCell, cell_of
 from orchestrator.report.analyse.compare import compare
 from orchestrator.report.analyse.labels import short_hash
 from orchestrator.report.show.cells_view import differences
 from orchestrator.report.show.compare_view import ComparisonView
+
+# It is made whatever is recorded, of this trial alone.
+_UNREAD = {"force", "reuse", "retry", "search", "slo"}
 
 
 def reproduce_command(prefix: str, overrides: Sequence[str], as_json: bool) -> int:
@@ -32,7 +35,9 @@ def reproduce_command(prefix: str, overrides: Sequence[str], as_json: bool) -> i
     ConfigError
         The stored configuration does not hash to what was asked for.
     """
-    settings = dataclasses.replace(settings_of(overrides), force=True)
+    reads = {*SETTING_KEYS} - _UNREAD
+    settings = settings_of(overrides, of="reproduce, a new attempt of one trial", reads=reads)
+    settings = dataclasses.replace(settings, force=True)
     store = open_store(settings.tracking)
     if (cell := cell_of(store, prefix)) is not None:
         return _reproduce_cell(cell, store, settings, as_json)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from orchestrator.commands.interrupt import interrupted
 from orchestrator.commands.output import say
-from orchestrator.errors import Interrupted
+from orchestrator.errors import Interrupted, UsageError, no_effect
 
 if TYPE_CHECKING:
     from orchestrator.commands.computing import Computing
@@ -44,6 +44,8 @@ def run_command(argv: Sequence[str]) -> int:
     for line in checked.warnings:
         say(line)
     if plan.settings.search.kind != "none":
+        if arguments.strict:
+            raise no_effect("--strict", "a search, whose answer says how its trials ended")
         from orchestrator.commands.searching import search
 
         return search(checked.plan, command_line(), as_json=arguments.json)
@@ -61,7 +63,14 @@ def carry_out(
         again = "combination is" if plan.duplicates == 1 else "combinations are"
         say(f"{plan.duplicates} {again} the same trial as another: left out")
     worst = 0
-    for executor in executors(plan, store):
+    kinds = list(executors(plan, store))
+    if as_json and len(kinds) > 1:
+        raise UsageError(
+            "what only computes and what measures are two runs, and it prints one",
+            where="--json",
+            fix="Run task=estimate by itself",
+        )
+    for executor in kinds:
         code = _carry_out(executor, as_json=as_json, table=table, strict=strict)
         worst = max(worst, code)
         if code == Interrupted.exit_code:
@@ -111,6 +120,8 @@ def planned(argv: Sequence[str]) -> tuple[Plan, RunArgs]:
         config_name=arguments.config_name,
         device_kind=_device_kind,
     )
+    for line in plan.notes:
+        say(line)
     return plan, arguments
 
 

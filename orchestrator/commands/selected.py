@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,14 +42,8 @@ def refuse_the_same(a: Selection, b: Selection) -> None:
 
 def store_of(overrides: Sequence[str]) -> Store:
     """Where what is recorded is read; raises ``UsageError`` for an override that says more."""
-    tracking = settings_of(overrides).tracking
-    for word in overrides:
-        if re.split(r"[./=]", word.lstrip("+~"), maxsplit=1)[0] != "tracking":
-            raise UsageError(
-                f"{word} changes nothing of what is recorded",
-                fix="Give only where that is: tracking.root=… or tracking.uri=…",
-            )
-    return open_store(tracking)
+    of = "what is recorded, only where that is: tracking.root=… or tracking.uri=…"
+    return open_store(settings_of(overrides, of=of, reads=("tracking",)).tracking)
 
 
 def finished(store: Store, prefix: str) -> tuple[str, list[AttemptSummary]]:

@@ -17,7 +17,7 @@ from orchestrator.record import ui_arguments
 
 def ui_command(overrides: Sequence[str], host: str, port: int) -> int:
     """Replace this process by MLflow's server on the embedded store; print a server's address."""
-    tracking = settings_of(overrides).tracking
+    tracking = settings_of(overrides, of="ui", reads=("tracking",)).tracking
     if tracking.kind == "server":
         echo(tracking.uri)
         return 0

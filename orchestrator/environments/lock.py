@@ -23,13 +23,14 @@ from pathlib import Path
 from platform import python_version_tuple
 from typing import Any
 
+from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion, Version
 
 from orchestrator.engines.cache import cache_root, publish
 from orchestrator.engines.digest import digest_json
 from orchestrator.environments.uv import UvFailed, run_uv
-from orchestrator.errors import ConfigError, Infeasible
+from orchestrator.errors import ConfigError, Infeasible, one_line
 
 _LOCKED = re.compile(r"(?P<name>[A-Za-z0-9._-]+)==(?P<version>[^\s;]+)")
 _PYTHON = "# Python: "
@@ -85,28 +86,41 @@ def request_of(asked: Mapping[str, Any]) -> Request | None:
     """
     pins = tuple(sorted((name, str(version)) for name, version in asked["pins"].items()))
     if not asked["requirements"]:
-        if pins or asked["overrides"]:
-            raise ConfigError(
-                "has no effect without an environment",
-                where="environment.pins" if pins else "environment.overrides",
-                fix="Write environment=NAME, of conf/environment",
-            )
+        for name in ("pins", "overrides", "python"):
+            if asked[name]:
+                raise ConfigError(
+                    "has no effect without an environment",
+                    where=f"environment.{name}",
+                    fix="Write environment=NAME, of conf/environment",
+                )
         return None
+    for group in ("requirements", "overrides"):
+        for line in asked[group]:
+            _check_requirement(line, group)
     python = asked["python"] or ".".join(python_version_tuple()[:2])
     if not _VERSION.fullmatch(python):
         raise ConfigError(
             f"{python!r} is no version of Python", where="environment.python", fix="Write 3.11"
         )
     for name, version in pins:
-        try:
-            Version(version)
-        except InvalidVersion:
+        if not _is_version(version):
             raise ConfigError(
                 f"{version!r} is no version",
                 where=f"environment.pins.{name}",
                 fix="Write it as the package index does: 2.1.0",
-            ) from None
+            )
     return Request(python, tuple(asked["requirements"]), tuple(asked["overrides"]), pins)
+
+
+def _check_requirement(line: str, group: str) -> None:
+    try:
+        Requirement(line)
+    except InvalidRequirement as error:
+        raise ConfigError(
+            f"{line!r} is no requirement: {one_line(error)}",
+            where=f"environment.{group}",
+            fix="Write it as pip does, a package and its versions: numpy>=2,<3",
+        ) from None
 
 
 def locked(asked: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -146,7 +160,7 @@ def _packages(request: Request, file: str | None) -> Mapping[str, str] | str:
     kept = cache_root() / "environment-locks" / f"{request.key[:32]}.lock"
     for place in filter(None, (beside, kept)):
         with suppress(OSError):
-            if (found := _read(place.read_text(), request)) is not None:
+            if (found := _read(place, request)) is not None:
                 return found
     try:
         found = _resolve(request)
@@ -215,12 +229,40 @@ def _is_of_another_python(lock: Path, python: str) -> bool:
     return False
 
 
-def _read(text: str, request: Request) -> dict[str, str] | None:
-    """The packages of a lock; None where it answers another request."""
-    lines = text.splitlines()
+def _read(lock: Path, request: Request) -> dict[str, str] | None:
+    """The packages of a lock; None where it answers another request.
+
+    Raises
+    ------
+    ConfigError
+        It was changed by hand, or two versions of it were merged: what it holds is a trial's
+        identity, so nothing is guessed.
+    """
+    lines = lock.read_text().splitlines()
     if f"# asked: {request.key}" not in lines:
         return None
-    return {m["name"]: m["version"] for m in map(_LOCKED.match, lines) if m}
+    found: dict[str, str] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        locked = _LOCKED.fullmatch(line.strip())
+        if locked is None or locked["name"] in found or not _is_version(locked["version"]):
+            again = locked is not None and locked["name"] in found
+            raise ConfigError(
+                f"{line.strip()!r} is {'there twice' if again else 'no package and its version'}",
+                where=f"{lock}:{number}",
+                fix="Delete the file to resolve it again",
+            )
+        found[locked["name"]] = locked["version"]
+    return found
+
+
+def _is_version(written: str) -> bool:
+    try:
+        Version(written)
+    except InvalidVersion:
+        return False
+    return True
 
 
 def _normal(name: str) -> str:

@@ -96,6 +96,9 @@ class Task:
         is no part.
     under_load : bool
         Whether it is put under the load that ``load=`` chooses.
+    unread : tuple of str
+        Groups, and dotted options, that change nothing of what it measures (``protocol``). To ask
+        for one is an error.
     own_cores : int
         Cores that it needs for itself, beside those that the model computes on.
     """
@@ -118,6 +121,7 @@ class Task:
     expect: Callable[[Identity, Mapping[str, Any] | None], Expectation | None] | None = None
     on_engine: bool = False
     under_load: bool = False
+    unread: tuple[str, ...] = ()
     own_cores: int = 0
 
     def preload_for(self, identity: Identity) -> tuple[str, ...]:

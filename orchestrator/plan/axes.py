@@ -23,7 +23,7 @@ from hydra.errors import HydraException
 
 from orchestrator.errors import ConfigError, nearest
 from orchestrator.plan.messages import condensed
-from orchestrator.plan.text_fields import is_text
+from orchestrator.plan.text_fields import is_text, leaves
 
 COMMAND_LINE = ""  # as the place of an error: none needs to be named
 PREFIXES = {
@@ -118,6 +118,7 @@ def parse(line: str, options: Callable[[str], list[str] | None], where: str) -> 
     text_wanted = options(key) is not None or is_text(key)
     if not override.is_sweep_override():
         value = override.value()
+        _check_inside(key, value, where)
         if text_wanted:
             (value,) = _as_written(line, [value])
         return _fixed_or_glob(key, value, options(key), prefix, where)
@@ -131,6 +132,8 @@ def parse(line: str, options: Callable[[str], list[str] | None], where: str) -> 
     if isinstance(override._value, RangeSweep):
         return _range_axis(override, key, prefix, where)
     values = [override._convert_value(value) for value in override.sweep_iterator()]
+    for value in values:
+        _check_inside(key, value, where)
     if text_wanted:
         values = _as_written(line, values)
     return axis_of(key, values, prefix, where)
@@ -141,12 +144,15 @@ def _understood(line: str, where: str) -> Override:
 
     Its unquoted values hold no ``=``, no letters but ASCII's, no ``#`` and more.
     """
+    if not line.strip():
+        raise ConfigError("a word is empty", where=where, fix="Write key=value, or leave it out")
     try:
         return _parser().parse_override(line)
     except HydraException as error:
         fix = "Write key=value, or key=a,b to sweep; quote values with commas or spaces"
         quoted = _quoted(line)
-        if quoted is not None:
+        # What is wrong inside choice(...) is not mended by quoting all of it.
+        if quoted is not None and "while evaluating" not in str(error):
             try:
                 override = _parser().parse_override(quoted)
             except HydraException:
@@ -185,6 +191,20 @@ def _as_written(line: str, values: list[Any]) -> list[Any]:
         part if isinstance(value, (bool, int, float)) else value
         for part, value in zip(parts, values, strict=True)
     ]
+
+
+def _check_inside(key: str, value: Any, where: str) -> None:
+    """Refuse a number where a mapping holds text: ``2.10`` has become 2.1 by now."""
+    if not isinstance(value, dict):
+        return
+    for path, leaf in leaves(value):
+        inner = ".".join([key, *map(str, path)])
+        if isinstance(leaf, (bool, int, float)) and is_text(inner):
+            raise ConfigError(
+                "is text, which a mapping holds in quotes",
+                where=f"{where}, {inner}" if where else inner,
+                fix=f"Write {inner}=VALUE, or quote it",
+            )
 
 
 def _fixed_or_glob(

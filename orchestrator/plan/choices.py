@@ -59,9 +59,11 @@ def check_axis(axis: Axis, is_group: bool, composer: Composer) -> None:
 def _require_root(key: str, where: str, composer: Composer) -> None:
     """Say `did you mean quant` for `quantt`, before a configuration is composed for it."""
     root = key.split(".")[0].split("/")[0]
+    if key == "environment.file":
+        raise ConfigError("is where the group's own file lies", where=key, fix="Leave it out")
     if root not in composer.root_keys:
         raise ConfigError(
-            f"no group or key {key}",
+            f"no group or key {key or repr(key)}",
             where=where,
             fix=nearest(root, {*composer.root_keys, *composer.groups()}),
         )
@@ -89,10 +91,15 @@ def choice_of(
         raise ConfigError(
             f"no {group} {name!r}",
             where=where,
-            fix=nearest(name, composer.options(group)),
+            fix=nearest(name, composer.every_option(group)),
         )
     if key in composer.default_groups:
         return key, name
+    parent, _, inner = key.rpartition("/")
+    if parent in composer.default_groups:
+        raise ConfigError(
+            f"{inner} is a folder of {parent}", where=where, fix=f"Write {parent}={inner}/{name}"
+        )
     if not prefix:
         raise ConfigError(
             f"group {key} is not in the defaults", where=where, fix=f"Write +{key}={name}"

@@ -8,11 +8,9 @@ from pathlib import Path
 
 from hydra.plugins.completion_plugin import DefaultCompletionPlugin
 
+from orchestrator.plan.compose import NOT_CHOSEN, Composer
 from orchestrator.plan.messages import translated
 from orchestrator.plan.repository import TypedLoader, search_path
-
-# Folders of conf/ that are read by name elsewhere, and Hydra's own keys.
-_NOT_CHOSEN = ("gate", "hardware", "hydra")
 
 
 def complete_override(
@@ -55,6 +53,21 @@ def complete_override(
     with translated("completion"):
         # Hydra composes the words before; as a multirun, for one with several values is an axis.
         found = query._query(config_name, " ".join(["--multirun", *before, word]))
-    kept = [item for item in found if re.split(r"[=./]", item.lstrip("+~"))[0] not in _NOT_CHOSEN]
+    composer = Composer(config_dirs, config_name)
+    kept = [item for item in found if _can_be_chosen(item, composer)]
+    # Options in folders of a group: model=known/gpt2.
+    group, equals, begun = word.partition("=")
+    if equals and composer.is_group(group.lstrip("+")):
+        options = composer.every_option(group.lstrip("+"))
+        kept += [f"{group}={option}" for option in options if option.startswith(begun)]
     # Not in the root file: a sweep is added.
     return sorted({re.sub(r"^sweep[=.]$", "+sweep=", item) for item in kept})
+
+
+def _can_be_chosen(item: str, composer: Composer) -> bool:
+    key = item.lstrip("+~").partition("=")[0]
+    root, folder, _ = key.partition("/")
+    # A folder of a group is part of the option's name.
+    return re.split(r"[./]", key)[0] not in NOT_CHOSEN and not (
+        folder and root in composer.default_groups
+    )

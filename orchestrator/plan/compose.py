@@ -32,6 +32,9 @@ from orchestrator.plan.repository import (
 )
 from orchestrator.plan.schema import RootConfig, SweepConfig
 
+#: Folders of conf/ that are read by name elsewhere, and Hydra's own keys.
+NOT_CHOSEN = ("gate", "hardware", "hydra")
+
 
 @dataclass
 class SweepRoot:
@@ -60,9 +63,9 @@ class Composer:
         self._config_name = config_name
         self._options: dict[str, list[str]] = {}
         if not self._cached.config_exists(config_name):
-            roots = self._cached.get_group_options("")
+            roots = set(self._cached.get_group_options("")) - {EMPTY_ROOT, "_dummy_empty_config_"}
             raise ConfigError(
-                f"no such root file: {config_name}",
+                f"no such root file: {config_name or repr(config_name)}",
                 where="--config-name",
                 fix=nearest(config_name, roots),
             )
@@ -84,11 +87,11 @@ class Composer:
     def is_group(self, key: str) -> bool:
         """Whether ``key`` names a config group (``quant``, ``own/group@package``)."""
         group = key.split("@")[0]
-        return "." not in group and group in self._known_groups()
+        return "." not in group and group in self.groups()
 
     def groups(self) -> list[str]:
         """Every config group a person can choose from, nested ones with a slash."""
-        return [g for g in self._known_groups() if g.split("/")[0] != "hydra"]
+        return [g for g in self._known_groups() if g.split("/")[0] not in NOT_CHOSEN]
 
     def _known_groups(self) -> list[str]:
         if "" not in self._options:
@@ -108,6 +111,15 @@ class Composer:
         if group not in self._options:
             self._options[group] = self._cached.get_group_options(group)
         return self._options[group]
+
+    def every_option(self, group: str) -> list[str]:
+        """As :meth:`options`, with those in its folders: ``known/gpt2``."""
+        group = group.split("@")[0]
+        inner = (each for each in self.groups() if each.startswith(f"{group}/"))
+        nested = (
+            f"{each.removeprefix(group)[1:]}/{o}" for each in inner for o in self.options(each)
+        )
+        return [*self.options(group), *nested]
 
     def has_option(self, group: str, option: str) -> bool:
         """Whether ``group=option`` can be chosen."""

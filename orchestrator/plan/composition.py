@@ -210,7 +210,7 @@ def _check_settings(tree: Tree) -> None:
         kind, value = tree[group]["kind"], tree[group][key]
         if kind == needed_by and not value:
             raise _must_be_given(f"{group}.{key}")
-        if kind != needed_by and value:
+        if kind != needed_by and value is not None:
             raise ConfigError(
                 f"has no effect on {group}={kind}",
                 where=f"{group}.{key}",

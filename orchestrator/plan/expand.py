@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import cached_property
 from itertools import product
@@ -17,6 +17,7 @@ from orchestrator.plan.axes import text
 from orchestrator.plan.choices import SHORT, check_axis, choice_of, split, without_hydra
 from orchestrator.plan.compose import Composer
 from orchestrator.plan.composition import Composition, Mixture, put
+from orchestrator.plan.effect import Effects
 from orchestrator.plan.identity import (
     check_together,
     check_values,
@@ -29,7 +30,13 @@ from orchestrator.plan.identity import (
 )
 from orchestrator.plan.places import ROOT_CONFIG
 from orchestrator.plan.plan import Plan
-from orchestrator.plan.schema import IDENTITY_KEYS, ClusterConfig, Settings
+from orchestrator.plan.schema import (
+    IDENTITY_KEYS,
+    SETTING_KEYS,
+    ClusterConfig,
+    RootConfig,
+    Settings,
+)
 from orchestrator.plan.sweep import ADHOC, Space, matches, read
 from orchestrator.plan.trial import infeasible_reason, resources_of
 
@@ -71,15 +78,23 @@ def build(
 def settings_of(
     overrides: Sequence[str],
     *,
+    of: str = "",
+    reads: Collection[str] = SETTING_KEYS,
     config_dirs: Sequence[Path | str] = (),
     config_name: str = ROOT_CONFIG,
 ) -> Settings:
     """Only the settings of a command line (``tracking.root=…``), for commands that plan nothing.
 
+    Parameters
+    ----------
+    of, reads : str, collection of str
+        The command, and the settings that change something for it.
+
     Raises
     ------
     ConfigError
-        As :func:`build`, and where a word says what is measured: such a command would ignore it.
+        As :func:`build`, and where a word says what is measured, or anything else that the command
+        would ignore.
     """
     space, composer = _read(overrides, config_dirs, config_name)
     keys = [item.key for item in space.fixed]
@@ -89,8 +104,10 @@ def settings_of(
             what = f"+sweep={space.name}" if space.name != ADHOC else key
             raise ConfigError(
                 f"{what} is part of the trial, which is fixed here",
-                fix="Change only settings, such as tracking.root=… and repeats=…",
+                fix="Change only settings, such as tracking.root=…",
             )
+        if re.split(r"[./]", key)[0] not in reads:
+            raise ConfigError(f"has no effect on {of}", where=key, fix="Leave it out")
     groups, values = split(space.fixed, composer)
     return Composition(composer.compose(groups), values, ()).settings()
 
@@ -194,6 +211,8 @@ class _Expansion:
         trials: dict[str, Trial] = {}
         duplicates = 0
         seen: list[dict[str, None]] = [{} for _ in self._axes]
+        usual = {**vars(RootConfig()), **self._composer.default_groups}
+        effects = Effects(self._space.fixed, self._axes, usual)
         for row in self._combinations():
             tree, axes, settings = self._resolve(row)
             digest = config_hash(tree)
@@ -203,11 +222,14 @@ class _Expansion:
                 duplicates += 1
                 continue
             trials[digest] = _trial(tree, axes, settings, digest)
+            assert self._first is not None
+            effects.add(tree, self._first[0].settings_tree)
         if not trials:
             raise ConfigError(
                 "exclude leaves no trial", where=f"sweep {self._space.name}", fix="Loosen it"
             )
         assert self._first is not None
+        effects.check()
         return Plan(
             sweep=self._space.name,
             description=self._space.description,
@@ -216,19 +238,32 @@ class _Expansion:
             baseline=self._baseline(trials.values()),
             axes={axis.key: tuple(values) for axis, values in zip(self._axes, seen, strict=True)},
             duplicates=duplicates,
+            notes=effects.notes(),
         )
 
     def _combinations(self) -> Iterator[list[tuple[int, Any]]]:
         """For each combination that is not excluded: position and value on every axis."""
         keys = [axis.key for axis in self._axes]
+        exclude = self._space.exclude
+        idle = list(exclude)
         rows = [list(enumerate(block.rows())) for block in self._space.blocks]
         for combination in product(*rows):
             row = [(number, value) for number, values in combination for value in values]
-            if self._space.exclude:
+            if exclude:
                 written = {key: value for key, (_, value) in zip(keys, row, strict=True)}
-                if any(matches(written, condition) for condition in self._space.exclude):
+                fitting = [condition for condition in exclude if matches(written, condition)]
+                idle = [condition for condition in idle if condition not in fitting]
+                if fitting:
                     continue
             yield row
+        for condition in idle:
+            # `+sweep=quant quant=nf4` leaves out what others are excluded of on purpose.
+            if not condition.keys() & self._space.narrowed:
+                raise ConfigError(
+                    f"exclude {_described(condition)} matches no trial",
+                    where=f"sweep {self._space.name}",
+                    fix="Leave it out, or write values as the axes have them",
+                )
 
     def _resolve(
         self, row: list[tuple[int, Any]]
@@ -315,9 +350,8 @@ class _Expansion:
                 return {key: text(trial.axes[key]) for key in wanted}
         if any(key in self._space.narrowed for key in keys):
             return {}  # `+sweep=quant quant=nf4` leaves the baseline out on purpose
-        described = ", ".join(f"{key}={text(value)}" for key, value in wanted.items())
         raise ConfigError(
-            f"baseline {described} matches no trial",
+            f"baseline {_described(wanted)} matches no trial",
             where=f"sweep {self._space.name}",
             fix=nearest(
                 text(next(iter(wanted.values()))),
@@ -341,6 +375,10 @@ def _trial(
         timeout_s=settings.timeout_s,
         infeasible=infeasible_reason(task, tree),
     )
+
+
+def _described(condition: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={text(value)}" for key, value in condition.items())
 
 
 def _axis_value(value: Any) -> AxisValue:

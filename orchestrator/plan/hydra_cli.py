@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from orchestrator.errors import ConfigError, UsageError
+from orchestrator.errors import ConfigError, UsageError, no_effect
 
 HELP_WIDTH = 100
 
@@ -110,14 +110,18 @@ def hydra_flags(argv: Sequence[str]) -> int | None:
     ConfigError, UsageError
         As :func:`orchestrator.plan.expand.build`.
     """
-    words = [word for word in argv if word not in ("-v", "--verbose", "--json", "--strict")]
+    words = [word for word in argv if word not in ("-v", "--verbose")]
     if words and words[0] in COMMANDS_WITH_OVERRIDES:
         words = words[1:]
-    if words and words[0][0] not in "-+~" and "=" not in words[0]:
+    if words and words[0][:1] not in "-+~" and "=" not in words[0]:
         return None  # another command, with a --help of its own
     known = {flag for names in HYDRA_FLAGS for flag in names}
-    if not any(word.split("=")[0] in known for word in words if word.startswith("-")):
+    asked = [word for word in words if word.startswith("-") and word.split("=")[0] in known]
+    if not asked:
         return None
+    for flag in ("--json", "--strict"):
+        if flag in words:
+            raise no_effect(flag, asked[0])
     return _dispatch(words)
 
 
@@ -143,6 +147,9 @@ def _dispatch(words: list[str]) -> int:
     asked = [args.help, args.hydra_help, args.cfg, args.info, args.shell_completion]
     if sum(bool(flag) for flag in asked) > 1:
         raise UsageError("one of --help, --hydra-help, --cfg, --info, -sc at a time")
+    for flag in ("package", "resolve"):
+        if getattr(args, flag) and not args.cfg:
+            raise UsageError("needs --cfg", where=f"--{flag}", fix=f"Write --cfg job --{flag}")
     GlobalHydra.instance().clear()
     loader = TypedLoader(search_path(where.config_dirs))
     hydra = Hydra(task_name=PROGRAM, config_loader=loader)
@@ -177,13 +184,21 @@ def _show(
                 hydra.app_help(config_name=config_name, args_parser=flags, args=args)
             print(_wrapped(text.getvalue()), end="")
         elif args.cfg:
-            hydra.show_cfg(
-                config_name=config_name,
-                overrides=args.overrides,
-                cfg_type=args.cfg,
-                package=args.package,
-                resolve=args.resolve,
-            )
+            try:
+                with contextlib.redirect_stderr(io.StringIO()):
+                    hydra.show_cfg(
+                        config_name=config_name,
+                        overrides=args.overrides,
+                        cfg_type=args.cfg,
+                        package=args.package,
+                        resolve=args.resolve,
+                    )
+            except SystemExit as error:  # after a line of its own
+                raise UsageError(
+                    f"nothing is at {args.package}",
+                    where="--package",
+                    fix=f"--cfg {args.cfg} shows what there is",
+                ) from error
         else:
             hydra.show_info(args.info, config_name=config_name, overrides=args.overrides)
     return 0

@@ -169,6 +169,8 @@ def check_together(identity: Mapping[str, Any]) -> None:
                 where=f"model.{name}",
                 fix="Leave it out, or choose another model=",
             )
+    if source == "hub":
+        _check_hub_id(model["id"])
     if (quant["dtype"] is None) != (quant["scheme"] in (*GGUF, "source")):
         raise ConfigError(
             f"{'must be given' if quant['dtype'] is None else 'has no effect'} on "
@@ -195,6 +197,21 @@ def check_together(identity: Mapping[str, Any]) -> None:
             f"{protocol['min_repetitions']}",
             where="protocol.max_repetitions",
         )
+
+
+@lru_cache(maxsize=256)
+def _check_hub_id(name: str) -> None:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils._validators import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise ConfigError(
+            f"{name!r} is no id of the hub",
+            where="model.id",
+            fix="Write OWNER/NAME; for a directory model=path",
+        ) from error
 
 
 def _model_example(source: str) -> str:

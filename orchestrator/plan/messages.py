@@ -43,6 +43,9 @@ def translated(where: str | None = None) -> Iterator[None]:
         cause = error.__cause__
         inner = cause if isinstance(cause, OmegaConfBaseException) else error
         raise ConfigError(condensed(str(inner) or str(error)), where=where) from error
+    except RecursionError as error:
+        what = "is nested too deeply, or its defaults name it again"
+        raise ConfigError(what, where=where) from error
     except (ValueError, AssertionError, AttributeError, OSError) as error:
         # Hydra's loader raises these bare for malformed defaults lists and unreadable files.
         raise ConfigError(condensed(str(error)) or type(error).__name__, where=where) from error

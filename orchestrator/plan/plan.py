@@ -30,6 +30,8 @@ class Plan:
         Values of every axis, as text, in their order.
     duplicates : int
         Combinations that came out as a trial that was there already.
+    notes : tuple of str
+        Of options that have no effect in some of the trials, a line each.
     """
 
     sweep: str
@@ -39,6 +41,7 @@ class Plan:
     baseline: dict[str, str] = field(default_factory=dict)
     axes: dict[str, tuple[str, ...]] = field(default_factory=dict)
     duplicates: int = 0
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,8 @@ def search_path(config_dirs: Sequence[Path | str]) -> ConfigSearchPath:
     path.append("main", f"file://{built_in}")
     for item in config_dirs:
         text = str(item)
+        if not text:  # a variable that is not set, and no wish for the current directory
+            raise ConfigError("is empty", where="--config-dir", fix="Write a directory, or .")
         if text.startswith("pkg://"):
             path.append("command-line", text)
             continue

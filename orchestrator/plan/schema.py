@@ -196,8 +196,8 @@ class ClusterConfig:
 
     kind: str = choice("local", "ray")
     address: str | None = None
-    cpus: int | None = bounded(None, low=1)
-    gpus: int | None = bounded(None, low=0)
+    cpus: int | None = bounded(None, low=1, only={"kind": "local"})
+    gpus: int | None = bounded(None, low=0, only={"kind": "local"})
 
 
 @dataclass
@@ -218,8 +218,8 @@ class TelemetryConfig:
     """How often the supervisor looks at the device and the host."""
 
     enabled: bool = True
-    nvml_period_s: float = bounded(0.05, low=0.001)
-    host_period_s: float = bounded(0.1, low=0.001)
+    nvml_period_s: float = bounded(0.05, low=0.001, only={"enabled": True})
+    host_period_s: float = bounded(0.1, low=0.001, only={"enabled": True})
 
 
 @dataclass
@@ -257,6 +257,9 @@ class SloConfig:
         return {name: limit for name, limit in named.items() if limit is not None}
 
 
+_SEARCHED = {"kind": "capacity"}
+
+
 @dataclass
 class SearchConfig:
     """Which trials are measured beyond those of the plan.
@@ -280,13 +283,13 @@ class SearchConfig:
     """
 
     kind: str = choice("none", "capacity")
-    over: str | None = None
-    width: float = bounded(0.2, low=0.01, high=2.0)
-    confidence: float = bounded(0.95, low=0.5, high=0.999)
-    most_attempts: int = bounded(40, low=3)
-    most_levels: int = bounded(24, low=2)
-    lowest: float | None = bounded(None, low=1e-6)
-    highest: float | None = bounded(None, low=1e-6)
+    over: str | None = bounded(None, only=_SEARCHED)
+    width: float = bounded(0.2, low=0.01, high=2.0, only=_SEARCHED)
+    confidence: float = bounded(0.95, low=0.5, high=0.999, only=_SEARCHED)
+    most_attempts: int = bounded(40, low=3, only=_SEARCHED)
+    most_levels: int = bounded(24, low=2, only=_SEARCHED)
+    lowest: float | None = bounded(None, low=1e-6, only=_SEARCHED)
+    highest: float | None = bounded(None, low=1e-6, only=_SEARCHED)
 
 
 @dataclass
@@ -336,6 +339,12 @@ IDENTITY_GROUPS: Mapping[str, type] = {
     "quant": QuantConfig,
     "protocol": ProtocolConfig,
     "device": DeviceConfig,
+}
+#: Of settings, groups with options that depend on others.
+SETTING_KINDS: Mapping[str, type] = {
+    "cluster": ClusterConfig,
+    "telemetry": TelemetryConfig,
+    "search": SearchConfig,
 }
 IDENTITY_KEYS = ("task", "engine", "load", *IDENTITY_GROUPS, "environment", "seed")
 #: Mappings that take any key; others want a + before a new one.

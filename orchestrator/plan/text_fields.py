@@ -86,7 +86,7 @@ def keep_text(config: DictConfig, package: str, file: Path) -> None:
 def _misread(config: Any, package: str) -> Iterator[tuple[str | int, ...]]:
     """Places of values that are no text where text belongs."""
     plain = OmegaConf.to_container(config, resolve=False)
-    for path, value in _leaves(plain):
+    for path, value in leaves(plain):
         if isinstance(value, (bool, int, float)):
             key = _key_at(path, package)
             if key is not None and is_text(key):
@@ -97,18 +97,20 @@ def _key_at(path: tuple[str | int, ...], package: str) -> str | None:
     """The key that a value in a file is for: its own place, or the one a sweep names."""
     whole = (*(package.split(".") if package else ()), *path)
     if whole[0] == "sweep" and len(whole) > 2:
-        if whole[1] in _KEYED:
-            return str(whole[2]).lstrip("+")
-        if whole[1] in _KEYED_LISTS and len(whole) > 3:
-            return str(whole[3])
+        place = 2 if whole[1] in _KEYED else 3 if whole[1] in _KEYED_LISTS else len(whole)
+        if place < len(whole):
+            # Positions are of values on an axis.
+            key, *inner = (str(name) for name in whole[place:] if not isinstance(name, int))
+            return ".".join([key.lstrip("+"), *inner])
     if any(isinstance(name, int) for name in whole):
         return None
     return ".".join(map(str, whole))
 
 
-def _leaves(
+def leaves(
     tree: Any, path: tuple[str | int, ...] = ()
 ) -> Iterator[tuple[tuple[str | int, ...], Any]]:
+    """Every value inside mappings and lists, with its place."""
     items: Any = ()
     if isinstance(tree, Mapping):
         items = tree.items()
@@ -117,4 +119,4 @@ def _leaves(
     else:
         yield path, tree
     for name, value in items:
-        yield from _leaves(value, (*path, name))
+        yield from leaves(value, (*path, name))

@@ -65,11 +65,18 @@ def _update(config: DictConfig, parent: DictConfig, item: Fixed) -> None:
         return
     name = item.key.rsplit(".", 1)[-1]
     # OmegaConf cannot merge a mapping into a field that is null, or not there yet.
-    merge = not isinstance(value, dict) or (
-        name in parent and OmegaConf.select(parent, name) is not None
-    )
+    there = parent._get_node(name) if name in parent else None
+    merge = not isinstance(value, dict) or (isinstance(there, DictConfig) and not there._is_none())
+    typed = _field_names(parent) is not None and isinstance(there, DictConfig)
+    if typed and not isinstance(value, dict) and value is not None:
+        raise ConfigError(
+            f"{text(value)} is no mapping",
+            where=_shown(item),
+            fix=f"Write {item.key}={{key:value}}",
+        )
+    adds = _adds(item) or item.key in OPEN_MAPPINGS
     try:
-        OmegaConf.update(config, item.key, value, merge=merge, force_add=_adds(item))
+        OmegaConf.update(config, item.key, value, merge=merge, force_add=adds)
     except ValidationError as error:
         if isinstance(value, float) and value.is_integer() and "Integer" in str(error):
             OmegaConf.update(config, item.key, int(value), force_add=_adds(item))

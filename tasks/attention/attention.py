@@ -231,6 +231,7 @@ TASK = Task(
     name="attention",
     config=AttentionConfig,
     run=run,
+    unread=("model",),
     check=check,
     preload=("torch",),
     content=lambda identity: {},

@@ -221,6 +221,7 @@ TASK = Task(
     name="ceilings",
     config=CeilingsConfig,
     run=run,
+    unread=("model", "quant", "protocol", "seed"),
     check=check,
     preload=loading.PRELOAD,
     content=lambda identity: {},

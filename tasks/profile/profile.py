@@ -370,6 +370,7 @@ TASK = Task(
     name="profile",
     config=ProfileConfig,
     run=run,
+    unread=("protocol",),
     check=check,
     on_engine=True,
     preload=engines.preload,

@@ -369,6 +369,7 @@ TASK = Task(
     name="serving",
     config=ServingConfig,
     run=run,
+    unread=("protocol",),
     check=check,
     on_engine=True,
     under_load=True,

@@ -46,8 +46,8 @@ class StreamingConfig:
     new_tokens: int = bounded(9, low=2)
     attention: str = choice(*ATTENTIONS)
     transfer: str = choice("sync", "async", default="async")
-    depth: int = bounded(1, low=1)
-    workers: int = bounded(1, low=1)
+    depth: int = bounded(1, low=1, only={"transfer": "async"})
+    workers: int = bounded(1, low=1, only={"transfer": "async"})
     pinned: bool = False
     buffer: str = choice("tensor", "single", default="single")
     resident_embedding: bool = True

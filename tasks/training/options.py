@@ -43,7 +43,7 @@ class TrainingConfig:
     attention: str = choice(*ATTENTIONS)
     autocast: str = choice("none", "bfloat16")
     compile: bool = False
-    compile_scope: str = choice("layer", "model")
+    compile_scope: str = choice("layer", "model", only={"compile": True})
     checkpointing: bool = False
     optimizer: bool = True
     memory_snapshot: bool = False

@@ -17,7 +17,7 @@ import pytest
 
 from orchestrator.attempt import Outcome
 from orchestrator.environments.build import built, code_directory, is_built, place_of
-from orchestrator.environments.lock import locked, why_unresolved
+from orchestrator.environments.lock import locked, request_of, why_unresolved
 from orchestrator.environments.uv import reason_in
 from orchestrator.errors import ConfigError, Infeasible, InputError
 from orchestrator.isolate.isolation import Isolation
@@ -103,6 +103,43 @@ def test_what_was_locked_stays_locked(options: Path, index: Path) -> None:
     assert planned_anew(options)["packages"] == {"psutil": "98.0"}
 
 
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (
+            "<<<<<<< mine\npsutil==99.0\n",
+            "mine.lock:4: '<<<<<<< mine' is no package and its version",
+        ),
+        ("psutil==99.0\npsutil==98.0\n", "mine.lock:5: 'psutil==98.0' is there twice"),
+        ("psutil>=98.0\n", "mine.lock:4: 'psutil>=98.0' is no package and its version"),
+        ("psutil==newest\n", "mine.lock:4: 'psutil==newest' is no package and its version"),
+    ],
+)
+def test_a_lock_that_was_changed_by_hand_is_not_guessed(
+    options: Path, changed: str, said: str
+) -> None:
+    request = request_of(asked("psutil"))
+    assert request is not None
+    lock = options / "environment" / "mine.lock"
+    lock.write_text(f"# Python: {PYTHON}\n\n# asked: {request.key}\n{changed}")
+    with pytest.raises(ConfigError) as caught:
+        locked(asked("psutil", file=str(lock.with_suffix(".yaml"))))
+    assert said in str(caught.value)
+    assert str(caught.value).endswith("Delete the file to resolve it again")
+
+
+@pytest.mark.parametrize(
+    "line", ["psutil ==", "-r wanted.txt", "-e .", "", "psutil\n--index-url x"]
+)
+@pytest.mark.parametrize("group", ["requirements", "overrides"])
+def test_what_is_no_requirement_is_said_before_anything_is_asked(line: str, group: str) -> None:
+    wanted = asked("psutil")
+    wanted[group] = [*wanted[group], line]
+    with pytest.raises(ConfigError, match=f"^environment.{group}: .* is no requirement") as caught:
+        locked(wanted)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_package_asked_for_with_extras_is_locked_too() -> None:
     assert locked(asked("psutil[fast]", "sees")) == {
         "python": PYTHON,
@@ -147,6 +184,7 @@ def test_pins_are_an_axis_of_text(options: Path) -> None:
     ]
     assert "no version of psutil==97.0" in found[2][1].replace("97.0.0", "97.0")
     assert not (options / "environment" / "mine.lock").exists()  # that is of the file alone
+    assert environments(options, 'environment.pins={psutil:"98.0"}') == found[:1]
 
 
 def test_a_pin_of_what_is_not_there_is_infeasible(options: Path) -> None:

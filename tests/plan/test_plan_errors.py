@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 
+from orchestrator.errors import ConfigError
+from orchestrator.plan.repository import search_path
+
 BASE = "task=noop model=random_tiny"
 
 
@@ -55,6 +58,9 @@ BASE = "task=noop model=random_tiny"
         ("tracking=server", ["tracking.uri: must be given"]),
         ("tracking.uri=http://x", ["tracking.uri", "tracking=server"]),
         ("cluster.address=auto", ["cluster.address", "cluster=ray"]),
+        ("cluster.address=", ["cluster.address", "cluster=ray"]),
+        ("environment.python=3.12", ["environment.python: has no effect without an environment"]),
+        ("model=hub model.architecture=null model.id=.hidden", ["no id of the hub", "OWNER/NAME"]),
         ("device=cuda resources.gpus=0", ["resources.gpus"]),
         ("task.value=range(5,5)", ["task.value has no values"]),
         ("task.value=range(1,5,0)", ["step is 0"]),
@@ -62,6 +68,19 @@ BASE = "task=noop model=random_tiny"
         ("task.value=glob(*)", ["not a config group"]),
         ("task.value=interval(0,1)", ["interval", "range("]),
         ("task.value=1,", ["cannot read 'task.value=1,'"]),
+        ("model=known/gpt3", ["no model 'known/gpt3'", "Did you mean known/gpt2"]),
+        ("model/known=gpt2", ["known is a folder of model. Write model=known/gpt2"]),
+        ("+model/known=gpt2", ["known is a folder of model. Write model=known/gpt2"]),
+        ("gate=default", ["no group or key gate"]),
+        ("+hardware=h100", ["no group or key hardware"]),
+        ("environment.file=/x", ["environment.file", "Leave it out"]),
+        ("environment.pins={numpy:2.10}", ["environment.pins.numpy: is text", "quote it"]),
+        ("model={path:1e-4},{path:a}", ["model.path: is text"]),
+        ("environment.pins=[a]", ['["a"] is no mapping', "environment.pins={key:value}"]),
+        ("model.architecture=3", ["3 is no mapping"]),
+        ("verdict.rules=[1]", ["[1] is no mapping"]),
+        ("task.value=choice()", ["empty choice", "key=a,b to sweep"]),
+        ("=1", ["no group or key ''"]),
         ("quant=", ["chooses nothing", "nf4"]),
         ("quant=null", ["chooses nothing"]),
         ("quant=[nf4,bf16]", ["chooses nothing"]),
@@ -80,6 +99,7 @@ BASE = "task=noop model=random_tiny"
         ("sweep.allow_larg=true", ["sweep.allow_larg", "sweep.allow_large"]),
         ("sweep.exclude=[{quantt:nf4}] quant=nf4,bf16", ["quantt", "Did you mean quant?"]),
         ("sweep.exclude=[{quant:*}] quant=nf4,bf16", ["exclude leaves no trial"]),
+        ("sweep.exclude=[{quant:nf5}] quant=nf4,bf16", ["exclude quant=nf5 matches no trial"]),
         ("sweep.exclude=[nf4] quant=nf4,bf16", ["exclude is a list of {axis: value}"]),
         ("sweep.baseline={quantt:nf4} quant=nf4,bf16", ["quantt", "Did you mean quant?"]),
         ("sweep.baseline={quant:nf5} quant=nf4,bf16", ["matches no trial", "Did you mean nf4?"]),
@@ -135,6 +155,8 @@ FILES = [
     ("task/mine.yaml", "name: nosuch", "names no task that exists"),
     ("task/mine.yaml", "name: noop\nvalu: 1", "Key 'valu' not in 'NoopConfig'"),
     ("quant/nf4.yaml", "scheme: nf4", "would hide this one"),
+    ("quant/mine.yaml", "defaults: [mine]", "its defaults name it again"),
+    ("sweep/mine.yaml", "defaults: [mine]", "its defaults name it again"),
 ]
 
 
@@ -162,6 +184,8 @@ def test_one_sweep_has_one_store(refused: Callable[..., str], write: Any) -> Non
 
 
 def test_a_missing_directory(refused: Callable[..., str], tmp_path: Any) -> None:
+    with pytest.raises(ConfigError, match="--config-dir: is empty"):
+        search_path([""])
     assert "no such directory" in refused(BASE, tmp_path / "nosuch")
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from orchestrator.errors import ConfigError
 from orchestrator.plan.axes import Axis, Fixed, parse
+from orchestrator.plan.compose import Composer
 from orchestrator.plan.expand import build, settings_of
 from orchestrator.plan.hydra_cli import hydra_flags
 from orchestrator.plan.text_fields import is_text
@@ -44,12 +45,11 @@ def test_in_settings_and_identities(text: str) -> None:
     assert settings.tracking.root == text
     assert settings.cluster.address == text
     plan = build(
-        ["task=noop", "model=hub", f"model.id={text}", f"model.revision={text},main"],
+        ["task=noop", "model=hub", "model.id=own/name", f"model.revision={text},main"],
         device_kind=lambda _: "cpu",
     )
     seen = [trial.identity["model"] for trial in plan.trials]
     assert [model["revision"] for model in seen] == [text, "main"]
-    assert {model["id"] for model in seen} == {text}
 
 
 def test_what_is_no_text_is_read_as_before() -> None:
@@ -94,6 +94,11 @@ def test_in_files(tmp_path: Path) -> None:
     seen = [t.identity["model"]["revision"] for t in plan.trials]
     assert seen == ["1e-4", "0x10", "yes", "quoted"]
     assert {t.identity["model"]["id"] for t in plan.trials} == {"2024_02"}
+    (tmp_path / "sweep" / "inside.yaml").write_text(
+        "set:\n  task: noop\n  environment: pinned\n  environment.pins: {numpy: 2.10}\n"
+    )
+    tree = Composer(places).compose_sweep("inside").sweep
+    assert tree["set"]["environment.pins"] == {"numpy": "2.10"}
 
 
 def test_hydra_s_own_view_reads_them_back(capsys: pytest.CaptureFixture[str]) -> None:
