@@ -33,8 +33,8 @@ def bounded(
     Parameters
     ----------
     only : mapping of str to value, optional
-        Other options of the dataclass and what they must be for this one to have an effect. Asked
-        for without an effect it is an error.
+        Other options of the dataclass and what they must be for this one to have an effect. A
+        line says so where it is asked for and has none.
     added : bool
         It came after trials were recorded without it, and its default is what they did: at its
         default it is no part of an identity, so that their hashes stay.

@@ -97,8 +97,8 @@ class Task:
     under_load : bool
         Whether it is put under the load that ``load=`` chooses.
     unread : tuple of str
-        Groups, and dotted options, that change nothing of what it measures (``protocol``). To ask
-        for one is an error.
+        Groups, and dotted options, that change nothing of what it measures (``protocol``). A
+        line says so where one is asked for.
     own_cores : int
         Cores that it needs for itself, beside those that the model computes on.
     """

@@ -1,8 +1,9 @@
 """Which options of a trial change nothing of what it measures, and what is said where one is asked.
 
 An option says itself which others it depends on (``only`` of its field), a task which groups it
-does not read (``Task.unread``). Asked for and without effect in every trial of a plan it is an
-error; without effect in some of them, a line says how many measure the same.
+does not read (``Task.unread``). A line says that what was asked for has no effect in any trial of a
+plan; or, where it has none in some of them, how many measure the same. It is no error: who gives
+one list of options to all tasks means no harm.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from dataclasses import Field, dataclass, fields, is_dataclass
 from functools import lru_cache
 from typing import Any
 
-from orchestrator.errors import ConfigError
 from orchestrator.measure.registry import find_task
 from orchestrator.measure.wording import counted, plain
 from orchestrator.plan.axes import Axis, Fixed
@@ -102,23 +102,20 @@ class Effects:
                 self._again[key, found[key].because] += 1
         self._measured.add(measured)
 
-    def check(self) -> None:
-        """Raise :class:`ConfigError` for what has no effect in any trial."""
-        for key, because in self._useless.items():
-            if key not in self._useful:
-                where = self._asked[key]
-                raise ConfigError(
-                    f"has no effect on {because}",
-                    where=f"{where}, {key}" if where else key,
-                    fix="Leave it out",
-                )
-
     def notes(self) -> tuple[str, ...]:
-        """A line for each option along which trials of this plan measure the same."""
-        return tuple(
-            f"{key} has no effect on {because}: {counted(count, 'trial')} of this plan will measure"
-            " the same as another. sweep.exclude leaves them out"
-            for (key, because), count in self._again.items()
+        """A line for each word without effect, and for each axis that measures the same again."""
+        useless = {
+            f"{where}, {key}" if (where := self._asked[key]) else key: because
+            for key, because in self._useless.items()
+            if key not in self._useful
+        }
+        return (
+            *(f"{named} has no effect on {because}" for named, because in useless.items()),
+            *(
+                f"{key} has no effect on {because}: {counted(count, 'trial')} of this plan will"
+                " measure the same as another. sweep.exclude leaves them out"
+                for (key, because), count in self._again.items()
+            ),
         )
 
 

@@ -229,7 +229,6 @@ class _Expansion:
                 "exclude leaves no trial", where=f"sweep {self._space.name}", fix="Loosen it"
             )
         assert self._first is not None
-        effects.check()
         return Plan(
             sweep=self._space.name,
             description=self._space.description,

@@ -8,24 +8,20 @@ from typing import Any
 import pytest
 import yaml
 
-from orchestrator.measure.registry import find_task
 from testing.commands import orchestrator
 from testing.near import near
 
 SWEEPS = Path(__file__).resolve().parents[2] / "conf" / "sweep"
 # One cell, measured once and briefly: what is proven is that it runs.
-ONCE = ("repeats=1", "search=none", "verdict=off", "ceilings=off", "device=cpu", "--json")
-BRIEF = ("protocol.min_repetitions=2", "protocol.max_repetitions=2", "protocol.max_time_s=1")
-
-
-def read(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load((SWEEPS / f"{name}.yaml").read_text(encoding="utf-8"))
-    return found
+BRIEF = (
+    *("repeats=1", "search=none", "verdict=off", "ceilings=off", "device=cpu", "--json"),
+    *("protocol.min_repetitions=2", "protocol.max_repetitions=2", "protocol.max_time_s=1"),
+)
 
 
 def axes_of(name: str) -> dict[str, Any]:
     """The axes of a sweep, with those of the sweeps that it builds on."""
-    sweep = read(name)
+    sweep = yaml.safe_load((SWEEPS / f"{name}.yaml").read_text(encoding="utf-8"))
     inherited = [axes_of(base) for base in sweep.get("defaults", ()) if base != "_self_"]
     return {k: v for axes in (*inherited, sweep.get("axes", {})) for k, v in axes.items()}
 
@@ -41,9 +37,7 @@ def first_cell(name: str) -> list[str]:
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("name", sorted(path.stem for path in SWEEPS.glob("*.yaml")))
 def test_its_first_cell_is_measured(name: str, tmp_path: Path) -> None:
-    task = find_task(read(name).get("set", {}).get("task", "inference"))
-    brief = () if "protocol" in task.unread else BRIEF
     with near():
-        done = orchestrator(tmp_path, f"+sweep={name}", *first_cell(name), *ONCE, *brief)
+        done = orchestrator(tmp_path, f"+sweep={name}", *first_cell(name), *BRIEF)
     assert done.code == 0, done.err
     assert done.json["outcomes"] == {"ok": 1}, done.err
