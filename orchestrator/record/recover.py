@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -10,7 +11,7 @@ from pathlib import Path
 from orchestrator.attempt import Outcome
 from orchestrator.record import spool
 from orchestrator.record.backend import RunRow
-from orchestrator.record.boundary import Rejected
+from orchestrator.record.boundary import Failed, Rejected
 from orchestrator.record.build import lost_attempt, lost_record, status_of
 from orchestrator.record.liveness import is_alive
 from orchestrator.record.runrecord import (
@@ -40,7 +41,7 @@ class SyncSummary:
     in_use : int
         Spools that belong to a living driver, which drains them itself.
     messages : list of str
-        One line for each record that was set aside.
+        One line for each record that was set aside, or that the store does not take now.
     """
 
     written: int = 0
@@ -112,11 +113,15 @@ def _drain(
         except Rejected as error:
             say(spool.set_aside(path, str(error)))
             continue
+        except Failed as error:
+            say(f"{error} ({path.name} waits in the spool)")
+            continue
         done.append(path)
     if sweep is not None and not ended:
         tags = {**sweep.tags, "reason": "the driver died"}
         end = replace(sweep, status="KILLED", end_ms=round(now * 1000), tags=tags)
-        writer.apply(end, "", only_if_open=True)
+        with contextlib.suppress(Failed):  # of its own beginning it has been said
+            writer.apply(end, "", only_if_open=True)
     writer.settle()
     # The sweep's beginning goes last: should we die here, who drains next needs it for the rest.
     for path in reversed(done):

@@ -31,6 +31,34 @@ def test_a_report_that_cannot_be_stored_does_not_stop_the_others(
     assert not list(store.root.parent.rglob("escape"))
 
 
+def test_a_record_that_the_store_does_not_take_waits_and_the_others_do_not(
+    store: EmbeddedStore, kit: SimpleNamespace
+) -> None:
+    trials = [kit.trial_of(value) for value in range(3)]
+    messages: list[str] = []
+    with Recording(store, kit.plan_of(trials), message=messages.append, patience_s=0) as recording:
+        for trial in trials:
+            spec = kit.spec_of(trial)
+            recording.begin(spec, kit.SLOT)
+            # Of the first, one file is where another has its folder.
+            files = {"a": b"x", "a/b": b"y"} if trial is trials[0] else {}
+            recording.finish(kit.report_of(spec, artifacts=files), trial)
+        until(lambda: recording._drainer.recorded == 2)
+        assert not recording.flush(0)
+        summary = recording.close()
+    assert (summary.recorded, summary.waiting) == (2, 1)
+    said = [line for line in messages if "a/b" in line]
+    assert len(said) == 1, "said once, however often it is tried"
+    # Who comes next is not stopped by it either, and sees the result all the same.
+    (line,) = sync(store).messages
+    assert "a/b" in line
+    assert "waits in the spool" in line
+    found = store.attempts()
+    assert {h: found[h][0].outcome for h in found} == {trial.hash: "ok" for trial in trials}
+    assert store.load(found[trials[0].hash][0].run_id).artifacts == {}
+    assert store.artifact(found[trials[0].hash][0].run_id, "a/b") == b"y"
+
+
 def test_begin_and_finish_return_at_once(store: EmbeddedStore, kit: SimpleNamespace) -> None:
     trials = [kit.trial_of(value) for value in range(40)]
     held = threading.Event()
