@@ -35,7 +35,7 @@ from orchestrator.record.runrecord import (
     MetricPoint,
     RunRecord,
 )
-from orchestrator.record.store import AttemptSummary, summary_of_record
+from orchestrator.record.summaries import AttemptSummary, summary_of_record
 
 if TYPE_CHECKING:
     from orchestrator.plan.plan import Plan

@@ -34,7 +34,8 @@ from orchestrator.record import spool
 from orchestrator.record.drivers import drivers_directory
 from orchestrator.record.runrecord import ATTEMPT_TAG, RUNNING
 from orchestrator.record.shared_claims import SharedClaims
-from orchestrator.record.store import AttemptSummary, Store, summary_of_record
+from orchestrator.record.store import Store
+from orchestrator.record.summaries import AttemptSummary, summary_of_record
 
 # A local disk answers, however late; a server may be away without saying so.
 PATIENCE_S, SHARED_PATIENCE_S = 120.0, 30.0

@@ -24,12 +24,8 @@ from orchestrator.record.database import sqlite_backend
 from orchestrator.record.points import PHASES_PREFIX, SYSTEM_PREFIX
 from orchestrator.record.runrecord import ATTEMPT_TAG, CELLS_TAG, SEARCH_TAG, SWEEP_TAG
 from orchestrator.record.spool import storage_error
-from orchestrator.record.store import (
-    SUMMARY_TAGS,
-    AttemptSummary,
-    Store,
-    summary_of,
-)
+from orchestrator.record.store import Store
+from orchestrator.record.summaries import SUMMARY_TAGS, AttemptSummary, summary_of
 
 DATABASE = "mlflow.db"
 ARTIFACTS = "artifacts"

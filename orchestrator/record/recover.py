@@ -23,7 +23,8 @@ from orchestrator.record.runrecord import (
     RunRecord,
 )
 from orchestrator.record.spool import CorruptRecord, Spool, Spooled
-from orchestrator.record.store import Store, summary_of
+from orchestrator.record.store import Store
+from orchestrator.record.summaries import summary_of
 from orchestrator.record.writer import Writer
 
 LOST = "the driver died before the attempt could report"

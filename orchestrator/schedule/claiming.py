@@ -26,7 +26,7 @@ from orchestrator.schedule.ports import ClaimsPort, ClusterPort
 
 if TYPE_CHECKING:
     from orchestrator.record.claims import Standing
-    from orchestrator.record.store import AttemptSummary
+    from orchestrator.record.summaries import AttemptSummary
 
 TEND_S = 1.0
 # So many at once: the first of a long queue shall not wait for the last.

@@ -16,7 +16,7 @@ from orchestrator.schedule.policy import RetryPolicy, retry_policy, units_spent
 
 if TYPE_CHECKING:
     from orchestrator.plan.schema import Settings
-    from orchestrator.record.store import AttemptSummary
+    from orchestrator.record.summaries import AttemptSummary
 
 
 @dataclass(frozen=True)

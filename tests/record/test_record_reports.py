@@ -1,19 +1,51 @@
-"""What the command that runs a sweep asks the store for."""
+"""What commands read of recorded attempts: once, as their tags judge them, and what is left."""
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
+from orchestrator.conditions import Conditions
+from orchestrator.errors import StoreError
+from orchestrator.plan.schema import Settings, VerdictConfig
+from orchestrator.record import Recording
+from orchestrator.record.embedded import EmbeddedStore
+from orchestrator.record.over_time import trials_over_time
+from orchestrator.record.replay import replay
+from orchestrator.record.selection import select
 from orchestrator.record.store import Store
+from orchestrator.record.summaries import MARKED
+from orchestrator.record.tidy import results
+from orchestrator.report import build_table
+from orchestrator.schedule.todo import compute_todo
+from testing.commands import orchestrator
+
+
+def recorded(store: EmbeddedStore, kit: SimpleNamespace, values: list[int]) -> list[str]:
+    """The runs of one attempt of each of these trials, made in one sweep."""
+    trials = [kit.trial_of(value) for value in values]
+    specs = [kit.spec_of(trial) for trial in trials]
+    with Recording(store, kit.plan_of(trials)) as recording:
+        for spec in specs:
+            recording.begin(spec, kit.SLOT)
+            report = kit.report_of(spec, conditions=Conditions({"cpu": "a"}, {"torch": "1"}, {}))
+            recording.finish(report, spec.trial)
+        assert recording.flush(60)
+        run_ids = recording._drainer.run_ids
+    return [run_ids[spec.attempt_id] for spec in specs]
 
 
 def test_a_report_is_read_from_the_store_once() -> None:
     asked: list[str] = []
 
-    def load_all(run_ids: list[str]) -> dict[str, str]:
-        asked.extend(run_ids)
-        return {run_id: f"report of {run_id}" for run_id in run_ids}
+    def load_all(attempts: Any) -> dict[str, str]:
+        ids = [attempt.run_id for attempt in attempts]
+        asked.extend(ids)
+        return {run_id: f"report of {run_id}" for run_id in ids}
 
     store: Any = SimpleNamespace(load_all=load_all)
     ended, running = (
@@ -26,3 +58,47 @@ def test_a_report_is_read_from_the_store_once() -> None:
     later: Any = {"a": [ended], "b": [SimpleNamespace(run_id="3", outcome="crashed")]}
     assert Store.reports(store, later, loaded) == {"a": ["report of 1"], "b": ["report of 3"]}
     assert asked == ["1", "3"]
+
+
+@pytest.mark.parametrize("gone", ["report.json", "."])
+def test_an_attempt_whose_files_are_gone_is_one_line_and_the_rest_is_shown(
+    store: EmbeddedStore, kit: SimpleNamespace, tmp_path: Path, gone: str
+) -> None:
+    lost, _ = recorded(store, kit, [0, 1])
+    path = store.artifact_root / lost / "artifacts" / gone
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    answer = orchestrator(tmp_path, "report", "quant", "--json", f"tracking.root={store.root}")
+    assert answer.code == 0
+    (line,) = [line for line in answer.err.splitlines() if "report.json" in line]
+    assert line.startswith("left out: ")
+    assert lost in line
+    assert [row["outcome"] for row in answer.json["trials"]].count("ok") == 1
+    # The other readers of whole reports, too.
+    assert list(select(store, "quant").attempts) == [kit.trial_of(1).hash]
+    told = results("quant", tracking=store.root, samples=True).table.to_pylist()
+    assert {row["metric"] for row in told if row["run_id"] == lost} == {None}
+    hidden = orchestrator(tmp_path, "show", kit.trial_of(0).hash, f"tracking.root={store.root}")
+    assert hidden.code == 2
+    assert "can be read any more" in hidden.err
+
+
+def test_a_persons_verdict_counts_everywhere(store: EmbeddedStore, kit: SimpleNamespace) -> None:
+    refused, kept = recorded(store, kit, [0, 1])
+    store.backend().tag(refused, {"verdict": "invalid"})
+    found = replay(store, "quant")
+    rows = build_table(found.plan, found.attempts).rows
+    assert [row.outcome for row in rows] == ["invalid", "ok"]
+    assert rows[0].reason == MARKED
+    # It is missing, and is measured again.
+    settings = Settings(verdict=VerdictConfig(retries=1))
+    todo = compute_todo(found.plan.trials, store.attempts(), settings)
+    assert [attempt.trial.hash for attempt in todo.attempts] == [kit.trial_of(0).hash]
+    valid, left_out = trials_over_time(store, "quant")
+    assert [trial.newest.run_id for trial in valid] == [kept]
+    assert left_out == {"invalid": 1}
+    told = results("quant", tracking=store.root).table.to_pylist()
+    assert {row["run_id"]: row["verdict"] for row in told} == {refused: "invalid", kept: "valid"}
+    store.backend().tag(refused, {"verdict": "fine"})
+    with pytest.raises(StoreError, match=r"tag verdict is 'fine'\. Set it in MLflow to one of"):
+        store.attempts()
