@@ -383,6 +383,13 @@ def plan_json(plan: Plan) -> dict[str, Any]:
     }
 
 
+def is_plan(recorded: Mapping[str, Any], plan: Plan) -> bool:
+    """Whether the ``plan.json`` of a sweep's run is of ``plan``, however that was typed."""
+    data = to_json_bytes(Redactor.of_environment().value(plan_json(plan)))
+    planned: dict[str, Any] = json.loads(data)
+    return {k: v for k, v in recorded.items() if k != "command"} == planned
+
+
 def description(plan: Plan, command: Sequence[str], todo: int | None) -> str:
     """The sweep in Markdown, for the parent run's page."""
     lines = [plan.description.strip(), ""] if plan.description else []

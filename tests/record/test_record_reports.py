@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from orchestrator.commands.run import carry_out
 from orchestrator.conditions import Conditions
 from orchestrator.errors import StoreError
-from orchestrator.plan.schema import Settings, VerdictConfig
+from orchestrator.plan.schema import Settings, TrackingConfig, VerdictConfig
 from orchestrator.record import Recording
 from orchestrator.record.embedded import EmbeddedStore
 from orchestrator.record.over_time import trials_over_time
@@ -81,6 +83,33 @@ def test_an_attempt_whose_files_are_gone_is_one_line_and_the_rest_is_shown(
     hidden = orchestrator(tmp_path, "show", kit.trial_of(0).hash, f"tracking.root={store.root}")
     assert hidden.code == 2
     assert "can be read any more" in hidden.err
+
+
+def test_a_report_is_of_the_plan_that_was_typed_last(
+    store: EmbeddedStore, kit: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recorded(store, kit, [0, 1])
+    recorded(store, kit, [2])
+    tracking = TrackingConfig(kind="embedded", root=str(store.root))
+
+    def type_again(values: list[int]) -> int:
+        """How many runs there are once a sweep was run whose trials are all recorded."""
+        plan = kit.plan_of([kit.trial_of(value) for value in values])
+        # What is recorded here knows nothing of this machine.
+        assert carry_out(replace(plan, settings=Settings(tracking=tracking, reuse="hash"))) == 0
+        assert "nothing left to do" in capsys.readouterr().err
+        assert {t.hash for t in replay(store, "quant").plan.trials} == {t.hash for t in plan.trials}
+        return len(store.sweep_runs("quant"))
+
+    assert type_again([2]) == 2
+    assert type_again([0, 1]) == 3
+    assert type_again([0, 1]) == 3
+    assert type_again([1, 0]) == 4
+    (newest, *_) = store.sweep_runs("quant")
+    assert newest.status == "FINISHED"
+    assert "report.html" in store.files(newest.run_id)
+    # Positions are of runs that measured something.
+    assert list(select(store, "quant@-1").attempts) == [kit.trial_of(2).hash]
 
 
 def test_a_persons_verdict_counts_everywhere(store: EmbeddedStore, kit: SimpleNamespace) -> None:
