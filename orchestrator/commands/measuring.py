@@ -203,11 +203,15 @@ class Measuring:
                     view.message(f"{result.adopted} {many} made by another driver meanwhile")
                 if recording.claims.met_others:
                     self._recover(view.message)  # it may have died since
-                reports = {} if self._probing else self._recorded(recording)
-                if reports and starting is not None and not result.interrupted:
-                    self._measure_ceilings(reports, starting, stop, view.message)
-                if reports:
-                    self._attach_report(recording, reports)
+                try:
+                    reports = {} if self._probing else self._recorded(recording)
+                    if reports and starting is not None and not result.interrupted:
+                        self._measure_ceilings(reports, starting, stop, view.message)
+                    if reports:
+                        self._attach_report(recording, reports)
+                except StoreError as error:
+                    # The sweep has not failed: what it measured is kept, and can be reported later.
+                    view.message(f"{error} (its run has no report: see `report {plan.sweep}`)")
             self._summary = recording.close("KILLED" if result.interrupted else "FINISHED")
         self._cached, self._result = cached + result.adopted, result
 

@@ -25,6 +25,7 @@ from orchestrator.record.tidy import results
 from orchestrator.report import build_table
 from orchestrator.schedule.todo import compute_todo
 from testing.commands import orchestrator
+from testing.near import near
 
 
 def recorded(store: EmbeddedStore, kit: SimpleNamespace, values: list[int]) -> list[str]:
@@ -131,3 +132,22 @@ def test_a_persons_verdict_counts_everywhere(store: EmbeddedStore, kit: SimpleNa
     store.backend().tag(refused, {"verdict": "fine"})
     with pytest.raises(StoreError, match=r"tag verdict is 'fine'\. Set it in MLflow to one of"):
         store.attempts()
+
+
+def test_a_sweep_whose_report_cannot_be_made_has_not_failed(
+    store: EmbeddedStore, kit: SimpleNamespace, tmp_path: Path
+) -> None:
+    (other,) = recorded(store, kit, [0])
+    # Read for the noise of this hardware, once all is measured.
+    store.backend().tag(other, {"outcome": "fine"})
+    root = f"tracking.root={store.root}"
+    with near():
+        answer = orchestrator(
+            tmp_path, "task=noop", "device=cpu", "verdict=off", "sweep.name=mine", root
+        )
+    assert "its tag outcome is 'fine'" in answer.err
+    assert "its run has no report: see `report mine`" in answer.err
+    (run,) = store.sweep_runs("mine")
+    assert run.status == "FINISHED"
+    store.backend().tag(other, {"outcome": "ok"})
+    assert orchestrator(tmp_path, "report", "mine", "--json", root).code == 0
