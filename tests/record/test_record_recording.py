@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import sqlite3
 import threading
+from contextlib import closing
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -186,3 +189,47 @@ def test_a_bug_in_recording_hangs_nobody(
     monkeypatch.undo()
     assert sync(store).written == 1
     assert store.attempts()[trial.hash][0].outcome == "ok"
+
+
+def test_attempts_go_on_in_another_experiment_once_theirs_is_deleted(
+    store: EmbeddedStore, kit: SimpleNamespace
+) -> None:
+    trials = [kit.trial_of(value) for value in range(2)]
+    messages: list[str] = []
+    with Recording(store, kit.plan_of(trials), message=messages.append) as recording:
+        assert recording.flush(60)
+        backend = store.backend()
+        backend._store.delete_experiment(backend.experiment(recording.sweep))
+        for trial in trials:
+            recording.finish(kit.report_of(kit.spec_of(trial)), trial)
+        assert recording.flush(60)
+        assert messages == []
+    assert {h: [s.outcome for s in group] for h, group in store.attempts().items()} == {
+        trial.hash: ["ok"] for trial in trials
+    }
+
+
+def test_what_a_backup_has_forgotten_is_written_again(
+    store: EmbeddedStore, kit: SimpleNamespace, empty_database: Path
+) -> None:
+    trials = [kit.trial_of(value) for value in range(2)]
+    messages: list[str] = []
+    with Recording(store, kit.plan_of(trials), message=messages.append) as recording:
+        specs = [kit.spec_of(trial) for trial in trials]
+        recording.begin(specs[0], kit.SLOT)
+        assert recording.flush(60)
+        with (
+            closing(sqlite3.connect(empty_database)) as backup,
+            closing(sqlite3.connect(store.database)) as present,
+        ):
+            backup.backup(present)
+        for spec in specs:
+            recording.finish(kit.report_of(spec), spec.trial)
+        assert recording.flush(60)
+    assert messages == []
+    assert {h: [s.outcome for s in group] for h, group in store.attempts().items()} == {
+        trial.hash: ["ok"] for trial in trials
+    }
+    (run,) = store.sweep_runs()
+    assert run.status == "FINISHED"
+    assert len(store.plan(run.run_id)["trials"]) == 2
