@@ -150,6 +150,13 @@ class Backend:
         with translated(self._where):
             self._store.update_run_info(run_id, RunStatus.from_string(status), end_ms, None)
 
+    def reopen(self, run_id: str) -> None:
+        """Make a run that has ended RUNNING again."""
+        from mlflow.entities import RunStatus
+
+        with translated(self._where):
+            self._store.update_run_info(run_id, RunStatus.RUNNING, None, None)
+
     def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set tags."""
         from mlflow.entities import RunTag

@@ -227,7 +227,13 @@ class Drainer:
         if run_id is None:
             return
         try:
-            self._store.backend().tag(run_id, {"heartbeat": f"{time.time():.0f}"})
+            backend = self._store.backend()
+            if backend.get_run(run_id).status != RUNNING:
+                # Somebody took us for dead: we slept, or our clock is not theirs. Claims of a run
+                # that has ended count for nothing.
+                backend.reopen(run_id)
+                backend.tag(run_id, {"reason": ""})
+            backend.tag(run_id, {"heartbeat": f"{time.time():.0f}"})
         except StoreError:
             return  # the next record meets the same trouble and says so
 

@@ -21,7 +21,13 @@ from orchestrator.record.artifacts import CONFIG, PLAN, REPORT
 from orchestrator.record.backend import Backend, RunRow
 from orchestrator.record.points import is_measured
 from orchestrator.record.runrecord import ATTEMPT_TAG, RUNNING, RunRecord
-from orchestrator.record.summaries import AttemptSummary, SweepRun, summary_of_record, sweep_of
+from orchestrator.record.summaries import (
+    AttemptSummary,
+    SweepRun,
+    each_once,
+    summary_of_record,
+    sweep_of,
+)
 
 MIN_PREFIX_CHARS = 12
 # A run id of an attempt that is still in the spool: `spool:<sweep id>/<file>`.
@@ -146,20 +152,17 @@ class Store(ABC):
             result.
         """
         wanted = None if hashes is None else frozenset(hashes)
-        found = {summary.attempt_id or summary.run_id: summary for summary in self._all(wanted)}
-        in_order = sorted(found.values(), key=lambda s: (s.started_at, s.number))
+        in_order = sorted(
+            each_once(self._all(wanted)).values(), key=lambda s: (s.started_at, s.number)
+        )
         return grouped(in_order, lambda summary: summary.config_hash)
 
-    def _all(self, wanted: frozenset[str] | None) -> Iterable[AttemptSummary]:
+    def _all(self, wanted: frozenset[str] | None) -> list[AttemptSummary]:
         if wanted is not None and not wanted:
-            return
-        # The spool is read first, so that a record drained in between is seen at least once; the
-        # dictionary above keeps the last, and a finished one must win over its own beginning.
+            return []
+        # The spool is read first, so that a record drained in between is seen at least once.
         waiting = [s for s in self._spooled() if wanted is None or s.config_hash in wanted]
-        recorded = self.recorded(wanted)
-        ended = {s.attempt_id for s in recorded if s.outcome not in (None, "lost")}
-        yield from recorded
-        yield from (s for s in waiting if s.attempt_id not in ended)
+        return self.recorded(wanted) + waiting
 
     def _spooled(self) -> list[AttemptSummary]:
         found: dict[str, AttemptSummary] = {}

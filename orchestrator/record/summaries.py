@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from orchestrator.attempt import Outcome
@@ -162,6 +162,24 @@ def summary_of_record(run_id: str, record: RunRecord) -> AttemptSummary:
     return summary_of(
         RunRow(run_id, record.status, record.start_ms, record.end_ms, "", "", record.tags)
     )
+
+
+def each_once(summaries: Iterable[AttemptSummary]) -> dict[str, AttemptSummary]:
+    """Every attempt by its id. Of two that tell of one, that which says how it ended is right.
+
+    There are two while a record is on its way from the spool to the store, and for good where a
+    slow server made a run twice. "Lost" is what somebody else has guessed.
+    """
+
+    def told(summary: AttemptSummary) -> int:
+        return 0 if summary.outcome is None else 1 if summary.outcome == Outcome.LOST else 2
+
+    found: dict[str, AttemptSummary] = {}
+    for summary in summaries:
+        key = summary.attempt_id or summary.run_id
+        if key not in found or told(summary) > told(found[key]):
+            found[key] = summary
+    return found
 
 
 def sweep_of(run: RunRow) -> SweepRun:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
+from orchestrator.attempt import Outcome
 from orchestrator.errors import StoreError
 from orchestrator.record.backend import Backend, RunRow
 from orchestrator.record.boundary import Gone, Rejected
@@ -144,7 +145,14 @@ class Writer:
         if not found:
             return None
         # Two runs of one attempt: a create whose answer was lost, made again. The whole one stays.
-        found.sort(key=lambda run: (run.status not in TERMINAL, run.start_ms))
+        # One that was ended as lost is not whole: that was another driver's guess.
+        found.sort(
+            key=lambda run: (
+                run.status not in TERMINAL,
+                run.tags.get("outcome") == Outcome.LOST,
+                run.start_ms,
+            )
+        )
         for surplus in found[1:]:
             self._backend.delete_run(surplus.run_id)
         return found[0]

@@ -179,12 +179,14 @@ def test_another_hosts_driver_is_judged_by_its_heartbeat(
     )
     assert reap(store, now=time.time() + STALE_AFTER_S + 5).attempts == 1
     assert store.attempts()[trial.hash][0].outcome == "lost"
-    # It lived after all: what it reports replaces what was written about it.
+    # It lived after all: its claims, which are its sweep's run's, count again with its next beat.
+    until(lambda: [run.tags.get("reason") for run in store.running()] == [""])
+    # What it reports replaces what was written about it.
     spec = next(iter(recording._begun.values())).planned
     recording.finish(kit.report_of(spec), trial)
     recording.close()
     (attempt,) = store.attempts()[trial.hash]
-    assert (attempt.outcome, attempt.status) == ("ok", "FINISHED")
+    assert (attempt.outcome, attempt.status, attempt.reason) == ("ok", "FINISHED", None)
 
 
 def test_replaying_a_record_writes_nothing_twice(
@@ -238,8 +240,11 @@ def test_a_create_whose_answer_was_lost_leaves_one_run(
     run_id = writer.apply(record, "d")
     (row,) = backend.search(f"tags.{ATTEMPT_TAG} = '{spec.attempt_id}'")
     assert (row.run_id, row.status) == (run_id, "FINISHED")
-    # And where two were made in spite of all, one goes.
-    original("0", "twin", 1, {ATTEMPT_TAG: spec.attempt_id})
+    # And where two were made in spite of all, the whole one counts, and the other goes.
+    twin = original("0", "twin", 1, {**record.tags, "outcome": "lost"})
+    assert [s.run_id for s in store.attempts()[trial.hash]] == [run_id]
+    backend._store.update_run_info(twin.run_id, 4, 2**42, None)
+    assert [s.run_id for s in store.attempts()[trial.hash]] == [run_id]
     assert Writer(backend, replay=True).apply(record, "d") == run_id
     assert len(list(backend.search(f"tags.{ATTEMPT_TAG} = '{spec.attempt_id}'"))) == 1
 
