@@ -152,9 +152,9 @@ class Store(ABC):
             result.
         """
         wanted = None if hashes is None else frozenset(hashes)
-        in_order = sorted(
-            each_once(self._all(wanted)).values(), key=lambda s: (s.started_at, s.number)
-        )
+        found = each_once(self._all(wanted)).values()
+        # By number first, which is given by what was recorded before: clocks of nodes differ.
+        in_order = sorted(found, key=lambda s: (s.number, s.started_at))
         return grouped(in_order, lambda summary: summary.config_hash)
 
     def _all(self, wanted: frozenset[str] | None) -> list[AttemptSummary]:

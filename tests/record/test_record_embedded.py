@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -374,6 +375,25 @@ def test_a_sweep_by_name_is_the_newest_software_of_each_trial(
 
     assert found("quant") == [(1, "1", "b"), (1, "2", "a"), (1, "2", "a"), (2, "1", "a")]
     assert len(found(kit.trial_of(1).hash)) == 4
+
+
+def test_newest_is_what_was_made_last_whatever_a_clock_says(
+    store: EmbeddedStore, kit: SimpleNamespace
+) -> None:
+    trial = kit.trial_of(1)
+    tomorrow = time.time() + 86_400
+    with Recording(store, kit.plan_of([trial])) as recording:
+        # The first on a node whose clock is a day ahead.
+        for number, (torch, at) in enumerate((("1", tomorrow), ("2", time.time())), start=1):
+            spec = kit.spec_of(trial, number)
+            conditions = Conditions({"cpu": "a"}, {"torch": torch}, {})
+            report = kit.report_of(spec, conditions=conditions, started_at=at, ended_at=at + 1)
+            recording.finish(report, trial)
+        assert recording.flush(60)
+    assert [summary.number for summary in store.attempts()[trial.hash]] == [1, 2]
+    ((newest,),) = select(store, "quant").attempts.values()
+    assert newest.conditions is not None
+    assert newest.conditions.software == {"torch": "2"}
 
 
 def test_a_sweep_whose_name_has_an_at_is_found(store: EmbeddedStore, kit: SimpleNamespace) -> None:
