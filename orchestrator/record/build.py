@@ -29,6 +29,7 @@ from orchestrator.record.run_names import model_label, trial_label
 from orchestrator.record.runrecord import (
     ATTEMPT_TAG,
     CONDITION_TAGS,
+    NUMBER_TAG,
     RUNNING,
     SEARCH_TAG,
     SWEEP_TAG,
@@ -99,6 +100,8 @@ class Builder:
         Config hash to a short name of the trial.
     search_id : str or None
         Of the search that it is a step of.
+    number : int
+        Which run of the sweep it is.
     """
 
     sweep_id: str
@@ -108,6 +111,7 @@ class Builder:
     facts: Mapping[str, Any] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
     search_id: str | None = None
+    number: int = 1
 
     def sweep_begin(self, plan: Plan, started_at: float, todo: int | None = None) -> RunRecord:
         """The parent run: a description for people and the plan for ``report``."""
@@ -126,6 +130,7 @@ class Builder:
                 "kind": "sweep",
                 "sweep": self.sweep,
                 "driver_id": self.driver,
+                NUMBER_TAG: str(self.number),
                 **({} if self.search_id is None else {SEARCH_TAG: self.search_id}),
                 "heartbeat": f"{started_at:.0f}",
                 NOTE_TAG: self.redactor.text(description(plan, command, todo)),

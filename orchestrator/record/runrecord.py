@@ -34,6 +34,8 @@ PARENT_TAG = "mlflow.parentRunId"
 CELLS_TAG = "cells"
 # On the run of each step of a search: all of them together are one.
 SEARCH_TAG = "search_id"
+# On the run of a sweep: which of that sweep's it is, from 1.
+NUMBER_TAG = "run_number"
 DIGEST_TAG = "record_digest"
 # Identifiers of the groups of conditions: what attempts may be filtered by.
 CONDITION_TAGS = {group: f"conditions.{group}" for group in GROUPS}

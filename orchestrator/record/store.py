@@ -139,8 +139,11 @@ class Store(ABC):
 
     def sweep_runs(self, name: str | None = None) -> list[SweepRun]:
         """Parent runs of the sweep ``name`` (of all sweeps where None), newest first."""
-        found = sorted(map(sweep_of, self._sweep_rows()), key=lambda run: -run.started_at)
-        return [run for run in found if name is None or run.sweep == name]
+        found = [run for run in map(sweep_of, self._sweep_rows()) if name in (None, run.sweep)]
+        found.sort(key=lambda run: run.started_at, reverse=True)
+        if name is not None:  # two sweeps' numbers say nothing about each other
+            found.sort(key=lambda run: run.number, reverse=True)
+        return found
 
     def attempts(self, hashes: Iterable[str] | None = None) -> dict[str, list[AttemptSummary]]:
         """Attempts by config hash, oldest first: those recorded and those still in the spool.

@@ -11,6 +11,7 @@ from orchestrator.record.runrecord import (
     ATTEMPT_TAG,
     CELLS_TAG,
     CONDITION_TAGS,
+    NUMBER_TAG,
     PARENT_TAG,
     SEARCH_TAG,
     SWEEP_TAG,
@@ -111,6 +112,9 @@ class SweepRun:
         Whether it is a pure sweep's, with a table instead of attempts.
     search_id : str
         The search that it is a step of; empty for none.
+    number : int
+        Which run of the sweep it is, from 1: by what was recorded before, no clock is asked. 0 of
+        one that an older version recorded.
     """
 
     run_id: str
@@ -122,6 +126,7 @@ class SweepRun:
     sweep_id: str = ""
     has_cells: bool = False
     search_id: str = ""
+    number: int = 0
 
 
 def summary_of(run: RunRow) -> AttemptSummary:
@@ -193,4 +198,5 @@ def sweep_of(run: RunRow) -> SweepRun:
         sweep_id=run.tags.get(SWEEP_TAG, ""),
         has_cells=CELLS_TAG in run.tags,
         search_id=run.tags.get(SEARCH_TAG, ""),
+        number=int(number) if (number := run.tags.get(NUMBER_TAG, "")).isdigit() else 0,
     )
