@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.attempt import AttemptReport, Outcome, PlannedAttempt, Slot, Trial
+from orchestrator.errors import StoreError
 from orchestrator.measure.wording import counted, format_name
 from orchestrator.plan.predictions import with_predictions
 from orchestrator.record.artifacts import (
@@ -200,9 +201,14 @@ class Builder:
         identity = trial.identity
         provenance = self._provenance(report)
         # The report's own artifacts first: a task cannot replace the record's files by its own.
-        files = {
-            safe_name(name): redact.artifact(content) for name, content in report.artifacts.items()
-        }
+        files, left_out = {}, {}
+        for name, content in report.artifacts.items():
+            try:
+                files[safe_name(name)] = redact.artifact(content)
+            except StoreError as error:  # of one file's name; what was measured is worth more
+                left_out[name] = error.what
+        if left_out:
+            report = replace(report, facts={**report.facts, "artifacts_left_out": left_out})
         samples = samples_parquet(report)
         if samples is not None:
             files[SAMPLES] = samples

@@ -25,12 +25,26 @@ def test_a_report_that_cannot_be_stored_does_not_stop_the_others(
     trials = [kit.trial_of(value) for value in range(2)]
     messages: list[str] = []
     with Recording(store, kit.plan_of(trials), message=messages.append) as recording:
-        bad = kit.report_of(kit.spec_of(trials[0]), artifacts={"../../escape": b"x"})
+        bad = kit.report_of(kit.spec_of(trials[0]), facts=None)
         recording.finish(bad, trials[0])
         recording.finish(kit.report_of(kit.spec_of(trials[1])), trials[1])
         assert recording.flush(60)
     assert set(store.attempts()) == {trials[1].hash}
-    assert any("leaves its directory" in text for text in messages)
+    assert any("could not be recorded" in text for text in messages)
+
+
+@pytest.mark.parametrize("name", ["../../escape", "a/../b", "/tmp/c", "d\ne", "f\udcff", "g" * 201])
+def test_an_artifact_whose_name_cannot_be_used_costs_no_result(
+    store: EmbeddedStore, kit: SimpleNamespace, name: str
+) -> None:
+    trial = kit.trial_of(0)
+    files = {name: b"x", "good.txt": b"y"}
+    run_id = kit.record_one(store, trial, artifacts=files)
+    assert "good.txt" in store.files(run_id)
+    report = store.load(run_id)
+    assert report.metrics
+    (why,) = report.facts["artifacts_left_out"].values()
+    assert "leaves its directory, or is none" in why
     assert not list(store.root.parent.rglob("escape"))
 
 
