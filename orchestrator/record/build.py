@@ -213,7 +213,7 @@ class Builder:
         if samples is not None:
             files[SAMPLES] = samples
         if report.traceback:
-            files["traceback.txt"] = redact.text(report.traceback).encode()
+            files["traceback.txt"] = redact.text(report.traceback).encode("utf-8", "replace")
         environment = {
             key: provenance.get(key) for key in ("python", "packages") if provenance.get(key)
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import sqlite3
 import threading
@@ -13,19 +14,23 @@ from typing import Any
 
 import pytest
 
+from orchestrator.attempt import Outcome
 from orchestrator.errors import StoreError
 from orchestrator.record import Recording, sync
 from orchestrator.record.embedded import EmbeddedStore
 from testing.waiting import until
 
 
+@pytest.mark.parametrize(
+    "broken", [{"facts": None}, {"ended_at": math.inf}, {"duration_s": math.nan}]
+)
 def test_a_report_that_cannot_be_stored_does_not_stop_the_others(
-    store: EmbeddedStore, kit: SimpleNamespace
+    store: EmbeddedStore, kit: SimpleNamespace, broken: dict[str, Any]
 ) -> None:
     trials = [kit.trial_of(value) for value in range(2)]
     messages: list[str] = []
     with Recording(store, kit.plan_of(trials), message=messages.append) as recording:
-        bad = kit.report_of(kit.spec_of(trials[0]), facts=None)
+        bad = kit.report_of(kit.spec_of(trials[0]), **broken)
         recording.finish(bad, trials[0])
         recording.finish(kit.report_of(kit.spec_of(trials[1])), trials[1])
         assert recording.flush(60)
@@ -74,6 +79,17 @@ def test_a_record_that_the_store_does_not_take_waits_and_the_others_do_not(
     assert {h: found[h][0].outcome for h in found} == {trial.hash: "ok" for trial in trials}
     assert store.load(found[trials[0].hash][0].run_id).artifacts == {}
     assert store.artifact(found[trials[0].hash][0].run_id, "a/b") == b"y"
+
+
+def test_an_error_about_a_file_whose_name_is_no_text_is_recorded(
+    store: EmbeddedStore, kit: SimpleNamespace
+) -> None:
+    trial = kit.trial_of(0)
+    said = "[Errno 2] No such file: " + os.fsdecode(b"/models/\xff")
+    kit.record_one(store, trial, Outcome.ERROR, reason=said, traceback=said)
+    (attempt,) = store.attempts()[trial.hash]
+    assert (attempt.outcome, attempt.reason) == ("error", "[Errno 2] No such file: /models/?")
+    assert store.artifact(attempt.run_id, "traceback.txt").endswith(b"/models/?")
 
 
 def test_begin_and_finish_return_at_once(store: EmbeddedStore, kit: SimpleNamespace) -> None:
