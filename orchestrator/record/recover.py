@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -70,6 +71,9 @@ def sync(store: Store, *, message: Callable[[str], None] | None = None) -> SyncS
 
     writer: Writer | None = None
     for directory in spool.spool_directories(store.spool_root):
+        if not os.access(directory, os.W_OK):
+            say(f"{directory}: cannot be written, what waits there is not recorded")
+            continue
         with spool.abandoned(directory) as waiting:
             if waiting is None:
                 summary.in_use += 1

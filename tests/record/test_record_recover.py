@@ -279,6 +279,20 @@ def test_a_corrupt_record_does_not_block_the_others(
     assert sync(store).messages == []
 
 
+def test_a_spool_that_cannot_be_written_belongs_to_no_running_sweep(
+    store: EmbeddedStore, kit: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that is only to be read, or another user's spool."""
+    (left,) = left_behind(store, finished(kit, 1))
+    # Who is root may write whatever a mode says.
+    monkeypatch.setattr("os.access", lambda path, mode: path != left.parent)
+    summary = sync(store)
+    assert (summary.written, summary.in_use) == (0, 0)
+    (line,) = summary.messages
+    assert line.startswith(f"{left.parent}: cannot be written")
+    assert left.exists()
+
+
 def test_a_record_the_store_refuses_is_set_aside(
     store: EmbeddedStore, kit: SimpleNamespace
 ) -> None:
