@@ -22,6 +22,7 @@ from orchestrator.record.runrecord import (
     RUNNING,
     SWEEP_TAG,
     RunRecord,
+    outcome_of,
 )
 from orchestrator.record.spool import CorruptRecord, Spool, Spooled
 from orchestrator.record.store import Store
@@ -187,7 +188,11 @@ def reap(store: Store, *, now: float | None = None) -> ReapSummary:
         if run.tags.get(ATTEMPT_TAG) in waiting:
             continue
         if ATTEMPT_TAG in run.tags:
-            _end_as_lost(store, run, now)
+            if outcome := outcome_of(run.run_id, run.tags):
+                # Whole but for its status, which a server is told last.
+                store.backend().end(run.run_id, status_of(Outcome(outcome)), round(now * 1000))
+            else:
+                _end_as_lost(store, run, now)
             attempts += 1
         elif SWEEP_TAG in run.tags:
             backend = store.backend()

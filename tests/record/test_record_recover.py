@@ -189,6 +189,24 @@ def test_another_hosts_driver_is_judged_by_its_heartbeat(
     assert (attempt.outcome, attempt.status, attempt.reason) == ("ok", "FINISHED", None)
 
 
+def test_a_run_that_lacks_only_its_status_is_not_lost(
+    store: EmbeddedStore, kit: SimpleNamespace
+) -> None:
+    """Its driver, on a host that is gone, died between the last two things it told the server."""
+    from orchestrator.record.build import Builder
+
+    trial = kit.trial_of(1)
+    builder = Builder("s" * 32, "quant", "elsewhere:17:123:deadbeef")
+    record = builder.attempt_finish(kit.report_of(kit.spec_of(trial)), trial)
+    backend = store.backend()
+    run_id = Writer(backend).apply(record, "d")
+    backend.reopen(run_id)
+    assert reap(store, now=time.time() + STALE_AFTER_S + 5).attempts == 1
+    (attempt,) = store.attempts()[trial.hash]
+    assert (attempt.outcome, attempt.status, attempt.reason) == ("ok", "FINISHED", None)
+    assert store.load(run_id).metrics
+
+
 def test_replaying_a_record_writes_nothing_twice(
     store: EmbeddedStore, kit: SimpleNamespace
 ) -> None:
