@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from orchestrator.attempt import Outcome
+from orchestrator.measure.wording import counted
 from orchestrator.record import spool
 from orchestrator.record.backend import RunRow
 from orchestrator.record.boundary import Failed, Rejected
@@ -95,6 +96,7 @@ def _drain(
     sweep: RunRecord | None = None
     ended = False
     done: list[Path] = []
+    failures: list[Failed] = []
     for path in paths:
         item = read_or_set_aside(path, say)
         if item is None:
@@ -120,7 +122,7 @@ def _drain(
             say(spool.set_aside(path, str(error)))
             continue
         except Failed as error:
-            say(f"{error} ({path.name} waits in the spool)")
+            failures.append(error)
             continue
         done.append(path)
     if sweep is not None and not ended:
@@ -128,6 +130,8 @@ def _drain(
         end = replace(sweep, status="KILLED", end_ms=round(now * 1000), tags=tags)
         with contextlib.suppress(Failed):  # of its own beginning it has been said
             writer.apply(end, "", only_if_open=True)
+    if failures:
+        say(f"{failures[0]} ({counted(len(failures), 'record')} of {waiting.directory} left there)")
     writer.settle()
     # The sweep's beginning goes last: should we die here, who drains next needs it for the rest.
     for path in reversed(done):
