@@ -73,7 +73,7 @@ def _operator_diffs(store: Store, base: Selection, new: Selection) -> list[Opera
         counted = believable(side.attempts[config_hash])
         if not counted or side.configs[config_hash]["task"]["name"] != "profile":
             return None
-        newest = max(counted, key=lambda report: (report.started_at, report.number))
+        newest = max(counted, key=lambda report: (report.number, report.started_at))
         try:
             return read_operators(store.artifact(side.run_ids[newest.attempt_id], OPERATORS_FILE))
         except FileNotFoundError:

@@ -220,7 +220,7 @@ def _explained(store: Store, found: Sequence[Series]) -> list[Series]:
     sides = {
         t.run_id: t for series in found for step in series.steps for t in (step.good, step.bad)
     }
-    reports = store.load_all(list(sides))
+    reports = {run_id: store.load(run_id) for run_id in sides}
     locks: dict[str, Mapping[str, object] | None] = {}
     for run_id, taken in sides.items():
         if taken.config_hash not in locks:

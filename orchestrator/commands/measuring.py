@@ -23,7 +23,7 @@ from orchestrator.commands.noise import noise_of
 from orchestrator.commands.output import emit, emit_json, say
 from orchestrator.commands.reuse import reuse_of
 from orchestrator.commands.run_json import endings, run_json
-from orchestrator.errors import StoreUnavailable
+from orchestrator.errors import StoreError, StoreUnavailable
 from orchestrator.schedule.hub_commits import with_commits
 from orchestrator.schedule.todo import Reuse, Todo, compute_todo
 from orchestrator.telemetry.verdict import check_rules
@@ -99,6 +99,32 @@ class Measuring:
         hint = "; retry.failed=true runs the failed ones again" if counts["failed"] else ""
         say(f"{self.plan.sweep}: nothing left to do ({counted}){hint}")
         self._cached = counts["cached"]
+        if not self._probing:
+            self._record_plan()
+
+    def _record_plan(self) -> None:
+        """A run without attempts, where the sweep's newest run planned something else.
+
+        ``report`` shows the plan of the newest run, and a person means the one typed last.
+        """
+        from orchestrator.record import Recording
+        from orchestrator.record.build import is_plan
+        from orchestrator.report import labels_of
+
+        plan, store = self.plan, self._store
+        try:
+            newest = next(iter(store.sweep_runs(plan.sweep)), None)
+            if newest is not None and is_plan(store.plan(newest.run_id), plan):
+                return
+            labels = labels_of(plan)
+            with Recording(
+                store, plan, todo=0, command=self._command, message=say, labels=labels
+            ) as recording:
+                if reports := self._recorded(recording):
+                    self._attach_report(recording, reports)
+                self._summary = recording.close()
+        except StoreError as error:
+            say(f"{error} (`report {plan.sweep}` shows an earlier run)")
 
     def execute(self, todo: Todo) -> None:
         """Make the missing attempts; everything they leave is in the store or its spool."""
@@ -177,11 +203,15 @@ class Measuring:
                     view.message(f"{result.adopted} {many} made by another driver meanwhile")
                 if recording.claims.met_others:
                     self._recover(view.message)  # it may have died since
-                reports = {} if self._probing else self._recorded(recording)
-                if reports and starting is not None and not result.interrupted:
-                    self._measure_ceilings(reports, starting, stop, view.message)
-                if reports:
-                    self._attach_report(recording, reports)
+                try:
+                    reports = {} if self._probing else self._recorded(recording)
+                    if reports and starting is not None and not result.interrupted:
+                        self._measure_ceilings(reports, starting, stop, view.message)
+                    if reports:
+                        self._attach_report(recording, reports)
+                except StoreError as error:
+                    # The sweep has not failed: what it measured is kept, and can be reported later.
+                    view.message(f"{error} (its run has no report: see `report {plan.sweep}`)")
             self._summary = recording.close("KILLED" if result.interrupted else "FINISHED")
         self._cached, self._result = cached + result.adopted, result
 

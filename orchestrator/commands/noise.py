@@ -39,7 +39,7 @@ def noise_of(store: Store, *sides: Mapping[str, Sequence[AttemptReport]]) -> flo
     for summaries in grouped(comparable, lambda summary: summary.config_hash).values():
         if len(summaries) < _LEAST_ATTEMPTS:
             continue
-        loaded = list(store.load_all([summary.run_id for summary in summaries]).values())
+        loaded = list(store.load_all(summaries).values())
         series = [samples_of(loaded, metric) for metric in ("tpot_s", "ttft_s")]
         found += [noise_between(each) for each in series if len(each) >= _LEAST_ATTEMPTS]
     return max((noise for noise in found if noise is not None), default=None)

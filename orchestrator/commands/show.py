@@ -27,8 +27,10 @@ def show_command(prefix: str, overrides: Sequence[str], as_json: bool) -> int:
     finished = [a for a in store.attempts([config_hash])[config_hash] if a.outcome]
     if not finished:
         raise UsageError(f"{prefix} has no finished attempt yet", where=store.where)
-    attempts = list(store.load_all([a.run_id for a in finished]).items())
-    config = store.identity(finished[-1].run_id)
+    attempts = list(store.load_all(finished).items())
+    config = store.identity_of(finished)
+    if not attempts or config is None:
+        raise UsageError(f"nothing of {prefix} can be read any more", where=store.where)
     attempts = [(run_id, with_predictions(report, config)) for run_id, report in attempts]
     if as_json:
         emit_json(show_json(config_hash, config, attempts))

@@ -9,7 +9,8 @@ from orchestrator.record.opening import open_store, ui_arguments
 from orchestrator.record.recording import Recording, RecordingSummary
 from orchestrator.record.recover import reap, sync
 from orchestrator.record.redact import Redactor
-from orchestrator.record.store import AttemptSummary, Store, SweepRun
+from orchestrator.record.store import Store
+from orchestrator.record.summaries import AttemptSummary, SweepRun
 
 __all__ = [
     "AttemptSummary",

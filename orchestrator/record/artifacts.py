@@ -17,6 +17,7 @@ import json
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
+from unicodedata import category
 
 from orchestrator.attempt import AttemptReport
 from orchestrator.errors import StoreError
@@ -43,11 +44,12 @@ def safe_name(name: str) -> str:
         or path.is_absolute()
         or ".." in parts
         or "\\" in name
-        or any(ord(character) < 32 for character in name)
+        or any(ord(character) < 32 or category(character) == "Cs" for character in name)
         or any(len(part.encode()) > MAX_NAME_CHARS for part in parts)
     )
     if bad:
-        raise StoreError(f"artifact name {name[:MAX_NAME_CHARS]!r} leaves its directory")
+        what = "leaves its directory, or is none that every file system takes"
+        raise StoreError(f"artifact name {name[:MAX_NAME_CHARS]!r} {what}")
     return str(path)
 
 

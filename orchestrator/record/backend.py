@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import functools
 import os
 import tempfile
@@ -14,7 +15,7 @@ from urllib.parse import unquote, urlparse
 
 from orchestrator.errors import StoreError
 from orchestrator.record.artifacts import safe_name
-from orchestrator.record.boundary import mlflow_quiet, translated
+from orchestrator.record.boundary import Failed, mlflow_quiet, translated
 from orchestrator.record.runrecord import RunRecord
 
 # MLflow's limits for one log_batch.
@@ -22,6 +23,8 @@ MAX_PARAMS, MAX_TAGS, MAX_ENTITIES = 100, 100, 1_000
 PAGE_SIZE = 1_000
 # Run ids in one filter: a database allows so many variables in a statement.
 MAX_ASKED_RUNS = 500
+# What is wrong with a file's own name (one is also another's folder), not with the disk.
+_OF_A_NAME = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
 
 
 @dataclass(frozen=True)
@@ -146,6 +149,13 @@ class Backend:
 
         with translated(self._where):
             self._store.update_run_info(run_id, RunStatus.from_string(status), end_ms, None)
+
+    def reopen(self, run_id: str) -> None:
+        """Make a run that has ended RUNNING again."""
+        from mlflow.entities import RunStatus
+
+        with translated(self._where):
+            self._store.update_run_info(run_id, RunStatus.RUNNING, None, None)
 
     def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set tags."""
@@ -301,6 +311,8 @@ def write_files(directory: Path, files: Mapping[str, bytes]) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
     except OSError as error:
+        if error.errno in _OF_A_NAME:
+            raise Failed(f"cannot be written: {error.strerror}", where=str(path)) from error
         raise storage_error(error, directory) from error
 
 

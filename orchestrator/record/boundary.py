@@ -48,7 +48,16 @@ class Rejected(StoreError):
     """The store works but will never take this record; the others must not wait for it."""
 
 
-_INVALID = re.compile(r"INVALID_PARAMETER_VALUE|RESOURCE_DOES_NOT_EXIST|BAD_REQUEST|INVALID_STATE")
+class Gone(Rejected):
+    """What the record belongs to is not there any more, and nobody deleted it: a backup is back."""
+
+
+class Failed(StoreError):
+    """It may be this record alone that the store does not take now; the others go first."""
+
+
+_ABSENT = "RESOURCE_DOES_NOT_EXIST"
+_INVALID = re.compile(rf"{_ABSENT}|INVALID_PARAMETER_VALUE|BAD_REQUEST|INVALID_STATE")
 _DENIED = "rejects these credentials"
 _ELSEWHERE = "choose another tracking.root=DIRECTORY"
 
@@ -73,10 +82,16 @@ _MEANINGS: tuple[tuple[str, type[StoreError], str, str], ...] = (
         f"Move the file away, or {_ELSEWHERE}",
     ),
     (
-        "database or disk is full|no space left on device",
+        "database or disk is full|no space left on device|507 server error",
         StoreUnavailable,
         "no space left on the disk",
         "Free some; `python -m orchestrator sync` then records what waits in the spool",
+    ),
+    (
+        "413 client error|entity too large",
+        Failed,
+        "the server takes no file as large as one of this record",
+        "Raise its limit, or that of the proxy before it (nginx: client_max_body_size)",
     ),
     (
         "disk image is malformed|disk I/O error",
@@ -137,7 +152,8 @@ def to_store_error(error: BaseException, where: str) -> StoreError | None:
             return kind(what, where=where, fix=fix.format(where=where))
     if any(name in module for name in ("mlflow", "sqlalchemy", "sqlite3", "requests", "alembic")):
         first = " ".join(str(error).split())
-        ours = Rejected if _INVALID.search(text) else StoreError
+        invalid = _INVALID.search(text)
+        ours = Failed if invalid is None else Gone if invalid[0] == _ABSENT else Rejected
         return ours(f"the tracking store failed: {first[:300]}", where=where)
     return None
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.attempt import AttemptReport, Outcome, PlannedAttempt, Slot, Trial
+from orchestrator.errors import StoreError
 from orchestrator.measure.wording import counted, format_name
 from orchestrator.plan.predictions import with_predictions
 from orchestrator.record.artifacts import (
@@ -29,13 +30,14 @@ from orchestrator.record.run_names import model_label, trial_label
 from orchestrator.record.runrecord import (
     ATTEMPT_TAG,
     CONDITION_TAGS,
+    NUMBER_TAG,
     RUNNING,
     SEARCH_TAG,
     SWEEP_TAG,
     MetricPoint,
     RunRecord,
 )
-from orchestrator.record.store import AttemptSummary, summary_of_record
+from orchestrator.record.summaries import AttemptSummary, summary_of_record
 
 if TYPE_CHECKING:
     from orchestrator.plan.plan import Plan
@@ -99,6 +101,8 @@ class Builder:
         Config hash to a short name of the trial.
     search_id : str or None
         Of the search that it is a step of.
+    number : int
+        Which run of the sweep it is.
     """
 
     sweep_id: str
@@ -108,6 +112,7 @@ class Builder:
     facts: Mapping[str, Any] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
     search_id: str | None = None
+    number: int = 1
 
     def sweep_begin(self, plan: Plan, started_at: float, todo: int | None = None) -> RunRecord:
         """The parent run: a description for people and the plan for ``report``."""
@@ -126,6 +131,7 @@ class Builder:
                 "kind": "sweep",
                 "sweep": self.sweep,
                 "driver_id": self.driver,
+                NUMBER_TAG: str(self.number),
                 **({} if self.search_id is None else {SEARCH_TAG: self.search_id}),
                 "heartbeat": f"{started_at:.0f}",
                 NOTE_TAG: self.redactor.text(description(plan, command, todo)),
@@ -195,14 +201,19 @@ class Builder:
         identity = trial.identity
         provenance = self._provenance(report)
         # The report's own artifacts first: a task cannot replace the record's files by its own.
-        files = {
-            safe_name(name): redact.artifact(content) for name, content in report.artifacts.items()
-        }
+        files, left_out = {}, {}
+        for name, content in report.artifacts.items():
+            try:
+                files[safe_name(name)] = redact.artifact(content)
+            except StoreError as error:  # of one file's name; what was measured is worth more
+                left_out[name] = error.what
+        if left_out:
+            report = replace(report, facts={**report.facts, "artifacts_left_out": left_out})
         samples = samples_parquet(report)
         if samples is not None:
             files[SAMPLES] = samples
         if report.traceback:
-            files["traceback.txt"] = redact.text(report.traceback).encode()
+            files["traceback.txt"] = redact.text(report.traceback).encode("utf-8", "replace")
         environment = {
             key: provenance.get(key) for key in ("python", "packages") if provenance.get(key)
         }
@@ -381,6 +392,13 @@ def plan_json(plan: Plan) -> dict[str, Any]:
             for trial in plan.trials
         ],
     }
+
+
+def is_plan(recorded: Mapping[str, Any], plan: Plan) -> bool:
+    """Whether the ``plan.json`` of a sweep's run is of ``plan``, however that was typed."""
+    data = to_json_bytes(Redactor.of_environment().value(plan_json(plan)))
+    planned: dict[str, Any] = json.loads(data)
+    return {k: v for k, v in recorded.items() if k != "command"} == planned
 
 
 def description(plan: Plan, command: Sequence[str], todo: int | None) -> str:

@@ -34,7 +34,8 @@ from orchestrator.record import spool
 from orchestrator.record.drivers import drivers_directory
 from orchestrator.record.runrecord import ATTEMPT_TAG, RUNNING
 from orchestrator.record.shared_claims import SharedClaims
-from orchestrator.record.store import AttemptSummary, Store, summary_of_record
+from orchestrator.record.store import Store
+from orchestrator.record.summaries import AttemptSummary, each_once, summary_of_record
 
 # A local disk answers, however late; a server may be away without saying so.
 PATIENCE_S, SHARED_PATIENCE_S = 120.0, 30.0
@@ -182,9 +183,8 @@ class Claims:
                 self.drop(attempt_id)
             elif claim in mine:
                 config_hash = _trial_of(claim)
-                there = {s.attempt_id: s for s in waiting.get(config_hash, ())}
-                if known is not None:
-                    there |= {s.attempt_id: s for s in known.get(config_hash, ())}
+                recorded = [] if known is None else known.get(config_hash, [])
+                there = each_once([*recorded, *waiting.get(config_hash, ())])
                 nothing_new = known is None and not there
                 attempts = None if nothing_new else list(there.values())
                 found[attempt_id] = Standing(attempts, own[claim])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 import traceback
@@ -15,7 +16,6 @@ from tenacity import (
     RetryCallState,
     Retrying,
     retry_if_exception,
-    retry_if_not_exception_type,
     sleep_using_event,
     stop_after_attempt,
     stop_when_event_set,
@@ -24,10 +24,10 @@ from tenacity import (
 )
 
 from orchestrator.errors import StoreError
-from orchestrator.record.boundary import Rejected
+from orchestrator.record.boundary import Failed, Rejected
 from orchestrator.record.liveness import HEARTBEAT_PERIOD_S
 from orchestrator.record.recover import read_or_set_aside
-from orchestrator.record.runrecord import ATTEMPT_TAG, RUNNING, SWEEP_TAG
+from orchestrator.record.runrecord import ATTEMPT_TAG, RUNNING, SWEEP_TAG, RunRecord
 from orchestrator.record.spool import Spool, set_aside
 from orchestrator.record.store import Store
 from orchestrator.record.writer import Writer
@@ -95,8 +95,10 @@ class Drainer:
         self._heartbeat_period_s = heartbeat_period_s
         self._recorded = recorded
         self._paths: deque[Path] = deque()
+        self._later: list[Path] = []  # what the store did not take, though it takes others
+        self._again_at = math.inf
         self._written: list[Path] = []  # in the store, perhaps not yet safe on its disk
-        self._said: str | None = None
+        self._said: set[str] = set()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="drainer", daemon=True)
         self._thread.start()
@@ -136,8 +138,12 @@ class Drainer:
             with self._changed:
                 self._changed.wait_for(
                     lambda: bool(self._paths) or self._stop.is_set(),
-                    max(0.0, next_beat - time.monotonic()),
+                    max(0.0, min(next_beat, self._again_at) - time.monotonic()),
                 )
+                if not self._paths and time.monotonic() >= self._again_at:
+                    self._paths.extend(self._later)
+                    self._later.clear()
+                    self._again_at = math.inf
                 path = self._paths.popleft() if self._paths else None
             if path is None and self._stop.is_set():
                 return
@@ -169,9 +175,12 @@ class Drainer:
         record, digest = item.record, item.digest
         apply = partial(writer.apply, record, digest)
         try:
-            run_id = self._persist(lambda: _tried(apply, UNFORESEEN_TRIES))
+            run_id = self._persist(lambda: _tried(apply, UNFORESEEN_TRIES), but=(Rejected, Failed))
         except Rejected as error:
             self._say(set_aside(path, str(error)))
+            return True
+        except Failed as error:
+            self._postpone(path, record, error)
             return True
         except Exception as error:
             self._say(set_aside(path, f"{error!r}: {traceback.format_exc(limit=-4)}"))
@@ -192,6 +201,16 @@ class Drainer:
         self._written.append(path)
         return True
 
+    def _postpone(self, path: Path, record: RunRecord, error: Failed) -> None:
+        """Try a record again after all others; a beginning not at all, for its end brings all."""
+        self._trouble(error)
+        if record.status == RUNNING and record.key_tag == ATTEMPT_TAG:
+            return
+        with self._changed:
+            self._later.append(path)
+            self.undrained += 1
+        self._again_at = time.monotonic() + LONGEST_RETRY_S
+
     def _settle(self, writer: Writer) -> None:
         """Forget what the store holds; one wait for the disk serves all of it."""
         try:
@@ -208,24 +227,34 @@ class Drainer:
         if run_id is None:
             return
         try:
-            self._store.backend().tag(run_id, {"heartbeat": f"{time.time():.0f}"})
+            backend = self._store.backend()
+            if backend.get_run(run_id).status != RUNNING:
+                # Somebody took us for dead: we slept, or our clock is not theirs. Claims of a run
+                # that has ended count for nothing.
+                backend.reopen(run_id)
+                backend.tag(run_id, {"reason": ""})
+            backend.tag(run_id, {"heartbeat": f"{time.time():.0f}"})
         except StoreError:
             return  # the next record meets the same trouble and says so
 
-    def _persist(self, call: Callable[[], T]) -> T | None:
-        """``call`` until it works; None once we are told to stop. ``Rejected`` goes through."""
+    def _trouble(self, error: BaseException | None) -> None:
+        if self.away_since is None:
+            self.away_since = time.monotonic()
+        if str(error) not in self._said:
+            self._said.add(str(error))
+            self._say(f"{error} (results wait in the spool)")
+
+    def _persist(
+        self, call: Callable[[], T], *, but: tuple[type[StoreError], ...] = (Rejected,)
+    ) -> T | None:
+        """``call`` until it works; None once we are told to stop. ``but`` goes through."""
 
         def trouble(state: RetryCallState) -> None:
-            error = state.outcome.exception() if state.outcome else None
-            if self.away_since is None:
-                self.away_since = time.monotonic()
-            if str(error) != self._said:
-                self._said = str(error)
-                self._say(f"{error} (results wait in the spool)")
+            self._trouble(state.outcome.exception() if state.outcome else None)
 
         retrying = Retrying(
             retry=retry_if_exception(
-                lambda error: isinstance(error, StoreError) and not isinstance(error, Rejected)
+                lambda error: isinstance(error, StoreError) and not isinstance(error, but)
             ),
             wait=wait_exponential_jitter(FIRST_RETRY_S, LONGEST_RETRY_S, jitter=FIRST_RETRY_S),
             stop=stop_when_event_set(self._stop),
@@ -234,15 +263,18 @@ class Drainer:
             retry_error_callback=lambda state: None,
         )
         result: T | None = retrying(call)
-        if result is not None:
-            self.away_since = self._said = None
+        if result is not None and not self._later:
+            self.away_since = None
+            self._said.clear()
         return result
 
 
 def _tried(call: Callable[[], T], tries: int) -> T:
-    """``call``, up to ``tries`` times while it raises what is no ``StoreError``."""
+    """``call``, up to ``tries`` times while it raises what nobody knows."""
     retrying = Retrying(
-        retry=retry_if_not_exception_type(StoreError),
+        retry=retry_if_exception(
+            lambda error: isinstance(error, Failed) or not isinstance(error, StoreError)
+        ),
         stop=stop_after_attempt(tries),
         wait=wait_fixed(FIRST_RETRY_S),
         reraise=True,

@@ -22,14 +22,10 @@ from orchestrator.record.backend import Backend, RunRow, local_directory
 from orchestrator.record.boundary import translated
 from orchestrator.record.database import sqlite_backend
 from orchestrator.record.points import PHASES_PREFIX, SYSTEM_PREFIX
-from orchestrator.record.runrecord import ATTEMPT_TAG, CELLS_TAG, SEARCH_TAG, SWEEP_TAG
+from orchestrator.record.runrecord import ATTEMPT_TAG, CELLS_TAG, NUMBER_TAG, SEARCH_TAG, SWEEP_TAG
 from orchestrator.record.spool import storage_error
-from orchestrator.record.store import (
-    SUMMARY_TAGS,
-    AttemptSummary,
-    Store,
-    summary_of,
-)
+from orchestrator.record.store import Store
+from orchestrator.record.summaries import SUMMARY_TAGS, AttemptSummary, summary_of
 
 DATABASE = "mlflow.db"
 ARTIFACTS = "artifacts"
@@ -39,7 +35,7 @@ SPOOL = "spool"
 BUSY_TIMEOUT_S = 90.0
 # So many hashes are looked for in SQL; for more, all are read and sorted out afterwards.
 FEW = 500
-_SWEEP_TAGS = (SWEEP_TAG, "sweep", "driver_id", CELLS_TAG, SEARCH_TAG)
+_SWEEP_TAGS = (SWEEP_TAG, "sweep", "driver_id", CELLS_TAG, SEARCH_TAG, NUMBER_TAG)
 
 T = TypeVar("T")
 

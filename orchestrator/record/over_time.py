@@ -20,7 +20,8 @@ from orchestrator.errors import StoreError, UsageError
 from orchestrator.measure.grouping import grouped
 from orchestrator.plan.identity import canonical_json
 from orchestrator.record.selection import attempts_of
-from orchestrator.record.store import AttemptSummary, Store
+from orchestrator.record.store import Store
+from orchestrator.record.summaries import AttemptSummary
 
 _ENVIRONMENT = "environment"
 
@@ -36,7 +37,7 @@ class TrialOverTime:
     axes : dict of str to value
         Where on each axis of its runs it lies; empty where these are gone.
     attempts : tuple of AttemptSummary
-        Those that are ok and that no verdict disbelieves, oldest first; at least one.
+        Those that are ok, oldest first; at least one.
     """
 
     identity: dict[str, Any]
@@ -82,12 +83,13 @@ def trials_over_time(
         if summary.outcome and (summary.config_hash in wanted or summary.sweep in sweeps)
     ]
     by_hash = grouped(found, lambda summary: summary.config_hash)
+    identities = {h: tree for h, group in by_hash.items() if (tree := store.identity_of(group))}
+    found = [summary for summary in found if summary.config_hash in identities]
     plans = _plans(store, found)
 
     def axes(summary: AttemptSummary) -> dict[str, AxisValue]:
         return plans.get(summary.parent_run_id, {}).get(summary.config_hash, {})
 
-    identities = {h: store.identity(group[0].run_id) for h, group in by_hash.items()}
     same = {h: canonical_json({**tree, _ENVIRONMENT: None}) for h, tree in identities.items()}
     trials = grouped(found, lambda s: (same[s.config_hash], _asked(axes(s))))
     left_out: Counter[str] = Counter()
@@ -139,7 +141,5 @@ def _reason_against(summary: AttemptSummary) -> str | None:
     """Why an attempt does not count; None where it does."""
     if summary.outcome != "ok":
         return summary.outcome
-    if summary.verdict == "invalid":
-        return "invalid"
     where = [summary.conditions.get(group, UNKNOWN) for group in ("machine", "content")]
     return "on an unknown machine or content" if UNKNOWN in where else None

@@ -57,6 +57,7 @@ def legal_key(key: str) -> str:
 
 def tag_value(value: object, limit: int = MAX_TAG_CHARS) -> str:
     """A tag's value; one that is too long says that it was cut and where the whole is."""
-    text = plain(value)
+    # The name of a file that is no UTF-8 gets into messages as what no store takes.
+    text = plain(value).encode("utf-8", "replace").decode()
     note = " … (whole in report.json)"
     return text if len(text) <= limit else text[: limit - len(note)] + note

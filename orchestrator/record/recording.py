@@ -126,6 +126,7 @@ class Recording:
             facts=provenance(command=command),
             labels=labels or {},
             search_id=search_id,
+            number=_next_number(store, plan.sweep),
         )
         self._begun: dict[str, RunningAttempt] = {}
         self._outcomes: Counter[str] = Counter()
@@ -308,3 +309,11 @@ class Recording:
         self._problems.append(text)
         if self._message is not None:
             self._message(text)
+
+
+def _next_number(store: Store, sweep: str) -> int:
+    """Which run of its sweep the next one is; 0 where the store does not say."""
+    try:
+        return 1 + max((run.number for run in store.sweep_runs(sweep)), default=0)
+    except StoreError:
+        return 0

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from orchestrator.attempt import Outcome
+from orchestrator.measure.wording import counted
 from orchestrator.record import spool
 from orchestrator.record.backend import RunRow
-from orchestrator.record.boundary import Rejected
+from orchestrator.record.boundary import Failed, Rejected
 from orchestrator.record.build import lost_attempt, lost_record, status_of
 from orchestrator.record.liveness import is_alive
 from orchestrator.record.runrecord import (
@@ -20,9 +23,11 @@ from orchestrator.record.runrecord import (
     RUNNING,
     SWEEP_TAG,
     RunRecord,
+    outcome_of,
 )
 from orchestrator.record.spool import CorruptRecord, Spool, Spooled
-from orchestrator.record.store import Store, summary_of
+from orchestrator.record.store import Store
+from orchestrator.record.summaries import summary_of
 from orchestrator.record.writer import Writer
 
 LOST = "the driver died before the attempt could report"
@@ -40,7 +45,7 @@ class SyncSummary:
     in_use : int
         Spools that belong to a living driver, which drains them itself.
     messages : list of str
-        One line for each record that was set aside.
+        One line for each record that was set aside, or that the store does not take now.
     """
 
     written: int = 0
@@ -68,6 +73,9 @@ def sync(store: Store, *, message: Callable[[str], None] | None = None) -> SyncS
 
     writer: Writer | None = None
     for directory in spool.spool_directories(store.spool_root):
+        if not os.access(directory, os.W_OK):
+            say(f"{directory}: cannot be written, what waits there is not recorded")
+            continue
         with spool.abandoned(directory) as waiting:
             if waiting is None:
                 summary.in_use += 1
@@ -88,6 +96,7 @@ def _drain(
     sweep: RunRecord | None = None
     ended = False
     done: list[Path] = []
+    failures: list[Failed] = []
     for path in paths:
         item = read_or_set_aside(path, say)
         if item is None:
@@ -112,11 +121,17 @@ def _drain(
         except Rejected as error:
             say(spool.set_aside(path, str(error)))
             continue
+        except Failed as error:
+            failures.append(error)
+            continue
         done.append(path)
     if sweep is not None and not ended:
         tags = {**sweep.tags, "reason": "the driver died"}
         end = replace(sweep, status="KILLED", end_ms=round(now * 1000), tags=tags)
-        writer.apply(end, "", only_if_open=True)
+        with contextlib.suppress(Failed):  # of its own beginning it has been said
+            writer.apply(end, "", only_if_open=True)
+    if failures:
+        say(f"{failures[0]} ({counted(len(failures), 'record')} of {waiting.directory} left there)")
     writer.settle()
     # The sweep's beginning goes last: should we die here, who drains next needs it for the rest.
     for path in reversed(done):
@@ -177,7 +192,11 @@ def reap(store: Store, *, now: float | None = None) -> ReapSummary:
         if run.tags.get(ATTEMPT_TAG) in waiting:
             continue
         if ATTEMPT_TAG in run.tags:
-            _end_as_lost(store, run, now)
+            if outcome := outcome_of(run.run_id, run.tags):
+                # Whole but for its status, which a server is told last.
+                store.backend().end(run.run_id, status_of(Outcome(outcome)), round(now * 1000))
+            else:
+                _end_as_lost(store, run, now)
             attempts += 1
         elif SWEEP_TAG in run.tags:
             backend = store.backend()

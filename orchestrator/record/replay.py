@@ -97,10 +97,11 @@ def telemetry_of(
 
 
 def _trial(store: Store, entry: dict[str, Any], finished: list[AttemptSummary] | None) -> Trial:
-    # The configuration of one that was never made is nowhere; that it was planned is told.
+    # The configuration of one that was never made is nowhere, or it is lost; that it was planned
+    # is told.
     return Trial(
         hash=entry["hash"],
-        identity=store.identity(finished[-1].run_id) if finished else {"task": {"name": "trial"}},
+        identity=store.identity_of(finished or ()) or {"task": {"name": "trial"}},
         axes=entry["axes"],
         resources=Resources(**entry["resources"]),
         infeasible=entry["infeasible"],

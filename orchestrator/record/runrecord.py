@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -22,6 +22,8 @@ from orchestrator.record.artifacts import safe_name
 
 RECORD_VERSION = 1
 RUNNING = "RUNNING"
+# The states of a verdict.
+VERDICTS = ("valid", "flagged", "invalid", "unverified")
 TERMINAL = frozenset({"FINISHED", "FAILED", "KILLED"})
 
 # The tag that names a run's record: by it a run is found again after a lost answer or a crash.
@@ -32,6 +34,8 @@ PARENT_TAG = "mlflow.parentRunId"
 CELLS_TAG = "cells"
 # On the run of each step of a search: all of them together are one.
 SEARCH_TAG = "search_id"
+# On the run of a sweep: which of that sweep's it is, from 1.
+NUMBER_TAG = "run_number"
 DIGEST_TAG = "record_digest"
 # Identifiers of the groups of conditions: what attempts may be filtered by.
 CONDITION_TAGS = {group: f"conditions.{group}" for group in GROUPS}
@@ -128,11 +132,19 @@ def outcome_of(run_id: str, tags: Mapping[str, str]) -> str | None:
     StoreError
         The tag is no outcome: anybody may edit it.
     """
-    found = tags.get("outcome")
-    known = [outcome.value for outcome in Outcome]
+    return _one_of([outcome.value for outcome in Outcome], "outcome", run_id, tags)
+
+
+def verdict_of(run_id: str, tags: Mapping[str, str]) -> str | None:
+    """Whether the measurement of a run may be believed; None while it runs. Raises the same."""
+    return _one_of(VERDICTS, "verdict", run_id, tags)
+
+
+def _one_of(known: Sequence[str], tag: str, run_id: str, tags: Mapping[str, str]) -> str | None:
+    found = tags.get(tag)
     if found and found not in known:
         raise StoreError(
-            f"run {run_id}: its tag outcome is {found!r}",
+            f"run {run_id}: its tag {tag} is {found!r}",
             fix=f"Set it in MLflow to one of {', '.join(known)}, or delete the run",
         )
     return found or None

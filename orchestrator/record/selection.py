@@ -69,10 +69,14 @@ def select(store: Store, word: str) -> Selection:
     if summaries[0].sweep == word:
         summaries = _newest(summaries)
     found = grouped(summaries, lambda summary: summary.config_hash)
+    configs = {c: tree for c, group in found.items() if (tree := store.identity_of(group))}
+    reports = {c: made for c, made in store.reports(found).items() if made and c in configs}
+    if not reports:
+        raise UsageError(f"nothing of {word!r} can be read any more", where=store.where)
     return Selection(
         word,
-        store.reports(found),
-        {config: store.identity(group[0].run_id) for config, group in found.items()},
+        reports,
+        {config: configs[config] for config in reports},
         {summary.attempt_id: summary.run_id for summary in summaries},
     )
 

@@ -90,13 +90,13 @@ class Spooler:
                     return
                 continue
             try:
-                record: RunRecord | None = build()
+                over = self._write(build())
             except Exception as error:
                 # One report that cannot be turned into a record must not take the others along.
                 where = traceback.format_exc(limit=-2).strip().replace("\n", " | ")
                 self._say(f"a result could not be recorded: {error} ({where})")
-                record = None
-            if record is None or self._write(record):
+                over = True
+            if over:
                 with self._changed:
                     self.unspooled -= 1
                     self._changed.notify_all()

@@ -4,137 +4,34 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from orchestrator.attempt import AttemptReport
+from orchestrator.attempt import AttemptReport, Outcome
 from orchestrator.errors import StoreError, UsageError
 from orchestrator.measure.grouping import grouped
 from orchestrator.record import spool
 from orchestrator.record.artifacts import CONFIG, PLAN, REPORT
 from orchestrator.record.backend import Backend, RunRow
 from orchestrator.record.points import is_measured
-from orchestrator.record.runrecord import (
-    ATTEMPT_TAG,
-    CELLS_TAG,
-    CONDITION_TAGS,
-    PARENT_TAG,
-    RUNNING,
-    SEARCH_TAG,
-    SWEEP_TAG,
-    RunRecord,
-    outcome_of,
+from orchestrator.record.runrecord import ATTEMPT_TAG, RUNNING, RunRecord
+from orchestrator.record.summaries import (
+    AttemptSummary,
+    SweepRun,
+    each_once,
+    summary_of_record,
+    sweep_of,
 )
 
 MIN_PREFIX_CHARS = 12
 # A run id of an attempt that is still in the spool: `spool:<sweep id>/<file>`.
 SPOOL_PREFIX = "spool:"
-
-# The tags an AttemptSummary is made of.
-SUMMARY_TAGS = (
-    "config_hash",
-    ATTEMPT_TAG,
-    "outcome",
-    "verdict",
-    "attempt",
-    "sweep",
-    "host",
-    "gpu_uuids",
-    "reason",
-    "driver_id",
-    "simulated",
-    "hardware_fingerprint",
-    *CONDITION_TAGS.values(),
-    PARENT_TAG,
-)
-
-
-@dataclass(frozen=True)
-class AttemptSummary:
-    """An attempt as its run's tags tell it; enough to decide what is still to do.
-
-    Attributes
-    ----------
-    run_id, attempt_id : str
-        MLflow's name of it, and this program's own.
-    config_hash, sweep : str
-        The trial, and the sweep it was made for.
-    number : int
-        Which attempt of its trial it is, from 1.
-    outcome, verdict : str or None
-        None while it runs.
-    reason : str or None
-        Why it is not ``ok``.
-    host, driver_id : str
-        Where it ran, and which driver asked for it.
-    simulated : bool
-        Whether its GPUs were a scenario's.
-    hardware_fingerprint : str or None
-        Of what it ran on: two that differ are not compared unless asked for.
-    status : str
-        MLflow's run status.
-    started_at, ended_at : float, float or None
-        Unix seconds.
-    devices : tuple of str
-        GPU UUIDs.
-    conditions : mapping of str to str
-        Identifiers of its conditions by group (:attr:`Conditions.ids`); empty where it has none.
-    parent_run_id : str
-        The sweep's run it was made under; empty while it is in the spool.
-    """
-
-    run_id: str
-    config_hash: str
-    outcome: str | None
-    verdict: str | None
-    number: int
-    status: str
-    started_at: float
-    ended_at: float | None
-    sweep: str
-    host: str | None
-    devices: tuple[str, ...] = ()
-    attempt_id: str = ""
-    reason: str | None = None
-    driver_id: str = ""
-    simulated: bool = False
-    hardware_fingerprint: str | None = None
-    conditions: Mapping[str, str] = field(default_factory=dict)
-    parent_run_id: str = ""
-
-
-@dataclass(frozen=True)
-class SweepRun:
-    """A parent run: one invocation of a sweep; of a pure one, it holds the table of its cells.
-
-    Attributes
-    ----------
-    run_id, sweep, status : str
-        MLflow's run, the sweep's name, MLflow's run status.
-    started_at, ended_at : float, float or None
-        Unix seconds.
-    driver_id, sweep_id : str
-        Which driver ran it, and which definition of the sweep it was (a digest of its hashes).
-    has_cells : bool
-        Whether it is a pure sweep's, with a table instead of attempts.
-    search_id : str
-        The search that it is a step of; empty for none.
-    """
-
-    run_id: str
-    sweep: str
-    status: str
-    started_at: float
-    ended_at: float | None
-    driver_id: str = ""
-    sweep_id: str = ""
-    has_cells: bool = False
-    search_id: str = ""
 
 
 class Store(ABC):
@@ -162,6 +59,7 @@ class Store(ABC):
         self._opening = threading.Lock()
         # Trial and attempt of what was listed from the spool, by run id.
         self._listed: dict[str, tuple[str, str]] = {}
+        self._left_out: set[str] = set()
 
     def backend(self) -> Backend:
         """The store for writing; imports MLflow, may create the database."""
@@ -241,8 +139,11 @@ class Store(ABC):
 
     def sweep_runs(self, name: str | None = None) -> list[SweepRun]:
         """Parent runs of the sweep ``name`` (of all sweeps where None), newest first."""
-        found = sorted(map(_sweep_of, self._sweep_rows()), key=lambda run: -run.started_at)
-        return [run for run in found if name is None or run.sweep == name]
+        found = [run for run in map(sweep_of, self._sweep_rows()) if name in (None, run.sweep)]
+        found.sort(key=lambda run: run.started_at, reverse=True)
+        if name is not None:  # two sweeps' numbers say nothing about each other
+            found.sort(key=lambda run: run.number, reverse=True)
+        return found
 
     def attempts(self, hashes: Iterable[str] | None = None) -> dict[str, list[AttemptSummary]]:
         """Attempts by config hash, oldest first: those recorded and those still in the spool.
@@ -254,20 +155,17 @@ class Store(ABC):
             result.
         """
         wanted = None if hashes is None else frozenset(hashes)
-        found = {summary.attempt_id or summary.run_id: summary for summary in self._all(wanted)}
-        in_order = sorted(found.values(), key=lambda s: (s.started_at, s.number))
+        found = each_once(self._all(wanted)).values()
+        # By number first, which is given by what was recorded before: clocks of nodes differ.
+        in_order = sorted(found, key=lambda s: (s.number, s.started_at))
         return grouped(in_order, lambda summary: summary.config_hash)
 
-    def _all(self, wanted: frozenset[str] | None) -> Iterable[AttemptSummary]:
+    def _all(self, wanted: frozenset[str] | None) -> list[AttemptSummary]:
         if wanted is not None and not wanted:
-            return
-        # The spool is read first, so that a record drained in between is seen at least once; the
-        # dictionary above keeps the last, and a finished one must win over its own beginning.
+            return []
+        # The spool is read first, so that a record drained in between is seen at least once.
         waiting = [s for s in self._spooled() if wanted is None or s.config_hash in wanted]
-        recorded = self.recorded(wanted)
-        ended = {s.attempt_id for s in recorded if s.outcome not in (None, "lost")}
-        yield from recorded
-        yield from (s for s in waiting if s.attempt_id not in ended)
+        return self.recorded(wanted) + waiting
 
     def _spooled(self) -> list[AttemptSummary]:
         found: dict[str, AttemptSummary] = {}
@@ -329,30 +227,65 @@ class Store(ABC):
         except (ValueError, KeyError, TypeError) as error:
             raise self._lost(f"{REPORT} of attempt {run_id} cannot be read: {error}") from error
 
-    def _lost(self, what: str) -> StoreError:
+    def _lost(self, what: str) -> MissingFile:
         # Its tags say that it was made: it is neither made again nor left out in silence.
         again = "Unless it still runs, put the file back, or delete the run in MLflow and try again"
-        return StoreError(what, where=self.where, fix=again)
+        return MissingFile(what, where=self.where, fix=again)
 
-    def load_all(self, run_ids: Collection[str]) -> dict[str, AttemptReport]:
-        """The reports of several attempts by run id; raises as :meth:`load`."""
-        return {run_id: self.load(run_id) for run_id in run_ids}
+    def load_all(self, attempts: Iterable[AttemptSummary]) -> dict[str, AttemptReport]:
+        """The reports of several attempts by run id, each judged as its run's tags say.
+
+        One whose report is gone is left out; a line on stderr says so, once.
+        """
+        found = {}
+        for attempt, report in self._reports_of(list(attempts)):
+            if report is not None:
+                state = attempt.verdict or report.verdict.state
+                found[attempt.run_id] = replace(
+                    report,
+                    # Anybody may edit a tag in MLflow: there it is where a person says so.
+                    outcome=Outcome(attempt.outcome or report.outcome),
+                    reason=report.reason or attempt.reason,
+                    verdict=replace(report.verdict, state=state),
+                )
+        return found
+
+    def _reports_of(
+        self, attempts: Sequence[AttemptSummary]
+    ) -> Iterable[tuple[AttemptSummary, AttemptReport | None]]:
+        return [(attempt, self._report_of(attempt)) for attempt in attempts]
+
+    def _report_of(self, attempt: AttemptSummary) -> AttemptReport | None:
+        try:
+            return self.load(attempt.run_id)
+        except MissingFile as error:
+            self._leave_out(error)
+            return None
+
+    def _leave_out(self, error: MissingFile) -> None:
+        if error.what not in self._left_out:
+            self._left_out.add(error.what)
+            print(f"left out: {error}", file=sys.stderr)
 
     def reports(
         self,
         attempts: Mapping[str, Sequence[AttemptSummary]],
         loaded: dict[str, AttemptReport] | None = None,
     ) -> dict[str, list[AttemptReport]]:
-        """Whole reports of every finished one of ``attempts``, by config hash.
+        """Whole reports of every finished one of ``attempts``, by config hash; as ``load_all``.
 
         ``loaded`` holds those that were read before, by run id, and then these too: a tracking
         server takes a tenth of a second for one.
         """
         loaded = {} if loaded is None else loaded
-        ended = {c: [a.run_id for a in found if a.outcome] for c, found in attempts.items()}
-        missing = [run_id for runs in ended.values() for run_id in runs if run_id not in loaded]
-        loaded |= self.load_all(missing)
-        return {config: [loaded[run_id] for run_id in runs] for config, runs in ended.items()}
+        ended = {c: [a for a in found if a.outcome] for c, found in attempts.items()}
+        loaded |= self.load_all(
+            a for found in ended.values() for a in found if a.run_id not in loaded
+        )
+        return {
+            config: [loaded[a.run_id] for a in found if a.run_id in loaded]
+            for config, found in ended.items()
+        }
 
     def identity(self, run_id: str) -> dict[str, Any]:
         """The configuration an attempt was made with, from its ``config.yaml``; not verified.
@@ -378,6 +311,15 @@ class Store(ABC):
         if not isinstance(tree, dict):
             raise self._lost(f"{CONFIG} of attempt {run_id} is no mapping")
         return tree
+
+    def identity_of(self, attempts: Sequence[AttemptSummary]) -> dict[str, Any] | None:
+        """The configuration of a trial by its finished attempts; None where all have lost it."""
+        for attempt in reversed(attempts):
+            try:
+                return self.identity(attempt.run_id)
+            except MissingFile as error:
+                self._leave_out(error)
+        return None
 
     def plan(self, run_id: str) -> dict[str, Any]:
         """What a sweep's invocation planned: ``sweep``, ``axes``, ``baseline``, ``trials`` …
@@ -437,59 +379,16 @@ class Store(ABC):
             ) from error
 
 
+class MissingFile(StoreError):
+    """A run does not hold what was written into it."""
+
+
 class _Drained(Exception):
     """What was in the spool is a run by now."""
 
     def __init__(self, run_id: str) -> None:
         super().__init__(run_id)
         self.run_id = run_id
-
-
-def summary_of(run: RunRow) -> AttemptSummary:
-    """An attempt's summary from its run's columns and tags."""
-    tags = run.tags
-    number = tags.get("attempt", "1")
-    return AttemptSummary(
-        run_id=run.run_id,
-        config_hash=tags["config_hash"],
-        outcome=outcome_of(run.run_id, tags),
-        verdict=tags.get("verdict") or None,
-        number=int(number) if number.isdigit() else 1,
-        status=run.status,
-        started_at=run.start_ms / 1000,
-        ended_at=run.end_ms / 1000 if run.end_ms else None,
-        sweep=tags.get("sweep", ""),
-        host=tags.get("host") or None,
-        devices=tuple(filter(None, tags.get("gpu_uuids", "").split(","))),
-        attempt_id=tags.get(ATTEMPT_TAG, ""),
-        reason=tags.get("reason") or None,
-        driver_id=tags.get("driver_id", ""),
-        simulated=tags.get("simulated") == "true",
-        hardware_fingerprint=tags.get("hardware_fingerprint") or None,
-        conditions={g: tags[tag] for g, tag in CONDITION_TAGS.items() if tag in tags},
-        parent_run_id=tags.get(PARENT_TAG, ""),
-    )
-
-
-def summary_of_record(run_id: str, record: RunRecord) -> AttemptSummary:
-    """The same, of an attempt still in the spool."""
-    return summary_of(
-        RunRow(run_id, record.status, record.start_ms, record.end_ms, "", "", record.tags)
-    )
-
-
-def _sweep_of(run: RunRow) -> SweepRun:
-    return SweepRun(
-        run_id=run.run_id,
-        sweep=run.tags.get("sweep", ""),
-        status=run.status,
-        started_at=run.start_ms / 1000,
-        ended_at=run.end_ms / 1000 if run.end_ms else None,
-        driver_id=run.tags.get("driver_id", ""),
-        sweep_id=run.tags.get(SWEEP_TAG, ""),
-        has_cells=CELLS_TAG in run.tags,
-        search_id=run.tags.get(SEARCH_TAG, ""),
-    )
 
 
 def only(prefix: str, hashes: Sequence[str]) -> str:

@@ -200,12 +200,13 @@ def _samples(
     """Every sample: which attempt each row is of, and the columns."""
     import pyarrow as pa
 
-    reports = store.load_all([summary.run_id for summary in found])
+    reports = store.load_all(found)
     rows: list[int] = []
     told: list[tuple[str | None, str | None, int | None, int | None, float | None, str | None]] = []
     for at, summary in enumerate(found):
         before = len(told)
-        for metric in reports[summary.run_id].metrics.values():
+        report = reports.get(summary.run_id)
+        for metric in report.metrics.values() if report else ():
             if isinstance(metric, Samples):
                 lengths = metric.lengths or (1,) * len(metric.values)
                 inside = [number for number, length in enumerate(lengths) for _ in range(length)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
@@ -15,11 +15,8 @@ from orchestrator.errors import ConfigError, home_directory
 from orchestrator.record.backend import Backend, RunRow, server_backend
 from orchestrator.record.runrecord import ATTEMPT_TAG, SWEEP_TAG
 from orchestrator.record.spool import storage_error
-from orchestrator.record.store import (
-    AttemptSummary,
-    Store,
-    summary_of,
-)
+from orchestrator.record.store import Store
+from orchestrator.record.summaries import AttemptSummary, summary_of
 
 # Up to this many trials are asked for one by one: dearer than a page, cheaper than a whole store.
 FEW_HASHES = 20
@@ -98,10 +95,12 @@ class ServerStore(Store):
     def _numbers(self, run_ids: Sequence[str]) -> Iterator[tuple[str, str, float]]:
         return self.backend().latest_metrics(run_ids)
 
-    def load_all(self, run_ids: Collection[str]) -> dict[str, AttemptReport]:
+    def _reports_of(
+        self, attempts: Sequence[AttemptSummary]
+    ) -> list[tuple[AttemptSummary, AttemptReport | None]]:
         """See :class:`Store`; several at a time, for each is two answers of the server's."""
         with ThreadPoolExecutor(READERS) as readers:
-            return dict(zip(run_ids, readers.map(self.load, run_ids), strict=True))
+            return list(zip(attempts, readers.map(self._report_of, attempts), strict=True))
 
     def file(self, run_id: str, name: str) -> bytes:
         """See :class:`Store`."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.record.backend import Backend, RunRow
-from orchestrator.record.boundary import Rejected, translated
+from orchestrator.record.boundary import Gone, Rejected, translated
 from orchestrator.record.params import legal_key
 from orchestrator.record.runrecord import RUNNING, MetricPoint, RunRecord
 
@@ -114,7 +114,7 @@ class SqliteBackend(Backend):
 
     def finish(self, run_id: str, record: RunRecord, tags: Mapping[str, str]) -> None:
         """See :class:`Backend`."""
-        from sqlalchemy import tuple_, update
+        from sqlalchemy import select, tuple_, update
         from sqlalchemy.dialects.sqlite import insert
 
         run, tag, param, metric, latest = (self._tables[name] for name in _WRITTEN)
@@ -153,7 +153,9 @@ class SqliteBackend(Backend):
         with translated(self._where), self._engine.begin() as connection:
             # First of all: it takes the write lock, and a run that was deleted gets nothing.
             if connection.execute(close).rowcount != 1:
-                raise Rejected(f"run {run_id} was deleted", where=self._where)
+                there = connection.execute(select(run.c.run_uuid).where(run.c.run_uuid == run_id))
+                what, kind = ("was deleted", Rejected) if there.first() else ("is gone", Gone)
+                raise kind(f"run {run_id} {what}", where=self._where)
             for statement, rows in writes:
                 if rows:
                     connection.execute(statement, rows)

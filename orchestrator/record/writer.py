@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from contextlib import suppress
 
+from orchestrator.attempt import Outcome
 from orchestrator.errors import StoreError
 from orchestrator.record.backend import Backend, RunRow
+from orchestrator.record.boundary import Gone, Rejected
 from orchestrator.record.runrecord import (
     DIGEST_TAG,
     PARENT_TAG,
@@ -55,7 +57,14 @@ class Writer:
         StoreError
             See :class:`orchestrator.record.backend.Backend`; the same call may be made again.
         """
-        run = self._find_or_create(record)
+        try:
+            return self._apply(self._find_or_create(record), record, digest, only_if_open)
+        except Gone:
+            # The store was put back to what it was before: what it has forgotten is written again.
+            self._runs.clear()
+            return self._apply(self._find_or_create(record), record, digest, only_if_open)
+
+    def _apply(self, run: RunRow, record: RunRecord, digest: str, only_if_open: bool) -> str:
         if record.status == RUNNING:
             if run.status == RUNNING:
                 self._backend.put_files(run, record.files)
@@ -104,20 +113,23 @@ class Writer:
             parent = self._parent(record.parent)
             if parent is not None:
                 tags[PARENT_TAG] = parent.run_id
+        # If the answer is lost the run may exist all the same.
+        self._doubtful.add(record.key)
+        try:
+            run = self._new_run(record, tags)
+        except Rejected:
+            # The experiment may have been deleted since it was looked up.
+            self._experiments.pop(record.experiment, None)
+            run = self._new_run(record, tags)
+        self._doubtful.discard(record.key)
+        return run
+
+    def _new_run(self, record: RunRecord, tags: dict[str, str]) -> RunRow:
         experiment = self._experiments.get(record.experiment)
         if experiment is None:
             experiment = self._backend.experiment(record.experiment)
             self._experiments[record.experiment] = experiment
-        # If the answer is lost the run may exist all the same.
-        self._doubtful.add(record.key)
-        try:
-            run = self._backend.create_run(experiment, record.name, record.start_ms, tags)
-        except StoreError:
-            # The experiment may have been deleted since.
-            self._experiments.pop(record.experiment, None)
-            raise
-        self._doubtful.discard(record.key)
-        return run
+        return self._backend.create_run(experiment, record.name, record.start_ms, tags)
 
     def _parent(self, sweep_id: str) -> RunRow | None:
         if sweep_id not in self._runs and sweep_id not in self._orphaned:
@@ -133,7 +145,14 @@ class Writer:
         if not found:
             return None
         # Two runs of one attempt: a create whose answer was lost, made again. The whole one stays.
-        found.sort(key=lambda run: (run.status not in TERMINAL, run.start_ms))
+        # One that was ended as lost is not whole: that was another driver's guess.
+        found.sort(
+            key=lambda run: (
+                run.status not in TERMINAL,
+                run.tags.get("outcome") == Outcome.LOST,
+                run.start_ms,
+            )
+        )
         for surplus in found[1:]:
             self._backend.delete_run(surplus.run_id)
         return found[0]

@@ -58,6 +58,13 @@ class Begin(RunningAction):
 
 
 @dataclass(frozen=True)
+class Renumber(RunningAction):
+    """Give an attempt, which has not begun, another number among those of its trial."""
+
+    number: int
+
+
+@dataclass(frozen=True)
 class ShowPhase(RunningAction):
     """Show a phase."""
 

@@ -14,19 +14,27 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
 from orchestrator.attempt import Outcome, PlannedAttempt
-from orchestrator.schedule.events import Claimed, ClusterEvent, Ended, MadeElsewhere, Vanished
+from orchestrator.schedule.events import (
+    Claimed,
+    ClusterEvent,
+    Ended,
+    MadeElsewhere,
+    Renumbered,
+    Vanished,
+)
 from orchestrator.schedule.placement import Node
 from orchestrator.schedule.ports import ClaimsPort, ClusterPort
 
 if TYPE_CHECKING:
     from orchestrator.record.claims import Standing
-    from orchestrator.record.store import AttemptSummary
+    from orchestrator.record.summaries import AttemptSummary
 
 TEND_S = 1.0
 # So many at once: the first of a long queue shall not wait for the last.
@@ -66,6 +74,7 @@ class ClaimingCluster:
         self._asked_at = 0.0
         self._granted: list[PlannedAttempt] = []
         self._unanswered: set[str] = set()
+        self._given: defaultdict[str, set[int]] = defaultdict(set)  # numbers of a trial's attempts
         self._events: list[ClusterEvent] = []
         self._in_flight = 0
         self._closed = False
@@ -157,10 +166,13 @@ class ClaimingCluster:
         firsts = {self._claim(attempt): attempt for attempt in reversed(asked)}
         wishes = {attempt.attempt_id: claim for claim, attempt in firsts.items()}
         for attempt_id, standing in self._claims.ask(wishes).items():
-            answer = self._judge(firsts[wishes[attempt_id]], standing)
+            wish = firsts[wishes[attempt_id]]
+            answer = self._judge(wish, standing)
             with self._changed:
                 wanted = self._wishes.pop(attempt_id, None) is not None
                 if wanted and isinstance(answer, PlannedAttempt):
+                    if answer.number != wish.number:
+                        self._events.append(Renumbered(attempt_id, answer.number))
                     self._granted.append(answer)
                 elif attempt_id not in self._unanswered:  # refused, or cancelled meanwhile
                     self._claims.drop(attempt_id)
@@ -175,6 +187,7 @@ class ClaimingCluster:
         if standing is None:
             return Claimed(attempt.attempt_id)
         if standing.attempts is None:
+            self._given[attempt.trial.hash].add(attempt.number)
             return attempt
         missing = self._missing(attempt.trial.hash, standing.attempts)
         if missing <= 0:
@@ -184,7 +197,12 @@ class ClaimingCluster:
             return Claimed(attempt.attempt_id)
         driver = attempt.attempt_id.rpartition("-")[0]
         others = [a.number for a in standing.attempts if not a.attempt_id.startswith(driver)]
-        return replace(attempt, number=max(attempt.number, 1 + max(others, default=0)))
+        number = max(attempt.number, 1 + max(others, default=0))
+        given = self._given[attempt.trial.hash]
+        while number in given:
+            number += 1
+        given.add(number)
+        return replace(attempt, number=number)
 
     def _submit_unanswered(self) -> None:
         """What is being asked for is submitted without a claim."""

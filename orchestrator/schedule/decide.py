@@ -92,6 +92,8 @@ def _decisions(state: SweepState, event: events.Event) -> Actions:
             yield actions.Delay(replace(planned, not_before=again_at))
         case events.MadeElsewhere(attempt_id):
             yield actions.Withdraw(attempt_id, made=True)
+        case events.Renumbered(attempt_id, number):
+            yield actions.Renumber(attempt_id, number)
         case events.Ended(attempt_id, report):
             yield from _finish(state, state.running[attempt_id], report)
         case events.Vanished(attempt_id, outcome, reason):

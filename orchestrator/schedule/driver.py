@@ -31,7 +31,7 @@ from orchestrator.schedule.todo import Reuse, compute_todo
 
 if TYPE_CHECKING:
     from orchestrator.plan.plan import Plan
-    from orchestrator.record.store import AttemptSummary
+    from orchestrator.record.summaries import AttemptSummary
 
 # Short enough that a stop is noticed at once, long enough to leave the measured cores alone.
 WAIT_S = 0.25

@@ -53,6 +53,13 @@ class MadeElsewhere(ClusterEvent):
 
 
 @dataclass(frozen=True)
+class Renumbered(ClusterEvent):
+    """Other drivers have made attempts of the trial meanwhile: this one comes after them."""
+
+    number: int
+
+
+@dataclass(frozen=True)
 class Ended(ClusterEvent):
     """The attempt's report arrived."""
 

@@ -16,7 +16,7 @@ from orchestrator.conditions import Conditions, same
 from orchestrator.schedule.placement import Node, slots
 
 if TYPE_CHECKING:
-    from orchestrator.record.store import AttemptSummary
+    from orchestrator.record.summaries import AttemptSummary
 
 
 @dataclass(frozen=True)

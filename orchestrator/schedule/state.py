@@ -163,6 +163,10 @@ class SweepState:
                 assert first is attempt, "delayed attempts come back in the order of their times"
                 # In front: a retry that waits for the whole sweep again would be its tail.
                 self.lane_of(attempt).ready.appendleft(attempt)
+            case actions.Renumber(attempt_id, number):
+                running = self.running[attempt_id]
+                running.planned = replace(running.planned, number=number)
+                self._count(running.planned)
             case actions.Begin(attempt_id, slot):
                 running = self.running[attempt_id]
                 running.started_at, running.slot = self.now, slot

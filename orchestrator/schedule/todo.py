@@ -16,7 +16,7 @@ from orchestrator.schedule.policy import RetryPolicy, retry_policy, units_spent
 
 if TYPE_CHECKING:
     from orchestrator.plan.schema import Settings
-    from orchestrator.record.store import AttemptSummary
+    from orchestrator.record.summaries import AttemptSummary
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def compute_todo(
     Parameters
     ----------
     existing : mapping of config hash to attempts
-        What the store has; trials it does not know are new.
+        What the store has, oldest first; trials it does not know are new.
     settings : Settings
         ``repeats`` (measurements wanted of every trial), ``force`` (add so many, whatever exists),
         ``retry.failed`` (failures, and measurements refused too often, are tried again) and
@@ -126,8 +126,7 @@ def _comparable(
     if not others:
         return kept, None
     now = next((one for classes in reuse.classes(trial.hash) for one in classes), None)
-    before = max(others, key=lambda attempt: attempt.started_at)
-    return kept, "not checked" if now is None else difference(reuse.recorded(before), now)
+    return kept, "not checked" if now is None else difference(reuse.recorded(others[-1]), now)
 
 
 def _most_measured(

@@ -93,16 +93,24 @@ def test_a_claim_lasts_until_the_result_can_be_read(
         assert seen.own == 1, "its own attempt, of which nothing is recorded"
 
 
+@pytest.mark.parametrize("begun", [False, True])
 def test_what_a_dead_driver_spooled_is_seen(
-    store: EmbeddedStore, other: Claims, kit: SimpleNamespace
+    store: EmbeddedStore, other: Claims, kit: SimpleNamespace, begun: bool
 ) -> None:
-    """It measured the trial, wrote it to its spool and was gone before the store had it."""
+    """It measured the trial, wrote it to its spool and was gone before the store had it.
+
+    The store may have its beginning: a run that goes on for ever.
+    """
     trial = kit.trial_of(2)
     recording = Recording(store, kit.plan_of([trial]))
     spec = kit.spec_of(trial)
-    recording._drainer.stop()
     assert recording.claims.ask({spec.attempt_id: trial.hash})[spec.attempt_id] is not None
+    if not begun:
+        recording._drainer.stop()
     recording.begin(spec, kit.SLOT)
+    if begun:
+        assert recording.flush(60)
+        recording._drainer.stop()
     recording.finish(kit.report_of(spec), trial)
     until(lambda: list(recording._spool.directory.glob("*.finish")))
     recording._spooler.stop()

@@ -6,8 +6,11 @@ import getpass
 import io
 import json
 import os
+import sqlite3
 import subprocess
 import sys
+import time
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +27,7 @@ from orchestrator.measure.metric import MetricSpec
 from orchestrator.record import Recording, open_store, reap, sync
 from orchestrator.record.embedded import EmbeddedStore
 from orchestrator.record.params import flatten
+from orchestrator.record.replay import replay
 from orchestrator.record.selection import select
 
 
@@ -374,6 +378,33 @@ def test_a_sweep_by_name_is_the_newest_software_of_each_trial(
 
     assert found("quant") == [(1, "1", "b"), (1, "2", "a"), (1, "2", "a"), (2, "1", "a")]
     assert len(found(kit.trial_of(1).hash)) == 4
+
+
+def test_newest_is_what_was_made_last_whatever_a_clock_says(
+    store: EmbeddedStore, kit: SimpleNamespace
+) -> None:
+    trial = kit.trial_of(1)
+    tomorrow = time.time() + 86_400
+    with Recording(store, kit.plan_of([trial])) as recording:
+        # The first on a node whose clock is a day ahead.
+        for number, (torch, at) in enumerate((("1", tomorrow), ("2", time.time())), start=1):
+            spec = kit.spec_of(trial, number)
+            conditions = Conditions({"cpu": "a"}, {"torch": torch}, {})
+            report = kit.report_of(spec, conditions=conditions, started_at=at, ended_at=at + 1)
+            recording.finish(report, trial)
+        assert recording.flush(60)
+    assert [summary.number for summary in store.attempts()[trial.hash]] == [1, 2]
+    with closing(sqlite3.connect(store.database)) as connection, connection:
+        dated = "UPDATE runs SET start_time = ? WHERE run_uuid = ?"
+        connection.execute(dated, (round(tomorrow * 1000), recording.run_id))
+    with Recording(store, kit.plan_of([kit.trial_of(2)])):
+        pass
+    # The first run, too: its plan is not the one that was typed last.
+    assert [run.number for run in store.sweep_runs("quant")] == [2, 1]
+    assert [trial.hash for trial in replay(store, "quant").plan.trials] == [kit.trial_of(2).hash]
+    ((newest,),) = select(store, "quant").attempts.values()
+    assert newest.conditions is not None
+    assert newest.conditions.software == {"torch": "2"}
 
 
 def test_a_sweep_whose_name_has_an_at_is_found(store: EmbeddedStore, kit: SimpleNamespace) -> None:

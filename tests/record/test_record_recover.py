@@ -179,12 +179,32 @@ def test_another_hosts_driver_is_judged_by_its_heartbeat(
     )
     assert reap(store, now=time.time() + STALE_AFTER_S + 5).attempts == 1
     assert store.attempts()[trial.hash][0].outcome == "lost"
-    # It lived after all: what it reports replaces what was written about it.
+    # It lived after all: its claims, which are its sweep's run's, count again with its next beat.
+    until(lambda: [run.tags.get("reason") for run in store.running()] == [""])
+    # What it reports replaces what was written about it.
     spec = next(iter(recording._begun.values())).planned
     recording.finish(kit.report_of(spec), trial)
     recording.close()
     (attempt,) = store.attempts()[trial.hash]
-    assert (attempt.outcome, attempt.status) == ("ok", "FINISHED")
+    assert (attempt.outcome, attempt.status, attempt.reason) == ("ok", "FINISHED", None)
+
+
+def test_a_run_that_lacks_only_its_status_is_not_lost(
+    store: EmbeddedStore, kit: SimpleNamespace
+) -> None:
+    """Its driver, on a host that is gone, died between the last two things it told the server."""
+    from orchestrator.record.build import Builder
+
+    trial = kit.trial_of(1)
+    builder = Builder("s" * 32, "quant", "elsewhere:17:123:deadbeef")
+    record = builder.attempt_finish(kit.report_of(kit.spec_of(trial)), trial)
+    backend = store.backend()
+    run_id = Writer(backend).apply(record, "d")
+    backend.reopen(run_id)
+    assert reap(store, now=time.time() + STALE_AFTER_S + 5).attempts == 1
+    (attempt,) = store.attempts()[trial.hash]
+    assert (attempt.outcome, attempt.status, attempt.reason) == ("ok", "FINISHED", None)
+    assert store.load(run_id).metrics
 
 
 def test_replaying_a_record_writes_nothing_twice(
@@ -238,8 +258,11 @@ def test_a_create_whose_answer_was_lost_leaves_one_run(
     run_id = writer.apply(record, "d")
     (row,) = backend.search(f"tags.{ATTEMPT_TAG} = '{spec.attempt_id}'")
     assert (row.run_id, row.status) == (run_id, "FINISHED")
-    # And where two were made in spite of all, one goes.
-    original("0", "twin", 1, {ATTEMPT_TAG: spec.attempt_id})
+    # And where two were made in spite of all, the whole one counts, and the other goes.
+    twin = original("0", "twin", 1, {**record.tags, "outcome": "lost"})
+    assert [s.run_id for s in store.attempts()[trial.hash]] == [run_id]
+    backend._store.update_run_info(twin.run_id, 4, 2**42, None)
+    assert [s.run_id for s in store.attempts()[trial.hash]] == [run_id]
     assert Writer(backend, replay=True).apply(record, "d") == run_id
     assert len(list(backend.search(f"tags.{ATTEMPT_TAG} = '{spec.attempt_id}'"))) == 1
 
@@ -272,6 +295,20 @@ def test_a_corrupt_record_does_not_block_the_others(
     assert len(list((store.spool_root / "corrupt").iterdir())) == 2
     assert len(store.attempts()) == 2
     assert sync(store).messages == []
+
+
+def test_a_spool_that_cannot_be_written_belongs_to_no_running_sweep(
+    store: EmbeddedStore, kit: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that is only to be read, or another user's spool."""
+    (left,) = left_behind(store, finished(kit, 1))
+    # Who is root may write whatever a mode says.
+    monkeypatch.setattr("os.access", lambda path, mode: path != left.parent)
+    summary = sync(store)
+    assert (summary.written, summary.in_use) == (0, 0)
+    (line,) = summary.messages
+    assert line.startswith(f"{left.parent}: cannot be written")
+    assert left.exists()
 
 
 def test_a_record_the_store_refuses_is_set_aside(

@@ -26,7 +26,7 @@ class Recorded:
     """A RecordingPort that keeps everything, with the intervals in which slots were held."""
 
     submitted: set[str] = field(default_factory=set)
-    begun: list[str] = field(default_factory=list)
+    begun: list[PlannedAttempt] = field(default_factory=list)
     reports: list[AttemptReport] = field(default_factory=list)
 
     def submit(self, attempt: PlannedAttempt) -> None:
@@ -37,7 +37,7 @@ class Recorded:
 
     def begin(self, attempt: PlannedAttempt, slot: Slot) -> None:
         assert attempt.attempt_id in self.submitted
-        self.begun.append(attempt.attempt_id)
+        self.begun.append(attempt)
 
     def finish(self, report: AttemptReport, trial: Trial) -> None:
         assert report.config_hash == trial.hash

@@ -181,6 +181,17 @@ def test_what_a_dead_driver_had_is_taken_over(run: Callable[..., Any], kit: Any)
     assert done.result.outcomes == {"ok": 6}
     (mine,) = (r for r in done.recorded.reports if r.config_hash == theirs)
     assert mine.number == 2, "after the lost one"
+    begun = [a for a in done.recorded.begun if a.trial.hash == theirs]
+    assert [(a.attempt_id, a.number) for a in begun] == [(mine.attempt_id, 2)]
+
+
+def test_numbers_are_apart_also_of_attempts_that_come_after_anothers(
+    run: Callable[..., Any],
+) -> None:
+    done = run(Claims(lambda _: Standing([attempt(1, "lost")])), trials=1, repeats=2)
+    assert done.result.outcomes == {"ok": 2}
+    assert sorted(r.number for r in done.recorded.reports) == [2, 3]
+    assert sorted(a.number for a in done.recorded.begun) == [2, 3]
 
 
 def test_repeats_are_counted_over_drivers(run: Callable[..., Any]) -> None:

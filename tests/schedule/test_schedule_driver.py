@@ -55,7 +55,7 @@ def test_every_attempt_runs_once(kit: Any) -> None:
     assert {h: sorted(r.number for r in rs) for h, rs in run.recorded.by_hash.items()} == {
         trial.hash: [1, 2, 3] for trial in trials
     }
-    assert len(set(run.recorded.begun)) == 60
+    assert len({attempt.attempt_id for attempt in run.recorded.begun}) == 60
     assert not run.result.interrupted
     assert run.result.unmade == 0
     assert run.result.busy_s == pytest.approx(600)

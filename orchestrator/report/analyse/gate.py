@@ -256,7 +256,7 @@ def _completes(trial: _Pair) -> GateRow:
     if any(report.outcome is Outcome.OK for report in new):
         return row
     ended = Counter(report.outcome for report in new)
-    last = max(new, key=lambda r: (r.started_at, r.number), default=None)
+    last = max(new, key=lambda r: (r.number, r.started_at), default=None)
     # Lost and cancelled attempts, and invalid ones, say nothing about the code under test.
     blameless = {Outcome.LOST, Outcome.CANCELLED, Outcome.INVALID}
     state = "incomparable" if set(ended) <= blameless else "regression"

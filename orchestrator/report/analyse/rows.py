@@ -304,7 +304,7 @@ def _ending(trial: Trial, attempts: Sequence[AttemptReport]) -> tuple[str, str |
     if any(a.outcome is Outcome.OK for a in attempts):
         return "ok", None
     if attempts:
-        last = max(attempts, key=lambda a: (a.started_at, a.number))
+        last = max(attempts, key=lambda a: (a.number, a.started_at))
         return last.outcome.value, why(last)
     if trial.infeasible is not None:
         return "infeasible", trial.infeasible
