@@ -360,7 +360,7 @@ def test_at_a_later_look_invalid_attempts_of_an_earlier_one_are_made_up_for() ->
         ((*OPEN, "search=capacity"), "no limit is given"),
         ((*OPEN, *LIMIT, "reuse=exact"), "Add reuse=hash"),
         ((*OPEN, *LIMIT, "search.over=load.trace"), "is no number of this trial"),
-        ((*OPEN, *LIMIT, "search.over=load.rates"), "is no number of this trial"),
+        ((*OPEN, *LIMIT, "search.over=load.rates"), "Did you mean load.rate?"),
         ((*OPEN, *LIMIT, "search.over=seed", "seed=0"), "search.over=seed: cannot begin at 0"),
         ((*OPEN, *LIMIT, "search.over=load.prefix_share"), "cannot begin at 0"),
         (
@@ -400,15 +400,20 @@ def test_force_counts_nothing_that_was_recorded_before(
     draw = np.random.default_rng(drawing_seed())
     made: dict[str, list[AttemptReport]] = {}
     edge, searches = 5.0, set()
+    ends: list[Plan] = []
 
     class Measured:
         """Makes what is missing; with force as many as are asked for."""
 
         interrupted = False
 
-        def __init__(self, plan: Plan, *_: Any, search_id: str) -> None:
+        def __init__(self, plan: Plan, *_: Any, search_id: str | None = None) -> None:
             self._plan = plan
-            searches.add(search_id)
+            if search_id is not None:
+                searches.add(search_id)
+
+        def record_plan(self) -> None:
+            ends.append(self._plan)
 
         def todo(self) -> Any:
             return SimpleNamespace(attempts=self._plan.trials)
@@ -447,6 +452,10 @@ def test_force_counts_nothing_that_was_recorded_before(
     low, high = answer("force=true")
     assert low < edge < high < first[0]
     assert len(searches) == 3
+    # At the end of each all levels are one plan, which a report is made of.
+    assert [trial.hash for trial in ends[0].trials] == [trial.hash for trial in ends[1].trials]
+    assert {trial.hash for trial in ends[0].trials} == set(before)
+    assert f"up to load.rate between {first[0]:g} and {first[1]:g}" in ends[0].description
 
 
 def test_requests_that_a_server_turns_away_are_missed_and_no_reason_to_doubt_a_level(
@@ -457,11 +466,14 @@ def test_requests_that_a_server_turns_away_are_missed_and_no_reason_to_doubt_a_l
     class Interrupted:
         interrupted = True
 
-        def __init__(self, plan: Plan, *_: Any, search_id: str) -> None:
+        def __init__(self, plan: Plan, *_: Any, search_id: str | None = None) -> None:
             steps.append(plan)
 
         def todo(self) -> Any:
             return SimpleNamespace(attempts=())
+
+        def record_plan(self) -> None:
+            assert "the search was stopped" in steps[-1].description
 
     monkeypatch.setattr("orchestrator.commands.measuring.Measuring", Interrupted)
     asked = planned(*OPEN, *LIMIT)
@@ -491,6 +503,8 @@ def test_a_server_of_known_capacity(tmp_path: Path) -> None:
         done = orchestrator(tmp_path, *words, f"engine.url={server.url}", "--json")
         again = orchestrator(tmp_path, *words, f"engine.url={server.url}", "--json")
     assert done.code == again.code == 0, done.err
+    table = orchestrator(tmp_path, "report", "adhoc", "--json").json
+    assert len(table["rows"]) == len(done.json["searches"][0]["levels"])
     answer = done.json["searches"][0]
     assert answer["state"] == "found"
     assert answer["binding"] in ("ttft_s", "saturated")

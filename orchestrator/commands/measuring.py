@@ -100,12 +100,13 @@ class Measuring:
         say(f"{self.plan.sweep}: nothing left to do ({counted}){hint}")
         self._cached = counts["cached"]
         if not self._probing:
-            self._record_plan()
+            self.record_plan()
 
-    def _record_plan(self) -> None:
+    def record_plan(self) -> None:
         """A run without attempts, where the sweep's newest run planned something else.
 
-        ``report`` shows the plan of the newest run, and a person means the one typed last.
+        ``report`` shows the plan of the newest run, and a person means the one typed last; of a
+        search all its levels, where each step had its own.
         """
         from orchestrator.record import Recording
         from orchestrator.record.build import is_plan

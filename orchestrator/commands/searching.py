@@ -32,6 +32,7 @@ from orchestrator.search.probe import IMPOSSIBLE, MEMORY, SATURATED, UNANSWERED,
 
 if TYPE_CHECKING:
     from orchestrator.attempt import AttemptReport, Trial
+    from orchestrator.commands.measuring import Measuring
     from orchestrator.plan.plan import Plan
     from orchestrator.record import Store
 
@@ -69,6 +70,7 @@ def search(plan: Plan, command: Sequence[str], *, as_json: bool) -> int:
                 for each in searches:
                     each.stop()
                     say(sentence(each, plan))
+                _all_levels(searches, plan, store, command).record_plan()
                 return interrupted()
             found = {
                 config_hash: [report for report in reports if report.attempt_id not in old]
@@ -305,17 +307,29 @@ def _report(
     *,
     as_json: bool,
 ) -> None:
-    from orchestrator.commands.measuring import Measuring
-
+    looked_at = _all_levels(searches, plan, store, command)
+    looked_at.record_plan()
     if as_json:
         emit_json({"sweep": plan.sweep, "searches": [_as_json(each) for each in searches]})
         return
-    trials = tuple(trial for each in searches for _, trial in sorted(each.levels.items()))
-    looked_at = Measuring(_plan(plan, searches, trials, plan.settings), store, command)
-    looked_at.todo()
     looked_at.report(wall_s=0.0, as_json=False, table=True, strict=False)
     for each in searches:
         emit(sentence(each, plan))
+
+
+def _all_levels(
+    searches: Sequence[Searched], plan: Plan, store: Store, command: Sequence[str]
+) -> Measuring:
+    """Every level that was looked at as one plan, described by the answer."""
+    from orchestrator.commands.measuring import Measuring
+
+    trials = tuple(trial for each in searches for _, trial in sorted(each.levels.items()))
+    said = [f"{sentence(each, plan)}." for each in searches]
+    about = [f"{plan.description}."] if plan.description else []
+    described = dataclasses.replace(plan, description=" ".join((*about, *said)))
+    found = Measuring(_plan(described, searches, trials, plan.settings), store, command)
+    found.todo()
+    return found
 
 
 def sentence(each: Searched, plan: Plan) -> str:

@@ -165,8 +165,19 @@ def number_at(trial: Trial, key: str) -> float:
         node = node.get(part) if isinstance(node, Mapping) else None
     node = left_out(trial.identity).get(key) if node is None else node
     if isinstance(node, bool) or not isinstance(node, (int, float)):
-        raise ConfigError("is no number of this trial", where=f"search.over={key}")
+        fix = nearest(key, _numbers(trial.identity))
+        raise ConfigError("is no number of this trial", where=f"search.over={key}", fix=fix)
     return node
+
+
+def _numbers(identity: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{group}.{name}"
+        for group, values in identity.items()
+        if isinstance(values, Mapping)
+        for name, value in values.items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool)
+    ]
 
 
 def bounds_at(trial: Trial, key: str) -> tuple[float | None, float | None]:
