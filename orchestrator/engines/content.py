@@ -68,7 +68,7 @@ def hub_commit(
 ) -> tuple[str | None, Path | None]:
     """The commit that a revision is now, by the hub; else the cached one, with its snapshot."""
     from huggingface_hub import HfApi, constants, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HFValidationError
 
     if not constants.HF_HUB_OFFLINE:
         try:
@@ -76,10 +76,21 @@ def hub_commit(
                 repository, revision=revision, repo_type=kind, timeout=_HUB_TIMEOUT_S
             )
             return told.sha, None
-        except (HfHubHTTPError, HFValidationError, OSError):
+        except hub_errors(HFValidationError):
             pass
     found = try_to_load_from_cache(repository, "config.json", revision=revision, repo_type=kind)
     if not isinstance(found, str | os.PathLike):
         return None, None
     snapshot = Path(found).parent
     return snapshot.name, snapshot
+
+
+def hub_errors(*more: type[Exception]) -> tuple[type[Exception], ...]:
+    """What the hub's client raises where the hub cannot be reached or answers so, and ``more``.
+
+    Its own error is one of the HTTP library below it, which is another with each generation, and
+    one of the system.
+    """
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return (*HfHubHTTPError.__bases__, *more)

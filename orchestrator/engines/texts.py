@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from orchestrator.engines.content import hub_errors
 from orchestrator.engines.port import Prompt, Session
 from orchestrator.engines.tokenizer import Tokenizer
 from orchestrator.errors import OrchestratorError, one_line
@@ -193,7 +194,7 @@ def _dataset_file(name: str) -> Path:
         raise InputError("not a file of a dataset", where=name, fix="Write hub:OWNER/NAME/FILE")
     try:
         return Path(hf_hub_download("/".join(parts[:2]), parts[2], repo_type="dataset"))
-    except (errors.EntryNotFoundError, errors.HfHubHTTPError, OSError, ValueError) as error:
+    except hub_errors(errors.EntryNotFoundError, ValueError) as error:
         raise InputError(
             f"the dataset cannot be fetched: {one_line(error)}",
             where=name,

@@ -338,6 +338,9 @@ print(content_of({{"source": "hub", "id": {repository!r}, "revision": None}})["c
     assert commit(HF_ENDPOINT=hub.address) == first[::-1]
     assert commit(HF_HUB_OFFLINE="1") == first
     assert commit("some/gated", HF_ENDPOINT=hub.address) == "None"
+    # Nobody listens there: what is in the cache is what there is.
+    assert commit(HF_ENDPOINT="http://127.0.0.1:1") == first
+    assert commit("some/other", HF_ENDPOINT="http://127.0.0.1:1") == "None"
     # A snapshot of which weights are missing is no content.
     (weights,) = (tmp_path / "hub").rglob("model.safetensors")
     weights.unlink()

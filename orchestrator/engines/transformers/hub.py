@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from orchestrator.engines.content import hub_errors
 from orchestrator.measure import InputError
 
 _FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "tokenizer*", "vocab*", "merges*"]
@@ -64,7 +65,7 @@ def fetch(repository: str, revision: str | None, *, code: bool, commit: str | No
             fix="Go online and unset HF_HUB_OFFLINE, or download it first: hf download "
             + repository,
         ) from error
-    except (errors.HfHubHTTPError, OSError) as error:
+    except hub_errors() as error:
         line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise InputError(f"fetching from the hub failed: {line}", where=where) from error
     if commit is not None and commit != revision:
