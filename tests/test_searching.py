@@ -504,7 +504,9 @@ def test_a_server_of_known_capacity(tmp_path: Path) -> None:
         again = orchestrator(tmp_path, *words, f"engine.url={server.url}", "--json")
     assert done.code == again.code == 0, done.err
     table = orchestrator(tmp_path, "report", "adhoc", "--json").json
-    assert len(table["rows"]) == len(done.json["searches"][0]["levels"])
+    levels = done.json["searches"][0]["levels"]
+    assert [trial["hash"] for trial in table["trials"]] == [level["hash"] for level in levels]
+    assert "95% of requests keep ttft_s=0.1 up to load.rate between" in table["description"]
     answer = done.json["searches"][0]
     assert answer["state"] == "found"
     assert answer["binding"] in ("ttft_s", "saturated")
