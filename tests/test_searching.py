@@ -13,53 +13,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator.attempt import AttemptReport, Outcome, Trial
+from orchestrator.attempt import AttemptReport, Outcome
 from orchestrator.commands.plan import plan_command
-from orchestrator.commands.searching import Searched, next_step, search, sentence
+from orchestrator.commands.searching import Searched, search, sentence
 from orchestrator.errors import ConfigError
 from orchestrator.measure import Absent, Samples, Value
-from orchestrator.plan.expand import build, number_at
+from orchestrator.plan.expand import build
 from orchestrator.plan.plan import Plan
-from orchestrator.report.analyse.labels import labels_of
 from orchestrator.search.capacity import Ask, Found, LevelFound, Undecided
 from orchestrator.statistics.attainment import Attainment
 from orchestrator.telemetry.verdict import judge
 from testing.commands import orchestrator
 from testing.null_server import null_server
+from testing.search_levels import LIMIT, OPEN, SERVED, attempt, next_trial, planned
 from testing.seeds import drawing_seed
 from testing.trial import ok_report
-
-SERVED = (
-    *("task=serving", "engine=endpoint", "engine.url=http://127.0.0.1:9/v1", "quant=source"),
-    "reuse=hash",
-)
-OPEN = ("load=open", "load.rate=2", "load.requests=200")
-LIMIT = ("search=capacity", "search.over=load.rate", "slo.ttft_s=0.5")
-
-
-def planned(*words: str) -> Plan:
-    return build([*SERVED, *words], device_kind=lambda cluster: "cpu")
-
-
-def attempt(
-    trial: Trial, edge: float, draw: np.random.Generator, over: str = "load.rate"
-) -> AttemptReport:
-    """Of a server that keeps the limit for 95 % of independent requests at the level ``edge``."""
-    rate = number_at(trial, over)
-    if trial.identity["load"] is None:
-        late = draw.random(8) < min(0.9, 0.05 * (rate / edge) ** 4)
-        return ok_report(Samples("e2e_s", "s", tuple(np.where(late, 0.8, 0.2).tolist())))
-    if rate > 3 * edge:
-        saturated = ok_report(Absent("ttft_s", "s", "the queue grew"))
-        saturated.facts["requests"] = {"due": 200}
-        return saturated
-    late = draw.random(200) < min(0.9, 0.05 * (rate / edge) ** 4)
-    ttft = Samples("ttft_s", "s", tuple(np.where(late, 0.8, 0.1 + 0.2 * draw.random(200))))
-    return ok_report(
-        ttft,
-        Samples("answered", "1", (1.0,) * 200),
-        Samples("request_new_tokens", "1", (8.0,) * 200),
-    )
 
 
 def answered(plan: Plan, edge: float, over: str = "load.rate") -> tuple[Searched, int]:
@@ -75,11 +43,6 @@ def answered(plan: Plan, edge: float, over: str = "load.rate") -> tuple[Searched
             reports[-1].started_at = float(len(reports))
         found.answered(made)
     return found, sum(map(len, made.values()))
-
-
-def next_trial(search: Searched) -> Trial:
-    assert isinstance(search.next, Ask)
-    return search.trial_at(search.next.level)
 
 
 def test_levels_are_trials_and_the_answer_is_an_interval() -> None:
@@ -270,88 +233,6 @@ def test_too_few_attempts_to_rely_on_are_said() -> None:
     trial = next_trial(found)
     with pytest.raises(ConfigError, match=r"load.rate=[\d.]+ has 0 of the attempts it needs \(1\)"):
         found.answered({trial.hash: []})
-
-
-def test_what_is_invalid_is_asked_for_again_and_too_much_of_it_ends_the_search() -> None:
-    plan = planned(*OPEN, *LIMIT)
-    draw = np.random.default_rng(drawing_seed())
-    found = Searched(plan, plan.trials[0])
-    made: dict[str, list[AttemptReport]] = {}
-
-    def step(count: int, **changed: Any) -> Ask | Found:
-        trial = next_trial(found)
-        reports = made.setdefault(trial.hash, [])
-        for _ in range(count):
-            report = attempt(trial, 5.0, draw)
-            reports.append(replace(report, started_at=float(len(reports)), **changed))
-        found.answered(made)
-        return found.next
-
-    step(1)
-    asked = next_trial(found)
-    disturbed = {"outcome": Outcome.INVALID, "reason": "the machine was busy"}
-    for again in range(4):
-        step(1, **disturbed)
-        assert found.asks_again, again
-        assert next_trial(found) == asked
-    # Those of the first level are known; of the next one more are invalid than may be.
-    ended = step(1, **disturbed)
-    assert isinstance(ended, Undecided)
-    assert ended.reason.startswith(
-        f"load.rate={number_at(asked, 'load.rate'):g} has 0 of the attempts it needs (1): "
-        "5 attempts invalid, the machine was busy. Look at it: python -m orchestrator show "
-    )
-    assert [level.level for level in ended.levels] == [2.0]
-
-
-def test_a_valid_attempt_in_place_of_an_invalid_one_lets_the_search_go_on() -> None:
-    plan = planned(*OPEN, *LIMIT)
-    draw = np.random.default_rng(drawing_seed())
-    found = Searched(plan, plan.trials[0])
-    trial = next_trial(found)
-    first = next_step([found], plan)
-    assert first is not None
-    # Nobody waits for a machine to get quiet that may be so already.
-    assert (first.settings.verdict.retries, first.settings.retry.failed) == (0, False)
-    reports = [replace(attempt(trial, 5.0, draw), outcome=Outcome.INVALID, reason="busy")]
-    found.answered({trial.hash: reports})
-    again = next_step([found], plan)
-    assert again is not None
-    assert again.trials == (trial,)
-    assert again.settings.verdict.retries == plan.settings.verdict.retries > 0
-    assert again.settings.retry.failed
-    reports.append(attempt(trial, 5.0, draw))
-    found.answered({trial.hash: reports})
-    assert not found.asks_again
-    further = next_step([found], plan)
-    assert further is not None
-    assert further.trials == (next_trial(found),) != (trial,)
-    assert list(labels_of(further).values()) == [f"rate {further.trials[0].axes['load.rate']:g}"]
-
-
-def test_at_a_later_look_invalid_attempts_of_an_earlier_one_are_made_up_for() -> None:
-    plan = planned(*OPEN, *LIMIT)
-    found = Searched(plan, plan.trials[0])
-    trial = next_trial(found)
-    at_the_edge = ok_report(
-        Samples("ttft_s", "s", (0.8,) * 10 + (0.4,) * 190),
-        Samples("answered", "1", (1.0,) * 200),
-        Samples("request_new_tokens", "1", (8.0,) * 200),
-    )
-    disturbed = replace(at_the_edge, outcome=Outcome.INVALID, reason="busy")
-
-    def answered_by(valid: int) -> bool:
-        found.answered({trial.hash: [disturbed, *[at_the_edge] * valid]})
-        return found.asks_again
-
-    assert answered_by(0)
-    assert not answered_by(1)
-    assert isinstance(found.next, Ask)
-    assert (next_trial(found), found.next.attempts) == (trial, 3)
-    # The invalid one counts as made at first; and if nothing more is made, that is the end.
-    assert answered_by(2)
-    assert not answered_by(2)
-    assert isinstance(found.next, Undecided)
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from orchestrator.record import Store
 
 UNDECIDED = 1
-# Of a level, or as many as it has of valid ones: a machine that disturbs more does not get quiet.
+# After the first of a level, or as many as it has of valid ones: a machine that disturbs more does
+# not get quiet.
 _MOST_INVALID = 4
 _BINDS = {
     SATURATED: "the queue grows",
@@ -142,7 +143,8 @@ class Searched:
             highest=highest,
         )
         self._known: dict[float, list[LevelAttempt]] = {}
-        self._invalid: dict[float, int] = {}
+        # Of a level, when some were missing for the first time and for the last.
+        self._invalid: dict[float, tuple[int, int]] = {}
         #: Whether attempts that it asks for replace some that were invalid.
         self.asks_again = False
         self.levels: dict[float, Trial] = {}
@@ -189,10 +191,11 @@ class Searched:
         from orchestrator.report.analyse.reasons import why
 
         invalid = sum(report.outcome is Outcome.INVALID for report in made)
-        # Asked for the first time, earlier ones that were invalid count as made.
-        known = self._invalid.get(ask.level, 0) if self.asks_again else 0
-        self._invalid[ask.level] = invalid
-        self.asks_again = known < invalid <= max(_MOST_INVALID, have)
+        first, last = self._invalid.get(ask.level, (invalid, 0))
+        if not self.asks_again:
+            last = 0  # earlier ones, of another day perhaps, counted as made
+        self._invalid[ask.level] = first, invalid
+        self.asks_again = last < invalid and invalid - first < max(_MOST_INVALID, have)
         if self.asks_again:
             return
         trial = self.trial_at(ask.level)

@@ -179,7 +179,7 @@ def build(config: PretrainedConfig, seed: int, dtype: str, attention: str) -> Pr
 
 @contextmanager
 def _drawn_once() -> Iterator[None]:
-    """Keep torch from drawing weights that transformers draws once more: nearly half of the time.
+    """Keep torch from drawing weights that transformers draws once more.
 
     They are not numbers meanwhile. Had transformers left some out, logits would be none either,
     which the proofs of every attempt find.
