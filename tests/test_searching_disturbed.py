@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from orchestrator.attempt import AttemptReport, Outcome
-from orchestrator.commands.searching import Searched, next_step
+from orchestrator.commands.searching import Searched, next_step, sentence
 from orchestrator.measure import Samples
 from orchestrator.plan.expand import number_at
 from orchestrator.report.analyse.labels import labels_of
@@ -110,3 +110,29 @@ def test_attempts_that_were_invalid_before_this_search_do_not_end_it() -> None:
     assert found.asks_again
     found.answered({trial.hash: [*old, attempt(trial, 5.0, draw)]})
     assert next_trial(found) != trial
+
+
+def test_what_can_run_at_no_level_is_no_matter_of_the_level() -> None:
+    plan = planned(*OPEN, *LIMIT)
+    found = Searched(plan, plan.trials[0])
+    while isinstance(found.next, Ask):
+        trial = next_trial(found)
+        reason = "endpoint has no bf16; it has source"
+        cannot = replace(ok_report(), outcome=Outcome.INFEASIBLE, reason=reason)
+        found.answered({trial.hash: [cannot]})
+    assert isinstance(found.next, Undecided)
+    assert (found.next.low, found.next.high) == (None, None)
+    assert found.next.reason == (
+        "a trial can run at none of them: endpoint has no bf16; it has source"
+    )
+
+
+def test_several_searches_are_told_apart_by_their_axes() -> None:
+    plan = planned(*OPEN, *LIMIT, "task.prompt_tokens=8,16")
+    searches = [Searched(plan, trial) for trial in plan.trials]
+    for each in searches:
+        each.answered({next_trial(each).hash: []})
+    assert [sentence(each, plan).split(":")[0] for each in searches] == ["8→32", "16→32"]
+    step = next_step([Searched(plan, trial) for trial in plan.trials], plan)
+    assert step is not None
+    assert len(step.trials) == 2

@@ -159,10 +159,7 @@ class Searched:
         return self.levels[level]
 
     def answered(self, reports: Mapping[str, Sequence[AttemptReport]]) -> None:
-        """Go on from what was measured: ask again for what was invalid, end where that is no use.
-
-        Raises :class:`ConfigError` where not even the first level has its attempts.
-        """
+        """Go on from what was measured; what was invalid is asked for again while it is of use."""
         from orchestrator.attempt import Outcome
         from orchestrator.report.analyse.measured import cannot_run, of_one_class, valid
 
@@ -183,12 +180,18 @@ class Searched:
         self.asks_again = False
         self._known[ask.level] = attempts
         self.next = capacity(self._known, self._settings)
+        levels = self._known.values()
+        if isinstance(self.next, Found) and all(
+            each[0].stopped_by == IMPOSSIBLE for each in levels
+        ):
+            # What cannot run at any level is no matter of the level.
+            reason = f"a trial can run at none of them: {_why_not(alike, trial)}"
+            self.next = Undecided(None, None, None, None, self.next.levels, reason)
 
     def _lack(self, ask: Ask, made: Sequence[AttemptReport], have: int) -> None:
         """What to do about attempts that are missing though they were asked for."""
         from orchestrator.attempt import Outcome
         from orchestrator.report.analyse.labels import short_hash
-        from orchestrator.report.analyse.reasons import why
 
         invalid = sum(report.outcome is Outcome.INVALID for report in made)
         first, last = self._invalid.get(ask.level, (invalid, 0))
@@ -199,20 +202,24 @@ class Searched:
         if self.asks_again:
             return
         trial = self.trial_at(ask.level)
-        failed = [report for report in made if report.outcome is not Outcome.OK]
-        reason = why(failed[-1]) if failed else trial.infeasible or "they were not made"
         many = f"{counted(invalid, 'attempt')} invalid, " if invalid else ""
         lacking = f"{self.over}={ask.level:g} has {have} of the attempts it needs ({ask.attempts})"
-        lacking = f"{lacking}: {many}{reason}"
+        lacking = f"{lacking}: {many}{_why_not(made, trial)}"
         look = f"Look at it: python -m orchestrator show {short_hash(trial.hash)}"
-        if not self._known:
-            raise ConfigError(lacking, where="search=capacity", fix=look)
-        self.next = dataclasses.replace(ask.so_far, reason=f"{lacking}. {look}")
+        self.next = dataclasses.replace(ask.so_far, reason=f"{lacking.rstrip('?.')}. {look}")
 
     def stop(self) -> None:
         """Answer with what is known by now."""
         if isinstance(self.next, Ask):
             self.next = self.next.so_far
+
+
+def _why_not(made: Sequence[AttemptReport], trial: Trial) -> str:
+    from orchestrator.attempt import Outcome
+    from orchestrator.report.analyse.reasons import why
+
+    failed = [report for report in made if report.outcome is not Outcome.OK]
+    return why(failed[-1]) if failed else trial.infeasible or "they were not made"
 
 
 def _check_levels(over: str, start: float, lowest: float | None, highest: float | None) -> None:
@@ -268,7 +275,8 @@ def next_step(searches: Sequence[Searched], plan: Plan) -> Plan | None:
     wanted, again = first = min(kind(each, ask) for each, ask in asking)
     chosen = [each.trial_at(ask.level) for each, ask in asking if kind(each, ask) == first]
     trials = {trial.hash: trial for trial in chosen}
-    levels = ", ".join(f"{each.over}={ask.level:g}{_so_far(ask.so_far)}" for each, ask in asking)
+    said = dict.fromkeys(f"{each.over}={ask.level:g}{_so_far(ask.so_far)}" for each, ask in asking)
+    levels = ", ".join(said)
     say(f"{plan.sweep}: {levels}, {counted(wanted, 'attempt')}")
     settings = dataclasses.replace(plan.settings, repeats=wanted)
     if again:
@@ -336,12 +344,12 @@ def _all_levels(
 
 
 def sentence(each: Searched, plan: Plan) -> str:
-    from orchestrator.report.analyse.labels import plain_label
+    from orchestrator.report.analyse.labels import labels_of
 
     found, slo = each.next, plan.settings.slo
     assert isinstance(found, Found)
     limits = ", ".join(f"{name}={limit:g}" for name, limit in slo.limits.items())
-    name = plain_label(each.trial.identity)
+    name = labels_of(plan)[each.trial.hash]
     of = "requests" if each.trial.identity.get("load") else "repetitions"
     keeps = f"{slo.attainment:.0%} of {of} keep {limits}"
     # Levels that stayed undecided may lie beyond an end that is known.
