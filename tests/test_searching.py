@@ -399,3 +399,10 @@ def test_a_server_of_known_capacity(tmp_path: Path) -> None:
     assert again.json["searches"][0] == answer
     assert "attempts to run" not in again.err
     assert math.isfinite(answer["high"])
+
+
+def test_a_plan_says_that_its_trials_begin_a_search(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert plan_command([*SERVED, *OPEN, *LIMIT, f"tracking.root={tmp_path}"]) == 0
+    assert "each begins a search over load.rate" in capsys.readouterr().out

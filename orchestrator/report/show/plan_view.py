@@ -90,6 +90,10 @@ def _counts(plan: Plan, states: Mapping[str, TrialState]) -> Text:
     if takes := _alike(plan):
         article = "a " if takes == WHOLE_NODE else ""
         text.append(f"\neach takes {article}{takes}", style="dim")
+    search = plan.settings.search
+    if search.kind != "none":
+        said = f"\neach begins a search over {search.over}: what it measures chooses the next level"
+        text.append(said, style="dim")
     return text
 
 
