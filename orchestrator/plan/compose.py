@@ -7,7 +7,7 @@ makes it some ten times cheaper than ``hydra.compose``.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from hydra._internal.defaults_list import create_defaults_list
@@ -27,6 +27,7 @@ from orchestrator.plan.repository import (
     FilesOnce,
     FreshCopies,
     TypedLoader,
+    built_in,
     registered_schema,
     search_path,
 )
@@ -57,8 +58,10 @@ class Composer:
     def __init__(
         self, config_dirs: Sequence[Path | str] = (), config_name: str = ROOT_CONFIG
     ) -> None:
-        self._loader = TypedLoader(search_path(config_dirs))
-        self._cached = FilesOnce(self._loader.repository)
+        self._loader, self._cached = built_in()
+        if config_dirs:
+            self._loader = TypedLoader(search_path(config_dirs))
+            self._cached = FilesOnce(self._loader.repository)
         self._copies = FreshCopies(self._cached)
         self._config_name = config_name
         self._options: dict[str, list[str]] = {}
@@ -76,7 +79,7 @@ class Composer:
             found = create_defaults_list(self._cached, config_name, [], False, skip_missing=True)
         #: Groups that the root file names, and the option it names.
         self.default_groups = dict(found.overrides.known_choices)
-        self.root_keys = [str(key) for key in OmegaConf.structured(RootConfig)]
+        self.root_keys = [each.name for each in fields(RootConfig)]
         self._root_is_plain = all(
             (isinstance(default, GroupDefault) and "${" not in str(default.value))
             or default.is_self()

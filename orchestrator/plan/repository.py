@@ -8,6 +8,7 @@ typed, and a task without a file can be chosen too.
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -203,6 +204,13 @@ class FilesOnce(CachingConfigRepository):
                 del result.config["hydra"]  # there is no such node to merge it into
         result.defaults_list = [d for d in result.defaults_list or [] if not _is_hydras(d)]
         return result
+
+
+@functools.cache
+def built_in() -> tuple[TypedLoader, FilesOnce]:
+    """What ships with this program: no file of it changes while a process runs."""
+    loader = TypedLoader(search_path(()))
+    return loader, FilesOnce(loader.repository)
 
 
 class FreshCopies(FilesOnce):
