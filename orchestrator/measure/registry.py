@@ -16,9 +16,9 @@ T = TypeVar("T")
 
 
 @functools.cache
-def _entry_points(path: tuple[str, ...]) -> EntryPoints:
+def _entry_points(group: str, path: tuple[str, ...]) -> EntryPoints:
     """Those of all packages along ``path``: reading them takes tens of milliseconds."""
-    return entry_points()
+    return entry_points(group=group)
 
 
 class Registry(Generic[T]):
@@ -50,7 +50,7 @@ class Registry(Generic[T]):
         return sorted({*self._built_in, *self._installed().names})
 
     def _installed(self) -> EntryPoints:
-        return _entry_points(tuple(sys.path)).select(group=self._group)
+        return _entry_points(self._group, tuple(sys.path))
 
     def find(self, name: str) -> T:
         """The one called ``name``, its module imported.

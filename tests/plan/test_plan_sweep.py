@@ -309,7 +309,7 @@ KEYS = {
 }
 
 
-@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.permutations(sorted(KEYS)), st.data())
 def test_every_combination_is_there_once(keys: list[str], data: st.DataObject) -> None:
     chosen = {

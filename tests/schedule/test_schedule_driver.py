@@ -404,7 +404,8 @@ def test_answers_of_the_dead_are_ignored(kit: Any) -> None:
     assert decide(state, Started("gone", None)) == []  # type: ignore[arg-type]
 
 
-def test_ten_thousand_trials_with_failures(kit: Any) -> None:
+@pytest.mark.parametrize("count", [2_000, pytest.param(10_000, marks=pytest.mark.long)])
+def test_thousands_of_trials_with_failures(kit: Any, count: int) -> None:
     generator = random.Random(3)
     endings = [Outcome.OK] * 90 + [Outcome.LOST] * 4 + [Outcome.CRASHED] * 3 + [Outcome.ERROR] * 3
 
@@ -412,14 +413,14 @@ def test_ten_thousand_trials_with_failures(kit: Any) -> None:
         return Fate(generator.lognormvariate(3, 1), generator.choice(endings))
 
     cluster = SimulatedCluster(nodes(50, 8), fate)
-    trials = [kit.trial(i) for i in range(10_000)]
+    trials = [kit.trial(i) for i in range(count)]
     run = kit.sweep(trials, cluster)
-    assert len(run.result.final) == 10_000
+    assert len(run.result.final) == count
     assert run.result.unmade == 0
     # Every report was recorded once, under a number of its own.
     assert len({r.attempt_id for r in run.recorded.reports}) == len(run.recorded.reports)
     for reports in run.recorded.by_hash.values():
         assert sorted(r.number for r in reports) == list(range(1, len(reports) + 1))
     final = Counter(run.result.final.values())
-    assert final["ok"] + final["error"] + final["crashed"] + final["lost"] == 10_000
+    assert final["ok"] + final["error"] + final["crashed"] + final["lost"] == count
     assert final["lost"] == 0
