@@ -199,10 +199,11 @@ class Bisecting:
                 if vain and (reason := self._failure(end)):
                     raise ConfigError(f"its attempts fail: {reason}", where=flag)
             if vain > _MOST_VAIN:
+                show = self._settings.tracking.command(f"show {short_hash(trial.hash)}")
                 raise ConfigError(
                     f"{_MOST_VAIN} rounds in a row do not count: {self._why_not(trial)}",
                     where=self.sweep,
-                    fix=f"Look at it: python -m orchestrator show {short_hash(trial.hash)}",
+                    fix=f"Look at it: {show}",
                 )
             if asked is None or (ask.changes, ask.rounds) != (asked.changes, asked.rounds):
                 say(f"{self.sweep}: {self._differences.called(ask.changes)}: {ask.rounds} rounds")

@@ -205,8 +205,10 @@ class Searched:
         many = f"{counted(invalid, 'attempt')} invalid, " if invalid else ""
         lacking = f"{self.over}={ask.level:g} has {have} of the attempts it needs ({ask.attempts})"
         lacking = f"{lacking}: {many}{_why_not(made, trial)}"
-        look = f"Look at it: python -m orchestrator show {short_hash(trial.hash)}"
-        self.next = dataclasses.replace(ask.so_far, reason=f"{lacking.rstrip('?.')}. {look}")
+        show = self._plan.settings.tracking.command(f"show {short_hash(trial.hash)}")
+        self.next = dataclasses.replace(
+            ask.so_far, reason=f"{lacking.rstrip('?.')}. Look at it: {show}"
+        )
 
     def stop(self) -> None:
         """Answer with what is known by now."""

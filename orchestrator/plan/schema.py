@@ -14,6 +14,7 @@ takes the place of ``RootConfig.task`` and ``RootConfig.engine``.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, get_type_hints
@@ -211,6 +212,16 @@ class TrackingConfig:
     root: str = "mlruns"
     uri: str | None = None
     local_on_cluster: bool = False
+
+    def command(self, words: str) -> str:
+        """A command line that reads from here: ``words``, and what says where this is."""
+        place = ""
+        if self.kind == "server":
+            uri = "URI" if "@" in str(self.uri) else str(self.uri)  # it may hold a password
+            place = f" tracking=server tracking.uri={shlex.quote(uri)}"
+        elif self.root != TrackingConfig.root:
+            place = f" tracking.root={shlex.quote(self.root)}"
+        return f"python -m orchestrator {words}{place}"
 
 
 @dataclass

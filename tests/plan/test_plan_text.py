@@ -12,6 +12,7 @@ from orchestrator.plan.axes import Axis, Fixed, parse
 from orchestrator.plan.compose import Composer
 from orchestrator.plan.expand import build, settings_of
 from orchestrator.plan.hydra_cli import hydra_flags
+from orchestrator.plan.schema import TrackingConfig
 from orchestrator.plan.text_fields import is_text
 
 LOOKS_LIKE_MORE = ["2024_01", "1e-4", "007", "1_000", "true", "False", "nan", "1.50", "-0", "1E5"]
@@ -133,3 +134,22 @@ def test_a_mapping_is_added_where_no_key_was() -> None:
     assert "the model's context of 8192" in (longer.infeasible or "")
     (unscaled,) = build(line, device_kind=lambda _: "cpu").trials
     assert "the model's context of 2048" in (unscaled.infeasible or "")
+
+
+@pytest.mark.parametrize(
+    ("tracking", "place"),
+    [
+        (TrackingConfig(), ""),
+        (TrackingConfig(root="/data/my runs"), " tracking.root='/data/my runs'"),
+        (
+            TrackingConfig(kind="server", uri="http://host:5000"),
+            " tracking=server tracking.uri=http://host:5000",
+        ),
+        (
+            TrackingConfig(kind="server", uri="http://me:word@host:5000"),
+            " tracking=server tracking.uri=URI",
+        ),
+    ],
+)
+def test_a_hint_reads_from_where_the_results_are(tracking: TrackingConfig, place: str) -> None:
+    assert tracking.command("ui") == f"python -m orchestrator ui{place}"

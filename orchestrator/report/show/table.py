@@ -7,7 +7,7 @@ baseline that shares its other axes. Columns that do not fit go below, never squ
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -75,15 +75,15 @@ def final_table(
         Relative A/A noise recorded for this hardware.
     """
     table = build_table(plan, reports, metrics=metrics, limit=max_rows, noise=noise)
-    return TableView(table, max_rows, _where_to_look(table))
+    return TableView(table, max_rows, _where_to_look(table, plan.settings.tracking.command))
 
 
-def _where_to_look(table: SweepTable) -> tuple[str, ...]:
+def _where_to_look(table: SweepTable, command: Callable[[str], str]) -> tuple[str, ...]:
     """Lines for the foot of a table: the sweep in MLflow, one trial in full, the same again."""
-    lines = ["in MLflow    python -m orchestrator ui"]
+    lines = [f"in MLflow    {command('ui')}"]
     for row in table.ok[:1]:
-        lines.append(f"one trial    python -m orchestrator show {short_hash(row.hash)}")
-        lines.append(f"run it again python -m orchestrator reproduce {short_hash(row.hash)}")
+        lines.append(f"one trial    {command(f'show {short_hash(row.hash)}')}")
+        lines.append(f"run it again {command(f'reproduce {short_hash(row.hash)}')}")
     return tuple(lines)
 
 
