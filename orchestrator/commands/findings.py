@@ -17,6 +17,7 @@ from pathlib import Path
 
 from orchestrator.host import cgroup, cpu, memory
 from orchestrator.measure.wording import gib
+from orchestrator.plan.schema import TrackingConfig
 from orchestrator.record.spool import waiting_results
 
 GIB = 1024**3
@@ -176,7 +177,8 @@ def _store(root: Path) -> Iterator[Finding]:
     waiting = waiting_results(root / "spool")
     if waiting:
         said = "1 result waits" if waiting == 1 else f"{waiting} results wait"
-        yield Finding("warn", f"{said} in the spool", "python -m orchestrator sync")
+        fix = TrackingConfig(root=str(root)).command("sync")
+        yield Finding("warn", f"{said} in the spool", fix)
 
 
 def _environments() -> Iterator[Finding]:

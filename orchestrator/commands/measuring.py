@@ -237,8 +237,8 @@ class Measuring:
                 )
             )
         elif table and len(plan.trials) > MOST_REPORTED:
-            many = f"{len(plan.trials):,} trials are too many for a table"
-            say(f"{many}: python -m orchestrator report {plan.sweep}")
+            report = plan.settings.tracking.command(f"report {plan.sweep}")
+            say(f"{len(plan.trials):,} trials are too many for a table: {report}")
         elif table:
             reports = self._predicted(self._reports(attempts))
             emit(final_table(plan, reports, noise=noise_of(store, reports)))

@@ -118,6 +118,7 @@ class Recording:
         self.sweep_id = uuid.uuid4().hex
         self.driver_id = driver_id()
         self.sweep = plan.sweep
+        self._sync = plan.settings.tracking.command("sync")
         self._builder = Builder(
             sweep_id=self.sweep_id,
             sweep=plan.sweep,
@@ -268,7 +269,7 @@ class Recording:
         if waiting:
             self._say(
                 f"{len(waiting)} results wait in {self._spool.directory}: "
-                "`python -m orchestrator sync` records them"
+                f"`{self._sync}` records them"
             )
         self._summary = RecordingSummary(
             run_id=self._drainer.run_id,

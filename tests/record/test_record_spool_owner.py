@@ -53,6 +53,7 @@ def test_doctor_counts_attempts_of_dead_drivers_and_nothing_else(tmp_path: Path)
     assert spool.waiting_results(root) == 3
     (found,) = [f for f in _store(tmp_path) if "spool" in f.what]
     assert (found.level, found.what) == ("warn", "3 results wait in the spool")
+    assert found.fix == f"python -m orchestrator sync tracking.root={tmp_path}"
     living._lock.release()
     assert spool.waiting_results(root) == 6
     # It only looked: everything is still there.
