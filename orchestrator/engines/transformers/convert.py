@@ -15,7 +15,7 @@ from orchestrator.engines.transformers import dequantise
 from orchestrator.measure import Recorder
 
 # Part of the cache key: raise it when the same file would convert to something else.
-CONVERSION_VERSION = 3
+CONVERSION_VERSION = 4
 
 
 def converted(gguf: Path, digest: str, recorder: Recorder) -> Path:

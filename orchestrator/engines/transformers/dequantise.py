@@ -12,7 +12,7 @@ from typing import Any
 from orchestrator.engines.gguf_files import GgufModel, read_gguf, write_whole
 from orchestrator.engines.inspection import inspect_gguf
 from orchestrator.engines.separate import exits_for_a_full_disk
-from orchestrator.engines.transformers.gguf_rope import ROPE_TENSORS, NotKept, apply_rope
+from orchestrator.engines.transformers.gguf_rope import ROPE_TENSORS, NotKept, apply_metadata
 from orchestrator.engines.transformers.gguf_split import apply_split
 from orchestrator.errors import one_line
 
@@ -79,7 +79,7 @@ def _convert(gguf: Path, source: GgufModel, directory: Path) -> None:
     disable_progress_bar()
     unused = watch_unused()
     config = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
-    apply_rope(source, config)
+    apply_metadata(source, config)
     model, notes = AutoModelForCausalLM.from_pretrained(
         gguf.parent,
         gguf_file=gguf.name,
