@@ -34,6 +34,7 @@ def rewritten(
         str: gguf.GGUFValueType.STRING,
         int: gguf.GGUFValueType.UINT32,
         bool: gguf.GGUFValueType.BOOL,
+        list: gguf.GGUFValueType.ARRAY,
     }
     for name, value in (fields or {}).items():
         if name in model.fields:

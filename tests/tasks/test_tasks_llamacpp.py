@@ -363,9 +363,9 @@ def test_tiny_model_is_measured_for_real(identity: Identity, run: Run, tiny_gguf
 
 @needs_llamacpp
 def test_two_engines_say_the_same_of_the_same_weights(
-    identity: Identity, run: Run, tiny_gguf: Path, cache: Path
+    identity: Identity, run: Run, reads_bytes: Path, cache: Path
 ) -> None:
-    work = {"model": of_gguf(tiny_gguf), "prompt_tokens": 8, "new_tokens": 2, "quality_tokens": 8}
+    work = {"model": of_gguf(reads_bytes), "prompt_tokens": 8, "new_tokens": 2, "quality_tokens": 8}
     cache_type = {"cache_type_k": "f32", "cache_type_v": "f32", "flash_attention": "off"}
     theirs = run(identity("fp32", engine="llamacpp", **cache_type, **work))
     # Single precision on both: what is left is the order of sums.

@@ -96,7 +96,7 @@ def _convert(gguf: Path, source: GgufModel, directory: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(
             gguf.parent, gguf_file=gguf.name, local_files_only=True
         )
-        apply_split(source, tokenizer)
+        apply_split(gguf, source, tokenizer)
     except Exception as error:  # speed needs none; a text that is to be read with it will say so
         (directory / NO_TOKENIZER).write_text(one_line(error), encoding="utf-8")
     else:
