@@ -30,5 +30,6 @@ def tokens_of(file: Path) -> tuple[tuple[int, ...], list[list[int]]]:
     caches = {"flash_attention": "auto", "cache_type_k": "f16", "cache_type_v": "f16"}
     setting = Setting(file, 1, 256, **small, **caches, mmap=True, mlock=False)  # type: ignore[arg-type]
     with closing(LlamaServer(setting)) as server:
+        server.tokens([[0]], 1)  # one that is closed before its loop began never ends
         plain = [server.tokenize(each) for each in probes()]
         return begin_of_text(plain[0], server.tokenize(PROBE, special=True)), plain
