@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 _PACKAGE = "onnxruntime-genai"
 # Part of the cache key: raise it when the same model would come out differently.
-_VERSION = 4
+_VERSION = 5
 # Products of eight-bit integers where the weights have four.
 _ROUNDING = {"fp32": 2e-5, "int4wo": 3e-2}
 

@@ -14,9 +14,9 @@ from typing import Any
 
 from orchestrator.engines import transformers as loading
 from orchestrator.engines.gguf_tokens import PROBE
-from orchestrator.engines.inspection import stored_parameters
 from orchestrator.engines.reference import reference_identity
 from orchestrator.engines.separate import exits_for_a_full_disk
+from orchestrator.engines.transformers.footprint import parameters_of
 from orchestrator.engines.transformers.tokens import load_tokenizer, ordinary_ids
 from orchestrator.measure import HostClock, Recorder
 
@@ -43,7 +43,7 @@ def main(request: Path, target: Path) -> None:
     runpy.run_module(_BUILDER, run_name="__main__", alter_sys=True)
     tokenizer = load_tokenizer(prepared, trust_remote_code=False)
     about = {
-        "parameters": stored_parameters(prepared.files),
+        "parameters": parameters_of(prepared.config, own_code=False),
         "vocabulary": int(prepared.config.get_text_config(decoder=True).vocab_size),
         "ordinary_ids": ordinary_ids(prepared),
         "context_tokens": prepared.context_tokens,
