@@ -13,15 +13,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.engines import reference
 from orchestrator.engines import transformers as loading
 from orchestrator.engines.distance import Distance, top_kl, whole_kl
 from orchestrator.engines.port import NextLogprobs, Session
 from orchestrator.engines.reference import Reference, reference_for
 from orchestrator.engines.text_windows import cut
 from orchestrator.engines.texts import read_text
-from orchestrator.engines.transformers import tokens
+from orchestrator.engines.transformers import convert, tokens
 from orchestrator.measure import ConfigError, HostClock, InputError, Recorder
 from testing.checks import check_of
+from testing.gguf import of_gguf
 
 Identity = Callable[..., dict[str, Any]]
 Run = Callable[[dict[str, Any]], Any]
@@ -111,6 +113,19 @@ def test_the_reference_is_computed_once(identity: Identity, run: Run, cache: Pat
     assert [f.stat().st_mtime_ns for f in files] == before
     run({**identity("nf4", task="quality", tokens=64, window=32), "seed": 3})
     assert len(list((cache / "references").iterdir())) == 2
+
+
+def test_another_transformers_makes_its_own_reference_and_conversion(
+    identity: Identity, run: Run, reads_bytes: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = identity("bf16", task="quality", tokens=8, model=of_gguf(reads_bytes))
+    with monkeypatch.context() as before:
+        before.setattr(convert, "own_version", lambda name: "0.1")
+        before.setattr(reference, "version", lambda name: "0.1")
+        run(asked)
+    run(asked)
+    for kind in ("references", "converted"):
+        assert len(list((cache / kind).iterdir())) == 2
 
 
 def test_another_configuration_is_another_reference(
