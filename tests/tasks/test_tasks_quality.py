@@ -193,6 +193,14 @@ def test_stored_logprobs_are_close_enough(identity: Identity, spread: float) -> 
     assert stored.double().exp().sum(-1).numpy() == pytest.approx(1, abs=1e-6)
 
 
+def test_rounding_makes_no_divergence_negative() -> None:
+    logits = torch.randn(64, 1000, generator=torch.Generator().manual_seed(0)) * 4
+    one = torch.log_softmax(logits, -1)
+    other = torch.log_softmax(logits + 1e-6 * torch.randn_like(logits), -1)
+    found = whole_kl(one.numpy(), other.numpy())
+    assert 0 <= found.min() <= found.max() < 1e-6
+
+
 def test_a_reference_that_is_not_finite_is_refused_and_not_kept(
     identity: Identity, cache: Path
 ) -> None:
