@@ -83,7 +83,8 @@ def whole_kl(reference: np.ndarray, own: np.ndarray) -> np.ndarray:
         weight = np.exp(reference)
         # Where the reference gives no weight at all, a term is 0, also against -inf.
         terms = np.where(weight > 0, weight * (reference - own), 0.0)
-    found: np.ndarray = terms.sum(axis=-1, dtype=np.float64)
+    # What rounding leaves of nothing may lie on either side of it.
+    found: np.ndarray = np.maximum(terms.sum(axis=-1, dtype=np.float64), 0.0)
     return found
 
 

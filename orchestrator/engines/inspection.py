@@ -6,7 +6,6 @@ Damage is looked for before a library turns it into a riddle.
 from __future__ import annotations
 
 import json
-import math
 import re
 import struct
 from collections.abc import Iterable
@@ -18,18 +17,6 @@ from orchestrator.measure import InputError
 
 _GGUF_MAGIC = b"GGUF"
 _INTEGER = re.compile(r"[IU]\d+|BOOL")
-
-
-def stored_parameters(files: Iterable[Path]) -> int:
-    """Numbers that safetensors files hold."""
-    from safetensors import safe_open
-
-    total = 0
-    for file in files:
-        with safe_open(file, framework="np") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 - not a mapping
-                total += math.prod(tensors.get_slice(name).get_shape())
-    return total
 
 
 def inspect_safetensors(file: Path) -> None:

@@ -13,6 +13,7 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from orchestrator.engines.cache import cache_root, publish
 from orchestrator.engines.content import content_of
 from orchestrator.engines.digest import digest_json
 from orchestrator.engines.port import NextLogprobs, Session, Work
-from orchestrator.engines.separate import exits_for_a_full_disk, run_module
+from orchestrator.engines.separate import exits_for_a_full_disk, own_version, run_module
 from orchestrator.engines.text_windows import Windows
 from orchestrator.measure import HostClock, Identity, Infeasible, InputError, OutOfMemory, Recorder
 
@@ -88,9 +89,12 @@ def reference_for(
     own : Session, optional
         The session that is measured, where :func:`is_reference`.
     """
+    here = identity["environment"] == reference_identity(identity)["environment"]
     key = digest_json(
         {
             "version": REFERENCE_VERSION,
+            # Which may compute another model of the same files than the one before it.
+            _ENGINE: version(_ENGINE) if here else own_version(_ENGINE),
             # Not of the weights alone: another rms_norm_eps is another model.
             "model": content_of(identity["model"]) or identity["model"]["architecture"],
             "seed": identity["seed"] if identity["model"]["source"] == "random" else None,
@@ -101,7 +105,7 @@ def reference_for(
     def build(directory: Path) -> None:
         if own is not None:
             _write_all(directory, own, windows)
-        elif identity["environment"] == reference_identity(identity)["environment"]:
+        elif here:
             session = _loaded(identity, windows, recorder)
             try:
                 _write_all(directory, session, windows)

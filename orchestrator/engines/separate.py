@@ -8,6 +8,8 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +28,16 @@ PYTHON_VARIABLE = "ORCHESTRATOR_PYTHON"
 def in_own_python() -> bool:
     """Whether this is the program's own Python, and not that of a trial's environment."""
     return os.environ.get(PYTHON_VARIABLE, sys.executable) == sys.executable
+
+
+@cache
+def own_version(distribution: str) -> str:
+    """Which version of a package this program's own Python has: what it makes is kept by it."""
+    if in_own_python():
+        return metadata.version(distribution)
+    asked = f"from importlib import metadata; print(metadata.version({distribution!r}))"
+    command = [os.environ[PYTHON_VARIABLE], "-c", asked]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def own_command(module: str, *arguments: str | Path) -> tuple[list[str], dict[str, str]]:

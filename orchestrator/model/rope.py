@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-# By these the original length is what max_position_embeddings says, unless they name another.
+# By these the original length is what max_position_embeddings says, unless they name another. Of
+# all others (llama3, longrope) what stands there is the scaled length, whatever their factor.
 _STRETCHING = frozenset({"yarn", "linear", "dynamic", "ntk"})
 
 
@@ -34,12 +35,11 @@ def scaled_context(config: Mapping[str, Any], limit: int | None) -> int | None:
 
 
 def _stretched(scaling: Mapping[str, Any], config: Mapping[str, Any], limit: int) -> int:
-    kind = scaling.get("rope_type", scaling.get("type"))
     factor = scaling.get("factor")
-    named = scaling.get("original_max_position_embeddings")
-    if named is None:
-        named = config.get("original_max_position_embeddings")
-    original = named if named is not None else limit if kind in _STRETCHING else None
+    if scaling.get("rope_type", scaling.get("type")) not in _STRETCHING:
+        return limit
+    name = "original_max_position_embeddings"
+    original = next((each[name] for each in (scaling, config) if each.get(name)), limit)
     if not (isinstance(factor, (int, float)) and isinstance(original, (int, float))):
         return limit
     return int(original * factor)

@@ -45,6 +45,18 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
         ),
         pytest.param(
             131072,
+            {
+                "rope_scaling": {
+                    "rope_type": "llama3",
+                    "factor": 32.0,
+                    "original_max_position_embeddings": 8192,
+                }
+            },
+            131072,
+            id="llama 3.2",
+        ),
+        pytest.param(
+            131072,
             {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
             131072,
             id="no original",

@@ -1,4 +1,4 @@
-"""RoPE scaling of GGUF files: kept to the number, or said that it cannot be."""
+"""Numbers of GGUF metadata: kept as the file has them, or said that they cannot be."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from orchestrator.engines import transformers as loading
 from orchestrator.engines.gguf_files import GgufModel
 from orchestrator.measure import InputError
-from testing.gguf import of_gguf, rewritten
+from testing.gguf import of_gguf, of_model, rewritten
 
 USES_NO_PROCESS = pytest.mark.usefixtures("converts_here")
 Identity = Callable[..., dict[str, Any]]
@@ -129,3 +129,78 @@ def test_what_cannot_be_kept_is_refused(
         loading.prepare(identity(model=of_gguf(file)), recorder[0])
     assert "\n" not in str(raised.value)
     assert list((cache / "converted").iterdir()) == []
+
+
+SIZES = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+HEADS_OF_16 = {"attention.key_length": 16, "attention.value_length": 16}
+
+
+@pytest.mark.parametrize(
+    ("family", "model_type", "config", "said"),
+    [
+        ("starcoder2", "starcoder2", {"rope_theta": 1e6}, {"rope.freq_base": 1e6}),
+        (
+            "stablelm",
+            "stablelm",
+            {"partial_rotary_factor": 0.5, "rope_theta": 100.0},
+            {"rope.dimension_count": 4, "rope.freq_base": 100.0},
+        ),
+        # Without the count all of a head is turned.
+        ("nemotron", "nemotron", {"partial_rotary_factor": 1.0, "head_dim": 8}, {}),
+        ("phi3", "phi3", {"partial_rotary_factor": 0.5}, {"rope.dimension_count": 4}),
+        ("falcon", "falcon", {"layer_norm_epsilon": 0.1}, {"attention.layer_norm_epsilon": 0.1}),
+        (
+            "gemma3",
+            "gemma3_text",
+            {"head_dim": 16, "query_pre_attn_scalar": 16},
+            {"rope.freq_base": 1e6, "attention.sliding_window": 4096, **HEADS_OF_16},
+        ),
+    ],
+)
+@USES_NO_PROCESS
+def test_a_converted_model_computes_what_the_one_in_the_file_does(
+    identity: Identity,
+    recorder: Any,
+    tmp_path: Path,
+    family: str,
+    model_type: str,
+    config: dict[str, Any],
+    said: dict[str, Any],
+) -> None:
+    import torch
+
+    from orchestrator.engines.transformers import random_weights
+
+    special = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
+    asked = {"model_type": model_type, **SIZES, **special, **config}
+    model = random_weights.build(random_weights.configuration(asked), 0, "float32", "sdpa").eval()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    names = {
+        "context_length": 64,
+        "embedding_length": 32,
+        "block_count": 1,
+        "feed_forward_length": 64,
+        "attention.head_count": 4,
+        "attention.head_count_kv": 2,
+        **said,
+    }
+    if (epsilon := getattr(model.config, "rms_norm_eps", None)) is not None:
+        names["attention.layer_norm_rms_epsilon"] = epsilon
+    fields = {f"{family}.{name}": value for name, value in names.items()}
+    fields |= {f"tokenizer.ggml.{name}_token_id": 0 for name in ("bos", "eos", "padding")}
+    file = of_model(model, tmp_path / "model.gguf", fields)
+    found = loaded(identity(model=of_gguf(file)), recorder)
+    ids = torch.arange(2, 40)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(found(ids).logits, model(ids).logits)

@@ -57,6 +57,7 @@ def test_several_sequences_are_generated_at_once(
         model=of_gguf(tiny_gguf),
         batch_size=3,
         batch=32,
+        micro_batch=32,
         depth=4,
         prompt_tokens=60,
         new_tokens=8,

@@ -119,6 +119,27 @@ def test_other_attention_or_threads_are_an_error(identity: Identity, recorder: A
         check_setting(model, "eager", asked["device"], 2, recorder[0])
 
 
+def test_parameters_are_the_models_and_not_the_files(
+    identity: Identity, recorder: Any, saved_model: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    from orchestrator.engines.transformers.footprint import parameters_of
+
+    file = saved_model / "model.safetensors"
+    tensors = load_file(file)
+    held = sum(tensor.numel() for tensor in tensors.values())
+    # As older files have them: a head that is the embedding, a table that is computed.
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(8)
+    save_file(tensors, file, {"format": "pt"})
+    asked = identity(model={"source": "path", "path": str(saved_model), "architecture": None})
+    prepared = loading.prepare(asked, recorder[0])
+    assert parameters_of(prepared.config, own_code=False) == held
+    model = loading.load(prepared, asked, recorder[0])
+    assert sum(parameter.numel() for parameter in model.parameters()) == held
+
+
 def test_footprints_are_those_of_the_formats(identity: Identity, recorder: Any) -> None:
     sizes = {}
     for quant in ("fp32", "bf16", "int8", "nf4"):

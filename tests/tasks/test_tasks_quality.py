@@ -13,15 +13,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.engines import reference
 from orchestrator.engines import transformers as loading
 from orchestrator.engines.distance import Distance, top_kl, whole_kl
 from orchestrator.engines.port import NextLogprobs, Session
 from orchestrator.engines.reference import Reference, reference_for
 from orchestrator.engines.text_windows import cut
 from orchestrator.engines.texts import read_text
-from orchestrator.engines.transformers import tokens
+from orchestrator.engines.transformers import convert, tokens
 from orchestrator.measure import ConfigError, HostClock, InputError, Recorder
 from testing.checks import check_of
+from testing.gguf import of_gguf
 
 Identity = Callable[..., dict[str, Any]]
 Run = Callable[[dict[str, Any]], Any]
@@ -113,6 +115,19 @@ def test_the_reference_is_computed_once(identity: Identity, run: Run, cache: Pat
     assert len(list((cache / "references").iterdir())) == 2
 
 
+def test_another_transformers_makes_its_own_reference_and_conversion(
+    identity: Identity, run: Run, reads_bytes: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = identity("bf16", task="quality", tokens=8, model=of_gguf(reads_bytes))
+    with monkeypatch.context() as before:
+        before.setattr(convert, "own_version", lambda name: "0.1")
+        before.setattr(reference, "version", lambda name: "0.1")
+        run(asked)
+    run(asked)
+    for kind in ("references", "converted"):
+        assert len(list((cache / kind).iterdir())) == 2
+
+
 def test_another_configuration_is_another_reference(
     identity: Identity, run: Run, saved_model: Path
 ) -> None:
@@ -176,6 +191,14 @@ def test_stored_logprobs_are_close_enough(identity: Identity, spread: float) -> 
     divergence = whole_kl(certain.numpy(), torch.log_softmax(stored[2:].double(), -1).numpy())
     assert abs(divergence).max() < 1e-7
     assert stored.double().exp().sum(-1).numpy() == pytest.approx(1, abs=1e-6)
+
+
+def test_rounding_makes_no_divergence_negative() -> None:
+    logits = torch.randn(64, 1000, generator=torch.Generator().manual_seed(0)) * 4
+    one = torch.log_softmax(logits, -1)
+    other = torch.log_softmax(logits + 1e-6 * torch.randn_like(logits), -1)
+    found = whole_kl(one.numpy(), other.numpy())
+    assert 0 <= found.min() <= found.max() < 1e-6
 
 
 def test_a_reference_that_is_not_finite_is_refused_and_not_kept(

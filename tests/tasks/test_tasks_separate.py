@@ -7,11 +7,12 @@ import signal
 import sys
 from collections.abc import Callable
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
-from orchestrator.engines.separate import run_forked
+from orchestrator.engines.separate import PYTHON_VARIABLE, own_version, run_forked
 from orchestrator.measure import InputError
 
 forked = partial(run_forked, failed="it failed", where="the file", fix="Mend it")
@@ -69,3 +70,13 @@ def test_a_failure_of_forked_work_is_said_in_a_line(
     assert str(raised.value) == error
     if work is _leave:
         assert "first" in capfd.readouterr().err
+
+
+def test_a_version_is_that_of_the_programs_own_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    own_version.cache_clear()
+    here = own_version("numpy")
+    # As an environment's process has it: another one tells.
+    monkeypatch.setenv(PYTHON_VARIABLE, str(Path(sys.executable).with_name("python3")))
+    own_version.cache_clear()
+    assert own_version("numpy") == here == metadata.version("numpy")
+    own_version.cache_clear()

@@ -163,14 +163,14 @@ def test_a_tokenizer_that_does_not_know_the_text_is_an_error(
 def test_both_engines_score_the_same_tokens_in_the_same_windows(
     identity: Identity,
     run: Run,
-    tiny_gguf: Path,
+    reads_bytes: Path,
     tmp_path: Path,
     begins: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    text = "b" * 100 + "a" * 20_000  # nothing in it that one of the two would merge
+    text = "b" * 100 + "a" * 20_000
     monkeypatch.setattr(texts, "read_text", lambda name, characters, **where: text[:characters])
-    file = rewritten(tiny_gguf, tmp_path / "b.gguf", {"tokenizer.ggml.add_bos_token": begins})
+    file = rewritten(reads_bytes, tmp_path / "b.gguf", {"tokenizer.ggml.add_bos_token": begins})
     ours = run(identity(task="quality", model=of_gguf(file), tokens=200, window=512))
     theirs = run(
         identity(

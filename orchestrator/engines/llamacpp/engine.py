@@ -14,7 +14,7 @@ from orchestrator.engines import gguf_formats as formats
 from orchestrator.engines.gguf_files import gguf_files
 from orchestrator.engines.likeliest_proofs import prove
 from orchestrator.engines.llamacpp.expected import GGUF_MADE, GGUF_TYPE, expect_llamacpp
-from orchestrator.engines.llamacpp.options import gpu_layers, room_tokens
+from orchestrator.engines.llamacpp.options import gpu_layers, room_tokens, rounded_problem
 from orchestrator.engines.llamacpp.same_tokens import judge_tokens
 from orchestrator.engines.llamacpp.server import (
     CACHE_TYPES,
@@ -69,10 +69,10 @@ class LlamaCppConfig:
     threads_batch : int
         For the prompt; 0 for as many as for decode.
     batch, micro_batch : int
-        Tokens of a prompt taken at once, logically and in one computation. Logically the prompts
-        of several sequences are always taken at once, so that they begin to decode together.
+        Tokens of a prompt taken at once, logically and (no more) in one computation. Logically the
+        prompts of several sequences are always taken at once: they begin to decode together.
     context_tokens : int
-        Room for prompt and output of each sequence; 0 for as much as they need.
+        Room for prompt and output of each sequence, a multiple of 256; 0 for as much as they need.
     gpu_layers : str
         A number, a percentage of all layers (the output layer counts as one), or ``all``.
     flash_attention : str
@@ -131,7 +131,7 @@ class LlamaCppModel(Model):
             threads=threads,
             threads_batch=options["threads_batch"] or threads,
             batch=max(options["batch"], together),
-            micro_batch=min(options["micro_batch"], options["batch"]),
+            micro_batch=options["micro_batch"],
             gpu_layers=gpu_layers(options["gpu_layers"], self._contents.layers + 1),
             flash_attention=options["flash_attention"],
             cache_type_k=options["cache_type_k"],
@@ -311,7 +311,7 @@ def _check(identity: Identity, work: Work) -> str | None:
     if "f32" in (options["cache_type_k"], options["cache_type_v"]) and flash != "off":
         # Its graph casts them (llama-graph.cpp, build_attn_mha): more memory, the same numbers.
         return "flash attention reads a cache of f32 as f16: use engine.flash_attention=off"
-    if reason := _draft_reason(identity, work):
+    if reason := rounded_problem(options) or _draft_reason(identity, work):
         return reason
     needed = work.room_tokens()
     if options["context_tokens"] and needed > options["context_tokens"]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from orchestrator.engines.port import Work
 from orchestrator.measure import ConfigError
@@ -37,4 +39,24 @@ def gpu_layers(asked: str, layers: int) -> int:
 
 def room_tokens(asked: int, work: Work) -> int:
     """Tokens that the context has room for: what was asked for, else what is needed, rounded up."""
-    return asked or math.ceil(work.room_tokens() / _CONTEXT_STEP) * _CONTEXT_STEP
+    return asked or _rounded(work.room_tokens())
+
+
+def rounded_problem(options: Mapping[str, Any]) -> str | None:
+    """Why llama.cpp would take other numbers than these without a word; None where it does not."""
+    batch, part, room = (options[name] for name in ("batch", "micro_batch", "context_tokens"))
+    if part > batch:
+        return (
+            f"engine.micro_batch={part} is a part of engine.batch={batch}, and larger: "
+            f"use engine.micro_batch={batch}"
+        )
+    if room != _rounded(room):
+        return (
+            f"llama.cpp has room for a multiple of {_CONTEXT_STEP} tokens: "
+            f"use engine.context_tokens={_rounded(room)}"
+        )
+    return None
+
+
+def _rounded(tokens: int) -> int:
+    return math.ceil(tokens / _CONTEXT_STEP) * _CONTEXT_STEP

@@ -26,7 +26,7 @@ from orchestrator.engines.port import (
     Work,
     has_package,
 )
-from orchestrator.engines.separate import run_module
+from orchestrator.engines.separate import own_version, run_module
 from orchestrator.engines.source import find_problem
 from orchestrator.engines.tokenizer import Tokenizer
 from orchestrator.host.cpu import usable_cores
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 _PACKAGE = "onnxruntime-genai"
 # Part of the cache key: raise it when the same model would come out differently.
-_VERSION = 4
+_VERSION = 5
 # Products of eight-bit integers where the weights have four.
 _ROUNDING = {"fp32": 2e-5, "int4wo": 3e-2}
 
@@ -202,6 +202,7 @@ def _prepare(identity: Identity, recorder: Recorder) -> Model:
     with recorder.phase("prepare", measured=False):
         content = content_of(identity["model"])
         versions = {name: metadata.version(name) for name in (_PACKAGE, "onnx-ir")}
+        versions["transformers"] = own_version("transformers")
         key = digest_json({"version": _VERSION, "of": content, "by": versions, "quant": quant})
 
         def build(target: Path) -> None:

@@ -13,15 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.engines import transformers as loading
-from orchestrator.engines.inspection import stored_parameters
+from orchestrator.engines.gguf_tokens import PROBE
 from orchestrator.engines.reference import reference_identity
 from orchestrator.engines.separate import exits_for_a_full_disk
+from orchestrator.engines.transformers.footprint import parameters_of
 from orchestrator.engines.transformers.tokens import load_tokenizer, ordinary_ids
 from orchestrator.measure import HostClock, Recorder
 
 ABOUT = "about.json"
-# What tokenizers split in ways of their own: numbers, blanks, contractions.
-_PROBE = "In 1999, it wasn't 250 x1:\n\n    return 42  # two  blanks\n"
 PRECISIONS = {"fp32": "fp32", "int4wo": "int4"}
 _BUILDER = "onnxruntime_genai.models.builder"
 _QUANTIZED = "MatMulNBits"
@@ -44,14 +43,14 @@ def main(request: Path, target: Path) -> None:
     runpy.run_module(_BUILDER, run_name="__main__", alter_sys=True)
     tokenizer = load_tokenizer(prepared, trust_remote_code=False)
     about = {
-        "parameters": stored_parameters(prepared.files),
+        "parameters": parameters_of(prepared.config, own_code=False),
         "vocabulary": int(prepared.config.get_text_config(decoder=True).vocab_size),
         "ordinary_ids": ordinary_ids(prepared),
         "context_tokens": prepared.context_tokens,
         "tokenizer": tokenizer if isinstance(tokenizer, str) else None,
         "start_id": None if isinstance(tokenizer, str) else tokenizer.start_id,
         "end_ids": [] if isinstance(tokenizer, str) else list(tokenizer.end_ids),
-        "probe": None if isinstance(tokenizer, str) else [_PROBE, tokenizer.encode(_PROBE)],
+        "probe": None if isinstance(tokenizer, str) else [PROBE, tokenizer.encode(PROBE)],
         "begin_of_text": [] if isinstance(tokenizer, str) else list(tokenizer.begin_of_text),
         "quantized": _quantized(target / "model.onnx"),
     }

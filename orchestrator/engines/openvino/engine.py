@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 import time
 from collections import Counter
 from collections.abc import Generator, Sequence
@@ -26,6 +27,7 @@ from orchestrator.engines import gguf_formats
 from orchestrator.engines.cache import cache_root, publish
 from orchestrator.engines.digest import digest_json
 from orchestrator.engines.gguf_files import gguf_files, split_of
+from orchestrator.engines.gguf_tokens import probes
 from orchestrator.engines.logit_proofs import prove_by_logits
 from orchestrator.engines.port import (
     Engine,
@@ -40,12 +42,11 @@ from orchestrator.engines.port import (
     has_package,
 )
 from orchestrator.engines.proof import CACHE_SHARE, FAILED, PROVEN, Finding, judge_cache
-from orchestrator.engines.separate import run_forked
+from orchestrator.engines.separate import run_forked, run_module
 from orchestrator.engines.source import model_path
-from orchestrator.engines.texts import begin_of_text
 from orchestrator.engines.tokenizer import Tokenizer
 from orchestrator.host.cpu import usable_cores
-from orchestrator.measure import HostMemory, Identity, Infeasible, Mismatch, Recorder
+from orchestrator.measure import HostMemory, Identity, Infeasible, InputError, Mismatch, Recorder
 from orchestrator.measure.options import choice
 from orchestrator.measure.phase_memory import PhaseMemory
 from orchestrator.measure.sampling import Phases, no_phase
@@ -56,16 +57,18 @@ if TYPE_CHECKING:
 
 _PACKAGE = "openvino-genai"
 # Part of the cache key: raise it when the same model would come out differently.
-_VERSION = 1
+_VERSION = 2
 _FAMILIES = ("llama", "qwen2", "qwen3")
 # What most values of its constants are, for each format that it reads and is written here.
 _HELD = {"q8_0": "u8", "q4_1": "u4", "q4_0": "u4"}
 # Keys and values in eight bits, products of eight-bit integers.
 _ROUNDING = 5e-2
-_IR, _ABOUT = "openvino_model.xml", "about.json"
+_IR, _ABOUT, _TOKENS = "openvino_model.xml", "about.json", "tokens.json"
 _LEAST_STEP_TOKENS = 256
+# Of a longer text its tokenizer gives these, and drops what is before them, whatever it is told.
+_LAST_TOKENS = 8192
+_BEFORE_A_WORD = re.compile(r"(?<=\w)(?= [^\W\d_])")
 _PROVEN_TOKENS, _PROVEN_NEW = 16, 8
-_PROBE = "a text"
 
 
 @dataclass
@@ -180,15 +183,29 @@ class OpenVinoSession(Session):
     def tokenizer(self) -> Tokenizer | str:
         tokenizer = self._pipeline.get_tokenizer()
 
-        def encode(text: str, special: bool = False) -> list[int]:
-            found = tokenizer.encode(text, add_special_tokens=special).input_ids
-            return [int(i) for i in found.data[0]]
+        def encode(text: str) -> list[int]:
+            ids: list[int] = []
+            for piece in _pieces(text):
+                found = tokenizer.encode(piece, add_special_tokens=False).input_ids.data[0]
+                if len(found) == _LAST_TOKENS:
+                    raise InputError(
+                        f"OpenVINO reads the last {_LAST_TOKENS} tokens only of so much text "
+                        "without a blank",
+                        where="engine=openvino",
+                        fix="Give another text",
+                    )
+                ids += [int(i) for i in found]
+            return ids
 
         def decode(ids: Sequence[int]) -> str:
             return str(tokenizer.decode(list(ids)))
 
-        begin, contents = begin_of_text(encode(_PROBE), encode(_PROBE, True)), self._model.contents
-        return Tokenizer(encode, begin, None, contents.start_id, decode, contents.end_ids)
+        # What stands before a text it leaves out, whatever the file says.
+        begin, expected = json.loads((self._model.directory / _TOKENS).read_text())
+        if [encode(text) for text in probes()] != expected:
+            return "OpenVINO's tokenizer splits a text otherwise than llama.cpp does"
+        contents = self._model.contents
+        return Tokenizer(encode, tuple(begin), None, contents.start_id, decode, contents.end_ids)
 
     def next_logprobs(self, ids: Sequence[int], targets: Sequence[int]) -> NextLogprobs:
         return NextLogprobs.of_logits(self._logits([list(ids)])[0][-len(targets) :], targets)
@@ -309,6 +326,16 @@ class OpenVinoSession(Session):
         return found
 
 
+def _pieces(text: str) -> list[str]:
+    """A text cut before words, where every splitting of bytes that OpenVINO has cuts it, too."""
+    pieces = [""]
+    for word in _BEFORE_A_WORD.split(text):
+        if len((pieces[-1] + word).encode()) > _LAST_TOKENS // 2:
+            pieces.append("")
+        pieces[-1] += word
+    return pieces
+
+
 def _greedy(new_tokens: int) -> Any:
     import openvino_genai
 
@@ -352,6 +379,14 @@ def _prepare(identity: Identity, recorder: Recorder) -> Model:
                 failed="OpenVINO cannot load this file",
                 where=str(found.file),
                 fix="Try the file on engine=llamacpp, or another format: quant=q8_0",
+            )
+            run_module(
+                "orchestrator.engines.gguf_tokens",
+                found.file,
+                target / _TOKENS,
+                failed="llama.cpp cannot tell how this file's tokenizer reads",
+                where=str(found.file),
+                fix="Its log says why",
             )
 
         making = recorder.phase("convert", measured=False)

@@ -10,12 +10,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from orchestrator.engines.cache import cache_root, publish
-from orchestrator.engines.separate import in_own_python, run_forked, run_module
+from orchestrator.engines.separate import in_own_python, own_version, run_forked, run_module
 from orchestrator.engines.transformers import dequantise
 from orchestrator.measure import Recorder
 
 # Part of the cache key: raise it when the same file would convert to something else.
-CONVERSION_VERSION = 3
+CONVERSION_VERSION = 4
 
 
 def converted(gguf: Path, digest: str, recorder: Recorder) -> Path:
@@ -35,7 +35,8 @@ def converted(gguf: Path, digest: str, recorder: Recorder) -> Path:
     InputError
         If the file is damaged or of an architecture that transformers cannot read.
     """
-    final = cache_root() / "converted" / f"{digest[:32]}-v{CONVERSION_VERSION}"
+    by = f"v{CONVERSION_VERSION}-{own_version('transformers')}"
+    final = cache_root() / "converted" / f"{digest[:32]}-{by}"
 
     def build(directory: Path) -> None:
         told = {

@@ -12,7 +12,7 @@ from typing import Any
 from orchestrator.engines.gguf_files import GgufModel, read_gguf, write_whole
 from orchestrator.engines.inspection import inspect_gguf
 from orchestrator.engines.separate import exits_for_a_full_disk
-from orchestrator.engines.transformers.gguf_rope import ROPE_TENSORS, NotKept, apply_rope
+from orchestrator.engines.transformers.gguf_rope import ROPE_TENSORS, NotKept, apply_metadata
 from orchestrator.engines.transformers.gguf_split import apply_split
 from orchestrator.errors import one_line
 
@@ -79,7 +79,7 @@ def _convert(gguf: Path, source: GgufModel, directory: Path) -> None:
     disable_progress_bar()
     unused = watch_unused()
     config = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
-    apply_rope(source, config)
+    apply_metadata(source, config)
     model, notes = AutoModelForCausalLM.from_pretrained(
         gguf.parent,
         gguf_file=gguf.name,
@@ -96,7 +96,7 @@ def _convert(gguf: Path, source: GgufModel, directory: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(
             gguf.parent, gguf_file=gguf.name, local_files_only=True
         )
-        apply_split(source, tokenizer)
+        apply_split(gguf, source, tokenizer)
     except Exception as error:  # speed needs none; a text that is to be read with it will say so
         (directory / NO_TOKENIZER).write_text(one_line(error), encoding="utf-8")
     else:

@@ -11,6 +11,7 @@ from orchestrator.engines.port import Footprint
 if TYPE_CHECKING:
     import torch
     from torch import nn
+    from transformers import PretrainedConfig
 
 
 def footprint(model: nn.Module) -> Footprint:
@@ -42,6 +43,19 @@ def footprint(model: nn.Module) -> Footprint:
     for buffer in model.buffers():
         weigh(buffer)
     return Footprint(sum(storages.values()), parameters, quantized)
+
+
+def parameters_of(config: PretrainedConfig, *, own_code: bool) -> int:
+    """Numbers that a configuration's model has, tied ones once: it is built without its memory.
+
+    A file may have others: tables that are computed, a head that is the embedding, packed ones.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=own_code)
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _parts(parameter: Any) -> list[torch.Tensor]:

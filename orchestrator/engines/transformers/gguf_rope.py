@@ -1,7 +1,9 @@
-"""Rotary positions as a GGUF file means them, in transformers' words; what has none is refused.
+"""Numbers of a GGUF file's metadata in transformers' words; what has none is refused.
 
-transformers takes the base frequency from a file's metadata and leaves its scaling behind. These
-are llama.cpp's rules (``llama-model.cpp``, ``ggml.c``'s YaRN), of which each has an equal here:
+transformers takes some of them from some families, and leaves defaults of its own in place of the
+others: of rotary positions their scaling, of some families the base frequency and how much of a
+head is turned. These are llama.cpp's rules (``llama-model.cpp``, ``ggml.c``'s YaRN), of which each
+has an equal here:
 
 ==========================================  ======================================================
 ``rope.scaling.type`` ``linear``, or a      ``linear``
@@ -25,6 +27,13 @@ ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_s
 # Llama 3.1's and 3.2's: factor, low and high frequency factor, original context.
 _LLAMA3 = tuple((factor, 1.0, 4.0, 8192) for factor in (8.0, 32.0))
 _NO_CHANGE = (None, "none", "linear")
+_EPSILONS = ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon")
+_EPSILON_FIELDS = [
+    *("rms_norm_eps", "norm_eps", "norm_epsilon", "layer_norm_eps", "layer_norm_epsilon"),
+]
+# Gemma's largest models, which llama.cpp knows by their layers: scores are over the square root of
+# the hidden size a head, and not of a head's width.
+_WIDER_SCORES = {"gemma2": 46, "gemma3": 62}
 # Metadata that changes what is computed, and the configuration field that must say the same.
 _SCALES = {
     "attention.scale": "attention_multiplier",
@@ -42,8 +51,8 @@ class NotKept(Exception):
     """What the file says cannot be said to transformers: one line."""
 
 
-def apply_rope(model: GgufModel, config: Any) -> None:
-    """Set the scaling of ``model`` in a transformers configuration made from its other metadata.
+def apply_metadata(model: GgufModel, config: Any) -> None:
+    """Set what ``model`` says in a transformers configuration made from some of its metadata.
 
     Raises
     ------
@@ -56,21 +65,35 @@ def apply_rope(model: GgufModel, config: Any) -> None:
         if value in (None, 0, 0.0) or _alike(value, getattr(config, field, None)):
             continue
         raise NotKept(f"{family}.{key} = {value:g}, which transformers does not take from GGUF")
+    epsilons = [e for name in _EPSILONS if (e := model.value(f"{family}.{name}"))]
+    for field in _EPSILON_FIELDS:
+        if epsilons and hasattr(config, field):
+            setattr(config, field, float(epsilons[0]))
     scaling = rope_of(model, family)
-    if not scaling:
-        return
     parameters = getattr(config, "rope_parameters", None)
     if parameters is None:
-        raise NotKept(f"{family} has rotary scaling here and no rotary positions in transformers")
-    layer_types = [key for key, value in parameters.items() if isinstance(value, dict)]
-    if not layer_types:
-        config.rope_parameters = {**parameters, **scaling}
-    elif "full_attention" in layer_types:
+        if scaling:
+            raise NotKept(f"{family} has rotary scaling here and none in transformers")
+        return
+    heads, hidden = config.num_attention_heads, config.hidden_size
+    width = getattr(config, "head_dim", None) or hidden // heads
+    if hasattr(config, "query_pre_attn_scalar"):
+        wider = config.num_hidden_layers == _WIDER_SCORES.get(family)
+        config.query_pre_attn_scalar = hidden // heads if wider else width
+    said = {"rope_theta": _base(model.value(f"{family}.rope.freq_base")), **scaling}
+    if "full_attention" in parameters:
         # Of layers with a window llama.cpp scales nothing.
-        full = {**parameters["full_attention"], **scaling}
+        full = {**parameters["full_attention"], **said}
         config.rope_parameters = {**parameters, "full_attention": full}
+    elif any(isinstance(value, dict) for value in parameters.values()):
+        raise NotKept(f"rotary positions of {family}, whose layers differ in them")
     else:
-        raise NotKept(f"rotary scaling of {family}, whose layers differ in it")
+        turned = int(model.value(f"{family}.rope.dimension_count") or width)
+        if "partial_rotary_factor" in parameters:
+            said["partial_rotary_factor"] = turned / width
+        elif turned != (getattr(config, "rotary_dim", None) or width):
+            raise NotKept(f"{family}.rope.dimension_count = {turned} of {width}")
+        config.rope_parameters = {**parameters, **said}
     original = scaling.get("original_max_position_embeddings")
     if original is not None and hasattr(config, "original_max_position_embeddings"):
         config.original_max_position_embeddings = original

@@ -30,12 +30,6 @@ def prompt(prepared: Prepared, seed: int, batch_size: int, length: int) -> torch
     return torch.tensor(random_prompt(ordinary_ids(prepared), seed, batch_size, length))
 
 
-def has_tokenizer(prepared: Prepared) -> bool:
-    """Whether the model came with a tokenizer; random weights have none."""
-    directory = prepared.directory
-    return directory is not None and any((directory / name).is_file() for name in _TOKENIZER_FILES)
-
-
 def load_tokenizer(prepared: Prepared, *, trust_remote_code: bool) -> Tokenizer | str:
     """The model's tokenizer, or a line why there is none."""
     from transformers import AutoTokenizer
@@ -43,7 +37,7 @@ def load_tokenizer(prepared: Prepared, *, trust_remote_code: bool) -> Tokenizer 
     directory = prepared.directory
     if directory is None:
         return "this model has no tokenizer to read a text with"
-    if not has_tokenizer(prepared):
+    if not any((directory / name).is_file() for name in _TOKENIZER_FILES):
         if (why := directory / NO_TOKENIZER).is_file():
             return f"this file's tokenizer cannot be converted: {why.read_text(encoding='utf-8')}"
         others = sorted(file.name for file in directory.glob("*tekken*"))

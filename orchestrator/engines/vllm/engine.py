@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.engines import transformers as loading
 from orchestrator.engines.cache import cache_root
-from orchestrator.engines.inspection import stored_parameters
 from orchestrator.engines.likeliest_proofs import judge
 from orchestrator.engines.next_tokens import TOP
 from orchestrator.engines.port import (
@@ -36,6 +35,7 @@ from orchestrator.engines.proof import FAILED, PROVEN, Finding
 from orchestrator.engines.reference import reference_identity
 from orchestrator.engines.source import find_problem
 from orchestrator.engines.tokenizer import Tokenizer
+from orchestrator.engines.transformers.footprint import parameters_of
 from orchestrator.errors import one_line
 from orchestrator.host.cpu import flags
 from orchestrator.measure import (
@@ -98,7 +98,8 @@ class VllmModel(Model):
         self.files = prepared.files
         self.context_tokens = prepared.context_tokens
         self.dtype = _DTYPES[format_name(identity["quant"])]
-        parameters = stored_parameters(prepared.files)
+        trusted = bool(identity["model"]["trust_remote_code"])
+        parameters = parameters_of(prepared.config, own_code=trusted)
         # What is packed cannot be seen: the checkpoint's numbers, in the type that is proven.
         self.size = Footprint(parameters * _BYTES[self.dtype], parameters)
 
