@@ -56,7 +56,7 @@ def record(load: Load, recorder: Recorder, work: Work, *, open_loop: bool) -> No
         why = due[0].status if due else "none was due"
         raise InputError(f"none of {len(due)} requests was answered: {why}", where="task=serving")
     found = window.in_flight(load)
-    growth = window.queue_growth(found) if open_loop else 0.0
+    growth = window.queue_growth(load, found) if open_loop else 0.0
     _latencies(due, recorder, saturated=growth > SATURATED)
     if work.turns > 1 and growth <= SATURATED:
         recorder.fact("ttft_by_turn", _by_turn(answered))
