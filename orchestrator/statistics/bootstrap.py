@@ -2,8 +2,9 @@
 
 Method
 ------
-*One series.* The percentile bootstrap of the median, its draws taken exactly through order
-statistics (:mod:`.medians`), so their cost does not grow with the number of samples.
+*One series.* Its own interval needs no draw (:func:`orchestrator.statistics.medians.median_ci`).
+Medians of resamples are drawn exactly, through order statistics, so their cost does not grow with
+the number of samples.
 
 *Several attempts* (each a process, the sampling unit). A trial's centre is the mean of its
 attempts' medians: each process weighs the same, however many samples it took. A resample draws
@@ -99,21 +100,6 @@ class Ratio:
     p_below: float | None = None
     reason: str | None = None
     note: str | None = None
-
-
-def median_ci(
-    values: Series, *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
-) -> tuple[float, float, float]:
-    """Median of one series of at least one value with its percentile interval.
-
-    Returns
-    -------
-    tuple of float
-        ``(median, low, high)``.
-    """
-    draws = bootstrap_medians(values, resamples, np.random.default_rng(seed))
-    median = float(np.median(np.asarray(values, dtype=np.float64)))
-    return median, *central(draws, confidence)
 
 
 def central(draws: FloatArray, confidence: float) -> tuple[float, float]:

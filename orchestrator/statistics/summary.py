@@ -18,8 +18,8 @@ from orchestrator.statistics.distribution import (
     percentile,
     tukey_outliers,
 )
-from orchestrator.statistics.medians import Series
-from orchestrator.statistics.repetitions import repetitions_in
+from orchestrator.statistics.medians import Series, median_ci
+from orchestrator.statistics.repetitions import lengths_of, repetitions_in
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def _of_one(samples: int) -> str:
 
 
 def summarise(values: Series, *, confidence: float = 0.95, resamples: int = 10_000) -> Summary:
-    """Statistics of one attempt's samples; the interval is the bootstrap of their median."""
+    """Statistics of one attempt's samples; the interval is that of their median."""
     return summarise_attempts([values], confidence=confidence, resamples=resamples)
 
 
@@ -119,7 +119,9 @@ def summarise_attempts(
     centre = float(np.mean([np.median(a) for a in usable]))
     low = high = None
     known = sum(map(repetitions_in, having)) > 1
-    if known:
+    if known and len(having) == 1 and lengths_of(having[0]) is None:
+        centre, low, high = median_ci(usable[0], confidence)
+    elif known:
         centre, draws = centre_draws(having, resamples=resamples)
         low, high = central(draws, confidence)
     mild, severe = tukey_outliers(pooled)
