@@ -224,6 +224,8 @@ def _sampled(
 
     # A spread between processes that is assumed does not stand for what one sample cannot show.
     alone = len(new) == len(base) == 1 and 1 in map(repetitions_in, (new[0], base[0]))
+    if not alone and not any(map(any, (*new, *base))):
+        return Judged("equivalent", tau)  # zeros have no ratio, and are the same
     found = ratio_ci(
         new,
         base,
