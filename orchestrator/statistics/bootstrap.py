@@ -67,6 +67,8 @@ from orchestrator.statistics.tail import tail
 # So many draws make a p value; with fewer the law behind them says it. The smallest that is told.
 _COUNTED_DRAWS = 20
 _LEAST_P = 1e-300
+# Squares of larger numbers, and quotients of their squares, are none in double precision.
+_LARGEST = 1e75
 
 # What one attempt cannot show; appended to results that rest on it.
 ONE_ATTEMPT_NOTE = "one attempt: the interval holds no spread between processes"
@@ -237,7 +239,7 @@ def ratio_ci(
             return Ratio(None, reason=reason)
     rng = np.random.default_rng(seed)
     trials = [_trial(side, resamples, rng) for side in (new, base)]
-    if any(trial.centre <= 0.0 for trial in trials):
+    if any(trial.centre < 1.0 / _LARGEST for trial in trials):
         return Ratio(None, reason="a median is not positive: there is no ratio")
     ratio = trials[0].centre / trials[1].centre
     single = all(trial.k == 1 for trial in trials)
@@ -271,9 +273,11 @@ def why_not(attempts: Sequence[Series]) -> str | None:
     values = [np.asarray(a, dtype=np.float64) for a in attempts if len(a)]
     if not values:
         return "no samples"
-    total = sum(a.size for a in values)
-    bad = total - sum(int(np.isfinite(a).sum()) for a in values)
-    return f"{bad} of {total} samples not finite" if bad else None
+    sizes = np.abs(np.concatenate(values))
+    for bad, what in (~np.isfinite(sizes), "not finite"), (sizes > _LARGEST, "too large to judge"):
+        if bad.any():
+            return f"{int(bad.sum())} of {sizes.size} samples {what}"
+    return None
 
 
 def noise_between(attempts: Sequence[Series]) -> float | None:

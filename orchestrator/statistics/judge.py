@@ -206,6 +206,8 @@ def _exact(new: float, base: float, tau: float, better: Better | None) -> Judged
         reason = "a median is not positive: there is no ratio"
         return Judged("inconclusive", tau, reason=reason)
     ratio = new / base
+    if not 0.0 < ratio < math.inf:
+        return Judged("inconclusive", tau, reason="too far apart for a ratio")
     return _found(Judged("inconclusive", tau, ratio, ratio, ratio), better)
 
 

@@ -144,9 +144,10 @@ def test_what_cannot_be_told_says_why() -> None:
     assert ratio_ci([], [[1.0]]).reason == "no samples"
     assert ratio_ci([[1.0]], [[], []]).reason == "no samples"
     assert ratio_ci([[1.0, math.nan]], [[1.0]]).reason == "1 of 2 samples not finite"
-    assert ratio_ci([[1.0, 1.0]], [[0.0, 0.0]]).reason == (
-        "a median is not positive: there is no ratio"
-    )
+    for nothing in (0.0, -1.0, 1e-320):
+        assert ratio_ci([[1.0, 1.0]], [[nothing, nothing]]).reason == (
+            "a median is not positive: there is no ratio"
+        )
     single = ratio_ci([[2.0]], [[1.0]])
     assert (single.ratio, single.ci_low, single.p_value) == (2.0, None, None)
     assert single.reason == "one sample: its uncertainty cannot be known"

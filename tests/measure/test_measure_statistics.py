@@ -65,6 +65,7 @@ def test_several_attempts_show_their_spread() -> None:
     [
         ([], "no samples"),
         ([math.nan, 1.0, math.inf], "2 of 3 samples not finite"),
+        ([1e200, 1.0, 0.0], "1 of 3 samples too large to judge"),
         ([3.0], "one sample: its uncertainty cannot be known"),
     ],
 )
