@@ -85,8 +85,6 @@ class Ratio:
         Centre of ``new`` over centre of ``base``; None where ``reason`` says why.
     ci_low, ci_high : float or None
         Central interval of the confidence asked for; None where it cannot be known.
-    p_value : float or None
-        Two-sided, of "the ratio is 1".
     p_above, p_below : float or None
         One-sided, of "the ratio is at most 1 + tolerance" and "at least 1 / (1 + tolerance)": small
         where the ratio lies above, below the band.
@@ -97,7 +95,6 @@ class Ratio:
     ratio: float | None
     ci_low: float | None = None
     ci_high: float | None = None
-    p_value: float | None = None
     p_above: float | None = None
     p_below: float | None = None
     reason: str | None = None
@@ -256,12 +253,9 @@ def ratio_ci(
     draws = ratio * np.exp(np.clip(deviations.draws, -50.0, 50.0))
     apart = math.log(ratio)
     band = math.log1p(tolerance)
-    at_most_one = deviations.p_value(draws <= 1.0, apart)
-    at_least_one = deviations.p_value(draws >= 1.0, -apart)
     return Ratio(
         ratio,
         *central(draws, confidence),
-        min(1.0, 2.0 * min(at_most_one, at_least_one)),
         deviations.p_value(draws <= 1.0 + tolerance, apart - band),
         deviations.p_value(draws >= 1.0 / (1.0 + tolerance), -apart - band),
         note=ROUNDS_NOTE if in_rounds else _note(trials, between),

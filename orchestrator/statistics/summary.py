@@ -69,13 +69,6 @@ class Summary:
     reason: str | None = None
     note: str | None = None
 
-    @property
-    def relative_half_width(self) -> float | None:
-        """Half the interval over the median's size; None where either is missing or 0."""
-        if self.ci_low is None or self.ci_high is None or not self.median:
-            return None
-        return (self.ci_high - self.ci_low) / 2.0 / abs(self.median)
-
 
 def _of_one(samples: int) -> str:
     one = "one sample" if samples == 1 else "one repetition, whose samples follow each other"
