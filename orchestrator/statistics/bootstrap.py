@@ -195,10 +195,10 @@ def centre_draws(
     trial = _trial(attempts, resamples, rng)
     between, within = trial.resample(resamples, rng)
     if trial.k > 1 and trial.spread > 0.0:
-        scale = math.sqrt(
-            max(0.0, 1.0 - trial.noise_within / trial.spread) * trial.k / (trial.k - 1)
-        )
-        between *= scale * _student(trial.k - 1.0, resamples, rng)
+        # The spread may be small by luck. It is drawn before the noise within is taken off it, so
+        # that together they never vary by less than the spread does.
+        drawn = _student(trial.k - 1.0, resamples, rng) ** 2 - trial.noise_within / trial.spread
+        between *= np.sqrt(np.maximum(0.0, drawn) * trial.k / (trial.k - 1))
     return trial.centre, trial.centre + between + within
 
 
