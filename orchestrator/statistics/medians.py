@@ -102,23 +102,14 @@ def median_interval(values: Sequence[float], tail: float) -> tuple[float, float]
 
 def _low_rank(n: int, tail: float) -> int:
     """Lowest rank, from 0, with a share ``tail`` of the medians of n draws at it or below."""
-    whole = np.cumsum(np.log(np.arange(1, n + 1)))  # log n!
     halves = {(n + 1) // 2, n // 2 + 1}
-
-    def at_or_below(rank: int) -> float:
-        """At least half of n draws are among the ``rank + 1`` lowest of n values."""
-        share = (rank + 1) / n
-        found = 0.0
-        for half in halves:
-            d = np.arange(half, n)  # that all n are is too rare to count
-            ways = whole[n - 1] - whole[d - 1] - whole[n - d - 1]
-            found += float(np.exp(ways + d * math.log(share) + (n - d) * math.log1p(-share)).sum())
-        return found / len(halves)
-
     low, high = 0, n // 2
     while low < high:
         rank = (low + high) // 2
-        low, high = (low, rank) if at_or_below(rank) >= tail else (rank + 1, high)
+        share = (rank + 1) / n
+        # At least half of n draws are among the ``rank + 1`` lowest of n values.
+        found = sum(beta_below(share, half, n - half + 1.0) for half in halves) / len(halves)
+        low, high = (low, rank) if found >= tail else (rank + 1, high)
     return low
 
 

@@ -113,14 +113,9 @@ def queue_growth(load: Load, found: Sequence[int]) -> float:
         return 0.0
     due = measured(load)
     known_s = max(answer.ended_s or answer.due_s for answer in load.answers)
-    ends = due[:part], due[-part:]
-    came_s, went_s = (
-        later - earlier
-        for earlier, later in (
-            [sum(answer.due_s for answer in end) for end in ends],
-            [sum(answer.ended_s or known_s for answer in end) for end in ends],
-        )
-    )
+    first, last = due[:part], due[-part:]
+    came_s = sum(a.due_s for a in last) - sum(a.due_s for a in first)
+    went_s = sum(a.ended_s or known_s for a in last) - sum(a.ended_s or known_s for a in first)
     return min(growth / len(found), 1.0 - came_s / went_s) if went_s > came_s else 0.0
 
 
