@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.commands.parser import main
-from orchestrator.commands.plain_signs import use_plain_signs
+from orchestrator.commands.plain_signs import HANDLER, use_plain_signs
 from orchestrator.report.show.signs import PLAIN
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -73,8 +73,24 @@ def test_a_run_from_its_first_line_to_its_last(tmp_path: Path) -> None:
     assert b"fp32" in done.stdout
 
 
-def test_every_sign_has_one_plain_character() -> None:
-    assert all(len(plain) == 1 and plain.isascii() for plain in PLAIN.values())
+def test_every_sign_but_one_has_one_plain_character() -> None:
+    longer = {sign for sign, plain in PLAIN.items() if len(plain) != 1}
+    assert longer == {"±"}
+    assert all(plain.isascii() for plain in PLAIN.values())
+
+
+@pytest.mark.parametrize(
+    ("drawn", "plain"),
+    [
+        ("39.6 ±0.7      215 ±4      513\n", "39.6 +-0.7     215 +-4     513\n"),
+        ("\x1b[2m39.6 ±0.7\x1b[0m  ▲ 0.61×", "\x1b[2m39.6 +-0.7\x1b[0m ^ 0.61x"),
+        ("0 <±0.1", "0 <+-0.1"),
+        ("median ± half, within ±3 % of it", "median +- half, within +-3 % of it"),
+    ],
+)
+def test_a_number_and_its_interval_stay_in_their_column(drawn: str, plain: str) -> None:
+    use_plain_signs()
+    assert drawn.encode("ascii", HANDLER).decode() == plain
 
 
 def test_every_sign_we_print_is_known() -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from orchestrator.attempt import AttemptReport, Outcome
 from orchestrator.commands.plan import plan_command
-from orchestrator.commands.searching import Searched, search, sentence
+from orchestrator.commands.searching import Searched, search, searches_of, sentence
 from orchestrator.errors import ConfigError
 from orchestrator.measure import Absent, Samples, Value
 from orchestrator.plan.expand import build
@@ -247,6 +247,7 @@ def test_too_few_attempts_to_rely_on_are_said() -> None:
         ((*OPEN, *LIMIT, "search.over=load.rates"), "Did you mean load.rate?"),
         ((*OPEN, *LIMIT, "search.over=seed", "seed=0"), "search.over=seed: cannot begin at 0"),
         ((*OPEN, *LIMIT, "search.over=load.prefix_share"), "cannot begin at 0"),
+        ((*OPEN, *LIMIT, "load.rate=1,2", "quant=q4_0,q8_0"), "load.rate: has several values"),
         (
             (*OPEN, *LIMIT, "search.lowest=5", "search.highest=1"),
             "search=capacity: no level of load.rate lies between",
@@ -264,9 +265,8 @@ def test_too_few_attempts_to_rely_on_are_said() -> None:
 def test_what_cannot_be_searched_for(
     words: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plan = planned(*words)
     with pytest.raises(ConfigError, match=message):
-        Searched(plan, plan.trials[0])
+        searches_of(planned(*words))
     with pytest.raises(ConfigError, match=message):
         plan_command([*SERVED, *words])
     assert capsys.readouterr().out == ""

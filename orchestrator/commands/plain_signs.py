@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import codecs
 import io
+import re
 import sys
 
 HANDLER = "plain-signs"
+# What follows a sign that takes a character more, and one of the spaces before the next column.
+_NUMBER = re.compile(r"([!-~\x1b]+) (?= )")
 
 
 def _plainly(error: UnicodeError) -> tuple[str, int]:
@@ -18,8 +21,11 @@ def _plainly(error: UnicodeError) -> tuple[str, int]:
     # Where everything can be written, nobody waits for it.
     from orchestrator.report.show.signs import PLAIN
 
-    cut = error.object[error.start : error.end]
-    return "".join(PLAIN.get(sign, "?") for sign in cut), error.end
+    plain = "".join(PLAIN.get(sign, "?") for sign in error.object[error.start : error.end])
+    number = _NUMBER.match(error.object, error.end)
+    if number is None or len(plain) == error.end - error.start:
+        return plain, error.end
+    return plain + number[1], number.end()
 
 
 def use_plain_signs() -> None:

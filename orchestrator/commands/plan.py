@@ -27,11 +27,9 @@ def plan_command(argv: Sequence[str]) -> int:
     if arguments.strict:
         raise no_effect("--strict", "plan, which runs nothing")
     if plan.settings.search.kind != "none":
-        from orchestrator.commands.searching import Searched
+        from orchestrator.commands.searching import searches_of
 
-        # What cannot be searched for is refused here as it is by `run`.
-        for trial in plan.trials:
-            Searched(plan, trial)
+        searches_of(plan)  # What cannot be searched for is refused here as it is by `run`.
     checked = preflight(plan, devices, times=True)
     plan = checked.plan
     store = open_store(plan.settings.tracking)

@@ -55,7 +55,7 @@ def search(plan: Plan, command: Sequence[str], *, as_json: bool) -> int:
     from orchestrator.schedule.cluster.ray.cluster import joined
 
     plan = _failures_are_results(plan)
-    searches = [Searched(plan, trial) for trial in plan.trials]
+    searches = searches_of(plan)
     store = open_store(plan.settings.tracking)
     search_id = uuid.uuid4().hex
     forced = plan.settings.force
@@ -222,6 +222,21 @@ def _why_not(made: Sequence[AttemptReport], trial: Trial) -> str:
 
     failed = [report for report in made if report.outcome is not Outcome.OK]
     return why(failed[-1]) if failed else trial.infeasible or "they were not made"
+
+
+def searches_of(plan: Plan) -> list[Searched]:
+    """One for each trial; :class:`ConfigError` where two would find the same."""
+    from orchestrator.report.analyse.gate_rules import all_but
+
+    found = [Searched(plan, trial) for trial in plan.trials]
+    if len({all_but(each.trial.identity, each.over) for each in found}) < len(found):
+        over = found[0].over
+        raise ConfigError(
+            "has several values, and the search from each would find the same",
+            where=f"search.over={over}",
+            fix=f"Give one, a first guess: {over}=VALUE",
+        )
+    return found
 
 
 def _check_levels(over: str, start: float, lowest: float | None, highest: float | None) -> None:

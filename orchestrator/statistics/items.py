@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist, covariance, fmean, variance
+from statistics import covariance, fmean, variance
 
 #: Fewer have no interval: their mean need not be normal.
 LEAST_ITEMS = 30
@@ -38,13 +38,15 @@ def paired_ratio(new: Sequence[float], base: Sequence[float], confidence: float)
 
     Swapping them gives the reciprocals.
     """
+    from orchestrator.statistics.tail import student_quantile
+
     of_new, of_base = fmean(new), fmean(base)
     if of_new <= 0.0 or of_base <= 0.0:
         return PairedRatio(reason="a mean is not positive: there is no ratio")
     count, ratio = len(new), of_new / of_base
     if count < LEAST_ITEMS:
         return PairedRatio(ratio, reason=f"{count} items: {LEAST_ITEMS} are needed for an interval")
-    share = quantile(0.5 + confidence / 2.0, count - 1) ** 2 / count
+    share = student_quantile(0.5 + confidence / 2.0, count - 1) ** 2 / count
     a = of_base**2 - share * variance(base)
     b = of_base * of_new - share * covariance(base, new)
     c = of_new**2 - share * variance(new)
@@ -57,17 +59,8 @@ def paired_ratio(new: Sequence[float], base: Sequence[float], confidence: float)
 
 def chance_of_more(new: Sequence[float], base: Sequence[float], ratio: float) -> float:
     """How likely differences like these or larger are, if the true ratio were ``ratio``."""
+    from orchestrator.statistics.tail import tail
+
     differences = [n - ratio * b for n, b in zip(new, base, strict=True)]
     error = math.sqrt(variance(differences) / len(differences))
-    mean = fmean(differences)
-    if error == 0.0:
-        return 0.0 if mean > 0.0 else 1.0
-    return 1.0 - NormalDist().cdf(mean / error)
-
-
-def quantile(probability: float, freedom: int) -> float:
-    """Of Student's t, by the first terms of its expansion about the normal (Fisher, 1925)."""
-    z = NormalDist().inv_cdf(probability)
-    first = (z**3 + z) / 4.0
-    second = (5.0 * z**5 + 16.0 * z**3 + 3.0 * z) / 96.0
-    return z + first / freedom + second / freedom**2
+    return tail(fmean(differences), error, len(differences) - 1.0)

@@ -206,6 +206,8 @@ def _exact(new: float, base: float, tau: float, better: Better | None) -> Judged
         reason = "a median is not positive: there is no ratio"
         return Judged("inconclusive", tau, reason=reason)
     ratio = new / base
+    if not 0.0 < ratio < math.inf:
+        return Judged("inconclusive", tau, reason="too far apart for a ratio")
     return _found(Judged("inconclusive", tau, ratio, ratio, ratio), better)
 
 
@@ -224,6 +226,8 @@ def _sampled(
 
     # A spread between processes that is assumed does not stand for what one sample cannot show.
     alone = len(new) == len(base) == 1 and 1 in map(repetitions_in, (new[0], base[0]))
+    if not alone and not any(map(any, (*new, *base))):
+        return Judged("equivalent", tau)  # zeros have no ratio, and are the same
     found = ratio_ci(
         new,
         base,

@@ -18,8 +18,8 @@ from orchestrator.statistics.distribution import (
     percentile,
     tukey_outliers,
 )
-from orchestrator.statistics.medians import Series
-from orchestrator.statistics.repetitions import repetitions_in
+from orchestrator.statistics.medians import Series, median_ci
+from orchestrator.statistics.repetitions import lengths_of, repetitions_in
 
 
 @dataclass(frozen=True)
@@ -69,13 +69,6 @@ class Summary:
     reason: str | None = None
     note: str | None = None
 
-    @property
-    def relative_half_width(self) -> float | None:
-        """Half the interval over the median's size; None where either is missing or 0."""
-        if self.ci_low is None or self.ci_high is None or not self.median:
-            return None
-        return (self.ci_high - self.ci_low) / 2.0 / abs(self.median)
-
 
 def _of_one(samples: int) -> str:
     one = "one sample" if samples == 1 else "one repetition, whose samples follow each other"
@@ -83,7 +76,7 @@ def _of_one(samples: int) -> str:
 
 
 def summarise(values: Series, *, confidence: float = 0.95, resamples: int = 10_000) -> Summary:
-    """Statistics of one attempt's samples; the interval is the bootstrap of their median."""
+    """Statistics of one attempt's samples; the interval is that of their median."""
     return summarise_attempts([values], confidence=confidence, resamples=resamples)
 
 
@@ -119,7 +112,9 @@ def summarise_attempts(
     centre = float(np.mean([np.median(a) for a in usable]))
     low = high = None
     known = sum(map(repetitions_in, having)) > 1
-    if known:
+    if known and len(having) == 1 and lengths_of(having[0]) is None:
+        centre, low, high = median_ci(usable[0], confidence)
+    elif known:
         centre, draws = centre_draws(having, resamples=resamples)
         low, high = central(draws, confidence)
     mild, severe = tukey_outliers(pooled)

@@ -44,6 +44,9 @@ def answer_of(
         status = "its answer has no token"
     if status is None:
         status = fault_of(found, prompt_tokens, asked_tokens)
+    got = len(found.arrivals_ns)
+    if (status, found.ended, found.new_tokens) == (None, "length", None) and got < asked_tokens:
+        status = f"{asked_tokens} tokens came in {got} chunks, and it does not say which in which"
     return Answer(
         due_s=(due_ns - begin_ns) / 1e9,
         sent_s=(sent_ns - begin_ns) / 1e9,

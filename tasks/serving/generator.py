@@ -196,7 +196,7 @@ class _Generator:
         all_sent = asyncio.get_running_loop().create_future()
         self._send_due(all_sent)
         await all_sent
-        self._end(time.monotonic_ns())
+        self._end(self._last_ns)
 
     def _send_due(self, all_sent: asyncio.Future[None], *waited: Any) -> None:
         """Begin what is due soon and come again for the next; a task would be woken later."""

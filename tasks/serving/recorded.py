@@ -46,7 +46,7 @@ def record(load: Load, recorder: Recorder, work: Work, *, open_loop: bool) -> No
     Raises
     ------
     InputError
-        No request was answered.
+        No request was answered; or users began again at the first, whose prompts may be in a cache.
     Mismatch
         A prompt came from a cache though nothing, or nothing of others, may be reused.
     """
@@ -55,8 +55,15 @@ def record(load: Load, recorder: Recorder, work: Work, *, open_loop: bool) -> No
     if not answered:
         why = due[0].status if due else "none was due"
         raise InputError(f"none of {len(due)} requests was answered: {why}", where="task=serving")
+    prompts = {(answer.conversation, answer.turn) for answer in load.answers}
+    if (work.reuse or work.turns > 1) and len(prompts) < len(load.answers):
+        raise InputError(
+            f"{len(prompts)} prompts were not enough: the server may have had some in its cache",
+            where="load.requests",
+            fix="Give as many as are sent in load.duration_s, or more",
+        )
     found = window.in_flight(load)
-    growth = window.queue_growth(found) if open_loop else 0.0
+    growth = window.queue_growth(load, found) if open_loop else 0.0
     _latencies(due, recorder, saturated=growth > SATURATED)
     if work.turns > 1 and growth <= SATURATED:
         recorder.fact("ttft_by_turn", _by_turn(answered))
@@ -79,8 +86,8 @@ def record(load: Load, recorder: Recorder, work: Work, *, open_loop: bool) -> No
         recorder.engaged("prompt tokens from a cache under load", 0, max(taken, default=0))
     cached = [answer.cached_tokens for answer in answered if answer.cached_tokens is not None]
     if cached and (work.reuse or work.turns > 1):
-        prompts = sum(answer.prompt_tokens or 0 for answer in answered)
-        recorder.value("cached_tokens_ratio", "1", sum(cached) / prompts)
+        read = sum(answer.prompt_tokens or 0 for answer in answered)
+        recorder.value("cached_tokens_ratio", "1", sum(cached) / read)
 
 
 def taken_from_others(answers: Sequence[Answer]) -> list[int]:

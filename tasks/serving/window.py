@@ -73,9 +73,12 @@ def rates(load: Load) -> tuple[float, float]:
 
 
 def achieved_ratio(load: Load) -> float:
-    """Of the requests that were due within the window, the share that was sent within it."""
-    due = measured(load)
-    return sum(answer.sent_s < load.window_s[1] for answer in due) / len(due)
+    """Of the requests that were due within the window, the share that was sent within it.
+
+    The last of them may be due at its very end: sent as soon as it was due, it was sent in time.
+    """
+    due, end = measured(load), load.window_s[1]
+    return sum(a.sent_s < end or a.sent_s - a.due_s <= STALL_S for a in due) / len(due)
 
 
 def in_flight(load: Load) -> list[int]:
@@ -92,8 +95,12 @@ def in_flight(load: Load) -> list[int]:
     return found
 
 
-def queue_growth(found: Sequence[int]) -> float:
-    """How much of what came stayed unanswered: the queue's growth over the requests due.
+def queue_growth(load: Load, found: Sequence[int]) -> float:
+    """How much of what came stayed unanswered because the server answers less than comes.
+
+    That is the growth of what is in flight over the requests due, and by how much further apart
+    answers come than requests: the smaller of the two. Requests that take longer than the load so
+    far are ever more in flight, and so is a burst, though the server answers them as they come.
 
     Parameters
     ----------
@@ -102,7 +109,14 @@ def queue_growth(found: Sequence[int]) -> float:
     """
     part = max(1, round(_END_SHARE * len(found)))
     growth = (sum(found[-part:]) - sum(found[:part])) / part
-    return growth / len(found) if growth >= _LEAST_GROWTH else 0.0
+    if growth < _LEAST_GROWTH:
+        return 0.0
+    due = measured(load)
+    known_s = max(answer.ended_s or answer.due_s for answer in load.answers)
+    first, last = due[:part], due[-part:]
+    came_s = sum(a.due_s for a in last) - sum(a.due_s for a in first)
+    went_s = sum(a.ended_s or known_s for a in last) - sum(a.ended_s or known_s for a in first)
+    return min(growth / len(found), 1.0 - came_s / went_s) if went_s > came_s else 0.0
 
 
 def stalled_ratio(load: Load) -> float:

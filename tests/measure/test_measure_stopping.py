@@ -79,10 +79,10 @@ def test_the_first_rule_met_gives_the_reason() -> None:
 
 def test_a_noisy_series_seldom_stops_early_by_luck() -> None:
     """3 % noise needs about 40 samples for 2 %; half of all series seem narrow by the 12th."""
-    from orchestrator.statistics.bootstrap import median_ci
+    from orchestrator.statistics.medians import median_ci
 
     def seems_narrow(values: list[float]) -> bool:
-        median, low, high = median_ci(values, resamples=1000)
+        median, low, high = median_ci(values)
         return (high - low) / 2.0 <= 0.02 * median
 
     rng = np.random.default_rng(11)

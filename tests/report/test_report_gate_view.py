@@ -64,6 +64,13 @@ def test_a_pass_is_one_line():
     ]
 
 
+def test_trials_of_one_side_alone_are_named():
+    rows = [GateRow("completes", "a" * 64, None, "pass")]
+    rows += [GateRow("paired", c * 64, None, "skipped", reason="not measured again") for c in "bc"]
+    text = printed(GateView(GateResult("default", tuple(rows)), labels={"b" * 64: "nf4"}))
+    assert text.splitlines()[1:] == [f"  – not measured again: nf4  {'b' * 12}, {'c' * 12}"]
+
+
 def test_nothing_compared_does_not_pass():
     text = printed(GateView(GateResult("default", (), "the baseline shares no trial")))
     assert "incomparable" in text

@@ -12,6 +12,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from orchestrator.attempt import Outcome, PlannedAttempt, RuleResult, Slot
+from orchestrator.commands.plain_signs import HANDLER, use_plain_signs
 from orchestrator.measure.metric import Phase
 from orchestrator.report.analyse.labels import labels_of
 from orchestrator.report.show.board import Board, core_ranges, device_of
@@ -182,7 +183,8 @@ def test_a_long_silence_is_broken_by_a_heartbeat(make, monkeypatch):
 
 def test_an_encoding_without_our_signs_gets_plain_ones(make):
     raw = io.BytesIO()
-    out = io.TextIOWrapper(raw, encoding="ascii")
+    use_plain_signs()
+    out = io.TextIOWrapper(raw, encoding="ascii", errors=HANDLER)
     plan = make.plan()
     with LiveView(Console(file=out), total=8, labels=labels_of(plan)) as view:
         play(view, make, plan, {})

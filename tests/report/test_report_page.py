@@ -417,6 +417,14 @@ def test_a_sweep_without_results_still_has_a_page(make):
     assert "<h2>Figures" not in html
 
 
+def test_the_page_has_the_command_as_a_shell_takes_it(make):
+    plan = make.plan()
+    provenance = {"command": ["python", "-m", "orchestrator", "model.path=a b"], "cgroup": {}}
+    text = page(build_table(plan, make.reports(plan, 1)), [], provenance=provenance)
+    assert "<dd>python -m orchestrator &#39;model.path=a b&#39;</dd>" in text
+    assert "cgroup" not in text
+
+
 def test_provenance_says_where_attempts_differ(make):
     plan = make.plan(prompts=(512,))
     reports = make.reports(plan)

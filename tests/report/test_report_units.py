@@ -102,6 +102,7 @@ def test_spans_share_a_unit_and_collapse_when_equal():
 
 def test_ratios_keep_three_digits():
     assert [ratio(v) for v in (1.823, 0.0345, 123.4, None)] == ["1.82×", "0.0345×", "123×", "–"]
+    assert [ratio(v) for v in (1000.0, 2902.3, 3e-7, 0.0)] == ["1000×", ">1000×", "<0.001×", "0×"]
 
 
 @given(st.floats(min_value=1e-9, max_value=1e15, allow_nan=False))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.statistics.items import LEAST_ITEMS, paired_ratio, quantile
+from orchestrator.statistics.items import LEAST_ITEMS, chance_of_more, paired_ratio
 from orchestrator.statistics.judge import judge_items
 from testing.seeds import drawing_seed
 
@@ -97,7 +97,8 @@ def test_what_cannot_be_told_says_why() -> None:
     assert none.reason == "a mean is not positive: there is no ratio"
 
 
-def test_quantiles_of_students_t() -> None:
-    # Abramowitz and Stegun, table 26.10
-    assert quantile(0.95, 30) == pytest.approx(1.697, abs=5e-4)
-    assert quantile(0.975, 60) == pytest.approx(2.000, abs=5e-4)
+def test_few_items_are_surer_of_nothing_than_student_s_t() -> None:
+    # Abramowitz and Stegun, table 26.10: P(t > 3.659) = 0.0005 of 29 degrees of freedom.
+    mean = 3.659 / math.sqrt(30.0)
+    new = [1.0 + mean + side * math.sqrt(29.0 / 30.0) for side in (1.0, -1.0) * 15]
+    assert chance_of_more(new, [1.0] * 30, 1.0) == pytest.approx(0.0005, rel=0.02)

@@ -126,6 +126,15 @@ def test_what_scatters_is_not_exact_whatever_was_declared() -> None:
     assert found.finding == "inconclusive"
 
 
+def test_zeros_that_are_all_there_is_are_the_same() -> None:
+    zeros = [(0.0,)] * 3
+    assert judge(zeros, zeros, better="lower") == Judged("equivalent", 0.03)
+    assert judge([(0.0,) * 5], [(0.0,) * 5], better="higher").finding == "equivalent"
+    # One of each may be zero by chance, and of zeros and others there is no ratio.
+    for other in ([(0.0,)], [(0.0,), (0.1,)]):
+        assert judge(other, [(0.0,)], better="lower").finding == "inconclusive"
+
+
 @pytest.mark.parametrize("noise", [None, 0.01])
 def test_one_sample_a_side_decides_nothing(noise: float | None) -> None:
     found = judge([(9.0,)], [(1.0,)], better="lower", noise=noise)

@@ -64,9 +64,11 @@ def test_the_estimate_and_the_percentiles_stay() -> None:
     grouped, plain = summarise(one), summarise(tuple(one))
     assert (grouped.median, grouped.n, grouped.p95) == (plain.median, plain.n, plain.p95)
     assert grouped.p95 is not None
-    assert grouped.relative_half_width is not None
-    assert plain.relative_half_width is not None
-    assert grouped.relative_half_width > 2 * plain.relative_half_width
+    assert grouped.ci_low is not None
+    assert grouped.ci_high is not None
+    assert plain.ci_low is not None
+    assert plain.ci_high is not None
+    assert grouped.ci_high - grouped.ci_low > 2 * (plain.ci_high - plain.ci_low)
 
 
 def test_tokens_of_one_repetition_have_no_interval() -> None:

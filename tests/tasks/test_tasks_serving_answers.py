@@ -112,6 +112,9 @@ def event(text: str = "a", count: int | None = None, prompt: int = 7, **choice: 
         ((TOKEN, USED % 3, DONE), f"3 tokens came in 1 chunks, {UNTOLD}"),
         # A total with the last chunk does not say when the other two came.
         ((TOKEN, event(text="", count=3), DONE), f"3 tokens came in 1 chunks, {UNTOLD}"),
+        # That its length ended it says that all came, and nothing says when.
+        ((TOKEN, event(finish_reason="length"), DONE), f"3 tokens came in 2 chunks, {UNTOLD}"),
+        ((TOKEN * 2, event(finish_reason="length"), DONE), OK),
         # Of each chunk instead of by now.
         ((event(count=1), event(count=1), DONE), "text came of which its usage counts no token"),
         ((TOKEN * 4, DONE), "it gave 4 tokens, and 3 were asked for"),

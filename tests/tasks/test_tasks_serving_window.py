@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -70,6 +71,14 @@ def test_achieved_is_what_was_sent_before_the_window_was_over() -> None:
     assert window.achieved_ratio(made) == 0.8
 
 
+def test_requests_that_are_due_as_the_window_ends_are_sent_in_time() -> None:
+    # As of a trace whose requests come in batches.
+    made = [answer(k / 2, k / 2 + 0.1, sent_s=k / 2 + 0.001) for k in range(5) for _ in range(8)]
+    assert window.achieved_ratio(load(*made, end_s=2.0)) == 1.0
+    late = [answer(2.0, 2.5, sent_s=2.0 + 2 * window.STALL_S) for _ in range(8)]
+    assert window.achieved_ratio(load(*made[:-8], *late, end_s=2.0)) == 0.8
+
+
 TIMES = st.integers(0, 40).map(lambda tick: tick / 4)
 
 
@@ -97,6 +106,10 @@ def test_in_flight_is_who_has_come_and_has_no_end_yet(
     assert window.in_flight(load(*answers)) == by_hand
 
 
+def growth(made: Load) -> float:
+    return window.queue_growth(made, window.in_flight(made))
+
+
 def served(rate: float, seed: int, *, requests: int = 200, slots: int = 4) -> Load:
     """A server that takes ``slots`` requests at once, a second each, of Poisson arrivals."""
     random, due_s, free, answers = Random(seed), 0.0, [0.0] * slots, []
@@ -111,24 +124,52 @@ def served(rate: float, seed: int, *, requests: int = 200, slots: int = 4) -> Lo
 def test_the_queue_of_a_server_that_keeps_up_does_not_grow() -> None:
     seeds = range(drawing_seed(), drawing_seed() + 100)
     for rate in (0.4, 2.0, 3.0):
-        grown = [window.queue_growth(window.in_flight(served(rate, seed))) for seed in seeds]
-        assert sum(growth > SATURATED for growth in grown) == 0
+        grown = [growth(served(rate, seed)) for seed in seeds]
+        assert sum(share > SATURATED for share in grown) == 0
     # At 95 % of what it can take the queue is long, and seldom looks as if it grew.
-    grown = [window.queue_growth(window.in_flight(served(3.8, seed))) for seed in seeds]
-    assert sum(growth > SATURATED for growth in grown) <= 10
+    grown = [growth(served(3.8, seed)) for seed in seeds]
+    assert sum(share > SATURATED for share in grown) <= 10
 
 
 def test_the_queue_of_a_server_that_takes_less_than_comes_grows_by_what_is_left_over() -> None:
     seeds = range(drawing_seed(), drawing_seed() + 100)
     for rate in (6.0, 8.0, 40.0):
-        grown = [window.queue_growth(window.in_flight(served(rate, seed))) for seed in seeds]
-        assert all(growth > SATURATED for growth in grown)
+        grown = [growth(served(rate, seed)) for seed in seeds]
+        assert all(share > SATURATED for share in grown)
         assert sum(grown) / len(grown) == pytest.approx(0.9 * (1 - 4 / rate), rel=0.1)
+
+
+def test_requests_that_take_longer_than_the_load_so_far_are_no_queue() -> None:
+    random, due_s, answers = Random(drawing_seed()), 0.0, []
+    for number in range(300):
+        due_s += random.expovariate(8.0)
+        answers.append(answer(due_s, due_s + 10.0, measured=20 <= number < 120))
+    made = load(*answers, end_s=answers[120].due_s)
+    found = window.in_flight(made)
+    assert found[-1] - found[0] > 30
+    assert growth(made) == pytest.approx(0.0, abs=1e-9)
+    # Each takes longer than the one before, by as much as a server of half the rate lets it wait.
+    slower = [
+        replace(a, arrivals_s=(2 * a.due_s + 10.0,), ended_s=2 * a.due_s + 10.0) for a in answers
+    ]
+    assert growth(load(*slower, end_s=made.window_s[1])) == pytest.approx(0.5)
+    # The load went on while it was waited for those that have no end.
+    hung = [replace(a, ended_s=None if a.due_s > 10.0 else a.ended_s) for a in answers]
+    assert growth(load(*hung, end_s=made.window_s[1])) > SATURATED
+
+
+def test_a_burst_is_no_queue_that_grows_all_the_time() -> None:
+    """Ten requests a second, answered in a tenth of that; then thirty come almost at once."""
+    quiet = [answer(k / 10, k / 10 + 0.01) for k in range(70)]
+    burst = [answer(7.0 + k / 1e6, 7.01 + k / 100) for k in range(30)]
+    made = load(*quiet, *burst, end_s=7.01)
+    assert window.in_flight(made)[-1] == 29
+    assert 0.0 < growth(made) < SATURATED / 2
 
 
 def test_a_request_that_failed_is_in_no_queue() -> None:
     failed = [answer(k / 10, ended_s=k / 10 + 0.01, status="HTTP 429") for k in range(100)]
-    assert window.queue_growth(window.in_flight(load(*failed))) == 0.0
+    assert growth(load(*failed)) == 0.0
 
 
 @given(st.integers(1, 300))

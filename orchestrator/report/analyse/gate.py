@@ -13,11 +13,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from orchestrator.attempt import AttemptReport, Outcome
+from orchestrator.errors import ConfigError, nearest
 from orchestrator.measure.metric import MetricSpec
+from orchestrator.measure.registry import TASKS
+from orchestrator.measure.vocabulary import VOCABULARY
 from orchestrator.report.analyse.compare import against
 from orchestrator.report.analyse.gate_capacity import CapacityFinding, capacity_findings
 from orchestrator.report.analyse.gate_rules import (
@@ -178,6 +182,7 @@ def gate(
     ]
     rows: list[GateRow] = []
     for rule in rules.rules:
+        rows += _about_nothing(rule, trials)
         if isinstance(rule, LongOverShort | Capacity):
             if isinstance(rule, LongOverShort):
                 made = list(_long_over_short(rule, trials))
@@ -191,7 +196,6 @@ def gate(
                 made = [_capacity(each) for each in found]
             rows += made or [_unused(rule)]
             continue
-        rows += _pathless(rule, trials)
         for trial in trials:
             about = applies(rule.when, trial.config)
             if about is None:
@@ -304,6 +308,9 @@ def _change(rule: Change, trial: _Pair) -> GateRow:
     before, after = statistic_of(base, rule.statistic), statistic_of(new, rule.statistic)
     if isinstance(before, str) or isinstance(after, str):
         return _held(row, before if isinstance(before, str) else after, Condition())
+    if before == 0.0 <= after:
+        grown = after > 0.0 and limit is not None
+        return replace(row, state="regression", reason="up from 0") if grown else row
     if before <= 0.0:
         return replace(row, state="incomparable", reason="the baseline is not positive")
     return _held(row, after / before, Condition(at_least=floor, at_most=limit))
@@ -365,11 +372,28 @@ def _unused(rule: LongOverShort | Capacity) -> GateRow:
     return GateRow(rule.kind, "", metric, "skipped", reason=reason)
 
 
-def _pathless(rule: Rule, trials: Sequence[_Pair]) -> list[GateRow]:
-    """A row where a condition is on something that no trial has: a slip of the hand, mostly."""
+def _about_nothing(rule: Rule, trials: Sequence[_Pair]) -> Iterator[GateRow]:
+    """A row for what no trial has, in a condition or as a metric: a slip of the hand, mostly."""
     configs = [trial.config for trial in trials if trial.config is not None]
-    paths = [p for p in rule.when if configs and not any(has_path(c, p) for c in configs)]
-    return [GateRow(rule.kind, "", None, "skipped", reason=f"no trial has {p}") for p in paths]
+    absent = [p for p in rule.when if configs and not any(has_path(c, p) for c in configs)]
+    reasons = [f"no trial has {path}" for path in absent]
+    reports = [report for trial in trials for report in (*trial.base, *trial.new)]
+    for name in filter(None, _metrics_of(rule)):
+        if any(metric_of(report, name) is not None for report in reports):
+            continue
+        if name.rpartition(".")[2] not in (known := _declared()):
+            reasons.append(f"no trial has {name}, and no task declares it. {nearest(name, known)}")
+    for reason in reasons:
+        yield GateRow(rule.kind, "", None, "skipped", reason=reason)
+
+
+def _declared() -> set[str]:
+    """Metrics of the protocol, and of the tasks that are installed."""
+    found = set(VOCABULARY)
+    for name in TASKS.names():
+        with suppress(ConfigError, ImportError):
+            found |= {spec.name for spec in TASKS.find(name).metrics}
+    return found
 
 
 def _capacity(found: CapacityFinding) -> GateRow:
@@ -405,7 +429,7 @@ def _new_statistic(trial: _Pair, metric: str, statistic: str) -> float | str | N
     return statistic_of(samples, statistic)
 
 
-def _metrics_of(rule: Completes | Difference | Change | Limit) -> tuple[str | None, ...]:
-    if isinstance(rule, Completes):
+def _metrics_of(rule: Rule) -> tuple[str | None, ...]:
+    if isinstance(rule, Completes | Capacity):
         return (None,)
     return rule.metrics if isinstance(rule, Difference) else (rule.metric,)

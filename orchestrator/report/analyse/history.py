@@ -5,8 +5,8 @@
     attempts --a run each--> points --find_changes--> levels --judge_levels--> steps
 
 A point is a trial's centre in one run of a sweep, as everywhere: the mean of its attempts' medians.
-Its interval is that of :mod:`orchestrator.statistics.bootstrap` in its normal limit: the larger of
-the attempts' spread and of the noise within them, by Student's t for a spread of few attempts. That
+Its interval is that of :mod:`orchestrator.statistics.bootstrap` in its normal limit: the wider of
+that of the attempts' spread, by Student's t, and that of the noise within them. That
 way ten thousand attempts need not have their samples read.
 """
 
@@ -328,18 +328,17 @@ def _point(attempts: Sequence[Taken]) -> Point:
     centre = fmean(attempt.median for attempt in attempts)
     errors = [error for attempt in attempts if (error := attempt.error) is not None]
     within = fmean(error**2 for error in errors) if errors else None
-    quantile = student_quantile((1.0 + _CONFIDENCE) / 2.0, math.inf)
-    spread = within
-    if len(attempts) > 1:
+    share, count, spread, reach = (1.0 + _CONFIDENCE) / 2.0, len(attempts), within, 0.0
+    if within is not None:
+        reach = student_quantile(share, math.inf) * math.sqrt(within)
+    if count > 1:
         between = variance(attempt.median for attempt in attempts)
-        if within is None or between > within:
-            spread = between
-            quantile = student_quantile((1.0 + _CONFIDENCE) / 2.0, len(attempts) - 1.0)
+        spread = max(between, within or 0.0)
+        reach = max(reach, student_quantile(share, count - 1.0) * math.sqrt(between))
     low = high = error = None
     if spread is not None:
-        own = math.sqrt(spread / len(attempts))
-        low, high = centre - quantile * own, centre + quantile * own
-        error = own / abs(centre) if centre else None
+        low, high = centre - reach / math.sqrt(count), centre + reach / math.sqrt(count)
+        error = math.sqrt(spread / count) / abs(centre) if centre else None
     if len(attempts) == 1:
         low, high = attempts[0].ci_low, attempts[0].ci_high
     started_at = min(attempt.started_at for attempt in attempts)

@@ -10,9 +10,10 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.padding import Padding
 from rich.text import Text
 
+from orchestrator.measure.grouping import grouped
 from orchestrator.report.analyse.gate import EXIT_CODES, GateResult, GateRow
 from orchestrator.report.analyse.reasons import one_line
-from orchestrator.report.show.parts import TrialNames
+from orchestrator.report.show.parts import TrialNames, some_of
 from orchestrator.report.show.style import STANDING_MARKS
 from orchestrator.report.show.units import quantity, ratio
 
@@ -65,6 +66,10 @@ class GateView(TrialNames):
             if not row.hash:  # a rule that is about no trial at all
                 said = f"  {STATES['skipped'][0]} {row.rule.replace('_', ' ')}: {row.reason}"
                 yield Text(said, style="dim")
+        alone = [row for row in self.result.rows if row.rule == "paired"]
+        for reason, rows in grouped(alone, lambda row: row.reason).items():
+            some = some_of([self.named(row.hash) for row in rows], 5)
+            yield Text(f"  {STATES['skipped'][0]} {reason}: {some}", style="dim")
 
     def _lines(self, row: GateRow, width: int) -> list[Text]:
         """The trial, the rule and its figures on one line where they fit, else on two."""

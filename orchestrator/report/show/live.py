@@ -25,7 +25,7 @@ from orchestrator.report.analyse.labels import plain_label
 from orchestrator.report.analyse.reasons import one_line
 from orchestrator.report.show.board import Board, plain_line
 from orchestrator.report.show.board_view import draw
-from orchestrator.report.show.style import is_live, writable
+from orchestrator.report.show.style import is_live
 from orchestrator.report.show.units import duration, span
 
 if TYPE_CHECKING:
@@ -232,15 +232,14 @@ class LiveView:
     def _print(self, lines: Sequence[tuple[str, str]]) -> None:
         if not lines:
             return
-        encoding = self._console.encoding
         if not self._is_live:
             # Not through rich: on a broken pipe it points the process's *stdout* at /dev/null.
             file = self._console.file
-            file.write("".join(f"{writable(line, encoding)}\n" for line, _ in lines))
+            file.write("".join(f"{line}\n" for line, _ in lines))
             file.flush()
             return
 
-        text = Text("\n").join(Text(writable(line, encoding), style) for line, style in lines)
+        text = Text("\n").join(Text(line, style) for line, style in lines)
         self._console.print(text, soft_wrap=True, highlight=False)
 
     # -- words ---------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ import os
 from typing import TYPE_CHECKING
 
 from orchestrator.attempt import Outcome
-from orchestrator.report.show.signs import PLAIN
 from orchestrator.statistics.judge import Finding, Judged
 
 if TYPE_CHECKING:
@@ -59,20 +58,6 @@ def standing_mark(judged: Judged, better: str | None) -> str:
     """The mark before a ratio; none where no change is known to be good or bad."""
     plain = judged.finding == "inconclusive" and better is None
     return "" if plain else STANDING_MARKS[judged.finding][0]
-
-
-_ASCII = str.maketrans(PLAIN)
-
-
-def writable(text: str, encoding: str) -> str:
-    """``text``, with signs that ``encoding`` cannot write replaced by plain ones."""
-    try:
-        text.encode(encoding)
-    except UnicodeEncodeError:
-        return text.translate(_ASCII).encode(encoding, "replace").decode(encoding)
-    except LookupError:
-        return text.translate(_ASCII).encode("ascii", "replace").decode("ascii")
-    return text
 
 
 def is_live(console: Console) -> bool:

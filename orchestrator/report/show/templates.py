@@ -9,7 +9,7 @@ from orchestrator.report.analyse.labels import short_hash
 from orchestrator.report.analyse.rows import SweepTable
 from orchestrator.report.show.parts import against_baseline, value_text
 from orchestrator.report.show.style import VERDICT_MARKS, standings_legend
-from orchestrator.report.show.tree import flat
+from orchestrator.report.show.tree import entry
 
 
 def rendered(name: str, table: SweepTable, **values: Any) -> str:
@@ -39,7 +39,7 @@ def filled_in(name: str, **values: Any) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=not name.endswith(".html"),
     )
-    environment.filters.update(short=short_hash, flat=flat, md=_markdown)
+    environment.filters.update(short=short_hash, entry=entry, md=_markdown)
     return environment.get_template(name).render(values)
 
 

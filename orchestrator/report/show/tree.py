@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,12 @@ _TELLING = (
     *("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"),
 )
 _MOST = 14
+
+
+def entry(value: Any, key: str) -> str:
+    """:func:`flat` of what ``key`` names; of a command, what a shell takes."""
+    is_command = key == "command" and isinstance(value, (list, tuple))
+    return shlex.join(map(str, value)) if is_command else "" if value is None else flat(value)
 
 
 def flat(value: Any) -> str:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
@@ -36,7 +35,7 @@ from orchestrator.report.show.board import device_of
 from orchestrator.report.show.operators_view import operator_table
 from orchestrator.report.show.parts import ended, figure_text, grid, numbers, prose, words
 from orchestrator.report.show.style import VERDICT_MARKS
-from orchestrator.report.show.tree import flat
+from orchestrator.report.show.tree import entry
 from orchestrator.report.show.units import MISSING, duration, quantity, scale_of, utc
 from orchestrator.statistics.summary import summarise_attempts, summarise_by
 
@@ -201,10 +200,7 @@ def _pairs(tree: Mapping[str, Any]) -> Table:
     """One line a branch: ``model   source=packaged id=smollm2_135m``."""
     drawn = grid(words(style="cyan"), prose())
     for key, value in tree.items():
-        said = "" if value is None else flat(value)
-        if key == "command" and isinstance(value, (list, tuple)):
-            said = shlex.join(map(str, value))
-        if said:
+        if said := entry(value, key):
             drawn.add_row(str(key), Text(said))
     return drawn
 

@@ -38,6 +38,7 @@ _PREFIXED = {
 }
 # What a person reads without an exponent.
 _LEAST_PLAIN, _MOST_PLAIN = 1e-4, 1e7
+_MOST_TIMES = 1000
 _SYMBOLS = {"1": "", "tokens/s": "tok/s", "percent": "%"}
 
 
@@ -127,9 +128,16 @@ def significant(value: float, digits: int = 3) -> str:
 
 
 def ratio(value: float | None) -> str:
-    """A ratio to the baseline: ``1.82×``; three digits, a dash for None."""
+    """A ratio to the baseline: ``1.82×``; three digits, a dash for None.
+
+    Beyond a thousand, of something that was next to nothing, no digit tells anything.
+    """
     if value is None:
         return MISSING
+    if value > _MOST_TIMES:
+        return f">{_MOST_TIMES}×"
+    if 0.0 < value < 1.0 / _MOST_TIMES:
+        return f"<{1.0 / _MOST_TIMES}×"
     return f"{significant(value)}×" if value < 0.1 or value >= 100 else f"{value:.2f}×"
 
 
