@@ -161,7 +161,7 @@ def test_an_index_that_does_not_answer_makes_nothing_infeasible(
     monkeypatch.delenv("UV_NO_INDEX")
     monkeypatch.setenv("UV_DEFAULT_INDEX", "http://127.0.0.1:9/simple")
     monkeypatch.setenv("UV_HTTP_RETRIES", "0")
-    with pytest.raises(ConfigError, match="^environment: cannot be resolved now: .*127.0.0.1:9"):
+    with pytest.raises(ConfigError, match=r"^environment: cannot be resolved now: .*127.0.0.1:9"):
         locked(asked("psutil", "nosuch"))
 
 
