@@ -321,3 +321,17 @@ def test_a_peak_is_measured_and_held_against_the_prediction(identity: Identity, 
     assert isinstance(ratio, Value)
     assert ratio.value == pytest.approx(peak_bytes / expectation.memory_bytes)
     assert ratio.value == pytest.approx(1.0, abs=0.10)
+
+
+def test_a_step_of_a_model_that_is_here_is_predicted_before_it_is_loaded(
+    identity: Identity,
+) -> None:
+    from orchestrator.engines.transformers.configuration import PACKAGED
+    from orchestrator.tasks.training.training import expect
+
+    asked = identity("fp32", task="training", batch_size=4, context_tokens=32)
+    asked["model"] = {**asked["model"], "source": "packaged", "id": "smollm2_135m"}
+    asked["model"]["architecture"] = None
+    found = expect(asked, None)
+    assert found is not None
+    assert found.memory_bytes == training_memory(read_architecture(PACKAGED), 4, 32).total_bytes
