@@ -85,6 +85,8 @@ BASE = "task=noop model=random_tiny"
         ("quant=null", ["chooses nothing"]),
         ("quant=[nf4,bf16]", ["chooses nothing"]),
         ("resources.cpus=1,2", ["not part of a trial's identity", "device.threads"]),
+        ("resources.accelerator=A100,H100", ["once on each, and `compare` the two by hardware"]),
+        ("resources.gpus=1,2", ["once for each value"]),
         ("device.threads=2 resources.cpus=1", ["resources.cpus: 1 core for 2 threads", "give 2"]),
         ("repeats=1,2", ["not part of a trial's identity", "repeats=N"]),
         ("tracking=embedded,server", ["not part of a trial's identity"]),
