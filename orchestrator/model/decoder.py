@@ -246,6 +246,7 @@ def read_kept(
         parallel=parallel,
         dropout=dropout is not None and f.drops(*dropout),
         attention_dropout=f.drops(*attention_dropout),
+        capped=bool(f.config.get("attn_logit_softcapping", f.model_type == "gemma2")),
     )
 
 

@@ -186,9 +186,7 @@ def _standard(
 
 
 def _attention_numbers(f: Fields, heads: Heads, fused: bool, rotary: float) -> int:
-    """Of one projection its values hold all; what is turned in part is put together in new order,
-    and its output copied back.
-    """
+    """What values hold of a fused projection, and the output's copy where heads turn in part."""
     raw = (heads.heads + heads.kv_heads) * heads.head_dim if fused else 0
     in_part = fused or f.fraction("partial_rotary_factor", "rotary_pct", default=rotary) < 1
     return raw + in_part * heads.heads * heads.head_dim
@@ -216,12 +214,7 @@ def _qwen_windows(f: Fields, count: int) -> list[int | None]:
 
 
 def _gemma(
-    f: Fields,
-    *,
-    norms: int = 2,
-    windows: WindowRule = no_windows,
-    normed_heads: bool = False,
-    capped: bool = False,
+    f: Fields, *, norms: int = 2, windows: WindowRule = no_windows, normed_heads: bool = False
 ) -> Architecture:
     heads = read_heads(f, head_dim="required")
     matrices = (
@@ -235,7 +228,7 @@ def _gemma(
         norm=heads.hidden,
         norms=norms,
         extra_vectors=extra,
-        kept=replace(read_kept(f, norm_tensors=(2, 0)), capped=capped),
+        kept=read_kept(f, norm_tensors=(2, 0)),
         normed_heads=normed_heads,
     )
     # Gemma 3 turns local and global layers by different frequencies.
@@ -380,9 +373,7 @@ READERS: dict[str, Reader] = {
     "deepseek_v3": partial(deepseek, corrected=True),
     "falcon": _falcon,
     "gemma": _gemma,
-    "gemma2": partial(
-        _gemma, norms=4, windows=windows_where(lambda i: i % 2 == 0, default=4096), capped=True
-    ),
+    "gemma2": partial(_gemma, norms=4, windows=windows_where(lambda i: i % 2 == 0, default=4096)),
     "gemma3_text": partial(_gemma, norms=4, windows=_gemma3_windows, normed_heads=True),
     "glm4": partial(
         _standard,

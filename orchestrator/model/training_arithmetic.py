@@ -200,9 +200,8 @@ def training_memory(
         for layer, count in architecture.layers
     ]
     # Going back: what the loss kept of them, its gradient and that of the logits.
-    logits = rows * architecture.vocabulary * 3 * _FLOAT32
-    if any(layer.kept.capped for layer, _ in architecture.layers):
-        logits += rows * architecture.vocabulary * active
+    capped = architecture.layers[0][0].kept.capped
+    logits = rows * architecture.vocabulary * (3 * _FLOAT32 + capped * active)
     working = 0
     if optimizer:
         largest = round(max(_tensors(architecture)))
