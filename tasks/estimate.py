@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -249,31 +250,48 @@ def _times(
 
     common = (job.weights, job.cache, execution)
     first = prefill(job.architecture, job.batch, job.prompt, *common)
-    # A step grows linearly with what is cached: the one in the middle is their mean.
-    middle = job.prompt + max(job.new - 2, 0) // 2
-    step = decode(job.architecture, job.batch, middle, *common)
+    runs = list(_even_steps(job))
+    steps = [decode(job.architecture, job.batch, middle, *common) for _, middle in runs]
     try:
-        ahead, each = estimate(first, device), estimate(step, device)
+        ahead, each = estimate(first, device), [estimate(step, device) for step in steps]
     except ConfigError as error:
         return dict.fromkeys(_TIMES, str(error))
     facts["prefill_bound"] = ahead.bound
+
+    def mean(values: Iterable[float]) -> float:
+        every = sum(n for n, _ in runs)
+        return sum(n * value for (n, _), value in zip(runs, values, strict=True)) / every
+
+    tpot_s = mean(e.time_s for e in each)
     values: dict[str, float | str] = {
         "ttft_s": ahead.time_s,
-        "e2e_s": ahead.time_s + (job.new - 1) * each.time_s,
+        "e2e_s": ahead.time_s + (job.new - 1) * tpot_s,
         "prefill_tokens_per_s": job.batch * job.prompt / ahead.time_s,
         "prefill_flops": flops(first),
         "prefill_attention_share": ahead.attention_share,
     }
     if job.new == 1:
         return dict.fromkeys(_TIMES, "one new token has no decode step") | values
-    facts["decode_bound"] = each.bound
+    facts["decode_bound"] = each[len(each) // 2].bound
     return values | {
-        "tpot_s": each.time_s,
-        "decode_tokens_per_s": job.batch / each.time_s,
-        "decode_flops": flops(step),
-        "decode_moved_bytes": moved_bytes(step),
-        "decode_attention_share": each.attention_share,
+        "tpot_s": tpot_s,
+        "decode_tokens_per_s": job.batch / tpot_s,
+        "decode_flops": mean(map(flops, steps)),
+        "decode_moved_bytes": mean(map(moved_bytes, steps)),
+        "decode_attention_share": mean(e.time_s * e.attention_share for e in each) / tpot_s,
     }
+
+
+def _even_steps(job: _Job) -> Iterator[tuple[int, int]]:
+    """Runs of decode steps, each with how many it has and what is cached at its middle.
+
+    A step grows linearly with what is cached, so that the middle one is their mean, until a window
+    is full: there a run ends.
+    """
+    first, end = job.prompt, job.prompt + max(job.new - 1, 1)
+    windows = {layer.attention.window or 0 for layer, _ in job.architecture.layers}
+    for low, high in pairwise([first, *sorted(w for w in windows if first < w < end), end]):
+        yield high - low, (low + high - 1) // 2
 
 
 @lru_cache(maxsize=65536)

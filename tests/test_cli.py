@@ -205,6 +205,12 @@ def test_doctor_finds_no_failure_where_the_tests_run(tmp_path: Path) -> None:
     assert {finding.level for finding in findings} <= {"ok", "warn"}
 
 
+def test_doctor_knows_that_a_store_can_be_made(tmp_path: Path) -> None:
+    place = tmp_path / "not" / "there"
+    (said,) = [f for f in examine(place / "store") if str(tmp_path) in f.what]
+    assert (said.level, "free" in said.what) == ("ok", True)
+
+
 def test_doctor_says_what_cannot_be_written() -> None:
     findings = examine(Path("/proc/nowhere/mlruns"))
     assert any("/proc/nowhere" in finding.what for finding in findings if finding.level == "fail")

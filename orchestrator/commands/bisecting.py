@@ -108,7 +108,11 @@ def bisect_command(
         found.append(bisecting.shown(answer))
         if not versions or len(found) > 1 or answer.state != "found":
             break
-        differences = between_versions(differences, answer)
+        try:
+            differences = between_versions(differences, answer)
+        except UsageError as error:
+            say(str(error))  # what was found stands
+            break
         if differences is None:
             say("--versions: there is no released version in between, or not of one package alone")
     if as_json:

@@ -9,6 +9,7 @@ import os
 import platform
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -167,9 +168,13 @@ def _model() -> Iterator[Finding]:
 
 
 def _store(root: Path) -> Iterator[Finding]:
-    parent = root if root.exists() else root.parent
-    if not os.access(parent, os.W_OK):
-        yield Finding("fail", f"{parent} is not writable", "tracking.root=DIRECTORY")
+    parent = next(place for place in (root, *root.absolute().parents) if place.exists())
+    try:
+        with tempfile.TemporaryFile(dir=parent):
+            pass
+    except OSError as error:
+        what = f"{root} cannot be written: {error.strerror}"
+        yield Finding("fail", what, "tracking.root=DIRECTORY")
         return
     free = shutil.disk_usage(parent).free
     level = "ok" if free > 2 * GIB else "warn"

@@ -22,7 +22,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,11 +113,12 @@ def kept() -> list[Kind]:
     for directory in cache_root().iterdir():
         if not directory.is_dir() or directory.name == _LOCKS:
             continue
-        weight = sum(
-            item.lstat().st_size
-            for item in directory.rglob("*")
-            if item.is_file() and not item.is_symlink()
-        )
+        weight = 0
+        for folder, _, names in os.walk(directory):
+            for name in names:
+                # Others put entries there meanwhile, and take them away.
+                with suppress(FileNotFoundError):
+                    weight += os.lstat(os.path.join(folder, name)).st_size
         found.append(Kind(directory.name, entries_of(directory.name), weight))
     return sorted(found, key=lambda kind: -kind.bytes)
 

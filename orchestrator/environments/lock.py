@@ -164,8 +164,14 @@ def _packages(request: Request, file: str | None) -> Mapping[str, str] | str:
                 return found
     try:
         found = _resolve(request)
-    except (UvFailed, Infeasible) as error:
+    except Infeasible as error:
         return str(error)
+    except UvFailed as error:
+        if error.unsolvable:
+            return str(error)
+        # Not known is not impossible: no trial is told so.
+        what = f"cannot be resolved now: {error}"
+        raise ConfigError(what, where="environment", fix="Try again") from error
     text = _text(request, found)
     # One that was resolved for another Python stays: it is what others share.
     if beside is not None and not _is_of_another_python(beside, request.python):

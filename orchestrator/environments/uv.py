@@ -18,7 +18,17 @@ _LONGEST = 300
 
 
 class UvFailed(Exception):
-    """uv ended with an error; the message is its reason in one line."""
+    """uv ended with an error; the message is its reason in one line.
+
+    Attributes
+    ----------
+    unsolvable : bool
+        It knows all that is needed to say that there is no such thing.
+    """
+
+    def __init__(self, reason: str, *, unsolvable: bool = False) -> None:
+        super().__init__(reason)
+        self.unsolvable = unsolvable
 
 
 class Cancelled(Exception):
@@ -75,7 +85,7 @@ def run_uv(*words: str | Path, cancelled: Callable[[], bool] = lambda: False) ->
         return out
     if os.strerror(errno.ENOSPC) in err:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    raise UvFailed(reason_in(err))
+    raise UvFailed(reason_in(err), unsolvable=process.returncode == 1)
 
 
 def reason_in(err: str) -> str:

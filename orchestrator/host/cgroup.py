@@ -14,6 +14,11 @@ from pathlib import Path
 ROOT = Path("/")
 # Version 1 writes a number near 2**63 for "no limit".
 _NO_LIMIT = 1 << 60
+# Limit and use of memory; in ``memory.stat``, what of it are files that nobody uses just now.
+_MEMORY_FILES = {
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file "),
+    2: ("memory.max", "memory.current", "inactive_file "),
+}
 
 
 @dataclass(frozen=True)
@@ -69,12 +74,29 @@ def group_of(controller: str, root: Path = ROOT) -> Group | None:
 
 def memory_limit_bytes(root: Path = ROOT) -> int | None:
     """Memory that this process's groups allow, in bytes; None without a limit."""
+    return min((limit for limit, _ in _memory_limits(root)), default=None)
+
+
+def memory_left_bytes(root: Path = ROOT) -> int | None:
+    """What these groups leave; files in the page cache give way. None without a limit."""
+    return min((max(0, limit - used) for limit, used in _memory_limits(root)), default=None)
+
+
+def _memory_limits(root: Path) -> Iterator[tuple[int, int]]:
+    """The limit of each group that has one, and what of it is in use."""
     group = group_of("memory", root)
     if group is None:
-        return None
-    name = "memory.max" if group.version == 2 else "memory.limit_in_bytes"
-    found = (_numbers(level / name) for level in group.levels())
-    return min((one[0] for one in found if one and one[0] < _NO_LIMIT), default=None)
+        return
+    limit, usage, files = _MEMORY_FILES[group.version]
+    for level in group.levels():
+        found = _numbers(level / limit)
+        if not found or found[0] >= _NO_LIMIT:
+            continue
+        used = sum(_numbers(level / usage))
+        with contextlib.suppress(OSError):
+            lines = (level / "memory.stat").read_text().splitlines()
+            used -= sum(int(line.split()[1]) for line in lines if line.startswith(files))
+        yield found[0], used
 
 
 def cpu_limit(root: Path = ROOT) -> float | None:

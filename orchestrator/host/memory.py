@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from orchestrator.host.cgroup import ROOT, memory_limit_bytes
+from orchestrator.host.cgroup import ROOT, memory_left_bytes, memory_limit_bytes
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
@@ -22,8 +22,9 @@ def usable_bytes(root: Path = ROOT) -> int:
 
 
 def available_bytes(root: Path = ROOT) -> int | None:
-    """What new processes can have without swapping, as the kernel estimates it."""
-    return _meminfo(root).get("MemAvailable")
+    """What new processes can have without swapping, as the kernel and the control groups say."""
+    found = (_meminfo(root).get("MemAvailable"), memory_left_bytes(root))
+    return min((each for each in found if each is not None), default=None)
 
 
 def swapped_bytes(root: Path = ROOT) -> int:

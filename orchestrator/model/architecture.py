@@ -131,26 +131,38 @@ class Kept:
 
     Attributes
     ----------
-    fused_norms : bool
-        Norms are one operation, which keeps its input only; those written in Python keep it
-        widened, and their result before the weight.
-    float32_norms : bool
-        That result is still widened when the weight comes.
+    norm_tensors : (int, int)
+        Tensors that a norm keeps in float32, and in the type of what it is given: one written in
+        Python keeps its input widened, and its result before the weight.
     normed_numbers : int
-        Numbers of a token's queries and keys that are normed by themselves.
+        Numbers of a token that are normed by themselves: of queries, of keys, of what is
+        compressed.
+    attention_numbers : int
+        Numbers of a token that fused attention keeps besides queries, keys, values and output: of
+        a projection that values are a part of, of an output that is copied.
     activation_tensors : int
         Tensors of the feed-forward part's width that its activation keeps: 1 where it is one
         operation.
+    parallel : bool
+        The norms of both parts of a layer have the same input.
     dropout, attention_dropout : bool
         Some of what both parts of a layer give is dropped; some of the attention's scores.
+    capped : bool
+        Scores are bounded by a hyperbolic tangent, and so are the logits.
+    broadcast : bool
+        Keys and values are handed to attention with fewer heads than queries, which no fused code
+        of torch takes.
     """
 
-    fused_norms: bool = False
-    float32_norms: bool = False
+    norm_tensors: tuple[int, int] = (1, 1)
     normed_numbers: int = 0
+    attention_numbers: int = 0
     activation_tensors: int = 1
+    parallel: bool = False
     dropout: bool = False
     attention_dropout: bool = False
+    capped: bool = False
+    broadcast: bool = False
 
 
 @dataclass(frozen=True)

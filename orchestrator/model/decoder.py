@@ -215,6 +215,7 @@ _ACTIVATION_TENSORS = {
     "gelu_new": 4,
     "gelu_python": 3,
     "gelu_python_tanh": 4,
+    "gpt_oss": 4,  # whatever its configuration says: both factors are clamped first
     "linear": 0,
     "quick_gelu": 2,
     "relu": 0,
@@ -227,21 +228,25 @@ _ACTIVATION_TENSORS = {
 def read_kept(
     f: Fields,
     *,
-    fused_norms: bool = False,
-    float32_norms: bool = False,
+    norm_tensors: tuple[int, int] = (1, 1),
+    attention_numbers: int = 0,
     activation: str = "silu",
+    parallel: bool = False,
     dropout: tuple[str, float] | None = None,
     attention_dropout: tuple[str, float] = ("attention_dropout", 0.0),
 ) -> Kept:
     """What is kept for a backward pass; of both rates the field and the family's default."""
     fields = ("hidden_activation", "hidden_act", "activation_function", "activation")
     named = next((name for field in fields if (name := f.config.get(field))), activation)
+    known = f.model_type if f.model_type in _ACTIVATION_TENSORS else str(named)
     return Kept(
-        fused_norms=fused_norms,
-        float32_norms=float32_norms,
-        activation_tensors=_ACTIVATION_TENSORS.get(str(named), 1),
+        norm_tensors=norm_tensors,
+        attention_numbers=attention_numbers,
+        activation_tensors=_ACTIVATION_TENSORS.get(known, 1),
+        parallel=parallel,
         dropout=dropout is not None and f.drops(*dropout),
         attention_dropout=f.drops(*attention_dropout),
+        capped=bool(f.config.get("attn_logit_softcapping", f.model_type == "gemma2")),
     )
 
 

@@ -6,6 +6,7 @@ Each is checked against transformers' own model built without memory (``tests/me
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -113,9 +114,10 @@ def _standard(
     expert_count: tuple[str, ...] = (),
     norm_vectors: int = 1,
     norms: int = 2,
-    float32_norms: bool = False,
+    norm_tensors: tuple[int, int] = (1, 1),
     extra_vectors: Callable[[Fields, Heads], int] = _no_vectors,
     needs_output: bool = False,
+    parallel: Switch = False,
     activation: str = "silu",
     dropout: tuple[str, float] | None = None,
     windows: WindowRule = no_windows,
@@ -139,7 +141,7 @@ def _standard(
         Parameters of a norm, in hidden sizes: 2 with a bias, 0 without any.
     norms, extra_vectors, needs_output
         As for :class:`Block`.
-    float32_norms, activation, dropout
+    norm_tensors, parallel, activation, dropout
         As for :func:`read_kept`.
     rotary
         Share of a head that is turned, where the configuration is silent.
@@ -168,11 +170,12 @@ def _standard(
         gated=not plain,
         active_experts=active,
         needs_output=needs_output,
-        # A norm with a bias is torch's own.
         kept=read_kept(
             f,
-            fused_norms=norm_vectors == 2,
-            float32_norms=float32_norms,
+            # A norm with a bias is torch's own.
+            norm_tensors=(0, 1) if norm_vectors == 2 else norm_tensors,
+            attention_numbers=_attention_numbers(f, heads, fused, rotary),
+            parallel=_on(f, parallel),
             activation=activation,
             dropout=dropout,
         ),
@@ -180,6 +183,13 @@ def _standard(
     )
     buffers = rotary_buffers(f, heads.head_dim, default=rotary)
     return dense(f, block, windows=windows, buffers=buffers, tied=tied, head_bias=head_bias)
+
+
+def _attention_numbers(f: Fields, heads: Heads, fused: bool, rotary: float) -> int:
+    """What values hold of a fused projection, and the output's copy where heads turn in part."""
+    raw = (heads.heads + heads.kv_heads) * heads.head_dim if fused else 0
+    in_part = fused or f.fraction("partial_rotary_factor", "rotary_pct", default=rotary) < 1
+    return raw + in_part * heads.heads * heads.head_dim
 
 
 def _on(f: Fields, switch: Switch) -> bool:
@@ -218,7 +228,7 @@ def _gemma(
         norm=heads.hidden,
         norms=norms,
         extra_vectors=extra,
-        kept=read_kept(f, float32_norms=True),
+        kept=read_kept(f, norm_tensors=(2, 0)),
         normed_heads=normed_heads,
     )
     # Gemma 3 turns local and global layers by different frequencies.
@@ -248,7 +258,7 @@ def _gpt2(f: Fields) -> Architecture:
             gated=False,
             kept=read_kept(
                 f,
-                fused_norms=True,
+                norm_tensors=(0, 1),
                 activation="gelu_new",
                 dropout=("resid_pdrop", 0.1),
                 attention_dropout=("attn_pdrop", 0.1),
@@ -281,7 +291,18 @@ def _falcon(f: Fields) -> Architecture:
         gated=False,
         # The grouped variant is repeated for every query head before transformers caches it.
         cached_kv_heads=1 if single else heads.heads,
-        kept=read_kept(f, fused_norms=True, dropout=("hidden_dropout", 0.0)),
+        kept=replace(
+            read_kept(
+                f,
+                norm_tensors=(0, 1),
+                attention_numbers=heads.heads * heads.head_dim,
+                parallel=separate and f.flag("parallel_attn", True),
+                dropout=("hidden_dropout", 0.0),
+                # With rotary positions its fused attention drops nothing.
+                attention_dropout=("attention_dropout" if f.flag("alibi", False) else "", 0.0),
+            ),
+            broadcast=single,
+        ),
     )
     # Its frequencies are made with alibi positions too, and not used.
     buffers = rotary_buffers(f, heads.head_dim)
@@ -311,7 +332,7 @@ def _opt(f: Fields) -> Architecture:
         *separate_projections(heads, bias=bias),
         *plain_feed_forward(heads.hidden, f.size("ffn_dim"), bias=bias),
     )
-    kept = read_kept(f, fused_norms=True, activation="relu", dropout=("dropout", 0.1))
+    kept = read_kept(f, norm_tensors=(0, 1), activation="relu", dropout=("dropout", 0.1))
     block = Block(heads, matrices, norm=norm, gated=False, kept=kept)
     width = f.size("word_embed_proj_dim", default=heads.hidden)
     outer: tuple[Matrix, ...] = ()
@@ -341,7 +362,7 @@ _llama = partial(_standard, kv_default=True, bias=_ATTENTION_BIAS, inner_bias=("
 READERS: dict[str, Reader] = {
     "cohere": partial(
         _standard,
-        float32_norms=True,
+        norm_tensors=(3, 0),
         kv_default=True,
         bias=_ATTENTION_BIAS,
         norms=1,
@@ -372,6 +393,7 @@ READERS: dict[str, Reader] = {
         plain=True,
         inner_bias=True,
         norm_vectors=2,
+        parallel=("use_parallel_residual", True),
         dropout=("hidden_dropout", 0.0),
         rotary=0.25,
     ),
@@ -382,7 +404,7 @@ READERS: dict[str, Reader] = {
         bias=("attention_bias", True),
         expert_count=_LOCAL_EXPERTS,
         inner_bias=True,
-        float32_norms=True,
+        norm_tensors=(2, 0),
         extra_vectors=lambda f, h: h.heads,  # a learnt sink for each head
         windows=windows_where(lambda index: index % 2 == 0, default=128),
     ),
@@ -394,7 +416,12 @@ READERS: dict[str, Reader] = {
     "mistral": partial(_standard, windows=windows_where(default=4096)),
     "mixtral": partial(_standard, expert_count=_LOCAL_EXPERTS, windows=windows_where()),
     "olmo": partial(
-        _standard, kv_default=True, head_dim="derived", bias=_ATTENTION_BIAS, norm_vectors=0
+        _standard,
+        kv_default=True,
+        head_dim="derived",
+        bias=_ATTENTION_BIAS,
+        norm_vectors=0,
+        norm_tensors=(1, 0),
     ),
     "olmo2": partial(
         _standard,
@@ -402,7 +429,7 @@ READERS: dict[str, Reader] = {
         bias=_ATTENTION_BIAS,
         extra_vectors=_all_heads_normed,
         needs_output=True,
-        float32_norms=True,
+        norm_tensors=(2, 0),
     ),
     "olmoe": partial(
         _standard,
@@ -429,7 +456,12 @@ READERS: dict[str, Reader] = {
         head_bias=True,
     ),
     "phi3": partial(
-        _standard, kv_default=True, fused=True, fused_gate=True, windows=windows_where()
+        _standard,
+        kv_default=True,
+        fused=True,
+        fused_gate=True,
+        dropout=("resid_pdrop", 0.0),
+        windows=windows_where(),
     ),
     "qwen2": partial(_standard, bias=True, output_bias=False, windows=_qwen_windows),
     "qwen2_moe": qwen2_moe,

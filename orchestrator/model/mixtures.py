@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from orchestrator.model.architecture import (
@@ -24,6 +25,7 @@ from orchestrator.model.decoder import (
     layer_count,
     no_windows,
     read_heads,
+    read_kept,
     rotary_buffers,
     separate_projections,
     windows_where,
@@ -51,8 +53,8 @@ def qwen2_moe(f: Fields) -> Architecture:
     active = active_experts(f, count)
     return _interleaved(
         f,
-        Block(heads, sparse, norm=hidden, active_experts=active),
-        Block(heads, dense_layer, norm=hidden),
+        Block(heads, sparse, norm=hidden, active_experts=active, kept=read_kept(f)),
+        Block(heads, dense_layer, norm=hidden, kept=read_kept(f)),
         windows=windows,
     )
 
@@ -65,7 +67,14 @@ def qwen3_moe(f: Fields) -> Architecture:
     attention = separate_projections(heads, bias=f.flag("attention_bias", False))
     sparse = (*attention, *experts(hidden, f.size("moe_intermediate_size"), count))
     dense_layer = (*attention, *gated_feed_forward(hidden, f.size("intermediate_size")))
-    block = partial(Block, heads, norm=hidden, extra_vectors=2 * heads.head_dim, normed_heads=True)
+    block = partial(
+        Block,
+        heads,
+        norm=hidden,
+        extra_vectors=2 * heads.head_dim,
+        kept=read_kept(f),
+        normed_heads=True,
+    )
     switched = f.flag("use_sliding_window", False)
     return _interleaved(
         f,
@@ -127,6 +136,11 @@ def deepseek(f: Fields, *, corrected: bool) -> Architecture:
                 vectors=2 * hidden + latent.rank + (rank or 0),
                 active_experts=active,
                 float32_buffers=count if corrected and sparse else 0,
+                # Values are a part of what is expanded; queries and keys are put together.
+                kept=replace(
+                    read_kept(f, attention_numbers=heads * (plain + value)),
+                    normed_numbers=latent.rank + (rank or 0),
+                ),
             )
         )
     return decoder(

@@ -17,6 +17,8 @@ from orchestrator.model.architecture import (
     FEED_FORWARD,
     LOSS,
     OPTIMIZER,
+    PROJECTION,
+    ROUTER,
     Architecture,
     Layer,
 )
@@ -155,7 +157,7 @@ def training_memory(
     compute_dtype: str | None = None,
     optimizer: bool = True,
     checkpointing: bool = False,
-    fused_attention: bool = True,
+    attention: str = "sdpa",
     accumulated: bool = False,
     cuda: bool = False,
 ) -> TrainingMemory:
@@ -167,9 +169,9 @@ def training_memory(
         Of weights, gradients and moments.
     compute_dtype : str, optional
         Of activations under autocast, which keeps a copy of the weights in it; None: the same.
-    fused_attention : bool
-        Scores are not kept; otherwise every layer keeps its square of them in float32, and once
-        more as computed with where that is another type.
+    attention : str
+        ``eager``: every layer keeps its square of scores in float32, and once more as computed with
+        where that is another type; otherwise none, where there is fused code for it.
     accumulated : bool
         ``batch`` is one of several micro-batches of a step.
     cuda : bool
@@ -192,13 +194,14 @@ def training_memory(
     of_layers = [
         (
             rows * _kept_bytes_per_token(architecture, layer, active, width, cuda)
-            + rows * _kept_bytes_of_scores(layer, tokens, active, fused_attention, cuda),
+            + rows * _kept_bytes_of_attention(layer, tokens, active, attention, cuda),
             count,
         )
         for layer, count in architecture.layers
     ]
     # Going back: what the loss kept of them, its gradient and that of the logits.
-    logits = rows * architecture.vocabulary * 3 * _FLOAT32
+    capped = architecture.layers[0][0].kept.capped
+    logits = rows * architecture.vocabulary * (3 * _FLOAT32 + capped * active)
     working = 0
     if optimizer:
         largest = round(max(_tensors(architecture)))
@@ -363,24 +366,30 @@ def _kept_bytes_per_token(
 ) -> int:
     """What one layer keeps of one token for the backward pass of eager code.
 
-    Each norm written in Python keeps its input widened to float32 and its result before the weight,
-    in the type of the residual stream, which is the weights' even under autocast, or in float32;
-    torch's own keeps its input. Products keep their input, those of experts a copy of it each, and
-    what they give; attention keeps queries, keys, values and its output; a gate keeps what comes
-    out of the activation and the other factor.
+    But for attention. What a norm keeps in its own type is in that of the residual stream, which is
+    the weights' even under autocast. Products keep their input, those of experts a copy of it each;
+    a gate keeps what comes out of the activation and the other factor.
     """
-    a, kept = layer.attention, layer.kept
-    hidden = architecture.hidden
-    written = _FLOAT32 + (_FLOAT32 if kept.float32_norms else width)
-    norms = layer.norms * hidden * (width if kept.fused_norms else written)
-    norms += kept.normed_numbers * written
+    kept, hidden = layer.kept, architecture.hidden
+    widened, own = kept.norm_tensors
+    norms = 1 if kept.parallel else layer.norms
+    normed = (norms * hidden + kept.normed_numbers) * (widened * _FLOAT32 + own * width)
+    *inner_projections, _ = (m for m in layer.matrices if m.part == PROJECTION)
+    feed_forward = [m for m in layer.matrices if m.part == FEED_FORWARD]
+    if active == width:
+        inputs = min(layer.norms, 2) * hidden
+        inputs += sum(m.inputs for m in inner_projections if m.inputs != hidden)
+    else:  # every product casts its own, but for the last of either part
+        others = len(feed_forward) + sum(m.part == ROUTER for m in layer.matrices)
+        inputs = sum(m.inputs for m in inner_projections) + (others - bool(feed_forward)) * hidden
+    # What a gate for all of it is multiplied with.
+    inputs += hidden * sum(m.outputs == 1 for m in feed_forward)
     inner = 1 + kept.activation_tensors + 2 * layer.gated
     routed = routed_width(layer)
     # Experts' are in the type of their weights, under autocast too.
     experts = (2 * layer.active_experts * hidden + inner * routed) * width
-    others = (2 * hidden + a.token_width + inner * (inner_width(layer) - routed)) * active
     masks = 2 * kept.dropout * hidden * (1 if cuda else active)
-    return norms + experts + others + masks + a.heads * _FLOAT32
+    return normed + experts + (inputs + inner * (inner_width(layer) - routed)) * active + masks
 
 
 def _expert_parameters(architecture: Architecture) -> int:
@@ -392,17 +401,26 @@ def _expert_parameters(architecture: Architecture) -> int:
     )
 
 
-def _kept_bytes_of_scores(
-    layer: Layer, tokens: int, active: int, fused_attention: bool, cuda: bool
+def _kept_bytes_of_attention(
+    layer: Layer, tokens: int, active: int, attention: str, cuda: bool
 ) -> int:
-    """What the attention of one token to all of them adds to that."""
-    a, dropped = layer.attention, layer.kept.attention_dropout
-    if fused_attention and (cuda or not dropped):
-        return 0
-    if fused_attention:
-        # On a CPU no fused code drops: torch takes plain code, which computes in float32.
-        widened = a.token_width - a.heads * a.value_dim
-        return a.heads * tokens * 3 * _FLOAT32 + widened * (_FLOAT32 - active)
-    score = _FLOAT32 + (active if active != _FLOAT32 else 0)
-    left = active + (1 if cuda else active)  # and the mask
-    return a.heads * tokens * (score + left * dropped)
+    """What the attention of one token to all of them keeps of it."""
+    a, kept = layer.attention, layer.kept
+    dropped, scores = kept.attention_dropout, a.heads * tokens
+    # Whatever is not fused works on as many keys and values as queries.
+    kv_heads = a.heads if a.latent is not None else a.kv_heads
+    repeated = (a.heads - kv_heads) * (a.key_dim + a.value_dim)
+    if attention == "eager":
+        kept_of_score = _FLOAT32 + (active if active != _FLOAT32 else 0) + kept.capped * active
+        left = active + (1 if cuda else active)  # and the mask
+        return (a.token_width + repeated) * active + scores * (kept_of_score + left * dropped)
+    uneven = a.key_dim != a.value_dim
+    if kept.broadcast or (not cuda and (dropped or uneven)):
+        # No fused code of torch does that: it takes plain code, which computes in float32.
+        output = a.heads * a.value_dim
+        widened = a.token_width + repeated - output
+        return output * active + (widened + scores * (3 if dropped else 1)) * _FLOAT32
+    numbers = a.token_width + kept.attention_numbers
+    if attention == "sdpa" and a.window is not None and tokens >= a.window:
+        numbers += repeated + tokens  # it knows no windows: it is given a mask
+    return numbers * active + a.heads * _FLOAT32

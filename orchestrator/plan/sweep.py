@@ -317,12 +317,12 @@ def _require_identity(axis: Axis, composer: Composer) -> None:
     if root in IDENTITY_KEYS or root not in (*SETTING_KEYS, "sweep", "hydra"):
         return
     fixes = {
-        "resources": "Sweep device.threads for cores; say resources.* once for the whole sweep",
+        "resources.cpus": "Sweep device.threads",
+        "resources.accelerator": "Run the sweep once on each, and `compare` the two by hardware",
         "repeats": "Say how often with repeats=N",
-        "device": "Sweep device=cpu,cuda",
     }
     raise ConfigError(
         f"{axis.key} is not part of a trial's identity, so its values cannot be swept",
         where=axis.where,
-        fix=fixes.get(root, "Run the sweep once for each value"),
+        fix=fixes.get(axis.key, "Run the sweep once for each value"),
     )

@@ -9,6 +9,7 @@ from orchestrator.attempt import Resources
 from orchestrator.environments.lock import why_unresolved
 from orchestrator.errors import ConfigError, TaskError
 from orchestrator.measure.task import Task
+from orchestrator.measure.wording import counted
 from orchestrator.plan.schema import ResourcesConfig
 
 
@@ -18,7 +19,7 @@ def resources_of(identity: Mapping[str, Any], asked: ResourcesConfig, task: Task
     Raises
     ------
     ConfigError
-        ``device=cuda`` with no GPU.
+        ``device=cuda`` with no GPU; more threads than cores, which would be measured as fewer.
     """
     device = identity["device"]
     on_cuda = device["kind"] == "cuda"
@@ -27,10 +28,17 @@ def resources_of(identity: Mapping[str, Any], asked: ResourcesConfig, task: Task
         raise ConfigError(
             "0 GPUs on device=cuda", where="resources.gpus", fix="Leave it out, or use device=cpu"
         )
-    cpus = asked.cpus
+    threads, cpus = device["threads"], asked.cpus
+    needed = None if threads is None else threads + task.own_cores
     if cpus is None:
-        threads = device["threads"]
-        cpus = None if threads is None else threads + task.own_cores
+        cpus = needed
+    elif needed is not None and cpus < needed:
+        own = f" and {task.own_cores} for {task.name} itself" if task.own_cores else ""
+        raise ConfigError(
+            f"{counted(cpus, 'core')} for {counted(threads, 'thread')}{own}",
+            where="resources.cpus",
+            fix=f"Leave it out, or give {needed}",
+        )
     # None on GPUs is their fair share of the node's cores, which only the scheduler knows.
     if cpus is None and gpus == 0 and not task.whole_node:
         cpus = 1

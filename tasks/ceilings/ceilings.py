@@ -26,15 +26,16 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.engines import transformers as loading
 from orchestrator.errors import ConfigError
-from orchestrator.host.memory import physical_bytes
+from orchestrator.host.memory import usable_bytes
 from orchestrator.measure import Identity, MetricSpec, Recorder, Task
 from orchestrator.model.measured_device import OPERATIONS, STEADY_SPREAD, Measured
+from orchestrator.tasks._cuda_memory import device_memory_bytes
 from orchestrator.tasks.ceilings import layers as ceiling_layers
 from orchestrator.tasks.ceilings.layers import ReferenceLayers
 from orchestrator.tasks.ceilings.timed_operations import CPU, CUDA, Operations, Point, Timer
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 DTYPES = ("float32", "bfloat16", "float16")
 TRAINED = ("float32", "bfloat16")
@@ -113,7 +114,8 @@ def run(identity: Identity, recorder: Recorder) -> None:
         if len(rounds) > 1 and elapsed_s * (1 + 1 / len(rounds)) > most_s:
             break
     typical, spread = combine(rounds)
-    found = _measured(typical, spread, layers, _memory_bytes(device), asked)
+    memory_bytes = device_memory_bytes(device.type) or usable_bytes()
+    found = _measured(typical, spread, layers, memory_bytes, asked)
     for name in (*DTYPES, "int8"):
         if not {name, f"inference.{name}"} & asked:
             continue
@@ -207,14 +209,6 @@ def _measured(
     passes = [s for n, found in timings.items() if n.startswith("passes.inf") for _, _, s in found]
     launch_s = min(passes, default=0.0)
     return replace(bare, timings=timings, launch_s=launch_s)
-
-
-def _memory_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        import torch
-
-        return int(torch.cuda.get_device_properties(device).total_memory)
-    return physical_bytes()
 
 
 TASK = Task(

@@ -25,6 +25,7 @@ from orchestrator.engines import transformers as loading
 from orchestrator.engines.proof import judge_finite
 from orchestrator.engines.transformers import tokens
 from orchestrator.engines.transformers.compilation import MOST_ROUNDS, CompileWatch
+from orchestrator.engines.transformers.configuration import known_config
 from orchestrator.measure import (
     ConfigError,
     CudaMemory,
@@ -97,12 +98,11 @@ def _check_snapshot(device_kind: str, asked: bool) -> str | None:
 
 def expect(identity: Identity, config: Mapping[str, Any] | None) -> Expectation | None:
     """What arithmetic says of the trial; None without the model's configuration."""
-    if config is None and identity["model"]["source"] == "random":
-        config = identity["model"]["architecture"]
-    if config is None or check(identity) is not None:
+    found = config if config is not None else known_config(identity["model"])
+    if found is None or check(identity) is not None:
         return None
     options = options_of(TrainingConfig, identity)
-    return expectation(config, options, identity["quant"]["dtype"], identity["device"]["kind"])
+    return expectation(found, options, identity["quant"]["dtype"], identity["device"]["kind"])
 
 
 def _computed_in(options: TrainingConfig, identity: Identity) -> str:

@@ -79,7 +79,7 @@ class Expected:
             compute_dtype=_compute_dtype(options),
             optimizer=options.optimizer,
             checkpointing=options.checkpointing,
-            fused_attention=fused,
+            attention=options.attention,
             accumulated=options.accumulation > 1,
             cuda=device_kind == "cuda",
         )

@@ -155,6 +155,16 @@ def test_what_is_no_release_is_said(index: Path) -> None:
     assert why_unresolved(found) == f"no such environment: no released version: {address}"
 
 
+def test_an_index_that_does_not_answer_makes_nothing_infeasible(
+    index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("UV_NO_INDEX")
+    monkeypatch.setenv("UV_DEFAULT_INDEX", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("UV_HTTP_RETRIES", "0")
+    with pytest.raises(ConfigError, match=r"^environment: cannot be resolved now: .*127.0.0.1:9"):
+        locked(asked("psutil", "nosuch"))
+
+
 def test_the_lock_of_another_python_is_left_to_others(options: Path) -> None:
     lock = options / "environment" / "mine.lock"
     shared = "# Python: 3.1\n# asked: of another Python\npsutil==98.0\n"

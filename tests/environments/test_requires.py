@@ -16,6 +16,7 @@ from orchestrator.environments.requires import (
     requires_of,
     unmet,
 )
+from orchestrator.errors import UsageError
 from testing.planted import PYTHON, only_wheels, wheel
 
 
@@ -91,6 +92,24 @@ def test_versions_between_two_are_what_the_index_has(wheels: Path) -> None:
     assert releases_between("one", "1.0", "2.0", PYTHON) == ["1.10", "1.2", "1.1"]
     assert releases_between("one", "2.0", "1.1", PYTHON) == ["1.10", "1.2"]
     assert releases_between("one", "2.0", "3.0", PYTHON) == []
+
+
+def test_versions_between_are_found_whatever_their_build_and_after_a_post_release(
+    wheels: Path,
+) -> None:
+    for version in ("1.0+cpu", "1.0.post1", "1.1+cpu", "1.2+cpu"):
+        wheel(wheels, "one", version, {"one.py": ""})
+    assert releases_between("one", "1.0+cpu", "1.2+cpu", PYTHON) == ["1.1+cpu", "1.0.post1"]
+
+
+def test_an_index_that_does_not_answer_is_not_one_without_versions(
+    wheels: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("UV_NO_INDEX")
+    monkeypatch.setenv("UV_DEFAULT_INDEX", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("UV_HTTP_RETRIES", "0")
+    with pytest.raises(UsageError, match="versions of one are not known"):
+        releases_between("one", "1.0", "2.0", PYTHON)
 
 
 def test_a_version_that_does_not_fit_is_known_before_it_is_measured(wheels: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+import pytest
 
 from orchestrator.host import memory
 
@@ -29,6 +30,37 @@ def test_free_memory_and_swap_in_use(tree: Write) -> None:
     root = tree({"proc/meminfo": text})
     assert memory.available_bytes(root) == 4096
     assert memory.swapped_bytes(root) == 2048
+
+
+@pytest.mark.parametrize(
+    ("group", "files"),
+    [
+        (
+            "0::/job",
+            {
+                "memory.max": "8000\n",
+                "memory.current": "7000\n",
+                "memory.stat": "inactive_file 600\n",
+            },
+        ),
+        (
+            "4:memory:/job",
+            {
+                "memory.limit_in_bytes": "8000\n",
+                "memory.usage_in_bytes": "7000\n",
+                "memory.stat": "inactive_file 1\ntotal_inactive_file 600\n",
+            },
+        ),
+    ],
+    ids=["version 2", "version 1"],
+)
+def test_free_memory_is_what_a_group_leaves(tree: Write, group: str, files: dict[str, str]) -> None:
+    place = "sys/fs/cgroup/memory/job" if ":memory:" in group else "sys/fs/cgroup/job"
+    root = tree({f"{place}/{name}": text for name, text in files.items()})
+    tree({"proc/self/cgroup": f"{group}\n", "proc/meminfo": "MemAvailable: 9 kB\n"})
+    assert memory.available_bytes(root) == 1600
+    tree({"proc/meminfo": "MemAvailable: 1 kB\n"})
+    assert memory.available_bytes(root) == 1024
 
 
 def test_a_kernel_that_tells_nothing(tree: Write) -> None:

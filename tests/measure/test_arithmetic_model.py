@@ -256,9 +256,9 @@ def test_training_memory() -> None:
     assert mixed.copies_bytes == 2 * (124_439_808 - 1024 * 768)
     assert training_memory(a, 4, 256, optimizer=False).optimizer_bytes == 0
     # It drops scores, which fused attention does on a GPU only.
-    assert training_memory(a, 4, 256, fused_attention=False).total_bytes == whole.total_bytes
+    assert training_memory(a, 4, 256, attention="eager").total_bytes == whole.total_bytes
     gpu = training_memory(a, 4, 256, cuda=True)
-    unfused = training_memory(a, 4, 256, fused_attention=False, cuda=True)
+    unfused = training_memory(a, 4, 256, attention="eager", cuda=True)
     assert gpu.activations_bytes < unfused.activations_bytes < whole.activations_bytes
 
 

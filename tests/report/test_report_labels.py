@@ -97,6 +97,11 @@ def test_axes_of_one_name_are_told_apart():
     }
 
 
+def test_a_number_is_never_shown_as_another():
+    shown = [axis_value(value) for value in (0.5, 500000.0, 1e-5, 123456.7, 0.3, 0.1 + 0.2)]
+    assert shown == ["0.5", "500000", "1e-05", "123456.7", "0.3", "0.30000000000000004"]
+
+
 def test_long_paths_are_shown_by_their_end():
     assert axis_value("/models/of/somebody/with/long/paths/Llama-3-8B") == "Llama-3-8B"
     assert len(axis_value("x" * 100)) == 28

@@ -14,7 +14,15 @@ from orchestrator.engines.transformers.configuration import PACKAGED, known_conf
 from orchestrator.errors import ConfigError
 from orchestrator.measure import Absent, Value
 from orchestrator.measure.registry import find_task
-from orchestrator.model import Measured, read_architecture
+from orchestrator.model import (
+    CacheFormat,
+    Measured,
+    WeightFormat,
+    decode,
+    load_datasheet,
+    read_architecture,
+)
+from orchestrator.model import estimate as roofline
 from orchestrator.model.known_ceilings import keep_ceilings
 from orchestrator.tasks import estimate
 from orchestrator.tasks.estimate import EstimateConfig, check, evaluate
@@ -70,6 +78,22 @@ def test_a_single_new_token_has_no_decode_step() -> None:
         assert isinstance(metric, Absent)
         assert "no decode step" in metric.reason
     assert "decode_bound" not in found.facts
+
+
+def test_steps_stop_growing_where_a_window_is_full() -> None:
+    asked = identity("mistral_7b", batch_size=64, prompt_tokens=512, new_tokens=8001)
+    found = evaluate(asked)
+    h100, cache, weights = load_datasheet("h100"), CacheFormat(), WeightFormat(dtype="float16")
+    architecture = read_architecture(asked["model"]["architecture"])
+
+    def step_s(past: int) -> float:
+        return roofline(decode(architecture, 64, past, weights, cache), h100).time_s
+
+    every = [step_s(past) for past in range(512, 512 + 8000, 20)]
+    assert value(found, "tpot_s") == pytest.approx(sum(every) / len(every), rel=2e-3)
+    assert step_s(512 + 4000) > 1.1 * value(found, "tpot_s")
+    e2e_s = value(found, "ttft_s") + 8000 * value(found, "tpot_s")
+    assert value(found, "e2e_s") == pytest.approx(e2e_s)
 
 
 def test_a_machine_that_was_busy_when_it_was_measured_predicts_no_time(

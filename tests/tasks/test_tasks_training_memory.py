@@ -40,6 +40,20 @@ GPT2 = {
     "eos_token_id": 2,
 }
 STEP = {"batch": 2, "tokens": 128}
+MIXTURE = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2}
+LATENT = {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 32,
+    "q_lora_rank": 48,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 32,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 96,
+    "first_k_dense_replace": 1,
+    "n_group": 1,
+    "topk_group": 1,
+}
 
 
 def allocated_bytes(
@@ -86,7 +100,7 @@ def allocated_bytes(
         compute_dtype=autocast,
         optimizer=optimizer,
         checkpointing=checkpointing,
-        fused_attention=attention != "eager",
+        attention=attention,
         accumulated=accumulation > 1,
     )
     return held + beyond, predicted.total_bytes
@@ -154,13 +168,85 @@ def allocated_bytes(
             STEP,
             id="qwen3_moe",
         ),
+        # One projection, of which values stay a part; heads that are turned in part.
+        pytest.param("gpt_neox", SMALL, STEP, id="gpt_neox"),
+        pytest.param(
+            "gpt_neox", {**SMALL, "use_parallel_residual": False}, STEP, id="gpt_neox, in turn"
+        ),
+        pytest.param("phi3", {**SMALL, "resid_pdrop": 0.1}, STEP, id="phi3"),
+        pytest.param("glm4", {**SMALL, "head_dim": 32}, STEP, id="glm4"),
+        pytest.param(
+            "stablelm",
+            {**SMALL, "use_parallel_residual": True, "qk_layernorm": True},
+            {**STEP, "dtype": "bfloat16"},
+            id="stablelm",
+        ),
+        # A window within the context needs a mask, and with a mask keys and values are repeated.
+        pytest.param(
+            "mistral",
+            {**SMALL, "sliding_window": 64},
+            {**STEP, "autocast": "bfloat16"},
+            id="mistral",
+        ),
+        # No fused code on a CPU: keys wider than values, and one head of keys for all queries.
+        pytest.param(
+            "deepseek_v3",
+            {**SMALL, **LATENT, "qk_nope_head_dim": 32},
+            {**STEP, "dtype": "bfloat16"},
+            id="deepseek_v3",
+        ),
+        pytest.param(
+            "deepseek_v2",
+            {**SMALL, **LATENT, "qk_nope_head_dim": 16},
+            STEP,
+            id="deepseek_v2, keys as wide as values",
+        ),
+        pytest.param("falcon", SMALL, {**STEP, "dtype": "bfloat16"}, id="falcon"),
+        pytest.param(
+            "falcon",
+            {**SMALL, "new_decoder_architecture": True, "num_kv_heads": 2},
+            STEP,
+            id="falcon, grouped",
+        ),
+        # Scores bounded by a function, or with a sink; experts with clamped factors.
+        pytest.param(
+            "gemma2",
+            {**SMALL, "head_dim": 32, "sliding_window": 64},
+            {**STEP, "attention": "eager"},
+            id="gemma2",
+        ),
+        pytest.param(
+            "gpt_oss",
+            {**SMALL, **MIXTURE, "head_dim": 32, "sliding_window": 64},
+            {**STEP, "attention": "eager"},
+            id="gpt_oss",
+        ),
+        pytest.param("olmo", SMALL, {**STEP, "dtype": "bfloat16"}, id="olmo"),
+        pytest.param("olmoe", {**SMALL, **MIXTURE}, STEP, id="olmoe"),
+        pytest.param("granitemoe", {**SMALL, **MIXTURE}, STEP, id="granitemoe"),
+        # Under autocast each product casts what it is given.
+        *(
+            pytest.param(kind, sizes, {**STEP, "autocast": "bfloat16"}, id=f"{kind} autocast")
+            for kind, sizes in (
+                ("gemma", {**SMALL, "head_dim": 32}),
+                ("granite", SMALL),
+                ("smollm3", SMALL),
+                ("cohere", {**SMALL, "use_qk_norm": True}),
+                (
+                    "qwen2_moe",
+                    {**SMALL, **MIXTURE, "moe_intermediate_size": 96}
+                    | {"shared_expert_intermediate_size": 128},
+                ),
+            )
+        ),
     ],
 )
 def test_the_peak_of_a_step_is_predicted_within_a_tenth(
     kind: str, sizes: dict[str, Any], options: dict[str, Any]
 ) -> None:
     measured, predicted = allocated_bytes(kind, sizes, **options)
-    assert measured == pytest.approx(predicted, rel=0.10)
+    # Recomputing holds more for a moment; of very small models the rest shows.
+    assert measured == pytest.approx(predicted, rel=0.10 if sizes is TINY else 0.06)
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -170,6 +256,13 @@ def test_the_peak_of_a_step_is_predicted_within_a_tenth(
 def test_of_many_logits_each_takes_what_is_predicted(precision: dict[str, Any], tied: bool) -> None:
     sizes = {**TINY, "num_hidden_layers": 1, "vocab_size": 16384, "tie_word_embeddings": tied}
     measured, predicted = allocated_bytes("llama", sizes, batch=1, tokens=128, **precision)
+    assert measured == pytest.approx(predicted, rel=0.02)
+
+
+def test_bounded_logits_are_kept_once_more() -> None:
+    sizes = {**TINY, "num_hidden_layers": 1, "head_dim": 16, "vocab_size": 16384}
+    sizes["sliding_window"] = 64
+    measured, predicted = allocated_bytes("gemma2", sizes, batch=1, tokens=128, attention="eager")
     assert measured == pytest.approx(predicted, rel=0.02)
 
 
@@ -228,3 +321,17 @@ def test_a_peak_is_measured_and_held_against_the_prediction(identity: Identity, 
     assert isinstance(ratio, Value)
     assert ratio.value == pytest.approx(peak_bytes / expectation.memory_bytes)
     assert ratio.value == pytest.approx(1.0, abs=0.10)
+
+
+def test_a_step_of_a_model_that_is_here_is_predicted_before_it_is_loaded(
+    identity: Identity,
+) -> None:
+    from orchestrator.engines.transformers.configuration import PACKAGED
+    from orchestrator.tasks.training.training import expect
+
+    asked = identity("fp32", task="training", batch_size=4, context_tokens=32)
+    asked["model"] = {**asked["model"], "source": "packaged", "id": "smollm2_135m"}
+    asked["model"]["architecture"] = None
+    found = expect(asked, None)
+    assert found is not None
+    assert found.memory_bytes == training_memory(read_architecture(PACKAGED), 4, 32).total_bytes

@@ -62,7 +62,8 @@ def axis_value(value: object, axis: str | None = None) -> str:
     if value is None or value == "":
         return _NULL_NAMES.get(axis or "", NOTHING)
     if isinstance(value, float):
-        return f"{value:g}"
+        # Six digits, but never another number, and never two values as one.
+        return short if float(short := f"{value:g}") == value else repr(value)
     text = str(value)
     if len(text) <= _LONGEST_VALUE:
         return text
