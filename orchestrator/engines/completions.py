@@ -91,6 +91,7 @@ def read_completion(begin_ns: int, chunks: Sequence[tuple[int, Chunk]]) -> Compl
     usage: dict[str, Any] = {}
     timings: dict[str, Any] = {}
     counted_by, miscounted, ended = "chunks", False, None
+    stopped_ns: int | None = None
     for at_ns, chunk in chunks:
         choice: dict[str, Any] = next(iter(chunk.get("choices") or ()), {})
         piece = choice.get("text") or ""
@@ -107,6 +108,12 @@ def read_completion(begin_ns: int, chunks: Sequence[tuple[int, Chunk]]) -> Compl
         if piece and count <= len(arrivals) and not choice.get("finish_reason"):
             miscounted = True
         arrivals += [at_ns] * (count - len(arrivals))
+        if choice.get("finish_reason") == "stop" and not piece:
+            stopped_ns = at_ns
+    # The token by which a model ends its answer has no text, and many servers count it.
+    one_more = usage.get("completion_tokens") == len(arrivals) + 1
+    if counted_by == "chunks" and arrivals and one_more and stopped_ns is not None:
+        arrivals.append(stopped_ns)
     cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens", timings.get("cache_n"))
     own = None
     if "prompt_ms" in timings and "predicted_ms" in timings:

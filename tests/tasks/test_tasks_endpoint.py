@@ -14,7 +14,7 @@ import pytest
 from orchestrator.attempt import Outcome, Slot
 from orchestrator.conditions import UNKNOWN, difference
 from orchestrator.engines import registry as engines
-from orchestrator.engines.completions import read_completion
+from orchestrator.engines.completions import Completion, fault_of, read_completion
 from orchestrator.engines.endpoint import client
 from orchestrator.engines.port import Work
 from orchestrator.engines.tokenizer import Tokenizer
@@ -70,6 +70,23 @@ def test_tokens_are_counted_by_timings_by_usage_or_by_chunks() -> None:
     assert by_chunks.arrivals_ns == (10 * MS, 20 * MS)
     assert (by_chunks.counted_by, by_chunks.new_tokens) == ("chunks", 3)
     assert by_chunks.own is None
+
+
+def test_the_token_that_ends_an_answer_has_no_text_and_counts_where_the_server_counts_it() -> None:
+    def ends(reason: str) -> dict[str, Any]:
+        return {"choices": [{"text": "", "finish_reason": reason}]}
+
+    def answer(reason: str, counted: int) -> Completion:
+        last = (40 * MS, {"choices": [], **used(counted)})
+        chunks = [(10 * MS, PLAIN), (20 * MS, PLAIN), (30 * MS, ends(reason)), last]
+        return read_completion(0, chunks)
+
+    assert answer("stop", 3).arrivals_ns == (10 * MS, 20 * MS, 30 * MS)
+    assert answer("stop", 2).arrivals_ns == (10 * MS, 20 * MS)
+    assert fault_of(answer("stop", 3), 4, 8) is None
+    # Which chunk of these has two tokens is not known.
+    for unknown in (answer("stop", 4), answer("length", 3)):
+        assert "tokens came in 2 chunks" in str(fault_of(unknown, 4, 8))
 
 
 with_llama_cpp = pytest.mark.skipif(
