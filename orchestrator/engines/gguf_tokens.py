@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from contextlib import closing
 from pathlib import Path
 
 from orchestrator.engines.llamacpp.server import LlamaServer, Setting
-from orchestrator.engines.separate import exits_for_a_full_disk
+from orchestrator.engines.separate import exits_for_a_full_disk, run_module
 from orchestrator.engines.texts import PACKAGED_TEXT, begin_of_text, read_text
 
 #: What tokenizers split in ways of their own: numbers, blanks (the first one, too), contractions.
@@ -39,6 +40,22 @@ def tokens_of(file: Path) -> tuple[tuple[int, ...], list[list[int]]]:
         server.tokens([[0]], 1)  # one that is closed before its loop began never ends
         plain = [server.tokenize(each) for each in probes()]
         return begin_of_text(plain[0], server.tokenize(PROBE, special=True)), plain
+
+
+def told(file: Path) -> tuple[tuple[int, ...], list[list[int]]]:
+    """As :func:`tokens_of`, by a process of its own: llama.cpp does not survive a fork."""
+    with tempfile.TemporaryDirectory() as place:
+        answer = Path(place) / "tokens.json"
+        run_module(
+            "orchestrator.engines.gguf_tokens",
+            file,
+            answer,
+            failed="llama.cpp cannot tell how this file's tokenizer reads",
+            where=str(file),
+            fix="Its log says why",
+        )
+        begin, plain = json.loads(answer.read_text())
+    return tuple(begin), plain
 
 
 def main(file: Path, target: Path) -> None:

@@ -27,7 +27,7 @@ from orchestrator.engines import gguf_formats
 from orchestrator.engines.cache import cache_root, publish
 from orchestrator.engines.digest import digest_json
 from orchestrator.engines.gguf_files import gguf_files, split_of
-from orchestrator.engines.gguf_tokens import probes
+from orchestrator.engines.gguf_tokens import probes, told
 from orchestrator.engines.logit_proofs import prove_by_logits
 from orchestrator.engines.port import (
     Engine,
@@ -42,7 +42,7 @@ from orchestrator.engines.port import (
     has_package,
 )
 from orchestrator.engines.proof import CACHE_SHARE, FAILED, PROVEN, Finding, judge_cache
-from orchestrator.engines.separate import run_forked, run_module
+from orchestrator.engines.separate import run_forked
 from orchestrator.engines.source import model_path
 from orchestrator.engines.tokenizer import Tokenizer
 from orchestrator.host.cpu import usable_cores
@@ -380,14 +380,7 @@ def _prepare(identity: Identity, recorder: Recorder) -> Model:
                 where=str(found.file),
                 fix="Try the file on engine=llamacpp, or another format: quant=q8_0",
             )
-            run_module(
-                "orchestrator.engines.gguf_tokens",
-                found.file,
-                target / _TOKENS,
-                failed="llama.cpp cannot tell how this file's tokenizer reads",
-                where=str(found.file),
-                fix="Its log says why",
-            )
+            (target / _TOKENS).write_text(json.dumps(told(found.file)))
 
         making = recorder.phase("convert", measured=False)
         directory = publish(cache_root() / "openvino" / key[:32], build, making=making)
