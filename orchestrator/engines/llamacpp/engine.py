@@ -131,7 +131,7 @@ class LlamaCppModel(Model):
             threads=threads,
             threads_batch=options["threads_batch"] or threads,
             batch=max(options["batch"], together),
-            micro_batch=options["micro_batch"],
+            micro_batch=min(options["micro_batch"], options["batch"]),
             gpu_layers=gpu_layers(options["gpu_layers"], self._contents.layers + 1),
             flash_attention=options["flash_attention"],
             cache_type_k=options["cache_type_k"],

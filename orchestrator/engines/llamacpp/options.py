@@ -43,13 +43,8 @@ def room_tokens(asked: int, work: Work) -> int:
 
 
 def rounded_problem(options: Mapping[str, Any]) -> str | None:
-    """Why llama.cpp would take other numbers than these without a word; None where it does not."""
-    batch, part, room = (options[name] for name in ("batch", "micro_batch", "context_tokens"))
-    if part > batch:
-        return (
-            f"engine.micro_batch={part} is a part of engine.batch={batch}, and larger: "
-            f"use engine.micro_batch={batch}"
-        )
+    """Why llama.cpp would take another number than this without a word; None where it does not."""
+    room = options["context_tokens"]
     if room != _rounded(room):
         return (
             f"llama.cpp has room for a multiple of {_CONTEXT_STEP} tokens: "
