@@ -93,6 +93,7 @@ class Drainer:
         self._say = say
         self._changed = changed
         self._heartbeat_period_s = heartbeat_period_s
+        self._is_over = False  # the sweep's run has its end
         self._recorded = recorded
         self._paths: deque[Path] = deque()
         self._later: list[Path] = []  # what the store did not take, though it takes others
@@ -192,6 +193,7 @@ class Drainer:
             if record.status == RUNNING:
                 # Stays until the end: whoever drains for us after our death needs it.
                 return True
+            self._is_over = True
         elif record.key_tag == ATTEMPT_TAG:
             self.run_ids[record.key] = run_id
             if record.status != RUNNING:
@@ -224,7 +226,7 @@ class Drainer:
 
     def _beat(self) -> None:
         run_id = self.run_id
-        if run_id is None:
+        if run_id is None or self._is_over:
             return
         try:
             backend = self._store.backend()

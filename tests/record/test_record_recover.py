@@ -189,6 +189,18 @@ def test_another_hosts_driver_is_judged_by_its_heartbeat(
     assert (attempt.outcome, attempt.status, attempt.reason) == ("ok", "FINISHED", None)
 
 
+def test_a_beat_after_its_end_does_not_open_a_run_again(
+    store: EmbeddedStore, kit: SimpleNamespace
+) -> None:
+    recording = Recording(store, kit.plan_of([kit.trial_of(1)]))
+    recording._hand_over_the_end("FINISHED", None)
+    assert recording.flush(60)
+    # The time for one may come before the thread is told to stop.
+    recording._drainer._beat()
+    recording.close()
+    assert [run.status for run in store.sweep_runs()] == ["FINISHED"]
+
+
 def test_a_run_that_lacks_only_its_status_is_not_lost(
     store: EmbeddedStore, kit: SimpleNamespace
 ) -> None:
