@@ -197,8 +197,8 @@ def test_a_beat_after_its_end_does_not_open_a_run_again(
     assert recording.flush(60)
     # The time for one may come before the thread is told to stop.
     recording._drainer._beat()
-    recording.close()
     assert [run.status for run in store.sweep_runs()] == ["FINISHED"]
+    recording.close()
 
 
 def test_a_run_that_lacks_only_its_status_is_not_lost(
