@@ -190,7 +190,8 @@ def reads_bytes(tiny_gguf: Path, tmp_path: Path) -> Path:
     from testing.gguf import rewritten
 
     tokens = [*list(bytes_to_unicode().values())[:255], "ab"]
-    return rewritten(tiny_gguf, tmp_path / "bytes.gguf", {"tokenizer.ggml.tokens": tokens})
+    changed = {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.pre": "gpt-2"}
+    return rewritten(tiny_gguf, tmp_path / "bytes.gguf", changed)
 
 
 @pytest.fixture
@@ -202,7 +203,8 @@ def writes_ascii(tiny_gguf: Path, tmp_path: Path) -> Path:
 
     signs = bytes_to_unicode()
     tokens = [*(signs[byte] for byte in range(128)), *(f"w{n};" for n in range(127)), "ab"]
-    return rewritten(tiny_gguf, tmp_path / "ascii.gguf", {"tokenizer.ggml.tokens": tokens})
+    changed = {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.pre": "gpt-2"}
+    return rewritten(tiny_gguf, tmp_path / "ascii.gguf", changed)
 
 
 @pytest.fixture

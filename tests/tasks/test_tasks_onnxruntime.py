@@ -18,6 +18,7 @@ from orchestrator.isolate.isolation import Isolation
 from orchestrator.measure import Absent, HostClock, Recorder
 from testing.checks import check_of
 from testing.environments import environment
+from testing.gguf import rewritten
 from testing.trial import make_identity, run_attempt
 from testing.written import ITEMS, answers_of, evaluated, words_task
 
@@ -93,6 +94,19 @@ def test_a_tokenizer_that_splits_a_text_otherwise_reads_none(
             made.write_text(text)
     assert isinstance(perplexity, Absent)
     assert "splits a text otherwise" in perplexity.reason
+
+
+@pytest.mark.xdist_group("onnxruntime")
+def test_a_tokenizer_that_it_cannot_read_costs_the_text_alone(
+    isolation: Isolation, reads_bytes: Path, tmp_path: Path
+) -> None:
+    # Its regular expressions know no such class of characters as llama.cpp's default splits by.
+    file = rewritten(reads_bytes, tmp_path / "d.gguf", {"tokenizer.ggml.pre": "default"})
+    report = run_attempt(isolation, identity(file, "fp32", quality_tokens=32))
+    assert report.outcome is Outcome.OK, report.reason
+    perplexity = report.metrics["perplexity"]
+    assert isinstance(perplexity, Absent)
+    assert "ONNX Runtime cannot read the model's tokenizer" in perplexity.reason
 
 
 @pytest.mark.long

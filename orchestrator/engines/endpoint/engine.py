@@ -58,7 +58,7 @@ _ANY_VOCABULARY = 1 << 31
 # One read may bring all of a short answer where this process had to wait for its core.
 _TRIES = 3
 # A prompt out of a cache takes a fraction of what a new one takes.
-_REUSED, _LEAST_S, _PAIRS = 1.5, 1e-3, 4
+_REUSED, _LEAST_S, _PAIRS = 1.5, 1e-3, 6
 
 
 @dataclass

@@ -29,6 +29,7 @@ from orchestrator.engines.port import (
 from orchestrator.engines.separate import own_version, run_module
 from orchestrator.engines.source import find_problem
 from orchestrator.engines.tokenizer import Tokenizer
+from orchestrator.errors import one_line
 from orchestrator.host.cpu import usable_cores
 from orchestrator.measure import HostMemory, Identity, Recorder
 from orchestrator.measure.phase_memory import PhaseMemory
@@ -142,7 +143,10 @@ class OnnxRuntimeSession(Session):
         if about["tokenizer"] is not None:
             return str(about["tokenizer"])
         begin = about["begin_of_text"]
-        tokenizer = onnxruntime_genai.Tokenizer(self._model)
+        try:
+            tokenizer = onnxruntime_genai.Tokenizer(self._model)
+        except RuntimeError as error:
+            return f"ONNX Runtime cannot read the model's tokenizer: {one_line(error)}"
 
         def encode(text: str) -> list[int]:
             ids = [int(i) for i in tokenizer.encode(text)]
