@@ -42,7 +42,7 @@ def tokens_of(file: Path) -> tuple[tuple[int, ...], list[list[int]]]:
         return begin_of_text(plain[0], server.tokenize(PROBE, special=True)), plain
 
 
-def told(file: Path) -> tuple[tuple[int, ...], list[list[int]]]:
+def read_by_llamacpp(file: Path) -> tuple[tuple[int, ...], list[list[int]]]:
     """As :func:`tokens_of`, by a process of its own: llama.cpp does not survive a fork."""
     with tempfile.TemporaryDirectory() as place:
         answer = Path(place) / "tokens.json"

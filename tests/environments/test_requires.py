@@ -103,11 +103,8 @@ def test_versions_between_are_found_whatever_their_build_and_after_a_post_releas
 
 
 def test_an_index_that_does_not_answer_is_not_one_without_versions(
-    wheels: Path, monkeypatch: pytest.MonkeyPatch
+    wheels: Path, dead_index: str
 ) -> None:
-    monkeypatch.delenv("UV_NO_INDEX")
-    monkeypatch.setenv("UV_DEFAULT_INDEX", "http://127.0.0.1:9/simple")
-    monkeypatch.setenv("UV_HTTP_RETRIES", "0")
     with pytest.raises(UsageError, match="versions of one are not known"):
         releases_between("one", "1.0", "2.0", PYTHON)
 

@@ -15,7 +15,7 @@ from orchestrator.attempt import AttemptReport, Outcome
 from orchestrator.engines.digest import ids_digest
 from orchestrator.engines.gguf_files import GgufModel
 from orchestrator.engines.gguf_tokens import tokens_of
-from orchestrator.engines.openvino.engine import _pieces
+from orchestrator.engines.openvino.engine import _expected_tokens, _pieces
 from orchestrator.engines.separate import PYTHON_VARIABLE
 from orchestrator.engines.source import packaged_file
 from orchestrator.environments.build import built
@@ -191,3 +191,9 @@ def test_what_it_cannot_do_is_infeasible(tiny_gguf: Path, tmp_path: Path) -> Non
     for part in (1, 2):
         (tmp_path / f"tiny-{part:05d}-of-00002.gguf").touch()
     assert "one file" in str(check(identity(tmp_path / "tiny-00001-of-00002.gguf")))
+
+
+def test_a_file_that_llama_cpp_cannot_read_costs_the_text_alone(tmp_path: Path) -> None:
+    file = tmp_path / "no.gguf"
+    file.write_bytes(b"GGUF")
+    assert "llama.cpp cannot tell how this file's tokenizer reads" in str(_expected_tokens(file))

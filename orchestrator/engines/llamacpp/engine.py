@@ -14,7 +14,7 @@ from orchestrator.engines import gguf_formats as formats
 from orchestrator.engines.gguf_files import gguf_files
 from orchestrator.engines.likeliest_proofs import prove
 from orchestrator.engines.llamacpp.expected import GGUF_MADE, GGUF_TYPE, expect_llamacpp
-from orchestrator.engines.llamacpp.options import gpu_layers, room_tokens, rounded_problem
+from orchestrator.engines.llamacpp.options import context_problem, gpu_layers, room_tokens
 from orchestrator.engines.llamacpp.same_tokens import judge_tokens
 from orchestrator.engines.llamacpp.server import (
     CACHE_TYPES,
@@ -311,7 +311,7 @@ def _check(identity: Identity, work: Work) -> str | None:
     if "f32" in (options["cache_type_k"], options["cache_type_v"]) and flash != "off":
         # Its graph casts them (llama-graph.cpp, build_attn_mha): more memory, the same numbers.
         return "flash attention reads a cache of f32 as f16: use engine.flash_attention=off"
-    if reason := rounded_problem(options) or _draft_reason(identity, work):
+    if reason := context_problem(options) or _draft_reason(identity, work):
         return reason
     needed = work.room_tokens()
     if options["context_tokens"] and needed > options["context_tokens"]:

@@ -42,7 +42,7 @@ def room_tokens(asked: int, work: Work) -> int:
     return asked or _rounded(work.room_tokens())
 
 
-def rounded_problem(options: Mapping[str, Any]) -> str | None:
+def context_problem(options: Mapping[str, Any]) -> str | None:
     """Why llama.cpp would take another number than this without a word; None where it does not."""
     room = options["context_tokens"]
     if room != _rounded(room):

@@ -27,7 +27,7 @@ from orchestrator.engines import gguf_formats
 from orchestrator.engines.cache import cache_root, publish
 from orchestrator.engines.digest import digest_json
 from orchestrator.engines.gguf_files import gguf_files, split_of
-from orchestrator.engines.gguf_tokens import probes, told
+from orchestrator.engines.gguf_tokens import probes, read_by_llamacpp
 from orchestrator.engines.logit_proofs import prove_by_logits
 from orchestrator.engines.port import (
     Engine,
@@ -201,7 +201,10 @@ class OpenVinoSession(Session):
             return str(tokenizer.decode(list(ids)))
 
         # What stands before a text it leaves out, whatever the file says.
-        begin, expected = json.loads((self._model.directory / _TOKENS).read_text())
+        kept = json.loads((self._model.directory / _TOKENS).read_text())
+        if isinstance(kept, str):
+            return kept
+        begin, expected = kept
         if [encode(text) for text in probes()] != expected:
             return "OpenVINO's tokenizer splits a text otherwise than llama.cpp does"
         contents = self._model.contents
@@ -326,6 +329,14 @@ class OpenVinoSession(Session):
         return found
 
 
+def _expected_tokens(file: Path) -> object:
+    """As llama.cpp reads, or a line why that is not known: only a text needs it."""
+    try:
+        return read_by_llamacpp(file)
+    except InputError as error:
+        return str(error)
+
+
 def _pieces(text: str) -> list[str]:
     """A text cut before words, where every splitting of bytes that OpenVINO has cuts it, too."""
     pieces = [""]
@@ -380,7 +391,7 @@ def _prepare(identity: Identity, recorder: Recorder) -> Model:
                 where=str(found.file),
                 fix="Try the file on engine=llamacpp, or another format: quant=q8_0",
             )
-            (target / _TOKENS).write_text(json.dumps(told(found.file)))
+            (target / _TOKENS).write_text(json.dumps(_expected_tokens(found.file)))
 
         making = recorder.phase("convert", measured=False)
         directory = publish(cache_root() / "openvino" / key[:32], build, making=making)

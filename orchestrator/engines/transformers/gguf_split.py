@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.engines.gguf_tokens import PROBE, probes, told
+from orchestrator.engines.gguf_tokens import PROBE, probes, read_by_llamacpp
 from orchestrator.engines.texts import begin_of_text
 from orchestrator.engines.transformers.gguf_rope import NotKept
 
@@ -65,7 +65,7 @@ def apply_split(file: Path, model: GgufModel, tokenizer: Any) -> None:
     def encode(text: str, special: bool = False) -> list[int]:
         return [int(i) for i in tokenizer(text, add_special_tokens=special)["input_ids"]]
 
-    begin, expected = told(file)
+    begin, expected = read_by_llamacpp(file)
     for text, theirs in zip(probes(), expected, strict=True):
         if encode(text) != theirs:
             raise NotKept(
